@@ -1,0 +1,1 @@
+"""Datasets: a name and a folder become tensors."""

@@ -1,0 +1,197 @@
+"""The nouns of the package: plain data, torch only.
+
+A round is: ``Method.broadcast`` -> bytes -> ``Method.client`` -> bytes -> ``Method.aggregate``. Everything that
+crosses an arrow is one of the types below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Params: TypeAlias = dict[str, Tensor]
+"""The floating state of a plain model, flat: weights, biases, and BatchNorm's running statistics."""
+
+Mask: TypeAlias = dict[str, Tensor]
+"""Boolean supports by parameter name; a missing name is dense."""
+
+
+class InputError(ValueError):
+    """A mistake of the user's: the message names it and the remedy, in one line."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Values on a support: ``values`` [nnz], ``index`` int64 [nnz] strictly increasing into the flat tensor, ``shape``."""
+
+    values: Tensor
+    index: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, dense: Tensor, support: Tensor) -> Sparse:
+        """Take the entries of ``dense`` where the boolean ``support`` (of the same shape) is true; zeros there count."""
+        index = support.reshape(-1).nonzero().squeeze(1)
+        return cls(dense.reshape(-1)[index], index, tuple(dense.shape))
+
+    def dense(self) -> Tensor:
+        """Return the full tensor, zero off the support."""
+        flat = torch.zeros(math.prod(self.shape), dtype=self.values.dtype, device=self.values.device)
+        return flat.index_copy_(0, self.index, self.values).view(self.shape)
+
+
+Tree: TypeAlias = Mapping[str, "Tensor | Sparse | float | Tree"]
+"""What crosses the wire: names to tensors, sparse tensors, numbers, or further trees."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled examples.
+
+    ``x`` [n, ...] is float32, or uint8 that stands for x / 255; ``y`` [n] is int64. A batch comes out as
+    ``(x - mean) / std`` in float32, ``mean`` and ``std`` holding one number, or one a channel (dimension 1 of ``x``).
+    """
+
+    x: Tensor
+    y: Tensor
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise InputError(f"data: {len(self.x)} examples but {len(self.y)} labels")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def subset(self, index: Tensor) -> Data:
+        """Return the examples at ``index`` (int64 [m]), copied."""
+        return replace(self, x=self.x[index], y=self.y[index])
+
+    def to(self, device: torch.device | str) -> Data:
+        """Return the same examples on ``device``."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Return normalised inputs [b, ...] float32 and labels [b] int64."""
+        x = self.x[index]
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        if self.mean == (0.0,) and self.std == (1.0,):
+            return x, self.y[index]
+        channels = (-1,) + (1,) * (x.dim() - 2)
+        return (x - x.new_tensor(self.mean).view(channels)) / x.new_tensor(self.std).view(channels), self.y[index]
+
+
+@dataclass
+class Device:
+    """What a client owns while it trains: one round's orders, its data, and what it remembers between rounds."""
+
+    model: nn.Module
+    """The resident model, already through ``Method.prepare``; its weights are whatever the last client left."""
+    data: Data
+    """The client's training examples."""
+    validation: Data
+    """The examples held out from training."""
+    lr: float
+    epochs: int
+    batch: int
+    momentum: float
+    weight_decay: float
+    rng: torch.Generator
+    """On the CPU, seeded by (run, round, client): the only source of chance a client may use."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """State of this client alone (NST's masks); kept by the engine, and in the checkpoints."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's answer: the method's own tree, the number of training examples, and numbers worth averaging."""
+
+    tree: Tree
+    n: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class HasParams(Protocol):
+    """A method's server state: its own frozen dataclass, with the global model in ``params``."""
+
+    @property
+    def params(self) -> Params:
+        """The global model."""
+
+
+S = TypeVar("S", bound=HasParams)
+
+
+class Method(Protocol[S]):
+    """One paper's algorithm: a frozen dataclass whose fields are the hyper-parameters."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return the module that clients train (once a process). Parameter names stay those of the plain model."""
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> S:
+        """Return the server's state before round 1, from a freshly initialised plain model."""
+
+    def broadcast(self, state: S, tier: int) -> Tree:
+        """Return what the clients of a device class are sent this round."""
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train on a device from what it was sent."""
+
+    def aggregate(self, state: S, updates: Iterable[Update]) -> S:
+        """Fold the answers, a stream read once, into the next state."""
+
+    def deploy(self, state: S) -> Params:
+        """Return the plain model that is evaluated and shipped."""
+
+    def paper_bytes(self, model: nn.Module) -> float | None:
+        """Return what the paper's own formula says that one upload weighs, in bytes; None where it prints none."""
+
+
+def rng(seed: int, role: str, t: int = 0, client: int = 0) -> torch.Generator:
+    """Return a CPU generator for one purpose: independent of every other purpose, round, client, and of order."""
+    digest = hashlib.sha256(f"fedsieve/{seed}/{role}/{t}/{client}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a state (dataclasses and dictionaries of tensors), named by their path."""
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    flat: dict[str, Tensor] = {}
+    for name, value in _children(state):
+        flat |= flatten(value, f"{prefix}/{name}" if prefix else name)
+    return flat
+
+
+def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:
+    """Return ``template`` with its tensors replaced by those that ``flatten`` named.
+
+    Raises InputError unless names, shapes and dtypes are exactly the template's.
+    """
+    wanted = {name: (tuple(v.shape), v.dtype) for name, v in flatten(template).items()}
+    if wanted != {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}:
+        raise InputError("a checkpoint of another model or method: its tensors do not fit this run")
+    restored: S = _fill(template, tensors, "")
+    return restored
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    if is_dataclass(node):
+        return [(f.name, getattr(node, f.name)) for f in fields(node)]
+    return list(node.items()) if isinstance(node, Mapping) else []
+
+
+def _fill(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
+    if isinstance(node, Tensor):
+        return tensors[path]
+    children = {name: _fill(value, tensors, f"{path}/{name}" if path else name) for name, value in _children(node)}
+    if isinstance(node, Mapping):
+        return children
+    return replace(node, **children) if is_dataclass(node) and not isinstance(node, type) else node
