@@ -45,20 +45,21 @@ class SwatConv2d(nn.Conv2d):
     """A convolution trained by SWAT; shares the parameters of the plain one."""
 
     def __init__(self, plain: nn.Conv2d, density: float, period: int):
-        super().__init__(*_shape(plain), bias=plain.bias is not None, device="meta")
+        super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
+        self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
         self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
         self.densities = (1.0, 1.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] -> [n, out, h', w']."""
         if not self.training:
-            return self._conv_forward(x, self.weight * top(self.weight, self.cut_weight.density), self.bias)
+            w = self.weight * top(self.weight, self.cut_weight.density)
+            return F.conv2d(x, w, self.bias, *self.geometry)
         with torch.no_grad():
             w, a = self.cut_weight(self.weight), self.cut_input(x)
         self.densities = _densities(w, a)
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        y: Tensor = _SwatConv.apply(x, self.weight, self.bias, w, a, geometry)
+        y: Tensor = _SwatConv.apply(x, self.weight, self.bias, w, a, self.geometry)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -78,7 +79,7 @@ class SwatLinear(nn.Linear):
         with torch.no_grad():
             w, a = self.cut_weight(self.weight), self.cut_input(x)
         self.densities = _densities(w, a)
-        y: Tensor = _SwatLinear.apply(x, self.weight, self.bias, w, a)
+        y: Tensor = _SwatLinear.apply(x, self.weight, self.bias, w, a)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -104,12 +105,14 @@ def _twin(path: str, plain: nn.Module, density: float, period: int) -> nn.Module
         return SwatLinear(plain, density, period)
     if isinstance(plain, nn.Conv2d) and plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
         return SwatConv2d(plain, density, period)
-    raise InputError(f"layer {path} cannot be trained by SWAT: a Linear, or a Conv2d with numeric zero padding, is needed")
+    raise InputError(
+        f"layer {path} cannot be trained by SWAT: a Linear, or a Conv2d with numeric zero padding, is needed"
+    )
 
 
-def _shape(conv: nn.Conv2d) -> tuple[Any, ...]:
-    size = (conv.in_channels, conv.out_channels, conv.kernel_size)
-    return (*size, conv.stride, conv.padding, conv.dilation, conv.groups)
+def _shape(conv: nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(conv, name) for name in names}
 
 
 def _densities(w: Tensor, a: Tensor) -> tuple[float, float, float]:
@@ -120,13 +123,15 @@ def _densities(w: Tensor, a: Tensor) -> tuple[float, float, float]:
 
 class _SwatConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w: Tensor, a: Tensor, geometry: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w: Tensor, a: Tensor, geometry: Any
+    ) -> Tensor:
         ctx.save_for_backward(w, a)
         ctx.geometry, ctx.bias = geometry, bias is not None
         return F.conv2d(x, w, bias, *geometry)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         w, a = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
@@ -145,7 +150,7 @@ class _SwatLinear(torch.autograd.Function):
         return F.linear(x, w, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         w, a = ctx.saved_tensors
         rows = g.reshape(-1, g.shape[-1])

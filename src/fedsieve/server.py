@@ -93,6 +93,11 @@ def is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var"))
 
 
+def dense_bytes(params: Params) -> float:
+    """Return four bytes for each of the model's numbers, BatchNorm's statistics included."""
+    return 4.0 * sum(v.numel() for v in params.values())
+
+
 def added(params: Params, change: Mapping[str, Tensor]) -> Params:
     """Return ``params + change``."""
     return {name: value + change[name] for name, value in params.items()}

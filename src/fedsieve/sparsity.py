@@ -36,7 +36,7 @@ def top(x: Tensor, q: float) -> Tensor:
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
     """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
     keys = torch.cat([_magnitudes(params[name]) for name in names])
-    parts = _largest(keys, count(q, len(keys))).split([params[name].numel() for name in names])
+    parts = torch.split(_largest(keys, count(q, len(keys))), [params[name].numel() for name in names])
     for name, part in zip(names, parts, strict=True):
         if not part.any():
             warnings.warn(f"the global cut at density {q:.4g} empties {name}", EmptyLayer, stacklevel=2)
