@@ -95,7 +95,11 @@ def mfcc(audio: Audio) -> NDArray[np.float32]:
 
 def features(recordings: Iterable[tuple[Clip, Audio]]) -> Arrays:
     """Return what the cache keeps; ``scale`` is the mean and the standard deviation of the training features."""
-    rows = [(clip, mfcc(audio)) for clip, audio in recordings]
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    mfcc(np.zeros(RATE, np.float32))  # librosa loads on first use, and the limit reaches only what is loaded
+    with threadpool_limits(1):  # librosa's small products take ten times as long on two threads of a busy machine
+        rows = [(clip, mfcc(audio)) for clip, audio in recordings]
     arrays: Arrays = {}
     for part, test in (("train", False), ("test", True)):
         arrays[f"{part}_x"] = np.array([x for clip, x in rows if clip.test == test])[:, None]
