@@ -88,7 +88,7 @@ def _summary(folder: Path) -> Table:
     """Return the summary of a run as a table."""
     told, rows = json.loads((folder / "summary.json").read_text()), read_rows(folder)
     refused = sum(len(row["refused"]) for row in rows)
-    per_upload = told["bytes_up"] / max(told["uploads"] - refused, 1)
+    per_upload = told["bytes_up"] / told["uploads"]
     paper = f", {told['paper_bytes_up'] / 1e6:.3g} MB by the paper's formula" if told["paper_bytes_up"] else ""
     table = Table.grid(padding=(0, 2))
     table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")

@@ -103,14 +103,16 @@ def fingerprint(federation: Federation) -> str:
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of ``rounds.jsonl``; a last line that a crash tore off is left out."""
+    """Return the rows of ``rounds.jsonl``; a last line that a crash tore off is left out. Raises InputError."""
     path = out / ROWS
+    lines = path.read_text().splitlines() if path.exists() else []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError:
-            break
+            if number < len(lines):
+                raise InputError(f"{path} is damaged at line {number}: choose another --out") from None
     return rows
 
 
