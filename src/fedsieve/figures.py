@@ -111,19 +111,19 @@ def chart(name: str, lines: Sequence[Line], x: Axis, y: Axis, says: str) -> str:
         return _svg(figure, name, says)
 
 
-def heat(name: str, classes: Sequence[str], counts: NDArray[np.float64], x_name: str, says: str) -> str:
-    """Return a heat map of ``counts`` [columns, classes] as inline SVG: examples of each class, column by column."""
+def heat(name: str, classes: Sequence[str], counts: NDArray[np.float64], clients: int, x_name: str, says: str) -> str:
+    """Return a heat map of ``counts`` [columns, classes] as inline SVG, its columns spread over ``clients``."""
     with mpl.rc_context({**RC, "axes.grid": False}):
         figure, axes = _blank((SIZE[0], SIZE[1] if len(classes) <= 20 else 1.6 * SIZE[1]))
         look: dict[str, Any] = {"aspect": "auto", "interpolation": "none", "cmap": "Blues"}
         norm = PowerNorm(0.5, 0, max(1.0, float(counts.max())))
-        axes.imshow(counts.T, norm=norm, **look)
+        axes.imshow(counts.T, norm=norm, extent=(-0.5, clients - 0.5, len(classes) - 0.5, -0.5), **look)
         step = math.ceil(len(classes) / 22)
         shown = range(0, len(classes), step)
         axes.set_yticks(list(shown), [_short(classes[i]) for i in shown])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel(x_name)
-        axes.set_title("class")
+        axes.set_title("class", y=1.035, pad=0)
         _key(axes, norm, look)
         return _svg(figure, name, says)
 
@@ -163,12 +163,19 @@ def _key(axes: Axes, norm: PowerNorm, look: dict[str, Any]) -> None:
 
 def _style(line: Line, among: int) -> dict[str, Any]:
     if line.run is None:
-        return {"color": PALETTE["soft"][0], "linestyle": line.dash, "linewidth": 1.1}
+        return {
+            "color": PALETTE["soft"][0],
+            "linestyle": line.dash,
+            "linewidth": 1.1,
+            "marker": "_" if len(line.x) == 1 else "",
+        }
     marker = MARKERS[(line.run + line.run // COLOURS) % len(MARKERS)]
     every = max(1, len(line.x) // 8)
     start = line.run * every // max(1, among) % every if len(line.x) > 8 else 0
     colour = PALETTE[f"run{line.run % COLOURS}"][0]
-    return {"color": colour, "linestyle": line.dash, "marker": marker, "markevery": (start, every), "mew": 0}
+    face = colour if line.dash == "-" else PALETTE["page"][0]
+    look = {"color": colour, "linestyle": line.dash, "marker": marker, "markevery": (start, every)}
+    return {**look, "markeredgewidth": 0.9, "markerfacecolor": face}
 
 
 def _scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:
@@ -177,13 +184,13 @@ def _scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
     if spec.log:
         getattr(axes, f"set_{side}scale")("log")
-        ticks = _log_ticks(low, high)
-        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
-        getattr(axes, f"set_{side}lim")(min(low * 0.85, ticks[0]), max(high * 1.18, ticks[-1]))
+        margin = (high / low) ** 0.05
+        getattr(axes, f"set_{side}lim")(low / margin, high * margin)
         return
-    axis.set_major_locator(MaxNLocator(6, integer=spec.whole, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(6, integer=spec.whole, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
     margin = 0.05 * (high - low) or (0.5 if spec.whole else 0.1 * abs(high) or 1)
     bottom, top = low - margin, high + margin
     if side == "y":
@@ -192,14 +199,13 @@ def _scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return ticks around ``low`` to ``high``: 1, 2, 5 over few decades, powers of ten over many; at most about 8."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    last = max(last, first + 1)
-    if last - first <= 2:
-        ticks = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
-        inside = [t for t in ticks if low * 0.8 <= t <= high * 1.25]
-        return inside if len(inside) > 1 else [low, high] if low < high else [low]
-    return [10.0**e for e in range(first, last + 1, math.ceil((last - first) / 7))]
+    """Return ticks within ``low`` to ``high``: powers of ten, with 2 and 5 between where few; the ends if none."""
+    near = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        ticks = [step * 10.0**e for e in near for step in steps if 0.9 * low <= step * 10.0**e <= 1.1 * high]
+        if len(ticks) > 2:
+            return ticks[:: math.ceil(len(ticks) / 8)]
+    return ticks if len(ticks) > 1 else [low, high]
 
 
 def _short(text: str) -> str:
@@ -214,7 +220,7 @@ def _svg(figure: Figure, name: str, says: str) -> str:
         figure.savefig(raw, format="svg", transparent=True, metadata={"Date": None})
     svg = raw.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, count=1, flags=re.S)
+    svg = re.sub(r"\s*<(metadata|defs)>.*?</\1>", "", svg, count=2, flags=re.S)  # the second is a style for every tag
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
@@ -234,9 +240,9 @@ h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;letter-spacing:-.01em}
 h2{font-size:1.2rem;margin:3rem 0 .75rem;padding-top:1rem;border-top:1px solid var(--rule)}
 h3{font-size:1rem;margin:0 0 .25rem}
 p{margin:.25rem 0;max-width:75ch}
-.soft,small,caption,summary small{color:var(--soft)}
+.soft,small{color:var(--soft)}
 small{font-size:.8125rem}
-svg{max-width:100%;height:auto;font-family:inherit}
+svg{max-width:100%;height:auto;font-family:inherit;stroke-linejoin:round}
 .swatch svg{width:1.9rem;height:.75rem;vertical-align:baseline;flex:none}
 ul{list-style:none;margin:0;padding:0}
 .runs{margin-top:1.5rem;border-top:1px solid var(--rule)}
@@ -244,7 +250,8 @@ ul{list-style:none;margin:0;padding:0}
 border-bottom:1px solid var(--rule)}
 .runs li:last-child{border:0}
 .runs li>*{overflow-wrap:anywhere}
-.runs .state{margin-left:auto}
+.runs .state{margin-left:auto;white-space:nowrap}
+.named{display:flex;align-items:baseline;gap:.4rem}
 .going{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:2.25rem 2.5rem}
 figure{margin:0;min-width:0;break-inside:avoid}
@@ -255,7 +262,6 @@ figcaption{font-size:.875rem;color:var(--soft)}
 .map{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:.75rem 2.5rem}
 .wide{overflow-x:auto;margin:0 -1.25rem;padding:0 1.25rem}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:100%}
-caption{text-align:left;padding:0 0 .5rem}
 th,td{text-align:left;vertical-align:top;padding:.5rem .75rem;border-bottom:1px solid var(--rule)}
 th{font-weight:600}
 thead th{vertical-align:bottom;border-bottom-color:var(--soft)}
@@ -271,7 +277,8 @@ summary{cursor:pointer;padding:.25rem 0}
 @media screen and (prefers-color-scheme:dark){figure image{filter:invert(1) hue-rotate(180deg)}}
 @media(min-width:60rem){.runs{display:grid;grid-template-columns:auto repeat(2,minmax(0,auto)) repeat(3,auto) 1fr}
 .runs li{display:grid;grid-column:1/-1;grid-template-columns:subgrid;gap:0 1.25rem}.runs .state{text-align:right}}
-@media(max-width:40rem){main{padding-top:1.5rem}.runs .state{margin-left:0}tbody th{max-width:9rem}}
+@media(max-width:40rem){main{padding-top:1.5rem}.runs .state{margin-left:0}tbody th{max-width:8rem}
+.results .swatch,.results .method{display:none}figure svg{overflow:visible}figure svg text{font-size:13.5px!important}}
 @media print{main{max-width:none;padding:0}h2{break-after:avoid}.plots,.map{grid-template-columns:1fr 1fr}
 .wide{overflow:visible}table{font-size:.7rem}th,td{padding:.25rem .35rem}tbody th{position:static}}
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
@@ -30,8 +31,8 @@ HEAD = """<!doctype html>
 <meta name=viewport content="width=device-width,initial-scale=1">
 <meta name=color-scheme content="light dark">
 """
-NOTE = """Bytes are those of the encoded messages, as counted; 1 MB is 10<sup>6</sup> bytes. Dense is what the same
-rounds cost with every weight sent and multiplied; a factor is the reference divided by the measured value."""
+NOTE = """Bytes are those of the encoded messages, as counted; 1 MB is 10<sup>6</sup> bytes. Dense is what plain
+federated averaging of the same model costs in the same rounds. A factor is the reference over the measured value."""
 
 
 def report(dirs: list[Path], out: Path) -> None:
@@ -72,6 +73,11 @@ def _section(title: str, inner: str) -> str:
     return f"<section><h2>{title}</h2>\n{inner}\n</section>\n" if inner else ""
 
 
+def _soft(text: str) -> str:
+    """Return the text escaped, with places to break a line after what joins a name's parts."""
+    return re.sub(r"(?<=[._=/])(?=\w)", "<wbr>", escape(text))
+
+
 def _list(runs: list[Recorded]) -> str:
     return f"<ul class=runs>\n{''.join(_line(place, run) for place, run in enumerate(runs))}</ul>"
 
@@ -79,8 +85,8 @@ def _list(runs: list[Recorded]) -> str:
 def _line(place: int, run: Recorded) -> str:
     task = ", ".join(run.settings[f"task.{key}"] for key in ("dataset", "partition") if f"task.{key}" in run.settings)
     about = (run.method, task, f"seed {run.settings.get('seed', '–')}", run.folder.name)
-    cells = "".join(f"<span class=soft>{escape(text)}</span>" for text in about if text)
-    return f"<li>{_key('list', place)}<strong>{escape(run.label)}</strong>{cells}{_state(run)}</li>\n"
+    cells = "".join(f"<span class=soft>{_soft(text)}</span>" for text in about if text)
+    return f"<li>{_key('list', place)}<strong>{_soft(run.label)}</strong>{cells}{_state(run)}</li>\n"
 
 
 def _key(where: str, place: int) -> str:
@@ -98,7 +104,7 @@ def _results(runs: list[Recorded]) -> str:
     names = ("Accuracy", "Density", "Bytes up", "Bytes down", "One upload", "Multiply-adds", "Time", "Peak memory")
     top = "<th scope=col>Run</th>" + "".join(f"<th scope=col class=number>{name}</th>" for name in names)
     body = "".join(_result(place, run) for place, run in enumerate(runs))
-    return _wide(f"<caption>{NOTE}</caption><thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>", "results")
+    return f"<p><small>{NOTE}</small></p>" + _wide(f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>", "results")
 
 
 def _wide(table: str, kind: str) -> str:
@@ -118,9 +124,10 @@ def _result(place: int, run: Recorded) -> str:
         _value(run.total("seconds"), _time),
         _value(run.final("peak_memory_mb"), lambda mb: _bytes(mb * 1e6)),
     ]
-    below = f"<small>{escape(run.method)}</small><small>{'' if run.summary else _state(run)}</small>"
+    name = f"<span class=named>{_key('result', place)}<span>{_soft(run.label)}</span></span>"
+    below = f"<small class=method>{_soft(run.method)}</small><small>{'' if run.summary else _state(run)}</small>"
     numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
-    return f"<tr><th scope=row>{_key('result', place)} {escape(run.label)}{below}</th>{numbers}</tr>\n"
+    return f"<tr><th scope=row>{name}{below}</th>{numbers}</tr>\n"
 
 
 def _value(value: float | None, form: Callable[[float], str]) -> str:
@@ -143,8 +150,9 @@ def _factor(ratio: float) -> str:
 
 def _three(value: float) -> str:
     """Return three significant digits, never fewer than the whole number's, without an exponent."""
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:,.{min(max(digits, 0), 9)}f}"
+    rounded = float(f"{value:.3g}") if abs(value) < 1000 else value
+    digits = 2 - math.floor(math.log10(abs(rounded))) if rounded else 0
+    return f"{rounded:,.{min(max(digits, 0), 9)}f}"
 
 
 def _percent(share: float) -> str:
@@ -168,7 +176,7 @@ def _count(value: float) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 60:
-        return f"{_three(seconds)} s"
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
@@ -260,7 +268,7 @@ def _map(name: str, group: list[Recorded], everyone: bool) -> str:
     assert run.counts is not None
     about = (run.settings.get(f"task.{key}", "") for key in ("dataset", "partition"))
     title, says, (shown, x_name) = ", ".join(filter(None, about)), _says(run.counts), _columns(run.counts)
-    drawn = heat(name, run.classes, shown, x_name, f"{title}: {says}")
+    drawn = heat(name, run.classes, shown, len(run.counts), x_name, f"{title}: {says}")
     whose = "" if everyone else f"<p>Runs: {escape('; '.join(run.label for run in group))}</p>"
     caption = f"<figcaption><p>{says}</p>{whose}</figcaption>"
     return f"<figure class=map><div><h3>{escape(title)}</h3>{drawn}</div>{caption}</figure>\n"
@@ -271,7 +279,7 @@ def _says(counts: NDArray[np.float64]) -> str:
     return (
         f"{sizes.sum():,.0f} examples of {counts.shape[1]} classes on {len(counts):,} clients. A client holds "
         f"{sizes.min():,.0f} to {sizes.max():,.0f} examples (median {np.median(sizes):,.0f}), of {kinds.mean():.1f} "
-        "classes on average. Each column of the map is a client, each row a class; the darker, the more examples."
+        "classes on average. A column is a client, a row a class; the stronger the colour, the more examples."
     )
 
 
@@ -282,7 +290,7 @@ def _columns(counts: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
     main, share = counts.argmax(1), counts.max(1) / np.maximum(counts.sum(1), 1)
     ordered, each = counts[np.lexsort((-share, main))], math.ceil(len(counts) / 400)
     binned = np.stack([ordered[i : i + each].mean(0) for i in range(0, len(counts), each)])
-    return binned, "clients, sorted by main class" + (f", {each} to a column (mean)" if each > 1 else "")
+    return binned, "clients by main class" + (f", {each} to a column" if each > 1 else "")
 
 
 def _refused(runs: list[Recorded]) -> str:
@@ -297,7 +305,9 @@ def _reasons(run: Recorded) -> str:
 
 def _fields(runs: list[Recorded], fields: list[dict[str, str]]) -> str:
     """Return what differs between the runs as a table, and the rest folded."""
-    names = dict.fromkeys(name for one in fields for name in one)
+    names = sorted(
+        dict.fromkeys(name for one in fields for name in one), key=lambda name: name.split(".")[0] != "method"
+    )
     values = {name: [one.get(name) for one in fields] for name in names}
     differs = {name: row for name, row in values.items() if len(set(row)) > 1}
     same = {name: row[:1] for name, row in values.items() if name not in differs}
@@ -308,11 +318,11 @@ def _fields(runs: list[Recorded], fields: list[dict[str, str]]) -> str:
 
 
 def _table(heads: list[str], rows: dict[str, list[str | None]], kind: str) -> str:
-    top = "".join(f"<th scope=col>{escape(head)}</th>" for head in ["Field", *heads])
+    top = "".join(f"<th scope=col>{_soft(head)}</th>" for head in ["Field", *heads])
     body = "".join(_row(name, values, kind) for name, values in rows.items())
     return _wide(f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>", "fields")
 
 
 def _row(name: str, values: list[str | None], kind: str) -> str:
     cells = "".join(f"<td>{NONE if value is None else escape(value)}</td>" for value in values)
-    return f"<tr class={kind}><th scope=row>{escape(name)}</th>{cells}</tr>\n"
+    return f"<tr class={kind}><th scope=row>{_soft(name)}</th>{cells}</tr>\n"
