@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedsieve.figures import swatch
 from fedsieve.report import _columns, report
 from fedsieve.types import InputError
 
@@ -184,12 +185,15 @@ def change(path: Path, **fields: Any) -> None:
 def test_every_run_is_listed_and_told_apart_by_what_differs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
     runs.append(write_run(tmp_path / "slow", seed=1, lr=0.01))
-    runs.append(write_run(tmp_path / "dense", recipe="fedavg.digits", method={"kind": "FedAvg"}))
+    runs.append(
+        write_run(tmp_path / "dense", recipe="fedavg.digits", method={"kind": "FedAvg", "server": {"kind": "Average"}})
+    )
     page = page_of(tmp_path, *runs)
     names = ["lr 0.1 · seed 0", "lr 0.1 · seed 1", "lr 0.01 · seed 1"]
     for label in [*(f"zerofl.digits · {name}" for name in names), "fedavg.digits"]:
         assert page.result(label)
     assert "ZeroFL(sparsity=0.9, r_mask=0.1, upload=top_weights)" in page.text
+    assert "FedAvg(server=Average)" in page.text
     assert page.text.count("finished, 12 rounds") == 4
 
 
@@ -290,6 +294,14 @@ def test_every_picture_says_what_it_shows(tmp_path: Path) -> None:
     assert f"zerofl.digits: {ends[0]:.4g} to {ends[1]:.4g}" in says[0]
     assert "20 clients" in says[4]
     assert all(svg.get("role") == "img" or svg.get("aria-hidden") == "true" for svg in page.named("svg"))
+
+
+def test_runs_differ_by_colour_and_marker_together() -> None:
+    samples = [re.sub(r'"?#?\bkey-[^"]*"', "", swatch("key", run)) for run in range(14)]
+    assert len(set(samples)) == 14
+    shapes = [re.sub(r"var\(--\w+\)", "", sample) for sample in samples[:7]]
+    assert len(set(shapes)) == 7
+    assert swatch("key", 3) == swatch("key", 3)
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:

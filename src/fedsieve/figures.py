@@ -73,7 +73,6 @@ RC: dict[Any, Any] = {
     "ytick.labelcolor": PALETTE["soft"][0],
     "ytick.left": False,
     "lines.linewidth": 1.5,
-    "lines.markersize": 4.2,
 }
 
 
@@ -102,8 +101,9 @@ def chart(name: str, lines: Sequence[Line], x: Axis, y: Axis, says: str) -> str:
     """Return a plot of ``lines`` as inline SVG; ``says`` is what a screen reader reads."""
     with mpl.rc_context(RC):
         figure, axes = _blank(SIZE)
+        runs = 1 + max((line.run for line in lines if line.run is not None), default=0)
         for line in lines:
-            axes.plot(line.x, line.y, **_style(line, len(lines)))
+            axes.plot(line.x, line.y, **_style(line, runs))
         _scale(axes, "x", x, [v for line in lines for v in line.x])
         _scale(axes, "y", y, [v for line in lines for v in line.y])
         axes.set_xlabel(x.name)
@@ -135,7 +135,7 @@ def swatch(name: str, run: int | None, dash: str = "-") -> str:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
-        axes.plot([0.1, 1, 1.9], [0, 0, 0], **{**_style(Line([], [], run, dash), 1), "markevery": [1]})
+        axes.plot([0.1, 1, 1.9], [0, 0, 0], **{**_style(Line([], [], run, dash), (run or 0) + 1), "markevery": [1]})
         return _svg(figure, name, "")
 
 
@@ -161,7 +161,8 @@ def _key(axes: Axes, norm: PowerNorm, look: dict[str, Any]) -> None:
     key.xaxis.tick_top()
 
 
-def _style(line: Line, among: int) -> dict[str, Any]:
+def _style(line: Line, runs: int) -> dict[str, Any]:
+    """Return how a line of one of ``runs`` runs is drawn."""
     if line.run is None:
         return {
             "color": PALETTE["soft"][0],
@@ -170,12 +171,16 @@ def _style(line: Line, among: int) -> dict[str, Any]:
             "marker": "_" if len(line.x) == 1 else "",
         }
     marker = MARKERS[(line.run + line.run // COLOURS) % len(MARKERS)]
-    every = max(1, len(line.x) // 8)
-    start = line.run * every // max(1, among) % every if len(line.x) > 8 else 0
-    colour = PALETTE[f"run{line.run % COLOURS}"][0]
-    face = colour if line.dash == "-" else PALETTE["page"][0]
-    look = {"color": colour, "linestyle": line.dash, "marker": marker, "markevery": (start, every)}
-    return {**look, "markeredgewidth": 0.9, "markerfacecolor": face}
+    every, colour = max(1, len(line.x) // 8), PALETTE[f"run{line.run % COLOURS}"][0]
+    return {
+        "color": colour,
+        "linestyle": line.dash,
+        "marker": marker,
+        "markevery": (line.run * every // runs, every),  # lines that coincide take turns,
+        "markersize": 4.2 + (4 * (1 - (line.run + 1) / runs) if every == 1 else 0),  # or show one behind the other
+        "markerfacecolor": colour if line.dash == "-" else PALETTE["page"][0],
+        "markeredgewidth": 0.9,
+    }
 
 
 def _scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:
@@ -267,7 +272,7 @@ th{font-weight:600}
 thead th{vertical-align:bottom;border-bottom-color:var(--soft)}
 tbody th{min-width:9rem;max-width:18rem;overflow-wrap:anywhere;background:var(--page);position:sticky;left:0}
 .number{text-align:right;white-space:nowrap}
-td small,th small{display:block;font-weight:400}
+td small,th small{display:block;font-weight:400;font-size:.93em}
 .fields td,.fields th{padding:.3rem .75rem}
 .fields td{overflow-wrap:anywhere;min-width:6rem}
 .fields tbody th{font-weight:400}

@@ -52,7 +52,9 @@ class Recorded:
     @property
     def method(self) -> str:
         """The method with its first plain hyper-parameters, such as ``ZeroFL(sparsity=0.9, r_mask=0.1)``."""
-        fields = {key[7:]: value for key, value in self.settings.items() if key.startswith("method.")}
+        fields = {
+            key[7:].removesuffix(".kind"): value for key, value in self.settings.items() if key.startswith("method.")
+        }
         kind = fields.pop("kind", "")
         return f"{kind}({', '.join(f'{key}={value}' for key, value in list(fields.items())[:4])})" if kind else ""
 

@@ -276,10 +276,12 @@ def _map(name: str, group: list[Recorded], everyone: bool) -> str:
 
 def _says(counts: NDArray[np.float64]) -> str:
     sizes, kinds = counts.sum(1), (counts > 0).sum(1)
+    spread = f"{sizes.min():,.0f} to {sizes.max():,.0f} examples (median {np.median(sizes):,.0f})"
+    held = spread if sizes.min() < sizes.max() else f"{sizes[0]:,.0f} examples"
     return (
-        f"{sizes.sum():,.0f} examples of {counts.shape[1]} classes on {len(counts):,} clients. A client holds "
-        f"{sizes.min():,.0f} to {sizes.max():,.0f} examples (median {np.median(sizes):,.0f}), of {kinds.mean():.1f} "
-        "classes on average. A column is a client, a row a class; the stronger the colour, the more examples."
+        f"{sizes.sum():,.0f} examples of {counts.shape[1]} classes on {len(counts):,} clients. A client holds {held}, "
+        f"of {kinds.mean():.1f} classes on average. A column is a client, a row a class; the stronger the colour, the "
+        "more examples."
     )
 
 
