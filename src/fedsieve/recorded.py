@@ -1,0 +1,172 @@
+"""A run directory, read for the report: finished or not, whole or cut off in the middle of a row.
+
+``run.json`` says what ran, ``rounds.jsonl`` holds a row a round, ``summary.json`` is there once the run is finished,
+``partition.json`` counts who holds what. A value that is missing, or not a number, is None: never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsieve.types import InputError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run: ``summary`` is None while it is unfinished, ``counts`` [clients, classes] is None where unknown."""
+
+    folder: Path
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    classes: list[str]
+    counts: NDArray[np.float64] | None
+    label: str = ""
+    """What the report calls the run, no two the same."""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that ran."""
+        return str(self.about.get("recipe") or self.folder.name)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every field of the run, by its dotted name."""
+        return _flat(self.about.get("run"))
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """Version, engine, device and hardware, by name."""
+        plain = {key: value for key, value in self.about.items() if key not in ("recipe", "run", "hardware")}
+        return _flat(plain) | _flat(self.about.get("hardware"))
+
+    @property
+    def method(self) -> str:
+        """The method with its first plain hyper-parameters, such as ``ZeroFL(sparsity=0.9, r_mask=0.1)``."""
+        fields = {
+            key[7:].removesuffix(".kind"): value for key, value in self.settings.items() if key.startswith("method.")
+        }
+        kind = fields.pop("kind", "")
+        return f"{kind}({', '.join(f'{key}={value}' for key, value in list(fields.items())[:4])})" if kind else ""
+
+    def series(self, name: str, scale: float = 1) -> tuple[list[float], list[float]]:
+        """Return the rounds that measured ``name``, and what they measured."""
+        known = [(row["round"], value) for row in self.rows if (value := number(row.get(name))) is not None]
+        return [t for t, _ in known], [value * scale for _, value in known]
+
+    def final(self, name: str) -> float | None:
+        """Return the summary's value of ``name``, None while there is none."""
+        return number((self.summary or {}).get(name))
+
+    def last(self, name: str) -> float | None:
+        """Return a measure at the end: the summary's, or the latest of the rows."""
+        final, (_, known) = self.final(name), self.series(name)
+        return final if final is not None else known[-1] if known else None
+
+    def total(self, name: str) -> float | None:
+        """Return a sum over the rounds: the summary's, or what the rows so far add up to."""
+        final, (_, known) = self.final(name), self.series(name)
+        return final if final is not None else sum(known) if known else None
+
+    def upload(self) -> float | None:
+        """Return the mean bytes of one upload: every client of every round answers once."""
+        answers, sent = sum(len(row.get("clients") or []) for row in self.rows), self.total("bytes_up")
+        return sent / answers if sent is not None and answers else None
+
+    def refused(self) -> Counter[str]:
+        """Return how many updates were refused, by reason."""
+        every = (one for row in self.rows for one in row.get("refused") or [])
+        return Counter(str(one.get("reason")) if isinstance(one, dict) else str(one) for one in every)
+
+
+def read(folder: Path) -> Recorded:
+    """Return what a run directory holds; InputError names the file that is missing or broken, and the remedy."""
+    about = _json(folder / "run.json")
+    if about is None:
+        raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
+    classes, counts = _partition(folder / "partition.json")
+    return Recorded(folder, about, _rows(folder / "rounds.jsonl"), _json(folder / "summary.json"), classes, counts)
+
+
+def labelled(runs: list[Recorded]) -> list[Recorded]:
+    """Return the runs with labels: the recipe, what differs within it, and the folder or a number if need be."""
+    names = [_name(run, [other for other in runs if other.recipe == run.recipe]) for run in runs]
+    twins = {name for name in names if names.count(name) > 1}
+    names = [f"{name} · {run.folder.name}" if name in twins else name for name, run in zip(names, runs, strict=True)]
+    twins = {name for name in names if names.count(name) > 1}
+    names = [f"{name} ({i})" if name in twins else name for i, name in enumerate(names, 1)]
+    return [replace(run, label=name) for name, run in zip(names, runs, strict=True)]
+
+
+def number(value: Any) -> float | None:
+    """Return ``value`` if it is a finite number."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if plain and math.isfinite(value) else None
+
+
+def _name(run: Recorded, siblings: list[Recorded]) -> str:
+    apart = [key for key in run.settings if len({other.settings.get(key) for other in siblings}) > 1]
+    apart = [key for key in apart if key != "seed"][:3] + ["seed"] * ("seed" in apart)
+    return " · ".join([run.recipe, *(f"{key.split('.')[-1]} {run.settings[key]}" for key in apart)])
+
+
+def _flat(node: Any, name: str = "") -> dict[str, str]:
+    if isinstance(node, dict):
+        return {k: v for key, value in node.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
+    return {name: node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)} if name else {}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): allow it, or leave this run out") from error
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not a JSON object: restore the file, or leave this run out")
+    return value
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    text = _text(path)
+    return None if text is None else _object(text, str(path))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rounds in order, the last written of each; a last line that was cut off is a round not yet over."""
+    *lines, rest = (_text(path) or "").split("\n")
+    rows = [_object(line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    with suppress(InputError):
+        rows.append(_object(rest, "the last line"))
+    by_round = {t: row for row in rows if (t := number(row.get("round"))) is not None}
+    return [by_round[t] for t in sorted(by_round)]
+
+
+def _partition(path: Path) -> tuple[list[str], NDArray[np.float64] | None]:
+    held = _json(path)
+    if held is None:
+        return [], None
+    with suppress(KeyError, TypeError, ValueError):
+        classes, counts = [str(name) for name in held["classes"]], np.array(held["counts"], dtype=np.float64)
+        if not counts.size:
+            return classes, None
+        if counts.ndim == 2 and counts.shape[1] == len(classes) and np.isfinite(counts).all() and counts.min() >= 0:
+            return classes, counts
+    raise InputError(f"{path}: counts is not a number for each class of each client: restore the file, or remove it")
