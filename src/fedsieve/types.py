@@ -28,7 +28,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Sparse:
-    """Values on a support: ``values`` [nnz], ``index`` int64 [nnz] strictly increasing into the flat tensor, ``shape``."""
+    """``values`` [nnz] at the flat positions ``index`` (int64 [nnz], strictly increasing) of a tensor of ``shape``."""
 
     values: Tensor
     index: Tensor
@@ -36,7 +36,7 @@ class Sparse:
 
     @classmethod
     def of(cls, dense: Tensor, support: Tensor) -> Sparse:
-        """Take the entries of ``dense`` where the boolean ``support`` (of the same shape) is true; zeros there count."""
+        """Take the entries of ``dense`` where the boolean ``support``, shaped alike, is true; zeros there count."""
         index = support.reshape(-1).nonzero().squeeze(1)
         return cls(dense.reshape(-1)[index], index, tuple(dense.shape))
 

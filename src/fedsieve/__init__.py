@@ -1,0 +1,23 @@
+"""FedSieve: sparse federated learning that is sparse for real."""
+
+from fedsieve.data import Dataset
+from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, run
+from fedsieve.types import Data, Device, InputError, Method, Sparse, Update
+
+__all__ = [
+    "Data",
+    "Dataset",
+    "Device",
+    "Federation",
+    "InputError",
+    "Method",
+    "Round",
+    "Run",
+    "Sparse",
+    "Task",
+    "Update",
+    "local",
+    "open_run",
+    "pool",
+    "run",
+]

@@ -1,0 +1,57 @@
+"""``fedsieve list``: what there is to run, and where it was found."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsieve.data import NAMES, status
+from fedsieve.methods import METHODS
+from fedsieve.recipes import recipes
+from fedsieve.types import InputError
+
+PARTS = ("methods", "recipes", "datasets", "engines")
+ENGINES = {
+    "local": "one process, one thread, clients one after another (the default)",
+    "pool:N": "N worker processes, the same bits as local",
+}
+
+
+def show_catalogue(what: str, data: Path | None, console: Console | None = None) -> None:
+    """Print one part of the catalogue, or all of it. Raises InputError for a part that there is not."""
+    console = console or Console(highlight=False)
+    if what != "all" and what not in PARTS:
+        raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)} or all")
+    for part in PARTS if what == "all" else (what,):
+        table = Table(title=part, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+        for name, text in entries(part, data).items():
+            table.add_row(f"[cyan]{name}[/]", text)
+        console.print(table)
+        if what == "all":
+            console.print()
+
+
+def entries(part: str, data: Path | None) -> dict[str, str]:
+    """Return one part of the catalogue: names and a line about each."""
+    if part == "methods":
+        return {name: f"{_first(make)} [dim]{_paper(name, make)}[/]" for name, make in METHODS.items()}
+    if part == "recipes":
+        return {name: _first(make) for name, make in recipes().items()}
+    if part == "datasets":
+        return {name: status(name, data) for name in NAMES}
+    return ENGINES
+
+
+def _first(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+def _paper(name: str, make: object) -> str:
+    """Return the paper that the docstring of the method's module cites: the line that holds a year."""
+    module = sys.modules[make.__module__]
+    cited = [text for text in (module.__doc__ or "").splitlines() if " 20" in text and "," in text]
+    return cited[-1 if name == "fedadam" else 0].split(", Algorithm")[0].split(", Sec")[0].strip()

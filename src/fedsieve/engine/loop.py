@@ -1,0 +1,217 @@
+"""The server's loop and the client's function: the same in every engine.
+
+    clients -> broadcast -> encode -> [bytes] -> answer -> [bytes] -> decode -> aggregate -> next state
+
+An engine carries the bytes; they are counted here, where they exist.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedsieve.engine.task import Federation, Run, open_run
+from fedsieve.local import Work, accuracy, load_, threads
+from fedsieve.sparsity import density
+from fedsieve.types import InputError, Params, Sparse, Tree, Update, rng, unflatten
+from fedsieve.wire import WireError, decode, encode
+
+Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
+"""Take round t's messages to their clients and bring the answers back, in the clients' order."""
+
+Memory: TypeAlias = dict[int, bytes]
+"""What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
+
+Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An answer that the server did not take, and why."""
+
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round left behind. Bytes are summed over its clients; ``bytes_dense_*`` are the dense model's."""
+
+    t: int
+    clients: tuple[int, ...]
+    state: Any
+    model: Params
+    """The deployed model."""
+    accuracy: float | None
+    density: float
+    metrics: Mapping[str, float]
+    bytes_up: int
+    bytes_down: int
+    bytes_dense_up: int
+    bytes_dense_down: int
+    multiply_adds: float
+    multiply_adds_dense: float
+    seconds: float
+    """Wall-clock of the round, its test set aside."""
+    refused: tuple[Refused, ...]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to go on: the last finished round, its state's tensors (see ``types.flatten``), the clients' memories."""
+
+    t: int
+    tensors: Mapping[str, Tensor]
+    memory: Memory
+
+
+class Worker:
+    """A process's share of the clients: one resident model, the multiply-adds it has done, and the federation."""
+
+    def __init__(self, federation: Federation, where: str = "cpu"):
+        self.federation, self.where = federation, where
+        self.method = federation.run.method
+        self.model = self.method.prepare(federation.model()).to(where)
+        self.work = Work(self.model)
+
+
+def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
+    """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
+    work = worker.work
+    work.real = work.dense = 0.0
+    kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
+    with threads(1):
+        device = worker.federation.device(t, client, worker.model, worker.where, kept)
+        if not len(device.data):
+            raise InputError(f"client {client} has no training example: use fewer clients or a smaller task.validation")
+        update = worker.method.client(decode(message), device)
+    told: Tree = {
+        "tree": update.tree,
+        "n": float(update.n),
+        "metrics": dict(update.metrics),
+        "work": {"real": work.real, "dense": work.dense},
+    }
+    reply = encode(told)
+    return reply, encode(device.memory) if device.memory else b""
+
+
+@dataclass
+class Tally:
+    """What a round's answers added up to, counted while they stream by."""
+
+    bytes_up: int = 0
+    real: float = 0.0
+    dense: float = 0.0
+    weight: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+
+    def read(self, answers: Iterable[tuple[int, bytes]]) -> Iterator[Update]:
+        """Yield every update that can be taken; note the others."""
+        for client, reply in answers:
+            self.bytes_up += len(reply)
+            try:
+                update, work = _update(decode(reply))
+            except WireError as error:
+                self.refused.append(Refused(client, str(error)))
+                continue
+            self.real += work["real"]
+            self.dense += work["dense"]
+            self.weight += update.n
+            for name, value in update.metrics.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * update.n
+            yield update
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The clients' metrics, averaged by their numbers of examples."""
+        return {name: value / self.weight for name, value in self.sums.items()}
+
+
+def run(run: Run, engine: Engine, data: Path | None = None, device: str = "cpu") -> Iterator[Round]:
+    """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops."""
+    return rounds(open_run(run, data), engine, device)
+
+
+def rounds(federation: Federation, engine: Engine, device: str = "cpu", start: Start | None = None) -> Generator[Round]:
+    """Run an opened experiment, from the beginning or from where ``start`` says."""
+    run, method, plain = federation.run, federation.run.method, federation.model()
+    state = method.init(plain, rng(run.seed, "init"))
+    dense_up, dense_down = _dense_bytes(state.params)
+    if start:
+        state = unflatten(state, start.tensors)
+    memory = dict(start.memory) if start else {}
+    plain, test = plain.to(device), federation.test().to(device)
+    with engine(federation, memory) as exchange:
+        for t in range(start.t + 1 if start else 1, run.rounds + 1):
+            began, tally = time.perf_counter(), Tally()
+            clients = run.sample(t)
+            tiers = {client: run.task.tier(client) for client in clients}
+            messages = {tier: encode(method.broadcast(state, tier)) for tier in sorted(set(tiers.values()))}
+            answers = exchange(t, {client: messages[tier] for client, tier in tiers.items()})
+            state = _aggregate(run, t, state, answers, tally)
+            model = method.deploy(state)
+            seconds = time.perf_counter() - began
+            tested = t % run.evaluate_every == 0 or t == run.rounds
+            yield Round(
+                t=t,
+                clients=tuple(clients),
+                state=state,
+                model=model,
+                accuracy=accuracy(load_(plain, model), test) if tested else None,
+                density=density(model),
+                metrics=tally.metrics,
+                bytes_up=tally.bytes_up,
+                bytes_down=sum(len(messages[tier]) for tier in tiers.values()),
+                bytes_dense_up=dense_up * len(clients),
+                bytes_dense_down=dense_down * len(clients),
+                multiply_adds=tally.real,
+                multiply_adds_dense=tally.dense,
+                seconds=seconds,
+                refused=tuple(tally.refused),
+                memory=memory,
+            )
+
+
+def _aggregate(run: Run, t: int, state: Any, answers: Iterable[tuple[int, bytes]], tally: Tally) -> Any:
+    try:
+        return run.method.aggregate(state, tally.read(answers))
+    except InputError:
+        if not tally.refused or tally.weight:
+            raise
+    first = tally.refused[0]
+    raise InputError(
+        f"round {t}: no client's update could be taken (client {first.client}: {first.reason}); "
+        f"if training diverged, lower lr (now {run.lr})"
+    )
+
+
+def _update(told: Tree) -> tuple[Update, dict[str, float]]:
+    """Return a client's answer, checked: finite numbers, and at least one example."""
+    try:
+        tree, n, metrics, work = told["tree"], told["n"], told["metrics"], told["work"]
+        update = Update(tree, int(n), {k: float(v) for k, v in metrics.items()})  # type: ignore[arg-type, union-attr]
+        counted = {name: float(work[name]) for name in ("real", "dense")}  # type: ignore[index, arg-type]
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        raise WireError("not a client's answer") from None
+    if update.n < 1:
+        raise WireError(f"an answer from {update.n} examples")
+    for name, value in update.tree.items():
+        values = value.values if isinstance(value, Sparse) else value
+        if isinstance(values, Tensor) and values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise WireError(f"{name} is not finite")
+    return update, counted
+
+
+def _dense_bytes(params: Params) -> tuple[int, int]:
+    """Return what dense federated averaging would send up and down for one client, in the same format."""
+    work = {"real": 0.0, "dense": 0.0}
+    return len(encode({"tree": params, "n": 1.0, "metrics": {"loss": 0.0}, "work": work})), len(encode(params))

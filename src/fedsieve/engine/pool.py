@@ -1,0 +1,88 @@
+"""Worker processes, each with one resident model and one thread: the same bits as ``local``, on more cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedsieve.engine.local import check_device
+from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
+from fedsieve.engine.task import Federation
+from fedsieve.types import InputError
+
+_worker: Worker | None = None
+
+
+def pool(n: int, device: str = "cpu") -> Engine:
+    """Train the clients in ``n`` processes on ``device``. At most 2n answers wait to be aggregated."""
+    check_device(device)
+    if n < 1:
+        raise InputError(f"a pool needs at least 1 process, got {n}")
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device))
+
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+            waiting: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
+            todo = iter(messages.items())
+            while True:
+                while len(waiting) < 2 * n and (letter := next(todo, None)):
+                    client, message = letter
+                    waiting.append((client, executor.submit(_answer, t, client, message, memory.get(client, b""))))
+                if not waiting:
+                    return
+                client, future = waiting.popleft()
+                reply, kept = _result(future, t)
+                if kept:
+                    memory[client] = kept
+                yield client, reply
+
+        try:
+            yield exchange
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    return engine
+
+
+def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
+    """Return the federation with its training examples in memory that all processes share, its shards as one tensor."""
+    dataset, shards = federation.dataset, federation.shards
+    train = replace(dataset.train, x=_share(dataset.train.x), y=_share(dataset.train.y))
+    dataset = replace(dataset, train=train, test=train.subset(torch.arange(0)), group=None)
+    return replace(federation, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
+
+
+def _share(x: Tensor) -> Tensor:
+    x.share_memory_()  # type: ignore[no-untyped-call]
+    return x
+
+
+def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str) -> None:
+    global _worker
+    torch.set_num_threads(1)
+    _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device)
+
+
+def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, bytes]:
+    assert _worker is not None
+    return answer(_worker, t, client, message, memory)
+
+
+def _result(future: Future[tuple[bytes, bytes]], t: int) -> tuple[bytes, bytes]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"a worker process died in round {t} (killed, or out of memory?): go on with --resume, or with fewer"
+        ) from None

@@ -1,0 +1,157 @@
+"""One experiment, complete: what is trained (Task), how (Run), and both with their data at hand (Federation)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.data import Dataset, load
+from fedsieve.data.partition import hold_out, partition
+from fedsieve.models import MODELS
+from fedsieve.types import Data, Device, InputError, Method, rng
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, a dataset, and who holds what of it.
+
+    ``model`` and ``dataset`` are names (``fedsieve list``) or functions of your own that return them. ``partition`` is
+    ``iid``, ``lda:ALPHA`` (equal shards) or ``group`` (by writer or speaker). ``validation`` is the share of every
+    client's examples that is held out. ``test_limit`` bounds the test examples used (0: all). ``tiers`` are the shares
+    of the clients that belong to each device class, in the order of their numbers.
+    """
+
+    model: str | Callable[[], nn.Module]
+    dataset: str | Callable[[], Dataset]
+    clients: int
+    partition: str = "iid"
+    validation: float = 0.1
+    test_limit: int = 0
+    tiers: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, str) and self.model not in MODELS:
+            raise InputError(f"unknown model {self.model!r}; the models are {', '.join(MODELS)}")
+        if self.clients < 1:
+            raise InputError(f"task.clients must be at least 1, got {self.clients}")
+        if not 0 <= self.validation < 1:
+            raise InputError(f"task.validation must lie in [0, 1), got {self.validation}")
+        if self.test_limit < 0:
+            raise InputError(f"task.test_limit must be 0 (all) or more, got {self.test_limit}")
+        if not self.tiers or min(self.tiers) <= 0 or abs(sum(self.tiers) - 1) > 1e-9:
+            raise InputError(f"task.tiers must be positive shares that add up to 1, got {self.tiers}")
+
+    def tier(self, client: int) -> int:
+        """Return the device class of a client: a group that never changes."""
+        edges = [round(sum(self.tiers[: i + 1]) * self.clients) for i in range(len(self.tiers))]
+        return next(i for i, edge in enumerate(edges) if client < edge)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment: complete, comparable, printable."""
+
+    method: Method[Any]
+    task: Task
+    rounds: int
+    """T, which the learning rate's decay is stretched over."""
+    per_round: int
+    """K, the clients sampled each round without replacement, from every tier in proportion."""
+    epochs: int = 1
+    """E, the local epochs."""
+    batch: int = 16
+    lr: float = 0.1
+    lr_end: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    evaluate_every: int = 1
+    """Rounds from one test to the next; the last round is always tested."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.per_round > self.task.clients:
+            raise InputError(
+                f"per_round is {self.per_round} but there are only {self.task.clients} clients: "
+                f"lower per_round or raise task.clients"
+            )
+        if not (0 < self.lr < math.inf and 0 < self.lr_end < math.inf):
+            raise InputError(f"lr and lr_end must be positive, got {self.lr} and {self.lr_end}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+
+    def lr_at(self, t: int) -> float:
+        """Return the learning rate of round t = 1 ... T, from lr down to (almost) lr_end: lr (lr_end/lr)^((t-1)/T)."""
+        return self.lr * math.exp((t - 1) / self.rounds * math.log(self.lr_end / self.lr))
+
+    def sample(self, t: int) -> list[int]:
+        """Return the clients of round t, ascending: from every tier its share of ``per_round``."""
+        tiers: dict[int, list[int]] = {}
+        for client in range(self.task.clients):
+            tiers.setdefault(self.task.tier(client), []).append(client)
+        chosen: list[int] = []
+        for i, members in enumerate(tiers.values(), start=1):
+            wanted = round(self.per_round * sum(self.task.tiers[:i])) - len(chosen)
+            order = torch.randperm(len(members), generator=rng(self.seed, "sample", t, i))
+            chosen += [members[j] for j in order[:wanted].tolist()]
+        return sorted(chosen)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A run with its data at hand: what a process needs to be server or client. Everything in it can be pickled."""
+
+    run: Run
+    dataset: Dataset
+    shards: tuple[Tensor, ...]
+
+    def model(self) -> nn.Module:
+        """Return the plain model, freshly initialised: the same in every process."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng(self.run.seed, "model").initial_seed())
+            if not isinstance(self.run.task.model, str):
+                return self.run.task.model()
+            x = self.dataset.train.x
+            return MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
+
+    def test(self) -> Data:
+        """Return the test examples: all, or the first ``test_limit`` of a fixed shuffle."""
+        limit = self.run.task.test_limit
+        if not limit or limit >= len(self.dataset.test):
+            return self.dataset.test
+        return self.dataset.test.subset(torch.randperm(len(self.dataset.test), generator=rng(0, "test"))[:limit])
+
+    def device(self, t: int, client: int, model: nn.Module, where: str, memory: dict[str, Tensor]) -> Device:
+        """Return what a client owns in round t."""
+        run = self.run
+        training, validation = hold_out(self.shards[client], run.task.validation, run.seed, client)
+        return Device(
+            model=model,
+            data=self.dataset.train.subset(training).to(where),
+            validation=self.dataset.train.subset(validation).to(where),
+            lr=run.lr_at(t),
+            epochs=run.epochs,
+            batch=run.batch,
+            momentum=run.momentum,
+            weight_decay=run.weight_decay,
+            rng=rng(run.seed, "client", t, client),
+            memory=memory,
+        )
+
+
+def open_run(run: Run, data: Path | None = None) -> Federation:
+    """Load a run's dataset (from the folder ``data``) and split it among the clients. Raises InputError."""
+    task = run.task
+    dataset = load(task.dataset, data) if isinstance(task.dataset, str) else task.dataset()
+    shards = tuple(partition(task.partition, dataset, task.clients, run.seed))
+    return Federation(run, dataset, shards)

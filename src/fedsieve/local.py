@@ -1,0 +1,110 @@
+"""What a client does with its data: stochastic gradient descent, accuracy, and the count of its multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsieve.sparsity import layers
+from fedsieve.types import Data, Device, InputError, Params
+
+DENSE = (1.0, 1.0, 1.0)
+
+
+def sgd(device: Device) -> Iterator[Tensor]:
+    """Train ``device.model`` for its epochs, yielding every step's loss: a method's extra work is the loop's body.
+
+    Each epoch is one ``torch.randperm`` of the examples cut into batches, the last of which may be smaller. A step is
+    ``v = momentum * v + g + weight_decay * w; w -= lr * v``, momentum starting at rest.
+    """
+    model, data = device.model.train(), device.data
+    weights = [w for w in model.parameters() if w.requires_grad]
+    velocity = [torch.zeros_like(w) for w in weights] if device.momentum else []
+    for _ in range(device.epochs):
+        for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
+            x, y = data.batch(index.to(data.y.device))
+            loss = F.cross_entropy(model(x), y)
+            grads = torch.autograd.grad(loss, weights)
+            with torch.no_grad():
+                if device.weight_decay:
+                    grads = tuple(g.add(w, alpha=device.weight_decay) for g, w in zip(grads, weights, strict=True))
+                for v, g in zip(velocity, grads, strict=False):
+                    v.mul_(device.momentum).add_(g)
+                for w, step in zip(weights, velocity or grads, strict=True):
+                    w.sub_(step, alpha=device.lr)
+            yield loss.detach()
+
+
+def train(device: Device) -> dict[str, float]:
+    """Run ``sgd`` to its end; the metrics of a plain local training: the mean loss."""
+    losses = list(sgd(device))
+    return {"loss": float(torch.stack(losses).mean())} if losses else {}
+
+
+def params_of(model: nn.Module) -> Params:
+    """Return a copy, on the CPU, of every floating parameter and buffer."""
+    state = model.state_dict()
+    return {name: v.detach().to("cpu", copy=True) for name, v in state.items() if v.is_floating_point()}
+
+
+@torch.no_grad()
+def load_(model: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
+    """Write ``params`` into the model in place, BatchNorm's batch counters at 0. Raises InputError on a misfit."""
+    own = {name: v for name, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
+    wrong = [
+        n for n in own.keys() | params.keys() if n not in own or n not in params or own[n].shape != params[n].shape
+    ]
+    if wrong:
+        raise InputError(f"the message does not fit the model at {', '.join(sorted(wrong))}")
+    for name, value in own.items():
+        value.copy_(params[name])
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.zero_()
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data, batch: int = 500) -> float:
+    """Return the share of ``data`` that the model labels rightly."""
+    model.eval()
+    batches = (data.batch(slice(i, i + batch)) for i in range(0, len(data), batch))
+    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(data)
+
+
+class Work:
+    """Multiply-adds of forward, input gradient and weight gradient: at the real densities, and were all dense.
+
+    A layer tells the densities of its last three products in an attribute ``densities``; without one it is dense.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.real = self.dense = 0.0
+        for layer in layers(model).values():
+            layer.register_forward_hook(self._count)
+
+    def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not layer.training:
+            return
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        products = output.numel() * weight[0].numel()
+        forward, grad_in, grad_w = getattr(layer, "densities", DENSE)
+        needed = float(inputs[0].requires_grad)
+        self.real += products * (forward + grad_in * needed + grad_w)
+        self.dense += products * (2 + needed)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Compute with ``n`` threads inside the block: the bits of a result must not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,61 @@
+"""Dense federated averaging, and FedAdam, the same with an adaptive server.
+
+McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", Algorithm 1.
+Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedsieve.local import load_, params_of, train
+from fedsieve.server import Adam, Average, ServerState, Step, dense_bytes, mean, tensors
+from fedsieve.types import Device, Params, Tree, Update
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Dense local training; the server averages, or steps towards the average."""
+
+    server: Step = Average()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the fresh model."""
+        params = params_of(model)
+        return ServerState(params, self.server.init(params))
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send the whole model."""
+        return state.params
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train, and send the whole model back."""
+        load_(device.model, tensors(down))
+        metrics = train(device)
+        return Update(params_of(device.model), len(device.data), metrics)
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Take the server's step towards the mean of the clients' models."""
+        params, moments = self.server.step(state.params, mean(updates), state.moments)
+        return ServerState(params, moments)
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the global model."""
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> float:
+        """Return the plain model's size."""
+        return dense_bytes(params_of(model))
+
+
+def FedAdam(eta: float = 0.01, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3) -> FedAvg:
+    """Dense local training; the server takes an Adam step along the mean update."""
+    return FedAvg(server=Adam(eta, b1, b2, tau))

@@ -1,0 +1,73 @@
+"""SWAT: sparse weights and activations in training, a dense gradient for dense master weights.
+
+Raihan & Aamodt 2020, "Sparse Weight Activation Training". Central training is this method with one client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fedsieve.layers import restart_, swat_
+from fedsieve.local import load_, params_of, train
+from fedsieve.server import ServerState, dense_bytes, mean, tensors
+from fedsieve.sparsity import check_share, cut, erdos_renyi_kernel, policy, uniform
+from fedsieve.types import Device, InputError, Params, Tree, Update
+
+
+@dataclass(frozen=True)
+class Swat:
+    """Training computes with the top weights and activations of every layer; all weights are sent and averaged."""
+
+    sparsity: float = 0.9
+    policy: str = "swat"
+    period: int = 1
+    """Steps from one exact top-k to the next; the last threshold serves in between."""
+    budget: Literal["uniform", "erk"] = "uniform"
+    """How the density is shared among the layers: the same for each, or by Erdos-Renyi-kernel."""
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity, zero=True)
+        if self.period < 1:
+            raise InputError(f"period must be at least 1 step, got {self.period}")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the policy's layers by SWAT."""
+        return swat_(model, self.densities(params_of(model), policy(self.policy, model)), self.period)
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the fresh model."""
+        return ServerState(params_of(model), sparse=policy(self.policy, model))
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send the dense master weights."""
+        return state.params
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train by SWAT, and send the dense master weights back."""
+        load_(device.model, tensors(down))
+        restart_(device.model)
+        metrics = train(device)
+        return Update(params_of(device.model), len(device.data), metrics)
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Average the master weights."""
+        return ServerState(mean(updates), sparse=state.sparse)
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the top weights of every layer: the network that training computed with."""
+        return cut(state.params, self.densities(state.params, state.sparse))
+
+    def paper_bytes(self, model: nn.Module) -> float:
+        """Return the plain model's size."""
+        return dense_bytes(params_of(model))
+
+    def densities(self, params: Params, names: tuple[str, ...]) -> dict[str, float]:
+        """Return every sparse layer's density."""
+        if self.budget == "erk":
+            return erdos_renyi_kernel(params, names, 1 - self.sparsity)
+        return uniform(names, 1 - self.sparsity)

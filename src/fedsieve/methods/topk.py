@@ -1,0 +1,62 @@
+"""Top-k after local training: the baseline that prunes what dense training made.
+
+SparseFedPP's baseline (Guastella et al. 2024, Sec. 4): dense local training, one magnitude cut over all layers
+together, the pruned weights are sent and averaged, zeros counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedsieve.local import load_, params_of, train
+from fedsieve.server import ServerState, mean, tensors
+from fedsieve.sparsity import check_share, global_top, policy
+from fedsieve.types import Device, Params, Sparse, Tree, Update
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Clients train densely, then send the largest weights of the whole model."""
+
+    sparsity: float = 0.9
+    policy: str = "all"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity, zero=True)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the fresh model, dense: round 1 is."""
+        return ServerState(params_of(model), sparse=policy(self.policy, model))
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send the global model: its zeros (what all clients pruned) need not travel."""
+        return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train densely, cut, and send the survivors."""
+        load_(device.model, tensors(down))
+        metrics = train(device)
+        after = params_of(device.model)
+        support = global_top(after, policy(self.policy, device.model), 1 - self.sparsity)
+        tree = {name: Sparse.of(v, support[name]) if name in support else v for name, v in after.items()}
+        return Update(tree, len(device.data), metrics)
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Average; the union of the clients' supports survives."""
+        return ServerState(mean(updates), sparse=state.sparse)
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the aggregate, the union of the clients' supports."""
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        """The paper prints no formula for this baseline."""
+        return

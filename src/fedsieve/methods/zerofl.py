@@ -1,0 +1,109 @@
+"""ZeroFL: SWAT on the device, and an upload that is sparse too.
+
+Qiu et al. 2022, "ZeroFL: Efficient On-Device Training for Federated Learning with Local Sparsity", Algorithm 1,
+Sec. 3.3. With ``q = min(1, 1 - sp + r_mask)`` and ``d_k = w_k - w_t``, a client sends, layer by layer,
+
+    full         w_k                    the server:  w = mean(w_k)
+    top_weights  w_k on top(w_k, q)                  w = mean(w_k), zeros counting
+    diff_of_top  d_k on top(w_k, q)                  w = w_t + mean(d_k)
+    top_diff     d_k on top(d_k, q)                  w = w_t + mean(d_k)
+
+and everything outside the policy's layers whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.layers import restart_, swat_
+from fedsieve.local import load_, params_of, train
+from fedsieve.server import Average, ServerState, Step, added, dense_bytes, mean, tensors
+from fedsieve.sparsity import check_share, cut, policy, top, uniform
+from fedsieve.types import Device, InputError, Params, Sparse, Tree, Update
+
+Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
+
+
+@dataclass(frozen=True)
+class ZeroFL:
+    """Clients train by SWAT and send only their top weights or changes, r_mask more than they train with."""
+
+    sparsity: float = 0.9
+    r_mask: float = 0.1
+    """The share of further weights that travel: 0 sends just those that SWAT trains with."""
+    upload: Upload = "top_weights"
+    policy: str = "zerofl"
+    period: int = 1
+    """Steps from one exact top-k to the next; the last threshold serves in between."""
+    server: Step = Average()
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity, zero=True)
+        if not 0 <= self.r_mask <= 1:
+            raise InputError(f"r_mask must lie in [0, 1], got {self.r_mask}")
+        if self.period < 1:
+            raise InputError(f"period must be at least 1 step, got {self.period}")
+
+    @property
+    def q(self) -> float:
+        """The share of a layer that is sent (Algorithm 1: the top 1 - sp + r_mask)."""
+        return min(1.0, 1 - self.sparsity + self.r_mask)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the policy's layers by SWAT."""
+        return swat_(model, uniform(policy(self.policy, model), 1 - self.sparsity), self.period)
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the fresh model."""
+        params = params_of(model)
+        return ServerState(params, self.server.init(params), policy(self.policy, model))
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send the dense model: only the upload is sparse."""
+        return state.params
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train by SWAT, and choose what to send."""
+        before = tensors(down)
+        load_(device.model, before)
+        restart_(device.model)
+        metrics = train(device)
+        sparse = policy(self.policy, device.model)
+        return Update(self.chosen(before, params_of(device.model), sparse), len(device.data), metrics)
+
+    def chosen(self, before: Params, after: Params, sparse: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
+        """Return what a client sends (Sec. 3.3)."""
+        if self.upload == "full":
+            return dict(after)
+        change = {name: w - before[name] for name, w in after.items()}
+        sent = after if self.upload == "top_weights" else change
+        judged = change if self.upload == "top_diff" else after
+        return {n: Sparse.of(v, top(judged[n], self.q)) if n in sparse else v for n, v in sent.items()}
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Take the server's step towards the mean of the models, or the old model plus the mean of the changes."""
+        average = mean(updates)
+        target = average if self.upload in ("full", "top_weights") else added(state.params, average)
+        params, moments = self.server.step(state.params, target, state.moments)
+        return ServerState(params, moments, state.sparse)
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the top weights of every layer: the network that training computed with."""
+        return cut(state.params, uniform(state.sparse, 1 - self.sparsity))
+
+    def paper_bytes(self, model: nn.Module) -> float:
+        """Return the paper's upload: every tensor, dense ones too, a 1 x n CSR of int32 and float32, pickled.
+
+        That is 8 bytes a number plus about 130 bytes a tensor (Table 1, whose MB are 1,024,000 bytes); ``full`` is
+        the plain model at 4 bytes a number.
+        """
+        params, sparse = params_of(model), policy(self.policy, model)
+        if self.upload == "full":
+            return dense_bytes(params)
+        sent = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())
+        return 8.0 * sent + 130.0 * len(model.state_dict())

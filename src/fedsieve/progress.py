@@ -1,0 +1,107 @@
+"""What a person sees of a run: a live line in a terminal, plain lines elsewhere, and a short summary at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedsieve.engine import Federation, Round
+from fedsieve.store import read_rows
+
+
+def show(
+    folder: Path, federation: Federation, rounds: Iterator[Round], last: int, console: Console | None = None
+) -> None:
+    """Follow the rounds to the end of the run in ``folder``, then print its summary."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    run, task = federation.run, federation.run.task
+    console.print(
+        f"{type(run.method).__name__} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
+        f"{task.clients} clients a round ({task.partition}), {len(federation.dataset.train)} training examples"
+    )
+    (_live if console.is_terminal else _plain)(federation, rounds, last, console)
+    console.print(_summary(folder))
+    console.print(f"[bold]{folder}[/] holds the rounds, checkpoints, summary and model.safetensors")
+
+
+def _live(federation: Federation, rounds: Iterator[Round], last: int, console: Console) -> None:
+    columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
+    task, accuracy = bar.add_task("", total=last), None
+    grid = Table.grid()
+    with Live(grid, console=console, refresh_per_second=4) as live:
+        live.update(bar)
+        for round in rounds:
+            accuracy = round.accuracy if round.accuracy is not None else accuracy
+            bar.update(task, completed=round.t)
+            grid = Table.grid()
+            grid.add_row(bar)
+            grid.add_row(line(round, accuracy))
+            live.update(grid)
+            _complain(round, console)
+
+
+def _plain(federation: Federation, rounds: Iterator[Round], last: int, console: Console) -> None:
+    began, first = time.perf_counter(), 0
+    for round in rounds:
+        first = first or round.t
+        left = (time.perf_counter() - began) / (round.t - first + 1) * (last - round.t)
+        console.print(f"round {round.t}/{last}  {line(round, round.accuracy)}  ETA {clock(left)}")
+        _complain(round, console)
+
+
+def _complain(round: Round, console: Console) -> None:
+    for refusal in round.refused:
+        console.print(f"round {round.t}: the update of client {refusal.client} was refused: {refusal.reason}")
+
+
+def line(round: Round, accuracy: float | None) -> str:
+    """Return a round in one line: accuracy of the deployed model, MB and factors against dense, density."""
+    known = "     -" if accuracy is None else f"{accuracy:6.1%}"
+    up, down = round.bytes_dense_up / max(round.bytes_up, 1), round.bytes_dense_down / max(round.bytes_down, 1)
+    return (
+        f"accuracy {known}  up {megabytes(round.bytes_up)} ({up:.1f}x)  "
+        f"down {megabytes(round.bytes_down)} ({down:.1f}x)  density {round.density:.1%}"
+    )
+
+
+def megabytes(size: float) -> str:
+    """Return a size in MB of 10^6 bytes, with three digits that matter."""
+    value = size / 1e6
+    return f"{value:.0f} MB" if value >= 100 else f"{value:.1f} MB" if value >= 10 else f"{value:.2f} MB"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _summary(folder: Path) -> Table:
+    """Return the summary of a run as a table."""
+    told, rows = json.loads((folder / "summary.json").read_text()), read_rows(folder)
+    refused = sum(len(row["refused"]) for row in rows)
+    per_upload = told["bytes_up"] / max(told["uploads"] - refused, 1)
+    paper = f", {told['paper_bytes_up'] / 1e6:.3g} MB by the paper's formula" if told["paper_bytes_up"] else ""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")
+    table.add_row("density", f"{told['density']:.2%}", "of its weights")
+    for way in ("up", "down"):
+        factor = told[f"bytes_dense_{way}"] / max(told[f"bytes_{way}"], 1)
+        table.add_row(f"sent {way}", megabytes(told[f"bytes_{way}"]), f"{factor:.2f} times less than dense")
+    table.add_row("one upload", f"{per_upload / 1e6:.3g} MB", f"measured{paper}")
+    work = told["multiply_adds_dense"] / max(told["multiply_adds"], 1)
+    table.add_row(
+        "multiply-adds", f"{told['multiply_adds']:.3g}", f"{work:.2f} times fewer than dense, were zeros skipped"
+    )
+    table.add_row("time", clock(told["seconds"]), f"peak memory {told['peak_memory_mb']:.0f} MB")
+    if refused:
+        table.add_row("refused", str(refused), "updates: see rounds.jsonl")
+    return table

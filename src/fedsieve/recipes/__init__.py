@@ -1,0 +1,50 @@
+"""Recipes: one module a paper, one function an experiment, each returning a ``Run`` to copy and change."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from inspect import getmembers, isfunction
+from pathlib import Path
+
+from fedsieve.engine import Run
+from fedsieve.types import InputError
+
+MODULES = ("fedavg", "fedadam", "swat", "zerofl", "topk")
+
+
+def recipes() -> dict[str, Callable[[], Run]]:
+    """Return the built-in recipes by name."""
+    found: dict[str, Callable[[], Run]] = {}
+    for name in MODULES:
+        module = importlib.import_module(f"fedsieve.recipes.{name}")
+        own = [(n, f) for n, f in getmembers(module, isfunction) if f.__module__ == module.__name__ and n[0] != "_"]
+        found |= {f"{name}.{n}": f for n, f in sorted(own, key=lambda nf: nf[1].__code__.co_firstlineno)}
+    return found
+
+
+def find(name: str) -> Callable[[], Run]:
+    """Return a recipe: a built-in one's, or that of ``file.py:function``. Raises InputError."""
+    if ".py:" in name:
+        return _own(*name.rsplit(":", 1))
+    known = recipes()
+    if name not in known:
+        raise InputError(f"unknown recipe {name!r}; see `fedsieve list recipes`, or give your own as file.py:function")
+    return known[name]
+
+
+def _own(path: str, function: str) -> Callable[[], Run]:
+    """Import the user's file as a module of its own name, so that worker processes can import it again."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise InputError(f"there is no file {path}: a recipe of your own is given as file.py:function")
+    if file.stem in sys.modules and getattr(sys.modules[file.stem], "__file__", None) != str(file):
+        raise InputError(f"{path} has the name of a module that is already loaded: rename the file")
+    sys.path.insert(0, str(file.parent))
+    module = importlib.import_module(file.stem)
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputError(f"{path} has no function {function!r}")
+    recipe: Callable[[], Run] = found
+    return recipe

@@ -1,0 +1,112 @@
+"""The server's arithmetic: a mean over a stream of answers, then a step (FedAvg's or FedAdam's).
+
+McMahan et al. 2017 (FedAvg); Reddi et al. 2021, Algorithm 2 (FedAdam).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedsieve.types import InputError, Params, Sparse, Tree, Update
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The global model, the server optimizer's moments, and the weights that the method makes sparse."""
+
+    params: Params
+    moments: dict[str, Params] = field(default_factory=dict)
+    sparse: tuple[str, ...] = ()
+
+
+def mean(updates: Iterable[Update]) -> Params:
+    """Return the average of the answers' trees, weighted by ``n``; zeros off a support count. Sums are in float64."""
+    total, sums, dtypes = 0, dict[str, Tensor](), dict[str, torch.dtype]()
+    for update in updates:
+        for name, value in update.tree.items():
+            values = value.values if isinstance(value, Sparse) else value
+            assert isinstance(values, Tensor)
+            if name not in sums:
+                shape = value.shape if isinstance(value, Sparse) else values.shape
+                sums[name], dtypes[name] = torch.zeros(shape, dtype=torch.float64), values.dtype
+            if isinstance(value, Sparse):
+                sums[name].view(-1).index_add_(0, value.index, values.double(), alpha=update.n)
+            else:
+                sums[name].add_(values, alpha=update.n)
+        total += update.n
+    if not total:
+        raise InputError("no client sent an update that the server could accept")
+    return {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
+
+
+@dataclass(frozen=True)
+class Average:
+    """FedAvg's step: the mean is the new model."""
+
+    def init(self, params: Params) -> dict[str, Params]:
+        """Return no moments."""
+        return {}
+
+    def step(self, old: Params, target: Params, moments: dict[str, Params]) -> tuple[Params, dict[str, Params]]:
+        """Return the mean model ``target`` itself."""
+        return target, moments
+
+
+@dataclass(frozen=True)
+class Adam:
+    """FedAdam's step along ``target - old``; BatchNorm's running statistics take the plain mean."""
+
+    eta: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.eta <= 0 or self.tau <= 0 or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise InputError(f"FedAdam needs eta > 0, tau > 0 and b1, b2 in [0, 1), got {self}")
+
+    def init(self, params: Params) -> dict[str, Params]:
+        """Return first and second moments of zero."""
+        learned = {name: v for name, v in params.items() if not is_statistic(name)}
+        return {moment: {name: torch.zeros_like(v) for name, v in learned.items()} for moment in ("m", "v")}
+
+    def step(self, old: Params, target: Params, moments: dict[str, Params]) -> tuple[Params, dict[str, Params]]:
+        """Return the model and the moments after one step (Reddi et al. 2021, Algorithm 2)."""
+        new, m, v = dict(target), dict[str, Tensor](), dict[str, Tensor]()
+        for name, before in moments["m"].items():
+            d = target[name] - old[name]
+            m[name] = self.b1 * before + (1 - self.b1) * d
+            v[name] = self.b2 * moments["v"][name] + (1 - self.b2) * d * d
+            new[name] = old[name] + self.eta * m[name] / (v[name].sqrt() + self.tau)
+        return new, {"m": m, "v": v}
+
+
+Step = Average | Adam
+
+
+def is_statistic(name: str) -> bool:
+    """Tell BatchNorm's running statistics, which are averaged but never learned."""
+    return name.endswith(("running_mean", "running_var"))
+
+
+def dense_bytes(params: Params) -> float:
+    """Return four bytes for each of the model's numbers, BatchNorm's statistics included."""
+    return 4.0 * sum(v.numel() for v in params.values())
+
+
+def added(params: Params, change: Mapping[str, Tensor]) -> Params:
+    """Return ``params + change``."""
+    return {name: value + change[name] for name, value in params.items()}
+
+
+def tensors(tree: Tree) -> Params:
+    """Return a received tree of plain tensors as parameters; raises InputError if it holds anything else."""
+    params = {name: v.dense() if isinstance(v, Sparse) else v for name, v in tree.items()}
+    wrong = [name for name, v in params.items() if not isinstance(v, Tensor)]
+    if wrong:
+        raise InputError(f"the message holds no tensor at {', '.join(wrong)}")
+    return params  # type: ignore[return-value]

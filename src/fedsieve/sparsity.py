@@ -1,0 +1,147 @@
+"""Which weights stay: exact top-k, layer policies, layer budgets, densities.
+
+``top(x, q)`` is the support of exactly ``ceil(q * numel)`` largest magnitudes, ties to the lowest position. It orders
+magnitudes by their bits, so that it is total (a NaN counts as largest) and the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.types import InputError, Mask, Params
+
+POLICIES = ("all", "swat", "flash", "zerofl")
+
+
+class EmptyLayer(UserWarning):
+    """A global cut left a layer without a single weight."""
+
+
+def count(q: float, numel: int) -> int:
+    """Return ceil(q * numel), immune to the last bits of sums like 1 - .95 + .2."""
+    return math.ceil(round(q * numel, 6))
+
+
+def top(x: Tensor, q: float) -> Tensor:
+    """Return the boolean support, shaped like ``x``, of its ``count(q, numel)`` largest magnitudes."""
+    return _largest(_magnitudes(x), count(q, x.numel())).view(x.shape)
+
+
+def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
+    """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
+    keys = torch.cat([_magnitudes(params[name]) for name in names])
+    parts = torch.split(_largest(keys, count(q, len(keys))), [params[name].numel() for name in names])
+    for name, part in zip(names, parts, strict=True):
+        if not part.any():
+            warnings.warn(f"the global cut at density {q:.4g} empties {name}", EmptyLayer, stacklevel=2)
+    return {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def cut(params: Params, densities: Mapping[str, float]) -> Params:
+    """Return ``params`` with every named tensor reduced to its own top share; the others as they are."""
+    return {name: v * top(v, densities[name]) if name in densities else v for name, v in params.items()}
+
+
+def density(params: Params) -> float:
+    """Return the share of non-zeros among all weights (tensors of two or more dimensions)."""
+    weights = [v for v in params.values() if v.dim() >= 2]
+    total = sum(v.numel() for v in weights)
+    return sum(int(v.count_nonzero()) for v in weights) / total if total else 1.0
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers by name, in the order of the module."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def policy(name: str, model: nn.Module) -> tuple[str, ...]:
+    """Return the weights that a policy sparsifies, in the order of the module.
+
+    ``name`` is one of ``POLICIES``, or layer names and patterns joined by commas (``"conv*,fc1"``). A model may name
+    its own layers for a policy in an attribute ``policies`` (a mapping to tuples of layer names); otherwise:
+    ``all``: every convolution and linear layer; ``swat``: all but the first convolution; ``flash``: all but the last
+    layer; ``zerofl``: neither the first nor the last layer, nor 1x1 convolutions. Raises InputError if none matches.
+    """
+    found = layers(model)
+    own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
+    chosen = own[name] if name in own else _rule(name, found)
+    if not chosen:
+        raise InputError(
+            f"policy {name!r} matches no layer; the layers are {', '.join(found)} (policies: {', '.join(POLICIES)})"
+        )
+    return tuple(f"{layer}.weight" for layer in chosen)
+
+
+def uniform(names: tuple[str, ...], q: float) -> dict[str, float]:
+    """Return the same density for every layer."""
+    return dict.fromkeys(names, q)
+
+
+def erdos_renyi_kernel(params: Params, names: tuple[str, ...], q: float) -> dict[str, float]:
+    """Return densities proportional to sum(dimensions) / product(dimensions), at most 1, of total ``q``.
+
+    Evci et al. 2020, Sec. 3 (1): sum over a layer's dimensions (in, out, height, width) over their product.
+    """
+    raw = {name: sum(params[name].shape) / params[name].numel() for name in names}
+    size = {name: params[name].numel() for name in names}
+    full: set[str] = set()
+    while True:
+        budget = q * sum(size.values()) - sum(size[name] for name in full)
+        scale = budget / max(sum(raw[name] * size[name] for name in names if name not in full), 1e-30)
+        over = {name for name in names if name not in full and raw[name] * scale > 1}
+        if not over:
+            return {name: 1.0 if name in full else raw[name] * scale for name in names}
+        full |= over
+
+
+def check_share(what: str, value: float, *, zero: bool) -> None:
+    """Raise InputError unless 0 < value <= 1 (or 0 <= value < 1 where ``zero`` is allowed)."""
+    if not ((0 <= value < 1) if zero else (0 < value <= 1)):
+        raise InputError(f"{what} must lie in {'[0, 1)' if zero else '(0, 1]'}, got {value}")
+
+
+def _magnitudes(x: Tensor) -> Tensor:
+    """Return integers, flat, that order like |x|."""
+    flat = x.detach().reshape(-1)
+    if flat.dtype == torch.float64:
+        return flat.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
+    return flat.float().view(torch.int32) & 0x7FFFFFFF
+
+
+def _largest(keys: Tensor, k: int) -> Tensor:
+    if k >= len(keys):
+        return torch.ones_like(keys, dtype=torch.bool)
+    if k == 0:
+        return torch.zeros_like(keys, dtype=torch.bool)
+    kth = keys.kthvalue(len(keys) - k + 1).values
+    support = keys > kth
+    ties = (keys == kth).nonzero().squeeze(1)
+    support[ties[: k - int(support.sum())]] = True
+    return support
+
+
+def _rule(name: str, found: Mapping[str, nn.Module]) -> list[str]:
+    names = list(found)
+    if name == "all":
+        return names
+    if name == "swat":
+        first = next((n for n in names if not isinstance(found[n], nn.Linear)), None)
+        return [n for n in names if n != first]
+    if name == "flash":
+        return names[:-1]
+    if name == "zerofl":
+        return [n for n in names[1:-1] if isinstance(found[n], nn.Linear) or max(_kernel(found[n])) > 1]
+    return [n for n in names if any(fnmatchcase(n, pattern.strip()) for pattern in name.split(","))]
+
+
+def _kernel(layer: nn.Module) -> tuple[int, ...]:
+    kernel = layer.kernel_size
+    assert isinstance(kernel, tuple)
+    return kernel

@@ -1,0 +1,307 @@
+"""The run directory: what was run, a row a round, checkpoints, and the model; and going on after a crash.
+
+    run.json          the resolved run, version, commit, hardware
+    partition.json    how many examples of each class every client holds
+    rounds.jsonl      a row a round
+    checkpoints/      the server's state and the clients' memories after each of the last two rounds
+    summary.json      the finished run in numbers
+    model.safetensors the deployed model
+
+Every file is written beside its place, synced, and renamed, so that a crash leaves the old one or the new one; rows
+are appended and synced before their round's checkpoint. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedsieve.data.partition import counts
+from fedsieve.engine import Engine, Federation, Round
+from fedsieve.engine.loop import Start, rounds
+from fedsieve.types import InputError, flatten, rng, unflatten
+
+ROWS, KEPT = "rounds.jsonl", 2
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a run was started: the recipe's name, the engine's, the device."""
+
+    recipe: str
+    engine: str = "local"
+    device: str = "cpu"
+
+
+def keep(
+    out: Path, federation: Federation, engine: Engine, origin: Origin, *, resume: bool = False, until: int = 0
+) -> Iterator[Round]:
+    """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
+
+    With ``resume``, go on after the last checkpoint; ``until`` stops after that round, to be resumed later. Raises
+    InputError, before anything is written, if ``out`` holds another run, or any run and ``resume`` is not set.
+    """
+    start = _open(out, federation, origin, resume)
+    last = min(until or federation.run.rounds, federation.run.rounds)
+    with _alone(out):
+        if not start or start.t < last:
+            with closing(rounds(federation, engine, origin.device, start)) as stream:
+                for round in stream:
+                    _append(out / ROWS, json.dumps(row(round)))
+                    _checkpoint(out, round, fingerprint(federation))
+                    yield round
+                    if round.t == last:
+                        break
+        _finish(out, federation)
+
+
+def row(round: Round) -> dict[str, Any]:
+    """Return a round as the row that ``rounds.jsonl`` holds."""
+    numbers = {f.name: getattr(round, f.name) for f in fields(round)}
+    for name in ("t", "state", "model", "memory", "metrics"):
+        del numbers[name]
+    refused = [asdict(refusal) for refusal in round.refused]
+    return {"round": round.t, **numbers, "clients": list(round.clients), "refused": refused, **round.metrics}
+
+
+def described(thing: Any) -> Any:
+    """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in fields(thing)}
+    if callable(thing):
+        return f"{thing.__module__}:{thing.__qualname__}"
+    if isinstance(thing, tuple | list):
+        return [described(part) for part in thing]
+    return thing
+
+
+def fingerprint(federation: Federation) -> str:
+    """Return a hash of what the run computes: its settings, and who holds which examples."""
+    text = json.dumps(described(federation.run), sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for shard in federation.shards:
+        digest.update(shard.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of ``rounds.jsonl``; a last line that a crash tore off is left out."""
+    path = out / ROWS
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> Start | None:
+    """Make or check the directory, and return where to go on."""
+    described_run = described(federation.run)
+    if (out / "run.json").exists():
+        _check_same(out, described_run, resume)
+        start = _newest(out, fingerprint(federation))
+        last = start.t if start else 0
+        _write(out / ROWS, "".join(f"{json.dumps(r)}\n" for r in read_rows(out) if r["round"] <= last).encode())
+        return start
+    if out.exists() and (not out.is_dir() or any(not p.name.endswith(".tmp") for p in out.iterdir())):
+        raise InputError(f"{out} is not empty and holds no run: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
+    held = counts(federation.shards, federation.dataset.train.y, len(federation.dataset.classes))
+    _write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
+    return None
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the directory for this process; raise InputError if another one is at work in it."""
+    with (out / "run.json").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is at work in {out}: wait for it, or choose another --out") from None
+        yield
+
+
+def _check_same(out: Path, wanted: dict[str, Any], resume: bool) -> None:
+    try:
+        found = json.loads((out / "run.json").read_text())["run"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{out / 'run.json'} is damaged: choose another --out") from None
+    if found != wanted:
+        theirs, ours = _leaves(found), _leaves(wanted)
+        changed = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        listed = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} here" for name in changed)
+        raise InputError(f"{out} holds another run ({listed}): choose another --out")
+    if not resume:
+        raise InputError(f"{out} already holds this run: add --resume to go on with it, or choose another --out")
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {path: node}
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        found |= _leaves(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
+def _checkpoint(out: Path, round: Round, run: str) -> None:
+    """Save state and memories after a round; keep the last two."""
+    tensors = {f"state/{name}": v.contiguous() for name, v in flatten(round.state).items()}
+    for client, kept in round.memory.items():
+        tensors[f"memory/{client}"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
+    told = {"round": str(round.t), "run": run, "sha256": _digest(tensors)}
+    folder = out / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    _write(folder / f"{round.t:06d}.safetensors", save(tensors, told))
+    for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+        old.unlink()
+
+
+def _newest(out: Path, run: str) -> Start | None:
+    """Return the newest checkpoint; raise InputError, naming the file, if it is damaged or another run's."""
+    paths = sorted((out / "checkpoints").glob("*.safetensors"))
+    if not paths:
+        return None
+    path, before = paths[-1], f"round {int(paths[-2].stem)}" if len(paths) > 1 else "the beginning"
+    try:
+        with safe_open(path, "pt") as file:
+            told: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        damaged = told.get("sha256") != _digest(tensors)
+    except (SafetensorError, OSError, ValueError):
+        damaged = True
+    if damaged:
+        raise InputError(f"the checkpoint {path} is damaged: remove it to go on from {before}")
+    if told.get("run") != run:
+        raise InputError(f"the checkpoint {path} belongs to a run on other data: choose another --out")
+    state = {name.removeprefix("state/"): v for name, v in tensors.items() if name.startswith("state/")}
+    memory = {
+        int(n.removeprefix("memory/")): v.numpy().tobytes() for n, v in tensors.items() if n.startswith("memory/")
+    }
+    return Start(int(told["round"]), state, memory)
+
+
+def _finish(out: Path, federation: Federation) -> None:
+    """Write the deployed model and the summary from what is on disk, so that a crash just before changes nothing."""
+    start = _newest(out, fingerprint(federation))
+    assert start is not None
+    run, plain = federation.run, federation.model()
+    state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
+    _write(out / "model.safetensors", save({name: v.contiguous() for name, v in run.method.deploy(state).items()}))
+    _write_json(out / "summary.json", _summary(read_rows(out), federation))
+
+
+def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
+    """Return the run so far in numbers: sums over its rounds, and the last test."""
+    method = federation.run.method
+    added = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
+    tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
+    return {
+        "method": type(method).__name__.lower(),
+        "dataset": federation.dataset.name,
+        "rounds": len(rows),
+        "accuracy": tested[-1] if tested else None,
+        "density": rows[-1]["density"],
+        **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},
+        "uploads": sum(len(r["clients"]) for r in rows),
+        "paper_bytes_up": method.paper_bytes(federation.model()),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the peak resident memory (MB of 10^6 bytes) of the largest process of this run so far."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+
+
+def _circumstances() -> dict[str, Any]:
+    return {
+        "version": version("fedsieve"),
+        "commit": _commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree that is running, with a + if it was changed; None outside a tree."""
+    here = Path(__file__).parent
+    try:
+        asked = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+        said = subprocess.run(asked, capture_output=True, text=True)
+    except OSError:
+        return None
+    return said.stdout.strip() or None if tracked.returncode == 0 else None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
