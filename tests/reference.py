@@ -313,7 +313,8 @@ def deploy(state: State, q: Fraction, layers: Sequence[str]) -> State:
 def mean(states: Sequence[State], counts: Sequence[int]) -> State:
     """Return the mean of every tensor, weighted by ``n_k / sum(n_k)`` of the sampled clients (METHODS sec. 1)."""
     total = sum(counts)
-    return {name: sum((n / total) * s[name] for n, s in zip(counts, states, strict=True)) for name in states[0]}
+    parts = [{name: (n / total) * v for name, v in s.items()} for n, s in zip(counts, states, strict=True)]
+    return {name: np.sum([part[name] for part in parts], axis=0) for name in states[0]}
 
 
 @dataclass

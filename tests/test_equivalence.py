@@ -18,6 +18,7 @@ from torch import nn
 
 import reference as ref
 from fedsieve import methods, server
+from fedsieve.engine import Run, Task
 from fedsieve.types import Data, Device, Method, rng
 
 # ---------------------------------------------------------------- the reference by itself
@@ -262,6 +263,7 @@ def reference_rounds(case: Case) -> Iterator[ref.Federation]:
 def package_rounds(case: Case) -> Iterator[tuple[ref.State, ref.State]]:
     """Yield the package's server state and deployed model after every round; one resident model serves every client."""
     data, method = dataset(), case.method
+    schedule = Run(method, Task("digits_net", "digits", len(SIZES)), ROUNDS, len(SAMPLED[0]), lr=LR[0], lr_end=LR[1])
     resident = method.prepare(fresh())
     state = method.init(fresh(), rng(SEED, "init"))
     for t, clients in enumerate(SAMPLED):
@@ -271,7 +273,7 @@ def package_rounds(case: Case) -> Iterator[tuple[ref.State, ref.State]]:
                 model=resident,
                 data=data[c],
                 validation=data[c].subset(torch.arange(0)),
-                lr=ref.learning_rate(t, ROUNDS, *LR),
+                lr=schedule.lr_at(t + 1),
                 epochs=EPOCHS,
                 batch=BATCH,
                 momentum=0.0,
