@@ -23,7 +23,7 @@ def show(
     console = console or Console(highlight=False, soft_wrap=True)
     run, task = federation.run, federation.run.task
     console.print(
-        f"{type(run.method).__name__} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
+        f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
         f"{task.clients} clients a round ({task.partition}), {len(federation.dataset.train)} training examples"
     )
     (_live if console.is_terminal else _plain)(federation, rounds, last, console)

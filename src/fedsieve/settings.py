@@ -60,7 +60,9 @@ def _parsed(text: str, kind: Any, name: str) -> Any:
 
 def _chosen(text: str, kinds: tuple[Any, ...], name: str) -> Any:
     """Return the first of several types that ``text`` fits: a dataclass by its name, or a plain value."""
-    classes: dict[str, Any] = {kind.__name__.lower(): kind for kind in kinds if is_dataclass(kind)}
+    classes: dict[str, Any] = {
+        str(kind.__name__).lower(): kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)
+    }
     if text.lower() in classes:
         return classes[text.lower()]()
     for kind in (k for k in kinds if k in (int, float, str, bool)):

@@ -127,7 +127,7 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
-    held = counts(federation.shards, federation.dataset.train.y, len(federation.dataset.classes))
+    held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
     _write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return None
 
@@ -219,7 +219,7 @@ def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, An
     added = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
     tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
     return {
-        "method": type(method).__name__.lower(),
+        "method": method.name,
         "dataset": federation.dataset.name,
         "rounds": len(rows),
         "accuracy": tested[-1] if tested else None,
@@ -277,7 +277,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

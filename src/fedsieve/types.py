@@ -132,6 +132,10 @@ S = TypeVar("S", bound=HasParams)
 class Method(Protocol[S]):
     """One paper's algorithm: a frozen dataclass whose fields are the hyper-parameters."""
 
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the module that clients train (once a process). Parameter names stay those of the plain model."""
 

@@ -170,6 +170,8 @@ def _get_value(reader: _Reader, depth: int) -> Tensor | Sparse | float | Tree:
     if dtype >= len(TYPES):
         raise WireError(f"unknown type {dtype}")
     shape = reader.numbers(f"{dimensions}I")
+    if math.prod(max(size, 1) for size in shape) >= 2**63:
+        raise WireError(f"no tensor has the shape {shape}")
     numel = math.prod(shape)
     if kind == DENSE:
         return reader.values(dtype, numel).view(shape)

@@ -1,25 +1,68 @@
-"""Datasets: a name and a folder become tensors."""
+"""Datasets: a name and a folder become tensors.
+
+``load("cifar10", root_from(None))`` is all that a run needs; ``partition`` then says who holds what.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
-from torch import Tensor
+from fedsieve.data import cifar10, digits, femnist, hub, mnist, speech_commands
+from fedsieve.data.dataset import Dataset
+from fedsieve.types import InputError
 
-from fedsieve.types import Data
+__all__ = ["NAMES", "Dataset", "load", "root_from", "status"]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A task's data: training and test examples, class names, and who each training example belongs to.
+class _Source(NamedTuple):
+    """A dataset that users download: how to get it, which form a folder holds, and how to read it."""
 
-    ``group`` int64 [len(train)] numbers the writer or speaker of every training example (None where there is no such
-    thing); ``groups`` names them.
-    """
+    how: str
+    form: Callable[[Path], str | None]
+    load: Callable[[Path], Dataset]
 
-    name: str
-    train: Data
-    test: Data
-    classes: tuple[str, ...]
-    group: Tensor | None = None
-    groups: tuple[str, ...] = ()
+
+_SOURCES = {
+    "mnist": _Source(mnist.HOW, mnist.form, mnist.load),
+    "cifar10": _Source(cifar10.HOW, cifar10.form, cifar10.load),
+    "femnist": _Source(femnist.HOW, femnist.form, femnist.load),
+    "speech_commands": _Source(speech_commands.HOW, speech_commands.form, speech_commands.load),
+}
+NAMES = ("digits", *_SOURCES)
+
+
+def root_from(data: str | None) -> Path | None:
+    """Return the data folder: what ``--data`` says, else FEDSIEVE_DATA, else None; "hub" means the Hugging Face hub."""
+    chosen = data or os.environ.get("FEDSIEVE_DATA")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def load(name: str, root: Path | None) -> Dataset:
+    """Return a dataset from ``root/name/``; digits need no root. Raises InputError in one line that says what to do."""
+    _check(name)
+    if name == "digits":
+        return digits.load()
+    if root == hub.ROOT:
+        return hub.load(name)
+    if root is None:
+        raise InputError(f"{name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {_SOURCES[name].how}")
+    return _SOURCES[name].load(root / name)
+
+
+def status(name: str, root: Path | None) -> str:
+    """Return in one line where a dataset is and in which form, or how to get it; reads nothing."""
+    _check(name)
+    if name == "digits":
+        return "comes with scikit-learn"
+    if root == hub.ROOT:
+        return hub.status(name)
+    form = _SOURCES[name].form(root / name) if root else None
+    return f"{root}/{name}: {form}" if form else f"not found: {_SOURCES[name].how}"
+
+
+def _check(name: str) -> None:
+    if name not in NAMES:
+        raise InputError(f"no dataset is called {name!r}: take one of {', '.join(NAMES)}")

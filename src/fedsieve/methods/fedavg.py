@@ -23,6 +23,11 @@ class FedAvg:
 
     server: Step = Average()
 
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "fedavg" if isinstance(self.server, Average) else "fedadam"
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

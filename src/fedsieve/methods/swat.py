@@ -35,6 +35,11 @@ class Swat:
         if self.period < 1:
             raise InputError(f"period must be at least 1 step, got {self.period}")
 
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "swat"
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
         return swat_(model, self.densities(params_of(model), policy(self.policy, model)), self.period)

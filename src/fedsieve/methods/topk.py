@@ -28,6 +28,11 @@ class TopK:
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity, zero=True)
 
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "topk"
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

@@ -54,6 +54,11 @@ class ZeroFL:
         """The share of a layer that is sent (Algorithm 1: the top 1 - sp + r_mask)."""
         return min(1.0, 1 - self.sparsity + self.r_mask)
 
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "zerofl"
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
         return swat_(model, uniform(policy(self.policy, model), 1 - self.sparsity), self.period)

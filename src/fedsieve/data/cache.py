@@ -1,0 +1,65 @@
+"""Prepared arrays on disk, so that slow decoding happens once.
+
+An entry is one ``.npz`` file without pickles. It is written under another name, flushed to the disk and renamed, so a
+reader, in this or another process, finds all of it or nothing. Deleting the folder is always safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import numpy as np
+
+from fedsieve.data.dataset import Arrays
+
+
+def folder() -> Path:
+    """Return where entries live: FEDSIEVE_CACHE, else fedsieve/ in XDG_CACHE_HOME, else ~/.cache/fedsieve."""
+    if chosen := os.environ.get("FEDSIEVE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsieve"
+
+
+def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays kept under ``key``, or make and keep them; a damaged entry is made again.
+
+    ``key`` says everything that the arrays depend on, the source's name first: ``mnist/...``.
+    """
+    path = folder() / f"{key.partition('/')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if (found := _read(path)) is not None:
+        return found
+    arrays = make()
+    try:
+        _write(path, arrays)
+    except OSError as error:
+        warnings.warn(f"nothing is cached ({error}): set FEDSIEVE_CACHE to a folder to write to", stacklevel=2)
+    return arrays
+
+
+def _read(path: Path) -> Arrays | None:
+    try:
+        with np.load(path, allow_pickle=False) as entry:
+            return dict(entry)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
+        part = Path(file.name)
+        try:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink()
+            raise

@@ -1,0 +1,109 @@
+"""CIFAR-10: 50,000 + 10,000 colour images, 32x32, 10 classes (Krizhevsky 2009).
+
+Read from ``cifar10/``, in either form:
+
+- the published binary version, ``data_batch_1..5.bin`` and ``test_batch.bin`` there or in ``cifar-10-batches-bin/``;
+- lossless WebP sheets of 32x32 tiles in the original order, ``data_batch_1..5.webp`` and ``test_batch.webp``, with
+  ``labels.npz`` (``train``, ``test``), from which the binary version is rebuilt.
+
+Both are checked by the published md5 sums of the binary version.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsieve.data.cache import cached_arrays
+from fedsieve.data.dataset import Arrays, Dataset, assemble
+from fedsieve.data.files import damaged, fingerprint, md5, missing, read
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
+MD5 = {
+    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+WEBP_TEST_MD5 = "4fd89b928a74095080b56355876466c0"
+"""Of the WebP form's test batch, in which 20 images (19 ships, 1 horse) come from JPEG copies."""
+
+
+def form(folder: Path) -> str | None:
+    """Return what ``folder`` holds, or None."""
+    if any((place / "data_batch_1.bin").is_file() for place in _binary_places(folder)):
+        return "binary version"
+    return "WebP sheets" if (folder / "data_batch_1.webp").is_file() else None
+
+
+def load(folder: Path) -> Dataset:
+    """Return CIFAR-10, uint8 [n, 3, 32, 32] in red, green, blue."""
+    match form(folder):
+        case "binary version":
+            return dataset(_arrays({name: _binary(folder, name) for name in MD5}))
+        case "WebP sheets":
+            sheets = [*folder.glob("*.webp"), folder / "labels.npz"]
+            if not sheets[-1].is_file():
+                raise missing(sheets[-1], HOW)
+            return dataset(cached_arrays(f"cifar10/{fingerprint(sheets)}", lambda: _arrays(_sheets(folder))))
+    raise missing(folder / "cifar-10-batches-bin" / "data_batch_1.bin", HOW)
+
+
+def dataset(arrays: Arrays) -> Dataset:
+    """Return the dataset, every channel normalised to -1..1."""
+    return assemble("cifar10", arrays, CLASSES, mean=0.5, std=0.5)
+
+
+def _arrays(batches: dict[str, NDArray[np.uint8]]) -> Arrays:
+    """Return images and labels from batches [n, 3073] of the binary version: a label, then red, green, blue planes."""
+    test = batches.pop("test_batch")
+    train = np.concatenate(list(batches.values()))
+    return {
+        f"{part}_{name}": array
+        for part, rows in (("train", train), ("test", test))
+        for name, array in (("x", rows[:, 1:].reshape(-1, 3, 32, 32)), ("y", rows[:, 0].copy()))
+    }
+
+
+def _binary_places(folder: Path) -> tuple[Path, Path]:
+    return folder / "cifar-10-batches-bin", folder
+
+
+def _binary(folder: Path, name: str) -> NDArray[np.uint8]:
+    place = next(p for p in _binary_places(folder) if (p / "data_batch_1.bin").is_file())
+    return np.frombuffer(bytearray(read(place / f"{name}.bin", HOW, [MD5[name]])), np.uint8).reshape(-1, 3073)
+
+
+def _sheets(folder: Path) -> dict[str, NDArray[np.uint8]]:
+    try:
+        with np.load(BytesIO(read(folder / "labels.npz", HOW)), allow_pickle=False) as labels:
+            train, test = labels["train"], labels["test"]
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
+        raise damaged(folder / "labels.npz", str(error), HOW) from None
+    targets = dict(zip(MD5, [*np.array_split(train, 5), test], strict=True))
+    return {name: _sheet(folder / f"{name}.webp", target) for name, target in targets.items()}
+
+
+def _sheet(path: Path, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the binary version's rows [n, 3073] of one sheet: image i is the tile at row i // columns, i % columns."""
+    from PIL import Image, UnidentifiedImageError
+
+    contents = BytesIO(read(path, HOW))
+    try:
+        with Image.open(contents) as image:
+            sheet = np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError):
+        raise damaged(path, "not a WebP image", HOW) from None
+    height, width = sheet.shape[0] // 32, sheet.shape[1] // 32
+    tiles = sheet.reshape(height, 32, width, 32, 3).transpose(0, 2, 4, 1, 3).reshape(height * width, 3072)
+    rows = np.concatenate([labels[:, None], tiles], axis=1)
+    if md5(rows.tobytes()) not in (MD5[path.stem], WEBP_TEST_MD5):
+        raise damaged(path, "the binary version made of it has not the published md5", HOW)
+    return rows

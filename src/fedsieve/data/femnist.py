@@ -1,0 +1,109 @@
+"""FEMNIST: handwritten digits and letters of LEAF, by writer: 62 classes, 28x28 grey (Caldas et al. 2018, LEAF).
+
+Read from ``femnist/``, in either form:
+
+- LEAF's own ``all_data_*_train_*.json`` and ``all_data_*_test_*.json``, there or in ``train/`` and ``test/``;
+- ``femnist_leaf_subset.npz``: ``X`` uint8, ``y``, ``writer`` (index into ``writers``), and ``split``: 0 and 1 are
+  LEAF's training and test images of the same 300 writers, 2 is the test images of 240 other writers.
+
+LEAF's pixels are k / 255 with paper white at 1; here they are k, so 255 is white, and a batch gives LEAF's numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsieve.data.cache import cached_arrays
+from fedsieve.data.dataset import Arrays, Dataset, assemble
+from fedsieve.data.files import damaged, fingerprint, missing, read
+from fedsieve.types import Data, InputError
+
+CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+SUBSET = "femnist_leaf_subset.npz"
+HOW = (
+    "in a clone of https://github.com/TalwalkarLab/leaf run data/femnist/preprocess.sh -s niid --sf 0.05 -k 0 -t sample"
+    " and copy its data/train and data/test into femnist/"
+)
+
+
+def form(folder: Path) -> str | None:
+    """Return what ``folder`` holds, or None."""
+    if (folder / SUBSET).is_file():
+        return f"npz subset of LEAF ({SUBSET})"
+    return "LEAF json" if _leaf_files(folder, "train") else None
+
+
+def load(folder: Path) -> Dataset:
+    """Return FEMNIST, uint8 [n, 1, 28, 28], owned by writers."""
+    if (folder / SUBSET).is_file():
+        return dataset(_subset(folder))
+    train, test = (_leaf_files(folder, part) for part in ("train", "test"))
+    if not train or not test:
+        raise missing(folder / ("test" if train else "train") / "all_data_0_....json", HOW)
+    return dataset(cached_arrays(f"femnist/{fingerprint(train + test)}", lambda: _leaf(train, test)))
+
+
+def unseen_writers(root: Path | None) -> Data:
+    """Return the 7,086 images of the npz subset's 240 writers who never train: smaller script, more letters, harder."""
+    if root is None or not (root / "femnist" / SUBSET).is_file():
+        raise InputError(f"writers kept out of training come only with femnist/{SUBSET} under --data or FEDSIEVE_DATA")
+    table = _table(root / "femnist" / SUBSET)
+    unseen = {f"{part}_{name}": table[key][table["split"] == 2] for part in ("train", "test") for name, key in _XY}
+    return dataset(unseen).test
+
+
+def dataset(arrays: Arrays) -> Dataset:
+    """Return the dataset, in 0..1 as LEAF has it."""
+    return assemble("femnist", arrays, CLASSES)
+
+
+_XY = (("x", "X"), ("y", "y"))
+
+
+def _subset(folder: Path) -> Arrays:
+    table = _table(folder / SUBSET)
+    train = table["split"] == 0
+    ids, group = np.unique(table["writer"][train], return_inverse=True)
+    arrays = {f"{p}_{n}": table[k][table["split"] == s] for s, p in enumerate(("train", "test")) for n, k in _XY}
+    return arrays | {"group": group, "groups": table["writers"][ids].astype(str)}
+
+
+def _table(path: Path) -> Arrays:
+    try:
+        with np.load(BytesIO(read(path, HOW)), allow_pickle=False) as file:
+            table = dict(file)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise damaged(path, str(error), HOW) from None
+    return table | {"X": table["X"][:, None]}
+
+
+def _leaf_files(folder: Path, part: str) -> list[Path]:
+    places = (folder, folder / part)
+    return sorted(file for place in places for file in place.glob(f"all_data_*_{part}_*.json"))
+
+
+def _leaf(train: list[Path], test: list[Path]) -> Arrays:
+    (x, y, writers), (test_x, test_y, _) = _leaf_part(train), _leaf_part(test)
+    groups, group = np.unique(writers, return_inverse=True)
+    return {"train_x": x, "train_y": y, "test_x": test_x, "test_y": test_y, "group": group, "groups": groups}
+
+
+def _leaf_part(files: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
+    """Return images, labels and every image's writer; a file holds {"user_data": {writer: {"x": [[784]], "y": []}}}."""
+    images, labels, writers = [], [], []
+    for path in files:
+        try:
+            for writer, samples in json.loads(read(path, HOW))["user_data"].items():
+                pixels = np.array(samples["x"], np.float64).reshape(-1, 1, 28, 28)
+                images.append((255 * pixels).round().astype(np.uint8))
+                labels.append(np.array(samples["y"], np.uint8))
+                writers += [writer] * len(pixels)
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(path, f"not LEAF json: {error!r}", HOW) from None
+    return np.concatenate(images), np.concatenate(labels), writers

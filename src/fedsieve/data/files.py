@@ -1,0 +1,70 @@
+"""What a user downloaded: found and checked, or one line that says which file and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fedsieve.types import InputError
+
+
+def missing(path: Path, how: str) -> InputError:
+    """Return the error for a file that is not there; ``how`` says how to get it."""
+    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {path.parent.name}/)")
+
+
+def damaged(path: Path, why: str, how: str) -> InputError:
+    """Return the error for a file that is not what it should be."""
+    return InputError(f"{path} is damaged ({why}): delete it and {how}")
+
+
+def read(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
+    """Return the contents of a file after checking them.
+
+    They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
+    ``sha256sum`` writes it) states in the data folder, where there is one. Raises InputError.
+    """
+    try:
+        contents = path.read_bytes()
+    except FileNotFoundError:
+        raise missing(path, how) from None
+    if sums and md5(contents) not in sums:
+        raise damaged(path, "its md5 is not the published one", how)
+    stated = _sums(path.parents[1] / "SHA256SUMS").get(f"{path.parent.name}/{path.name}")
+    if stated and hashlib.sha256(contents).hexdigest() != stated:
+        raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
+    return contents
+
+
+def md5(contents: bytes) -> str:
+    """Return the checksum that data sets are published with."""
+    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Return a hash of the files' names, sizes and times: what the cache goes by to notice a change."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        state = path.stat()
+        digest.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def package(name: str, extra: str) -> Any:
+    """Import an optional package, or say which extra brings it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise InputError(f'the package {name} is not installed: pip install "fedsieve[{extra}]"') from None
+
+
+@lru_cache
+def _sums(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
+    return {name.lstrip("*").removeprefix("./"): digest for digest, name in lines}

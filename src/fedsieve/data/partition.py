@@ -1,0 +1,130 @@
+"""Who holds what: training examples to clients, as one list of indices a client.
+
+``lda`` is the latent Dirichlet allocation of Hsu, Qi and Brown 2019 and Reddi et al. 2021 (app. C.1) with equal shards;
+``by_group`` is LEAF's natural partition. The same arguments give the same lists in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsieve.data.cache import cached_arrays
+from fedsieve.data.dataset import Arrays, Dataset
+from fedsieve.types import InputError, rng
+
+
+def iid(n: int, clients: int, seed: int) -> list[Tensor]:
+    """Deal all of ``n`` examples at random; sizes differ by at most one."""
+    _check(n, clients)
+    order = torch.randperm(n, generator=rng(seed, "partition"))
+    return [shard.sort().values for shard in order.tensor_split(clients)]
+
+
+def lda(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
+    """Deal ``n // clients`` examples to every client, by its own class mixture drawn from Dir(alpha).
+
+    A client draws classes from its mixture and examples without replacement; when a class runs out, the mixture is
+    renormalised over the others. The ``n % clients`` last examples are nobody's.
+    """
+    _check(len(labels), clients)
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise InputError(f"partition lda:{alpha:g}: alpha must be a positive number, such as lda:1.0")
+    generator = _numpy(seed)
+    pools = [generator.permutation(np.flatnonzero(labels.numpy() == c)) for c in range(int(labels.max()) + 1)]
+    left = np.array([len(pool) for pool in pools])
+    shards = []
+    for _ in range(clients):
+        take = _draw(left, len(labels) // clients, alpha, generator)
+        shards.append(np.concatenate([pool[k - t : k] for pool, k, t in zip(pools, left, take, strict=True)]))
+        left = left - take
+    return [torch.from_numpy(np.sort(shard)) for shard in shards]
+
+
+def by_group(group: Tensor, clients: int, seed: int) -> list[Tensor]:
+    """Make one client of every group (writer, speaker); 0 clients means all groups, fewer a random choice of them."""
+    names, sizes = np.unique(group.numpy(), return_counts=True)
+    if not 0 <= clients <= len(names):
+        raise InputError(f"partition group: {clients} clients, but the data has {len(names)} groups (0 takes all)")
+    shards = _split(np.argsort(group.numpy(), kind="stable"), sizes)
+    chosen = torch.randperm(len(names), generator=rng(seed, "partition"))[: clients or len(names)]
+    return [shards[i] for i in chosen.sort().values.tolist()]
+
+
+def partition(spec: str, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
+    """Return every client's training examples, int64 and sorted, by ``spec``: iid, lda:ALPHA, or group. Cached."""
+    owned = dataset.group if spec == "group" else dataset.train.y
+    if owned is None:
+        raise InputError(f"partition group: {dataset.name} does not say whose its examples are; use iid or lda:ALPHA")
+    make = _maker(spec, owned, clients, seed)
+    key = f"partition/{spec}/{clients}/{seed}/{hashlib.sha256(owned.numpy().tobytes()).hexdigest()}"
+    arrays = cached_arrays(key, lambda: _pack(make()))
+    return _split(arrays["index"], arrays["sizes"])
+
+
+def hold_out(index: Tensor, fraction: float, seed: int, client: int) -> tuple[Tensor, Tensor]:
+    """Split a client's examples into training and validation: ``int(fraction * len(index))`` at random are held out."""
+    order = torch.randperm(len(index), generator=rng(seed, "hold_out", 0, client))
+    held = int(fraction * len(index))
+    return index[order[held:].sort().values], index[order[:held].sort().values]
+
+
+def counts(shards: list[Tensor], labels: Tensor, classes: int) -> Tensor:
+    """Return how many examples of each class every client holds, int64 [clients, classes]."""
+    return torch.stack([labels[shard].bincount(minlength=classes) for shard in shards])
+
+
+def _maker(spec: str, owned: Tensor, clients: int, seed: int) -> Callable[[], list[Tensor]]:
+    kind, _, alpha = spec.partition(":")
+    if spec == "iid":
+        return partial(iid, len(owned), clients, seed)
+    if spec == "group":
+        return partial(by_group, owned, clients, seed)
+    try:
+        if kind == "lda":
+            return partial(lda, owned, clients, float(alpha), seed)
+    except ValueError:
+        pass
+    raise InputError(f"partition {spec!r}: write iid, lda:ALPHA (such as lda:1.0), or group")
+
+
+def _pack(shards: list[Tensor]) -> Arrays:
+    return {"index": torch.cat(shards).numpy(), "sizes": np.array([len(shard) for shard in shards])}
+
+
+def _split(index: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[Tensor]:
+    return [torch.from_numpy(shard) for shard in np.split(index, np.cumsum(sizes)[:-1])]
+
+
+def _draw(left: NDArray[np.int64], size: int, alpha: float, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return how many examples of each class one client takes.
+
+    To take min(drawn, left) of every class, and draw as many again as that falls short, is the law of drawing one by
+    one: ignoring the draws of a class that has run out is the renormalised mixture. The mixture is drawn in logarithms
+    (gamma(a) is gamma(a + 1) times U^(1 / a)), because at a small alpha most of its weights underflow, and those are
+    all that remain when the large ones have run out.
+    """
+    log_mixture = np.log(generator.standard_gamma(alpha + 1, len(left)))
+    log_mixture -= generator.standard_exponential(len(left)) / alpha
+    take = np.zeros_like(left)
+    while missing := size - int(take.sum()):
+        weights = np.where(take < left, log_mixture, -np.inf)
+        weights = np.exp(weights - weights.max())
+        take += np.minimum(generator.multinomial(missing, weights / weights.sum()), left - take)
+    return take
+
+
+def _check(n: int, clients: int) -> None:
+    if not 1 <= clients <= n:
+        raise InputError(f"partition: {clients} clients cannot share {n} examples; take 1 to {n} clients")
+
+
+def _numpy(seed: int) -> np.random.Generator:
+    return np.random.default_rng(rng(seed, "partition").initial_seed())

@@ -1,0 +1,175 @@
+"""Speech Commands: one-second words, 12 classes: ten keywords, silence, and unknown = every other word (Warden 2018).
+
+Read from ``speech_commands/``, in either form:
+
+- the public archive, unpacked: a folder of wav files a word, and ``_background_noise_``. The split is the official one,
+  by a hash of the speaker: the training partition trains, the testing partition tests, the validation partition is left
+  out. Silence is a tenth as many clips as there are words in a partition, evenly spaced over the noise recordings:
+  their first 80 % for training, their last 10 % for testing.
+- ``index.csv`` beside one Ogg file of clips end to end a class: mostly the official *test* set, so with few training
+  clips. The split is by the column ``fold``, a hash of the speaker: folds 0 to 3 train, fold 4 tests. **Its accuracy is
+  not the official test accuracy.**
+
+Silence has no speaker. In the second form its fold is the same hash, of the clip's name. In both, the silent training
+clips, in the order of their names' sha1, are dealt in turn to the speakers, in the order of theirs.
+
+Features (as in Zhang et al. 2018, 32x32): clips cut or zero-padded to 16,000 samples; librosa's MFCCs with 32
+coefficients of 64 mel bands, windows of 1,024 samples (64 ms, Hann) every 512: centred, 1 + 16000 // 512 = 32 frames.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsieve.data.cache import cached_arrays
+from fedsieve.data.dataset import Arrays, Dataset, assemble
+from fedsieve.data.files import damaged, fingerprint, missing, package, read
+
+CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
+HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"
+NOISE = "_background_noise_"
+RATE = 16_000
+
+
+Audio: TypeAlias = NDArray[np.float32]
+"""Samples in -1..1 at 16 kHz."""
+
+
+class Clip(NamedTuple):
+    """What is known of a recording; ``speaker`` is "" where nobody speaks."""
+
+    name: str
+    word: str
+    speaker: str
+    test: bool
+
+
+def form(folder: Path) -> str | None:
+    """Return what ``folder`` holds, or None."""
+    if (folder / "index.csv").is_file():
+        return "index.csv and Ogg files"
+    return "public wav folders" if (folder / CLASSES[0]).is_dir() else None
+
+
+def load(folder: Path) -> Dataset:
+    """Return the words, float32 [n, 1, 32, 32], owned by speakers, normalised by the training set's mean and std."""
+    match form(folder):
+        case "index.csv and Ogg files":
+            files, clips = [folder / "index.csv", *folder.glob("*.ogg")], _subset(folder)
+        case "public wav folders":
+            files, clips = list(folder.glob("*/*.wav")), _public(folder)
+        case _:
+            raise missing(folder / CLASSES[0], HOW)
+    arrays = cached_arrays(f"speech_commands/mfcc 32 64 1024 512/{fingerprint(files)}", lambda: features(clips))
+    return assemble("speech_commands", arrays, CLASSES, *map(float, arrays["scale"]))
+
+
+def which_set(name: str) -> str:
+    """Return "training", "validation" (10 %) or "testing" (10 %): the rule in the archive's README.md."""
+    most = 2**27 - 1
+    digest = hashlib.sha1(name.partition("_nohash_")[0].encode()).hexdigest()
+    percentage = int(digest, 16) % (most + 1) * (100 / most)
+    return "validation" if percentage < 10 else "testing" if percentage < 20 else "training"
+
+
+def mfcc(audio: Audio) -> NDArray[np.float32]:
+    """Return [32 coefficients, 32 frames] of the first second."""
+    padded = np.zeros(RATE, np.float32)
+    padded[: len(audio)] = audio[:RATE]
+    librosa = package("librosa", "speech")
+    coefficients: NDArray[np.float32] = librosa.feature.mfcc(
+        y=padded, sr=RATE, n_mfcc=32, n_mels=64, n_fft=1024, hop_length=512
+    )
+    return coefficients
+
+
+def features(recordings: Iterable[tuple[Clip, Audio]]) -> Arrays:
+    """Return what the cache keeps; ``scale`` is the mean and the standard deviation of the training features."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    mfcc(np.zeros(RATE, np.float32))  # librosa loads on first use, and the limit reaches only what is loaded
+    with threadpool_limits(1):  # librosa's small products take ten times as long on two threads of a busy machine
+        rows = [(clip, mfcc(audio)) for clip, audio in recordings]
+    arrays: Arrays = {}
+    for part, test in (("train", False), ("test", True)):
+        arrays[f"{part}_x"] = np.array([x for clip, x in rows if clip.test == test])[:, None]
+        arrays[f"{part}_y"] = np.array([_label(clip.word) for clip, _ in rows if clip.test == test], np.uint8)
+    groups, group = np.unique(owners([clip for clip, _ in rows if not clip.test]), return_inverse=True)
+    mean = arrays["train_x"].mean(dtype=np.float64)
+    std = np.sqrt(np.square(arrays["train_x"] - np.float32(mean)).mean(dtype=np.float64))
+    return arrays | {"group": group, "groups": groups, "scale": np.array([mean, std])}
+
+
+def owners(clips: list[Clip]) -> list[str]:
+    """Return every clip's speaker, silence dealt in turn."""
+    speakers = sorted({clip.speaker for clip in clips if clip.speaker})
+    silent = sorted((clip.name for clip in clips if not clip.speaker), key=_sha1)
+    dealt = {name: speakers[i % len(speakers)] for i, name in enumerate(silent)}
+    return [clip.speaker or dealt[clip.name] for clip in clips]
+
+
+def _label(word: str) -> int:
+    return CLASSES.index(word) if word in CLASSES[:10] else 10 if word == "_silence_" else 11
+
+
+def _sha1(text: str) -> int:
+    return int(hashlib.sha1(text.encode()).hexdigest(), 16)
+
+
+def _subset(folder: Path) -> Iterator[tuple[Clip, Audio]]:
+    index = csv.DictReader(read(folder / "index.csv", HOW).decode().splitlines())
+    for name, rows in groupby(index, key=lambda row: row["file"]):
+        audio = _audio(folder / name)
+        for row in rows:
+            start, stop = int(row["start"]), int(row["start"]) + int(row["samples"])
+            if stop > len(audio):
+                raise damaged(folder / name, f"it ends before clip {row['clip']}", HOW)
+            fold = int(row["fold"]) if row["fold"] else _sha1(f"fold:{row['clip']}") % 5
+            yield Clip(row["clip"], row["word"], row["speaker"], fold == 4), audio[start:stop]
+
+
+def _public(folder: Path) -> Iterator[tuple[Clip, Audio]]:
+    noise = {wav.name: _audio(wav) for wav in sorted((folder / NOISE).glob("*.wav"))}
+    if not noise:
+        raise missing(folder / NOISE, HOW)
+    wavs = [(wav, which_set(wav.name)) for wav in sorted(folder.glob("*/*_nohash_*.wav"))]
+    for wav, part in wavs:
+        if part != "validation":
+            speaker = wav.name.partition("_nohash_")[0]
+            yield Clip(wav.name, wav.parent.name, speaker, part == "testing"), _audio(wav)
+    words = Counter(part for _, part in wavs)
+    yield from _silence(noise, words["training"] // 10, 0.0, 0.8)
+    yield from _silence(noise, words["testing"] // 10, 0.9, 1.0, test=True)
+
+
+def _silence(
+    noise: dict[str, Audio], clips: int, begin: float, end: float, test: bool = False
+) -> Iterator[tuple[Clip, Audio]]:
+    """Cut ``clips`` seconds, evenly spaced, out of every recording between two fractions of its length."""
+    shares = np.array_split(np.arange(clips), len(noise))
+    for share, (name, audio) in zip(shares, noise.items(), strict=True):
+        first, last = int(begin * len(audio)), int(end * len(audio)) - RATE
+        for start in np.linspace(first, max(first, last), len(share), dtype=int):
+            yield Clip(f"{name}:{start}", "_silence_", "", test), audio[start : start + RATE]
+
+
+def _audio(path: Path) -> Audio:
+    soundfile = package("soundfile", "speech")
+    try:
+        audio, rate = soundfile.read(BytesIO(read(path, HOW)), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise damaged(path, str(error), HOW) from None
+    if rate != RATE or audio.ndim != 1:
+        raise damaged(path, f"{rate} Hz, {audio.ndim} channels instead of mono at {RATE} Hz", HOW)
+    samples: Audio = audio
+    return samples

@@ -1,0 +1,68 @@
+"""What all tests share: quiet threads, a cache of their own, and a task that trains in a blink."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsieve import Data, Dataset, Run, Task
+
+DATA = os.environ.get("FEDSIEVE_DATA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("data") and not DATA:
+            item.add_marker(pytest.mark.skip(reason="FEDSIEVE_DATA is not set"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSIEVE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def data_root() -> Path:
+    assert DATA
+    return Path(DATA)
+
+
+class TinyNet(nn.Module):
+    """Convolution, BatchNorm, two linear layers, for 6x6 inputs of two channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc1 = nn.Linear(72, 24)
+        self.fc2 = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv2(torch.relu(self.conv1(x)))).relu()
+        logits: Tensor = self.fc2(self.fc1(x.flatten(1)).relu())
+        return logits
+
+
+def blobs() -> Dataset:
+    """Three classes of noisy patterns: learnt in a few rounds."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(3, 2, 6, 6, generator=generator)
+    y = torch.arange(360) % 3
+    x = patterns[y] + 0.8 * torch.randn(360, 2, 6, 6, generator=generator)
+    return Dataset(
+        "blobs", Data(x[:240], y[:240]), Data(x[240:], y[240:]), ("a", "b", "c"), y[:240] * 2, ("u", "v", "w")
+    )
+
+
+def tiny_run(method: object, **changes: object) -> Run:
+    """Six clients, three a round, four rounds."""
+    settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
+    return Run(method, Task(TinyNet, blobs, 6, "iid"), **settings)  # type: ignore[arg-type]

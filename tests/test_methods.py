@@ -1,0 +1,176 @@
+"""Conformance: what every method owes, through one list. A new method is one line here."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TinyNet, blobs, tiny_run
+from fedsieve import Method, Run, Task, local, pool, run
+from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.task import open_run
+from fedsieve.local import accuracy, load_, params_of
+from fedsieve.methods import FedAdam, FedAvg, Swat, TopK, ZeroFL
+from fedsieve.models import MODELS
+from fedsieve.server import Adam
+from fedsieve.sparsity import density, policy
+from fedsieve.types import InputError, Sparse, flatten, rng
+
+METHODS: dict[str, Method[Any]] = {
+    "fedavg": FedAvg(),
+    "fedadam": FedAdam(eta=0.02),
+    "swat": Swat(sparsity=0.7),
+    "swat, erk, period": Swat(sparsity=0.7, budget="erk", period=3),
+    "zerofl full": ZeroFL(0.7, 0.0, "full"),
+    "zerofl top_weights": ZeroFL(0.7, 0.2, "top_weights"),
+    "zerofl diff_of_top": ZeroFL(0.7, 0.2, "diff_of_top"),
+    "zerofl top_diff": ZeroFL(0.7, 0.2, "top_diff"),
+    "zerofl top_diff, adam": ZeroFL(0.7, 0.2, "top_diff", server=Adam(eta=0.02)),
+    "topk": TopK(sparsity=0.6),
+}
+SPARSE_UPLOAD = [name for name in METHODS if name.startswith(("zerofl t", "zerofl d", "topk"))]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method[Any]:
+    return METHODS[request.param]
+
+
+def last(run_: Run, engine: Any = None) -> Round:
+    *_, final = run(run_, engine or local())
+    return final
+
+
+def same(a: Round, b: Round) -> bool:
+    fa, fb = flatten(a.state), flatten(b.state)
+    return fa.keys() == fb.keys() and all(torch.equal(fa[n], fb[n]) for n in fa) and a.bytes_up == b.bytes_up
+
+
+def test_it_learns(method: Method[Any]) -> None:
+    final = last(tiny_run(method, rounds=20, lr=0.2))
+    assert final.accuracy is not None
+    assert final.accuracy > 0.8
+
+
+def test_it_is_deterministic_and_the_seed_matters(method: Method[Any]) -> None:
+    run_ = tiny_run(method, rounds=2)
+    assert same(last(run_), last(run_))
+    assert not same(last(run_), last(replace(run_, seed=1)))
+
+
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(method: Method[Any]) -> None:
+    federation = open_run(tiny_run(method))
+    whole = list(rounds(federation, local()))
+    start = Start(2, flatten(whole[1].state), whole[1].memory)
+    resumed = list(rounds(federation, local(), start=start))
+    assert [r.t for r in resumed] == [3, 4]
+    assert same(resumed[-1], whole[-1])
+
+
+def test_it_keeps_the_names_of_the_plain_model(method: Method[Any]) -> None:
+    plain = TinyNet()
+    names = set(params_of(plain))
+    state = method.init(plain, rng(0, "init"))
+    assert set(state.params) == set(method.deploy(state)) == names
+    assert set(params_of(method.prepare(TinyNet()))) == names
+
+
+def test_what_it_deploys_is_what_was_tested(method: Method[Any]) -> None:
+    final = last(tiny_run(method))
+    model = load_(TinyNet(), final.model)
+    assert accuracy(model, blobs().test) == final.accuracy
+    assert density(final.model) == final.density
+
+
+def test_it_counts_its_work(method: Method[Any]) -> None:
+    final = last(tiny_run(method))
+    # 3 clients of 40 examples, 4 held out, each example 36 positions; conv1's input needs no gradient
+    conv1, conv2, fc1, fc2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
+    assert final.multiply_adds_dense == 3 * 36 * (2 * conv1 + 3 * (conv2 + fc1 + fc2))
+    dense = isinstance(method, FedAvg | TopK)
+    assert (final.multiply_adds == final.multiply_adds_dense) == dense
+    assert final.multiply_adds <= final.multiply_adds_dense
+
+
+@pytest.mark.parametrize("name", SPARSE_UPLOAD)
+def test_a_sparse_upload_is_smaller_than_dense(name: str) -> None:
+    final = last(tiny_run(METHODS[name]))
+    assert final.bytes_up < 0.8 * final.bytes_dense_up
+
+
+def test_the_global_model_is_finite_and_float32(method: Method[Any]) -> None:
+    for value in last(tiny_run(method)).state.params.values():
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize("name", ["fedavg", "swat, erk, period", "zerofl top_weights", "zerofl top_diff, adam", "topk"])
+def test_a_pool_gives_the_same_bits_as_one_process(name: str) -> None:
+    run_ = tiny_run(METHODS[name], rounds=2)
+    alone = list(run(run_, local()))
+    for n in (1, 3):
+        together = list(run(run_, pool(n)))
+        for a, b in zip(alone, together, strict=True):
+            assert same(a, b)
+            assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
+
+
+def test_central_training_is_one_client() -> None:
+    run_ = Run(Swat(0.7), Task(TinyNet, blobs, 1, validation=0.0), 20, 1, batch=16, lr=0.1)
+    final = last(run_)
+    assert final.accuracy is not None
+    assert final.accuracy > 0.8
+    assert final.clients == (0,)
+
+
+def test_layers_outside_the_policy_are_sent_whole() -> None:
+    method = ZeroFL(0.9, 0.0, "top_weights")
+    before = params_of(TinyNet())
+    sent = method.chosen(before, before, policy("zerofl", TinyNet()))
+    assert {n for n, v in sent.items() if isinstance(v, Sparse)} == {"conv2.weight", "fc1.weight"}
+    fc1 = sent["fc1.weight"]
+    assert isinstance(fc1, Sparse)
+    assert len(fc1.values) == -(-72 * 24 // 10)
+
+
+def test_top_k_starts_dense_and_then_sends_down_only_what_survived() -> None:
+    rounds_ = list(run(tiny_run(TopK(0.8)), local()))
+    assert rounds_[0].bytes_down == pytest.approx(rounds_[0].bytes_dense_down, rel=0.02)
+    assert rounds_[1].bytes_down < 0.8 * rounds_[1].bytes_dense_down
+    assert rounds_[1].density < 0.6
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: ZeroFL(sparsity=1.2), r"sparsity must lie in \[0, 1\), got 1.2"),
+        (lambda: Swat(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"),
+        (lambda: TopK(sparsity=-0.1), r"sparsity must lie in \[0, 1\), got -0.1"),
+        (lambda: ZeroFL(sparsity=float("nan")), "sparsity must lie"),
+        (lambda: ZeroFL(r_mask=1.5), r"r_mask must lie in \[0, 1\], got 1.5"),
+        (lambda: ZeroFL(period=0), "period must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(make: Any, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        make()
+
+
+# ZeroFL, Tables 1 and 2: "MB" are 1,024,000 bytes.
+PAPER_MB = {0.05: 5.9, 0.1: 10.1, 0.15: 14.4, 0.2: 18.7, 0.25: 23.0, 0.3: 27.3}
+
+
+@pytest.mark.parametrize("q", PAPER_MB)
+@pytest.mark.parametrize("upload", ["top_weights", "diff_of_top", "top_diff"])
+def test_the_papers_formula_gives_the_papers_megabytes(q: float, upload: Any) -> None:
+    method = ZeroFL(sparsity=0.95, r_mask=q - 0.05, upload=upload)
+    size = method.paper_bytes(MODELS["resnet18"](3, 10))
+    assert round(size / 1_024_000, 1) == PAPER_MB[q]
+
+
+@pytest.mark.parametrize("method", [FedAvg(), Swat(), ZeroFL(upload="full")], ids=repr)
+def test_the_papers_formula_for_a_dense_upload(method: Method[Any]) -> None:
+    size = method.paper_bytes(MODELS["resnet18"](3, 10))
+    assert size == 4 * (11_173_962 + 9_600)
+    assert round(size / 1_024_000, 1) == 43.7

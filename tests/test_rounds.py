@@ -1,0 +1,177 @@
+"""The loop: sampling, the learning rate, tiers, refusals, clients that remember."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import TinyNet, blobs, tiny_run
+from fedsieve import Device, Run, Task, Update, local, pool, run
+from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.task import open_run
+from fedsieve.methods import FedAvg
+from fedsieve.server import ServerState
+from fedsieve.types import InputError, Params, Tree, flatten
+
+
+def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:
+    run_ = tiny_run(FedAvg(), rounds=100, lr=0.1, lr_end=0.001)
+    assert run_.lr_at(1) == 0.1
+    assert run_.lr_at(51) == pytest.approx(0.1 * (0.001 / 0.1) ** 0.5)
+    assert 0.001 < run_.lr_at(100) < 0.00105
+
+
+def test_clients_are_sampled_without_replacement_and_anew_each_round() -> None:
+    run_ = replace(tiny_run(FedAvg()), task=Task(TinyNet, blobs, 50), per_round=10)
+    samples = [run_.sample(t) for t in range(1, 30)]
+    assert all(len(set(s)) == 10 and s == sorted(s) and s[0] >= 0 and s[-1] < 50 for s in samples)
+    assert len({tuple(s) for s in samples}) == 29
+    assert len({c for s in samples for c in s}) == 50
+    assert samples == [run_.sample(t) for t in range(1, 30)]
+
+
+def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
+    task = Task(TinyNet, blobs, 100, tiers=(0.4, 0.3, 0.3))
+    run_ = replace(tiny_run(FedAvg()), task=task, per_round=10)
+    tiers = [task.tier(c) for c in range(100)]
+    assert [tiers.count(i) for i in range(3)] == [40, 30, 30]
+    for t in range(1, 9):
+        sampled = [tiers[c] for c in run_.sample(t)]
+        assert [sampled.count(i) for i in range(3)] == [4, 3, 3]
+
+
+@dataclass(frozen=True)
+class Odd:
+    """FedAvg whose clients do what a test wants."""
+
+    act: str
+    inner: FedAvg = FedAvg()
+    name: str = "odd"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        return self.inner.init(model, rng)
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        return {"tier": float(tier), "params": state.params}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        params = down["params"]
+        assert isinstance(params, dict)
+        visits = device.memory.get("visits", torch.zeros(1)) + 1
+        if self.act == "remember":
+            device.memory["visits"] = visits
+        update = self.inner.client(params, device)
+        first: Tensor = next(iter(update.tree.values()))  # type: ignore[assignment]
+        if self.act == "poison" and int(device.data.y[0]) == 0:
+            first.view(-1)[0] = float("nan")
+        if self.act == "poison all":
+            first.view(-1)[0] = float("inf")
+        if self.act == "die":
+            import os
+
+            os._exit(3)
+        return replace(update, n=0 if self.act == "empty" else update.n, metrics={"visits": float(visits)})
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        return self.inner.aggregate(state, updates)
+
+    def deploy(self, state: ServerState) -> Params:
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        return None
+
+
+def everyone(method: Any, **changes: Any) -> Run:
+    return tiny_run(method, per_round=6, **changes)
+
+
+@pytest.mark.parametrize("engine", [local(), pool(2)], ids=["local", "pool"])
+def test_clients_remember_between_rounds(engine: Any) -> None:
+    seen = [r.metrics["visits"] for r in run(everyone(Odd("remember"), rounds=3), engine)]
+    assert seen == [1.0, 2.0, 3.0]
+
+
+def test_memories_travel_with_a_checkpoint() -> None:
+    federation = open_run(tiny_run(Odd("remember")))
+    whole = list(rounds(federation, local()))
+    first = next(iter(rounds(federation, local())))
+    start = Start(1, flatten(first.state), dict(first.memory))
+    resumed = list(rounds(federation, local(), start=start))
+    assert [r.metrics for r in resumed] == [r.metrics for r in whole[1:]]
+
+
+def test_an_update_that_is_not_finite_is_refused_and_the_round_goes_on() -> None:
+    final: Round
+    *_, final = run(everyone(Odd("poison"), rounds=2), local())
+    assert 0 < len(final.refused) < 6
+    assert all("is not finite" in refusal.reason for refusal in final.refused)
+    assert all(torch.isfinite(v).all() for v in final.state.params.values())
+
+
+@pytest.mark.parametrize(("act", "reason"), [("poison all", "is not finite.*lower lr"), ("empty", "from 0 examples")])
+def test_a_round_without_a_single_good_update_ends_the_run_and_says_why(act: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"round 1: no client's update could be taken.*{reason}"):
+        list(run(everyone(Odd(act)), local()))
+
+
+def test_a_dead_worker_process_is_named() -> None:
+    with pytest.raises(InputError, match="a worker process died in round 1"):
+        list(run(everyone(Odd("die")), pool(2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"per_round": 7}, "per_round is 7 but there are only 6 clients"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"lr": 0.0}, "lr and lr_end must be positive"),
+        ({"lr_end": float("nan")}, "lr and lr_end must be positive"),
+        ({"momentum": 1.0}, "momentum must lie"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
+    ],
+)
+def test_impossible_runs_are_refused(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        tiny_run(FedAvg(), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"clients": 0}, "task.clients must be at least 1"),
+        ({"validation": 1.0}, "task.validation must lie"),
+        ({"tiers": (0.5, 0.4)}, "task.tiers must be positive shares that add up to 1"),
+        ({"model": "resnet19"}, "unknown model 'resnet19'; the models are resnet18"),
+        ({"test_limit": -1}, "task.test_limit"),
+    ],
+)
+def test_impossible_tasks_are_refused(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        replace(Task(TinyNet, blobs, 6), **change)
+
+
+def test_momentum_and_weight_decay_are_sgds() -> None:
+    """One client, two batches: against torch's own optimizer."""
+    settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01, "rounds": 1, "batch": 30, "epochs": 2}
+    run_ = replace(tiny_run(FedAvg(), **settings), task=Task(TinyNet, blobs, 4, validation=0.0), per_round=1)
+    federation = open_run(run_)
+    (round_,) = rounds(federation, local())
+    model = federation.model()
+    device = federation.device(1, round_.clients[0], model, "cpu", {})
+    optimizer = torch.optim.SGD(model.parameters(), run_.lr, momentum=0.9, weight_decay=0.01)
+    for _ in range(2):
+        for index in torch.randperm(60, generator=device.rng).split(30):
+            x, y = device.data.batch(index)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(round_.state.params[name], value.detach())
