@@ -45,7 +45,7 @@ def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
 
 def _read(path: Path) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as entry:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
             return dict(entry)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
         return None
