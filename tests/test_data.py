@@ -365,6 +365,9 @@ def test_speech_commands_ogg_with_index(tmp_path):
     assert found.test.y.bincount(minlength=12).tolist() == [1] + [0] * 9 + [sum(silent), 1]
     assert found.groups == ("s0", "s1", "s2", "s3")
     assert found.group[:4].tolist() == [0, 1, 2, 3]
+    (folder / "index.csv").write_text("\n".join([header, *lines[:4]]))
+    refuses("speech_commands", tmp_path, "none for testing")
+    (folder / "index.csv").write_text("\n".join([header, *lines]))
     soundfile.write(folder / "yes.ogg", tone(2), 16_000)
     refuses("speech_commands", tmp_path, "yes.ogg", "ends before clip s2_nohash_0.wav")
     (folder / "yes.ogg").unlink()
