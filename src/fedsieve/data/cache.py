@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -18,6 +16,10 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 
 from fedsieve.data.dataset import Arrays
+from fedsieve.data.files import UNREADABLE
+
+VERSION = 1
+"""Part of every key: to be raised when the same key comes to mean other arrays."""
 
 
 def folder() -> Path:
@@ -32,7 +34,8 @@ def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
 
     ``key`` says everything that the arrays depend on, the source's name first: ``mnist/...``.
     """
-    path = folder() / f"{key.partition('/')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    digest = hashlib.sha256(f"{VERSION}/{key}".encode()).hexdigest()
+    path = folder() / f"{key.partition('/')[0]}-{digest[:16]}.npz"
     if (found := _read(path)) is not None:
         return found
     arrays = make()
@@ -45,9 +48,9 @@ def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
 
 def _read(path: Path) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as entry:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
             return dict(entry)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+    except UNREADABLE:
         return None
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.files import damaged, fingerprint, md5, missing, read
+from fedsieve.data.files import UNREADABLE, damaged, fingerprint, md5, missing, read
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
@@ -85,7 +84,7 @@ def _sheets(folder: Path) -> dict[str, NDArray[np.uint8]]:
     try:
         with np.load(BytesIO(read(folder / "labels.npz", HOW)), allow_pickle=False) as labels:
             train, test = labels["train"], labels["test"]
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise damaged(folder / "labels.npz", str(error), HOW) from None
     targets = dict(zip(MD5, [*np.array_split(train, 5), test], strict=True))
     return {name: _sheet(folder / f"{name}.webp", target) for name, target in targets.items()}

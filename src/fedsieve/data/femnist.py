@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.files import damaged, fingerprint, missing, read
+from fedsieve.data.files import UNREADABLE, damaged, fingerprint, missing, read
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -54,8 +54,8 @@ def unseen_writers(root: Path | None) -> Data:
     if root is None or not (root / "femnist" / SUBSET).is_file():
         raise InputError(f"writers kept out of training come only with femnist/{SUBSET} under --data or FEDSIEVE_DATA")
     table = _table(root / "femnist" / SUBSET)
-    unseen = {f"{part}_{name}": table[key][table["split"] == 2] for part in ("train", "test") for name, key in _XY}
-    return dataset(unseen).test
+    unseen = table["split"] == 2
+    return Data(torch.from_numpy(table["X"][unseen]), torch.from_numpy(table["y"][unseen].astype(np.int64)))
 
 
 def dataset(arrays: Arrays) -> Dataset:
@@ -63,24 +63,21 @@ def dataset(arrays: Arrays) -> Dataset:
     return assemble("femnist", arrays, CLASSES)
 
 
-_XY = (("x", "X"), ("y", "y"))
-
-
 def _subset(folder: Path) -> Arrays:
     table = _table(folder / SUBSET)
-    train = table["split"] == 0
+    x, y, train, test = table["X"], table["y"], table["split"] == 0, table["split"] == 1
     ids, group = np.unique(table["writer"][train], return_inverse=True)
-    arrays = {f"{p}_{n}": table[k][table["split"] == s] for s, p in enumerate(("train", "test")) for n, k in _XY}
-    return arrays | {"group": group, "groups": table["writers"][ids].astype(str)}
+    images = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
+    return images | {"group": group, "groups": table["writers"][ids].astype(str)}
 
 
 def _table(path: Path) -> Arrays:
     try:
         with np.load(BytesIO(read(path, HOW)), allow_pickle=False) as file:
             table = dict(file)
-    except (OSError, ValueError, BadZipFile) as error:
+            return table | {"X": table["X"][:, None]}
+    except UNREADABLE as error:
         raise damaged(path, str(error), HOW) from None
-    return table | {"X": table["X"][:, None]}
 
 
 def _leaf_files(folder: Path, part: str) -> list[Path]:

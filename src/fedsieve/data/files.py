@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.types import InputError
+
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises on a damaged ``.npz``."""
 
 
 def missing(path: Path, how: str) -> InputError:
@@ -19,7 +24,7 @@ def missing(path: Path, how: str) -> InputError:
 
 def damaged(path: Path, why: str, how: str) -> InputError:
     """Return the error for a file that is not what it should be."""
-    return InputError(f"{path} is damaged ({why}): delete it and {how}")
+    return InputError(f"{path} is damaged ({' '.join(why.split())}): delete it and {how}")
 
 
 def read(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
@@ -32,6 +37,8 @@ def read(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
         contents = path.read_bytes()
     except FileNotFoundError:
         raise missing(path, how) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if sums and md5(contents) not in sums:
         raise damaged(path, "its md5 is not the published one", how)
     stated = _sums(path.parents[1] / "SHA256SUMS").get(f"{path.parent.name}/{path.name}")

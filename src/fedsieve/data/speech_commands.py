@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, assemble
 from fedsieve.data.files import damaged, fingerprint, missing, package, read
+from fedsieve.types import InputError
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
 HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"
@@ -100,6 +101,8 @@ def features(recordings: Iterable[tuple[Clip, Audio]]) -> Arrays:
     mfcc(np.zeros(RATE, np.float32))  # librosa loads on first use, and the limit reaches only what is loaded
     with threadpool_limits(1):  # librosa's small products take ten times as long on two threads of a busy machine
         rows = [(clip, mfcc(audio)) for clip, audio in recordings]
+    if {clip.test for clip, _ in rows} != {False, True}:
+        raise InputError(f"speech_commands/ has no clips for training or none for testing: {HOW}")
     arrays: Arrays = {}
     for part, test in (("train", False), ("test", True)):
         arrays[f"{part}_x"] = np.array([x for clip, x in rows if clip.test == test])[:, None]
