@@ -109,7 +109,7 @@ def test_the_global_model_is_finite_and_float32(method: Method[Any]) -> None:
 def test_a_pool_gives_the_same_bits_as_one_process(name: str) -> None:
     run_ = tiny_run(METHODS[name], rounds=2)
     alone = list(run(run_, local()))
-    for n in (1, 3):
+    for n in (1, 3) if name == "topk" else (2,):
         together = list(run(run_, pool(n)))
         for a, b in zip(alone, together, strict=True):
             assert same(a, b)

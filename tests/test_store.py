@@ -1,12 +1,10 @@
 """The run directory: complete, resumable after any crash, and never overwritten."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,46 +176,31 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
         list(keep(tmp_path, other, local(), ORIGIN, resume=True))
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from conftest import tiny_run
-from fedsieve import local
-from fedsieve.engine.task import open_run
-from fedsieve.methods import ZeroFL
-from fedsieve.store import Origin, keep
-print("ready", flush=True)
-federation = open_run(tiny_run(ZeroFL(0.7, 0.1), rounds=60))
-for round in keep(Path(sys.argv[1]), federation, local(), Origin("tests.tiny"), resume=True):
-    print(round.t, flush=True)
-"""
+def victim(out: Path) -> None:
+    torch.set_num_threads(1)
+    go(out, tiny_run(ZeroFL(0.7, 0.1), rounds=60), resume=True)
 
 
 @pytest.mark.slow
 def test_kill_9_at_any_instant_changes_no_byte(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    subprocess.run([sys.executable, script, tmp_path / "whole"], check=True, capture_output=True)
-    out, chance, killed, last = tmp_path / "out", random.Random(0), 0, 0
-    for _ in range(40):
-        process = subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True)
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(chance.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        seen = [int(line) for line in process.stdout.read().split()]
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
-        assert not seen or seen[0] <= last + 2, "more than a round was lost"
-        last = seen[-1] if seen else last
-        if process.returncode == 0:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_store"])
+    chance, killed, done = random.Random(0), 0, 0
+    for name, patience in (("whole", 60.0), *[("out", 0.0)] * 60, ("out", 60.0)):
+        process = context.Process(target=victim, args=(tmp_path / name,))
+        process.start()
+        process.join(patience or chance.uniform(0.1, 0.5))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        checkpoints = sorted((tmp_path / "out/checkpoints").glob("*.safetensors"))
+        rows = read_rows(tmp_path / "out")
+        assert not checkpoints or int(checkpoints[-1].stem) >= max(done, len(rows) - 1), "more than a round was lost"
+        done = int(checkpoints[-1].stem) if checkpoints else 0
+        if done == 60 and (tmp_path / "out/summary.json").exists():
             break
-    subprocess.run([sys.executable, script, out], check=True, capture_output=True)
-    assert killed >= 4
-    assert same_run(tmp_path / "whole", out)
+    assert killed >= 5
+    assert same_run(tmp_path / "whole", tmp_path / "out")
 
 
 def test_writes_survive_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
