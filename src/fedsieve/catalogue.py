@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedsieve.data import NAMES, status
 from fedsieve.methods import METHODS
@@ -27,7 +28,16 @@ def show_catalogue(what: str, data: Path | None, console: Console | None = None)
     if what != "all" and what not in PARTS:
         raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)} or all")
     for part in PARTS if what == "all" else (what,):
-        table = Table(title=part, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+        table = Table(
+            "",
+            Column("", overflow="fold"),
+            title=part,
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            show_header=False,
+            pad_edge=False,
+        )
         for name, text in entries(part, data).items():
             table.add_row(f"[cyan]{name}[/]", text)
         console.print(table)
@@ -51,7 +61,7 @@ def _first(thing: object) -> str:
 
 
 def _paper(name: str, make: object) -> str:
-    """Return the paper that the docstring of the method's module cites: the line that holds a year."""
-    module = sys.modules[make.__module__]
-    cited = [text for text in (module.__doc__ or "").splitlines() if " 20" in text and "," in text]
-    return cited[-1 if name == "fedadam" else 0].split(", Algorithm")[0].split(", Sec")[0].strip()
+    """Return the paper that the docstring of the method's module cites: authors, year, quoted title."""
+    text = " ".join((sys.modules[make.__module__].__doc__ or "").split())
+    cited = re.findall(r'(?:[A-Z]\S+ & )?[A-Z]\w+ (?:et al\. )?\d{4}, ".+?"', text)
+    return str(cited[-1 if name == "fedadam" else 0]).rstrip(',"') + '"'

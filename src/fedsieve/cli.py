@@ -37,12 +37,11 @@ def run_command(
     from fedsieve.data import root_from
     from fedsieve.engine import open_run
     from fedsieve.progress import show
-    from fedsieve.recipes import find
+    from fedsieve.recipes import made
     from fedsieve.settings import changed
     from fedsieve.store import Origin, keep
 
-    made = find(recipe)()
-    run = changed(made, set_ or [])
+    run = changed(made(recipe), set_ or [])
     carrier = _engine(engine, device)
     folder = out or _next_folder(recipe, resume)
     federation = open_run(run, root_from(data))

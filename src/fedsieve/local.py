@@ -27,7 +27,7 @@ def sgd(device: Device) -> Iterator[Tensor]:
     for _ in range(device.epochs):
         for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
             x, y = data.batch(index.to(data.y.device))
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(_logits(model, x), y)
             grads = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 if device.weight_decay:
@@ -37,6 +37,16 @@ def sgd(device: Device) -> Iterator[Tensor]:
                 for w, step in zip(weights, velocity or grads, strict=True):
                     w.sub_(step, alpha=device.lr)
             yield loss.detach()
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(x)
+    except ValueError as error:
+        if len(x) == 1 and "more than 1 value per channel" in str(error):
+            raise InputError("BatchNorm cannot train on a last batch of one example: choose another batch") from None
+        raise
+    return logits
 
 
 def train(device: Device) -> dict[str, float]:

@@ -150,8 +150,30 @@ class Federation:
 
 
 def open_run(run: Run, data: Path | None = None) -> Federation:
-    """Load a run's dataset (from the folder ``data``) and split it among the clients. Raises InputError."""
+    """Load a run's dataset (from the folder ``data``) and split it among the clients.
+
+    Raises InputError for what cannot be: missing data, empty shards, a model or method that does not fit.
+    """
     task = run.task
     dataset = load(task.dataset, data) if isinstance(task.dataset, str) else task.dataset()
     shards = tuple(partition(task.partition, dataset, task.clients, run.seed))
-    return Federation(run, dataset, shards)
+    federation = Federation(run, dataset, shards)
+    _check_fit(federation)
+    run.method.prepare(federation.model())
+    return federation
+
+
+@torch.no_grad()
+def _check_fit(federation: Federation) -> None:
+    """Raise InputError unless the model takes the dataset's examples and tells its classes apart."""
+    dataset, model = federation.dataset, federation.model().eval()
+    x, _ = dataset.train.batch(slice(0, 2))
+    takes = f"model {federation.run.task.model} does not fit {dataset.name}"
+    try:
+        logits = model(x)
+    except RuntimeError as error:
+        raise InputError(f"{takes}: given examples of shape {list(x.shape[1:])} it fails ({error})") from None
+    if logits.shape != (len(x), len(dataset.classes)):
+        raise InputError(
+            f"{takes}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
+        )

@@ -1,7 +1,8 @@
 """Top-k after local training: the baseline that prunes what dense training made.
 
-SparseFedPP's baseline (Guastella et al. 2024, Sec. 4): dense local training, one magnitude cut over all layers
-together, the pruned weights are sent and averaged, zeros counting.
+The baseline of Guastella et al. 2024, "SparseFedPP: sparse federated learning for hardware-constrained edge-devices",
+Fig. 1: dense local training, one magnitude cut over all layers together, the pruned weights are sent and averaged,
+zeros counting.
 """
 
 from __future__ import annotations

@@ -24,6 +24,14 @@ def recipes() -> dict[str, Callable[[], Run]]:
     return found
 
 
+def made(name: str) -> Run:
+    """Return the run of a recipe, built-in or ``file.py:function``. Raises InputError."""
+    run: object = find(name)()
+    if not isinstance(run, Run):
+        raise InputError(f"{name} returns no Run but {type(run).__name__}: a recipe is a function that returns a Run")
+    return run
+
+
 def find(name: str) -> Callable[[], Run]:
     """Return a recipe: a built-in one's, or that of ``file.py:function``. Raises InputError."""
     if ".py:" in name:
@@ -42,7 +50,10 @@ def _own(path: str, function: str) -> Callable[[], Run]:
     if file.stem in sys.modules and getattr(sys.modules[file.stem], "__file__", None) != str(file):
         raise InputError(f"{path} has the name of a module that is already loaded: rename the file")
     sys.path.insert(0, str(file.parent))
-    module = importlib.import_module(file.stem)
+    try:
+        module = importlib.import_module(file.stem)
+    except SyntaxError as error:
+        raise InputError(f"{path} cannot be loaded: SyntaxError in line {error.lineno}: {error.msg}") from None
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{path} has no function {function!r}")

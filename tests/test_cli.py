@@ -1,0 +1,121 @@
+"""The command line as a person meets it: what runs, what is printed, and what every mistake says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MINE = """
+from fedsieve import Run, Task
+from fedsieve.methods import FedAvg
+from conftest import TinyNet, blobs
+
+def recipe():
+    return Run(FedAvg(), Task(TinyNet, blobs, 6), rounds=2, per_round=2, batch=8)
+
+def wrong():
+    return Run(FedAvg(), Task(TinyNet, blobs, 6), rounds=0, per_round=2)
+
+not_a_function = 3
+"""
+
+
+def fedsieve(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([Path(sys.executable).parent / "fedsieve", *words], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_a_run_from_start_to_report(tmp_path: Path) -> None:
+    short = ("-s", "rounds=2", "-s", "evaluate_every=2")
+    said = fedsieve("run", "zerofl.digits", *short, cwd=tmp_path).stdout
+    assert "round 1/2  accuracy      -  up" in said
+    assert "round 2/2  accuracy" in said
+    assert "by the paper's formula" in said
+    fedsieve("run", "zerofl.digits", *short, "--engine", "pool:2", cwd=tmp_path)
+    one, two = tmp_path / "runs/zerofl.digits-1", tmp_path / "runs/zerofl.digits-2"
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert json.loads((two / "run.json").read_text())["engine"] == "pool:2"
+    fedsieve("report", str(one), str(two), "-o", "page.html", cwd=tmp_path)
+    assert "zerofl.digits" in (tmp_path / "page.html").read_text()
+
+
+def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n{MINE}")
+    fedsieve("run", "mine.py:recipe", "--until", "1", cwd=tmp_path)
+    said = fedsieve("run", "mine.py:recipe", "--resume", "--engine", "pool:2", cwd=tmp_path).stdout
+    assert "round 1/2" not in said
+    assert "round 2/2" in said
+    rows = (tmp_path / "runs/mine.recipe-1/rounds.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == [1, 2]
+
+
+def test_the_lists(tmp_path: Path) -> None:
+    said = fedsieve("list", "--data", str(tmp_path), cwd=tmp_path).stdout
+    for word in ("fedavg", "fedadam", "swat", "zerofl", "topk", "zerofl.digits", "speech_commands", "pool:N"):
+        assert word in said
+    assert "Qiu et al. 2022" in fedsieve("list", "methods", cwd=tmp_path).stdout
+    assert "zerofl.digits" not in fedsieve("list", "engines", cwd=tmp_path).stdout
+
+
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    said = fedsieve("--help", cwd=tmp_path).stdout
+    assert all(word in said for word in ("run", "list", "report"))
+
+
+DIGITS = ("run", "zerofl.digits")
+MISTAKES = {
+    "an unknown command": (("frob",), "No such command 'frob'"),
+    "a missing recipe": (("run",), "Missing argument"),
+    "an unknown recipe": (("run", "zerofl.digit"), "unknown recipe 'zerofl.digit'"),
+    "no such file": (("run", "nowhere.py:recipe"), "there is no file nowhere.py"),
+    "no such function": (("run", "mine.py:other"), "mine.py has no function 'other'"),
+    "not a function": (("run", "mine.py:not_a_function"), "mine.py has no function 'not_a_function'"),
+    "a wrong recipe": (("run", "mine.py:wrong"), "rounds must be at least 1"),
+    "not a recipe": (("run", "other.py:number"), "other.py:number returns no Run"),
+    "a broken file": (("run", "broken.py:recipe"), "broken.py cannot be loaded: SyntaxError"),
+    "an unknown field": ((*DIGITS, "-s", "round=3"), "unknown field 'round'"),
+    "an impossible value": ((*DIGITS, "-s", "method.sparsity=1.2"), "sparsity must lie in [0, 1), got 1.2"),
+    "too many a round": ((*DIGITS, "-s", "per_round=21"), "per_round is 21 but there are only 20 clients"),
+    "empty shards": ((*DIGITS, "-s", "task.clients=5000"), "5000 clients cannot share 1442 examples"),
+    "an unknown engine": ((*DIGITS, "--engine", "ray"), "unknown engine 'ray'"),
+    "an empty pool": ((*DIGITS, "--engine", "pool:0"), "at least 1 process"),
+    "an unknown device": ((*DIGITS, "--device", "tpu"), "unknown device 'tpu'"),
+    "an unknown dataset": ((*DIGITS, "-s", "task.dataset=digit"), "'digit'"),
+    "missing data": (("run", "zerofl.mnist", "--data", "."), "mnist"),
+    "data nowhere": (("run", "zerofl.mnist", "--data", ""), "mnist"),
+    "an unfit model": ((*DIGITS, "-s", "task.model=leaf_cnn"), "model leaf_cnn does not fit digits"),
+    "an unfit policy": ((*DIGITS, "-s", "method.policy=x"), "policy 'x' matches no layer; the layers are conv1"),
+    "nothing to resume": ((*DIGITS, "--resume"), "there is no run of zerofl.digits"),
+    "a foreign directory": ((*DIGITS, "--out", "."), "is not empty and holds no run"),
+    "an unknown list": (("list", "models"), "there is no list of 'models'"),
+    "a report of nothing": (("report", "nowhere", "-o", "x.html"), "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n{MINE}")
+    (tmp_path / "other.py").write_text("def number():\n    return 3\n")
+    (tmp_path / "broken.py").write_text("def recipe(:\n")
+    before = sorted(tmp_path.iterdir())
+    words, line = MISTAKES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "argv", ["fedsieve", *words])
+        patch.setattr(sys, "path", [*sys.path])
+        patch.delenv("FEDSIEVE_DATA", raising=False)
+        for module in ("mine", "other", "broken"):
+            patch.delitem(sys.modules, module, raising=False)
+        from fedsieve.cli import main
+
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("fedsieve: ")
+    assert line in said
+    assert sorted(p for p in tmp_path.iterdir() if p.name != "__pycache__") == before

@@ -1,0 +1,76 @@
+"""Every recipe instantiates; one of each dataset runs end to end."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedsieve import local, pool
+from fedsieve.engine.task import open_run
+from fedsieve.methods import ZeroFL
+from fedsieve.recipes import recipes
+from fedsieve.settings import changed
+from fedsieve.store import Origin, described, keep, read_rows
+
+DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
+METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk")
+
+
+def test_every_method_has_a_recipe_for_every_dataset() -> None:
+    assert {f"{m}.{d}" for m in METHODS for d in DATASETS} <= recipes().keys()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_is_a_run_that_says_what_it_is(name: str) -> None:
+    recipe = recipes()[name]
+    run = recipe()
+    assert (recipe.__doc__ or "").endswith(".")
+    assert described(run)["method"]["kind"]
+    assert run.method.name == name.split(".")[0]
+
+
+def test_the_papers_settings() -> None:
+    run = recipes()["zerofl.cifar10_niid"]()
+    assert (run.rounds, run.per_round, run.task.clients, run.lr, run.lr_end) == (700, 10, 100, 0.1, 0.01)
+    assert (run.epochs, run.batch, run.momentum, run.weight_decay) == (1, 16, 0.0, 0.0)
+    assert run.task.partition == "lda:1.0"
+    assert recipes()["zerofl.cifar10_iid"]().task.partition == "lda:1000"
+    speech, femnist = recipes()["zerofl.speech_iid"](), recipes()["zerofl.femnist"]()
+    assert (speech.rounds, speech.lr, speech.lr_end) == (200, 0.01, 0.001)
+    assert (femnist.rounds, femnist.per_round, femnist.lr, femnist.lr_end) == (1000, 35, 0.004, 0.001)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", ["mnist", "femnist"])
+@pytest.mark.data
+def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
+    short = ["rounds=2", "per_round=2", "task.test_limit=200"]
+    run = changed(recipes()[f"{method}.{dataset}"](), short)
+    final = [*keep(tmp_path / "run", open_run(run, data_root), local(), Origin("x"))][-1]
+    assert final.accuracy is not None
+    assert len(read_rows(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "recipe", ["zerofl.cifar10_niid", "zerofl.speech_niid", "topk.cifar10_iid", "fedavg.speech_iid"]
+)
+def test_resnet_recipes_run_end_to_end(recipe: str, tmp_path: Path, data_root: Path) -> None:
+    clients = "300" if recipe.endswith("cifar10_iid") else "100"
+    short = ["rounds=2", "per_round=2", "task.test_limit=200", f"task.clients={clients}"]
+    run = changed(recipes()[recipe](), short)
+    final = [*keep(tmp_path / "run", open_run(run, data_root), pool(2), Origin("x"))][-1]
+    assert final.accuracy is not None
+    assert final.bytes_dense_up > final.bytes_up or recipe.startswith("fedavg")
+    if isinstance(run.method, ZeroFL):  # one upload, measured, stays below the paper's CSR
+        assert final.bytes_up / 2 < run.method.paper_bytes(open_run(run, data_root).model())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "floor"), [("zerofl.digits", 0.90), ("fedavg.digits", 0.95)])
+def test_the_digits_are_learnt(recipe: str, floor: float, tmp_path: Path) -> None:
+    run = replace(recipes()[recipe](), evaluate_every=1000)
+    final = [*keep(tmp_path / "run", open_run(run), local(), Origin(recipe))][-1]
+    assert final.accuracy is not None
+    assert final.accuracy >= floor
