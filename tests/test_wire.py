@@ -74,7 +74,14 @@ def test_positions_cost_what_the_docstring_says_and_about_their_entropy() -> Non
         assert positions <= 1.02 * entropy + 64
 
 
-HEAD = b"FSV1" + struct.pack("<I", 1) + struct.pack("<H", 1) + b"x"
+X = struct.pack("<H", 1) + b"x"
+
+
+def one(kind: int, body: bytes = b"") -> bytes:
+    """A message of one entry, called x."""
+    return b"FSV1" + struct.pack("<IB", 1, kind) + X + body
+
+
 FOUR = struct.pack("<f", 1.0)
 
 
@@ -87,10 +94,10 @@ def test_golden_bytes() -> None:
     }
     wanted = (
         b"FSV1" + struct.pack("<I", 4)
-        + struct.pack("<H", 1) + b"n" + b"\x01" + struct.pack("<d", 2.0)
-        + struct.pack("<H", 1) + b"w" + b"\x02" + b"\x00\x02" + struct.pack("<II", 1, 2) + struct.pack("<ff", 1, -0.0)
-        + struct.pack("<H", 1) + b"s" + b"\x03" + b"\x00\x01" + struct.pack("<II", 3, 1) + b"\x20" + FOUR
-        + struct.pack("<H", 1) + b"t" + b"\x00" + struct.pack("<I", 0)
+        + b"\x01" + struct.pack("<H", 1) + b"n" + struct.pack("<d", 2.0)
+        + b"\x02" + struct.pack("<H", 1) + b"w" + b"\x00\x02" + struct.pack("<II", 1, 2) + struct.pack("<ff", 1, -0.0)
+        + b"\x03" + struct.pack("<H", 1) + b"s" + b"\x00\x01" + struct.pack("<II", 3, 1) + b"\x20" + FOUR
+        + b"\x00" + struct.pack("<H", 1) + b"t" + struct.pack("<I", 0)
     )  # fmt: skip
     assert encode(tree) == wanted
 
@@ -101,22 +108,22 @@ def gaps(*values: int) -> bytes:
 
 
 def sparse(kind: int, numel: int, nnz: int, positions: bytes, values: bytes) -> bytes:
-    return HEAD + bytes([kind, 0, 1]) + struct.pack("<II", numel, nnz) + positions + values
+    return one(kind, b"\x00\x01") + struct.pack("<II", numel, nnz) + positions + values
 
 
 MALFORMED = {
     "nothing at all": b"",
-    "other magic": b"FSV2" + HEAD[4:] + b"\x01" + bytes(8),
-    "bytes after the end": HEAD + b"\x01" + bytes(8) + b"\x00",
-    "unknown kind": HEAD + b"\x09",
-    "unknown type": HEAD + b"\x02\x63\x00",
-    "a name that is not UTF-8": b"FSV1" + struct.pack("<I", 1) + struct.pack("<H", 1) + b"\xff" + b"\x01" + bytes(8),
-    "a name twice": b"FSV1" + struct.pack("<I", 2) + 2 * (struct.pack("<H", 1) + b"x\x01" + bytes(8)),
-    "a boolean of 2": HEAD + b"\x02\x07\x01" + struct.pack("<I", 1) + b"\x02",
+    "other magic": b"FSV2" + one(1, bytes(8))[4:],
+    "bytes after the end": one(1, bytes(8)) + b"\x00",
+    "unknown kind": one(9),
+    "unknown type": one(2, b"\x63\x00"),
+    "a name that is not UTF-8": b"FSV1" + struct.pack("<IBH", 1, 1, 1) + b"\xff" + bytes(8),
+    "a name twice": b"FSV1" + struct.pack("<I", 2) + 2 * (b"\x01" + X + bytes(8)),
+    "a boolean of 2": one(2, b"\x07\x01") + struct.pack("<I", 1) + b"\x02",
     "more entries than bytes": b"FSV1" + struct.pack("<I", 2**32 - 1),
-    "a shape that overflows": HEAD + b"\x02\x00\x04" + struct.pack("<IIII", *[2**32 - 1] * 4),
-    "a shape that overflows though it is empty": HEAD + b"\x02\x00\x04" + struct.pack("<IIII", 0, *[2**32 - 1] * 3),
-    "trees too deep": b"FSV1" + (struct.pack("<I", 1) + struct.pack("<H", 1) + b"x\x00") * 9 + struct.pack("<I", 0),
+    "a shape that overflows": one(2, b"\x00\x04") + struct.pack("<IIII", *[2**32 - 1] * 4),
+    "a shape that overflows though it is empty": one(2, b"\x00\x04") + struct.pack("<IIII", 0, *[2**32 - 1] * 3),
+    "trees too deep": b"FSV1" + (struct.pack("<IB", 1, 0) + X) * 9 + struct.pack("<I", 0),
     "more positions than elements": sparse(3, 2, 3, b"\xe0", 3 * FOUR),
     "more positions than bytes": sparse(4, 2**32 - 1, 2**31, gaps(0), FOUR),
     "fewer bits than announced": sparse(3, 8, 2, b"\x80", 2 * FOUR),

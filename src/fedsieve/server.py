@@ -28,11 +28,10 @@ def mean(updates: Iterable[Update]) -> Params:
     total, sums, dtypes = 0, dict[str, Tensor](), dict[str, torch.dtype]()
     for update in updates:
         for name, value in update.tree.items():
+            assert isinstance(value, Tensor | Sparse)
             values = value.values if isinstance(value, Sparse) else value
-            assert isinstance(values, Tensor)
             if name not in sums:
-                shape = value.shape if isinstance(value, Sparse) else values.shape
-                sums[name], dtypes[name] = torch.zeros(shape, dtype=torch.float64), values.dtype
+                sums[name], dtypes[name] = torch.zeros(value.shape, dtype=torch.float64), values.dtype
             if isinstance(value, Sparse):
                 sums[name].view(-1).index_add_(0, value.index, values.double(), alpha=update.n)
             else:
@@ -40,7 +39,7 @@ def mean(updates: Iterable[Update]) -> Params:
         total += update.n
     if not total:
         raise InputError("no client sent an update that the server could accept")
-    return {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
+    return {name: value.div_(total).to(dtypes[name]) for name, value in sums.items()}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Data:
 
     def subset(self, index: Tensor) -> Data:
         """Return the examples at ``index`` (int64 [m]), copied."""
-        return replace(self, x=self.x[index], y=self.y[index])
+        return replace(self, x=self.x.index_select(0, index), y=self.y.index_select(0, index))
 
     def to(self, device: torch.device | str) -> Data:
         """Return the same examples on ``device``."""

@@ -3,7 +3,7 @@
 All numbers are little-endian. A message is ``b"FSV1"`` followed by one tree::
 
     tree    = u32 number of entries, then each entry
-    entry   = u16 length of name, name in UTF-8, u8 kind, body
+    entry   = u8 kind, u16 length of name, name in UTF-8, body
     kinds   0 tree     body = tree
             1 number   body = f64
             2 dense    body = type, shape, values of all elements
@@ -54,7 +54,7 @@ class WireError(ValueError):
 
 def encode(tree: Tree) -> bytes:
     """Return the message for a tree of tensors, sparse tensors and numbers."""
-    parts = [MAGIC]
+    parts: list[bytes | memoryview] = [MAGIC]
     _put_tree(tree, parts, 1)
     return b"".join(parts)
 
@@ -70,26 +70,31 @@ def decode(data: bytes) -> dict[str, Tensor | Sparse | float | Tree]:
     return tree
 
 
-def _put_tree(tree: Tree, parts: list[bytes], depth: int) -> None:
+def _put_tree(tree: Tree, parts: list[bytes | memoryview], depth: int) -> None:
     if depth > DEEPEST:
         raise WireError(f"trees nest at most {DEEPEST} deep")
     parts.append(struct.pack("<I", len(tree)))
     for name, value in tree.items():
         text = name.encode()
-        parts.append(struct.pack("<H", len(text)) + text)
         if isinstance(value, Mapping):
-            parts.append(bytes([TREE]))
+            parts.append(struct.pack("<BH", TREE, len(text)) + text)
             _put_tree(value, parts, depth + 1)
-        elif isinstance(value, Tensor):
-            parts += [bytes([DENSE]), _header(value.dtype, tuple(value.shape)), _bytes(value)]
-        elif isinstance(value, Sparse):
-            parts += _sparse(value)
         else:
-            parts.append(struct.pack("<Bd", NUMBER, value))
+            kind, body = _leaf(value)
+            parts += [struct.pack("<BH", kind, len(text)) + text, *body]
 
 
-def _sparse(value: Sparse) -> list[bytes]:
-    """Return the parts of a sparse entry: its positions in the smaller of the two forms, then its values."""
+def _leaf(value: Tensor | Sparse | float) -> tuple[int, list[bytes | memoryview]]:
+    """Return the kind and the body of an entry that is no tree."""
+    if isinstance(value, Tensor):
+        return DENSE, [_header(value.dtype, tuple(value.shape)), _bytes(value)]
+    if isinstance(value, Sparse):
+        return _sparse(value)
+    return NUMBER, [struct.pack("<d", value)]
+
+
+def _sparse(value: Sparse) -> tuple[int, list[bytes | memoryview]]:
+    """Return a sparse entry with its positions in the smaller of the two forms."""
     index = value.index.cpu().numpy()
     numel = math.prod(value.shape)
     header, nnz = _header(value.values.dtype, value.shape), struct.pack("<I", len(index))
@@ -99,8 +104,8 @@ def _sparse(value: Sparse) -> list[bytes]:
     if (numel + 7) // 8 <= len(gaps) + 4:
         bits = np.zeros(numel, dtype=bool)
         bits[index] = True
-        return [bytes([BITMAP]), header, nnz, np.packbits(bits).tobytes(), _bytes(value.values)]
-    return [bytes([GAPS]), header, nnz, struct.pack("<I", len(gaps)), gaps, _bytes(value.values)]
+        return BITMAP, [header, nnz, np.packbits(bits).data, _bytes(value.values)]
+    return GAPS, [header, nnz, struct.pack("<I", len(gaps)), gaps, _bytes(value.values)]
 
 
 def _header(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
@@ -109,9 +114,11 @@ def _header(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
     return struct.pack(f"<BB{len(shape)}I", TYPES.index(dtype), len(shape), *shape)
 
 
-def _bytes(values: Tensor) -> bytes:
+def _bytes(values: Tensor) -> memoryview:
+    """Return the values' own memory, not a copy of it."""
     values = values.detach().cpu().contiguous()
-    return bytes((values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy().tobytes())
+    array = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()
+    return array.reshape(-1).view(np.uint8).data
 
 
 class _Reader:
@@ -129,7 +136,7 @@ class _Reader:
         return self.data[self.at - size : self.at]
 
     def numbers(self, form: str) -> tuple[int, ...]:
-        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
+        return struct.unpack(form, self.take(struct.calcsize(form)))
 
     def values(self, kind: int, numel: int) -> Tensor:
         stored = np.dtype(_STORED[kind])
@@ -147,35 +154,35 @@ def _get_tree(reader: _Reader, depth: int) -> dict[str, Tensor | Sparse | float 
     if depth > DEEPEST:
         raise WireError(f"trees nest deeper than {DEEPEST}")
     tree: dict[str, Tensor | Sparse | float | Tree] = {}
-    for _ in range(reader.numbers("I")[0]):
+    for _ in range(reader.numbers("<I")[0]):
+        kind, length = reader.numbers("<BH")
         try:
-            name = bytes(reader.take(reader.numbers("H")[0])).decode()
+            name = str(reader.take(length), "utf-8")
         except UnicodeDecodeError:
             raise WireError("a name that is not UTF-8") from None
         if name in tree:
             raise WireError(f"the name {name!r} comes twice")
-        tree[name] = _get_value(reader, depth)
+        tree[name] = _get_value(reader, kind, depth)
     return tree
 
 
-def _get_value(reader: _Reader, depth: int) -> Tensor | Sparse | float | Tree:
-    (kind,) = reader.numbers("B")
+def _get_value(reader: _Reader, kind: int, depth: int) -> Tensor | Sparse | float | Tree:
     if kind == TREE:
         return _get_tree(reader, depth + 1)
     if kind == NUMBER:
-        return reader.numbers("d")[0]
+        return reader.numbers("<d")[0]
     if kind not in (DENSE, BITMAP, GAPS):
         raise WireError(f"unknown kind {kind}")
-    dtype, dimensions = reader.numbers("BB")
+    dtype, dimensions = reader.numbers("<BB")
     if dtype >= len(TYPES):
         raise WireError(f"unknown type {dtype}")
-    shape = reader.numbers(f"{dimensions}I")
+    shape = reader.numbers(f"<{dimensions}I")
     if math.prod(max(size, 1) for size in shape) >= 2**63:
         raise WireError(f"no tensor has the shape {shape}")
     numel = math.prod(shape)
     if kind == DENSE:
         return reader.values(dtype, numel).view(shape)
-    (nnz,) = reader.numbers("I")
+    (nnz,) = reader.numbers("<I")
     if nnz > min(numel, len(data_left := reader.data[reader.at :])):
         raise WireError(f"{nnz} positions announced in {numel} elements and {len(data_left)} bytes")
     index = _bitmap(reader, numel) if kind == BITMAP else _gaps(reader, nnz)
@@ -194,7 +201,7 @@ def _bitmap(reader: _Reader, numel: int) -> npt.NDArray[np.int64]:
 def _gaps(reader: _Reader, nnz: int) -> npt.NDArray[np.int64]:
     gaps = np.empty(nnz, dtype=np.uint32)
     try:
-        progress = standalone.simple_decompress_into(bytes(reader.take(reader.numbers("I")[0])), gaps)
+        progress = standalone.simple_decompress_into(bytes(reader.take(reader.numbers("<I")[0])), gaps)
     except RuntimeError as error:
         raise WireError(f"damaged gaps: {error}") from None
     if progress.n_processed != nnz or not progress.finished:

@@ -73,7 +73,7 @@ def hold_out(index: Tensor, fraction: float, seed: int, client: int) -> tuple[Te
     """Split a client's examples into training and validation: ``int(fraction * len(index))`` at random are held out."""
     order = torch.randperm(len(index), generator=rng(seed, "hold_out", 0, client))
     held = int(fraction * len(index))
-    return index[order[held:].sort().values], index[order[:held].sort().values]
+    return index[order[held:]], index[order[:held]]
 
 
 def counts(shards: list[Tensor], labels: Tensor, classes: int) -> Tensor:

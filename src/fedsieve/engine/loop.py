@@ -7,6 +7,7 @@ An engine carries the bytes; they are counted here, where they exist.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.engine.task import Federation, Run, open_run
-from fedsieve.local import Work, accuracy, load_, threads
+from fedsieve.local import Work, accuracy, keep_freed_memory, load_, threads
 from fedsieve.sparsity import density
 from fedsieve.types import InputError, Params, Sparse, Tree, Update, rng, unflatten
 from fedsieve.wire import WireError, decode, encode
@@ -77,10 +78,18 @@ class Worker:
     """A process's share of the clients: one resident model, the multiply-adds it has done, and the federation."""
 
     def __init__(self, federation: Federation, where: str = "cpu"):
+        keep_freed_memory()
         self.federation, self.where = federation, where
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
         self.work = Work(self.model)
+        self._message, self._down = b"", dict[str, Any]()
+
+    def read(self, message: bytes) -> Tree:
+        """Return a decoded message, to be read only: clients that are sent the same bytes share it."""
+        if message is not self._message:
+            self._message, self._down = message, decode(message)
+        return self._down
 
 
 def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
@@ -92,7 +101,7 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
         if not len(device.data):
             raise InputError(f"client {client} has no training example: use fewer clients or a smaller task.validation")
-        update = worker.method.client(decode(message), device)
+        update = worker.method.client(worker.read(message), device)
     told: Tree = {
         "tree": update.tree,
         "n": float(update.n),
@@ -157,7 +166,8 @@ def rounds(federation: Federation, engine: Engine, device: str = "cpu", start: S
             tiers = {client: run.task.tier(client) for client in clients}
             messages = {tier: encode(method.broadcast(state, tier)) for tier in sorted(set(tiers.values()))}
             answers = exchange(t, {client: messages[tier] for client, tier in tiers.items()})
-            state = _aggregate(run, t, state, answers, tally)
+            with threads(1):
+                state = _aggregate(run, t, state, answers, tally)
             model = method.deploy(state)
             seconds = time.perf_counter() - began
             tested = t % run.evaluate_every == 0 or t == run.rounds
@@ -206,9 +216,14 @@ def _update(told: Tree) -> tuple[Update, dict[str, float]]:
         raise WireError(f"an answer from {update.n} examples")
     for name, value in update.tree.items():
         values = value.values if isinstance(value, Sparse) else value
-        if isinstance(values, Tensor) and values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        if isinstance(values, Tensor) and values.is_floating_point() and not _finite(values):
             raise WireError(f"{name} is not finite")
     return update, counted
+
+
+def _finite(values: Tensor) -> bool:
+    """Tell whether every element is finite: quickly if the sum is, since no finite sum has an infinite or NaN term."""
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _dense_bytes(params: Params) -> tuple[int, int]:
