@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from conftest import tiny_run
 from fedsieve import InputError, Run, local
 from fedsieve.engine.task import open_run
-from fedsieve.local import accuracy, load_
+from fedsieve.local import accuracy
 from fedsieve.methods import FedAdam, FedAvg, ZeroFL
 from fedsieve.store import Origin, keep, read_rows
 from test_rounds import Odd
@@ -56,7 +56,8 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert sum(map(sum, held["counts"])) == 240
 
     federation = open_run(run)
-    model = load_(federation.model(), load_file(tmp_path / "run/model.safetensors"))
+    model = federation.model()
+    model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
     assert accuracy(model, federation.test()) == summary["accuracy"]
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
@@ -219,11 +220,3 @@ def test_writes_survive_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         go(tmp_path / "out", run)
     assert go(tmp_path / "out", run, resume=True)
     assert same_run(tmp_path / "whole", tmp_path / "out")
-
-
-def test_a_model_with_odd_buffers_survives(tmp_path: Path) -> None:
-    run = tiny_run(FedAvg(), rounds=1)
-    go(tmp_path, run)
-    saved = load_file(tmp_path / "model.safetensors")
-    assert all(v.dtype == torch.float32 for v in saved.values())
-    assert "bn.running_var" in saved

@@ -211,7 +211,8 @@ def _finish(out: Path, federation: Federation) -> None:
     assert start is not None
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
-    _write(out / "model.safetensors", save({name: v.contiguous() for name, v in run.method.deploy(state).items()}))
+    shipped = plain.state_dict() | run.method.deploy(state)
+    _write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
     _write_json(out / "summary.json", _summary(read_rows(out), federation))
 
 

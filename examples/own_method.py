@@ -1,0 +1,68 @@
+"""A method of your own in one file: FedAvg whose uploads are random sparse changes (Konecny et al. 2016, Sec. 3).
+
+Run it with: fedsieve run examples/own_method.py:digits -s method.density=0.1
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedsieve import Device, Run, Sparse, Update
+from fedsieve.local import load_, params_of, train
+from fedsieve.recipes import presets
+from fedsieve.server import ServerState, added, mean, tensors
+from fedsieve.sparsity import check_share
+from fedsieve.types import Params, Tree
+
+
+@dataclass(frozen=True)
+class RandomMask:
+    """Clients send a random share of their changes, scaled so that the mean stays what it was."""
+
+    density: float = 0.1
+    name: str = "randommask"
+
+    def __post_init__(self) -> None:
+        check_share("density", self.density, zero=False)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the fresh model."""
+        return ServerState(params_of(model))
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send the whole model."""
+        return state.params
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train, and send a random share of every tensor's change."""
+        before = tensors(down)
+        load_(device.model, before)
+        metrics = train(device)
+        tree: dict[str, Sparse] = {}
+        for name, after in params_of(device.model).items():
+            support = torch.rand(after.shape, generator=device.rng) < self.density
+            tree[name] = Sparse.of((after - before[name]) / self.density, support)
+        return Update(tree, len(device.data), metrics)
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Add the mean change."""
+        return ServerState(added(state.params, mean(updates)))
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the global model."""
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        """The paper prints no formula."""
+        return
+
+
+def digits() -> Run:
+    """A tenth of the changes on the handwritten digits."""
+    return presets.digits(RandomMask(density=0.1))
