@@ -1,4 +1,4 @@
-"""Write the committed results into the README's marked places; a test holds them equal (python benchmarks/readme.py)."""
+"""Write committed results into the README's marked places; a test holds them equal (python benchmarks/readme.py)."""
 
 from __future__ import annotations
 
