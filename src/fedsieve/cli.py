@@ -43,8 +43,8 @@ def run_command(
 
     run = changed(made(recipe), set_ or [])
     carrier = _engine(engine, device)
-    folder = out or _next_folder(recipe, resume)
     federation = open_run(run, root_from(data))
+    folder = out or _folder(recipe, resume)
     rounds = keep(folder, federation, carrier, Origin(recipe, engine, device), resume=resume, until=until)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
@@ -84,14 +84,21 @@ def _engine(name: str, device: str) -> Any:
     raise InputError(f"unknown engine {name!r}; the engines are local and pool:N (pool:2 uses two processes)")
 
 
-def _next_folder(recipe: str, resume: bool) -> Path:
-    """Return runs/RECIPE-N: the next free one, or with ``resume`` the last."""
+def _folder(recipe: str, resume: bool) -> Path:
+    """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
     name = Path(recipe).name.replace(".py:", ".")
     endings = [p.name[len(name) + 1 :] for p in Path("runs").glob(f"{name}-*")]
     last = max((int(number) for number in endings if number.isdecimal()), default=0)
-    if resume and not last:
+    if resume and last:
+        return Path("runs") / f"{name}-{last}"
+    if resume:
         raise InputError(f"there is no run of {recipe} under runs/ to go on with: drop --resume, or name it with --out")
-    return Path("runs") / f"{name}-{last if resume else last + 1}"
+    folder = Path("runs") / f"{name}-{last + 1}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return _folder(recipe, resume)
+    return folder
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -11,7 +11,7 @@ from fedsieve.recipes import presets
 
 def digits() -> Run:
     """Top-k at 90 % on the handwritten digits, LDA 1.0."""
-    return presets.digits(TopK(sparsity=0.9))
+    return replace(presets.digits(TopK(sparsity=0.9)), lr=0.3)
 
 
 def mnist() -> Run:

@@ -1,0 +1,58 @@
+"""The README and the docs say what the results say, and every link leads somewhere."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_readmes_numbers_are_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import readme
+
+    text = (ROOT / "README.md").read_text()
+    assert len(re.findall("<!-- (?:table|round): ", text)) == 7
+    assert readme.filled(text) == text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_in_the_docs_name_what_exists(page: Path) -> None:
+    from fedsieve.recipes import made
+    from fedsieve.settings import changed
+
+    for command in re.findall(r"^fedsieve run .*$", page.read_text(), re.M):
+        words = command.partition("#")[0].split()
+        if ".py:" in words[2]:
+            assert (ROOT / words[2].partition(":")[0]).exists()
+            words[2] = str(ROOT / words[2])
+        changed(made(words[2]), [words[i + 1] for i, word in enumerate(words) if word == "-s"])
+
+
+def test_the_papers_cited_are_the_methods_listed() -> None:
+    from fedsieve.methods import METHODS
+
+    text = (ROOT / "README.md").read_text()
+    assert all(f"| `{name}` |" in text for name in METHODS)
+
+
+def test_the_example_of_a_model_and_data_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    sys.modules.pop("own_model", None)
+    import own_model
+
+    own_model.main()
+    final = capsys.readouterr().out.splitlines()[-1]
+    assert float(re.findall(r"accuracy ([\d.]+)%", final)[0]) > 85
+    assert len((ROOT / "examples/own_model.py").read_text().splitlines()) <= 40
