@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -89,14 +90,14 @@ def _summary(folder: Path) -> Table:
     told, rows = json.loads((folder / "summary.json").read_text()), read_rows(folder)
     refused = sum(len(row["refused"]) for row in rows)
     per_upload = told["bytes_up"] / told["uploads"]
-    paper = f", {told['paper_bytes_up'] / 1e6:.3g} MB by the paper's formula" if told["paper_bytes_up"] else ""
+    paper = f", {decimal(int(told['paper_bytes_up']))} by the paper's formula" if told["paper_bytes_up"] else ""
     table = Table.grid(padding=(0, 2))
     table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")
     table.add_row("density", f"{told['density']:.2%}", "of its weights")
     for way in ("up", "down"):
         factor = told[f"bytes_dense_{way}"] / max(told[f"bytes_{way}"], 1)
         table.add_row(f"sent {way}", megabytes(told[f"bytes_{way}"]), f"{factor:.2f} times less than dense")
-    table.add_row("one upload", f"{per_upload / 1e6:.3g} MB", f"measured{paper}")
+    table.add_row("one upload", decimal(int(per_upload)), f"measured{paper}")
     work = told["multiply_adds_dense"] / max(told["multiply_adds"], 1)
     table.add_row(
         "multiply-adds", f"{told['multiply_adds']:.3g}", f"{work:.2f} times fewer than dense, were zeros skipped"
