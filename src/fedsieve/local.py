@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -120,6 +122,17 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         for option, size in ((M_MMAP_THRESHOLD, 256 << 20), (M_TRIM_THRESHOLD, 512 << 20)):
             libc.mallopt(option, size)
+
+
+_peaks = [0.0]
+
+
+def peak_memory_mb(worker: float = 0.0) -> float:
+    """Return the peak resident memory (MB of 10^6 bytes) of this process, or of the largest worker it was told of."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    _peaks[0] = max(_peaks[0], own, worker)
+    return round(_peaks[0], 1)
 
 
 @contextmanager

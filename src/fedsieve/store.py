@@ -18,9 +18,7 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -37,6 +35,7 @@ from torch import Tensor
 from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import Start, rounds
+from fedsieve.local import peak_memory_mb
 from fedsieve.types import InputError, flatten, rng, unflatten
 
 ROWS, KEPT = "rounds.jsonl", 2
@@ -232,12 +231,6 @@ def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, An
         "paper_bytes_up": method.paper_bytes(federation.model()),
         "peak_memory_mb": peak_memory_mb(),
     }
-
-
-def peak_memory_mb() -> float:
-    """Return the peak resident memory (MB of 10^6 bytes) of the largest process of this run so far."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
 def _circumstances() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsieve.engine.local import check_device
 from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
 from fedsieve.engine.task import Federation
+from fedsieve.local import peak_memory_mb
 from fedsieve.types import InputError
 
 _worker: Worker | None = None
@@ -33,7 +34,7 @@ def pool(n: int, device: str = "cpu") -> Engine:
         executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device))
 
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
-            waiting: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
+            waiting: deque[tuple[int, Future[tuple[bytes, bytes, float]]]] = deque()
             todo = iter(messages.items())
             while True:
                 while len(waiting) < 2 * n and (letter := next(todo, None)):
@@ -42,7 +43,8 @@ def pool(n: int, device: str = "cpu") -> Engine:
                 if not waiting:
                     return
                 client, future = waiting.popleft()
-                reply, kept = _result(future, t)
+                reply, kept, peak = _result(future, t)
+                peak_memory_mb(peak)
                 if kept:
                     memory[client] = kept
                 yield client, reply
@@ -74,12 +76,12 @@ def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str
     _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device)
 
 
-def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, bytes]:
+def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, bytes, float]:
     assert _worker is not None
-    return answer(_worker, t, client, message, memory)
+    return *answer(_worker, t, client, message, memory), peak_memory_mb()
 
 
-def _result(future: Future[tuple[bytes, bytes]], t: int) -> tuple[bytes, bytes]:
+def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, bytes, float]:
     try:
         return future.result()
     except BrokenProcessPool:
