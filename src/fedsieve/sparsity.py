@@ -121,9 +121,9 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     if k == 0:
         return torch.zeros_like(keys, dtype=torch.bool)
     kth = keys.kthvalue(len(keys) - k + 1).values
-    support = keys > kth
-    ties = (keys == kth).nonzero().squeeze(1)
-    support[ties[: k - int(support.sum())]] = True
+    support = keys >= kth
+    if surplus := int(support.sum()) - k:
+        support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
     return support
 
 
