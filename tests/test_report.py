@@ -341,6 +341,17 @@ def test_a_row_that_a_crash_tore_off_is_left_out(tmp_path: Path) -> None:
     assert page.result("zerofl.digits")[3][1][0] == sum(row_of(t, 12)["bytes_up"] for t in range(1, 6))
 
 
+def test_a_run_stopped_early_is_not_called_finished(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert (run / "summary.json").exists()
+    about = json.loads((run / "run.json").read_text())
+    about["run"]["rounds"] = 400
+    (run / "run.json").write_text(json.dumps(about))
+    page = page_of(tmp_path, run)
+    assert "12 of 400 rounds" in page.text
+    assert "finished" not in page.text
+
+
 def test_a_round_run_again_counts_once_as_last_written(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=3)
     with (run / "rounds.jsonl").open("a") as file:

@@ -22,7 +22,7 @@ from fedsieve.types import InputError
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run: ``summary`` is None while it is unfinished, ``counts`` [clients, classes] is None where unknown."""
+    """One run: ``summary`` is None until it stops by itself, ``counts`` [clients, classes] is None where unknown."""
 
     folder: Path
     about: dict[str, Any]
@@ -42,6 +42,11 @@ class Recorded:
     def settings(self) -> dict[str, str]:
         """Every field of the run, by its dotted name."""
         return _flat(self.about.get("run"))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all planned rounds were run: a run stopped by ``--until`` has a summary too."""
+        return self.summary is not None and str(len(self.rows)) == self.settings.get("rounds")
 
     @property
     def machine(self) -> dict[str, str]:

@@ -95,7 +95,7 @@ def _key(where: str, place: int) -> str:
 
 def _state(run: Recorded) -> str:
     done, planned = len(run.rows), run.settings.get("rounds", "?")
-    if run.summary is None:
+    if not run.whole:
         return f'<span class="state going">{done} of {escape(planned)} rounds</span>'
     return f"<span class=state>finished, {done} round{'s' * (done != 1)}</span>"
 
@@ -125,7 +125,7 @@ def _result(place: int, run: Recorded) -> str:
         _value(run.final("peak_memory_mb"), lambda mb: _bytes(mb * 1e6)),
     ]
     name = f"<span class=named>{_key('result', place)}<span>{_soft(run.label)}</span></span>"
-    below = f"<small class=method>{_soft(run.method)}</small><small>{'' if run.summary else _state(run)}</small>"
+    below = f"<small class=method>{_soft(run.method)}</small><small>{'' if run.whole else _state(run)}</small>"
     numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
     return f"<tr><th scope=row>{name}{below}</th>{numbers}</tr>\n"
 

@@ -104,7 +104,7 @@ def fingerprint(federation: Federation) -> str:
 def read_rows(out: Path) -> list[dict[str, Any]]:
     """Return the rows of ``rounds.jsonl``; a last line that a crash tore off is left out. Raises InputError."""
     path = out / ROWS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
