@@ -1,8 +1,10 @@
 """The command line as a person meets it: what runs, what is printed, and what every mistake says."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,10 @@ MISTAKES = {
     "not a function": (("run", "mine.py:not_a_function"), "mine.py has no function 'not_a_function'"),
     "a wrong recipe": (("run", "mine.py:wrong"), "rounds must be at least 1"),
     "not a recipe": (("run", "other.py:number"), "other.py:number returns no Run"),
+    "a recipe with arguments": (("run", "other.py:needs"), "cannot be called without arguments"),
+    "a name of another module": (("run", "random.py:recipe"), "random.py has the name of another module"),
+    "a name that is no module's": (("run", "my.net.py:recipe"), "my.net.py cannot be imported: rename it"),
+    "a missing package": (("run", "missing.py:recipe"), "missing.py cannot be loaded: No module named 'nowhere'"),
     "a broken file": (("run", "broken.py:recipe"), "broken.py cannot be loaded: SyntaxError"),
     "an unknown field": ((*DIGITS, "-s", "round=3"), "unknown field 'round'"),
     "an impossible value": ((*DIGITS, "-s", "method.sparsity=1.2"), "sparsity must lie in [0, 1), got 1.2"),
@@ -98,7 +104,10 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n{MINE}")
-    (tmp_path / "other.py").write_text("def number():\n    return 3\n")
+    (tmp_path / "other.py").write_text("def number():\n    return 3\n\ndef needs(x):\n    return x\n")
+    (tmp_path / "missing.py").write_text("import nowhere\n")
+    for file in ("random.py", "my.net.py"):
+        (tmp_path / file).write_text("def recipe(): ...\n")
     (tmp_path / "broken.py").write_text("def recipe(:\n")
     before = sorted(tmp_path.iterdir())
     words, line = MISTAKES[name]
@@ -107,7 +116,7 @@ def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, capsys: 
         patch.setattr(sys, "argv", ["fedsieve", *words])
         patch.setattr(sys, "path", [*sys.path])
         patch.delenv("FEDSIEVE_DATA", raising=False)
-        for module in ("mine", "other", "broken"):
+        for module in ("mine", "other", "broken", "missing"):
             patch.delitem(sys.modules, module, raising=False)
         from fedsieve.cli import main
 
@@ -119,3 +128,62 @@ def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, capsys: 
     assert said.startswith("fedsieve: ")
     assert line in said
     assert sorted(p for p in tmp_path.iterdir() if p.name != "__pycache__") == before
+
+
+def slow(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a run and wait for its first round."""
+    command = [str(Path(sys.executable).parent / "fedsieve"), "run", "zerofl.digits", *words]
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("round 1/"))
+    return process
+
+
+@pytest.mark.parametrize("engine", ["local", "pool:2"])
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, engine: str) -> None:
+    with slow("--engine", engine, cwd=tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; every finished round is on disk: --resume goes on" in said
+    fedsieve("run", "zerofl.digits", "--resume", "--until", "12", cwd=tmp_path)
+
+
+def runs(pid: str) -> bool:
+    """Tell a process from one that has ended, waited for or not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_killed_server_takes_its_workers_with_it(tmp_path: Path) -> None:
+    with slow("--engine", "pool:2", cwd=tmp_path) as process:
+        mine = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(mine) >= 2
+        process.kill()
+        process.communicate(timeout=60)  # ends only once nobody holds the pipe any more
+    time.sleep(0.5)
+    assert not [pid for pid in mine if runs(pid)]
+
+
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+    with slow("-s", "rounds=20", cwd=tmp_path) as process:
+        assert process.stdout
+        process.stdout.close()
+        assert process.stderr
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+
+
+def test_resume_takes_the_last_run_that_was_begun(tmp_path: Path) -> None:
+    fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--until", "1", cwd=tmp_path)
+    (tmp_path / "runs/zerofl.digits-2").mkdir()
+    said = fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--resume", cwd=tmp_path).stdout
+    assert "runs/zerofl.digits-1" in said
+    said = fedsieve("run", "zerofl.digits", "-s", "rounds=1", "--resume", "--out", "new", cwd=tmp_path).stderr
+    assert "new holds no run yet: starting at round 1" in said
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    said = fedsieve("run", "zerofl.digits", "--out", "/dev/null/x", cwd=tmp_path, code=2).stderr
+    assert said.count("\n") == 1
+    fedsieve("run", "zerofl.digits", "-s", "rounds=1", "--out", "a[/]b", cwd=tmp_path)

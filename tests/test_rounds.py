@@ -122,7 +122,7 @@ def test_a_round_without_a_single_good_update_ends_the_run_and_says_why(act: str
 
 
 def test_a_dead_worker_process_is_named() -> None:
-    with pytest.raises(InputError, match="a worker process died in round 1"):
+    with pytest.raises(InputError, match="a worker process could not start, or died in round 1"):
         list(run(everyone(Odd("die")), pool(2)))
 
 
@@ -134,6 +134,8 @@ def test_a_dead_worker_process_is_named() -> None:
         ({"batch": 0}, "batch must be at least 1"),
         ({"lr": 0.0}, "lr and lr_end must be positive"),
         ({"lr_end": float("nan")}, "lr and lr_end must be positive"),
+        ({"lr": 1e300}, "at most 1e6"),
+        ({"batch": 2**31}, "batch must be below"),
         ({"momentum": 1.0}, "momentum must lie"),
         ({"weight_decay": -1.0}, "weight_decay must be"),
     ],
@@ -149,6 +151,8 @@ def test_impossible_runs_are_refused(change: dict[str, Any], line: str) -> None:
         ({"clients": 0}, "task.clients must be at least 1"),
         ({"validation": 1.0}, "task.validation must lie"),
         ({"tiers": (0.5, 0.4)}, "task.tiers must be positive shares that add up to 1"),
+        ({"tiers": (0.5, float("nan"))}, "task.tiers must be positive shares that add up to 1"),
+        ({"tiers": (0.05, 0.95)}, "leave a tier without a client among 6"),
         ({"model": "resnet19"}, "unknown model 'resnet19'; the models are resnet18"),
         ({"test_limit": -1}, "task.test_limit"),
     ],
@@ -175,3 +179,77 @@ def test_momentum_and_weight_decay_are_sgds() -> None:
             optimizer.step()
     for name, value in model.named_parameters():
         torch.testing.assert_close(round_.state.params[name], value.detach())
+
+
+class DropNet(TinyNet):
+    """Chance inside the model itself, and a parameter that no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.3)
+        self.spare = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.dropout(x))
+
+
+def test_chance_inside_a_model_is_the_same_in_every_engine() -> None:
+    run_ = replace(tiny_run(FedAvg(), rounds=2), task=Task(DropNet, blobs, 6))
+    runs = [[*run(run_, engine)][-1] for engine in (local(), local(), pool(2))]
+    for name, value in runs[0].state.params.items():
+        assert all(torch.equal(value, other.state.params[name]) for other in runs)
+    assert torch.equal(runs[0].state.params["spare"], torch.ones(2))
+
+
+def test_training_leaves_the_callers_chance_and_threads_alone() -> None:
+    torch.manual_seed(5)
+    wanted, n = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    list(run(tiny_run(FedAvg(), rounds=1), local()))
+    assert torch.equal(torch.rand(3), wanted)
+    assert torch.get_num_threads() == n
+
+
+def test_what_a_pool_cannot_be_sent_is_named() -> None:
+    run_ = replace(tiny_run(FedAvg()), task=Task(lambda: TinyNet(), blobs, 6))
+    assert [*run(replace(run_, rounds=1), local())]
+    with pytest.raises(InputError, match="a pool cannot be sent this run"):
+        next(run(run_, pool(1)))
+
+
+def wrong(**changes: Any) -> Any:
+    """Return a dataset function with labels (or so) that cannot be."""
+
+    def data() -> Any:
+        good = blobs()
+        return replace(good, train=replace(good.train, **{k: v(good.train) for k, v in changes.items()}))
+
+    return data
+
+
+class NormNet(nn.Sequential):
+    """BatchNorm over examples alone: one example is none."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        (Task(TinyNet, wrong(y=lambda d: d.y + 1), 6), "training labels must be int64 from 0 to 2"),
+        (Task(TinyNet, wrong(y=lambda d: d.y.int()), 6), "got torch.int32"),
+        (Task("leaf_cnn", blobs, 6), "model leaf_cnn does not fit blobs: given examples of shape"),
+        (Task("digits_net", wrong(x=lambda d: torch.zeros(240, 1, 8, 8)), 6), ""),
+        (Task(nn.Flatten, blobs, 6), r"it answers \[2, 72\] for 2 examples of 3 classes"),
+        (Task(NormNet, blobs, 6, validation=0.0), "batches of 39 leave a client: -s batch=40 leaves none"),
+        (Task(NormNet, blobs, 240, validation=0.0), "use fewer clients"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_runs(task: Task, line: str) -> None:
+    run_ = replace(tiny_run(FedAvg()), task=task, per_round=1, batch=39)
+    if line:
+        with pytest.raises(InputError, match=line):
+            open_run(run_)
+    else:
+        open_run(run_)

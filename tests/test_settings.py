@@ -18,6 +18,15 @@ def test_fields_are_changed_by_path_and_type() -> None:
     assert run.method == ZeroFL(sparsity=0.95, upload="top_diff")
 
 
+def test_the_order_of_settings_does_not_matter() -> None:
+    both = ["task.clients=2", "per_round=2"]
+    for settings in (both, both[::-1]):
+        run = changed(tiny_run(FedAvg()), settings)
+        assert (run.task.clients, run.per_round) == (2, 2)
+    assert changed(tiny_run(FedAvg()), ["method.server.eta=0.5", "method.server=adam"]).method == FedAvg(Adam(eta=0.5))
+    assert changed(tiny_run(FedAvg()), ["rounds=2", "rounds=3"]).rounds == 3
+
+
 def test_one_of_several_dataclasses_is_chosen_by_its_name() -> None:
     run = changed(tiny_run(FedAvg()), ["method.server=adam", "method.server.eta=0.5"])
     assert run.method == FedAvg(Adam(eta=0.5))

@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +157,7 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="is not empty and holds no run"):
         go(tmp_path, tiny_run(FedAvg()))
-    with pytest.raises(InputError, match="is not empty and holds no run"):
+    with pytest.raises(InputError, match="is a file, which holds no run"):
         go(tmp_path / "thesis.tex", tiny_run(FedAvg()))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -163,9 +165,66 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path: Path) -> None:
 def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
     run = tiny_run(FedAvg())
     first = keep(tmp_path, open_run(run), local(), ORIGIN)
+    with pytest.raises(InputError, match="another process is at work"):
+        go(tmp_path, replace(run, seed=1))
     next(first)
+    with (tmp_path / "rounds.jsonl").open("a") as file:  # the first is between a row and its checkpoint
+        file.write('{"round": 2}\n')
+    before = (tmp_path / "rounds.jsonl").read_bytes()
     with pytest.raises(InputError, match="another process is at work"):
         go(tmp_path, run, resume=True)
+    assert (tmp_path / "rounds.jsonl").read_bytes() == before
+
+
+def drop_row(out: Path) -> None:
+    lines = (out / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (out / "rounds.jsonl").write_text("".join(lines[:1] + lines[2:]))
+
+
+INCONSISTENT: dict[str, Callable[[Path], object]] = {
+    "no rows": lambda out: (out / "rounds.jsonl").unlink(),
+    "a row missing": drop_row,
+    "a row that is none": lambda out: (out / "rounds.jsonl").write_text("null\n{}\n3\n"),
+    "no checkpoints": lambda out: shutil.rmtree(out / "checkpoints"),
+}
+
+
+@pytest.mark.parametrize("how", INCONSISTENT)
+def test_a_directory_that_contradicts_itself_is_not_gone_on_with(tmp_path: Path, how: str) -> None:
+    run = tiny_run(FedAvg())
+    go(tmp_path, run, until=3)
+    INCONSISTENT[how](tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
+    with pytest.raises(InputError, match="but rows of rounds"):
+        go(tmp_path, run, resume=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_other_files_among_the_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    run = tiny_run(FedAvg())
+    go(tmp_path / "whole", run)
+    go(tmp_path / "out", run, until=2)
+    for name in ("best", "0000.copy"):
+        shutil.copy(tmp_path / "out/checkpoints/000001.safetensors", tmp_path / f"out/checkpoints/{name}.safetensors")
+    shutil.copy(tmp_path / "out/checkpoints/000001.safetensors", tmp_path / "out/checkpoints/000009.safetensors")
+    with pytest.raises(InputError, match=r"000009\.safetensors is damaged"):
+        go(tmp_path / "out", run, resume=True)
+    (tmp_path / "out/checkpoints/000009.safetensors").unlink()
+    assert go(tmp_path / "out", run, resume=True) == [3, 4]
+    assert same_run(tmp_path / "whole", tmp_path / "out")
+    assert (tmp_path / "out/checkpoints/best.safetensors").exists()
+
+
+def test_a_summary_is_never_of_another_round(tmp_path: Path) -> None:
+    run = tiny_run(FedAvg(), evaluate_every=4, rounds=8)
+    go(tmp_path, run, until=3)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["rounds"], summary["accuracy"]) == (3, read_rows(tmp_path)[-1]["accuracy"])
+    assert summary["accuracy"] is not None
+    going = keep(tmp_path, open_run(run), local(), ORIGIN, resume=True)
+    next(going)
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:

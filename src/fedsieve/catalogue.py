@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from fedsieve.data import NAMES, status
@@ -52,7 +53,7 @@ def entries(part: str, data: Path | None) -> dict[str, str]:
     if part == "recipes":
         return {name: _first(make) for name, make in recipes().items()}
     if part == "datasets":
-        return {name: status(name, data) for name in NAMES}
+        return {name: escape(status(name, data)) for name in NAMES}
     return ENGINES
 
 

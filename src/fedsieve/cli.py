@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedsieve.local import warn_in_one_line
 from fedsieve.types import InputError
+
+STOPPED = 130
+"""The exit code of a run that Ctrl-C ended."""
 
 app = typer.Typer(
     add_completion=False,
@@ -45,6 +49,8 @@ def run_command(
     carrier = _engine(engine, device)
     federation = open_run(run, root_from(data))
     folder = out or _folder(recipe, resume)
+    if resume and not (folder / "run.json").exists():
+        typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
     rounds = keep(folder, federation, carrier, Origin(recipe, engine, device), resume=resume, until=until)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
@@ -87,12 +93,14 @@ def _engine(name: str, device: str) -> Any:
 def _folder(recipe: str, resume: bool) -> Path:
     """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
     name = Path(recipe).name.replace(".py:", ".")
-    endings = [p.name[len(name) + 1 :] for p in Path("runs").glob(f"{name}-*")]
-    last = max((int(number) for number in endings if number.isdecimal()), default=0)
-    if resume and last:
-        return Path("runs") / f"{name}-{last}"
+    numbered = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
+    found = {int(number): p for number, p in numbered.items() if number.isdecimal()}
+    begun = [number for number, p in found.items() if (p / "run.json").exists()]
+    if resume and begun:
+        return found[max(begun)]
     if resume:
         raise InputError(f"there is no run of {recipe} under runs/ to go on with: drop --resume, or name it with --out")
+    last = max(found, default=0)
     folder = Path("runs") / f"{name}-{last + 1}"
     try:
         folder.mkdir(parents=True)
@@ -101,31 +109,32 @@ def _folder(recipe: str, resume: bool) -> Path:
     return folder
 
 
-def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    typer.echo(f"fedsieve: warning: {message}", err=True)
-
-
 def main() -> None:
     """Run the command line."""
-    warnings.showwarning = _one_line
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    warn_in_one_line()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error))
     except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit("fedsieve: stopped")
+        code = stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing more
+        code = 1
+    except OSError as error:
+        _fail(f"{error.strerror}: {error.filename or 'the output'}: free the place, or choose another")
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
-    except KeyboardInterrupt:
+    if code == STOPPED:
         typer.echo("\nfedsieve: stopped; every finished round is on disk: --resume goes on", err=True)
-        sys.exit(130)
+    sys.exit(code)
 
 
-def _fail(line: str) -> None:
-    typer.echo(f"fedsieve: {' '.join(line.split())}", err=True)
+def _fail(line: str) -> NoReturn:
+    if line:  # a bare `fedsieve` has printed its help
+        typer.echo(f"fedsieve: {' '.join(line.split())}", err=True)
     sys.exit(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -31,26 +32,17 @@ def sgd(device: Device) -> Iterator[Tensor]:
     for _ in range(device.epochs):
         for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
             x, y = data.batch(index.to(data.y.device))
-            loss = F.cross_entropy(_logits(model, x), y)
-            grads = torch.autograd.grad(loss, weights)
+            loss = F.cross_entropy(model(x), y)
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
             with torch.no_grad():
-                if device.weight_decay:
-                    grads = tuple(g.add(w, alpha=device.weight_decay) for g, w in zip(grads, weights, strict=True))
-                for v, g in zip(velocity, grads, strict=False):
-                    v.mul_(device.momentum).add_(g)
-                for w, step in zip(weights, velocity or grads, strict=True):
+                for i, (w, g) in enumerate(zip(weights, found, strict=True)):
+                    step = torch.zeros_like(w) if g is None else g
+                    if device.weight_decay:
+                        step = step.add(w, alpha=device.weight_decay)
+                    if velocity:
+                        step = velocity[i].mul_(device.momentum).add_(step)
                     w.sub_(step, alpha=device.lr)
             yield loss.detach()
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    try:
-        logits: Tensor = model(x)
-    except ValueError as error:
-        if len(x) == 1 and "more than 1 value per channel" in str(error):
-            raise InputError("BatchNorm cannot train on a last batch of one example: choose another batch") from None
-        raise
-    return logits
 
 
 def train(device: Device) -> dict[str, float]:
@@ -122,6 +114,15 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         for option, size in ((M_MMAP_THRESHOLD, 256 << 20), (M_TRIM_THRESHOLD, 512 << 20)):
             libc.mallopt(option, size)
+
+
+def warn_in_one_line() -> None:
+    """Show warnings as the command line shows mistakes: one line each, without the place in the source."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"fedsieve: warning: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    warnings.showwarning = show
 
 
 _peaks = [0.0]

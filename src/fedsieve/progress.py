@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ def show(
     folder: Path, federation: Federation, rounds: Iterator[Round], last: int, console: Console | None = None
 ) -> None:
     """Follow the rounds to the end of the run in ``folder``, then print its summary."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     run, task = federation.run, federation.run.task
     console.print(
         f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
@@ -29,7 +30,7 @@ def show(
     )
     (_live if console.is_terminal else _plain)(federation, rounds, last, console)
     console.print(_summary(folder))
-    console.print(f"[bold]{folder}[/] holds the rounds, checkpoints, summary and model.safetensors")
+    console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
 
 def _live(federation: Federation, rounds: Iterator[Round], last: int, console: Console) -> None:

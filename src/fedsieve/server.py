@@ -65,7 +65,7 @@ class Adam:
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.eta <= 0 or self.tau <= 0 or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+        if not (0 < self.eta <= 1e6 and 0 < self.tau <= 1e6) or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
             raise InputError(f"FedAdam needs eta > 0, tau > 0 and b1, b2 in [0, 1), got {self}")
 
     def init(self, params: Params) -> dict[str, Params]:

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import types
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsieve.types import InputError
 
 T = TypeVar("T")
 
+Wanted: TypeAlias = dict[str, Any]
+"""Changes by field: each a tree of the fields below it, its own text under TEXT."""
+TEXT = "="
+
 
 def changed(run: T, settings: list[str]) -> T:
-    """Return ``run`` with every ``name=value`` applied, in order. Raises InputError for unknown names and wrong values.
+    """Return ``run`` with every ``name=value`` applied, the last of each name. Raises InputError.
 
     Names are paths of fields (``method.sparsity``). A field that takes one of several dataclasses is set by the class's
     name (``method.server=adam``), whose own fields can then be set in turn.
     """
+    wanted: Wanted = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"-s {setting}: write it as name=value")
-        run = _replaced(run, name.split("."), text, name)
-    return run
+        node = wanted
+        for part in name.split("."):
+            node = node.setdefault(part, {})
+        node[TEXT] = text
+    final: T = _replaced(run, wanted, "")
+    return final
 
 
-def _replaced(node: Any, path: list[str], text: str, name: str) -> Any:
+def _replaced(node: Any, wanted: Wanted, path: str) -> Any:
+    """Return a dataclass with all of its wanted changes made at once, so that their order does not matter."""
     known = [f.name for f in fields(node)] if is_dataclass(node) else []
-    if path[0] not in known:
-        has = f"{type(node).__name__} has {', '.join(known)}" if known else f"{type(node).__name__} has no fields"
-        raise InputError(f"unknown field {name!r}: {has}")
-    if len(path) > 1:
-        value = _replaced(getattr(node, path[0]), path[1:], text, name)
-    else:
-        value = _parsed(text, get_type_hints(type(node))[path[0]], name)
-    return replace(node, **{path[0]: value})
+    changes: dict[str, Any] = {}
+    for part, below in wanted.items():
+        name = f"{path}.{part}" if path else part
+        if part not in known:
+            has = f"{type(node).__name__} has {', '.join(known)}" if known else f"{type(node).__name__} has no fields"
+            raise InputError(f"unknown field {name!r}: {has}")
+        value = getattr(node, part)
+        if TEXT in below:
+            value = _parsed(below[TEXT], get_type_hints(type(node))[part], name)
+        deeper = {key: tree for key, tree in below.items() if key != TEXT}
+        changes[part] = _replaced(value, deeper, name) if deeper else value
+    return replace(node, **changes)
 
 
 def _parsed(text: str, kind: Any, name: str) -> Any:

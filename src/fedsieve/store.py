@@ -19,10 +19,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,30 @@ def keep(
     """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
 
     With ``resume``, go on after the last checkpoint; ``until`` stops after that round, to be resumed later. Raises
-    InputError, before anything is written, if ``out`` holds another run, or any run and ``resume`` is not set.
+    InputError, at once and before anything is written, if ``out`` holds another run, or any run and ``resume`` is not
+    set, or if another process is at work there.
     """
-    start = _open(out, federation, origin, resume)
-    last = min(until or federation.run.rounds, federation.run.rounds)
-    with _alone(out):
-        if not start or start.t < last:
-            with closing(rounds(federation, engine, origin.device, start)) as stream:
-                for round in stream:
-                    _append(out / ROWS, json.dumps(row(round)))
-                    _checkpoint(out, round, fingerprint(federation))
-                    yield round
-                    if round.t == last:
-                        break
+    lock = _alone(out)
+    try:
+        start = _open(out, federation, origin, resume)
+    except BaseException:
+        os.close(lock)
+        raise
+    return _keep(out, federation, rounds(federation, engine, origin.device, start, until), lock)
+
+
+def _keep(out: Path, federation: Federation, stream: Generator[Round], lock: int) -> Iterator[Round]:
+    try:
+        with closing(stream):
+            for round in stream:
+                for old in ("summary.json", "model.safetensors"):  # of an earlier stop: true no more
+                    (out / old).unlink(missing_ok=True)
+                _append(out / ROWS, json.dumps(row(round)))
+                _checkpoint(out, round, fingerprint(federation))
+                yield round
         _finish(out, federation)
+    finally:
+        os.close(lock)
 
 
 def row(round: Round) -> dict[str, Any]:
@@ -85,8 +96,12 @@ def described(thing: Any) -> Any:
     """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names."""
     if is_dataclass(thing) and not isinstance(thing, type):
         return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in fields(thing)}
+    if isinstance(thing, partial):
+        return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
     if callable(thing):
-        return f"{thing.__module__}:{thing.__qualname__}"
+        return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    if isinstance(thing, Mapping):
+        return {str(name): described(part) for name, part in thing.items()}
     if isinstance(thing, tuple | list):
         return [described(part) for part in thing]
     return thing
@@ -117,31 +132,41 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
 
 def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> Start | None:
     """Make or check the directory, and return where to go on."""
-    described_run = described(federation.run)
+    described_run, start = described(federation.run), None
     if (out / "run.json").exists():
         _check_same(out, described_run, resume)
         start = _newest(out, fingerprint(federation))
-        last = start.t if start else 0
-        _write(out / ROWS, "".join(f"{json.dumps(r)}\n" for r in read_rows(out) if r["round"] <= last).encode())
-        return start
-    if out.exists() and (not out.is_dir() or any(not p.name.endswith(".tmp") for p in out.iterdir())):
+        _write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in _rows_to(out, start.t if start else 0)).encode())
+    elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
+    else:
+        _write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
     _write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
-    return None
+    return start
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the directory for this process; raise InputError if another one is at work in it."""
-    with (out / "run.json").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is at work in {out}: wait for it, or choose another --out") from None
-        yield
+def _rows_to(out: Path, last: int) -> list[dict[str, Any]]:
+    """Return the rows of rounds 1 to ``last``; a crash may have left one more, and nothing else may be there."""
+    rows = read_rows(out)
+    found = [row.get("round") if isinstance(row, dict) else None for row in rows]
+    if found[:last] != list(range(1, last + 1)) or len(found) > last + 1:
+        raise InputError(f"{out} has a checkpoint of round {last} but rows of rounds {found}: choose another --out")
+    return rows[:last]
+
+
+def _alone(out: Path) -> int:
+    """Make the directory and lock it for this process; raise InputError if another one is at work in it."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, which holds no run: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise InputError(f"another process is at work in {out}: wait for it, or choose another --out") from None
+    return lock
 
 
 def _check_same(out: Path, wanted: dict[str, Any], resume: bool) -> None:
@@ -176,13 +201,19 @@ def _checkpoint(out: Path, round: Round, run: str) -> None:
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
     _write(folder / f"{round.t:06d}.safetensors", save(tensors, told))
-    for old in sorted(folder.glob("*.safetensors"))[:-KEPT]:
+    for old in _checkpoints(out)[:-KEPT]:
         old.unlink()
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Return the checkpoints in the order of their rounds; other files there are none of ours."""
+    named = [p for p in (out / "checkpoints").glob("*.safetensors") if p.stem.isdecimal()]
+    return sorted(named, key=lambda p: int(p.stem))
 
 
 def _newest(out: Path, run: str) -> Start | None:
     """Return the newest checkpoint; raise InputError, naming the file, if it is damaged or another run's."""
-    paths = sorted((out / "checkpoints").glob("*.safetensors"))
+    paths = _checkpoints(out)
     if not paths:
         return None
     path, before = paths[-1], f"round {int(paths[-2].stem)}" if len(paths) > 1 else "the beginning"
@@ -190,8 +221,8 @@ def _newest(out: Path, run: str) -> Start | None:
         with safe_open(path, "pt") as file:
             told: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        damaged = told.get("sha256") != _digest(tensors)
-    except (SafetensorError, OSError, ValueError):
+        damaged = told.get("sha256") != _digest(tensors) or int(told["round"]) != int(path.stem)
+    except (SafetensorError, OSError, ValueError, KeyError):
         damaged = True
     if damaged:
         raise InputError(f"the checkpoint {path} is damaged: remove it to go on from {before}")

@@ -66,6 +66,9 @@ class Data:
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise InputError(f"data: {len(self.x)} examples but {len(self.y)} labels")
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if len(given) != 1 and (self.x.dim() < 2 or len(given) != self.x.shape[1]):
+                raise InputError(f"data: {name} must hold one number, or one a channel, got {len(given)}")
 
     def __len__(self) -> int:
         return len(self.y)

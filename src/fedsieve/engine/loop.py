@@ -80,6 +80,7 @@ class Worker:
     def __init__(self, federation: Federation, where: str = "cpu"):
         keep_freed_memory()
         self.federation, self.where = federation, where
+        self.cuda = [torch.device(where)] if where != "cpu" else []
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
         self.work = Work(self.model)
@@ -97,7 +98,8 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     work = worker.work
     work.real = work.dense = 0.0
     kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    with threads(1):
+    with threads(1), torch.random.fork_rng(worker.cuda):
+        torch.manual_seed(rng(worker.federation.run.seed, "noise", t, client).initial_seed())
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
         if not len(device.data):
             raise InputError(f"client {client} has no training example: use fewer clients or a smaller task.validation")
@@ -145,13 +147,15 @@ class Tally:
         return {name: value / self.weight for name, value in self.sums.items()}
 
 
-def run(run: Run, engine: Engine, data: Path | None = None, device: str = "cpu") -> Iterator[Round]:
+def run(run: Run, engine: Engine, data: Path | str | None = None, device: str = "cpu") -> Iterator[Round]:
     """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops."""
     return rounds(open_run(run, data), engine, device)
 
 
-def rounds(federation: Federation, engine: Engine, device: str = "cpu", start: Start | None = None) -> Generator[Round]:
-    """Run an opened experiment, from the beginning or from where ``start`` says."""
+def rounds(
+    federation: Federation, engine: Engine, device: str = "cpu", start: Start | None = None, last: int = 0
+) -> Generator[Round]:
+    """Run an opened experiment, from the beginning or from where ``start`` says, to round ``last`` (0: all)."""
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
     dense_up, dense_down = _dense_bytes(state.params)
@@ -160,7 +164,8 @@ def rounds(federation: Federation, engine: Engine, device: str = "cpu", start: S
     memory = dict(start.memory) if start else {}
     plain, test = plain.to(device), federation.test().to(device)
     with engine(federation, memory) as exchange:
-        for t in range(start.t + 1 if start else 1, run.rounds + 1):
+        last = min(last or run.rounds, run.rounds)
+        for t in range(start.t + 1 if start else 1, last + 1):
             began, tally = time.perf_counter(), Tally()
             clients = run.sample(t)
             tiers = {client: run.task.tier(client) for client in clients}
@@ -170,7 +175,7 @@ def rounds(federation: Federation, engine: Engine, device: str = "cpu", start: S
                 state = _aggregate(run, t, state, answers, tally)
             model = method.deploy(state)
             seconds = time.perf_counter() - began
-            tested = t % run.evaluate_every == 0 or t == run.rounds
+            tested = t % run.evaluate_every == 0 or t == last
             yield Round(
                 t=t,
                 clients=tuple(clients),

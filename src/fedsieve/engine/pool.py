@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from torch import Tensor
 from fedsieve.engine.local import check_device
 from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
 from fedsieve.engine.task import Federation
-from fedsieve.local import peak_memory_mb
+from fedsieve.local import peak_memory_mb, warn_in_one_line
 from fedsieve.types import InputError
 
 _worker: Worker | None = None
@@ -30,6 +33,7 @@ def pool(n: int, device: str = "cpu") -> Engine:
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        _check_sendable(federation)
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device))
 
@@ -65,15 +69,35 @@ def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     return replace(federation, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
 
 
+def _check_sendable(federation: Federation) -> None:
+    try:
+        ForkingPickler.dumps(federation.run)
+    except Exception as error:  # whatever a lambda, a local class or a lock raises
+        raise InputError(f"a pool cannot be sent this run ({error}): use functions and classes of a module") from None
+
+
 def _share(x: Tensor) -> Tensor:
-    x.share_memory_()  # type: ignore[no-untyped-call]
+    try:
+        x.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise InputError(f"no room to share the data ({error}): enlarge /dev/shm, or use --engine local") from None
     return x
 
 
 def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str) -> None:
     global _worker
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    warn_in_one_line()
     torch.set_num_threads(1)
     _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device)
+
+
+def _follow_parent() -> None:
+    """End this process when the server's ends, however it does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, bytes, float]:
@@ -86,5 +110,6 @@ def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, 
         return future.result()
     except BrokenProcessPool:
         raise InputError(
-            f"a worker process died in round {t} (killed, or out of memory?): go on with --resume, or with fewer"
+            f"a worker process could not start, or died in round {t} (killed, or out of memory?): "
+            "go on with --resume, fewer processes, or --engine local"
         ) from None

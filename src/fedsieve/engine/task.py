@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve.data import Dataset, load
+from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.partition import hold_out, partition
 from fedsieve.models import MODELS
 from fedsieve.types import Data, Device, InputError, Method, rng
@@ -44,13 +44,18 @@ class Task:
             raise InputError(f"task.validation must lie in [0, 1), got {self.validation}")
         if self.test_limit < 0:
             raise InputError(f"task.test_limit must be 0 (all) or more, got {self.test_limit}")
-        if not self.tiers or min(self.tiers) <= 0 or abs(sum(self.tiers) - 1) > 1e-9:
+        if not self.tiers or not all(share > 0 for share in self.tiers) or abs(sum(self.tiers) - 1) > 1e-9:
             raise InputError(f"task.tiers must be positive shares that add up to 1, got {self.tiers}")
+        if len(set(self._edges())) < len(self.tiers) or self._edges()[0] == 0:
+            raise InputError(f"task.tiers {self.tiers} leave a tier without a client among {self.clients}")
 
     def tier(self, client: int) -> int:
         """Return the device class of a client: a group that never changes."""
-        edges = [round(sum(self.tiers[: i + 1]) * self.clients) for i in range(len(self.tiers))]
-        return next(i for i, edge in enumerate(edges) if client < edge)
+        return next(i for i, edge in enumerate(self._edges()) if client < edge)
+
+    def _edges(self) -> list[int]:
+        """Return the first client after each tier."""
+        return [round(sum(self.tiers[: i + 1]) * self.clients) for i in range(len(self.tiers))]
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,14 @@ class Run:
                 f"per_round is {self.per_round} but there are only {self.task.clients} clients: "
                 f"lower per_round or raise task.clients"
             )
-        if not (0 < self.lr < math.inf and 0 < self.lr_end < math.inf):
-            raise InputError(f"lr and lr_end must be positive, got {self.lr} and {self.lr_end}")
+        if self.batch >= 2**31:
+            raise InputError(f"batch must be below 2^31, got {self.batch}")
+        if not (0 < self.lr <= 1e6 and 0 < self.lr_end <= 1e6):
+            raise InputError(f"lr and lr_end must be positive and at most 1e6, got {self.lr} and {self.lr_end}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 <= self.weight_decay <= 1e6:
+            raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
 
     def lr_at(self, t: int) -> float:
         """Return the learning rate of round t = 1 ... T, from lr down to (almost) lr_end: lr (lr_end/lr)^((t-1)/T)."""
@@ -96,14 +103,12 @@ class Run:
 
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``."""
-        tiers: dict[int, list[int]] = {}
-        for client in range(self.task.clients):
-            tiers.setdefault(self.task.tier(client), []).append(client)
         chosen: list[int] = []
-        for i, members in enumerate(tiers.values(), start=1):
-            wanted = round(self.per_round * sum(self.task.tiers[:i])) - len(chosen)
-            order = torch.randperm(len(members), generator=rng(self.seed, "sample", t, i))
-            chosen += [members[j] for j in order[:wanted].tolist()]
+        for tier in range(len(self.task.tiers)):
+            members = [client for client in range(self.task.clients) if self.task.tier(client) == tier]
+            wanted = round(self.per_round * sum(self.task.tiers[: tier + 1])) - len(chosen)
+            order = torch.randperm(len(members), generator=rng(self.seed, "sample", t, tier))
+            chosen += [members[i] for i in order[:wanted].tolist()]
         return sorted(chosen)
 
 
@@ -149,31 +154,62 @@ class Federation:
         )
 
 
-def open_run(run: Run, data: Path | None = None) -> Federation:
+def open_run(run: Run, data: Path | str | None = None) -> Federation:
     """Load a run's dataset (from the folder ``data``) and split it among the clients.
 
     Raises InputError for what cannot be: missing data, empty shards, a model or method that does not fit.
     """
     task = run.task
-    dataset = load(task.dataset, data) if isinstance(task.dataset, str) else task.dataset()
-    shards = tuple(partition(task.partition, dataset, task.clients, run.seed))
-    federation = Federation(run, dataset, shards)
+    root = root_from(data) if isinstance(data, str) else data
+    dataset = load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
+    _check_labels(dataset)
+    federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)))
     _check_fit(federation)
     run.method.prepare(federation.model())
     return federation
 
 
+def _check_labels(dataset: Dataset) -> None:
+    for what, data in (("training", dataset.train), ("test", dataset.test)):
+        if not len(data):
+            raise InputError(f"{dataset.name} has no {what} example")
+        low, high = int(data.y.min()), int(data.y.max())
+        if data.y.dtype != torch.int64 or low < 0 or high >= len(dataset.classes):
+            raise InputError(
+                f"{dataset.name}: {what} labels must be int64 from 0 to {len(dataset.classes) - 1} "
+                f"({len(dataset.classes)} classes), got {data.y.dtype} from {low} to {high}"
+            )
+
+
 @torch.no_grad()
 def _check_fit(federation: Federation) -> None:
-    """Raise InputError unless the model takes the dataset's examples and tells its classes apart."""
-    dataset, model = federation.dataset, federation.model().eval()
+    """Raise InputError unless the model takes the dataset's examples, tells its classes apart, and can be trained."""
+    dataset, model, named = federation.dataset, federation.model(), federation.run.task.model
+    what = named if isinstance(named, str) else getattr(named, "__name__", "of yours")
+    fits = f"model {what} does not fit {dataset.name}"
     x, _ = dataset.train.batch(slice(0, 2))
-    takes = f"model {federation.run.task.model} does not fit {dataset.name}"
     try:
-        logits = model(x)
-    except RuntimeError as error:
-        raise InputError(f"{takes}: given examples of shape {list(x.shape[1:])} it fails ({error})") from None
+        logits = model.eval()(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"{fits}: given examples of shape {list(x.shape[1:])} it fails ({error})") from None
     if logits.shape != (len(x), len(dataset.classes)):
         raise InputError(
-            f"{takes}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
+            f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
         )
+    if not any(w.requires_grad for w in model.parameters()):
+        raise InputError(f"{fits}: it has no parameter to train")
+    try:
+        model.train()(x[:1])
+    except ValueError:
+        _check_last_batches(federation)
+
+
+def _check_last_batches(federation: Federation) -> None:
+    """Raise InputError if a client's last batch holds one example, which this model's BatchNorm cannot train on."""
+    run = federation.run
+    sizes = {len(shard) - int(run.task.validation * len(shard)) for shard in federation.shards}
+    if all(size % run.batch != 1 for size in sizes):
+        return
+    works = next((b for b in range(run.batch + 1, max(sizes) + 2) if all(size % b != 1 for size in sizes)), None)
+    remedy = f"-s batch={works} leaves none" if works else "use fewer clients, so that all have more"
+    raise InputError(f"BatchNorm cannot train on the one example that batches of {run.batch} leave a client: {remedy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from inspect import getmembers, isfunction
@@ -26,7 +27,12 @@ def recipes() -> dict[str, Callable[[], Run]]:
 
 def made(name: str) -> Run:
     """Return the run of a recipe, built-in or ``file.py:function``. Raises InputError."""
-    run: object = find(name)()
+    recipe = find(name)
+    try:
+        inspect.signature(recipe).bind()
+    except TypeError as error:
+        raise InputError(f"{name} cannot be called without arguments ({error}): a recipe takes none") from None
+    run: object = recipe()
     if not isinstance(run, Run):
         raise InputError(f"{name} returns no Run but {type(run).__name__}: a recipe is a function that returns a Run")
     return run
@@ -47,13 +53,17 @@ def _own(path: str, function: str) -> Callable[[], Run]:
     file = Path(path).resolve()
     if not file.is_file():
         raise InputError(f"there is no file {path}: a recipe of your own is given as file.py:function")
-    if file.stem in sys.modules and getattr(sys.modules[file.stem], "__file__", None) != str(file):
-        raise InputError(f"{path} has the name of a module that is already loaded: rename the file")
-    sys.path.insert(0, str(file.parent))
+    if not file.stem.isidentifier():
+        raise InputError(f"{path} cannot be imported: rename it to letters, digits and underscores")
+    sys.path.append(str(file.parent))
     try:
         module = importlib.import_module(file.stem)
     except SyntaxError as error:
         raise InputError(f"{path} cannot be loaded: SyntaxError in line {error.lineno}: {error.msg}") from None
+    except ImportError as error:
+        raise InputError(f"{path} cannot be loaded: {error}") from None
+    if Path(module.__file__ or "").resolve() != file:
+        raise InputError(f"{path} has the name of another module: rename the file")
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{path} has no function {function!r}")
