@@ -28,15 +28,15 @@ def show(
         f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
         f"{task.clients} clients a round ({task.partition}), {len(federation.dataset.train)} training examples"
     )
-    (_live if console.is_terminal else _plain)(federation, rounds, last, console)
+    (_live if console.is_terminal else _plain)(rounds, len(read_rows(folder)), last, console)
     console.print(_summary(folder))
     console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
 
-def _live(federation: Federation, rounds: Iterator[Round], last: int, console: Console) -> None:
+def _live(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
     columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
     bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
-    task, accuracy = bar.add_task("", total=last), None
+    task, accuracy = bar.add_task("", total=last, completed=done), None
     grid = Table.grid()
     with Live(grid, console=console, refresh_per_second=4) as live:
         live.update(bar)
@@ -50,11 +50,10 @@ def _live(federation: Federation, rounds: Iterator[Round], last: int, console: C
             _complain(round, console)
 
 
-def _plain(federation: Federation, rounds: Iterator[Round], last: int, console: Console) -> None:
-    began, first = time.perf_counter(), 0
+def _plain(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
+    began = time.perf_counter()
     for round in rounds:
-        first = first or round.t
-        left = (time.perf_counter() - began) / (round.t - first + 1) * (last - round.t)
+        left = (time.perf_counter() - began) / (round.t - done) * (last - round.t)
         console.print(f"round {round.t}/{last}  {line(round, round.accuracy)}  ETA {clock(left)}")
         _complain(round, console)
 
