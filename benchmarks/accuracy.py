@@ -71,12 +71,13 @@ def one(recipe: str, seed: int, rounds: int) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Return the results as the table that the README shows."""
     lines = [
-        "| method | accuracy, % | one upload, kB | less than dense | by the paper's formula, kB | multiply-adds |",
+        "| method | accuracy, % (each seed) | one upload, kB | less than dense | by the paper's formula, kB | multiply-adds |",
         "|---|---|---|---|---|---|",
     ]
     for name, label in RECIPES.items():
         got = found["recipes"][name]
-        accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f}"
+        seeds = ", ".join(f"{100 * v:.1f}" for v in got["accuracy"])
+        accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} ({seeds})"
         size, paper = mean(got["upload_bytes"]), got["paper_bytes"][0]
         factor = f"{mean(got['dense_bytes']) / size:.1f}x"
         by_formula = f"{paper / 1e3:.0f}" if paper else "-"
