@@ -71,7 +71,7 @@ def one(recipe: str, seed: int, rounds: int) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Return the results as the table that the README shows."""
     lines = [
-        "| method | accuracy, % (each seed) | one upload, kB | less than dense | by the paper's formula, kB | multiply-adds |",
+        "| method | accuracy, % (each seed) | one upload, kB | less than dense | by the paper's formula | multiply-adds |",
         "|---|---|---|---|---|---|",
     ]
     for name, label in RECIPES.items():
@@ -80,7 +80,7 @@ def table(found: dict[str, Any]) -> str:
         accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} ({seeds})"
         size, paper = mean(got["upload_bytes"]), got["paper_bytes"][0]
         factor = f"{mean(got['dense_bytes']) / size:.1f}x"
-        by_formula = f"{paper / 1e3:.0f}" if paper else "-"
+        by_formula = f"{paper / 1e3:.0f} kB" if paper else "-"
         cells = [label, accuracy, f"{size / 1e3:.0f}", factor, by_formula, f"{100 * mean(got['work']):.0f} %"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
