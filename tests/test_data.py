@@ -36,6 +36,11 @@ def refuses(name: str, root: Path | None, *words: str) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def homeless(*_: object) -> None:
+    """What Path.home() and expanduser() do without HOME and without an entry for the user."""
+    raise RuntimeError("Could not determine home directory.")
+
+
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "cache"))
@@ -119,6 +124,14 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache.folder() == Path("/xdg/fedsieve")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.folder() == Path.home() / ".cache" / "fedsieve"
+
+
+def test_cache_without_a_home_warns_and_goes_on(monkeypatch):
+    monkeypatch.delenv("FEDSIEVE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
+        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
 # Digits
