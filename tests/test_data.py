@@ -59,10 +59,26 @@ def test_import_is_light():
 
 def test_root_from_option_then_environment(monkeypatch):
     monkeypatch.setenv("FEDSIEVE_DATA", "/there")
-    assert data.root_from("here") == Path("here")
+    assert data.root_from("here") == Path.cwd() / "here"
     assert data.root_from(None) == Path("/there")
     monkeypatch.delenv("FEDSIEVE_DATA")
     assert data.root_from(None) is None
+
+
+@pytest.mark.parametrize(("said", "root"), [("./hub", "hub"), ("hub/", "hub"), ("../hub", "../hub"), ("HUB", "HUB")])
+def test_only_exactly_hub_is_the_hub(monkeypatch, said, root):
+    assert data.root_from("hub") == Path("hub")
+    assert data.root_from(said) == Path.cwd() / root
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert data.root_from("~/hub") == Path("/home/ada/hub")
+    assert data.status("mnist", data.root_from("hub")).startswith("huggingface.co")
+    assert data.status("mnist", data.root_from(said)).startswith("not found")
+
+
+def test_root_in_an_unknown_home_is_refused(monkeypatch):
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(InputError, match="write the whole path"):
+        data.root_from("~/data")
 
 
 def test_unknown_name_lists_the_names():
