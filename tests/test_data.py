@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import fedsieve.data as data
-from fedsieve.data import cache, cifar10, femnist, mnist, speech_commands
+from fedsieve.data import cache, cifar10, femnist, files, mnist, speech_commands
 from fedsieve.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -208,6 +208,33 @@ def test_sha256sums_in_the_data_folder_are_checked(tmp_path, monkeypatch):
     mnist_files(tmp_path, monkeypatch, True)
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ./mnist/train-images-idx3-ubyte.gz\n")
     refuses("mnist", tmp_path, "train-images-idx3-ubyte.gz", "SHA256SUMS")
+
+
+@pytest.mark.parametrize("line", ["oneword", "0123  mnist/x", "0" * 64, f"{'0' * 64}  ", "SHA256 (x) = 00", "\x00\xff"])
+def test_a_malformed_line_of_sha256sums_is_named(tmp_path, monkeypatch, line):
+    mnist_files(tmp_path, monkeypatch, True)
+    (tmp_path / "SHA256SUMS").write_bytes(f"{'0' * 64}  other\n\n{line}\n".encode("latin-1"))
+    refuses("mnist", tmp_path, f"{tmp_path / 'SHA256SUMS'} line 3 is not a sha256")
+
+
+@pytest.mark.parametrize("form", ["{sum}  {name}", "{sum} *{name}", "{sum}  ./{name}", "{upper}  {name}\r"])
+@pytest.mark.parametrize("name", ["cifar10/cifar-10-batches-bin/data_batch_1.bin", "femnist/train/a.json", "other/a"])
+def test_sha256sums_of_nested_files_are_checked(tmp_path, form, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"contents")
+    digest = hashlib.sha256(b"contents").hexdigest()
+    (tmp_path / "SHA256SUMS").write_text(form.format(sum=digest, upper=digest.upper(), name=name))
+    assert files.read(file, "get it") == b"contents"
+    file.write_bytes(b"other")
+    with pytest.raises(InputError, match="the one in SHA256SUMS"):
+        files.read(file, "get it")
+
+
+def test_the_folder_above_is_named_for_nested_files():
+    for name in ("femnist/train/a.json", "cifar10/cifar-10-batches-bin/b.bin", "mnist/speech_commands/yes"):
+        *_, place = (part for part in Path(name).parts if part in data.NAMES)
+        assert f"the folder above {place}/)" in str(files.missing(Path("/mnist/root") / name, "get it"))
 
 
 # CIFAR-10
