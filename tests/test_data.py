@@ -326,6 +326,48 @@ def test_femnist_leaf_json(tmp_path, inside):
     refuses("femnist", tmp_path, "all_data_1_niid_05_keep_0_train_9.json", "damaged", "TalwalkarLab/leaf")
 
 
+ROW = [0.5] * 784
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {},
+        5,
+        [],
+        {"f": 5},
+        {"f": {"x": [], "y": []}},
+        {"f": {"x": [ROW]}},
+        {"f": {"x": [ROW], "y": [700]}},
+        {"f": {"x": [ROW], "y": [62]}},
+        {"f": {"x": [ROW], "y": [-1]}},
+        {"f": {"x": [ROW], "y": [0.5]}},
+        {"f": {"x": [ROW], "y": ["a"]}},
+        {"f": {"x": [ROW], "y": [10**400]}},
+        {"f": {"x": [ROW], "y": [1, 2]}},
+        {"f": {"x": [ROW], "y": 1}},
+        {"f": {"x": [ROW[1:]], "y": [1]}},
+        {"f": {"x": [ROW[:392], ROW[:392]], "y": [1]}},
+        {"f": {"x": [ROW, ROW[1:]], "y": [1, 2]}},
+        {"f": {"x": [[*ROW[1:], 1.5]], "y": [1]}},
+        {"f": {"x": [[*ROW[1:], None]], "y": [1]}},
+    ],
+)
+def test_femnist_json_of_another_shape_is_damaged(tmp_path, users):
+    folder = tmp_path / "femnist"
+    leaf_json(folder / "all_data_0_test_9.json", {"f": (pixels(1, 28, 28), [1])})
+    (folder / "all_data_0_train_9.json").write_text(json.dumps({"user_data": users}))
+    refuses("femnist", tmp_path, "all_data_0_train_9.json is damaged (not LEAF json", "TalwalkarLab/leaf")
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", "[" * 100_000, '{"user_data": {"f": ' * 100_000])
+def test_femnist_json_that_is_something_else_is_damaged(tmp_path, text):
+    folder = tmp_path / "femnist"
+    leaf_json(folder / "all_data_0_test_9.json", {"f": (pixels(1, 28, 28), [1])})
+    (folder / "all_data_0_train_9.json").write_text(text)
+    refuses("femnist", tmp_path, "all_data_0_train_9.json is damaged (not LEAF json")
+
+
 def test_femnist_subset_keeps_unseen_writers_apart(tmp_path):
     (tmp_path / "femnist").mkdir()
     table = {
