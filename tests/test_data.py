@@ -126,6 +126,14 @@ def test_cache_that_cannot_be_written_warns_and_goes_on(tmp_path, monkeypatch):
         assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
+def test_cache_without_a_home_warns_and_goes_on(monkeypatch):
+    monkeypatch.delenv("FEDSIEVE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
+        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+
+
 def test_cache_leaves_nothing_behind_when_interrupted(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -140,14 +148,6 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache.folder() == Path("/xdg/fedsieve")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.folder() == Path.home() / ".cache" / "fedsieve"
-
-
-def test_cache_without_a_home_warns_and_goes_on(monkeypatch):
-    monkeypatch.delenv("FEDSIEVE_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
-        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
 # Digits
@@ -470,6 +470,37 @@ def test_speech_commands_ogg_with_index(tmp_path):
     refuses("speech_commands", tmp_path, "yes.ogg", "ends before clip s2_nohash_0.wav")
     (folder / "yes.ogg").unlink()
     refuses("speech_commands", tmp_path, "yes.ogg", "missing")
+
+
+HEADER = "file,start,samples,word,clip,speaker,fold"
+
+
+@pytest.mark.parametrize(
+    ("contents", "why"),
+    [
+        (b"\xff\xfe\x00binary", "index.csv is damaged"),
+        (b"\x00\x01\x02\n", "no column clip, file, fold"),
+        (b"", "no column clip, file, fold"),
+        (b"file,start,samples,word,clip,speaker\na.ogg,0,1,yes,c,s\n", "no column fold"),
+        (f"{HEADER}\na.ogg,zero,1,yes,c,s,0\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\na.ogg,-1,1,yes,c,s,0\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\na.ogg\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\na\0.ogg,0,1,yes,c,s,0\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\n{'a' * 200_000},0,1,yes,c,s,0\n".encode(), "field larger than"),
+    ],
+)
+def test_speech_commands_index_of_another_form_is_damaged(tmp_path, monkeypatch, contents, why):
+    monkeypatch.setattr(speech_commands, "mfcc", lambda audio: audio)
+    (tmp_path / "speech_commands").mkdir()
+    (tmp_path / "speech_commands" / "index.csv").write_bytes(contents)
+    refuses("speech_commands", tmp_path, "index.csv is damaged", why, "speech_commands_v0.02.tar.gz")
+
+
+def test_speech_commands_without_a_speaker_is_refused(monkeypatch):
+    monkeypatch.setattr(speech_commands, "mfcc", lambda audio: audio)
+    rows = [(speech_commands.Clip(str(i), "_silence_", "", i == 1), tone(1)) for i in range(2)]
+    with pytest.raises(InputError, match="no spoken clips"):
+        speech_commands.features(rows)
 
 
 def test_speech_commands_without_librosa(tmp_path, monkeypatch):
