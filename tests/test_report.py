@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -513,5 +514,31 @@ def test_a_browser_renders_the_page_and_asks_for_nothing(tmp_path: Path, width: 
     with Image.open(shot) as image:
         picture = np.asarray(image.convert("RGB"))
     assert picture.shape[1] == width
+@pytest.mark.parametrize("name", ["run.json", "rounds.jsonl", "summary.json", "partition.json"])
+def test_a_directory_in_a_files_place_is_named(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(InputError, match=rf"{re.escape(str(run / name))} cannot be read \(Is a directory\)"):
+        report([run], tmp_path / "report.html")
+
+
+def test_what_is_not_a_regular_file_is_not_written_over(tmp_path: Path) -> None:
+    run, fifo, link = write_run(tmp_path / "run"), tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("/dev/null")
+    for out in (fifo, link, Path("/dev/null")):
+        with pytest.raises(InputError, match=f"{out} is not a regular file"):
+            report([run], out)
+    assert fifo.is_fifo()
+    assert link.is_symlink()
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for length in (250, 300):
+        with pytest.raises(InputError, match="cannot be written"):
+            report([write_run(tmp_path / f"{length}")], tmp_path / ("r" * length))
+
+
     for colour in ((0, 114, 178), (213, 94, 0), (0, 158, 115)):
         assert (picture == colour).all(2).sum() > 200
