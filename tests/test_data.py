@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import fedsieve.data as data
-from fedsieve.data import cache, cifar10, femnist, mnist, speech_commands
+from fedsieve.data import cache, cifar10, femnist, files, mnist, speech_commands
 from fedsieve.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -36,6 +36,11 @@ def refuses(name: str, root: Path | None, *words: str) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def homeless(*_: object) -> None:
+    """What Path.home() and expanduser() do without HOME and without an entry for the user."""
+    raise RuntimeError("Could not determine home directory.")
+
+
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "cache"))
@@ -54,10 +59,26 @@ def test_import_is_light():
 
 def test_root_from_option_then_environment(monkeypatch):
     monkeypatch.setenv("FEDSIEVE_DATA", "/there")
-    assert data.root_from("here") == Path("here")
+    assert data.root_from("here") == Path.cwd() / "here"
     assert data.root_from(None) == Path("/there")
     monkeypatch.delenv("FEDSIEVE_DATA")
     assert data.root_from(None) is None
+
+
+@pytest.mark.parametrize(("said", "root"), [("./hub", "hub"), ("hub/", "hub"), ("../hub", "../hub"), ("HUB", "HUB")])
+def test_only_exactly_hub_is_the_hub(monkeypatch, said, root):
+    assert data.root_from("hub") == Path("hub")
+    assert data.root_from(said) == Path.cwd() / root
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert data.root_from("~/hub") == Path("/home/ada/hub")
+    assert data.status("mnist", data.root_from("hub")).startswith("huggingface.co")
+    assert data.status("mnist", data.root_from(said)).startswith("not found")
+
+
+def test_root_in_an_unknown_home_is_refused(monkeypatch):
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(InputError, match="write the whole path"):
+        data.root_from("~/data")
 
 
 def test_unknown_name_lists_the_names():
@@ -101,6 +122,14 @@ def test_cache_keeps_and_remakes_what_is_damaged(tmp_path):
 def test_cache_that_cannot_be_written_warns_and_goes_on(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
+        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+
+
+def test_cache_without_a_home_warns_and_goes_on(monkeypatch):
+    monkeypatch.delenv("FEDSIEVE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
     with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
         assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
@@ -179,6 +208,33 @@ def test_sha256sums_in_the_data_folder_are_checked(tmp_path, monkeypatch):
     mnist_files(tmp_path, monkeypatch, True)
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ./mnist/train-images-idx3-ubyte.gz\n")
     refuses("mnist", tmp_path, "train-images-idx3-ubyte.gz", "SHA256SUMS")
+
+
+@pytest.mark.parametrize("line", ["oneword", "0123  mnist/x", "0" * 64, f"{'0' * 64}  ", "SHA256 (x) = 00", "\x00\xff"])
+def test_a_malformed_line_of_sha256sums_is_named(tmp_path, monkeypatch, line):
+    mnist_files(tmp_path, monkeypatch, True)
+    (tmp_path / "SHA256SUMS").write_bytes(f"{'0' * 64}  other\n\n{line}\n".encode("latin-1"))
+    refuses("mnist", tmp_path, f"{tmp_path / 'SHA256SUMS'} line 3 is not a sha256")
+
+
+@pytest.mark.parametrize("form", ["{sum}  {name}", "{sum} *{name}", "{sum}  ./{name}", "{upper}  {name}\r"])
+@pytest.mark.parametrize("name", ["cifar10/cifar-10-batches-bin/data_batch_1.bin", "femnist/train/a.json", "other/a"])
+def test_sha256sums_of_nested_files_are_checked(tmp_path, form, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"contents")
+    digest = hashlib.sha256(b"contents").hexdigest()
+    (tmp_path / "SHA256SUMS").write_text(form.format(sum=digest, upper=digest.upper(), name=name))
+    assert files.read(file, "get it") == b"contents"
+    file.write_bytes(b"other")
+    with pytest.raises(InputError, match="the one in SHA256SUMS"):
+        files.read(file, "get it")
+
+
+def test_the_folder_above_is_named_for_nested_files():
+    for name in ("femnist/train/a.json", "cifar10/cifar-10-batches-bin/b.bin", "mnist/speech_commands/yes"):
+        *_, place = (part for part in Path(name).parts if part in data.NAMES)
+        assert f"the folder above {place}/)" in str(files.missing(Path("/mnist/root") / name, "get it"))
 
 
 # CIFAR-10
@@ -268,6 +324,48 @@ def test_femnist_leaf_json(tmp_path, inside):
     assert data.status("femnist", tmp_path).endswith("LEAF json")
     (train / "all_data_1_niid_05_keep_0_train_9.json").write_text("{")
     refuses("femnist", tmp_path, "all_data_1_niid_05_keep_0_train_9.json", "damaged", "TalwalkarLab/leaf")
+
+
+ROW = [0.5] * 784
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {},
+        5,
+        [],
+        {"f": 5},
+        {"f": {"x": [], "y": []}},
+        {"f": {"x": [ROW]}},
+        {"f": {"x": [ROW], "y": [700]}},
+        {"f": {"x": [ROW], "y": [62]}},
+        {"f": {"x": [ROW], "y": [-1]}},
+        {"f": {"x": [ROW], "y": [0.5]}},
+        {"f": {"x": [ROW], "y": ["a"]}},
+        {"f": {"x": [ROW], "y": [10**400]}},
+        {"f": {"x": [ROW], "y": [1, 2]}},
+        {"f": {"x": [ROW], "y": 1}},
+        {"f": {"x": [ROW[1:]], "y": [1]}},
+        {"f": {"x": [ROW[:392], ROW[:392]], "y": [1]}},
+        {"f": {"x": [ROW, ROW[1:]], "y": [1, 2]}},
+        {"f": {"x": [[*ROW[1:], 1.5]], "y": [1]}},
+        {"f": {"x": [[*ROW[1:], None]], "y": [1]}},
+    ],
+)
+def test_femnist_json_of_another_shape_is_damaged(tmp_path, users):
+    folder = tmp_path / "femnist"
+    leaf_json(folder / "all_data_0_test_9.json", {"f": (pixels(1, 28, 28), [1])})
+    (folder / "all_data_0_train_9.json").write_text(json.dumps({"user_data": users}))
+    refuses("femnist", tmp_path, "all_data_0_train_9.json is damaged (not LEAF json", "TalwalkarLab/leaf")
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", "[" * 100_000, '{"user_data": {"f": ' * 100_000])
+def test_femnist_json_that_is_something_else_is_damaged(tmp_path, text):
+    folder = tmp_path / "femnist"
+    leaf_json(folder / "all_data_0_test_9.json", {"f": (pixels(1, 28, 28), [1])})
+    (folder / "all_data_0_train_9.json").write_text(text)
+    refuses("femnist", tmp_path, "all_data_0_train_9.json is damaged (not LEAF json")
 
 
 def test_femnist_subset_keeps_unseen_writers_apart(tmp_path):
@@ -372,6 +470,37 @@ def test_speech_commands_ogg_with_index(tmp_path):
     refuses("speech_commands", tmp_path, "yes.ogg", "ends before clip s2_nohash_0.wav")
     (folder / "yes.ogg").unlink()
     refuses("speech_commands", tmp_path, "yes.ogg", "missing")
+
+
+HEADER = "file,start,samples,word,clip,speaker,fold"
+
+
+@pytest.mark.parametrize(
+    ("contents", "why"),
+    [
+        (b"\xff\xfe\x00binary", "index.csv is damaged"),
+        (b"\x00\x01\x02\n", "no column clip, file, fold"),
+        (b"", "no column clip, file, fold"),
+        (b"file,start,samples,word,clip,speaker\na.ogg,0,1,yes,c,s\n", "no column fold"),
+        (f"{HEADER}\na.ogg,zero,1,yes,c,s,0\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\na.ogg,-1,1,yes,c,s,0\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\na.ogg\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\na\0.ogg,0,1,yes,c,s,0\n".encode(), "line 2 is not a clip"),
+        (f"{HEADER}\n{'a' * 200_000},0,1,yes,c,s,0\n".encode(), "field larger than"),
+    ],
+)
+def test_speech_commands_index_of_another_form_is_damaged(tmp_path, monkeypatch, contents, why):
+    monkeypatch.setattr(speech_commands, "mfcc", lambda audio: audio)
+    (tmp_path / "speech_commands").mkdir()
+    (tmp_path / "speech_commands" / "index.csv").write_bytes(contents)
+    refuses("speech_commands", tmp_path, "index.csv is damaged", why, "speech_commands_v0.02.tar.gz")
+
+
+def test_speech_commands_without_a_speaker_is_refused(monkeypatch):
+    monkeypatch.setattr(speech_commands, "mfcc", lambda audio: audio)
+    rows = [(speech_commands.Clip(str(i), "_silence_", "", i == 1), tone(1)) for i in range(2)]
+    with pytest.raises(InputError, match="no spoken clips"):
+        speech_commands.features(rows)
 
 
 def test_speech_commands_without_librosa(tmp_path, monkeypatch):

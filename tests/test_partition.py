@@ -73,6 +73,11 @@ def test_lda_small_alpha_concentrates_and_large_alpha_evens_out():
     assert dominant[1] < 20  # ten a class, and the largest of ten binomials of standard deviation 3
 
 
+@pytest.mark.parametrize("alpha", [1e-6, 1.79e308])
+def test_lda_deals_at_the_ends_of_its_range(alpha):
+    assert [len(shard) for shard in lda(LABELS, 50, alpha, 0)] == [100] * 50
+
+
 def test_lda_uses_every_class_up_when_nothing_is_left_over():
     assert counts(lda(LABELS, 10, 0.01, 3), LABELS, 10).sum(0).tolist() == [500] * 10
 
@@ -80,16 +85,16 @@ def test_lda_uses_every_class_up_when_nothing_is_left_over():
 def test_by_group_makes_one_client_of_each_group():
     group = torch.tensor([4, 2, 4, 2, 9, 2])
     everyone = [[1, 3, 5], [0, 2], [4]]
-    assert [shard.tolist() for shard in by_group(group, 0, 0)] == everyone
     assert [shard.tolist() for shard in by_group(group, 3, 1)] == everyone
     some = {seed: [shard.tolist() for shard in by_group(group, 2, seed)] for seed in range(20)}
     assert all(len(chosen) == 2 and all(shard in everyone for shard in chosen) for chosen in some.values())
     assert len(set(map(str, some.values()))) == 3
 
 
-def test_by_group_names_both_numbers_when_there_are_too_few_groups():
-    with pytest.raises(InputError, match="7 clients, but the data has 3 groups"):
-        by_group(torch.tensor([0, 1, 2]), 7, 0)
+@pytest.mark.parametrize(("clients", "remedy"), [(7, "lower"), (0, "raise")])
+def test_by_group_names_both_numbers_and_the_remedy(clients, remedy):
+    with pytest.raises(InputError, match=rf"{clients} clients, but the data has 3 groups: {remedy} task\.clients"):
+        by_group(torch.tensor([0, 1, 2]), clients, 0)
 
 
 @pytest.mark.parametrize("spec", ["iid", "lda:1.0", "lda:0.01", "group"])
@@ -123,10 +128,7 @@ def test_partition_is_the_same_in_another_process():
         ("iid:3", 10, "write iid, lda:ALPHA"),
         ("lda:", 10, "write iid, lda:ALPHA"),
         ("lda:x", 10, "write iid, lda:ALPHA"),
-        ("lda:0", 10, "positive number"),
-        ("lda:-1", 10, "positive number"),
-        ("lda:nan", 10, "positive number"),
-        ("lda:inf", 10, "positive number"),
+        *((f"lda:{alpha}", 10, "from 1e-06 up") for alpha in ("0", "-1", "nan", "inf", "1e999", "1e-310", "9e-7")),
         ("iid", 5001, "5001 clients cannot share 5000 examples"),
         ("lda:1", 0, "0 clients cannot share 5000 examples"),
         ("group", 10, "does not say whose"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -381,6 +382,37 @@ def test_values_that_are_not_numbers_are_left_out(tmp_path: Path, lost: Any) -> 
     assert [text for text, _ in page.result("zerofl.digits")[1:]] == ["–"] * 8
 
 
+def test_numbers_that_nothing_measures_are_left_out(tmp_path: Path) -> None:
+    for i, lost in enumerate((1e308, -1e308, 10**400, 1e-320, 5)):
+        run = write_run(tmp_path / f"{i}", done=3)
+        fields = ["clients", "refused"] + ["bytes_up", "bytes_dense_up", "seconds", "multiply_adds"] * (lost != 5)
+        rows = [row | dict.fromkeys(fields, lost) for row in rows_in(run)]
+        (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cells = page_of(tmp_path, run).result("zerofl.digits")
+        assert cells[5][0] == "–"
+        assert (cells[3][0] == cells[6][0] == cells[7][0] == "–") == (lost != 5)
+        assert cells[1][1] == [rows[-1]["accuracy"]]
+
+
+def test_an_upload_is_not_guessed_where_a_round_does_not_say_who_answered(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=3)
+    rows = rows_in(run)
+    rows[1]["clients"] = 5
+    (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert page_of(tmp_path, run).result("zerofl.digits")[5] == ("–", [])
+
+
+@pytest.mark.parametrize("rounds", [10, 13, None, "12", [12]])
+def test_a_summary_of_other_rounds_is_passed_over(tmp_path: Path, rounds: Any) -> None:
+    run = write_run(tmp_path / "run")
+    change(run / "summary.json", rounds=rounds, accuracy=0.125, bytes_up=1)
+    page = page_of(tmp_path, run)
+    rows = rows_in(run)
+    assert page.result("zerofl.digits")[1][1] == [rows[-1]["accuracy"]]
+    assert page.result("zerofl.digits")[3][1][0] == sum(row["bytes_up"] for row in rows)
+    assert page.result("zerofl.digits")[8] == ("–", [])
+
+
 def test_one_round_and_missing_fields_still_make_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=1)
     bare = write_run(tmp_path / "bare", done=0)
@@ -436,6 +468,10 @@ def test_many_clients_are_sorted_by_main_class_and_gathered(clients: int, column
         assert (np.diff(shown.argmax(1)) >= 0).all()
 
 
+FILES = [(f"{name}.json", f"{name}.json") for name in ("run", "summary", "partition")]
+FILES += [("rounds.jsonl", "rounds.jsonl line 1")]
+
+
 def broken(tmp_path: Path, name: str, text: str) -> Path:
     run = write_run(tmp_path / "run")
     (run / name).write_text(text)
@@ -453,6 +489,11 @@ def broken(tmp_path: Path, name: str, text: str) -> Path:
         ("partition.json", '{"counts": [[1, 2]]}', "partition.json"),
         ("partition.json", '{"classes": ["a", "b"], "counts": [[1, 2], [1]]}', "partition.json"),
         ("partition.json", '{"classes": ["a"], "counts": [[-1]]}', "partition.json"),
+        ("partition.json", '{"classes": ["a"], "counts": [[1e308], [1e308]]}', "partition.json"),
+        ("partition.json", f'{{"classes": ["a"], "counts": [[1{"0" * 400}]]}}', "partition.json"),
+        *((name, f'{{"a":{"[" * 60}{"]" * 60}}}\n', where) for name, where in FILES),
+        *((name, f'{{"a":{"[" * 100_000}{"]" * 100_000}}}\n', where) for name, where in FILES),
+        *((name, f'{{"a":1{"0" * 5000}}}\n', where) for name, where in FILES),
     ],
 )
 def test_a_broken_file_is_named_with_the_remedy(tmp_path: Path, name: str, text: str, where: str) -> None:
@@ -471,6 +512,32 @@ def test_what_is_not_a_run_directory_is_named(tmp_path: Path) -> None:
             report([folder], tmp_path / "report.html")
     with pytest.raises(InputError, match="no run directory given"):
         report([], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("name", ["run.json", "rounds.jsonl", "summary.json", "partition.json"])
+def test_a_directory_in_a_files_place_is_named(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(InputError, match=rf"{re.escape(str(run / name))} cannot be read \(Is a directory\)"):
+        report([run], tmp_path / "report.html")
+
+
+def test_what_is_not_a_regular_file_is_not_written_over(tmp_path: Path) -> None:
+    run, fifo, link = write_run(tmp_path / "run"), tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("/dev/null")
+    for out in (fifo, link, Path("/dev/null")):
+        with pytest.raises(InputError, match=f"{out} is not a regular file"):
+            report([run], out)
+    assert fifo.is_fifo()
+    assert link.is_symlink()
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for length in (250, 300):
+        with pytest.raises(InputError, match="cannot be written"):
+            report([write_run(tmp_path / f"{length}")], tmp_path / ("r" * length))
 
 
 def test_a_place_that_cannot_take_the_page_is_named(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """A run directory, read for the report: finished or not, whole or cut off in the middle of a row.
 
 ``run.json`` says what ran, ``rounds.jsonl`` holds a row a round, ``summary.json`` is there once the run is finished,
-``partition.json`` counts who holds what. A value that is missing, or not a number, is None: never a guess.
+``partition.json`` counts who holds what. A value that is missing, or not a plausible number, is None: never a guess.
+A summary of fewer rounds than were run is that of a run which goes on, and is passed over.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,10 +19,15 @@ from numpy.typing import NDArray
 
 from fedsieve.types import InputError
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Numbers beyond these are no measurement: their sums and quotients overflow."""
+DEEPEST = 50
+"""How far JSON may be nested."""
+
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run: ``summary`` is None until it stops by itself, ``counts`` [clients, classes] is None where unknown."""
+    """One run: ``summary`` is None unless it covers all ``rows``, ``counts`` [clients, classes] None where unknown."""
 
     folder: Path
     about: dict[str, Any]
@@ -83,13 +88,14 @@ class Recorded:
         return final if final is not None else sum(known) if known else None
 
     def upload(self) -> float | None:
-        """Return the mean bytes of one upload: every client of every round answers once."""
-        answers, sent = sum(len(row.get("clients") or []) for row in self.rows), self.total("bytes_up")
-        return sent / answers if sent is not None and answers else None
+        """Return the mean bytes of one upload: every client of every round answers once. None if a row has no list."""
+        answers, sent = [row.get("clients") for row in self.rows], self.total("bytes_up")
+        count = sum(len(clients) for clients in answers if isinstance(clients, list))
+        return sent / count if sent is not None and count and all(isinstance(one, list) for one in answers) else None
 
     def refused(self) -> Counter[str]:
         """Return how many updates were refused, by reason."""
-        every = (one for row in self.rows for one in row.get("refused") or [])
+        every = (one for row in self.rows if isinstance(row.get("refused"), list) for one in row["refused"])
         return Counter(str(one.get("reason")) if isinstance(one, dict) else str(one) for one in every)
 
 
@@ -99,7 +105,9 @@ def read(folder: Path) -> Recorded:
     if about is None:
         raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
     classes, counts = _partition(folder / "partition.json")
-    return Recorded(folder, about, _rows(folder / "rounds.jsonl"), _json(folder / "summary.json"), classes, counts)
+    rows, summary = _rows(folder / "rounds.jsonl"), _json(folder / "summary.json")
+    current = summary is not None and number(summary.get("rounds")) == len(rows)
+    return Recorded(folder, about, rows, summary if current else None, classes, counts)
 
 
 def labelled(runs: list[Recorded]) -> list[Recorded]:
@@ -113,9 +121,9 @@ def labelled(runs: list[Recorded]) -> list[Recorded]:
 
 
 def number(value: Any) -> float | None:
-    """Return ``value`` if it is a finite number."""
+    """Return ``value`` if it is a number that a run can have measured: zero, or from 1e-30 to 1e30 either way."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if plain and math.isfinite(value) else None
+    return value if plain and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
 
 
 def _name(run: Recorded, siblings: list[Recorded]) -> str:
@@ -142,11 +150,22 @@ def _text(path: Path) -> str | None:
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or _nested(value) > DEEPEST:
         raise InputError(f"{where} is not a JSON object: restore the file, or leave this run out")
     return value
+
+
+def _nested(value: Any) -> int:
+    """Return how deeply lists and objects are nested, without recursion; more than DEEPEST is not told apart."""
+    level = [value]
+    for depth in range(DEEPEST + 1):
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return depth
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return DEEPEST + 1
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -168,10 +187,10 @@ def _partition(path: Path) -> tuple[list[str], NDArray[np.float64] | None]:
     held = _json(path)
     if held is None:
         return [], None
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
         classes, counts = [str(name) for name in held["classes"]], np.array(held["counts"], dtype=np.float64)
         if not counts.size:
             return classes, None
-        if counts.ndim == 2 and counts.shape[1] == len(classes) and np.isfinite(counts).all() and counts.min() >= 0:
+        if counts.ndim == 2 and counts.shape[1] == len(classes) and ((counts >= 0) & (counts <= LARGEST)).all():
             return classes, counts
     raise InputError(f"{path}: counts is not a number for each class of each client: restore the file, or remove it")

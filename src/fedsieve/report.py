@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from itertools import accumulate
@@ -39,10 +40,7 @@ def report(dirs: list[Path], out: Path) -> None:
     """Write one page about the runs in ``dirs`` to ``out``; InputError names what is wrong with either."""
     if not dirs:
         raise InputError("report: no run directory given: name at least one that `fedsieve run` wrote")
-    if out.is_dir():
-        raise InputError(f"{out} is a directory: name a file, such as {out / 'report.html'}")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder: create it, or write the report somewhere else")
+    _check_place(out)
     page = _page(labelled([read(folder) for folder in dict.fromkeys(dirs)]))
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -51,7 +49,20 @@ def report(dirs: list[Path], out: Path) -> None:
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _check_place(out: Path) -> None:
+    try:
+        if out.is_dir():
+            raise InputError(f"{out} is a directory: name a file, such as {out / 'report.html'}")
+        if out.exists() and not out.is_file():
+            raise InputError(f"{out} is not a regular file: name one, or a new one, such as report.html")
+        if not out.parent.is_dir():
+            raise InputError(f"{out.parent} is not a folder: create it, or write the report somewhere else")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
 
 
 def _page(runs: list[Recorded]) -> str:

@@ -35,9 +35,14 @@ NAMES = ("digits", *_SOURCES)
 
 
 def root_from(data: str | None) -> Path | None:
-    """Return the data folder: what ``--data`` says, else FEDSIEVE_DATA, else None; "hub" means the Hugging Face hub."""
+    """Return the data folder, absolute: ``--data``, else FEDSIEVE_DATA, else None; exactly "hub" gives ``hub.ROOT``."""
     chosen = data or os.environ.get("FEDSIEVE_DATA")
-    return Path(chosen).expanduser() if chosen else None
+    if not chosen or chosen == str(hub.ROOT):
+        return hub.ROOT if chosen else None
+    try:
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"{chosen}: no such home folder is known: write the whole path") from None
 
 
 def load(name: str, root: Path | None) -> Dataset:

@@ -35,15 +35,23 @@ def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
     ``key`` says everything that the arrays depend on, the source's name first: ``mnist/...``.
     """
     digest = hashlib.sha256(f"{VERSION}/{key}".encode()).hexdigest()
-    path = folder() / f"{key.partition('/')[0]}-{digest[:16]}.npz"
+    try:
+        path = folder() / f"{key.partition('/')[0]}-{digest[:16]}.npz"
+    except RuntimeError as error:  # no HOME, and a user without an entry, as in a container
+        _warn(error)
+        return make()
     if (found := _read(path)) is not None:
         return found
     arrays = make()
     try:
         _write(path, arrays)
     except OSError as error:
-        warnings.warn(f"nothing is cached ({error}): set FEDSIEVE_CACHE to a folder to write to", stacklevel=2)
+        _warn(error)
     return arrays
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(f"nothing is cached ({error}): set FEDSIEVE_CACHE to a folder to write to", stacklevel=3)
 
 
 def _read(path: Path) -> Arrays | None:

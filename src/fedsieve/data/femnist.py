@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,15 +93,32 @@ def _leaf(train: list[Path], test: list[Path]) -> Arrays:
 
 
 def _leaf_part(files: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
-    """Return images, labels and every image's writer; a file holds {"user_data": {writer: {"x": [[784]], "y": []}}}."""
-    images, labels, writers = [], [], []
-    for path in files:
-        try:
-            for writer, samples in json.loads(read(path, HOW))["user_data"].items():
-                pixels = np.array(samples["x"], np.float64).reshape(-1, 1, 28, 28)
-                images.append((255 * pixels).round().astype(np.uint8))
-                labels.append(np.array(samples["y"], np.uint8))
-                writers += [writer] * len(pixels)
-        except (ValueError, KeyError, TypeError) as error:
-            raise damaged(path, f"not LEAF json: {error!r}", HOW) from None
-    return np.concatenate(images), np.concatenate(labels), writers
+    """Return images, labels and every image's writer."""
+    owned = [samples for path in files for samples in _leaf_file(path)]
+    images, labels = (np.concatenate([samples[i] for _, samples in owned]) for i in (0, 1))
+    return images, labels, [writer for writer, (_, y) in owned for _ in y]
+
+
+def _leaf_file(path: Path) -> list[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
+    """Return every writer's images and labels; a file holds {"user_data": {writer: {"x": [[784]], "y": []}}}."""
+    contents = read(path, HOW)
+    try:
+        users = json.loads(contents)["user_data"].items()
+        owned = [(writer, _leaf_samples(samples["x"], samples["y"])) for writer, samples in users]
+        if not any(len(y) for _, (_, y) in owned):
+            raise ValueError("no images")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise damaged(path, f"not LEAF json: {error!r}", HOW) from None
+    return owned
+
+
+def _leaf_samples(x: Any, y: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return images [n, 1, 28, 28] and labels [n]; ValueError where they are not 784 pixels in 0..1 and a class."""
+    pixels, labels = np.array(x, np.float64), np.array(y, np.float64)
+    if labels.ndim != 1 or (pixels.shape != (len(labels), 784) and (pixels.size or len(labels))):
+        raise ValueError(f"x is {list(pixels.shape)} and y {list(labels.shape)} instead of [n, 784] and [n]")
+    if not ((pixels >= 0) & (pixels <= 1)).all():
+        raise ValueError("a pixel is not in 0..1")
+    if not np.isin(labels, range(len(CLASSES))).all():
+        raise ValueError(f"a label is not one of 0 to {len(CLASSES) - 1}")
+    return (255 * pixels).round().astype(np.uint8).reshape(-1, 1, 28, 28), labels.astype(np.uint8)

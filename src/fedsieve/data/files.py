@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable
@@ -16,10 +17,13 @@ from fedsieve.types import InputError
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises on a damaged ``.npz``."""
 
+FOLDERS = ("mnist", "cifar10", "femnist", "speech_commands")
+"""What lies directly in the data folder."""
+
 
 def missing(path: Path, how: str) -> InputError:
     """Return the error for a file that is not there; ``how`` says how to get it."""
-    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {path.parent.name}/)")
+    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {_place(path).name}/)")
 
 
 def damaged(path: Path, why: str, how: str) -> InputError:
@@ -41,7 +45,8 @@ def read(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if sums and md5(contents) not in sums:
         raise damaged(path, "its md5 is not the published one", how)
-    stated = _sums(path.parents[1] / "SHA256SUMS").get(f"{path.parent.name}/{path.name}")
+    root = _place(path).parent
+    stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
     if stated and hashlib.sha256(contents).hexdigest() != stated:
         raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
     return contents
@@ -69,9 +74,25 @@ def package(name: str, extra: str) -> Any:
         raise InputError(f'the package {name} is not installed: pip install "fedsieve[{extra}]"') from None
 
 
+def _place(path: Path) -> Path:
+    """Return the data set's folder that holds a file: the nearest above it with a known name, else the one it is in."""
+    return next((folder for folder in path.parents if folder.name in FOLDERS), path.parent)
+
+
 @lru_cache
 def _sums(path: Path) -> dict[str, str]:
+    """Return the sha256 of every file that ``SHA256SUMS`` names, by its path in the data folder."""
     if not path.is_file():
         return {}
-    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
-    return {name.lstrip("*").removeprefix("./"): digest for digest, name in lines}
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    return dict(_sum(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _sum(line: str, where: str) -> tuple[str, str]:
+    """Return the file's path and its sum, as a line of ``sha256sum`` states them."""
+    if not (parts := re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)*(\S.*?)\s*", line)):
+        raise InputError(f"{where} is not a sha256 and a file's name, as sha256sum writes them: correct or remove it")
+    return parts[2], parts[1].lower()

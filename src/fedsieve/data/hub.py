@@ -74,7 +74,7 @@ def _images(splits: Any, image: str, mode: str) -> Arrays:
 def _femnist(splits: Any) -> Arrays:
     x, y, writer = _columns(splits["train"], "image", "L", "character", "writer_id")
     groups, group = np.unique(writer, return_inverse=True)
-    held = [hold_out(shard, 0.1, 0, k) for k, shard in enumerate(by_group(torch.from_numpy(group), 0, 0))]
+    held = [hold_out(shard, 0.1, 0, k) for k, shard in enumerate(by_group(torch.from_numpy(group), len(groups), 0))]
     train, test = (torch.cat(part).numpy() for part in zip(*held, strict=True))
     images = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
     return images | {"group": group[train], "groups": groups}

@@ -20,6 +20,9 @@ from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset
 from fedsieve.types import InputError, rng
 
+ALPHA_MIN = 1e-6
+"""Every client of ``lda`` draws from one class at a time long before; much smaller ones overflow."""
+
 
 def iid(n: int, clients: int, seed: int) -> list[Tensor]:
     """Deal all of ``n`` examples at random; sizes differ by at most one."""
@@ -35,8 +38,8 @@ def lda(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     renormalised over the others. The ``n % clients`` last examples are nobody's.
     """
     _check(len(labels), clients)
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise InputError(f"partition lda:{alpha:g}: alpha must be a positive number, such as lda:1.0")
+    if not (alpha >= ALPHA_MIN and math.isfinite(alpha)):
+        raise InputError(f"partition lda:{alpha:g}: alpha must be a number from {ALPHA_MIN:g} up, such as lda:1.0")
     generator = _numpy(seed)
     pools = [generator.permutation(np.flatnonzero(labels.numpy() == c)) for c in range(int(labels.max()) + 1)]
     left = np.array([len(pool) for pool in pools])
@@ -49,12 +52,13 @@ def lda(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
 
 
 def by_group(group: Tensor, clients: int, seed: int) -> list[Tensor]:
-    """Make one client of every group (writer, speaker); 0 clients means all groups, fewer a random choice of them."""
+    """Make clients of ``clients`` groups (writers, speakers), chosen at random, one of each."""
     names, sizes = np.unique(group.numpy(), return_counts=True)
-    if not 0 <= clients <= len(names):
-        raise InputError(f"partition group: {clients} clients, but the data has {len(names)} groups (0 takes all)")
+    if not 1 <= clients <= len(names):
+        remedy = f"{'lower' if clients > 0 else 'raise'} task.clients"
+        raise InputError(f"partition group: {clients} clients, but the data has {len(names)} groups: {remedy}")
     shards = _split(np.argsort(group.numpy(), kind="stable"), sizes)
-    chosen = torch.randperm(len(names), generator=rng(seed, "partition"))[: clients or len(names)]
+    chosen = torch.randperm(len(names), generator=rng(seed, "partition"))[:clients]
     return [shards[i] for i in chosen.sort().values.tolist()]
 
 

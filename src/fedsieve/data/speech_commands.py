@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -40,7 +41,8 @@ CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"
 HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"
 NOISE = "_background_noise_"
 RATE = 16_000
-
+COLUMNS = {"file", "start", "samples", "word", "clip", "speaker", "fold"}
+"""Of ``index.csv``."""
 
 Audio: TypeAlias = NDArray[np.float32]
 """Samples in -1..1 at 16 kHz."""
@@ -53,6 +55,15 @@ class Clip(NamedTuple):
     word: str
     speaker: str
     test: bool
+
+
+class _Part(NamedTuple):
+    """A row of ``index.csv``: a clip, and from which sample to which of its file."""
+
+    file: str
+    start: int
+    stop: int
+    clip: Clip
 
 
 def form(folder: Path) -> str | None:
@@ -101,8 +112,8 @@ def features(recordings: Iterable[tuple[Clip, Audio]]) -> Arrays:
     mfcc(np.zeros(RATE, np.float32))  # librosa loads on first use, and the limit reaches only what is loaded
     with threadpool_limits(1):  # librosa's small products take ten times as long on two threads of a busy machine
         rows = [(clip, mfcc(audio)) for clip, audio in recordings]
-    if {clip.test for clip, _ in rows} != {False, True}:
-        raise InputError(f"speech_commands/ has no clips for training or none for testing: {HOW}")
+    if {clip.test for clip, _ in rows if clip.speaker} != {False, True}:
+        raise InputError(f"speech_commands/ has no spoken clips for training or none for testing: {HOW}")
     arrays: Arrays = {}
     for part, test in (("train", False), ("test", True)):
         arrays[f"{part}_x"] = np.array([x for clip, x in rows if clip.test == test])[:, None]
@@ -130,15 +141,34 @@ def _sha1(text: str) -> int:
 
 
 def _subset(folder: Path) -> Iterator[tuple[Clip, Audio]]:
-    index = csv.DictReader(read(folder / "index.csv", HOW).decode().splitlines())
-    for name, rows in groupby(index, key=lambda row: row["file"]):
+    for name, parts in groupby(_index(folder / "index.csv"), key=lambda part: part.file):
         audio = _audio(folder / name)
-        for row in rows:
-            start, stop = int(row["start"]), int(row["start"]) + int(row["samples"])
+        for _, start, stop, clip in parts:
             if stop > len(audio):
-                raise damaged(folder / name, f"it ends before clip {row['clip']}", HOW)
-            fold = int(row["fold"]) if row["fold"] else _sha1(f"fold:{row['clip']}") % 5
-            yield Clip(row["clip"], row["word"], row["speaker"], fold == 4), audio[start:stop]
+                raise damaged(folder / name, f"it ends before clip {clip.name}", HOW)
+            yield clip, audio[start:stop]
+
+
+def _index(path: Path) -> list[_Part]:
+    contents = read(path, HOW)
+    try:
+        table = csv.DictReader(contents.decode().splitlines(), strict=True)
+        if lacking := COLUMNS - set(table.fieldnames or ()):
+            raise ValueError(f"no column {', '.join(sorted(lacking))}")
+        return [_part(row, f"line {table.line_num}") for row in table]
+    except (ValueError, csv.Error) as error:
+        raise damaged(path, str(error), HOW) from None
+
+
+def _part(row: dict[str, str | None], where: str) -> _Part:
+    """Return what a row says; ValueError names the line that says something else."""
+    told = {column: row[column] or "" for column in COLUMNS}
+    numbers = [told["start"], told["samples"], told["fold"] or "0"]
+    if not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers) or not told["file"].isprintable():
+        raise ValueError(f"{where} is not a clip")
+    start, samples = int(told["start"]), int(told["samples"])
+    fold = int(told["fold"]) if told["fold"] else _sha1(f"fold:{told['clip']}") % 5
+    return _Part(told["file"], start, start + samples, Clip(told["clip"], told["word"], told["speaker"], fold == 4))
 
 
 def _public(folder: Path) -> Iterator[tuple[Clip, Audio]]:
