@@ -71,7 +71,7 @@ def one(recipe: str, seed: int, rounds: int) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Return the results as the table that the README shows."""
     lines = [
-        "| method | accuracy, % (each seed) | one upload, kB | less than dense | by the paper's formula | multiply-adds |",
+        "| method | accuracy, % (each seed) | one upload, kB | less than dense | by the paper's formula | work |",
         "|---|---|---|---|---|---|",
     ]
     for name, label in RECIPES.items():
