@@ -137,6 +137,17 @@ def peak_memory_mb(worker: float = 0.0) -> float:
 
 
 @contextmanager
+def chance(seed: int, cuda: list[torch.device]) -> Iterator[None]:
+    """Seed the chance inside a model (dropout) for the block, and leave the caller's as it was."""
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        for device in cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def threads(n: int) -> Iterator[None]:
     """Compute with ``n`` threads inside the block: the bits of a result must not depend on the machine's cores."""
     before = torch.get_num_threads()

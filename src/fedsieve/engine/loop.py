@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.engine.task import Federation, Run, open_run
-from fedsieve.local import Work, accuracy, keep_freed_memory, load_, threads
+from fedsieve.local import Work, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.sparsity import density
 from fedsieve.types import InputError, Params, Sparse, Tree, Update, rng, unflatten
 from fedsieve.wire import WireError, decode, encode
@@ -98,8 +98,7 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     work = worker.work
     work.real = work.dense = 0.0
     kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    with threads(1), torch.random.fork_rng(worker.cuda):
-        torch.manual_seed(rng(worker.federation.run.seed, "noise", t, client).initial_seed())
+    with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
         if not len(device.data):
             raise InputError(f"client {client} has no training example: use fewer clients or a smaller task.validation")

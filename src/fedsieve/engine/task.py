@@ -46,14 +46,14 @@ class Task:
             raise InputError(f"task.test_limit must be 0 (all) or more, got {self.test_limit}")
         if not self.tiers or not all(share > 0 for share in self.tiers) or abs(sum(self.tiers) - 1) > 1e-9:
             raise InputError(f"task.tiers must be positive shares that add up to 1, got {self.tiers}")
-        if len(set(self._edges())) < len(self.tiers) or self._edges()[0] == 0:
+        if len(set(self.edges())) < len(self.tiers) or self.edges()[0] == 0:
             raise InputError(f"task.tiers {self.tiers} leave a tier without a client among {self.clients}")
 
     def tier(self, client: int) -> int:
         """Return the device class of a client: a group that never changes."""
-        return next(i for i, edge in enumerate(self._edges()) if client < edge)
+        return next(i for i, edge in enumerate(self.edges()) if client < edge)
 
-    def _edges(self) -> list[int]:
+    def edges(self) -> list[int]:
         """Return the first client after each tier."""
         return [round(sum(self.tiers[: i + 1]) * self.clients) for i in range(len(self.tiers))]
 
@@ -104,11 +104,12 @@ class Run:
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``."""
         chosen: list[int] = []
-        for tier in range(len(self.task.tiers)):
-            members = [client for client in range(self.task.clients) if self.task.tier(client) == tier]
+        first = 0
+        for tier, edge in enumerate(self.task.edges()):
             wanted = round(self.per_round * sum(self.task.tiers[: tier + 1])) - len(chosen)
-            order = torch.randperm(len(members), generator=rng(self.seed, "sample", t, tier))
-            chosen += [members[i] for i in order[:wanted].tolist()]
+            order = torch.randperm(edge - first, generator=rng(self.seed, "sample", t, tier))
+            chosen += [first + i for i in order[:wanted].tolist()]
+            first = edge
         return sorted(chosen)
 
 
