@@ -59,7 +59,7 @@ def test_femnist_subset():
         pytest.skip("another selection of LEAF's writers")
     assert (len(found.test), len(found.groups), len(unseen_writers(ROOT))) == (4_701, 300, 7_086)
     assert found.train.x[:, 0, 0, 0].float().mean() > 250  # paper is white
-    assert [len(s) for s in partition.partition("group", found, 0, 0)] == found.group.bincount().tolist()
+    assert [len(s) for s in partition.partition("group", found, 300, 0)] == found.group.bincount().tolist()
 
 
 def test_speech_commands_features_and_speakers():

@@ -70,13 +70,14 @@ def keep(
 
 
 def _keep(out: Path, federation: Federation, stream: Generator[Round], lock: int) -> Iterator[Round]:
+    mark = fingerprint(federation)
     try:
         with closing(stream):
             for round in stream:
                 for old in ("summary.json", "model.safetensors"):  # of an earlier stop: true no more
                     (out / old).unlink(missing_ok=True)
                 _append(out / ROWS, json.dumps(row(round)))
-                _checkpoint(out, round, fingerprint(federation))
+                _checkpoint(out, round, mark)
                 yield round
         _finish(out, federation)
     finally:

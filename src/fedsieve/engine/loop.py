@@ -100,8 +100,6 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
     with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
-        if not len(device.data):
-            raise InputError(f"client {client} has no training example: use fewer clients or a smaller task.validation")
         update = worker.method.client(worker.read(message), device)
     told: Tree = {
         "tree": update.tree,

@@ -105,8 +105,8 @@ class Run:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``."""
         chosen: list[int] = []
         first = 0
-        for tier, edge in enumerate(self.task.edges()):
-            wanted = round(self.per_round * sum(self.task.tiers[: tier + 1])) - len(chosen)
+        for tier, edge in enumerate(self.task.edges(), start=1):
+            wanted = round(self.per_round * sum(self.task.tiers[:tier])) - len(chosen)
             order = torch.randperm(edge - first, generator=rng(self.seed, "sample", t, tier))
             chosen += [first + i for i in order[:wanted].tolist()]
             first = edge
