@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from clock import machine, sample, summary
@@ -90,7 +91,7 @@ def memory(clients: int) -> float:
 
 
 def first_round() -> float:
-    """Return the seconds from the start of ``fedsieve run zerofl.digits`` to its first round's line: best of five."""
+    """Return the seconds from the start of ``fedsieve run zerofl.digits`` to its first round's line: median of five."""
     command = [str(Path(sys.executable).with_name("fedsieve")), "run", "zerofl.digits", "-s", "rounds=1"]
     times = []
     for _ in range(5):
@@ -101,7 +102,7 @@ def first_round() -> float:
                 next(line for line in process.stdout if line.startswith("round 1/"))
                 times.append(time.perf_counter() - began)
                 process.communicate()
-    return min(times)
+    return median(times)
 
 
 def main() -> None:

@@ -116,6 +116,15 @@ def test_a_pool_gives_the_same_bits_as_one_process(name: str) -> None:
             assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
 
 
+@pytest.mark.gpu
+def test_it_learns_on_a_gpu(method: Method[Any]) -> None:
+    run_ = tiny_run(method, rounds=20, lr=0.2)
+    final = [*run(run_, local("cuda"), device="cuda")][-1]
+    assert final.accuracy is not None
+    assert final.accuracy > 0.8
+    assert all(value.device.type == "cpu" for value in final.state.params.values())
+
+
 def test_central_training_is_one_client() -> None:
     run_ = Run(Swat(0.7), Task(TinyNet, blobs, 1, validation=0.0), 20, 1, batch=16, lr=0.1)
     final = last(run_)
