@@ -89,13 +89,14 @@ class SparseFedPP:
     sparsity: float
     alpha: float = 1.25
     layers: Sequence[str] = ref.LAYERS
+    activations: bool = True
     margin: float = math.inf
 
     def client(self, a: ref.Answer) -> State:
         """Return what a client sends: trained with no weight cut, then one magnitude cut on ``th`` over all layers."""
         state = self.state
         for index in a.batches:
-            step = PowerPass(state, alpha=self.alpha, layers=self.layers)
+            step = PowerPass(state, alpha=self.alpha, layers=self.layers, activations=self.activations)
             state = ref.descend(step, a.x[index], a.y[index], a.lr, a.weight_decay)
             self.margin = min(self.margin, step.margin)
         sent, margin = ref.global_top(state, ref.density(self.sparsity), self.layers)
@@ -127,14 +128,14 @@ def mismatch(one: Masks, other: Masks) -> float:
     return 1 - both / either
 
 
-def densities(masks: Masks) -> dict[str, float]:
+def densities(masks: Masks) -> dict[str, Fraction]:
     """Return the share of ones by layer, which is a client's answer in FLASH's stage 1."""
-    return {name: int(mask.sum()) / mask.size for name, mask in masks.items()}
+    return {name: Fraction(int(mask.sum()), mask.size) for name, mask in masks.items()}
 
 
 def calibrated(
-    mean: Mapping[str, float], sizes: Mapping[str, int], d: float, redistribute: bool = True
-) -> dict[str, float]:
+    mean: Mapping[str, Fraction], sizes: Mapping[str, int], d: Fraction, redistribute: bool = True
+) -> dict[str, Fraction]:
     """Return ``d_l = dh_l * r_f`` with ``r_f = d * sum(k_l) / sum(dh_l * k_l)``, clipped at 1 (FLASH eq. 2).
 
     The excess of the clipped layers goes to the others by the same formula, applied to what is left of the total and
@@ -144,19 +145,28 @@ def calibrated(
     while True:
         rest = [name for name in mean if name not in full]
         left = d * sum(sizes.values()) - sum(sizes[name] for name in full)
-        r_f = left / sum(mean[name] * sizes[name] for name in rest) if rest else 0.0
+        r_f = left / sum(mean[name] * sizes[name] for name in rest) if rest else Fraction(0)
         over = {name for name in rest if mean[name] * r_f > 1}
         if not over or not redistribute:
-            return {name: 1.0 if name in full else min(1.0, mean[name] * r_f) for name in mean}
+            return {name: Fraction(1) if name in full else min(Fraction(1), mean[name] * r_f) for name in mean}
         full |= over
 
 
 def warmed_up(
-    answers: Sequence[Mapping[str, float]], sizes: Mapping[str, int], d: float, redistribute: bool = True
-) -> dict[str, float]:
-    """Return the layer densities after FLASH's stage 1: the unweighted mean of the clients', re-calibrated."""
-    mean = {name: sum(answer[name] for answer in answers) / len(answers) for name in sizes}
-    return calibrated(mean, sizes, d, redistribute)
+    answers: Sequence[Mapping[str, Fraction]],
+    sizes: Mapping[str, int],
+    targets: Sequence[Fraction],
+    redistribute: bool = True,
+) -> list[dict[str, Fraction]]:
+    """Return the layer densities after FLASH's stage 1: the unweighted mean of the clients', re-calibrated.
+
+    Hetero-FLASH has falling targets: each smaller one re-calibrates the next larger one's densities (Sec. 4).
+    """
+    layers, found = {name: sum((a[name] for a in answers), Fraction(0)) / len(answers) for name in sizes}, []
+    for d in targets:
+        layers = calibrated(layers, sizes, d, redistribute)
+        found.append(layers)
+    return found
 
 
 # ---------------------------------------------------------------- DNR's prune and regrow
@@ -214,10 +224,13 @@ Regrow: TypeAlias = Callable[[State, dict[str, Support], Counts], dict[str, Supp
 
 
 def update_steps(epochs: int, per_epoch: int) -> list[int]:
-    """Return after how many local steps the mask is updated: at the end of every epoch; mid-epoch if it is the only."""
+    """Return after how many local steps the mask is updated: at every epoch's end; in the middle of an only one.
+
+    Not after the last step, where p is 0.
+    """
     if epochs == 1:
-        return [max(1, per_epoch // 2)]
-    return [per_epoch * (epoch + 1) for epoch in range(epochs)]
+        return [max(1, per_epoch // 2)][: per_epoch - 1]
+    return [per_epoch * epoch for epoch in range(1, epochs)]
 
 
 def prune_rate(p0: float, step: int, steps: int) -> Fraction:
@@ -259,6 +272,26 @@ class Learner:
         self.masks = self.regrow(self.state, left, counts)
         assert all(not (left[name] & ~self.masks[name]).any() for name in left)
         self.state = masked(self.state, left)
+
+
+@dataclass
+class NST:
+    """Clients that learn a mask of their own and keep it from round to round; FedAvg, zeros counting."""
+
+    state: State
+    masks: dict[int, dict[str, Support]]
+    """Every client's."""
+    p0: float = 0.25
+    epochs: int = 1
+    margin: float = math.inf
+
+    def round(self, answers: Mapping[int, ref.Answer], chance: Mapping[int, Regrow]) -> None:
+        """Run one round over the sampled clients."""
+        learners = {c: Learner(self.state, self.masks[c], self.p0, self.epochs, chance[c]) for c in answers}
+        sent = [learners[c].train(a) for c, a in answers.items()]
+        self.masks |= {c: learner.masks for c, learner in learners.items()}
+        self.margin = min(self.margin, *(learner.margin for learner in learners.values()))
+        self.state = ref.mean(sent, [len(a.y) for a in answers.values()])
 
 
 def pdst_round(state: State, masks: dict[str, Support], answers: Sequence[ref.Answer]) -> State:

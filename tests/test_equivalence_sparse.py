@@ -118,25 +118,35 @@ def test_reference_mismatch_sums_over_layers_first() -> None:
     assert sparse.mismatch(one, one) == 0
 
 
+def shares_of(**values: str) -> dict[str, Fraction]:
+    return {name: Fraction(value) for name, value in values.items()}
+
+
 def test_reference_calibration_by_hand() -> None:
-    sizes = {"a": 10, "b": 100, "c": 1000}
-    plain = sparse.calibrated({"a": 0.4, "b": 0.2, "c": 0.1}, sizes, 0.05)  # r_f = 55.5 / 124
-    assert plain == pytest.approx({"a": 0.4 * 55.5 / 124, "b": 0.2 * 55.5 / 124, "c": 0.1 * 55.5 / 124})
-    mean = {"a": 0.9, "b": 0.5, "c": 0.05}
-    clipped = sparse.calibrated(mean, sizes, 0.2, redistribute=False)  # r_f = 222 / 109
-    assert clipped == pytest.approx({"a": 1, "b": 1, "c": 0.05 * 222 / 109})
-    handed_on = sparse.calibrated(mean, sizes, 0.2)
-    assert handed_on == pytest.approx({"a": 1, "b": 1, "c": 0.112})
-    # the excess of a makes b overflow in turn: r_f = 2.3, then 59 / 25
-    chain = sparse.calibrated({"a": 0.8, "b": 0.43, "c": 0.02}, {"a": 100, "b": 10, "c": 1000}, 0.17)
-    assert sum(chain[n] * k for n, k in {"a": 100, "b": 10, "c": 1000}.items()) == pytest.approx(0.17 * 1110)
-    assert chain["a"] == chain["b"] == 1
+    sizes, r_f = {"a": 10, "b": 100, "c": 1000}, Fraction("55.5") / 124
+    plain = sparse.calibrated(shares_of(a=".4", b=".2", c=".1"), sizes, Fraction(".05"))
+    assert plain == {"a": Fraction(".4") * r_f, "b": Fraction(".2") * r_f, "c": Fraction(".1") * r_f}
+    mean = shares_of(a=".9", b=".5", c=".05")
+    clipped = sparse.calibrated(mean, sizes, Fraction(".2"), redistribute=False)
+    assert clipped == {"a": 1, "b": 1, "c": Fraction(".05") * 222 / 109}
+    assert sparse.calibrated(mean, sizes, Fraction(".2")) == {"a": 1, "b": 1, "c": Fraction(".112")}
+
+
+def test_reference_calibration_hands_the_excess_on_until_nothing_overflows() -> None:
+    """By eq. 2 alone b would get .43 * 188.7 / 104.3 < 1; what a cannot hold makes it overflow in turn."""
+    mean, sizes = shares_of(a=".8", b=".43", c=".02"), {"a": 100, "b": 10, "c": 1000}
+    once = sparse.calibrated(mean, sizes, Fraction(".17"), redistribute=False)
+    assert once["a"] == 1
+    assert once["b"] < 1
+    chain = sparse.calibrated(mean, sizes, Fraction(".17"))
+    assert chain == {"a": 1, "b": 1, "c": Fraction("78.7") / 1000}
 
 
 def test_reference_warm_up_mean_is_unweighted() -> None:
-    answers = [{"a": 0.2, "b": 0.1}, {"a": 0.4, "b": 0.3}]
-    sizes = {"a": 10, "b": 30}
-    assert sparse.warmed_up(answers, sizes, 0.1) == pytest.approx({"a": 0.3 * 4 / 9, "b": 0.2 * 4 / 9})
+    answers = [shares_of(a=".2", b=".1"), shares_of(a=".4", b=".3")]
+    large, small = sparse.warmed_up(answers, {"a": 10, "b": 30}, [Fraction(".1"), Fraction(".05")])
+    assert large == {"a": Fraction(".3") * 4 / 9, "b": Fraction(".2") * 4 / 9}
+    assert small == {name: value / 2 for name, value in large.items()}
 
 
 def test_reference_prune_by_hand() -> None:
@@ -176,8 +186,9 @@ def test_reference_regrowth_passes_the_surplus_on() -> None:
 
 def test_reference_mask_updates_fall_in_the_middle_of_an_only_epoch() -> None:
     assert sparse.update_steps(1, 5) == [2]
-    assert sparse.update_steps(1, 1) == [1]
-    assert sparse.update_steps(3, 4) == [4, 8, 12]
+    assert sparse.update_steps(1, 2) == [1]
+    assert sparse.update_steps(1, 1) == []
+    assert sparse.update_steps(3, 4) == [4, 8]
     assert sparse.prune_rate(0.25, 2, 5) == Fraction(3, 20)
     assert sparse.prune_rate(0.25, 12, 12) == 0
 
