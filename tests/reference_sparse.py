@@ -179,17 +179,20 @@ def prune_counts(masks: Masks, p: Fraction) -> Counts:
 
 
 def pruned(weights: State, masks: Masks, p: Fraction) -> tuple[dict[str, Support], float]:
-    """Return the masks without each layer's smallest ``|w|``, and the narrowest decision taken."""
+    """Return the masks without each layer's smallest ``|w|``, of equals the earlier kept, and the narrowest decision.
+
+    Equals are regrown weights that no gradient has reached: exactly 0 in every precision.
+    """
     left, margin = {}, math.inf
     for name, n in prune_counts(masks, p).items():
-        on = np.flatnonzero(masks[name])
+        on, keep = np.flatnonzero(masks[name]), np.zeros(masks[name].size, dtype=bool)
         magnitude = np.abs(weights[name]).ravel()[on]
-        order = np.argsort(magnitude, kind="stable")
-        if n:
-            margin = min(margin, float(magnitude[order[n]] - magnitude[order[n - 1]]))
-        keep = np.zeros(masks[name].size, dtype=bool)
-        keep[on[order[n:]]] = True
+        kept = ref.top(magnitude, Fraction(len(on) - n, len(on)))
+        keep[on[kept]] = True
         left[name] = keep.reshape(masks[name].shape)
+        if n:
+            last = magnitude[kept].min()
+            margin = min(margin, float(last - magnitude[~kept].max()) or ref.nearest(magnitude, last))
     return left, margin
 
 
