@@ -297,10 +297,13 @@ class NST:
         self.state = ref.mean(sent, [len(a.y) for a in answers.values()])
 
 
-def pdst_round(state: State, masks: dict[str, Support], answers: Sequence[ref.Answer]) -> State:
-    """Return the server's state after one round of PDST, and of FLASH's stage 2: frozen mask, mean by n_k."""
+def pdst_round(state: State, masks: dict[str, Support], answers: Sequence[ref.Answer], equal: bool = False) -> State:
+    """Return the server's state after one round of PDST, and of FLASH's stage 2: frozen mask, mean by n_k.
+
+    ``equal``: the plain mean, as in FLASH's own runs.
+    """
     sent = [Learner(state, masks).train(a) for a in answers]
-    return ref.mean(sent, [len(a.y) for a in answers])
+    return ref.mean(sent, [1 if equal else len(a.y) for a in answers])
 
 
 def supported_mean(before: State, sent: Sequence[State], masks: Sequence[Masks]) -> State:

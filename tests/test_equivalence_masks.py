@@ -44,6 +44,10 @@ def numpy_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {name: v.numpy() for name, v in tensors.items()}
 
 
+def float64(tensors: Mapping[str, torch.Tensor]) -> ref.State:
+    return {name: v.numpy().astype(np.float64) for name, v in tensors.items()}
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -59,7 +63,7 @@ def test_prune_regrow_equals_reference(sizes: list[int], seed: int, p: Fraction,
     A full layer's surplus is rounded again at every hand-over, of which there is at most one a layer.
     """
     weights, masks = layers(sizes, seed, zeros)
-    now, own = numpy_of(weights), numpy_of(masks)
+    now, own = float64(weights), numpy_of(masks)
     left, _ = sparse.pruned(now, own, p)
     after, grown = prune_regrow(weights, masks, float(p), share, generator(seed))
     total = sum(sparse.prune_counts(own, p).values())
@@ -203,7 +207,8 @@ def test_mean_over_supports_equals_reference(sizes: list[int], clients: list[int
             masks = {name: m for name, m in masks.items() if name != "l0"}
         models.append((weights | {"bias": torch.tensor([float(seed % 7), -1.0])}, masks))
     found = mean_where_held(iter(models), old)
-    wanted = sparse.supported_mean(numpy_of(old), [numpy_of(w) for w, _ in models], [numpy_of(m) for _, m in models])
+    sent = [float64(w) for w, _ in models]
+    wanted = sparse.supported_mean(float64(old), sent, [numpy_of(m) for _, m in models])
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name].numpy(), value, rtol=1e-6, atol=1e-7)
         nobody = ~np.any([m[name].numpy() if name in m else np.ones(value.shape, bool) for _, m in models], axis=0)

@@ -396,10 +396,12 @@ def replay(seen: Seen, by: str, done: list[bool]) -> sparse.Regrow:
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.25, 2.0])
-@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.9])
-def test_powerprop_gradient_equals_reference(alpha: float, zeros: float) -> None:
+@pytest.mark.parametrize(("zeros", "emptied"), [(0.0, None), (0.3, None), (0.9, None), (0.3, "fc1"), (0.3, "fc2")])
+def test_powerprop_gradient_equals_reference(alpha: float, zeros: float, emptied: str | None) -> None:
     """Every gradient of one batch, and exactly as many activations kept as the effective weight's density asks for."""
     state, (x, y) = theta_state(11, zeros), batch(11)
+    if emptied:
+        state[f"{emptied}.weight"] *= 0
     model = fresh()
     model.load_state_dict({name: torch.tensor(v, dtype=torch.float32) for name, v in state.items()}, strict=False)
     model = powerprop_(model, NAMES, alpha, True).train()
@@ -466,9 +468,11 @@ def counts(given: sparse.Masks) -> sparse.Counts:
     return {name: int(own.sum()) for name, own in given.items()}
 
 
-@pytest.mark.parametrize(("decay", "epochs"), [(0.0, 2), (0.05, 1)])
-def test_pdst_equals_reference(decay: float, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = PDST(0.3, policy=PATTERN)
+@pytest.mark.parametrize(
+    ("decay", "epochs", "weighting"), [(0.0, 2, "samples"), (0.05, 1, "samples"), (0.0, 1, "equal")]
+)
+def test_pdst_equals_reference(decay: float, epochs: int, weighting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = PDST(0.3, policy=PATTERN, weighting=weighting)
     watch, state = Watch(method, monkeypatch, decay, epochs), method.init(fresh(), rng(SEED, "init"))
     server, mask_ = float64(state.params), numpy_masks(state.mask)
     assert counts(mask_) == uniform_counts(server, "0.3")
@@ -476,7 +480,8 @@ def test_pdst_equals_reference(decay: float, epochs: int, monkeypatch: pytest.Mo
     for t, clients in enumerate(SAMPLED):
         updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
         state = method.aggregate(state, iter(updates))
-        server = sparse.pdst_round(server, mask_, [watch.seen[t, c].answer(c, t, decay) for c in clients])
+        answers = [watch.seen[t, c].answer(c, t, decay) for c in clients]
+        server = sparse.pdst_round(server, mask_, answers, equal=weighting == "equal")
         assert_equal(server, float64(state.params), f"round {t}")
         assert_equal(server, float64(method.deploy(state)), f"round {t}, deployed")
     assert sparse.mismatch(mask_, numpy_masks(state.mask)) == 0
@@ -569,6 +574,26 @@ def test_flash_equals_reference(share: Any, excess: Any, d: str, monkeypatch: py
         assert_equal(server, float64(state.params), f"round {t}")
     assert sparse.mismatch(mask_, numpy_masks(state.mask)) == 0
     assert not any(watch.seen[t, c].updates for t, clients in enumerate(SAMPLED) for c in clients)
+
+
+@pytest.mark.parametrize("excess", ["redistribute", "clip"])
+def test_flash_takes_sensitivities_alike_and_recalibrates_them(excess: Any) -> None:
+    """Answers made up, from unequal numbers of examples: by eq. 2 conv2 overflows, fc1 gets its excess or not."""
+    method = FLASH(0.6, c_d=3, excess=excess, policy=PATTERN)
+    state = method.init(fresh(), rng(SEED, "init"))
+    told = [
+        (Fraction("0.5"), Fraction("0.1"), 13),
+        (Fraction("0.75"), Fraction("0.125"), 10),
+        (Fraction(1), Fraction("0.2"), 5),
+    ]
+    updates = [Update({"sensed": torch.tensor([float(a), float(b)], dtype=torch.float64)}, n) for a, b, n in told]
+    found = numpy_masks(method.aggregate(state, iter(updates)).mask)
+    answers = [dict(zip(INNER, (a, b), strict=True)) for a, b, _ in told]
+    sizes = {name: state.params[name].numel() for name in INNER}
+    (wanted,) = sparse.warmed_up(answers, sizes, [Fraction("0.6")], excess == "redistribute")
+    assert wanted["conv2.weight"] == 1
+    assert_drawn(found, wanted)
+    assert (sum(counts(found).values()) == math.ceil(0.6 * sum(sizes.values()))) == (excess == "redistribute")
 
 
 TIERS = (1, 0, 2, 2)
