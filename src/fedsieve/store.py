@@ -60,7 +60,7 @@ def keep(
     InputError, at once and before anything is written, if ``out`` holds another run, or any run and ``resume`` is not
     set, or if another process is at work there.
     """
-    lock = _alone(out)
+    lock = alone(out)
     try:
         start = _open(out, federation, origin, resume)
     except BaseException:
@@ -137,13 +137,13 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     if (out / "run.json").exists():
         _check_same(out, described_run, resume)
         start = _newest(out, fingerprint(federation))
-        _write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in _rows_to(out, start.t if start else 0)).encode())
+        write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in _rows_to(out, start.t if start else 0)).encode())
     elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     else:
-        _write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
+        write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
-    _write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
+    write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return start
 
 
@@ -156,7 +156,7 @@ def _rows_to(out: Path, last: int) -> list[dict[str, Any]]:
     return rows[:last]
 
 
-def _alone(out: Path) -> int:
+def alone(out: Path) -> int:
     """Make the directory and lock it for this process; raise InputError if another one is at work in it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, which holds no run: choose another --out")
@@ -201,7 +201,7 @@ def _checkpoint(out: Path, round: Round, run: str) -> None:
     told = {"round": str(round.t), "run": run, "sha256": _digest(tensors)}
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
-    _write(folder / f"{round.t:06d}.safetensors", save(tensors, told))
+    write(folder / f"{round.t:06d}.safetensors", save(tensors, told))
     for old in _checkpoints(out)[:-KEPT]:
         old.unlink()
 
@@ -243,8 +243,8 @@ def _finish(out: Path, federation: Federation) -> None:
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     shipped = plain.state_dict() | run.method.deploy(state)
-    _write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
-    _write_json(out / "summary.json", _summary(read_rows(out), federation))
+    write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
+    write_json(out / "summary.json", _summary(read_rows(out), federation))
 
 
 def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
@@ -317,11 +317,12 @@ def _append(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(content, indent=1) + "\n").encode())
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, so that a crash leaves the old file or the new one."""
+    write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:

@@ -160,9 +160,18 @@ def open_run(run: Run, data: Path | str | None = None) -> Federation:
 
     Raises InputError for what cannot be: missing data, empty shards, a model or method that does not fit.
     """
-    task = run.task
+    return federated(run, read_dataset(run.task, data))
+
+
+def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
+    """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
     root = root_from(data) if isinstance(data, str) else data
-    dataset = load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
+    return load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
+
+
+def federated(run: Run, dataset: Dataset) -> Federation:
+    """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
+    task = run.task
     _check_labels(dataset)
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)))
     _check_fit(federation)
