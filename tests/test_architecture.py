@@ -14,8 +14,9 @@ ORDER = [
     {"engine"},
     {"recipes", "settings"},
     {"store"},
-    {"recorded", "figures"},
+    {"recorded", "figures", "published"},
     {"report", "progress", "catalogue"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
