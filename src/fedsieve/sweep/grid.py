@@ -13,7 +13,7 @@ from fedsieve.engine import Run
 from fedsieve.engine.task import federated, read_dataset
 from fedsieve.recipes import made
 from fedsieve.settings import changed
-from fedsieve.types import InputError
+from fedsieve.types import InputError, rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,8 @@ def check(cells: tuple[Cell, ...], data: Path | None) -> None:
         try:
             if task.dataset not in read:
                 read = {task.dataset: read_dataset(task, data)}  # one at a time in memory
-            federated(cell.run, read[task.dataset])
+            federation = federated(cell.run, read[task.dataset])
+            cell.run.method.init(federation.model(), rng(0, "init"))  # where some methods first look at the layers
         except InputError as error:
             raise InputError(f"{cell.label}: {error}") from None
 

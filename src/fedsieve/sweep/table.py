@@ -70,7 +70,7 @@ def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console
         write(folder / "table.md", markdown(rows).encode())
     console = console or Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     wide = _wide(rows)
-    fits = console.measure(wide).maximum <= console.width
+    fits = console.measure(wide, options=console.options.update(width=10_000)).maximum <= console.width
     console.print(wide if fits else _narrow(rows))
     if note := _note(rows):
         console.print(note)
@@ -204,10 +204,12 @@ def _narrow(rows: list[Row]) -> Text:
     """Return the table for a narrow terminal: a paragraph a cell, whose first line names it."""
     text, found = Text(), columns(rows)
     for i, row in enumerate(rows):
+        told = {title.removesuffix(", %"): cells[i] for title, cells in found.items()}
         text.append(f"{row.cell.label}\n", style="bold")
-        told = {title: cells[i] for title, cells in found.items() if title not in ("recipe", *row.cell.swept)}
-        accuracy, seeds = told.pop("accuracy, %"), told.pop("each seed")
-        text.append(f"  accuracy {accuracy} % ({seeds})\n  ")
-        text.append(", ".join(f"{title.removesuffix(', %')} {value}" for title, value in told.items()) + "\n")
+        text.append(f"  accuracy {told['accuracy']} % ({told['each seed']})")
+        text.append(f", paper {told['paper']}, difference {told['difference']}\n  " if "paper" in told else "\n  ")
+        text.append(f"rounds {told['rounds']}, " if "rounds" in told else "")
+        text.append(f"{told['MB up']} MB up, {told['than dense']} than dense, ")
+        text.append(f"work {told['work']}, density {told['density']}\n")
     text.right_crop(1)
     return text
