@@ -107,7 +107,7 @@ def _flash() -> Iterator[Published]:
             recipe, settings = _split(method, dataset, split)
             many = row["density"].replace("/", ",")
             settings.append(f"method.densities={many}" if method == "hetero_flash" else f"method.density={many}")
-        settings += ["task.clients=3400", "per_round=34"] if dataset == "femnist" else []
+        settings += ["task.clients=3400"] if dataset == "femnist" else []
         mean, std, savings = (_number(row[name]) for name in ("accuracy_mean", "accuracy_std", "savings"))
         assert mean is not None
         yield Published(row["table"], 0, recipe, tuple(settings), mean, std, savings=savings)

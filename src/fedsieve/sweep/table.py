@@ -1,7 +1,8 @@
 """What a sweep found: one row a cell, over its seeds, beside what the paper says of the very same run.
 
-Accuracies are those of the deployed models, in percent, and a spread is the standard deviation of the sample; bytes and
-work are ratios of sums over the cell's finished runs, the density is their mean.
+Accuracies are those of the deployed models, in percent, and a spread is the standard deviation of the sample. Bytes are
+those of training, a warm-up aside, and work is that of all rounds, both summed over the cell's finished runs; the
+density is the mean of their last rounds'.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsieve.published import Published, published_of
-from fedsieve.recorded import Recorded, read
+from fedsieve.recorded import Recorded, number, read
 from fedsieve.store import write, write_json
 from fedsieve.sweep.grid import Cell, Grid, Job, short
 
@@ -86,26 +87,33 @@ def results(grid: Grid, folder: Path) -> list[Row]:
 def _row(cell: Cell, jobs: list[Job]) -> Row:
     runs = [read(job.folder) if (job.folder / "summary.json").exists() else None for job in jobs]
     done = [run for run in runs if run and run.summary]
-    up = _total(done, "bytes_up")
+    up, dense = _trained(done, "bytes_up"), _trained(done, "bytes_dense_up")
+    uploads = sum(len(row["clients"]) for row in _training(done))
     densities = [value for run in done if (value := run.final("density")) is not None]
     return Row(
         cell=cell,
         seeds=tuple(_percent(run.final("accuracy")) if run else None for run in runs),
-        rounds=tuple(len(run.rows) if run and run.summary else 0 for run in runs),
-        mb_up=_ratio(up, _total(done, "uploads") * 1e6),
-        factor=_ratio(_total(done, "bytes_dense_up"), up),
-        work=_ratio(_total(done, "multiply_adds"), _total(done, "multiply_adds_dense")),
+        rounds=tuple(int(run.rows[-1]["round"]) if run and run.summary else 0 for run in runs),
+        mb_up=up / uploads / 1e6 if uploads else None,
+        factor=dense / up if up else None,
+        work=_share(done, "multiply_adds", "multiply_adds_dense"),
         density=statistics.fmean(densities) if densities else None,
         paper=published_of(replace(cell.run, seed=0, evaluate_every=1)),
     )
 
 
-def _total(runs: Sequence[Recorded], name: str) -> float:
-    return sum(run.final(name) or 0.0 for run in runs)
+def _training(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """Return the rows of all rounds but a warm-up's, which is round 0."""
+    return [row for run in runs for row in run.rows if row["round"] > 0]
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _trained(runs: Sequence[Recorded], name: str) -> float:
+    return sum(number(row.get(name)) or 0.0 for row in _training(runs))
+
+
+def _share(runs: Sequence[Recorded], part: str, whole: str) -> float | None:
+    total = sum(run.final(whole) or 0.0 for run in runs)
+    return sum(run.final(part) or 0.0 for run in runs) / total if total else None
 
 
 def _percent(share: float | None) -> float | None:

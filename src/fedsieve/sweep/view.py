@@ -44,7 +44,7 @@ class Standing:
 
     def __init__(self, jobs: list[Job], until: int):
         self.until, self.jobs = until, jobs
-        self.done = {job: _rows(job) for job in jobs}
+        self.done = {job: _done(job) for job in jobs}
         self.accuracy: dict[Job, float | None] = dict.fromkeys(jobs)
         self.running: list[Job] = []
 
@@ -86,10 +86,12 @@ def finished(job: Job, last: int) -> bool:
     return isinstance(told, dict) and told.get("rounds", 0) >= last
 
 
-def _rows(job: Job) -> int:
+def _done(job: Job) -> int:
+    """Return the last round on disk."""
     try:
-        return len(read_rows(job.folder))
-    except (InputError, OSError):
+        rows = read_rows(job.folder)
+        return int(rows[-1]["round"]) if rows else 0
+    except (InputError, OSError, KeyError, TypeError):
         return 0  # the run itself says what is wrong
 
 
