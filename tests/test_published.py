@@ -7,7 +7,7 @@ import pytest
 
 from fedsieve.catalogue import show_catalogue
 from fedsieve.engine import Run
-from fedsieve.methods import ZeroFL
+from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, TopK, ZeroFL
 from fedsieve.published import Published, published, published_of
 from fedsieve.recipes import made
 from fedsieve.server import Adam, Average
@@ -112,6 +112,50 @@ def test_zerofls_other_tables() -> None:
         "diff_of_top",
         "top_diff",
     }
+
+
+FLASHS = {
+    "mnist": ("mnist", "mnist_net", 100, 10, 400, 1, 32, 0.1, 0.001),
+    "cifar10": ("cifar10", "resnet18", 100, 10, 600, 1, 16, 0.1, 0.001),
+    "femnist": ("femnist", "leaf_cnn", 3400, 34, 1000, 1, 32, 0.1, 0.001),
+}
+
+
+@pytest.mark.parametrize("name", ["flash_table2", "flash_table3", "flash_table4"])
+def test_flashs_tables(name: str) -> None:
+    for row in table(name):
+        run = row.run()
+        dataset = str(run.task.dataset)
+        assert shared(run) == FLASHS[dataset]
+        assert (run.momentum, run.weight_decay) == (0, 0)
+        assert run.task.augment == ("crop_flip" if dataset == "cifar10" else "none")
+        assert run.task.partition in (("group",) if dataset == "femnist" else ("lda:1000", "lda:1.0", "lda:0.1"))
+        assert run.task.tiers == ((0.4, 0.3, 0.3) if name == "flash_table4" else (1.0,))
+
+
+def test_flashs_methods() -> None:
+    kinds = [type(row.run().method) for row in table("flash_table2")[:7]]
+    assert kinds == [FedAvg, NST, PDST, FLASH, NST, PDST, FLASH]
+    assert {row.run().method for row in table("flash_table4") if "femnist" not in row.recipe} == {HeteroFLASH()}
+    (row,) = [row for row in table("flash_table2") if row.accuracy == 75.47]
+    run = row.run()
+    assert (run.method, run.task.partition, row.std) == (FLASH(density=0.05), "lda:0.1", 2.31)
+    assert row.command == "fedsieve run flash.cifar10_niid -s task.partition=lda:0.1 -s method.density=0.05"
+    assert {row.savings for row in table("flash_table3")} == {9.8, 19.5, 14.6}
+
+
+def test_sparsefedpps_figure() -> None:
+    for row in table("sparsefedpp_fig1"):
+        run = row.run()
+        assert shared(run) == ("cifar10", "resnet18", 100, 10, 700, 1, 16, 0.5, 0.01)
+        assert (run.momentum, run.weight_decay, run.task.augment) == (0, 1e-3, "none")
+        assert row.variant == isinstance(run.method, ZeroFL | FLASH)
+    methods = [row.run().method for row in table("sparsefedpp_fig1") if row.run().task.partition == "lda:0.1"]
+    assert methods[0] == FedAvg()
+    assert methods[3:5] == [TopK(sparsity=0.99), TopK(sparsity=0.995)]
+    assert methods[6] == ZeroFL(sparsity=0.9, r_mask=0)
+    assert methods[12:14] == [SparseFedPP(sparsity=0.95), SparseFedPP(sparsity=0.99)]
+    assert methods[-1] == FLASH(density=0.001)
 
 
 def test_a_cell_is_the_papers_only_if_all_of_it_is() -> None:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from fedsieve.engine import Run
-from fedsieve.recipes import made, recipes
+from fedsieve.recipes import made
 from fedsieve.settings import changed
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def published_of(run: Run) -> Published | None:
 
 @cache
 def _runs() -> tuple[tuple[Published, Run], ...]:
-    return tuple((row, row.run()) for row in published() if row.recipe in recipes())
+    return tuple((row, row.run()) for row in published())
 
 
 def _rows(file: str) -> list[dict[str, str]]:
