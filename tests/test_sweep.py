@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from fedsieve.sweep import Grid, default_folder, grid, open_folder, show_table
 from fedsieve.sweep import table as tables
 from fedsieve.sweep.folder import told
 from fedsieve.sweep.grid import values
+from fedsieve.sweep.table import Row
 from fedsieve.types import InputError
 
 SHORT = ("-s", "rounds=2", "--seeds", "2")
@@ -247,17 +249,28 @@ def test_the_paper_stands_beside_a_cell_of_its_very_run(finished: Path, monkeypa
     assert "| 12.50 ± 0.25 variant |" in tables.markdown([first, second])
 
 
-def test_a_failed_run_is_named_and_the_others_finish(tmp_path: Path) -> None:
-    words = ("topk.digits", *SHORT, "--jobs", "2", "--out", "out")
-    sweep(*words, "--until", "1", cwd=tmp_path)
-    checkpoint = tmp_path / "out/runs/01-topk.digits-seed0/checkpoints/000001.safetensors"
-    checkpoint.write_bytes(b"")
-    out, err = sweep(*words, cwd=tmp_path, code=2)
+def test_a_failed_run_is_named_and_the_others_finish(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    for summary in tmp_path.glob("out/runs/01-*/summary.json"):
+        summary.unlink()
+    next(tmp_path.glob("out/runs/01-*-seed0/checkpoints/000002.safetensors")).write_bytes(b"")
+    out, err = sweep("topk.digits", *SHORT, "-s", "method.sparsity=.9,.95", "--out", "out", cwd=tmp_path, code=2)
+    assert "4 runs, 2 of them finished; 2 to run" in out
+    assert "failed: topk.digits sparsity=.9 seed=0: the checkpoint" in out
+    assert "done       -  round 2/2  topk.digits sparsity=.9 seed=1" in out
     assert err.count("\n") == 1
-    assert "1 of 2 runs failed, to be tried again by the same command; topk.digits seed=0: the checkpoint" in err
-    assert "failed: topk.digits seed=0: the checkpoint" in out
-    assert out.count("done  ") == 1
-    checkpoint.unlink()
-    out, _ = sweep(*words, cwd=tmp_path)
-    assert "2 runs, 1 of them finished; 1 to run" in out
-    assert " 2/2 " not in out.splitlines()[-2]
+    assert "1 of 4 runs failed, to be tried again by the same command; topk.digits sparsity=.9 seed=0: the ch" in err
+    assert "| topk.digits | .9 | " in (tmp_path / "out/table.md").read_text()
+    first, _ = tables.results(same_grid(), tmp_path / "out")
+    assert first.seeds[0] is first.std is first.difference is None
+    assert first.seeds[1] == first.mean
+
+
+def test_a_setting_of_a_measures_name_keeps_its_column() -> None:
+    cells = grid(["pdst.digits"], ["method.density=.05,.1", "rounds=1,2"], 1).cells
+    rows = [Row(cell, (90.0,), (1,), 1.0, 2.0, 0.5, 0.07, None) for cell in cells]
+    found = tables.columns(rows)
+    assert found["method.density"] == [".05", ".05", ".1", ".1"]
+    assert found["rounds"] == ["1", "2", "1", "2"]
+    assert found["rounds run"] == ["1/1", "1/2", "1/1", "1/2"]
+    assert found["density"] == ["7.0%"] * 4

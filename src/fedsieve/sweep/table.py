@@ -23,6 +23,9 @@ from fedsieve.recorded import Recorded, number, read
 from fedsieve.store import write, write_json
 from fedsieve.sweep.grid import Cell, Grid, Job, short
 
+MEASURES = ("recipe", "work", "density")
+"""Columns of the table whose titles could be a setting's short name."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -88,7 +91,7 @@ def _row(cell: Cell, jobs: list[Job]) -> Row:
     runs = [read(job.folder) if (job.folder / "summary.json").exists() else None for job in jobs]
     done = [run for run in runs if run and run.summary]
     up, dense = _trained(done, "bytes_up"), _trained(done, "bytes_dense_up")
-    uploads = sum(len(row["clients"]) for row in _training(done))
+    uploads = sum(len(row.get("clients") or ()) for row in _training(done))
     densities = [value for run in done if (value := run.final("density")) is not None]
     return Row(
         cell=cell,
@@ -141,13 +144,12 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def columns(rows: list[Row]) -> dict[str, list[str]]:
     """Return the table's columns, by their titles; those that say nothing of any row are left out."""
-    swept = dict.fromkeys(name for row in rows for name in row.cell.swept)
     table = {"recipe": [short(row.cell.recipe) for row in rows]}
-    table |= {name: [row.cell.swept[name] for row in rows] for name in swept}
+    table |= {_title(name, rows[0].cell): [row.cell.swept[name] for row in rows] for name in rows[0].cell.swept}
     table["accuracy, %"] = [spread(row.mean, row.std) for row in rows]
     table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
     if not all(row.whole for row in rows):
-        table["rounds"] = [_rounds(row) for row in rows]
+        table["rounds run"] = [_rounds(row) for row in rows]
     table["MB up"] = [_number(row.mb_up, ".3g") for row in rows]
     table["than dense"] = [_number(row.factor, ".1f", "x less") for row in rows]
     table["work"] = [_number(row.work, ".1%") for row in rows]
@@ -169,6 +171,11 @@ def markdown(rows: list[Row]) -> str:
 def spread(mean: float | None, std: float | None) -> str:
     """Return a mean and its standard deviation, or - for what is not known."""
     return "-" if mean is None else f"{mean:.2f} ± {_number(std, '.2f')}"
+
+
+def _title(name: str, cell: Cell) -> str:
+    """Return the title of a setting's column: its whole name where a measure is called the same."""
+    return next(n for n in cell.settings if n.split(".")[-1] == name) if name in MEASURES else name
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
@@ -216,7 +223,7 @@ def _narrow(rows: list[Row]) -> Text:
         text.append(f"{row.cell.label}\n", style="bold")
         text.append(f"  accuracy {told['accuracy']} % ({told['each seed']})")
         text.append(f", paper {told['paper']}, difference {told['difference']}\n  " if "paper" in told else "\n  ")
-        text.append(f"rounds {told['rounds']}, " if "rounds" in told else "")
+        text.append(f"{told['rounds run']} rounds, " if "rounds run" in told else "")
         text.append(f"{told['MB up']} MB up, {told['than dense']} than dense, ")
         text.append(f"work {told['work']}, density {told['density']}\n")
     text.right_crop(1)
