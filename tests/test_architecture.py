@@ -16,8 +16,9 @@ ORDER = [
     {"engine"},
     {"recipes", "settings", "circumstances"},
     {"store"},
-    {"recorded", "figures"},
+    {"recorded", "figures", "published"},
     {"report", "progress", "catalogue"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
