@@ -74,10 +74,12 @@ def sweep_command(
     data: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The directory. Default: sweeps/RECIPES-NUMBER.")] = None,
     until: Annotated[int, typer.Option(help="Stop every run after this round (0: the last).", min=0)] = 0,
+    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
     table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
 ) -> None:
     """Run every recipe with every value of every setting and every seed; the same command goes on after a stop."""
     from fedsieve.data import root_from
+    from fedsieve.measures import check_measures
     from fedsieve.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
 
     whole = grid(recipes, set_ or [], seeds)
@@ -89,9 +91,11 @@ def sweep_command(
         show_table(whole, folder)
     else:
         root = root_from(data)
+        measured = tuple(name for name in measure.split(",") if name)
+        check_measures(measured)
         check(whole.cells, root)
         with open_folder(folder, whole):
-            trouble = run_sweep(whole.jobs(folder), jobs, root, until)
+            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured)
             show_table(whole, folder, save=True)
         if trouble:
             raise InputError(trouble)

@@ -222,6 +222,7 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     _check_fit(federation)
     run.method.prepare(federation.model())
+    run.method.init(federation.model(), rng(run.seed, "init"))
     return federation
 
 

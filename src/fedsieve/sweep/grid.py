@@ -13,7 +13,7 @@ from fedsieve.engine import Run
 from fedsieve.engine.task import federated, read_dataset
 from fedsieve.recipes import made
 from fedsieve.settings import changed
-from fedsieve.types import InputError, rng
+from fedsieve.types import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,7 @@ def check(cells: tuple[Cell, ...], data: Path | None) -> None:
         try:
             if task.dataset not in read:
                 read = {task.dataset: read_dataset(task, data)}  # one at a time in memory
-            federation = federated(cell.run, read[task.dataset])
-            cell.run.method.init(federation.model(), rng(0, "init"))  # where some methods first look at the layers
+            federated(cell.run, read[task.dataset])
         except InputError as error:
             raise InputError(f"{cell.label}: {error}") from None
 

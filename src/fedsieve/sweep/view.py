@@ -21,7 +21,14 @@ from fedsieve.sweep.work import News, work
 from fedsieve.types import InputError
 
 
-def run_sweep(jobs: list[Job], processes: int, data: Path | None, until: int, console: Console | None = None) -> str:
+def run_sweep(
+    jobs: list[Job],
+    processes: int,
+    data: Path | None,
+    until: int,
+    measure: tuple[str, ...] = (),
+    console: Console | None = None,
+) -> str:
     """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing."""
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     stand = Standing(jobs, until)
@@ -31,7 +38,7 @@ def run_sweep(jobs: list[Job], processes: int, data: Path | None, until: int, co
     )
     failed = dict[Job, str]()
     if todo:
-        with closing(work(todo, processes, data, until)) as news:
+        with closing(work(todo, processes, data, until, measure)) as news:
             (_live if console.is_terminal else _plain)(news, stand, failed, console)
     if not failed:
         return ""

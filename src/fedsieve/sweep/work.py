@@ -48,16 +48,19 @@ class Order:
     folder: Path
     data: Path | None
     until: int
+    measure: tuple[str, ...]
 
 
-def work(jobs: list[Job], processes: int, data: Path | None, until: int) -> Generator[News]:
+def work(
+    jobs: list[Job], processes: int, data: Path | None, until: int, measure: tuple[str, ...] = ()
+) -> Generator[News]:
     """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
     waiting, running = deque(jobs), dict[Connection, tuple[Job, SpawnProcess]]()
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.popleft()
-                mouth, process = _start(_order(job, data, until))
+                mouth, process = _start(_order(job, data, until, measure))
                 running[mouth] = job, process
                 yield News(job, "started")
             spoke = wait(list(running))
@@ -76,9 +79,9 @@ def work(jobs: list[Job], processes: int, data: Path | None, until: int) -> Gene
             process.join()
 
 
-def _order(job: Job, data: Path | None, until: int) -> Order:
+def _order(job: Job, data: Path | None, until: int, measure: tuple[str, ...]) -> Order:
     settings = *(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"
-    return Order(job.cell.recipe, settings, job.folder, data, until)
+    return Order(job.cell.recipe, settings, job.folder, data, until, measure)
 
 
 def _start(order: Order) -> tuple[Connection, SpawnProcess]:
@@ -122,7 +125,8 @@ def _work(order: Order, mouth: Connection) -> None:
     try:
         run = changed(made(order.recipe), list(order.settings))
         origin = Origin(order.recipe)
-        for round in keep(order.folder, open_run(run, order.data), local(), origin, resume=True, until=order.until):
+        federation = open_run(run, order.data, order.measure)
+        for round in keep(order.folder, federation, local(), origin, resume=True, until=order.until):
             say(("round", round.t, round.accuracy, ""))
     except InputError as error:
         say(("failed", 0, None, str(error)))

@@ -1,0 +1,112 @@
+"""Gather finished runs of published rows, and set them beside the papers' numbers.
+
+    python reproductions/collect.py RUN_DIR...    (take these runs into PAPER/results/, then rewrite the tables)
+    python reproductions/collect.py               (rewrite the tables from the results that are there)
+
+A run counts as a row of a paper's table if it is that row's recipe and settings, whatever its seed and how often it was
+tested. Each result is a file of lines: the first says what ran where, each further one is a round.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fedsieve.published import Published, published
+from fedsieve.store import described, read_rows
+
+HERE = Path(__file__).parent
+KEPT = ("round", "accuracy", "density", "loss", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down")
+MEASURED = ("mismatch", "accuracy_pruned", "saved_bytes", "saved_nonzero")
+BEGIN, END = "<!-- results -->\n", "<!-- end -->"
+
+
+def take(folder: Path) -> Path:
+    """Copy what matters of a run directory into the results of its paper, and return the file."""
+    about = json.loads((folder / "run.json").read_text())
+    row, run = row_of(about["run"]), about.pop("run")
+    if row is None:
+        sys.exit(f"{folder} is no row of a published table")
+    out = HERE / paper_of(row) / "results" / f"{row.name.replace('/', '-')}-seed{run['seed']}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(folder)
+    hosts = {name: value for name, value in about.items() if name not in ("recipe", "run")}
+    head = {"row": row.name, "command": row.command, "seed": run["seed"], "rounds": run["rounds"], **hosts}
+    head["clients"] = len(rows[-1]["clients"])
+    lines = [head, *({n: r[n] for n in (*KEPT, *MEASURED) if n in r} for r in rows)]
+    out.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return out
+
+
+def row_of(run: dict[str, Any]) -> Published | None:
+    """Return the published row that a run, as its run.json describes it, is."""
+    plain = {**run, "seed": 0, "evaluate_every": 1}
+    return next((row for row in published() if json.loads(json.dumps(described(row.run()))) == plain), None)
+
+
+def paper_of(row: Published) -> str:
+    """Return the folder of the paper that a row stands in."""
+    return row.table.split("_")[0]
+
+
+def table(paper: str) -> str:
+    """Return all results of a paper beside its numbers."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for path in sorted((HERE / paper / "results").glob("*.jsonl")):
+        head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found.setdefault(head["row"], []).append([head, *rows])
+    lines = [
+        "| row | run | rounds | paper, % | ours, % (seeds) | difference | density | upload, kB | than dense | down |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    known = {row.name: row for row in published()}
+    order = {name: i for i, name in enumerate(known)}
+    lines += [_line(known[name], found[name]) for name in sorted(found, key=order.__getitem__)]
+    return "\n".join(lines)
+
+
+def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
+    ends = [100 * next(r["accuracy"] for r in reversed(rows) if r["accuracy"] is not None) for _, *rows in runs]
+    head, *rows = runs[0]
+    trained = [r for r in rows if r["round"] > 0]
+    sums = {name: sum(r[name] for r in trained) for name in KEPT if name.startswith("bytes")}
+    spread = f" ± {stdev(ends):.2f}" if len(ends) > 1 else ""
+    paper = f"{row.accuracy:.2f}" + (f" ± {row.std:.2f}" if row.std is not None else "")
+    done = f"{trained[-1]['round']} of {head['rounds']}"
+    seeds = ", ".join(str(head["seed"]) for head, *_ in runs)
+    cells = [
+        row.name,
+        f"`{row.recipe} {' '.join(row.settings)}`",
+        done,
+        paper + (" (a variant)" if row.variant else ""),
+        f"{mean(ends):.2f}{spread} ({seeds})",
+        f"{mean(ends) - row.accuracy:+.2f}",
+        f"{100 * trained[-1]['density']:.1f} %",
+        f"{sums['bytes_up'] / len(trained) / head['clients'] / 1e3:.1f}",
+        f"{sums['bytes_dense_up'] / sums['bytes_up']:.1f}x",
+        f"{sums['bytes_dense_down'] / sums['bytes_down']:.1f}x",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def write(paper: str) -> None:
+    """Put the table between the marks of the paper's README."""
+    path = HERE / paper / "README.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    path.write_text(f"{before}{BEGIN}{table(paper)}\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> None:
+    """Take the runs named, and rewrite every table."""
+    for folder in sys.argv[1:]:
+        print(take(Path(folder)))
+    for folder in sorted(HERE.iterdir()):
+        if (folder / "README.md").exists():
+            write(folder.name)
+
+
+if __name__ == "__main__":
+    main()
