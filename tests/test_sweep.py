@@ -195,6 +195,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_a_field_of_the_method_concerns_the_recipes_that_have_it() -> None:
+    found = grid(["fedavg.digits", "nst.digits", "zerofl.digits"], ["method.density=.05,.1", "rounds=2"], 1)
+    assert [(cell.recipe, cell.swept) for cell in found.cells] == [
+        ("fedavg.digits", {}),
+        ("nst.digits", {"density": ".05"}),
+        ("nst.digits", {"density": ".1"}),
+        ("zerofl.digits", {}),
+    ]
+    assert all(cell.run.rounds == 2 for cell in found.cells)
+    with pytest.raises(InputError, match="unknown field 'method.dense'"):
+        grid(["fedavg.digits", "nst.digits"], ["method.dense=1"], 1)
+
+
 def same_grid() -> Grid:
     return grid(["topk.digits"], ["rounds=2", "method.sparsity=.9,.95"], 2)
 

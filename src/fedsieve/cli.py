@@ -77,7 +77,10 @@ def sweep_command(
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
     table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
 ) -> None:
-    """Run every recipe with every value of every setting and every seed; the same command goes on after a stop."""
+    """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
+
+    A setting of the method (method.density) concerns those recipes whose method has it.
+    """
     from fedsieve.data import root_from
     from fedsieve.measures import check_measures
     from fedsieve.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table

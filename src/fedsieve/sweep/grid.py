@@ -72,7 +72,10 @@ class Grid:
 
 
 def grid(recipes: list[str], settings: list[str], seeds: int) -> Grid:
-    """Return the product of recipes, axes (``name=v1,v2``) and seeds 0 to N-1. Raises InputError for what cannot be."""
+    """Return the product of recipes, axes (``name=v1,v2``) and seeds 0 to N-1. Raises InputError for what cannot be.
+
+    Where several recipes are swept, a field of the method (``method.density``) concerns those whose method has it.
+    """
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}: it is the number of seeds, 0 to N-1")
     twice = sorted({name for name in recipes if recipes.count(name) > 1})
@@ -81,11 +84,12 @@ def grid(recipes: list[str], settings: list[str], seeds: int) -> Grid:
     bases = {name: made(name) for name in recipes}
     axes = _axes(settings, bases)
     cells: list[Cell] = []
-    for recipe, values in product(recipes, product(*axes.values())):
-        chosen = dict(zip(axes, values, strict=True))
-        swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
-        run = _changed(bases[recipe], recipe, chosen)
-        cells.append(Cell(len(cells) + 1, recipe, chosen, swept, run))
+    for recipe in recipes:
+        own = {name: of for name, of in axes.items() if _concerns(name, recipe, bases)}
+        for values in product(*own.values()):
+            chosen = dict(zip(own, values, strict=True))
+            swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
+            cells.append(Cell(len(cells) + 1, recipe, chosen, swept, _changed(bases[recipe], recipe, chosen)))
     _check_different(cells)
     return Grid(tuple(recipes), axes, seeds, tuple(cells))
 
@@ -140,6 +144,13 @@ def _holds_several(run: Run, name: str) -> bool:
     for part in name.split("."):
         value = getattr(value, part, None)
     return isinstance(value, tuple)
+
+
+def _concerns(name: str, recipe: str, bases: Mapping[str, Run]) -> bool:
+    """Tell whether a setting is meant for a recipe: not if it is a field that only other recipes' methods have."""
+    owner, _, field = name.partition(".")
+    having = [known for known, run in bases.items() if hasattr(run.method, field.partition(".")[0])]
+    return owner != "method" or not having or recipe in having
 
 
 def _brief(name: str, axes: Mapping[str, list[str]]) -> str:
