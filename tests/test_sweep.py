@@ -204,7 +204,11 @@ def test_a_field_of_the_method_concerns_the_recipes_that_have_it() -> None:
         ("zerofl.digits", {}),
     ]
     assert all(cell.run.rounds == 2 for cell in found.cells)
-    with pytest.raises(InputError, match="unknown field 'method.dense'"):
+    rows = tables.results(found, Path("nowhere"))
+    assert tables.columns(rows)["method.density"] == ["-", ".05", ".1", "-"]
+    one = tables.results(grid(["fedavg.digits", "nst.digits"], ["method.density=.05", "rounds=2"], 1), Path("nowhere"))
+    assert tables.markdown(one).endswith("\nAll with rounds=2. Methods that have it with method.density=.05.\n")
+    with pytest.raises(InputError, match=r"unknown field 'method\.dense'"):
         grid(["fedavg.digits", "nst.digits"], ["method.dense=1"], 1)
 
 

@@ -145,7 +145,9 @@ def as_json(row: Row) -> dict[str, Any]:
 def columns(rows: list[Row]) -> dict[str, list[str]]:
     """Return the table's columns, by their titles; those that say nothing of any row are left out."""
     table = {"recipe": [short(row.cell.recipe) for row in rows]}
-    table |= {_title(name, rows[0].cell): [row.cell.swept[name] for row in rows] for name in rows[0].cell.swept}
+    names = {name: row.cell for row in reversed(rows) for name in reversed(row.cell.swept)}
+    for name in reversed(names):
+        table[_title(name, names[name])] = [row.cell.swept.get(name, "-") for row in rows]
     table["accuracy, %"] = [spread(row.mean, row.std) for row in rows]
     table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
     if not all(row.whole for row in rows):
@@ -195,14 +197,22 @@ def _paper(paper: Published | None) -> str:
 
 def _note(rows: list[Row]) -> str:
     """Return what the table's words mean, where that is not plain."""
-    given = rows[0].cell.settings
-    fixed = {n: value for n, value in given.items() if len({row.cell.settings[n] for row in rows}) == 1}
-    told = [f"All with {', '.join(f'{name}={value}' for name, value in fixed.items())}."] if fixed else []
+    told = [_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False)]
+    told = [line for line in told if line]
     if any(row.paper and row.paper.variant for row in rows):
         told.append("variant: the paper ran another implementation of the method than this one.")
     if any(row.paper for row in rows) and not all(row.whole for row in rows):
         told.append("The difference from the paper is taken once all rounds of all seeds are run.")
     return " ".join(told)
+
+
+def _fixed(who: str, rows: list[Row], *, everywhere: bool) -> str:
+    """Return the settings that are the same in all rows, or in those rows alone that have them."""
+    given = [row.cell.settings for row in rows]
+    names = dict.fromkeys(name for settings in given for name in settings)
+    one = {n: {s[n] for s in given if n in s} for n in names if all(n in s for s in given) == everywhere}
+    same = [f"{name}={value}" for name, (value, *more) in one.items() if not more]
+    return f"{who} with {', '.join(same)}." if same else ""
 
 
 def _wide(rows: list[Row]) -> Table:
