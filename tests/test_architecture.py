@@ -14,7 +14,9 @@ ORDER = [
     {"engine"},
     {"recipes", "settings"},
     {"store"},
-    {"recorded", "figures"},
+    {"recorded", "drawing", "output"},
+    {"figures", "plots"},
+    {"gallery"},
     {"report", "progress", "catalogue"},
     {"cli"},
 ]

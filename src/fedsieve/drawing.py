@@ -70,8 +70,8 @@ RC: dict[Any, Any] = {
 class Line:
     """One line of a plot: its points, the place of its run in the legend (None: a reference), and its dash.
 
-    ``spread`` is a standard deviation for each point: a band, or ``bars`` where points stand for runs; such a point is
-    ``hollow`` if one of its runs is not finished.
+    ``spread`` is a standard deviation for each point: a band, or ``bars`` where points stand for runs. A point is
+    ``hollow`` if one of its runs is not finished. A ``level`` has no points of its own.
     """
 
     x: Sequence[float]
@@ -81,6 +81,7 @@ class Line:
     spread: Sequence[float] = ()
     bars: bool = False
     hollow: Sequence[bool] = ()
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def style(line: Line, runs: int) -> dict[str, Any]:
         "color": colour,
         "linestyle": line.dash,
         "marker": marker,
-        "markevery": (line.run * every // runs, every),  # lines that coincide take turns,
+        "markevery": [] if line.level else (line.run * every // runs, every),  # lines that coincide take turns,
         "markersize": (0.7 + 0.67 * larger) * mpl.rcParams["lines.markersize"],  # or show one behind the other
         "markerfacecolor": colour if line.dash == "-" else PALETTE["page"][0],
         "markeredgewidth": 0.9,

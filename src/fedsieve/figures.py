@@ -65,14 +65,18 @@ def heat(name: str, classes: Sequence[str], counts: NDArray[np.float64], clients
         return _svg(figure, name, says)
 
 
-def swatch(name: str, run: int | None, dash: str = "-") -> str:
+def swatch(name: str, run: int | None, dash: str = "-", level: bool = False) -> str:
     """Return the sample of a line for a legend, drawn as the plots draw it; it says nothing to a screen reader."""
     with mpl.rc_context(RC):
         figure = Figure(figsize=(0.3, 0.12), dpi=100)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
-        axes.plot([0.1, 1, 1.9], [0, 0, 0], **{**style(Line([], [], run, dash), (run or 0) + 1), "markevery": [1]})
+        axes.plot(
+            [0.1, 1, 1.9],
+            [0, 0, 0],
+            **{**style(Line([], [], run, dash), (run or 0) + 1), "markevery": [1] * (not level)},
+        )
         return _svg(figure, name, "")
 
 
@@ -148,6 +152,11 @@ figure{margin:0;min-width:0;break-inside:avoid}
 figure svg[role=img]{display:block;width:100%}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.15rem 0 .5rem;font-size:.8125rem}
 .legend li{display:flex;align-items:center;gap:.35rem;overflow-wrap:anywhere}
+.paper{margin:0 0 2.75rem}
+.paper h4{font-size:.875rem;margin:.5rem 0 .1rem}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:.75rem 2rem;
+align-items:end;max-width:75rem}
+.panels>div:only-child{max-width:36rem}
 figcaption{font-size:.875rem;color:var(--soft)}
 .map{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:.75rem 2.5rem}
 .wide{overflow-x:auto;margin:0 -1.25rem;padding:0 1.25rem}
@@ -169,6 +178,6 @@ summary{cursor:pointer;padding:.25rem 0}
 .runs li{display:grid;grid-column:1/-1;grid-template-columns:subgrid;gap:0 1.25rem}.runs .state{text-align:right}}
 @media(max-width:40rem){main{padding-top:1.5rem}.runs .state{margin-left:0}tbody th{max-width:8rem}
 .results .swatch,.results .method{display:none}figure svg{overflow:visible}figure svg text{font-size:13.5px!important}}
-@media print{main{max-width:none;padding:0}h2{break-after:avoid}.plots,.map{grid-template-columns:1fr 1fr}
+@media print{main{max-width:none;padding:0}h2{break-after:avoid}.plots,.map,.panels{grid-template-columns:1fr 1fr}
 .wide{overflow:visible}table{font-size:.7rem}th,td{padding:.25rem .35rem}tbody th{position:static}}
 """

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedsieve.drawing import Axis, Line
 from fedsieve.figures import STYLE, chart, heat, palette_css, swatch
+from fedsieve.gallery import gallery
 from fedsieve.output import check_place, save
 from fedsieve.recorded import Recorded, labelled, number, read
 from fedsieve.types import InputError
@@ -51,6 +52,7 @@ def _page(runs: list[Recorded]) -> str:
         f"<header><h1>FedSieve report</h1><p class=soft>{escape(what)}</p>{_list(runs)}</header>",
         _section("Results", _results(runs)),
         _section("Round by round", _plots(runs)),
+        _section("The papers’ figures", gallery(runs)),
         _section("Who holds what", _partitions(runs)),
         _section("Refused updates", _refused(runs)),
         _section("Settings", _fields(runs, [run.settings for run in runs])),

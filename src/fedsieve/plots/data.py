@@ -20,6 +20,7 @@ Points = dict[float, tuple[float, float]]
 """By round: x and y."""
 
 SEED = "seed"
+DASHES = ("--", "-.", ":")
 CUTS = ("method.sparsity", "method.density", "method.densities")
 """The fields that say how sparse a run is; the densities of several device classes count as the largest."""
 
@@ -168,4 +169,5 @@ def level(runs: Runs, place: int, ends: tuple[float, float]) -> Line:
     reached = ending(runs, place)
     if reached is None:
         return Line((), (), place)
-    return Line(ends, (reached[0],) * 2, place, dash="--", spread=(reached[1],) * 2)
+    middle, spread, hollow = reached
+    return Line(ends, (middle,) * 2, place, DASHES[place % 3], (spread,) * 2, hollow=(hollow,) * 2, level=True)

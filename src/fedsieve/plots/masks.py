@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from fedsieve.recorded import Recorded
 from fedsieve.types import InputError
 
-STRETCHES, LENGTH = 8, 27
-"""A large layer is shown by so many stretches of so many neighbouring positions: 27 are three 3x3 kernels."""
+STRETCHES, LENGTH = 8, 18
+"""A large layer is shown by so many stretches of so many neighbouring positions: 18 are two 3x3 kernels."""
 
 
 def recorded_rounds(run: Recorded) -> dict[int, Path]:

@@ -59,7 +59,7 @@ def zerofl_2(runs: Runs, layers: Sequence[str] = ()) -> Picture:
         _need(_layers(run), f"{run.folder} did not measure its layers: {MEASURE}, or leave it out")
     names = _chosen(list(dict.fromkeys(name for run in runs for name in _layers(run))), layers, 0)
     panels = tuple(
-        Panel(title, ROUND, NONZERO, _drawn({name: _measured(group, name, i) for i, name in enumerate(names)}))
+        Panel(title, ROUND, NONZERO, _drawn({_short(n): _measured(group, n, i) for i, n in enumerate(names)}))
         for title, group in series(runs, kind).items()
     )
     caption = "Share of non-zero weights in each layer of the server's model after aggregation."
@@ -75,7 +75,7 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
         _need(files, f"{run.folder} holds no masks: {MEASURE}, or leave it out")
         numels = masks.sizes(next(iter(files.values())))
         for layer in _chosen(list(numels), layers, 6):
-            maps.append(Map(f"{layer} · {label}" if len(names) > 1 else layer, _bits(files, layer, numels[layer])))
+            maps.append(Map(_title(layer, label, len(names)), _bits(files, layer, numels[layer])))
     caption = (
         "Positions of each layer's aggregated top 10 % of weights, flattened; dark: present. "
         f"Of a large layer, {masks.STRETCHES} stretches of {masks.LENGTH} neighbouring positions, evenly spread."
@@ -186,17 +186,32 @@ def _bits(files: dict[int, Path], layer: str, numel: int) -> Bits:
     """Return the map of one layer; its axis says how many of the positions it shows."""
     positions = masks.shown(numel)
     whole = len(positions) == numel
-    y = f"position (all {numel:,})" if whole else f"position ({len(positions)} of {numel:,})"
-    rows = tuple((i, f"{positions[i]:,}") for i in range(0, len(positions), masks.LENGTH))
+    y = f"position (all {numel})" if whole else f"position ({len(positions)} of {_brief(numel)})"
+    rows = tuple((i, _brief(int(positions[i]))) for i in range(0, len(positions), masks.LENGTH))
     return Bits(masks.present(files, layer, numel), tuple(str(t) for t in files), rows, "round", y)
 
 
+def _title(layer: str, run: str, runs: int) -> str:
+    return f"{_short(layer)} · {run}" if runs > 1 else _short(layer)
+
+
+def _brief(position: int) -> str:
+    """Return a number in a few letters."""
+    if position < 10_000:
+        return str(position)
+    return f"{position / 1e6:.2f} M" if position >= 1e6 else f"{position / 1e3:.0f} k"
+
+
+def _short(layer: str) -> str:
+    return layer.removesuffix(".weight")
+
+
 def _chosen(known: list[str], wanted: Sequence[str], most: int) -> list[str]:
-    """Return the layers asked for; or all, or ``most`` of them chosen evenly."""
-    unknown = [name for name in wanted if name not in known]
-    _need(not unknown, f"unknown layer {', '.join(unknown)}; the layers are {', '.join(known)}")
+    """Return the layers asked for, by their names with or without .weight; or all, or ``most`` chosen evenly."""
+    unknown = [name for name in wanted if _short(name) not in map(_short, known)]
+    _need(not unknown, f"unknown layer {', '.join(unknown)}; the layers are {', '.join(map(_short, known))}")
     if wanted or not most:
-        return list(dict.fromkeys(wanted)) or known
+        return [name for name in known if not wanted or _short(name) in map(_short, wanted)]
     return [known[i] for i in dict.fromkeys(np.linspace(0, len(known) - 1, most).round().astype(int).tolist())]
 
 

@@ -21,8 +21,8 @@ from fedsieve.plots.data import Map, Panel, Picture
 
 COLUMN, PAGE = 3.4, 7.0
 """Inches: one column of a paper, and both with the gap between them."""
-PANEL, LINE, CHARACTER = 1.75, 0.16, 0.065
-"""Inches: the height of a panel of several, of a line of the legend, and the width of a letter in it."""
+ALONE, PANEL, MAP, LINE, CHARACTER = 2.2, 1.75, 2.1, 0.16, 0.065
+"""Inches: the heights of a panel, of one of several, of a map, of a line of the legend; the width of a letter in it."""
 INK, SOFT = PALETTE["ink"][0], PALETTE["soft"][0]
 
 PAPER: dict[Any, Any] = {
@@ -71,26 +71,34 @@ def sheet(picture: Picture) -> Figure:
     columns = min(picture.columns, len(parts))
     width, rows = COLUMN if columns == 1 else PAGE, math.ceil(len(parts) / columns)
     legend = _legend_rows(picture, width / columns if picture.apart else width)
-    size = (width, (2.2 if len(parts) == 1 else PANEL * rows) + LINE * legend)
-    figure = Figure(figsize=size, layout="constrained")
+    each = ALONE if len(parts) == 1 else MAP if picture.maps else PANEL
+    figure = Figure(figsize=(width, each * rows + LINE * legend), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for i, (part, one) in enumerate(zip(parts, axes, strict=False)):
-        left = i % columns == 0
-        _map(one, part, left) if isinstance(part, Map) else _panel(one, part, left or part.y != picture.panels[i - 1].y)
+        if isinstance(part, Map):
+            map_bits(one, part.bits)
+            one.set(title=part.title, ylabel=part.bits.y)
+        else:
+            _panel(one, part, i % columns == 0 or part.y != picture.panels[i - 1].y)
     for spare in list(axes)[len(parts) :]:
         spare.remove()
+    _same_scale(figure, picture)
     _legends(figure, picture, width)
     return figure
+
+
+def _same_scale(figure: Figure, picture: Picture) -> None:
+    """Give panels of the same measure the same range."""
+    for y in {panel.y for panel in picture.panels if not picture.apart}:
+        shared = [axes for axes, panel in zip(figure.axes, picture.panels, strict=True) if panel.y == y]
+        low, high = zip(*(axes.get_ylim() for axes in shared), strict=True)
+        for axes in shared:
+            axes.set_ylim(min(low), max(high))
 
 
 def _panel(axes: Axes, panel: Panel, named: bool) -> None:
     plot(axes, list(panel.lines.values()), panel.x, panel.y)
     axes.set(title=panel.title, xlabel=panel.x.name, ylabel=panel.y.name if named else "")
-
-
-def _map(axes: Axes, shown: Map, named: bool) -> None:
-    map_bits(axes, shown.bits)
-    axes.set(title=shown.title, ylabel=shown.bits.y)
 
 
 def _legends(figure: Figure, picture: Picture, width: float) -> None:
@@ -133,5 +141,5 @@ def _fitting(labels: list[str], width: float) -> int:
 
 def _handles(lines: Mapping[str, Line]) -> list[Line2D]:
     """Return a sample of each line."""
-    looks = ({**style(line, 1 + (line.run or 0)), "markevery": 1} for line in lines.values())
-    return [Line2D([0], [0], **look) for look in looks]
+    looks = [(line.level, {**style(line, 1 + (line.run or 0)), "markevery": 1}) for line in lines.values()]
+    return [Line2D([0], [0], **(look | {"marker": ""} if level else look)) for level, look in looks]
