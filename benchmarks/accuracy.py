@@ -60,11 +60,11 @@ def one(recipe: str, seed: int, rounds: int) -> dict[str, Any]:
     return {
         "accuracy": summary["accuracy"],
         "density": summary["density"],
-        "upload_bytes": summary["bytes_up"] / summary["uploads"],
+        "upload_bytes": summary["upload_bytes"],
         "dense_bytes": summary["bytes_dense_up"] / summary["uploads"],
         "paper_bytes": summary["paper_bytes_up"],
         "work": summary["multiply_adds"] / summary["multiply_adds_dense"],
-        "curve": [row["accuracy"] for row in rows],
+        "curve": [row["accuracy"] for row in rows if row["round"]],
     }
 
 

@@ -65,4 +65,5 @@ def blobs() -> Dataset:
 def tiny_run(method: object, **changes: object) -> Run:
     """Six clients, three a round, four rounds."""
     settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
-    return Run(method, Task(TinyNet, blobs, 6, "iid"), **settings)  # type: ignore[arg-type]
+    tiers = getattr(method, "tiers", 1)
+    return Run(method, Task(TinyNet, blobs, 6, "iid", tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]

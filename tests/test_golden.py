@@ -14,7 +14,10 @@ from fedsieve import local, run
 from fedsieve.recipes import made
 
 GOLDEN = Path(__file__).with_name("golden.json")
-RECIPES = [f"{method}.digits" for method in ("fedavg", "fedadam", "swat", "zerofl", "topk")]
+RECIPES = [
+    f"{method}.digits"
+    for method in ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
+]
 
 
 def measured(recipe: str) -> list[dict[str, float]]:

@@ -107,5 +107,5 @@ def test_restart_reaches_every_layer() -> None:
     "plain", [nn.Conv2d(2, 2, 3, padding="same"), nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")]
 )
 def test_a_layer_that_swat_cannot_train_is_named(plain: nn.Module) -> None:
-    with pytest.raises(InputError, match="layer 0 cannot be trained by SWAT"):
+    with pytest.raises(InputError, match="layer 0 cannot be trained sparsely"):
         swat_(nn.Sequential(plain), {"0.weight": 0.5}, 1)

@@ -13,7 +13,7 @@ from fedsieve.settings import changed
 from fedsieve.store import Origin, described, keep, read_rows
 
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
-METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk")
+METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
 
 
 def test_every_method_has_a_recipe_for_every_dataset() -> None:

@@ -59,6 +59,27 @@ def test_sparse_tensors_survive_at_every_density(numel: int, density: float) -> 
     assert same({"x": sparse}, decode(encode({"x": sparse})))
 
 
+@pytest.mark.parametrize("numel", [0, 1023, 1024, 5000, 300_000])
+def test_long_vectors_survive_and_are_packed(numel: int) -> None:
+    x = torch.randn(numel, generator=torch.Generator().manual_seed(numel)) / 50
+    x[: numel // 7] = floats([0, 0x80000000, 1, 0x7F800000, 0x7FC00001, 0xFFFFFFFF] * numel)[: numel // 7]
+    message = encode({"x": x})
+    assert same({"x": x}, decode(message))
+    assert (len(message) < 3.8 * numel) == (numel >= wire.LONG)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3_000_000), torch.arange(2048.0), torch.rand(2048) > 0.5, torch.ones(9, 2048)]
+)
+def test_vectors_that_are_nothing_like_weights_survive(x: torch.Tensor) -> None:
+    assert same({"x": x}, decode(encode({"x": x})))
+
+
+def test_noise_is_sent_as_it_is() -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint64).astype(np.uint32)
+    assert len(encode({"x": torch.from_numpy(words.view(np.float32))})) == 4 * 4096 + 4 + 4 + 3 + 1 + 2 + 4
+
+
 def test_an_explicit_zero_is_a_value() -> None:
     sparse = Sparse.of(torch.tensor([0.0, -0.0, 1.0]), torch.tensor([True, True, False]))
     assert same(decode(encode({"x": sparse}))["x"], sparse)
@@ -111,7 +132,23 @@ def sparse(kind: int, numel: int, nnz: int, positions: bytes, values: bytes) -> 
     return one(kind, b"\x00\x01") + struct.pack("<II", numel, nnz) + positions + values
 
 
+def vector(numel: int, packed: bytes, kind: bytes = b"\x00\x01") -> bytes:
+    return one(5, kind + struct.pack(f"<{kind[1]}I", *[numel] * kind[1])) + packed
+
+
+def floats_packed(n: int) -> bytes:
+    packed = bytes(standalone.simple_compress(np.zeros(n, dtype=np.float32), ChunkConfig()))
+    return struct.pack("<I", len(packed)) + packed
+
+
 MALFORMED = {
+    "fewer values than announced": vector(5, floats_packed(4)),
+    "more values than announced": vector(3, floats_packed(4)),
+    "values that are noise": vector(4, struct.pack("<I", 9) + b"not pcode"),
+    "values of another type": vector(4, gaps(0, 1, 2, 3)),
+    "a packed vector of int64": vector(4, floats_packed(4), b"\x04\x01"),
+    "a packed matrix": vector(2, floats_packed(4), b"\x00\x02"),
+    "more values than any frame holds": vector(2**32 - 1, floats_packed(4)),
     "nothing at all": b"",
     "other magic": b"FSV2" + one(1, bytes(8))[4:],
     "bytes after the end": one(1, bytes(8)) + b"\x00",
@@ -145,7 +182,9 @@ def test_refused(name: str) -> None:
 @pytest.fixture(scope="module")
 def message() -> bytes:
     x = torch.randn(3000, generator=torch.Generator().manual_seed(0))
-    return encode({"a": Sparse.of(x, top(x, 0.05)), "b": {"c": x[:9], "d": 3.0}, "e": Sparse.of(x[:9], x[:9] > 0)})
+    return encode(
+        {"a": Sparse.of(x, top(x, 0.05)), "b": {"c": x[:9], "d": 3.0}, "e": Sparse.of(x[:9], x[:9] > 0), "f": x}
+    )
 
 
 def test_a_message_cut_anywhere_is_refused(message: bytes) -> None:

@@ -1,14 +1,18 @@
-"""SWAT layers: the reference that every sparse kernel is checked against.
+"""SWAT and powerpropagation layers: the reference that every sparse kernel is checked against.
 
 Raihan & Aamodt 2020 (SWAT), METHODS of ZeroFL Sec. 3: the forward pass uses ``w * top(w, d)``; backward, the input's
 gradient comes from the full output gradient and the sparse weights, the weight's from the full output gradient and
 the layer input reduced to ``top(a, d)`` over the whole batch tensor. The weight's gradient is dense and goes straight
 through to the dense master weights.
+
+Schwarz et al. 2021 (Powerpropagation), eq. 1: the layer's parameter is ``th``, its weight ``w = sign(th) |th|^a``. In
+this form the gradient ``a |th|^(a-1)`` is 0, never NaN, at ``th = 0`` for ``a > 1``: an exact zero stays one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,9 +90,75 @@ class SwatLinear(nn.Linear):
 def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.Module:
     """Replace, in place, every layer whose weight is named by its SWAT twin of that density, and return the model."""
     for name, density in densities.items():
-        path = name.removesuffix(".weight")
-        parent = model.get_submodule(path.rpartition(".")[0])
-        setattr(parent, path.rpartition(".")[2], _twin(path, model.get_submodule(path), density, period))
+        _replace_(model, name, partial(_swat_twin, density=density, period=period))
+    return model
+
+
+def powered(th: Tensor, a: float) -> Tensor:
+    """Return the effective weight sign(th) |th|^a; ``th`` itself at a = 1, with a gradient of 1 everywhere."""
+    return th if a == 1 else th.sign() * th.abs().pow(a)
+
+
+def unpowered(w: Tensor, a: float) -> Tensor:
+    """Return the parameter whose effective weight is ``w``."""
+    return powered(w, 1 / a)
+
+
+class PowerConv2d(nn.Conv2d):
+    """A convolution whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
+
+    def __init__(self, plain: nn.Conv2d, a: float, prune: bool):
+        super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
+        self.a, self.prune = a, prune
+        self.densities = (1.0, 1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in, h, w] -> [n, out, h', w']."""
+        w = powered(self.weight, self.a)
+        if not self.training:
+            return F.conv2d(x, w, self.bias, *self.geometry)
+        kept, self.densities = _kept(w, x, self.prune)
+        y: Tensor = _SwatConv.apply(x, w, self.bias, w.detach(), kept, self.geometry)  # type: ignore[no-untyped-call]
+        return y
+
+
+class PowerLinear(nn.Linear):
+    """A linear layer whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
+
+    def __init__(self, plain: nn.Linear, a: float, prune: bool):
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.a, self.prune = a, prune
+        self.densities = (1.0, 1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        w = powered(self.weight, self.a)
+        if not self.training:
+            return F.linear(x, w, self.bias)
+        kept, self.densities = _kept(w, x, self.prune)
+        y: Tensor = _SwatLinear.apply(x, w, self.bias, w.detach(), kept)  # type: ignore[no-untyped-call]
+        return y
+
+
+@torch.no_grad()
+def _kept(w: Tensor, x: Tensor, prune: bool) -> tuple[Tensor, tuple[float, float, float]]:
+    """Return the input that is kept for backward, at least one element, and the densities of the three products."""
+    share = int(w.count_nonzero()) / w.numel()
+    q = max(share, 1 / max(x.numel(), 1))
+    kept = x * top(x, q) if prune and q < 1 else x
+    return kept, (share, share, int(kept.count_nonzero()) / max(kept.numel(), 1) if prune and q < 1 else 1.0)
+
+
+def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool) -> nn.Module:
+    """Replace, in place, every layer whose weight is named by its powerpropagation twin, and return the model.
+
+    ``prune``: keep of a layer's input for backward only the share that its effective weight has non-zeros.
+    """
+    for name in names:
+        _replace_(model, name, partial(_power_twin, a=a, prune=prune))
     return model
 
 
@@ -100,14 +170,26 @@ def restart_(model: nn.Module) -> None:
             layer.cut_input.restart()
 
 
-def _twin(path: str, plain: nn.Module, density: float, period: int) -> nn.Module:
+def _replace_(model: nn.Module, name: str, twin: Callable[[nn.Conv2d | nn.Linear], nn.Module]) -> None:
+    path = name.removesuffix(".weight")
+    plain, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    conv = isinstance(plain, nn.Conv2d) and plain.padding_mode == "zeros" and not isinstance(plain.padding, str)
+    if not conv and not isinstance(plain, nn.Linear):
+        raise InputError(
+            f"layer {path} cannot be trained sparsely: a Linear, or a Conv2d with numeric zero padding, is needed"
+        )
+    assert isinstance(plain, nn.Conv2d | nn.Linear)
+    setattr(parent, path.rpartition(".")[2], twin(plain))
+
+
+def _swat_twin(plain: nn.Conv2d | nn.Linear, density: float, period: int) -> nn.Module:
     if isinstance(plain, nn.Linear):
         return SwatLinear(plain, density, period)
-    if isinstance(plain, nn.Conv2d) and plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
-        return SwatConv2d(plain, density, period)
-    raise InputError(
-        f"layer {path} cannot be trained by SWAT: a Linear, or a Conv2d with numeric zero padding, is needed"
-    )
+    return SwatConv2d(plain, density, period)
+
+
+def _power_twin(plain: nn.Conv2d | nn.Linear, a: float, prune: bool) -> nn.Module:
+    return PowerLinear(plain, a, prune) if isinstance(plain, nn.Linear) else PowerConv2d(plain, a, prune)
 
 
 def _shape(conv: nn.Conv2d) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,11 @@ def sgd(device: Device) -> Iterator[Tensor]:
     """
     model, data = device.model.train(), device.data
     weights = [w for w in model.parameters() if w.requires_grad]
+    change = partial(device.augment, generator=device.rng) if device.augment else None
     velocity = [torch.zeros_like(w) for w in weights] if device.momentum else []
     for _ in range(device.epochs):
         for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
-            x, y = data.batch(index.to(data.y.device))
+            x, y = data.batch(index.to(data.y.device), change)
             loss = F.cross_entropy(model(x), y)
             found = torch.autograd.grad(loss, weights, allow_unused=True)
             with torch.no_grad():
@@ -45,9 +47,25 @@ def sgd(device: Device) -> Iterator[Tensor]:
             yield loss.detach()
 
 
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images [b, c, h, w] cropped at random out of a border of 4 zeros, every other one mirrored."""
+    b, _, h, w = x.shape
+    padded = F.pad(x, (4, 4, 4, 4))
+    top, left = torch.randint(9, (2, b, 1), generator=generator)
+    mirrored = torch.rand(b, 1, generator=generator) < 0.5
+    rows, columns = top + torch.arange(h), left + torch.arange(w)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    each = torch.arange(b, device=x.device)[:, None, None]
+    return padded[each, :, rows[:, :, None].to(x.device), columns[:, None, :].to(x.device)].movedim(3, 1)
+
+
 def train(device: Device) -> dict[str, float]:
     """Run ``sgd`` to its end; the metrics of a plain local training: the mean loss."""
-    losses = list(sgd(device))
+    return mean_loss(list(sgd(device)))
+
+
+def mean_loss(losses: list[Tensor]) -> dict[str, float]:
+    """Return the metrics of a training: the mean of its steps' losses, nothing without a step."""
     return {"loss": float(torch.stack(losses).mean())} if losses else {}
 
 

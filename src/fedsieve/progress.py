@@ -28,7 +28,9 @@ def show(
         f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
         f"{task.clients} clients a round ({task.partition}), {len(federation.dataset.train)} training examples"
     )
-    (_live if console.is_terminal else _plain)(rounds, len(read_rows(folder)), last, console)
+    rows = read_rows(folder)
+    done = rows[-1]["round"] if rows else 0
+    (_live if console.is_terminal else _plain)(rounds, done, last, console)
     console.print(_summary(folder))
     console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
@@ -53,7 +55,7 @@ def _live(rounds: Iterator[Round], done: int, last: int, console: Console) -> No
 def _plain(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
     began = time.perf_counter()
     for round in rounds:
-        left = (time.perf_counter() - began) / (round.t - done) * (last - round.t)
+        left = (time.perf_counter() - began) / max(round.t - done, 1) * (last - round.t)
         console.print(f"round {round.t}/{last}  {line(round, round.accuracy)}  ETA {clock(left)}")
         _complain(round, console)
 
@@ -89,7 +91,6 @@ def _summary(folder: Path) -> Table:
     """Return the summary of a run as a table."""
     told, rows = json.loads((folder / "summary.json").read_text()), read_rows(folder)
     refused = sum(len(row["refused"]) for row in rows)
-    per_upload = told["bytes_up"] / told["uploads"]
     paper = f", {decimal(int(told['paper_bytes_up']))} by the paper's formula" if told["paper_bytes_up"] else ""
     table = Table.grid(padding=(0, 2))
     table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")
@@ -97,7 +98,7 @@ def _summary(folder: Path) -> Table:
     for way in ("up", "down"):
         factor = told[f"bytes_dense_{way}"] / max(told[f"bytes_{way}"], 1)
         table.add_row(f"sent {way}", megabytes(told[f"bytes_{way}"]), f"{factor:.2f} times less than dense")
-    table.add_row("one upload", decimal(int(per_upload)), f"measured{paper}")
+    table.add_row("one upload", decimal(int(told["upload_bytes"])), f"measured{paper}")
     work = told["multiply_adds_dense"] / max(told["multiply_adds"], 1)
     table.add_row(
         "multiply-adds", f"{told['multiply_adds']:.3g}", f"{work:.2f} times fewer than dense, were zeros skipped"

@@ -51,7 +51,12 @@ class Recorded:
     @property
     def whole(self) -> bool:
         """Whether all planned rounds were run: a run stopped by ``--until`` has a summary too."""
-        return self.summary is not None and str(len(self.rows)) == self.settings.get("rounds")
+        return self.summary is not None and str(self.done) == self.settings.get("rounds")
+
+    @property
+    def done(self) -> int:
+        """The last round that was run; a warm-up is round 0."""
+        return int(number(self.rows[-1].get("round")) or 0) if self.rows else 0
 
     @property
     def machine(self) -> dict[str, str]:
@@ -88,10 +93,12 @@ class Recorded:
         return final if final is not None else sum(known) if known else None
 
     def upload(self) -> float | None:
-        """Return the mean bytes of one upload: every client of every round answers once. None if a row has no list."""
-        answers, sent = [row.get("clients") for row in self.rows], self.total("bytes_up")
+        """Return the mean bytes of one upload in training (a warm-up aside). None if a row does not say."""
+        trained = [row for row in self.rows if row.get("round") != 0]
+        answers, sent = [row.get("clients") for row in trained], [number(row.get("bytes_up")) for row in trained]
         count = sum(len(clients) for clients in answers if isinstance(clients, list))
-        return sent / count if sent is not None and count and all(isinstance(one, list) for one in answers) else None
+        known = count and None not in sent and all(isinstance(one, list) for one in answers)
+        return sum(size or 0 for size in sent) / count if known else None
 
     def refused(self) -> Counter[str]:
         """Return how many updates were refused, by reason."""
@@ -106,8 +113,9 @@ def read(folder: Path) -> Recorded:
         raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
     classes, counts = _partition(folder / "partition.json")
     rows, summary = _rows(folder / "rounds.jsonl"), _json(folder / "summary.json")
-    current = summary is not None and number(summary.get("rounds")) == len(rows)
-    return Recorded(folder, about, rows, summary if current else None, classes, counts)
+    run = Recorded(folder, about, rows, summary, classes, counts)
+    current = summary is not None and number(summary.get("rounds")) == run.done
+    return run if current else replace(run, summary=None)
 
 
 def labelled(runs: list[Recorded]) -> list[Recorded]:

@@ -87,7 +87,7 @@ def _key(where: str, place: int) -> str:
 
 
 def _state(run: Recorded) -> str:
-    done, planned = len(run.rows), run.settings.get("rounds", "?")
+    done, planned = run.done, run.settings.get("rounds", "?")
     if not run.whole:
         return f'<span class="state going">{done} of {escape(planned)} rounds</span>'
     return f"<span class=state>finished, {done} round{'s' * (done != 1)}</span>"

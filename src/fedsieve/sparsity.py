@@ -33,6 +33,12 @@ def top(x: Tensor, q: float) -> Tensor:
     return _largest(_magnitudes(x), count(q, x.numel())).view(x.shape)
 
 
+def top_within(x: Tensor, mask: Tensor, k: int) -> Tensor:
+    """Return the support of the ``k`` largest magnitudes among the positions of a boolean ``mask``."""
+    keys = _magnitudes(x).masked_fill(~mask.reshape(-1), -1)
+    return _largest(keys, k).view(x.shape)
+
+
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
     """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
     keys = torch.cat([_magnitudes(params[name]) for name in names])
@@ -90,14 +96,18 @@ def erdos_renyi_kernel(params: Params, names: tuple[str, ...], q: float) -> dict
     Evci et al. 2020, Sec. 3 (1): sum over a layer's dimensions (in, out, height, width) over their product.
     """
     raw = {name: sum(params[name].shape) / params[name].numel() for name in names}
-    size = {name: params[name].numel() for name in names}
+    return scaled(raw, {name: params[name].numel() for name in names}, q)
+
+
+def scaled(raw: Mapping[str, float], sizes: Mapping[str, int], q: float) -> dict[str, float]:
+    """Return densities proportional to ``raw`` of total ``q``; what a layer cannot hold goes to the others alike."""
     full: set[str] = set()
     while True:
-        budget = q * sum(size.values()) - sum(size[name] for name in full)
-        scale = budget / max(sum(raw[name] * size[name] for name in names if name not in full), 1e-30)
-        over = {name for name in names if name not in full and raw[name] * scale > 1}
+        budget = q * sum(sizes.values()) - sum(sizes[name] for name in full)
+        scale = budget / max(sum(raw[name] * size for name, size in sizes.items() if name not in full), 1e-30)
+        over = {name for name in sizes if name not in full and raw[name] * scale > 1}
         if not over:
-            return {name: 1.0 if name in full else raw[name] * scale for name in names}
+            return {name: 1.0 if name in full else raw[name] * scale for name in sizes}
         full |= over
 
 

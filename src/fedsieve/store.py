@@ -137,7 +137,9 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     if (out / "run.json").exists():
         _check_same(out, described_run, resume)
         start = _newest(out, fingerprint(federation))
-        _write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in _rows_to(out, start.t if start else 0)).encode())
+        first = federation.run.first
+        rows = _rows_to(out, first, start.t if start else first - 1)
+        _write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     else:
@@ -147,13 +149,14 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     return start
 
 
-def _rows_to(out: Path, last: int) -> list[dict[str, Any]]:
-    """Return the rows of rounds 1 to ``last``; a crash may have left one more, and nothing else may be there."""
+def _rows_to(out: Path, first: int, last: int) -> list[dict[str, Any]]:
+    """Return the rows of rounds ``first`` to ``last``; a crash may have left one more, nothing else may be there."""
     rows = read_rows(out)
     found = [row.get("round") if isinstance(row, dict) else None for row in rows]
-    if found[:last] != list(range(1, last + 1)) or len(found) > last + 1:
+    whole = list(range(first, last + 1))
+    if found[: len(whole)] != whole or len(found) > len(whole) + 1:
         raise InputError(f"{out} has a checkpoint of round {last} but rows of rounds {found}: choose another --out")
-    return rows[:last]
+    return rows[: len(whole)]
 
 
 def _alone(out: Path) -> int:
@@ -248,18 +251,20 @@ def _finish(out: Path, federation: Federation) -> None:
 
 
 def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
-    """Return the run so far in numbers: sums over its rounds, and the last test."""
+    """Return the run so far in numbers: sums over its rounds, the last test, and what one upload weighs in training."""
     method = federation.run.method
     added = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
     tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
+    trained = [r for r in rows if r["round"] > 0]
     return {
         "method": method.name,
         "dataset": federation.dataset.name,
-        "rounds": len(rows),
+        "rounds": rows[-1]["round"],
         "accuracy": tested[-1] if tested else None,
         "density": rows[-1]["density"],
         **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},
-        "uploads": sum(len(r["clients"]) for r in rows),
+        "uploads": sum(len(r["clients"]) for r in trained),
+        "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),
         "paper_bytes_up": method.paper_bytes(federation.model()),
         "peak_memory_mb": peak_memory_mb(),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -81,14 +81,21 @@ class Data:
         """Return the same examples on ``device``."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
-    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return normalised inputs [b, ...] float32 and labels [b] int64."""
-        x = self.x[index]
+    def batch(self, index: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return normalised inputs [b, ...] float32, raw ones passed through ``change``, and labels [b] int64."""
+        x = self.x[index] if change is None else change(self.x[index])
         x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
         if self.mean == (0.0,) and self.std == (1.0,):
             return x, self.y[index]
         channels = (-1,) + (1,) * (x.dim() - 2)
         return (x - x.new_tensor(self.mean).view(channels)) / x.new_tensor(self.std).view(channels), self.y[index]
+
+
+class Augment(Protocol):
+    """A random change of raw inputs [b, ...] that leaves their shape and type."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the changed inputs."""
 
 
 @dataclass
@@ -108,6 +115,11 @@ class Device:
     weight_decay: float
     rng: torch.Generator
     """On the CPU, seeded by (run, round, client): the only source of chance a client may use."""
+    round: int = 1
+    """t, of the run's ``rounds`` T; 0 in a warm-up."""
+    rounds: int = 1
+    augment: Augment | None = None
+    """What is done to a batch's raw inputs before they are normalised, by chance from ``rng``; None: nothing."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """State of this client alone (NST's masks); kept by the engine, and in the checkpoints."""
 

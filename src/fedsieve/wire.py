@@ -9,12 +9,14 @@ All numbers are little-endian. A message is ``b"FSV1"`` followed by one tree::
             2 dense    body = type, shape, values of all elements
             3 bitmap   body = type, shape, u32 nnz, ceil(numel / 8) bytes (lowest position in the highest bit), values
             4 gaps     body = type, shape, u32 nnz, u32 length, pcodec(gaps as u32), values
+            5 vector   body = type, shape, u32 length, pcodec(values): float32 of one dimension only
     type    = u8 (index into float32, float64, float16, bfloat16, int64, int32, uint8, bool)
     shape   = u8 number of dimensions, u32 each
     gaps    = first position, then each position minus the one before it minus one
 
-Of kinds 3 and 4 the encoder takes the smaller. Trees nest at most 8 deep. Values travel as their bits: what is decoded
-equals what was encoded, subnormals, NaNs and -0.0 included.
+Of kinds 3 and 4 the encoder takes the smaller, and kind 5 for long vectors, which is what a tensor on a mask that both
+sides know is sent as, where it is smaller than kind 2. Trees nest at most 8 deep. Values travel as their bits: what is
+decoded equals what was encoded, subnormals, NaNs and -0.0 included.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +35,12 @@ from torch import Tensor
 from fedsieve.types import Sparse, Tree
 
 MAGIC = b"FSV1"
-TREE, NUMBER, DENSE, BITMAP, GAPS = range(5)
+TREE, NUMBER, DENSE, BITMAP, GAPS, VECTOR = range(6)
 DEEPEST = 8
+MOST = 2**16
+"""No frame of a message's length holds more values than this for each byte left: what a decoder may set aside."""
+LONG = 1024
+"""Shorter vectors (biases, BatchNorm) are not worth the packing."""
 TYPES = (
     torch.float32,
     torch.float64,
@@ -87,6 +94,10 @@ def _put_tree(tree: Tree, parts: list[bytes | memoryview], depth: int) -> None:
 def _leaf(value: Tensor | Sparse | float) -> tuple[int, list[bytes | memoryview]]:
     """Return the kind and the body of an entry that is no tree."""
     if isinstance(value, Tensor):
+        if value.dtype == torch.float32 and value.dim() == 1 and len(value) >= LONG:
+            packed = standalone.simple_compress(value.detach().cpu().numpy(), _LEVEL)
+            if len(value) <= MOST * len(packed) < MOST * 4 * (len(value) - 1):
+                return VECTOR, [_header(value.dtype, tuple(value.shape)), struct.pack("<I", len(packed)), packed]
         return DENSE, [_header(value.dtype, tuple(value.shape)), _bytes(value)]
     if isinstance(value, Sparse):
         return _sparse(value)
@@ -171,7 +182,7 @@ def _get_value(reader: _Reader, kind: int, depth: int) -> Tensor | Sparse | floa
         return _get_tree(reader, depth + 1)
     if kind == NUMBER:
         return reader.numbers("<d")[0]
-    if kind not in (DENSE, BITMAP, GAPS):
+    if kind not in (DENSE, BITMAP, GAPS, VECTOR):
         raise WireError(f"unknown kind {kind}")
     dtype, dimensions = reader.numbers("<BB")
     if dtype >= len(TYPES):
@@ -182,6 +193,8 @@ def _get_value(reader: _Reader, kind: int, depth: int) -> Tensor | Sparse | floa
     numel = math.prod(shape)
     if kind == DENSE:
         return reader.values(dtype, numel).view(shape)
+    if kind == VECTOR:
+        return _vector(reader, dtype, shape)
     (nnz,) = reader.numbers("<I")
     if nnz > min(numel, len(data_left := reader.data[reader.at :])):
         raise WireError(f"{nnz} positions announced in {numel} elements and {len(data_left)} bytes")
@@ -200,10 +213,25 @@ def _bitmap(reader: _Reader, numel: int) -> npt.NDArray[np.int64]:
 
 def _gaps(reader: _Reader, nnz: int) -> npt.NDArray[np.int64]:
     gaps = np.empty(nnz, dtype=np.uint32)
-    try:
-        progress = standalone.simple_decompress_into(bytes(reader.take(reader.numbers("<I")[0])), gaps)
-    except RuntimeError as error:
-        raise WireError(f"damaged gaps: {error}") from None
-    if progress.n_processed != nnz or not progress.finished:
-        raise WireError(f"{nnz} gaps announced, {progress.n_processed} found")
+    _unpack(reader, gaps, "gaps")
     return np.cumsum(gaps.astype(np.int64) + 1) - 1
+
+
+def _vector(reader: _Reader, dtype: int, shape: tuple[int, ...]) -> Tensor:
+    if TYPES[dtype] != torch.float32 or len(shape) != 1:
+        raise WireError(f"a packed vector of type {dtype} and shape {shape}")
+    if shape[0] > MOST * (len(reader.data) - reader.at):
+        raise WireError(f"{shape[0]} values announced in {len(reader.data) - reader.at} bytes")
+    values = np.empty(shape, dtype=np.float32)
+    _unpack(reader, values, "values")
+    return torch.from_numpy(values)
+
+
+def _unpack(reader: _Reader, into: npt.NDArray[Any], what: str) -> None:
+    """Fill an array from a pcodec frame that holds exactly as many numbers."""
+    try:
+        progress = standalone.simple_decompress_into(bytes(reader.take(reader.numbers("<I")[0])), into)
+    except (RuntimeError, TypeError) as error:
+        raise WireError(f"damaged {what}: {error}") from None
+    if progress.n_processed != len(into) or not progress.finished:
+        raise WireError(f"{len(into)} {what} announced, {progress.n_processed} found")

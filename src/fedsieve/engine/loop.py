@@ -152,7 +152,10 @@ def run(run: Run, engine: Engine, data: Path | str | None = None, device: str = 
 def rounds(
     federation: Federation, engine: Engine, device: str = "cpu", start: Start | None = None, last: int = 0
 ) -> Generator[Round]:
-    """Run an opened experiment, from the beginning or from where ``start`` says, to round ``last`` (0: all)."""
+    """Run an opened experiment, from the beginning or from where ``start`` says, to round ``last`` (0: all).
+
+    The beginning is round 1, or round 0 where the method needs a warm-up.
+    """
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
     dense_up, dense_down = _dense_bytes(state.params)
@@ -162,7 +165,7 @@ def rounds(
     plain, test = plain.to(device), federation.test().to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
-        for t in range(start.t + 1 if start else 1, last + 1):
+        for t in range(start.t + 1 if start else run.first, last + 1):
             began, tally = time.perf_counter(), Tally()
             clients = run.sample(t)
             tiers = {client: run.task.tier(client) for client in clients}
@@ -189,7 +192,7 @@ def rounds(
                 multiply_adds_dense=tally.dense,
                 seconds=seconds,
                 refused=tuple(tally.refused),
-                memory=memory,
+                memory=dict(memory),
             )
 
 

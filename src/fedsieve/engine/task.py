@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.partition import hold_out, partition
+from fedsieve.local import crop_flip
 from fedsieve.models import MODELS
 from fedsieve.types import Data, Device, InputError, Method, rng
 
@@ -24,7 +25,8 @@ class Task:
     ``model`` and ``dataset`` are names (``fedsieve list``) or functions of your own that return them. ``partition`` is
     ``iid``, ``lda:ALPHA`` (equal shards) or ``group`` (by writer or speaker). ``validation`` is the share of every
     client's examples that is held out. ``test_limit`` bounds the test examples used (0: all). ``tiers`` are the shares
-    of the clients that belong to each device class, in the order of their numbers.
+    of the clients that belong to each device class, in the order of their numbers. ``augment`` is what training does to
+    its inputs: nothing, or random crops and mirror images (images of 32x32 pixels and the like).
     """
 
     model: str | Callable[[], nn.Module]
@@ -34,6 +36,7 @@ class Task:
     validation: float = 0.1
     test_limit: int = 0
     tiers: tuple[float, ...] = (1.0,)
+    augment: Literal["none", "crop_flip"] = "none"
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str) and self.model not in MODELS:
@@ -96,13 +99,48 @@ class Run:
             raise InputError(f"momentum must lie in [0, 1), got {self.momentum}")
         if not 0 <= self.weight_decay <= 1e6:
             raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
+        tiers, served = len(self.task.tiers), getattr(self.method, "tiers", None)
+        if served not in (None, tiers):
+            raise InputError(
+                f"{self.method.name} serves {served} device classes but task.tiers names {tiers}: give "
+                f"each its share of the clients, such as task.tiers={','.join([f'{1 / served:.3g}'] * served)}"
+            )
+        if self.warm_up > self.task.edges()[0]:
+            raise InputError(
+                f"{self.method.name} warms up on {self.warm_up} clients but only {self.task.edges()[0]} "
+                f"{'are of the first tier' if tiers > 1 else 'are there'}: lower method.c_d or raise task.clients"
+            )
+
+    @property
+    def warm_up(self) -> int:
+        """The clients of round 0, which some methods need before round 1 (FLASH's c_d); 0: there is no such round."""
+        clients: int = getattr(self.method, "warm_up", 0)
+        return clients
+
+    @property
+    def first(self) -> int:
+        """The first round: 1, or 0 where the method warms up."""
+        return 0 if self.warm_up else 1
 
     def lr_at(self, t: int) -> float:
-        """Return the learning rate of round t = 1 ... T, from lr down to (almost) lr_end: lr (lr_end/lr)^((t-1)/T)."""
-        return self.lr * math.exp((t - 1) / self.rounds * math.log(self.lr_end / self.lr))
+        """Return the learning rate of round t = 1 ... T, from lr down to (almost) lr_end: lr (lr_end/lr)^((t-1)/T).
+
+        A warm-up, round 0, has that of round 1.
+        """
+        return self.lr * math.exp(max(t - 1, 0) / self.rounds * math.log(self.lr_end / self.lr))
 
     def sample(self, t: int) -> list[int]:
-        """Return the clients of round t, ascending: from every tier its share of ``per_round``."""
+        """Return the clients of round t, ascending: from every tier its share of ``per_round``.
+
+        A warm-up, round 0, takes all its clients from the first tier.
+        """
+        if t == 0:
+            order = torch.randperm(self.task.edges()[0], generator=rng(self.seed, "sample", 0))
+            return sorted(order[: self.warm_up].tolist())
         chosen: list[int] = []
         first = 0
         for tier, edge in enumerate(self.task.edges(), start=1):
@@ -150,7 +188,10 @@ class Federation:
             batch=run.batch,
             momentum=run.momentum,
             weight_decay=run.weight_decay,
+            round=t,
+            rounds=run.rounds,
             rng=rng(run.seed, "client", t, client),
+            augment=crop_flip if run.task.augment == "crop_flip" else None,
             memory=memory,
         )
 

@@ -1,10 +1,39 @@
 """The methods: one paper, one file."""
 
 from fedsieve.methods.fedavg import FedAdam, FedAvg
+from fedsieve.methods.flash import FLASH, HeteroFLASH
+from fedsieve.methods.nst import DNR, NST
+from fedsieve.methods.pdst import PDST
+from fedsieve.methods.sparsefedpp import SparseFedPP
 from fedsieve.methods.swat import Swat
 from fedsieve.methods.topk import TopK
 from fedsieve.methods.zerofl import ZeroFL
 
-__all__ = ["METHODS", "FedAdam", "FedAvg", "Swat", "TopK", "ZeroFL"]
+__all__ = [
+    "DNR",
+    "FLASH",
+    "METHODS",
+    "NST",
+    "PDST",
+    "FedAdam",
+    "FedAvg",
+    "HeteroFLASH",
+    "SparseFedPP",
+    "Swat",
+    "TopK",
+    "ZeroFL",
+]
 
-METHODS = {"fedavg": FedAvg, "fedadam": FedAdam, "swat": Swat, "zerofl": ZeroFL, "topk": TopK}
+METHODS = {
+    "fedavg": FedAvg,
+    "fedadam": FedAdam,
+    "swat": Swat,
+    "zerofl": ZeroFL,
+    "topk": TopK,
+    "sparsefedpp": SparseFedPP,
+    "dnr": DNR,
+    "nst": NST,
+    "pdst": PDST,
+    "flash": FLASH,
+    "hetero_flash": HeteroFLASH,
+}

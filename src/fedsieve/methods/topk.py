@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ class TopK:
     """Clients train densely, then send the largest weights of the whole model."""
 
     sparsity: float = 0.9
+    deployment: Literal["aggregate", "pruned"] = "aggregate"
+    """What is tested and shipped: the union of the clients' supports, or its top weights of the target density."""
     policy: str = "all"
 
     def __post_init__(self) -> None:
@@ -60,8 +63,13 @@ class TopK:
         return ServerState(mean(updates), sparse=state.sparse)
 
     def deploy(self, state: ServerState) -> Params:
-        """Ship the aggregate, the union of the clients' supports."""
-        return state.params
+        """Ship the aggregate, the union of the clients' supports, or its top weights."""
+        return state.params if self.deployment == "aggregate" else self.pruned(state)
+
+    def pruned(self, state: ServerState) -> Params:
+        """Return the aggregate cut to the target density, over all layers together."""
+        support = global_top(state.params, state.sparse, 1 - self.sparsity)
+        return state.params | {n: state.params[n] * kept for n, kept in support.items()}
 
     def paper_bytes(self, model: nn.Module) -> None:
         """The paper prints no formula for this baseline."""

@@ -12,7 +12,19 @@ from pathlib import Path
 from fedsieve.engine import Run
 from fedsieve.types import InputError
 
-MODULES = ("fedavg", "fedadam", "swat", "zerofl", "topk")
+MODULES = (
+    "fedavg",
+    "fedadam",
+    "swat",
+    "zerofl",
+    "topk",
+    "sparsefedpp",
+    "dnr",
+    "nst",
+    "pdst",
+    "flash",
+    "hetero_flash",
+)
 
 
 def recipes() -> dict[str, Callable[[], Run]]:

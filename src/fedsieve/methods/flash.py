@@ -1,0 +1,233 @@
+"""FLASH: sense how much each layer needs, then train on one frozen mask; hetero-FLASH: nested masks.
+
+Babakniya et al. 2022, "Federated Sparse Training: Lottery Aware Model Compression for Resource Constrained Edge",
+Algorithm 1. Stage 1 (round 0): c_d clients learn a mask by DNR for E_d epochs from a common random one and answer with
+its layer densities; the server averages them, re-calibrates them to the target (eq. 2), draws a fresh mask, and starts
+from the initial weights on it. Stage 2 (rounds 1 to T): training on that mask; only values travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.local import load_, params_of
+from fedsieve.masks import (
+    Excess,
+    OnMask,
+    Share,
+    calibrated,
+    counts_of,
+    epoch_ends,
+    learn,
+    projected,
+    received,
+    spread,
+    values,
+    values_bytes,
+)
+from fedsieve.server import Average, Step, Weighting, mean, mean_where_held
+from fedsieve.sparsity import check_share, policy, uniform
+from fedsieve.types import Device, InputError, Params, Tree, Update
+
+
+@dataclass(frozen=True)
+class FLASH:
+    """Sense layer sensitivities on a few clients, then train on one frozen mask; only values travel."""
+
+    density: float = 0.1
+    c_d: int = 10
+    """Clients of the warm-up."""
+    E_d: int = 10
+    """Their local epochs."""
+    p: float = 0.25
+    """DNR's first prune rate; it falls linearly to 0."""
+    share: Share = "mean"
+    """Where DNR grows weights: by the mean |w| of a layer's non-zeros (the authors' code), or their sum (the text)."""
+    excess: Excess = "redistribute"
+    """A layer's density beyond 1 goes to the other layers, or is clipped off (the authors' code)."""
+    weighting: Weighting = "samples"
+    """How clients count in the mean: by their examples, or equally (the authors' code)."""
+    policy: str = "flash"
+    server: Step = Average()
+
+    def __post_init__(self) -> None:
+        check_share("density", self.density, zero=False)
+        _check_warm_up(self.c_d, self.E_d, self.p)
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "flash"
+
+    @property
+    def warm_up(self) -> int:
+        """The clients of round 0."""
+        return self.c_d
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
+        """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
+        params = params_of(model)
+        return _stage1(params, policy(self.policy, model), (self.density,), self.server.init(params), rng)
+
+    def broadcast(self, state: OnMask, tier: int) -> Tree:
+        """Send the stage, the values on its mask, and what the mask is drawn from."""
+        return _sent(state, 0)
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
+        mask = received(down["mask"], device.model, policy(self.policy, device.model))
+        load_(device.model, spread(down["params"], mask))
+        if down["stage"] == 1:
+            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
+        metrics, _ = learn(device, mask)
+        return Update(values(params_of(device.model), mask), len(device.data), metrics)
+
+    def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
+        """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
+        if state.stage == 1:
+            return _stage2(state, updates, (self.density,), self.excess)
+        target = spread(mean(updates, self.weighting), state.mask)
+        params, moments = self.server.step(state.params, target, state.moments)
+        return replace(state, params=projected(params, state.mask), moments=moments)
+
+    def deploy(self, state: OnMask) -> Params:
+        """Ship the global model."""
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> float:
+        """Return four bytes for each value on the mask and outside the policy's layers (Table 3)."""
+        return values_bytes(model, policy(self.policy, model), self.density)
+
+
+@dataclass(frozen=True)
+class HeteroFLASH:
+    """FLASH for unequal devices: a mask for each device class, each inside the next larger one."""
+
+    densities: tuple[float, ...] = (0.2, 0.15, 0.1)
+    """One for each of ``task.tiers``, falling."""
+    c_d: int = 10
+    """Clients of the warm-up, which learn at the largest density: all are of the first tier."""
+    E_d: int = 10
+    p: float = 0.25
+    share: Share = "mean"
+    excess: Excess = "redistribute"
+    policy: str = "flash"
+
+    def __post_init__(self) -> None:
+        for d in self.densities:
+            check_share("densities", d, zero=False)
+        if not self.densities or any(a <= b for a, b in zip(self.densities, self.densities[1:], strict=False)):
+            raise InputError(f"densities must fall from tier to tier, got {self.densities}")
+        _check_warm_up(self.c_d, self.E_d, self.p)
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "hetero_flash"
+
+    @property
+    def warm_up(self) -> int:
+        """The clients of round 0."""
+        return self.c_d
+
+    @property
+    def tiers(self) -> int:
+        """How many device classes the method serves."""
+        return len(self.densities)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
+        """Start stage 1 at the largest density."""
+        return _stage1(params_of(model), policy(self.policy, model), self.densities, {}, rng)
+
+    def broadcast(self, state: OnMask, tier: int) -> Tree:
+        """Send the values on a device class's mask, and what it is drawn from."""
+        return _sent(state, tier)
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Answer with sensitivities or, trained on the frozen mask of its class, with values."""
+        mask = received(down["mask"], device.model, policy(self.policy, device.model))
+        load_(device.model, spread(down["params"], mask))
+        if down["stage"] == 1:
+            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
+        metrics, _ = learn(device, mask)
+        own = values(params_of(device.model), mask)
+        return Update({"tier": down["tier"], **own}, len(device.data), metrics)
+
+    def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
+        """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
+        if state.stage == 1:
+            return _stage2(state, updates, self.densities, self.excess)
+        return replace(state, params=mean_where_held((self._held(state, u) for u in updates), state.params))
+
+    def _held(self, state: OnMask, update: Update) -> tuple[Params, dict[str, Tensor]]:
+        tier = update.tree.get("tier")
+        if not isinstance(tier, float) or tier not in range(self.tiers):
+            raise InputError("an update of no device class")
+        mask = state.of(int(tier))
+        return spread({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
+
+    def deploy(self, state: OnMask) -> Params:
+        """Ship the global model, on the largest mask."""
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        """The paper prints no formula for mixed densities."""
+        return
+
+
+def _check_warm_up(c_d: int, E_d: int, p: float) -> None:
+    if c_d < 1 or E_d < 1:
+        raise InputError(f"the warm-up needs c_d and E_d of at least 1, got {c_d} and {E_d}")
+    if not 0 <= p < 1:
+        raise InputError(f"p must lie in [0, 1), got {p}")
+
+
+def _stage1(
+    params: Params,
+    names: tuple[str, ...],
+    densities: tuple[float, ...],
+    moments: dict[str, Params],
+    rng: torch.Generator,
+) -> OnMask:
+    """Return the state before the warm-up, its masks of uniform densities."""
+    seed = torch.randint(2**62, (), generator=rng)
+    counts = torch.stack([counts_of(uniform(names, d), params) for d in densities])
+    return OnMask(params, seed, counts, torch.tensor(1), moments, names)
+
+
+def _sent(state: OnMask, tier: int) -> Tree:
+    sent = values(state.params, state.of(tier))
+    return {"stage": float(state.stage), "tier": float(tier), "mask": state.order(tier), "params": sent}
+
+
+def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: Share) -> Update:
+    """Learn a mask by DNR, its rate falling from ``p`` to 0, and answer with its density in every layer."""
+    epoch, steps = epoch_ends(device)
+    rates = {step: p * (1 - step / steps) for step in range(epoch, steps, epoch)}
+    metrics, mask = learn(device, dict(mask), rates, share)
+    sensed = torch.tensor([int(own.sum()) / own.numel() for own in mask.values()], dtype=torch.float64)
+    return Update({"sensed": sensed}, len(device.data), metrics)
+
+
+def _stage2(state: OnMask, updates: Iterable[Update], densities: tuple[float, ...], excess: Excess) -> OnMask:
+    """Return the state before round 1: a fresh mask of the sensed densities (eq. 2), smaller ones inside it."""
+    sensed = mean(updates, "equal")["sensed"].tolist()
+    sizes = {name: state.params[name].numel() for name in state.sparse}
+    layers, counts = dict(zip(sizes, sensed, strict=True)), list[Tensor]()
+    for d in densities:
+        layers = calibrated(layers, sizes, d, excess)
+        counts.append(counts_of(layers, state.params))
+    drawn = replace(state, seed=state.seed + 1, counts=torch.stack(counts), stage=torch.tensor(2))
+    return replace(drawn, params=projected(state.params, drawn.mask))

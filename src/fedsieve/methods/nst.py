@@ -1,0 +1,109 @@
+"""NST: every client learns a mask of its own; and DNR, the same in one place.
+
+The baseline of Babakniya et al. 2022, "Federated Sparse Training: Lottery Aware Model Compression for Resource
+Constrained Edge", Sec. 3: naive sparse training. A client keeps its mask from round to round, learns it by DNR (Kundu
+et al. 2021, "DNR: A Tunable Robust Pruning Framework Through Dynamic Network Rewiring of DNNs"), and sends the weights
+on it; the server averages, zeros counting, and so serves the union of the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fedsieve.local import load_, params_of
+from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, unpacked
+from fedsieve.server import ServerState, Weighting, mean, tensors
+from fedsieve.sparsity import check_share, cut, policy, uniform
+from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Update
+
+
+@dataclass(frozen=True)
+class NST:
+    """Every client learns its own mask by prune and regrow, and keeps it; the server averages what they send."""
+
+    density: float = 0.1
+    p: float = 0.25
+    """DNR's first prune rate; it falls linearly to 0."""
+    decay: Literal["round", "run"] = "round"
+    """Over what p falls: the steps of one local training, or of the whole run (DNR)."""
+    share: Share = "mean"
+    """Where weights grow: by the mean |w| of a layer's non-zeros (the authors' code), or their sum (the text)."""
+    deployment: Literal["aggregate", "pruned"] = "aggregate"
+    """What is tested and shipped: the union of the clients' masks, or its top weights, layer by layer."""
+    weighting: Weighting = "samples"
+    """How clients count in the mean: by their examples, or equally (the authors' code)."""
+    policy: str = "flash"
+
+    def __post_init__(self) -> None:
+        check_share("density", self.density, zero=False)
+        if not 0 <= self.p < 1:
+            raise InputError(f"p must lie in [0, 1), got {self.p}")
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "nst" if self.decay == "round" else "dnr"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the fresh model, dense: each client takes its own part of it."""
+        return ServerState(params_of(model), sparse=policy(self.policy, model))
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send the global model: what no client holds need not travel."""
+        return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train on the client's own mask, learn it on the way, remember it, and send the weights on it."""
+        load_(device.model, tensors(down))
+        metrics, mask = learn(device, self._own(device), self.rates(device), self.share)
+        device.memory |= packed(mask)
+        after = params_of(device.model)
+        sent = {name: Sparse.of(v, mask[name]) if name in mask else v for name, v in after.items()}
+        return Update(sent, len(device.data), metrics)
+
+    def rates(self, device: Device) -> dict[int, float]:
+        """Return the prune rate after those steps that change the mask: the epochs' ends, or an only one's middle."""
+        epoch, steps = epoch_ends(device)
+        if self.decay == "run":
+            done = (device.round - 1) * steps
+            return {s: self.p * (1 - (done + s) / (device.rounds * steps)) for s in range(epoch, steps + 1, epoch)}
+        updates = range(epoch, steps, epoch) if device.epochs > 1 else [max(1, epoch // 2)]
+        return {s: self.p * (1 - s / steps) for s in updates}
+
+    def _own(self, device: Device) -> Mask:
+        """Return the client's mask: what it remembers, or in its first round a random one."""
+        like = {name: device.model.get_parameter(name) for name in policy(self.policy, device.model)}
+        if device.memory:
+            return unpacked(device.memory, like)
+        seed = int(torch.randint(2**62, (), generator=device.rng))
+        return dict(drawn(seed, counts_of(uniform(tuple(like), self.density), like), like))
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Average, zeros counting; the union of the clients' masks survives."""
+        return ServerState(mean(updates, self.weighting), sparse=state.sparse)
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the aggregate, or its top weights."""
+        return state.params if self.deployment == "aggregate" else self.pruned(state)
+
+    def pruned(self, state: ServerState) -> Params:
+        """Return the aggregate cut to the target density, layer by layer."""
+        return cut(state.params, uniform(state.sparse, self.density))
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        """The paper prints no formula for masks that travel."""
+        return
+
+
+def DNR(density: float = 0.1, p: float = 0.25) -> NST:
+    """Learn one mask by prune and regrow, the rate falling over the whole run: central training, with one client."""
+    return replace(NST(density, p), decay="run")

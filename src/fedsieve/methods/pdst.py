@@ -1,0 +1,76 @@
+"""PDST: pre-defined sparse training, on one random mask that never changes.
+
+The baseline of Babakniya et al. 2022, "Federated Sparse Training: Lottery Aware Model Compression for Resource
+Constrained Edge", Sec. 5.1: every layer of the policy keeps the same density. Both sides draw the mask from its seed,
+so that only values travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fedsieve.local import load_, params_of
+from fedsieve.masks import OnMask, counts_of, learn, projected, received, spread, values, values_bytes
+from fedsieve.server import Average, Step, Weighting, mean
+from fedsieve.sparsity import check_share, policy, uniform
+from fedsieve.types import Device, Params, Tree, Update
+
+
+@dataclass(frozen=True)
+class PDST:
+    """Clients train on one frozen random mask of uniform density, and only values travel."""
+
+    density: float = 0.1
+    policy: str = "flash"
+    weighting: Weighting = "samples"
+    """How clients count in the mean: by their examples, or equally (the authors' code)."""
+    server: Step = Average()
+
+    def __post_init__(self) -> None:
+        check_share("density", self.density, zero=False)
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "pdst"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the plain model."""
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
+        """Draw the mask, and keep the fresh model's weights on it."""
+        params, names = params_of(model), policy(self.policy, model)
+        seed = torch.randint(2**62, (), generator=rng)
+        counts = counts_of(uniform(names, self.density), params)[None]
+        state = OnMask(params, seed, counts, torch.tensor(2), self.server.init(params), names)
+        return replace(state, params=projected(params, state.mask))
+
+    def broadcast(self, state: OnMask, tier: int) -> Tree:
+        """Send the values on the mask, and what it is drawn from."""
+        return {"mask": state.order(0), "params": values(state.params, state.mask)}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train on the mask, and send its values back."""
+        mask = received(down["mask"], device.model, policy(self.policy, device.model))
+        load_(device.model, spread(down["params"], mask))
+        metrics, _ = learn(device, mask)
+        return Update(values(params_of(device.model), mask), len(device.data), metrics)
+
+    def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
+        """Take the server's step towards the mean of the values, on the mask."""
+        target = spread(mean(updates, self.weighting), state.mask)
+        params, moments = self.server.step(state.params, target, state.moments)
+        return replace(state, params=projected(params, state.mask), moments=moments)
+
+    def deploy(self, state: OnMask) -> Params:
+        """Ship the global model."""
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> float:
+        """Return four bytes for each value on the mask and outside the policy's layers (FLASH, Table 3)."""
+        return values_bytes(model, policy(self.policy, model), self.density)

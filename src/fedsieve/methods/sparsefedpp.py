@@ -1,0 +1,96 @@
+"""SparseFedPP: powerpropagation makes weights sparse by themselves; backward keeps as much of the activations.
+
+Guastella et al. 2024, "SparseFedPP: sparse federated learning for hardware-constrained edge-devices", on top of
+Schwarz et al. 2021, "Powerpropagation: A sparsity inducing weight reparameterisation". What is trained, sent and
+averaged is th, of which ``sign(th) |th|^a`` are the weights. After local training one magnitude cut over all layers
+together; what every client cuts never comes back, since the gradient at 0 is 0. At a = 1, with all activations, this
+is Top-k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.layers import powered, powerprop_, unpowered
+from fedsieve.local import load_, params_of, train
+from fedsieve.server import ServerState, mean, tensors
+from fedsieve.sparsity import check_share, global_top, policy
+from fedsieve.types import Device, InputError, Params, Sparse, Tree, Update
+
+
+@dataclass(frozen=True)
+class SparseFedPP:
+    """Powerpropagation, activations kept as sparse as the weights, one cut over the whole model."""
+
+    sparsity: float = 0.95
+    a: float = 1.25
+    """The power; 1 is the plain layer."""
+    activations: Literal["pruned", "all"] = "pruned"
+    """What backward keeps of a layer's input: as large a share as its weight has non-zeros, or all of it."""
+    deployment: Literal["aggregate", "pruned"] = "aggregate"
+    """What is tested and shipped: the union of the clients' supports, or its top weights of the target density."""
+    policy: str = "all"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity, zero=True)
+        if not 1 <= self.a <= 10:
+            raise InputError(f"a must lie in [1, 10], got {self.a}")
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "sparsefedpp"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the policy's layers by powerpropagation."""
+        return powerprop_(model, policy(self.policy, model), self.a, self.activations == "pruned")
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Draw the weights from a truncated normal distribution, and start from their th, dense: round 1 is."""
+        params, names = params_of(model), policy(self.policy, model)
+        return ServerState(params | {n: unpowered(_normal(params[n], rng), self.a) for n in names}, sparse=names)
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        """Send th: its zeros (what all clients cut) need not travel."""
+        return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train, cut th over all layers together, and send the survivors."""
+        load_(device.model, tensors(down))
+        metrics = train(device)
+        after = params_of(device.model)
+        support = global_top(after, policy(self.policy, device.model), 1 - self.sparsity)
+        tree = {name: Sparse.of(v, support[name]) if name in support else v for name, v in after.items()}
+        return Update(tree, len(device.data), metrics)
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Average th; the union of the clients' supports survives."""
+        return ServerState(mean(updates), sparse=state.sparse)
+
+    def deploy(self, state: ServerState) -> Params:
+        """Ship the effective weights of the aggregate, or of its top weights."""
+        return self._plain(state.params, state) if self.deployment == "aggregate" else self.pruned(state)
+
+    def pruned(self, state: ServerState) -> Params:
+        """Return the effective weights of the aggregate cut to the target density, over all layers together."""
+        support = global_top(state.params, state.sparse, 1 - self.sparsity)
+        return self._plain(state.params | {n: state.params[n] * kept for n, kept in support.items()}, state)
+
+    def _plain(self, params: Params, state: ServerState) -> Params:
+        return {n: powered(v, self.a) if n in state.sparse else v for n, v in params.items()}
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        """The paper's 145 times has no closed form in the paper."""
+        return
+
+
+def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Return a truncated normal draw of variance 1 / fan_in (std sqrt(1/fan_in)/0.8796, cut at 2 std)."""
+    std = math.sqrt(1 / like[0].numel()) / 0.8796
+    return nn.init.trunc_normal_(torch.empty_like(like), std=std, a=-2 * std, b=2 * std, generator=rng)
