@@ -117,6 +117,7 @@ def _svg(figure: Figure, name: str, says: str) -> str:
     svg = re.sub(r"\s*<(metadata|defs)>.*?</\1>", "", svg, count=2, flags=re.S)  # the second is a style for every tag
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     for colour, (light, _) in PALETTE.items():
         svg = svg.replace(f": {light}", f": var(--{colour})")

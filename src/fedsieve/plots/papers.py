@@ -117,7 +117,9 @@ def flash_2(runs: Runs) -> Picture:
     measures = (("accuracy", REACHED), ("mismatch", MISMATCH))
     parts = [(title, group, name, axis) for name, axis in measures for title, group in where.items()]
     panels = _by_round(parts, _density)
-    _need([panel for panel in panels if panel.y is MISMATCH], f"no run given measured its masks: {MEASURE}")
+    _need(
+        [panel for panel in panels if panel.y is MISMATCH], f"no run given measured its masks in two rounds: {MEASURE}"
+    )
     caption = "Accuracy, and the Jaccard distance of the server's mask to that of the round before, by density d."
     title = "FLASH, Fig. 2: accuracy and mask mismatch"
     return _noted(Picture("flash-2", title, caption, _lettered(panels), columns=2))
