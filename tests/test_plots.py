@@ -156,6 +156,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path: Path) -
     plain = fabricate(tmp_path / "plain", DENSE, rounds=3)
     (panel,) = panels("zerofl-1", [adam, plain])
     assert list(panel.lines) == ["dense, server Adam", "dense, server Average"]
+    (panel,) = panels("zerofl-1", [*folders, fabricate(tmp_path / "flash", flash(0.1), rounds=3)])
+    assert [*panel.lines][1:] == ["90 % sparse, ZeroFL, r_mask 0.2", "90 % sparse, FLASH"]
 
 
 def test_an_unfinished_seed_ends_the_mean_where_it_ends_itself(tmp_path: Path) -> None:

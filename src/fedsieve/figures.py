@@ -155,7 +155,7 @@ figure svg[role=img]{display:block;width:100%}
 .legend li{display:flex;align-items:center;gap:.35rem;overflow-wrap:anywhere}
 .paper{margin:0 0 2.75rem}
 .paper h4{font-size:.875rem;margin:.5rem 0 .1rem}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:.75rem 2rem;
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.75rem 2rem;
 align-items:end;max-width:75rem}
 .panels>div:only-child{max-width:36rem}
 figcaption{font-size:.875rem;color:var(--soft)}

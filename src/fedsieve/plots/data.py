@@ -81,7 +81,10 @@ def series(runs: Iterable[Recorded], base: Callable[[Recorded], str], without: S
 
 
 def labelled(groups: list[Runs], base: Callable[[Recorded], str], without: Sequence[str] = ()) -> dict[str, Runs]:
-    """Return the groups by labels, no two the same: ``base``, up to three settings that differ, a number if need be."""
+    """Return the groups by labels, no two the same.
+
+    What ``base`` says of several is told apart by the method, then by up to three settings, then by a number.
+    """
     first = [group[0] for group in groups]
     names = [_name(run, [other for other in first if base(other) == base(run)], base(run), without) for run in first]
     twins = {name for name in names if names.count(name) > 1}
@@ -90,6 +93,9 @@ def labelled(groups: list[Runs], base: Callable[[Recorded], str], without: Seque
 
 
 def _name(run: Recorded, peers: Runs, base: str, without: Sequence[str]) -> str:
+    alike = [peer for peer in peers if kind(peer) == kind(run)]
+    if len(alike) < len(peers):
+        return _name(run, alike, f"{base}, {kind(run)}", without)
     apart = [key for key in run.settings if len({peer.settings.get(key) for peer in peers}) > 1 and key not in without]
     told = (f"{key.removesuffix('.kind').split('.')[-1]} {run.settings[key]}" for key in apart[:3])
     return ", ".join(filter(None, [base, *told]))

@@ -77,7 +77,7 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
         for layer in _chosen(list(numels), layers, 6):
             maps.append(Map(_title(layer, label, len(names)), _bits(files, layer, numels[layer])))
     caption = (
-        "Positions of each layer's aggregated top 10 % of weights, flattened; dark: present. "
+        "Positions of each layer's aggregated top 10 % of weights, flattened; a mark: present. "
         f"Of a large layer, {masks.STRETCHES} stretches of {masks.LENGTH} neighbouring positions, evenly spread."
     )
     columns = 3 if len(names) == 1 else len(maps) // len(names)
