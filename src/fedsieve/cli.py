@@ -36,6 +36,7 @@ def run_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
     until: Annotated[int, typer.Option(help="Stop after this round (0: the last); --resume goes on.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
 ) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.data import root_from
@@ -47,7 +48,7 @@ def run_command(
 
     run = changed(made(recipe), set_ or [])
     carrier = _engine(engine, device)
-    federation = open_run(run, root_from(data))
+    federation = open_run(run, root_from(data), tuple(name for name in measure.split(",") if name))
     folder = out or _folder(recipe, resume)
     if resume and not (folder / "run.json").exists():
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)

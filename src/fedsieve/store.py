@@ -3,6 +3,7 @@
     run.json          the resolved run, version, commit, hardware
     partition.json    how many examples of each class every client holds
     rounds.jsonl      a row a round
+    masks/            with --measure masks: every 20 rounds the positions of each layer's top weights
     checkpoints/      the server's state and the clients' memories after each of the last two rounds
     summary.json      the finished run in numbers
     model.safetensors the deployed model
@@ -17,14 +18,10 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +30,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fedsieve.circumstances import circumstances
 from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import Start, rounds
 from fedsieve.local import peak_memory_mb
+from fedsieve.masks import packed
 from fedsieve.types import InputError, flatten, rng, unflatten
 
 ROWS, KEPT = "rounds.jsonl", 2
@@ -76,6 +75,7 @@ def _keep(out: Path, federation: Federation, stream: Generator[Round], lock: int
             for round in stream:
                 for old in ("summary.json", "model.safetensors"):  # of an earlier stop: true no more
                     (out / old).unlink(missing_ok=True)
+                _keep_positions(out, round)
                 _append(out / ROWS, json.dumps(row(round)))
                 _checkpoint(out, round, mark)
                 yield round
@@ -84,13 +84,28 @@ def _keep(out: Path, federation: Federation, stream: Generator[Round], lock: int
         os.close(lock)
 
 
+def _keep_positions(out: Path, round: Round) -> None:
+    """Write where the top weights are, one bit a weight."""
+    if round.positions:
+        (out / "masks").mkdir(exist_ok=True)
+        sizes = json.dumps({name: own.numel() for name, own in round.positions.items()})
+        _write(out / "masks" / f"{round.t:06d}.safetensors", save(packed(round.positions), {"numel": sizes}))
+
+
 def row(round: Round) -> dict[str, Any]:
     """Return a round as the row that ``rounds.jsonl`` holds."""
     numbers = {f.name: getattr(round, f.name) for f in fields(round)}
-    for name in ("t", "state", "model", "memory", "metrics"):
+    for name in ("t", "state", "model", "memory", "metrics", "measures", "positions"):
         del numbers[name]
     refused = [asdict(refusal) for refusal in round.refused]
-    return {"round": round.t, **numbers, "clients": list(round.clients), "refused": refused, **round.metrics}
+    return {
+        "round": round.t,
+        **numbers,
+        "clients": list(round.clients),
+        "refused": refused,
+        **round.metrics,
+        **round.measures,
+    }
 
 
 def described(thing: Any) -> Any:
@@ -143,7 +158,7 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     else:
-        _write_json(out / "run.json", asdict(origin) | _circumstances() | {"run": described_run})
+        _write_json(out / "run.json", asdict(origin) | circumstances() | {"run": described_run})
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
     _write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return start
@@ -268,41 +283,6 @@ def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, An
         "paper_bytes_up": method.paper_bytes(federation.model()),
         "peak_memory_mb": peak_memory_mb(),
     }
-
-
-def _circumstances() -> dict[str, Any]:
-    return {
-        "version": version("fedsieve"),
-        "commit": _commit(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree that is running, with a + if it was changed; None outside a tree."""
-    here = Path(__file__).parent
-    try:
-        asked = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
-        said = subprocess.run(asked, capture_output=True, text=True)
-    except OSError:
-        return None
-    return said.stdout.strip() or None if tracked.returncode == 0 else None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

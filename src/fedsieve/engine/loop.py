@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsieve.engine.task import Federation, Run, open_run
-from fedsieve.local import Work, accuracy, chance, keep_freed_memory, load_, threads
+from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
+from fedsieve.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.sparsity import density
-from fedsieve.types import InputError, Params, Sparse, Tree, Update, rng, unflatten
+from fedsieve.types import Data, InputError, Mask, Params, Sparse, Tree, Update, rng, unflatten
 from fedsieve.wire import WireError, decode, encode
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
@@ -63,6 +64,10 @@ class Round:
     """Wall-clock of the round, its test set aside."""
     refused: tuple[Refused, ...]
     memory: Memory
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns, where they were asked for."""
+    positions: Mask = field(default_factory=dict)
+    """Where each layer has its top weights, in the rounds that keep it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Worker:
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
         self.work = Work(self.model)
+        self.saved = Saved(self.model) if "masks" in federation.measure else None
         self._message, self._down = b"", dict[str, Any]()
 
     def read(self, message: bytes) -> Tree:
@@ -97,6 +103,8 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
     work = worker.work
     work.real = work.dense = 0.0
+    if worker.saved:
+        worker.saved.restart()
     kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
     with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
@@ -104,7 +112,7 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     told: Tree = {
         "tree": update.tree,
         "n": float(update.n),
-        "metrics": dict(update.metrics),
+        "metrics": {**update.metrics, **(worker.saved.metrics() if worker.saved else {})},
         "work": {"real": work.real, "dense": work.dense},
     }
     reply = encode(told)
@@ -144,9 +152,11 @@ class Tally:
         return {name: value / self.weight for name, value in self.sums.items()}
 
 
-def run(run: Run, engine: Engine, data: Path | str | None = None, device: str = "cpu") -> Iterator[Round]:
+def run(
+    run: Run, engine: Engine, data: Path | str | None = None, device: str = "cpu", measure: tuple[str, ...] = ()
+) -> Iterator[Round]:
     """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops."""
-    return rounds(open_run(run, data), engine, device)
+    return rounds(open_run(run, data, measure), engine, device)
 
 
 def rounds(
@@ -171,6 +181,7 @@ def rounds(
             tiers = {client: run.task.tier(client) for client in clients}
             messages = {tier: encode(method.broadcast(state, tier)) for tier in sorted(set(tiers.values()))}
             answers = exchange(t, {client: messages[tier] for client, tier in tiers.items()})
+            before = state
             with threads(1):
                 state = _aggregate(run, t, state, answers, tally)
             model = method.deploy(state)
@@ -193,7 +204,21 @@ def rounds(
                 seconds=seconds,
                 refused=tuple(tally.refused),
                 memory=dict(memory),
+                **_measured(federation, t, before, state, plain, test if tested else None),
             )
+
+
+def _measured(
+    federation: Federation, t: int, before: Any, state: Any, plain: nn.Module, test: Data | None
+) -> dict[str, Any]:
+    """Return what of a round was asked to be measured."""
+    run, columns, kept = federation.run, dict[str, Any](), dict[str, Tensor]()
+    if "masks" in federation.measure:
+        columns |= of_masks(before if t > run.first else None, state)
+        kept = positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
+    if "pruned" in federation.measure and test:
+        columns |= of_pruned(run.method, state, plain, test)
+    return {"measures": columns, "positions": kept}
 
 
 def _aggregate(run: Run, t: int, state: Any, answers: Iterable[tuple[int, bytes]], tally: Tally) -> Any:

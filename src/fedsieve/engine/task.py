@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.partition import hold_out, partition
 from fedsieve.local import crop_flip
+from fedsieve.measures import check_measures
 from fedsieve.models import MODELS
 from fedsieve.types import Data, Device, InputError, Method, rng
 
@@ -158,6 +159,8 @@ class Federation:
     run: Run
     dataset: Dataset
     shards: tuple[Tensor, ...]
+    measure: tuple[str, ...] = ()
+    """What is measured on the way (``fedsieve.measures``); no part of the run itself."""
 
     def model(self) -> nn.Module:
         """Return the plain model, freshly initialised: the same in every process."""
@@ -196,16 +199,18 @@ class Federation:
         )
 
 
-def open_run(run: Run, data: Path | str | None = None) -> Federation:
+def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] = ()) -> Federation:
     """Load a run's dataset (from the folder ``data``) and split it among the clients.
 
-    Raises InputError for what cannot be: missing data, empty shards, a model or method that does not fit.
+    ``measure`` names what is to be measured on the way (``fedsieve.measures``). Raises InputError for what cannot be:
+    missing data, empty shards, a model or method that does not fit.
     """
     task = run.task
+    check_measures(measure)
     root = root_from(data) if isinstance(data, str) else data
     dataset = load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
     _check_labels(dataset)
-    federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)))
+    federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     _check_fit(federation)
     run.method.prepare(federation.model())
     return federation
