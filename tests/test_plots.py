@@ -198,6 +198,13 @@ def test_zerofl_2_shows_every_layer_of_every_run(tmp_path: Path) -> None:
     assert list(few.lines) == ["conv1", "fc1"]
 
 
+def test_a_row_that_is_not_full_leaves_its_place_empty(tmp_path: Path) -> None:
+    masks = (0.0, 0.1, 0.2, 0.3)
+    runs = [read(fabricate(tmp_path / f"{r}", zerofl(r_mask=r), rounds=3, measure=True)) for r in masks]
+    assert len(sheet(picture("zerofl-2", runs)).axes) == 4
+    assert len(sheet(picture("zerofl-3", runs[:1], ("conv1", "fc1"))).axes) == 2
+
+
 def test_zerofl_3_shows_the_recorded_positions(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", zerofl(), rounds=45, measure=True)
     maps = picture("zerofl-3", [read(folder)]).maps

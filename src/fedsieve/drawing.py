@@ -171,6 +171,7 @@ def style(line: Line, runs: int) -> dict[str, Any]:
         "markersize": (0.7 + 0.67 * larger) * mpl.rcParams["lines.markersize"],  # or show one behind the other
         "markerfacecolor": colour if line.dash == "-" else PALETTE["page"][0],
         "markeredgewidth": 0.9,
+        "clip_on": False,  # a marker at 0 or 100 % is whole
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
         "Positions of each layer's aggregated top 10 % of weights, flattened; a mark: present. "
         f"Of a large layer, {masks.STRETCHES} stretches of {masks.LENGTH} neighbouring positions, evenly spread."
     )
-    columns = 3 if len(names) == 1 else len(maps) // len(names)
+    columns = min(3, math.ceil(len(maps) / len(names)))
     return Picture("zerofl-3", "ZeroFL, Fig. 3: where the top weights lie", caption, maps=tuple(maps), columns=columns)
 
 

@@ -73,14 +73,14 @@ def sheet(picture: Picture) -> Figure:
     legend = _legend_rows(picture, width / columns if picture.apart else width)
     each = ALONE if len(parts) == 1 else MAP if picture.maps else PANEL
     figure = Figure(figsize=(width, each * rows + LINE * legend), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for i, (part, one) in enumerate(zip(parts, axes, strict=False)):
         if isinstance(part, Map):
             map_bits(one, part.bits)
             one.set(title=part.title, ylabel=part.bits.y)
         else:
             _panel(one, part, i % columns == 0 or part.y != picture.panels[i - 1].y)
-    for spare in list(axes)[len(parts) :]:
+    for spare in axes[len(parts) :]:
         spare.remove()
     _same_scale(figure, picture)
     _legends(figure, picture, width)
