@@ -20,7 +20,7 @@ from PIL import Image
 from fabricated import LAYERS, fabricate, write_masks
 from fedsieve.drawing import Line
 from fedsieve.plots import FIGURES, Panel, figure, picture, pictures
-from fedsieve.plots.masks import LENGTH, STRETCHES, present, recorded_rounds, shown, sizes
+from fedsieve.plots.positions import LENGTH, STRETCHES, present, recorded_rounds, shown, sizes
 from fedsieve.plots.sheet import PAPER, sheet
 from fedsieve.recorded import read
 from fedsieve.report import report

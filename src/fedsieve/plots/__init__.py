@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedsieve.output import check_place, save
-from fedsieve.plots import masks, papers
+from fedsieve.plots import papers, positions
 from fedsieve.plots.data import LackingError, Map, Panel, Picture, Runs
 from fedsieve.plots.sheet import drawn
 from fedsieve.recorded import Recorded, read
@@ -66,7 +66,7 @@ def _holds(run: Recorded, name: str) -> bool:
     if name == "zerofl-2":
         return any(row.get("layers") for row in run.rows)
     if name == "zerofl-3":
-        return bool(masks.recorded_rounds(run))
+        return bool(positions.recorded_rounds(run))
     return name != "zerofl-4" or "method.r_mask" in run.settings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsieve.drawing import Axis, Bits, Line
-from fedsieve.plots import masks
+from fedsieve.plots import positions
 from fedsieve.plots.data import (
     CUTS,
     LackingError,
@@ -72,14 +72,14 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
     maps: list[Map] = []
     names = labelled([[run] for run in runs], kind)
     for label, (run,) in names.items():
-        files = masks.recorded_rounds(run)
+        files = positions.recorded_rounds(run)
         _need(files, f"{run.folder} holds no masks: {MEASURE}, or leave it out")
-        numels = masks.sizes(next(iter(files.values())))
+        numels = positions.sizes(next(iter(files.values())))
         for layer in _chosen(list(numels), layers, 6):
             maps.append(Map(_title(layer, label, len(names)), _bits(files, layer, numels[layer])))
     caption = (
         "Positions of each layer's aggregated top 10 % of weights, flattened; a mark: present. "
-        f"Of a large layer, {masks.STRETCHES} stretches of {masks.LENGTH} neighbouring positions, evenly spread."
+        f"Of a large layer, {positions.STRETCHES} stretches of {positions.LENGTH} neighbouring positions, evenly spread."
     )
     columns = min(3, math.ceil(len(maps) / len(names)))
     return Picture("zerofl-3", "ZeroFL, Fig. 3: where the top weights lie", caption, maps=tuple(maps), columns=columns)
@@ -187,11 +187,10 @@ def _ratio(run: Recorded, layer: str) -> Points:
 
 def _bits(files: dict[int, Path], layer: str, numel: int) -> Bits:
     """Return the map of one layer; its axis says how many of the positions it shows."""
-    positions = masks.shown(numel)
-    whole = len(positions) == numel
-    y = f"position (all {numel})" if whole else f"position ({len(positions)} of {_brief(numel)})"
-    rows = tuple((i, _brief(int(positions[i]))) for i in range(0, len(positions), masks.LENGTH))
-    return Bits(masks.present(files, layer, numel), tuple(str(t) for t in files), rows, "round", y)
+    at = positions.shown(numel)
+    y = f"position (all {numel})" if len(at) == numel else f"position ({len(at)} of {_brief(numel)})"
+    rows = tuple((i, _brief(int(at[i]))) for i in range(0, len(at), positions.LENGTH))
+    return Bits(positions.present(files, layer, numel), tuple(str(t) for t in files), rows, "round", y)
 
 
 def _title(layer: str, run: str, runs: int) -> str:
