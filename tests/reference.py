@@ -253,6 +253,14 @@ def learning_rate(t: int, rounds: int, first: float, last: float) -> float:
     return first * math.exp(t / rounds * math.log(last / first))
 
 
+def descend(step: Pass, x: Array, y: NDArray[np.int64], lr: float, weight_decay: float = 0.0) -> State:
+    """Return what one step of plain SGD on one batch makes of the state of ``step``."""
+    _, g = cross_entropy(step.forward(x), y)
+    grads, state = step.backward(g), step.state
+    trained = {name: state[name] - lr * (grads[name] + weight_decay * state[name]) for name in grads}
+    return {name: (trained | step.running)[name] for name in state}
+
+
 def train(
     state: State,
     x: Array,
@@ -264,11 +272,7 @@ def train(
 ) -> State:
     """Return what plain SGD over ``batches`` (index arrays, all epochs) makes of ``state``; master weights dense."""
     for index in batches:
-        step = Pass(state, swat)
-        _, g = cross_entropy(step.forward(x[index]), y[index])
-        grads = step.backward(g)
-        trained = {name: state[name] - lr * (grads[name] + weight_decay * state[name]) for name in grads}
-        state = {name: (trained | step.running)[name] for name in state}
+        state = descend(Pass(state, swat), x[index], y[index], lr, weight_decay)
     return state
 
 

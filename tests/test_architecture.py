@@ -16,10 +16,11 @@ ORDER = [
     {"engine"},
     {"recipes", "settings", "circumstances"},
     {"store"},
-    {"recorded", "drawing", "output"},
+    {"recorded", "drawing", "output", "published"},
     {"figures", "plots"},
     {"gallery"},
     {"report", "progress", "catalogue"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

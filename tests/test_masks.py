@@ -205,6 +205,15 @@ def test_hetero_flash_nests_its_masks_and_counts_who_holds_what() -> None:
         assert sum(int(own.sum()) for own in mask.values()) == pytest.approx(d * total, abs=3)
 
 
+def test_clipping_keeps_masks_nested() -> None:
+    """Sensed densities that no honest warm-up gives: what is clipped off the first mask is no room for the second."""
+    method = HeteroFLASH(densities=(0.9, 0.8), excess="clip", c_d=1)
+    sensed = torch.tensor([0.9, 0.9, 0.01], dtype=torch.float64)
+    state = method.aggregate(method.init(TinyNet(), rng(0, "init")), [Update({"sensed": sensed}, 1)])
+    assert (state.counts[1] <= state.counts[0]).all()
+    assert calibrated({"a": 1.0, "b": 0.01}, {"a": 10, "b": 990}, 0.5, "clip")["b"] > 0.01
+
+
 def test_a_warm_up_takes_its_clients_from_the_first_tier() -> None:
     run_ = Run(HeteroFLASH(c_d=4), Task(TinyNet, blobs, 20, tiers=(0.4, 0.3, 0.3)), 3, 10)
     assert (run_.warm_up, run_.first, len(run_.sample(0))) == (4, 0, 4)

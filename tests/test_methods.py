@@ -117,7 +117,22 @@ def test_the_global_model_is_finite_and_float32(method: Method[Any]) -> None:
         assert torch.isfinite(value).all()
 
 
-@pytest.mark.parametrize("name", ["fedavg", "swat, erk, period", "zerofl top_weights", "zerofl top_diff, adam", "topk"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fedavg",
+        "swat, erk, period",
+        "zerofl top_weights",
+        "zerofl top_diff, adam",
+        "topk",
+        "sparsefedpp",
+        "dnr",
+        "nst",
+        "pdst",
+        "flash",
+        "hetero_flash",
+    ],
+)
 def test_a_pool_gives_the_same_bits_as_one_process(name: str) -> None:
     run_ = tiny_run(METHODS[name], rounds=2)
     alone = list(run(run_, local()))

@@ -19,7 +19,7 @@ from conftest import tiny_run
 from fedsieve import InputError, Run, local
 from fedsieve.engine.task import open_run
 from fedsieve.local import accuracy
-from fedsieve.methods import FedAdam, FedAvg, ZeroFL
+from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
 from fedsieve.store import Origin, keep, read_rows
 from test_rounds import Odd
 
@@ -64,11 +64,15 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
 
-@pytest.mark.parametrize("method", [FedAdam(), Odd("remember")], ids=["adam", "memory"])
+@pytest.mark.parametrize(
+    "method",
+    [FedAdam(), Odd("remember"), SparseFedPP(), DNR(), NST(), PDST(), FLASH(c_d=3), HeteroFLASH(c_d=2)],
+    ids=["adam", "memory", "sparsefedpp", "dnr", "nst", "pdst", "flash", "hetero_flash"],
+)
 def test_stopping_and_resuming_changes_no_byte(tmp_path: Path, method: Any) -> None:
     run = tiny_run(method)
     go(tmp_path / "whole", run)
-    assert go(tmp_path / "parts", run, until=1) == [1]
+    assert go(tmp_path / "parts", run, until=1) == list(range(run.first, 2))
     assert json.loads((tmp_path / "parts/summary.json").read_text())["rounds"] == 1
     assert go(tmp_path / "parts", run, resume=True, until=3) == [2, 3]
     assert go(tmp_path / "parts", run, resume=True) == [4]

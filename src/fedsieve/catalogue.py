@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from fedsieve.data import NAMES, status
 from fedsieve.methods import METHODS
+from fedsieve.published import published
 from fedsieve.recipes import recipes
 from fedsieve.types import InputError
 
@@ -26,8 +27,10 @@ ENGINES = {
 def show_catalogue(what: str, data: Path | None, console: Console | None = None) -> None:
     """Print one part of the catalogue, or all of it. Raises InputError for a part that there is not."""
     console = console or Console(highlight=False)
+    if what == "published":
+        return _show_published(console)
     if what != "all" and what not in PARTS:
-        raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)} or all")
+        raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)}, published or all")
     for part in PARTS if what == "all" else (what,):
         table = Table(
             "",
@@ -55,6 +58,15 @@ def entries(part: str, data: Path | None) -> dict[str, str]:
     if part == "datasets":
         return {name: escape(status(name, data)) for name in NAMES}
     return ENGINES
+
+
+def _show_published(console: Console) -> None:
+    """Print every published row with the command that runs it, each a line that a terminal breaks but copies whole."""
+    width = max(len(row.name) for row in published())
+    for row in published():
+        accuracy = f"{row.accuracy:5.2f}" + ("       " if row.std is None else f" ± {row.std:4.2f}")
+        said = f"{row.name:{width}}  {accuracy}  {'variant' if row.variant else '':7}  {row.command}"
+        console.print(said, soft_wrap=True, markup=False)
 
 
 def _first(thing: object) -> str:

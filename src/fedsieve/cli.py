@@ -1,4 +1,4 @@
-"""The command line: run, list, report, figure. Mistakes of the user's end in one line on stderr and exit code 2."""
+"""The command line: run, sweep, list, report, figure. Mistakes of the user's end in one line on stderr, exit code 2."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ app = typer.Typer(
     help="Sparse federated learning that is sparse for real.",
 )
 Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
+Axis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--set",
+        metavar="NAME=V1,V2",
+        help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
+    ),
+]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
 
 
@@ -56,12 +65,46 @@ def run_command(
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
 
+@app.command("sweep")
+def sweep_command(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, as of `fedsieve run`.", metavar="RECIPE...")],
+    set_: Axis = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1.", metavar="N")] = 3,
+    jobs: Annotated[int, typer.Option(help="Runs at once, each a process with one thread.", metavar="N")] = 1,
+    data: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The directory. Default: sweeps/RECIPES-NUMBER.")] = None,
+    until: Annotated[int, typer.Option(help="Stop every run after this round (0: the last).", min=0)] = 0,
+    table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
+) -> None:
+    """Run every recipe with every value of every setting and every seed; the same command goes on after a stop."""
+    from fedsieve.data import root_from
+    from fedsieve.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
+
+    whole = grid(recipes, set_ or [], seeds)
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
+    folder = out or default_folder(whole)
+    if table:
+        check_same(folder, whole)
+        show_table(whole, folder)
+    else:
+        root = root_from(data)
+        check(whole.cells, root)
+        with open_folder(folder, whole):
+            trouble = run_sweep(whole.jobs(folder), jobs, root, until)
+            show_table(whole, folder, save=True)
+        if trouble:
+            raise InputError(trouble)
+
+
 @app.command("list")
 def list_command(
-    what: Annotated[str, typer.Argument(help="methods, recipes, datasets, engines, or all of them.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="methods, recipes, datasets, engines, or all of them; or published.")
+    ] = "all",
     data: DataDir = None,
 ) -> None:
-    """Show the methods, recipes, datasets (and where they were found) and engines."""
+    """Show the methods, recipes, datasets (and where they were found) and engines; or the papers' published rows."""
     from fedsieve.catalogue import show_catalogue
     from fedsieve.data import root_from
 
@@ -146,7 +189,8 @@ def main() -> None:
             raise
         _fail(error.format_message())
     if code == STOPPED:
-        typer.echo("\nfedsieve: stopped; every finished round is on disk: --resume goes on", err=True)
+        how = "the same command goes on" if sys.argv[1:2] == ["sweep"] else "--resume goes on"
+        typer.echo(f"\nfedsieve: stopped; every finished round is on disk: {how}", err=True)
     sys.exit(code)
 
 

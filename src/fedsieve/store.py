@@ -59,7 +59,7 @@ def keep(
     InputError, at once and before anything is written, if ``out`` holds another run, or any run and ``resume`` is not
     set, or if another process is at work there.
     """
-    lock = _alone(out)
+    lock = alone(out)
     try:
         start = _open(out, federation, origin, resume)
     except BaseException:
@@ -89,7 +89,7 @@ def _keep_positions(out: Path, round: Round) -> None:
     if round.positions:
         (out / "masks").mkdir(exist_ok=True)
         sizes = json.dumps({name: own.numel() for name, own in round.positions.items()})
-        _write(out / "masks" / f"{round.t:06d}.safetensors", save(packed(round.positions), {"numel": sizes}))
+        write(out / "masks" / f"{round.t:06d}.safetensors", save(packed(round.positions), {"numel": sizes}))
 
 
 def row(round: Round) -> dict[str, Any]:
@@ -154,13 +154,13 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
         start = _newest(out, fingerprint(federation))
         first = federation.run.first
         rows = _rows_to(out, first, start.t if start else first - 1)
-        _write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        write(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     else:
-        _write_json(out / "run.json", asdict(origin) | circumstances() | {"run": described_run})
+        write_json(out / "run.json", asdict(origin) | circumstances() | {"run": described_run})
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
-    _write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
+    write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return start
 
 
@@ -174,7 +174,7 @@ def _rows_to(out: Path, first: int, last: int) -> list[dict[str, Any]]:
     return rows[: len(whole)]
 
 
-def _alone(out: Path) -> int:
+def alone(out: Path) -> int:
     """Make the directory and lock it for this process; raise InputError if another one is at work in it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, which holds no run: choose another --out")
@@ -219,7 +219,7 @@ def _checkpoint(out: Path, round: Round, run: str) -> None:
     told = {"round": str(round.t), "run": run, "sha256": _digest(tensors)}
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
-    _write(folder / f"{round.t:06d}.safetensors", save(tensors, told))
+    write(folder / f"{round.t:06d}.safetensors", save(tensors, told))
     for old in _checkpoints(out)[:-KEPT]:
         old.unlink()
 
@@ -261,8 +261,8 @@ def _finish(out: Path, federation: Federation) -> None:
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     shipped = plain.state_dict() | run.method.deploy(state)
-    _write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
-    _write_json(out / "summary.json", _summary(read_rows(out), federation))
+    write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
+    write_json(out / "summary.json", _summary(read_rows(out), federation))
 
 
 def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
@@ -302,11 +302,12 @@ def _append(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(content, indent=1) + "\n").encode())
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, so that a crash leaves the old file or the new one."""
+    write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:

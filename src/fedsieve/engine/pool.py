@@ -86,13 +86,13 @@ def _share(x: Tensor) -> Tensor:
 
 def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str) -> None:
     global _worker
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     warn_in_one_line()
     torch.set_num_threads(1)
     _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device)
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """End this process when the server's ends, however it does."""
     parent = multiprocessing.parent_process()
     assert parent is not None

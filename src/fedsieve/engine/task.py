@@ -205,10 +205,19 @@ def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] 
     ``measure`` names what is to be measured on the way (``fedsieve.measures``). Raises InputError for what cannot be:
     missing data, empty shards, a model or method that does not fit.
     """
-    task = run.task
     check_measures(measure)
+    return federated(run, read_dataset(run.task, data), measure)
+
+
+def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
+    """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
     root = root_from(data) if isinstance(data, str) else data
-    dataset = load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
+    return load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
+
+
+def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
+    """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
+    task = run.task
     _check_labels(dataset)
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     _check_fit(federation)

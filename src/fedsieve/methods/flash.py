@@ -226,8 +226,10 @@ def _stage2(state: OnMask, updates: Iterable[Update], densities: tuple[float, ..
     sensed = mean(updates, "equal")["sensed"].tolist()
     sizes = {name: state.params[name].numel() for name in state.sparse}
     layers, counts = dict(zip(sizes, sensed, strict=True)), list[Tensor]()
-    for d in densities:
-        layers = calibrated(layers, sizes, d, excess)
+    for i, d in enumerate(densities):
+        larger, layers = layers, calibrated(layers, sizes, d, excess)
+        if i:  # nested, also where clipping left the larger mask short of its density
+            layers = {name: min(v, larger[name]) for name, v in layers.items()}
         counts.append(counts_of(layers, state.params))
     drawn = replace(state, seed=state.seed + 1, counts=torch.stack(counts), stage=torch.tensor(2))
     return replace(drawn, params=projected(state.params, drawn.mask))

@@ -79,7 +79,7 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
             maps.append(Map(_title(layer, label, len(names)), _bits(files, layer, numels[layer])))
     caption = (
         "Positions of each layer's aggregated top 10 % of weights, flattened; a mark: present. "
-        f"Of a large layer, {positions.STRETCHES} stretches of {positions.LENGTH} neighbouring positions, evenly spread."
+        f"Of a large layer, {positions.STRETCHES} stretches of {positions.LENGTH} neighbours, evenly spread."
     )
     columns = min(3, math.ceil(len(maps) / len(names)))
     return Picture("zerofl-3", "ZeroFL, Fig. 3: where the top weights lie", caption, maps=tuple(maps), columns=columns)

@@ -40,3 +40,18 @@ def speech_iid() -> Run:
 def speech_niid() -> Run:
     """Dense FedAvg on Speech Commands, LDA 1.0."""
     return presets.speech(FedAvg(), "lda:1.0")
+
+
+def flash_cifar10() -> Run:
+    """Dense FedAvg on CIFAR-10 at FLASH's settings, LDA 1.0 (its Table 2)."""
+    return presets.flash_cifar10(FedAvg())
+
+
+def flash_femnist() -> Run:
+    """Dense FedAvg on 300 writers of FEMNIST at FLASH's settings; the complete set: -s task.clients=3400."""
+    return presets.flash_femnist(FedAvg())
+
+
+def sparsefedpp_cifar10() -> Run:
+    """Dense FedAvg on CIFAR-10 at SparseFedPP's settings, LDA 1.0 (its Fig. 1)."""
+    return presets.sparsefedpp_cifar10(FedAvg())

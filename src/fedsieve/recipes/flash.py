@@ -40,3 +40,8 @@ def speech_iid() -> Run:
 def speech_niid() -> Run:
     """FLASH at density .1 on Speech Commands, LDA 1.0."""
     return presets.speech(FLASH(), "lda:1.0")
+
+
+def sparsefedpp_cifar10() -> Run:
+    """FLASH at density .1 on CIFAR-10 at SparseFedPP's settings, LDA 1.0 (its Fig. 1)."""
+    return presets.sparsefedpp_cifar10(FLASH())

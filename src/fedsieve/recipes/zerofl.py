@@ -40,3 +40,8 @@ def speech_iid() -> Run:
 def speech_niid() -> Run:
     """ZeroFL at 90 %, top weights + 10 % on Speech Commands, LDA 1.0."""
     return presets.speech(ZeroFL(sparsity=0.9, r_mask=0.1), "lda:1.0")
+
+
+def sparsefedpp_cifar10() -> Run:
+    """ZeroFL at 90 %, top weights alone, on CIFAR-10 at SparseFedPP's settings, LDA 1.0 (its Fig. 1)."""
+    return presets.sparsefedpp_cifar10(ZeroFL(sparsity=0.9, r_mask=0))

@@ -1,0 +1,624 @@
+"""The package's SparseFedPP, PDST, NST and FLASH against the NumPy float64 derivation in ``reference_sparse.py``.
+
+First the derivation by itself (gradients by finite differences, numbers by hand), then both side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import reference as ref
+import reference_sparse as sparse
+from fedsieve import masks
+from fedsieve.layers import powerprop_
+from fedsieve.local import params_of
+from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, nst
+from fedsieve.types import Data, Device, Mask, Method, Params, Sparse, Tree, Update, rng
+from fedsieve.wire import decode, encode
+from test_equivalence import (
+    BATCH,
+    FLOAT32_ROUNDING,
+    LR,
+    ROUNDS,
+    SAMPLED,
+    SEED,
+    assert_equal,
+    chance,
+    dataset,
+    float64,
+    fresh,
+    random_state,
+)
+
+# ---------------------------------------------------------------- the reference by itself: powerpropagation
+
+
+def theta_state(seed: int, zeros: float = 0.0) -> ref.State:
+    """Return a random state of the tiny network, a share of whose policy weights are exactly zero."""
+    g, state = np.random.default_rng(seed), random_state(seed)
+    return state | {
+        f"{layer}.weight": (v := state[f"{layer}.weight"]) * (g.random(v.shape) >= zeros) for layer in ref.LAYERS
+    }
+
+
+def batch(seed: int, n: int = 5) -> tuple[ref.Array, np.ndarray]:
+    g = np.random.default_rng(seed)
+    return g.normal(size=(n, 1, 6, 6)), g.integers(0, 3, n)
+
+
+def loss(state: ref.State, alpha: float, x: ref.Array, y: np.ndarray, probe: ref.State | None = None) -> float:
+    return ref.cross_entropy(sparse.PowerPass(state, probe=probe or {}, alpha=alpha).forward(x), y)[0]
+
+
+def spike(like: ref.Array, at: int, value: float) -> ref.Array:
+    moved = np.zeros_like(like)
+    moved.flat[at] = value
+    return moved
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 2.0])
+def test_reference_gradient_by_theta_is_the_slope_of_the_loss(alpha: float) -> None:
+    """No weight is zero, so no activation is dropped and the gradient is the true one."""
+    g, state, (x, y), h = np.random.default_rng(4), theta_state(4), batch(4), 1e-6
+    step = sparse.PowerPass(state, alpha=alpha)
+    grads = step.backward(ref.cross_entropy(step.forward(x), y)[1])
+    for name, grad in grads.items():
+        where = g.choice(grad.size, min(grad.size, 10), replace=False)
+        ends = [[loss(state | {name: state[name] + spike(grad, at, e)}, alpha, x, y) for e in (h, -h)] for at in where]
+        slope = [(up - down) / (2 * h) for up, down in ends]
+        np.testing.assert_allclose(grad.flat[where], slope, rtol=2e-5, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25])
+def test_reference_weight_gradient_is_that_of_the_reduced_input(alpha: float) -> None:
+    """With zeros in ``th``: the slope along a weight change that sees only the kept input, times dw/dth."""
+    g, state, (x, y), h = np.random.default_rng(5), theta_state(5, zeros=0.7), batch(5), 1e-6
+    step = sparse.PowerPass(state, alpha=alpha)
+    grads = step.backward(ref.cross_entropy(step.forward(x), y)[1])
+    for layer in ref.LAYERS:
+        theta, grad = state[f"{layer}.weight"], grads[f"{layer}.weight"]
+        kept = np.count_nonzero(step.kept[layer])
+        assert kept <= -(-np.count_nonzero(theta) * step.kept[layer].size // theta.size)
+        for at in g.choice(grad.size, 10, replace=False):
+            up, down = (loss(state, alpha, x, y, {layer: spike(grad, at, e)}) for e in (h, -h))
+            wanted = (up - down) / (2 * h) * sparse.slope(theta, alpha).flat[at]
+            assert grad.flat[at] == pytest.approx(wanted, rel=2e-5, abs=1e-8), layer
+
+
+def test_reference_zeros_stay_zero_only_above_alpha_one() -> None:
+    state, (x, y) = theta_state(6, zeros=0.5), batch(6)
+    for alpha, stay in ((1.0, False), (1.25, True), (2.0, True)):
+        after = ref.descend(sparse.PowerPass(state, alpha=alpha), x, y, 0.1, 0.01)
+        zero = state["fc1.weight"] == 0
+        assert zero.sum() > 200
+        assert (after["fc1.weight"][zero] == 0).all() == stay
+        assert np.abs(after["fc1.weight"] - state["fc1.weight"]).max() > 1e-3
+
+
+def test_reference_power_by_hand() -> None:
+    theta = np.array([-4.0, 0.0, 9.0])
+    np.testing.assert_allclose(sparse.effective(theta, 1.5), [-8, 0, 27])
+    np.testing.assert_allclose(sparse.slope(theta, 1.5), [3, 0, 4.5])
+    np.testing.assert_array_equal(sparse.slope(theta, 1.0), [1, 1, 1])
+    np.testing.assert_allclose(sparse.root(np.array([-8.0, 0.0, 27.0]), 1.5), theta)
+
+
+def test_reference_activations_never_vanish() -> None:
+    """A layer that a global cut emptied keeps one element of its input."""
+    state, (x, y) = theta_state(7) | {"fc1.weight": np.zeros((10, 54))}, batch(7)
+    step = sparse.PowerPass(state)
+    step.backward(ref.cross_entropy(step.forward(x), y)[1])
+    assert np.count_nonzero(step.kept["fc1"]) == 1
+    assert sparse.activation_density(np.zeros(8), np.zeros((5, 4))) == Fraction(1, 20)
+
+
+def test_reference_sparsefedpp_sends_exactly_the_density() -> None:
+    server = sparse.SparseFedPP(theta_state(8), 0.9)
+    x, y = batch(8, 8)
+    sent = server.client(ref.Answer(x, y, [np.arange(4), np.arange(4, 8)], 0.1))
+    assert sum(np.count_nonzero(sent[f"{layer}.weight"]) for layer in ref.LAYERS) == 83  # ceil(.1 * 822)
+    assert np.count_nonzero(sent["conv1.bias"]) == 4
+
+
+# ---------------------------------------------------------------- the reference by itself: masks
+
+
+def mask(*rows: str) -> sparse.Support:
+    return np.array([[c == "1" for c in row] for row in rows])
+
+
+def test_reference_mismatch_sums_over_layers_first() -> None:
+    one = {"a": mask("1100"), "b": mask("10000000")}
+    other = {"a": mask("0110"), "b": mask("10000000")}
+    assert sparse.mismatch(one, other) == pytest.approx(1 - 2 / 4)  # by layer it would be 1 - (1/3 + 1) / 2
+    assert sparse.mismatch(one, one) == 0
+
+
+def shares_of(**values: str) -> dict[str, Fraction]:
+    return {name: Fraction(value) for name, value in values.items()}
+
+
+def test_reference_calibration_by_hand() -> None:
+    sizes, r_f = {"a": 10, "b": 100, "c": 1000}, Fraction("55.5") / 124
+    plain = sparse.calibrated(shares_of(a=".4", b=".2", c=".1"), sizes, Fraction(".05"))
+    assert plain == {"a": Fraction(".4") * r_f, "b": Fraction(".2") * r_f, "c": Fraction(".1") * r_f}
+    mean = shares_of(a=".9", b=".5", c=".05")
+    clipped = sparse.calibrated(mean, sizes, Fraction(".2"), redistribute=False)
+    assert clipped == {"a": 1, "b": 1, "c": Fraction(".05") * 222 / 109}
+    assert sparse.calibrated(mean, sizes, Fraction(".2")) == {"a": 1, "b": 1, "c": Fraction(".112")}
+
+
+def test_reference_calibration_hands_the_excess_on_until_nothing_overflows() -> None:
+    """By eq. 2 alone b would get .43 * 188.7 / 104.3 < 1; what a cannot hold makes it overflow in turn."""
+    mean, sizes = shares_of(a=".8", b=".43", c=".02"), {"a": 100, "b": 10, "c": 1000}
+    once = sparse.calibrated(mean, sizes, Fraction(".17"), redistribute=False)
+    assert once["a"] == 1
+    assert once["b"] < 1
+    chain = sparse.calibrated(mean, sizes, Fraction(".17"))
+    assert chain == {"a": 1, "b": 1, "c": Fraction("78.7") / 1000}
+
+
+def test_reference_warm_up_mean_is_unweighted() -> None:
+    answers = [shares_of(a=".2", b=".1"), shares_of(a=".4", b=".3")]
+    large, small = sparse.warmed_up(answers, {"a": 10, "b": 30}, [Fraction(".1"), Fraction(".05")])
+    assert large == {"a": Fraction(".3") * 4 / 9, "b": Fraction(".2") * 4 / 9}
+    assert small == {name: value / 2 for name, value in large.items()}
+
+
+def test_reference_prune_by_hand() -> None:
+    masks = {"a": mask("1111100000"), "b": mask("1000"), "c": mask("1100")}
+    weights = {
+        "a": np.array([[0.5, -0.1, 0.3, -0.9, 0.2, 0, 0, 0, 0, 0]]),
+        "b": np.array([[0.01, 0, 0, 0]]),
+        "c": np.array([[0.8, -0.4, 0, 0]]),
+    }
+    p = Fraction(1, 4)
+    assert sparse.prune_counts(masks, p) == {"a": 2, "b": 0, "c": 1}  # ceil(1.25), the last one stays, ceil(.5)
+    left, margin = sparse.pruned(weights, masks, p)
+    np.testing.assert_array_equal(left["a"], mask("1011000000"))
+    np.testing.assert_array_equal(left["c"], mask("1000"))
+    assert margin == pytest.approx(0.1)
+    by_mean = sparse.shares(weights, left)
+    assert by_mean == pytest.approx(
+        {"a": 1.7 / 3 / (1.7 / 3 + 0.81), "b": 0.01 / (1.7 / 3 + 0.81), "c": 0.8 / (1.7 / 3 + 0.81)}
+    )
+    assert sparse.shares(weights, left, "sum") == pytest.approx({"a": 1.7 / 2.51, "b": 0.01 / 2.51, "c": 0.8 / 2.51})
+    assert sparse.prune_counts(masks, Fraction(0)) == {"a": 0, "b": 0, "c": 0}
+
+
+def test_reference_shares_ignore_weights_that_are_still_zero() -> None:
+    left = {"a": mask("1110"), "b": mask("1100")}
+    weights = {"a": np.array([[0.4, 0.0, 0.2, 0.0]]), "b": np.array([[0.1, -0.1, 0.0, 0.0]])}
+    assert sparse.shares(weights, left) == pytest.approx({"a": 0.75, "b": 0.25})
+
+
+def test_reference_regrowth_passes_the_surplus_on() -> None:
+    share, room = {"a": 0.6, "b": 0.3, "c": 0.1}, {"a": 3, "b": 4, "c": 50}
+    assert sparse.regrowth(4, share, room) == pytest.approx({"a": 2.4, "b": 1.2, "c": 0.4})
+    assert sparse.regrowth(6, share, room) == pytest.approx({"a": 3, "b": 2.25, "c": 0.75})
+    assert sparse.regrowth(12, share, room) == pytest.approx({"a": 3, "b": 4, "c": 5})
+    assert sparse.regrowth(57, share, room) == pytest.approx(room)
+
+
+def test_reference_mask_updates_fall_in_the_middle_of_an_only_epoch() -> None:
+    assert sparse.update_steps(1, 5) == [2]
+    assert sparse.update_steps(1, 2) == [1]
+    assert sparse.update_steps(1, 1) == []
+    assert sparse.update_steps(3, 4) == [4, 8]
+    assert sparse.prune_rate(0.25, 2, 5) == Fraction(3, 20)
+    assert sparse.prune_rate(0.25, 12, 12) == 0
+
+
+def test_reference_mean_over_supports_by_hand() -> None:
+    before = {"w": np.array([[7.0, 8.0, 9.0, 1.0]]), "b": np.array([0.0])}
+    sent = [
+        {"w": np.array([[1.0, 2.0, 0.0, 0.0]]), "b": np.array([1.0])},
+        {"w": np.array([[3.0, 0, 0, 0]]), "b": np.array([2.0])},
+    ]
+    masks = [{"w": mask("1101")}, {"w": mask("1000")}]
+    after = sparse.supported_mean(before, sent, masks)
+    np.testing.assert_allclose(after["w"], [[2, 2, 9, 0]])
+    np.testing.assert_allclose(after["b"], [1.5])
+
+
+def some_masks(seed: int, d: float = 0.4) -> dict[str, sparse.Support]:
+    g, state = np.random.default_rng(seed), random_state(seed)
+    names = [f"{layer}.weight" for layer in ref.LAYERS]
+    return {name: ref.top(g.random(state[name].shape), Fraction(str(d))) for name in names}
+
+
+def last_zeros(weights: ref.State, left: dict[str, sparse.Support], counts: sparse.Counts) -> dict[str, sparse.Support]:
+    """Regrow in each layer as many as it lost, at the last zeros."""
+    grown = {}
+    for name, kept in left.items():
+        flat = kept.ravel().copy()
+        flat[np.flatnonzero(~flat)[kept.size - kept.sum() - counts[name] :]] = True
+        grown[name] = flat.reshape(kept.shape)
+    return grown
+
+
+def test_reference_learner_keeps_the_density_and_trains_what_it_regrew() -> None:
+    masks, (x, y) = some_masks(9), batch(9, 8)
+    answer = ref.Answer(x, y, [np.arange(i, i + 2) for i in range(0, 8, 2)], 0.1)
+    frozen, learned = sparse.Learner(random_state(9), masks), sparse.Learner(random_state(9), masks, regrow=last_zeros)
+    frozen.train(answer)
+    learned.train(answer)
+    assert frozen.masks is masks
+    for name, m in masks.items():
+        assert not frozen.state[name][~m].any()
+        assert learned.masks[name].sum() == m.sum()
+        assert learned.pruned[0][name] == -(-m.sum() // 8)  # p = .25 * (1 - 2 / 4)
+        assert not learned.state[name][~learned.masks[name]].any()
+    new = learned.masks["fc1.weight"] & ~masks["fc1.weight"]
+    assert 0 < np.abs(learned.state["fc1.weight"][new]).max() < 0.1
+
+
+def test_reference_hetero_round_keeps_what_nobody_holds() -> None:
+    state, (x, y) = random_state(10), batch(10, 8)
+    state = sparse.masked(state, some_masks(10, 0.6))
+    small = {name: ref.top(state[name], Fraction(1, 5)) for name in some_masks(10)}
+    answers = [ref.Answer(x[:4], y[:4], [np.arange(4)], 0.1), ref.Answer(x[4:], y[4:], [np.arange(4)], 0.1)]
+    after = sparse.hetero_round(state, [small, small], answers)
+    for name, m in small.items():
+        np.testing.assert_array_equal(after[name][~m], state[name][~m])
+        assert np.abs(after[name] - state[name])[m].max() > 1e-4
+
+
+# ---------------------------------------------------------------- both side by side: what they share
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+NAMES = tuple(f"{layer}.weight" for layer in ref.LAYERS)
+INNER = ("conv2.weight", "fc1.weight")
+"""The policy of the masked methods here: not every layer, so that the others are seen to stay dense."""
+PATTERN = "conv2,fc1"
+DRAW = 1
+"""The seed of SparseFedPP's weights: one with which no top-k decision is narrow."""
+
+
+@dataclass(frozen=True)
+class Watched(Data):
+    """Training examples that note the order in which they are used."""
+
+    order: list[np.ndarray] = field(default_factory=list)
+
+    def batch(self, index: Any, change: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        self.order.append(index.numpy().copy())
+        return super().batch(index, change)
+
+
+def numpy_masks(given: Mask) -> dict[str, sparse.Support]:
+    return {name: own.numpy().copy() for name, own in given.items()}
+
+
+@dataclass
+class MaskUpdate:
+    """One mask update of the package: what it started from, and what it drew."""
+
+    before: dict[str, sparse.Support]
+    p: float
+    after: dict[str, sparse.Support]
+
+
+@dataclass
+class Seen:
+    """What chance decided in one client's training: the batches, the first mask, and every update of it."""
+
+    batches: list[np.ndarray] = field(default_factory=list)
+    updates: list[MaskUpdate] = field(default_factory=list)
+
+    def answer(self, client: int, t: int, weight_decay: float = 0.0) -> ref.Answer:
+        """Return the reference's orders for the same client."""
+        data = dataset()[client]
+        x, y = data.x.numpy().astype(np.float64), data.y.numpy()
+        return ref.Answer(x, y, self.batches, ref.learning_rate(max(t, 0), ROUNDS, *LR), weight_decay)
+
+
+class Watch:
+    """Runs clients of the package and writes down what chance decided."""
+
+    def __init__(self, method: Method[Any], patch: pytest.MonkeyPatch, weight_decay: float = 0.0, epochs: int = 1):
+        self.method, self.weight_decay, self.epochs = method, weight_decay, epochs
+        self.resident, self.memory = method.prepare(fresh()), dict[int, dict[str, torch.Tensor]]()
+        self.seen: dict[tuple[int, int], Seen] = {}
+        self._updates: list[MaskUpdate] = []
+        original = masks.prune_regrow
+
+        def prune_regrow(weights: Params, mask: Mask, p: float, share: masks.Share, g: torch.Generator) -> Any:
+            before = numpy_masks(mask)
+            left, after = original(weights, mask, p, share, g)
+            self._updates.append(MaskUpdate(before, p, numpy_masks(after)))
+            return left, after
+
+        patch.setattr(masks, "prune_regrow", prune_regrow)
+
+    def client(self, down: Tree, client: int, t: int) -> Update:
+        """Return a client's update in round t = 0 .. (-1: the warm-up)."""
+        data, self._updates = dataset()[client], []
+        watched = Watched(data.x, data.y)
+        device = Device(
+            model=self.resident,
+            data=watched,
+            validation=data.subset(torch.arange(0)),
+            lr=ref.learning_rate(max(t, 0), ROUNDS, *LR),
+            epochs=self.epochs,
+            batch=BATCH,
+            momentum=0.0,
+            weight_decay=self.weight_decay,
+            rng=chance(t + 1, client),
+            round=t + 1,
+            rounds=ROUNDS,
+            memory=self.memory.setdefault(client, {}),
+        )
+        update = self.method.client(decode(encode(down)), device)
+        self.seen[t, client] = Seen(watched.order, self._updates)
+        return replace(update, tree=decode(encode(update.tree)))
+
+
+def replay(seen: Seen, by: str, done: list[bool]) -> sparse.Regrow:
+    """Return the package's own choice of positions, after checking its numbers against the exact division."""
+    updates = iter(seen.updates)
+
+    def regrow(weights: ref.State, left: dict[str, sparse.Support], counts: sparse.Counts) -> dict[str, sparse.Support]:
+        after = next(updates).after
+        share = sparse.shares(weights, left, by)
+        room = {name: int((~kept).sum()) for name, kept in left.items()}
+        exact = sparse.regrowth(sum(counts.values()), share, room)
+        grown = {name: int(after[name].sum() - kept.sum()) for name, kept in left.items()}
+        assert sum(grown.values()) == sum(counts.values())
+        for name, kept in left.items():
+            assert not (kept & ~after[name]).any(), f"{name}: another weight was pruned"
+            assert abs(grown[name] - exact[name]) < 1, name
+        done.append(True)
+        return after
+
+    return regrow
+
+
+# ---------------------------------------------------------------- powerpropagation and SparseFedPP
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 2.0])
+@pytest.mark.parametrize(("zeros", "emptied"), [(0.0, None), (0.3, None), (0.9, None), (0.3, "fc1"), (0.3, "fc2")])
+def test_powerprop_gradient_equals_reference(alpha: float, zeros: float, emptied: str | None) -> None:
+    """Every gradient of one batch, and exactly as many activations kept as the effective weight's density asks for."""
+    state, (x, y) = theta_state(11, zeros), batch(11)
+    if emptied:
+        state[f"{emptied}.weight"] *= 0
+    model = fresh()
+    model.load_state_dict({name: torch.tensor(v, dtype=torch.float32) for name, v in state.items()}, strict=False)
+    model = powerprop_(model, NAMES, alpha, True).train()
+    loss_ = F.cross_entropy(model(torch.tensor(x, dtype=torch.float32)), torch.tensor(y))
+    loss_.backward()
+    step = sparse.PowerPass(state, alpha=alpha)
+    value, g = ref.cross_entropy(step.forward(x), y)
+    wanted = step.backward(g)
+    assert loss_.item() == pytest.approx(value, abs=1e-6)
+    found = {name: p.grad for name, p in model.named_parameters()}
+    assert_equal(wanted, {name: v.numpy().astype(np.float64) for name, v in found.items() if v is not None}, "gradient")
+    for layer in ref.LAYERS:
+        kept = step.kept[layer]
+        density: Any = model.get_submodule(layer).densities
+        assert round(density[2] * kept.size) == (np.count_nonzero(kept) if zeros else kept.size)
+        if alpha > 1:
+            assert (wanted[f"{layer}.weight"][state[f"{layer}.weight"] == 0] == 0).all()
+    assert step.margin > FLOAT32_ROUNDING
+
+
+def test_powerprop_starts_from_the_truncated_normal() -> None:
+    """Std sqrt(1 / fan_in) after the cut at 2 std of sqrt(1 / fan_in) / 0.8796; ``th`` is its root (METHODS sec. 5)."""
+    state = SparseFedPP(0.8).init(fresh(), rng(1, "init"))
+    theta = float64(state.params)
+    for name in NAMES:
+        w, std = sparse.effective(theta[name], 1.25), math.sqrt(1 / theta[name][0].size)
+        assert np.abs(w).max() <= 2 * std / 0.8796 * (1 + 1e-6)
+        assert np.sqrt((w**2).mean()) == pytest.approx(std, rel=4 / math.sqrt(2 * w.size))
+    assert_equal(sparse.SparseFedPP(theta, 0.8).deployed(), float64(SparseFedPP(0.8).deploy(state)), "round 0")
+
+
+@pytest.mark.parametrize(
+    ("sp", "alpha", "activations", "decay", "epochs"),
+    [(0.8, 1.25, True, 0.0, 2), (0.9, 2.0, True, 0.05, 1), (0.7, 1.0, True, 0.0, 2), (0.8, 1.25, False, 0.0, 2)],
+)
+def test_sparsefedpp_equals_reference(
+    sp: float, alpha: float, activations: bool, decay: float, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rounds: ``th`` and everything else on the server, the deployed weights, and exact numbers sent."""
+    method = SparseFedPP(sp, alpha, "pruned" if activations else "all")
+    watch, state = Watch(method, monkeypatch, decay, epochs), method.init(fresh(), rng(DRAW, "init"))
+    server = sparse.SparseFedPP(float64(state.params), sp, alpha, activations=activations)
+    total = sum(state.params[name].numel() for name in NAMES)
+    for t, clients in enumerate(SAMPLED):
+        updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
+        for u in updates:
+            sent = [u.tree[name] for name in NAMES]
+            assert sum(len(v.values) for v in sent if isinstance(v, Sparse)) == math.ceil(ref.density(sp) * total)
+        state = method.aggregate(state, iter(updates))
+        server.round([watch.seen[t, c].answer(c, t, decay) for c in clients])
+        assert_equal(server.state, float64(state.params), f"round {t}")
+        assert_equal(server.deployed(), float64(method.deploy(state)), f"round {t}, deployed")
+        assert server.margin > FLOAT32_ROUNDING, "a top-k decision that rounding could turn: take another seed"
+
+
+# ---------------------------------------------------------------- PDST, NST, FLASH
+
+
+def uniform_counts(state: ref.State, d: str) -> sparse.Counts:
+    return {name: math.ceil(Fraction(d) * state[name].size) for name in INNER}
+
+
+def counts(given: sparse.Masks) -> sparse.Counts:
+    return {name: int(own.sum()) for name, own in given.items()}
+
+
+@pytest.mark.parametrize(
+    ("decay", "epochs", "weighting"), [(0.0, 2, "samples"), (0.05, 1, "samples"), (0.0, 1, "equal")]
+)
+def test_pdst_equals_reference(decay: float, epochs: int, weighting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = PDST(0.3, policy=PATTERN, weighting=weighting)
+    watch, state = Watch(method, monkeypatch, decay, epochs), method.init(fresh(), rng(SEED, "init"))
+    server, mask_ = float64(state.params), numpy_masks(state.mask)
+    assert counts(mask_) == uniform_counts(server, "0.3")
+    assert_equal(sparse.masked(float64(params_of(fresh())), mask_), server, "init")
+    for t, clients in enumerate(SAMPLED):
+        updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
+        state = method.aggregate(state, iter(updates))
+        answers = [watch.seen[t, c].answer(c, t, decay) for c in clients]
+        server = sparse.pdst_round(server, mask_, answers, equal=weighting == "equal")
+        assert_equal(server, float64(state.params), f"round {t}")
+        assert_equal(server, float64(method.deploy(state)), f"round {t}, deployed")
+    assert sparse.mismatch(mask_, numpy_masks(state.mask)) == 0
+
+
+def first_masks(state: ref.State, seen: dict[int, Mask]) -> dict[int, dict[str, sparse.Support]]:
+    """Return every client's first mask, after checking that each is of uniform density and its own."""
+    first = {c: numpy_masks(own) for c, own in seen.items()}
+    for c, own in first.items():
+        assert counts(own) == uniform_counts(state, "0.3")
+        assert all(sparse.mismatch(own, other) > 0.3 for d, other in first.items() if d != c)
+    return first
+
+
+@pytest.mark.parametrize(("share", "epochs", "p0"), [("mean", 1, 0.25), ("sum", 1, 0.3), ("mean", 3, 0.25)])
+def test_nst_equals_reference(share: Any, epochs: int, p0: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds: the server, every client's mask, and the number that each update pruned and regrew."""
+    method = NST(0.3, p0, share=share, policy=PATTERN)
+    watch, state = Watch(method, monkeypatch, epochs=epochs), method.init(fresh(), rng(SEED, "init"))
+    used, original = dict[int, Mask](), nst.learn
+
+    def learn(device: Device, mask: Mask, *rest: Any) -> Any:
+        used[current] = mask
+        return original(device, mask, *rest)
+
+    monkeypatch.setattr(nst, "learn", learn)
+    server, done = sparse.NST(float64(state.params), {}, p0, epochs), list[bool]()
+    for t, clients in enumerate(SAMPLED):
+        updates, used = [], {}
+        for current in clients:
+            updates.append(watch.client(method.broadcast(state, 0), current, t))
+        state = method.aggregate(state, iter(updates))
+        server.masks |= first_masks(server.state, {c: own for c, own in used.items() if c not in server.masks})
+        for c in clients:
+            assert sparse.mismatch(server.masks[c], numpy_masks(used[c])) == 0, "a client forgot its mask"
+        chances = {c: replay(watch.seen[t, c], share, done) for c in clients}
+        server.round({c: watch.seen[t, c].answer(c, t) for c in clients}, chances)
+        assert_equal(server.state, float64(state.params), f"round {t}")
+        for c, u in zip(clients, updates, strict=True):
+            sent = {name: v for name in INNER if isinstance(v := u.tree[name], Sparse)}
+            for name, own in server.masks[c].items():
+                np.testing.assert_array_equal(sent[name].index, np.flatnonzero(own))
+            assert sum(counts(server.masks[c]).values()) == sum(uniform_counts(server.state, "0.3").values())
+        assert server.margin > FLOAT32_ROUNDING, "a pruning that rounding could turn: take another seed"
+    updates_made = sum(len(seen.updates) for seen in watch.seen.values())
+    assert len(done) == updates_made == (9 if epochs == 1 else 18)
+
+
+def warm_up(
+    watch: Watch, state: Any, clients: tuple[int, ...], epochs: int, share: str
+) -> tuple[Any, list[dict[str, Fraction]]]:
+    """Run stage 1 on both sides; return the package's state of stage 2 and the reference's clients' densities."""
+    updates = [watch.client(watch.method.broadcast(state, 0), c, -1) for c in clients]
+    start, mask_, answers = float64(state.params), numpy_masks(state.mask), []
+    for c in clients:
+        done = list[bool]()
+        seen = watch.seen[-1, c]
+        learner = sparse.Learner(start, mask_, 0.25, epochs, replay(seen, share, done))
+        learner.train(seen.answer(c, -1))
+        assert learner.margin > FLOAT32_ROUNDING, "a pruning that rounding could turn: take another seed"
+        assert len(done) == len(seen.updates) == epochs - 1
+        answers.append(sparse.densities(learner.masks))
+    return watch.method.aggregate(state, iter(updates)), answers
+
+
+def assert_drawn(found: sparse.Masks, wanted: Mapping[str, Fraction]) -> None:
+    """Compare the numbers of weights, exactly: ceil(d_l * k_l), as every density here is rounded."""
+    assert counts(found) == {name: math.ceil(d * found[name].size) for name, d in wanted.items()}
+
+
+@pytest.mark.parametrize(("share", "excess", "d"), [("mean", "redistribute", "0.3"), ("sum", "clip", "0.3")])
+def test_flash_equals_reference(share: Any, excess: Any, d: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 1: every client's pruning and its layer densities, the re-calibrated counts. Stage 2: three rounds."""
+    method = FLASH(float(d), c_d=3, E_d=4, share=share, excess=excess, policy=PATTERN)
+    watch, state = Watch(method, monkeypatch), method.init(fresh(), rng(SEED, "init"))
+    initial, first = float64(params_of(fresh())), numpy_masks(state.mask)
+    assert counts(first) == uniform_counts(initial, d)
+    state, answers = warm_up(watch, state, (0, 2, 3), 4, share)
+    sizes = {name: initial[name].size for name in INNER}
+    (wanted,) = sparse.warmed_up(answers, sizes, [Fraction(d)], excess == "redistribute")
+    mask_ = numpy_masks(state.mask)
+    assert_drawn(mask_, wanted)
+    assert sparse.mismatch(first, mask_) > 0.3, "the mask is drawn afresh"
+    server = float64(state.params)
+    assert_equal(sparse.masked(initial, mask_), server, "the initial weights on the new mask")
+    for t, clients in enumerate(SAMPLED):
+        updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
+        state = method.aggregate(state, iter(updates))
+        server = sparse.pdst_round(server, mask_, [watch.seen[t, c].answer(c, t) for c in clients])
+        assert_equal(server, float64(state.params), f"round {t}")
+    assert sparse.mismatch(mask_, numpy_masks(state.mask)) == 0
+    assert not any(watch.seen[t, c].updates for t, clients in enumerate(SAMPLED) for c in clients)
+
+
+@pytest.mark.parametrize("excess", ["redistribute", "clip"])
+def test_flash_takes_sensitivities_alike_and_recalibrates_them(excess: Any) -> None:
+    """Answers made up, from unequal numbers of examples: by eq. 2 conv2 overflows, fc1 gets its excess or not."""
+    method = FLASH(0.6, c_d=3, excess=excess, policy=PATTERN)
+    state = method.init(fresh(), rng(SEED, "init"))
+    told = [
+        (Fraction("0.5"), Fraction("0.1"), 13),
+        (Fraction("0.75"), Fraction("0.125"), 10),
+        (Fraction(1), Fraction("0.2"), 5),
+    ]
+    updates = [Update({"sensed": torch.tensor([float(a), float(b)], dtype=torch.float64)}, n) for a, b, n in told]
+    found = numpy_masks(method.aggregate(state, iter(updates)).mask)
+    answers = [dict(zip(INNER, (a, b), strict=True)) for a, b, _ in told]
+    sizes = {name: state.params[name].numel() for name in INNER}
+    (wanted,) = sparse.warmed_up(answers, sizes, [Fraction("0.6")], excess == "redistribute")
+    assert wanted["conv2.weight"] == 1
+    assert_drawn(found, wanted)
+    assert (sum(counts(found).values()) == math.ceil(0.6 * sum(sizes.values()))) == (excess == "redistribute")
+
+
+TIERS = (1, 0, 2, 2)
+"""The device class of each client; the last round has none of the first."""
+
+
+def test_hetero_flash_equals_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = ("0.5", "0.3", "0.1")
+    method = HeteroFLASH(tuple(map(float, targets)), c_d=2, E_d=3, policy=PATTERN)
+    watch, state = Watch(method, monkeypatch), method.init(fresh(), rng(SEED, "init"))
+    initial = float64(params_of(fresh()))
+    state, answers = warm_up(watch, state, (1, 3), 3, "mean")
+    sizes = {name: initial[name].size for name in INNER}
+    found = [numpy_masks(state.of(tier)) for tier in range(3)]
+    for own, wanted in zip(found, sparse.warmed_up(answers, sizes, [Fraction(d) for d in targets]), strict=True):
+        assert_drawn(own, wanted)
+    for large, small in pairwise(found):
+        assert not any((small[name] & ~large[name]).any() for name in INNER), "not nested"
+    server = float64(state.params)
+    assert_equal(sparse.masked(initial, found[0]), server, "the initial weights on the largest mask")
+    for t, clients in enumerate(SAMPLED):
+        updates = [watch.client(method.broadcast(state, TIERS[c]), c, t) for c in clients]
+        state, before = method.aggregate(state, iter(updates)), server
+        answers_ = [watch.seen[t, c].answer(c, t) for c in clients]
+        server = sparse.hetero_round(server, [found[TIERS[c]] for c in clients], answers_)
+        assert_equal(server, float64(state.params), f"round {t}")
+    only_largest = found[0]["fc1.weight"] & ~found[1]["fc1.weight"]
+    np.testing.assert_array_equal(server["fc1.weight"][only_largest], before["fc1.weight"][only_largest])
