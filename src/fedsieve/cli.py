@@ -1,4 +1,4 @@
-"""The command line: run, sweep, list, report. Mistakes of the user's end in one line on stderr and exit code 2."""
+"""The command line: run, sweep, list, report, figure. Mistakes of the user's end in one line on stderr, exit code 2."""
 
 from __future__ import annotations
 
@@ -127,6 +127,21 @@ def report_command(
     from fedsieve.report import report
 
     report(runs, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command("figure")
+def figure_command(
+    name: Annotated[str, typer.Argument(help="zerofl-1 to -4, flash-1, flash-2 or sparsefedpp-1.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .png, .pdf or .svg. Default: NAME.pdf.")] = None,
+    layers: Annotated[str, typer.Option(help="For zerofl-2 and -3: the layers to show, A,B,C.")] = "",
+) -> None:
+    """Draw one of the papers' figures from runs; those that differ only in their seed become one line."""
+    from fedsieve.plots import figure
+
+    out = out or Path(f"{name}.pdf")
+    figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
     typer.echo(f"wrote {out}")
 
 

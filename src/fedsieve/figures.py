@@ -1,9 +1,8 @@
-"""How the report looks: its palette, its style sheet, and its plots as inline SVG.
+"""How the report looks: its style sheet, and its plots as inline SVG.
 
 A plot is drawn with the light colours of the palette, and each colour is then replaced by a CSS variable: one picture
-serves light and dark pages. Text stays text in the page's own font. Colours are those of Okabe and Ito (2008), which
-colour-blind readers tell apart; a run is a colour and a marker, a direction is a dash. The same input gives the same
-bytes: ids are salted hashes, made unique in the page by the plot's name.
+serves light and dark pages. Text stays text in the page's own font. The same input gives the same bytes: ids are
+salted hashes, made unique in the page by the plot's name.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -22,92 +20,31 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-PALETTE = {  # name: (light, dark)
-    "ink": ("#1c2126", "#e4e7ea"),
-    "soft": ("#59626b", "#a3acb5"),
-    "rule": ("#d9dde1", "#363d44"),
-    "page": ("#ffffff", "#15191d"),
-    "tint": ("#f5f7f8", "#1d2328"),
-    "mark": ("#fff3d6", "#3d3318"),
-    "run0": ("#0072b2", "#56b4e9"),
-    "run1": ("#d55e00", "#e8762b"),
-    "run2": ("#009e73", "#1fb98d"),
-    "run3": ("#cc79a7", "#d98fb8"),
-    "run4": ("#e69f00", "#f0b429"),
-    "run5": ("#56b4e9", "#f0e442"),
-    "run6": ("#4d4d4d", "#c4c4c4"),
-}
-"""Light ones are told apart by their hex code in the SVG, so all differ."""
+from fedsieve.drawing import PALETTE, RC, Axis, Bits, Line, map_bits, plot, style
 
-MARKERS = "os^DvPX"
-COLOURS = 7
 SIZE = (4.6, 2.9)
 """Inches at 100 px: small enough that a phone does not shrink the text much."""
-
-RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedsieve",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 11.5 * 0.72,
-    "text.color": PALETTE["ink"][0],
-    "axes.edgecolor": PALETTE["rule"][0],
-    "axes.labelcolor": PALETTE["soft"][0],
-    "axes.titlecolor": PALETTE["soft"][0],
-    "axes.titlesize": 11.5 * 0.72,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": PALETTE["rule"][0],
-    "grid.linewidth": 0.6,
-    "xtick.color": PALETTE["rule"][0],
-    "ytick.color": PALETTE["rule"][0],
-    "xtick.labelcolor": PALETTE["soft"][0],
-    "ytick.labelcolor": PALETTE["soft"][0],
-    "ytick.left": False,
-    "lines.linewidth": 1.5,
-}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a plot: its points, the place of its run in the report (None: a reference), and its dash."""
-
-    x: Sequence[float]
-    y: Sequence[float]
-    run: int | None
-    dash: str = "-"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The name of an axis, and whether it counts in whole numbers, in percent, from zero, or in powers of ten."""
-
-    name: str
-    whole: bool = False
-    percent: bool = False
-    zero: bool = False
-    log: bool = False
 
 
 def chart(name: str, lines: Sequence[Line], x: Axis, y: Axis, says: str) -> str:
     """Return a plot of ``lines`` as inline SVG; ``says`` is what a screen reader reads."""
     with mpl.rc_context(RC):
         figure, axes = _blank(SIZE)
-        runs = 1 + max((line.run for line in lines if line.run is not None), default=0)
-        for line in lines:
-            axes.plot(line.x, line.y, **_style(line, runs))
-        _scale(axes, "x", x, [v for line in lines for v in line.x])
-        _scale(axes, "y", y, [v for line in lines for v in line.y])
+        plot(axes, lines, x, y)
         axes.set_xlabel(x.name)
         axes.set_title(y.name)
+        return _svg(figure, name, says)
+
+
+def bits(name: str, shown: Bits, says: str) -> str:
+    """Return a map of what is present as inline SVG."""
+    with mpl.rc_context({**RC, "axes.grid": False}):
+        figure, axes = _blank(SIZE)
+        map_bits(axes, shown)
+        axes.set_title(shown.y)
         return _svg(figure, name, says)
 
 
@@ -128,14 +65,18 @@ def heat(name: str, classes: Sequence[str], counts: NDArray[np.float64], clients
         return _svg(figure, name, says)
 
 
-def swatch(name: str, run: int | None, dash: str = "-") -> str:
+def swatch(name: str, run: int | None, dash: str = "-", level: bool = False) -> str:
     """Return the sample of a line for a legend, drawn as the plots draw it; it says nothing to a screen reader."""
     with mpl.rc_context(RC):
         figure = Figure(figsize=(0.3, 0.12), dpi=100)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 2), ylim=(-1, 1))
-        axes.plot([0.1, 1, 1.9], [0, 0, 0], **{**_style(Line([], [], run, dash), (run or 0) + 1), "markevery": [1]})
+        axes.plot(
+            [0.1, 1, 1.9],
+            [0, 0, 0],
+            **{**style(Line([], [], run, dash), (run or 0) + 1), "markevery": [1] * (not level)},
+        )
         return _svg(figure, name, "")
 
 
@@ -161,58 +102,6 @@ def _key(axes: Axes, norm: PowerNorm, look: dict[str, Any]) -> None:
     key.xaxis.tick_top()
 
 
-def _style(line: Line, runs: int) -> dict[str, Any]:
-    """Return how a line of one of ``runs`` runs is drawn."""
-    if line.run is None:
-        return {
-            "color": PALETTE["soft"][0],
-            "linestyle": line.dash,
-            "linewidth": 1.1,
-            "marker": "_" if len(line.x) == 1 else "",
-        }
-    marker = MARKERS[(line.run + line.run // COLOURS) % len(MARKERS)]
-    every, colour = max(1, len(line.x) // 8), PALETTE[f"run{line.run % COLOURS}"][0]
-    return {
-        "color": colour,
-        "linestyle": line.dash,
-        "marker": marker,
-        "markevery": (line.run * every // runs, every),  # lines that coincide take turns,
-        "markersize": 4.2 + (4 * (1 - (line.run + 1) / runs) if every == 1 else 0),  # or show one behind the other
-        "markerfacecolor": colour if line.dash == "-" else PALETTE["page"][0],
-        "markeredgewidth": 0.9,
-    }
-
-
-def _scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:
-    """Set one axis: its scale, its ticks, and a range that keeps a single point in the middle."""
-    axis, low, high = getattr(axes, side + "axis"), min(values), max(values)
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
-    if spec.log:
-        getattr(axes, f"set_{side}scale")("log")
-        axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
-        margin = (high / low) ** 0.05
-        getattr(axes, f"set_{side}lim")(low / margin, high * margin)
-        return
-    axis.set_major_locator(MaxNLocator(6, integer=spec.whole, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
-    margin = 0.05 * (high - low) or (0.5 if spec.whole else 0.1 * abs(high) or 1)
-    bottom, top = low - margin, high + margin
-    if side == "y":
-        bottom, top = 0 if spec.zero else max(bottom, 0), min(top, 101.5) if spec.percent else top
-    getattr(axes, f"set_{side}lim")(bottom, top)
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Return ticks within ``low`` to ``high``: powers of ten, with 2 and 5 between where few; the ends if none."""
-    near = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 2, 5)):
-        ticks = [step * 10.0**e for e in near for step in steps if 0.9 * low <= step * 10.0**e <= 1.1 * high]
-        if len(ticks) > 2:
-            return ticks[:: math.ceil(len(ticks) / 8)]
-    return ticks if len(ticks) > 1 else [low, high]
-
-
 def _short(text: str) -> str:
     return text if len(text) <= 12 else text[:11] + "…"
 
@@ -228,6 +117,7 @@ def _svg(figure: Figure, name: str, says: str) -> str:
     svg = re.sub(r"\s*<(metadata|defs)>.*?</\1>", "", svg, count=2, flags=re.S)  # the second is a style for every tag
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     for colour, (light, _) in PALETTE.items():
         svg = svg.replace(f": {light}", f": var(--{colour})")
@@ -263,6 +153,11 @@ figure{margin:0;min-width:0;break-inside:avoid}
 figure svg[role=img]{display:block;width:100%}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.15rem 0 .5rem;font-size:.8125rem}
 .legend li{display:flex;align-items:center;gap:.35rem;overflow-wrap:anywhere}
+.paper{margin:0 0 2.75rem}
+.paper h4{font-size:.875rem;margin:.5rem 0 .1rem}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.75rem 2rem;
+align-items:end;max-width:75rem}
+.panels>div:only-child{max-width:36rem}
 figcaption{font-size:.875rem;color:var(--soft)}
 .map{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:.75rem 2.5rem}
 .wide{overflow-x:auto;margin:0 -1.25rem;padding:0 1.25rem}
@@ -284,6 +179,6 @@ summary{cursor:pointer;padding:.25rem 0}
 .runs li{display:grid;grid-column:1/-1;grid-template-columns:subgrid;gap:0 1.25rem}.runs .state{text-align:right}}
 @media(max-width:40rem){main{padding-top:1.5rem}.runs .state{margin-left:0}tbody th{max-width:8rem}
 .results .swatch,.results .method{display:none}figure svg{overflow:visible}figure svg text{font-size:13.5px!important}}
-@media print{main{max-width:none;padding:0}h2{break-after:avoid}.plots,.map{grid-template-columns:1fr 1fr}
+@media print{main{max-width:none;padding:0}h2{break-after:avoid}.plots,.map,.panels{grid-template-columns:1fr 1fr}
 .wide{overflow:visible}table{font-size:.7rem}th,td{padding:.25rem .35rem}tbody th{position:static}}
 """

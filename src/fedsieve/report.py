@@ -7,10 +7,8 @@ It is made from run directories alone, finished or not, and holds no date of its
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from itertools import accumulate
@@ -19,7 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.figures import STYLE, Axis, Line, chart, heat, palette_css, swatch
+from fedsieve.drawing import Axis, Line
+from fedsieve.figures import STYLE, chart, heat, palette_css, swatch
+from fedsieve.gallery import gallery
+from fedsieve.output import check_place, save
 from fedsieve.recorded import Recorded, labelled, number, read
 from fedsieve.types import InputError
 
@@ -40,29 +41,9 @@ def report(dirs: list[Path], out: Path) -> None:
     """Write one page about the runs in ``dirs`` to ``out``; InputError names what is wrong with either."""
     if not dirs:
         raise InputError("report: no run directory given: name at least one that `fedsieve run` wrote")
-    _check_place(out)
+    check_place(out, "report.html")
     page = _page(labelled([read(folder) for folder in dict.fromkeys(dirs)]))
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def _check_place(out: Path) -> None:
-    try:
-        if out.is_dir():
-            raise InputError(f"{out} is a directory: name a file, such as {out / 'report.html'}")
-        if out.exists() and not out.is_file():
-            raise InputError(f"{out} is not a regular file: name one, or a new one, such as report.html")
-        if not out.parent.is_dir():
-            raise InputError(f"{out.parent} is not a folder: create it, or write the report somewhere else")
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
+    save(out, page.encode(errors="replace"))
 
 
 def _page(runs: list[Recorded]) -> str:
@@ -71,6 +52,7 @@ def _page(runs: list[Recorded]) -> str:
         f"<header><h1>FedSieve report</h1><p class=soft>{escape(what)}</p>{_list(runs)}</header>",
         _section("Results", _results(runs)),
         _section("Round by round", _plots(runs)),
+        _section("The papers’ figures", gallery(runs)),
         _section("Who holds what", _partitions(runs)),
         _section("Refused updates", _refused(runs)),
         _section("Settings", _fields(runs, [run.settings for run in runs])),
