@@ -13,7 +13,8 @@ from conftest import tiny_run
 from fedsieve import local, pool
 from fedsieve.engine.task import open_run
 from fedsieve.local import Saved
-from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, ZeroFL
+from fedsieve.masks import mismatch
+from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.store import Origin, keep, read_rows
 from fedsieve.types import InputError
 
@@ -67,6 +68,15 @@ def test_a_resumed_run_measures_the_same(tmp_path: Path) -> None:
     list(keep(tmp_path / "two", federation, local(), Origin("x"), resume=True))
     whole, two = (read_rows(tmp_path / name) for name in ("whole", "two"))
     assert [{**row, "seconds": 0} for row in whole] == [{**row, "seconds": 0} for row in two]
+
+
+def test_the_mismatch_of_a_dense_aggregate_is_that_of_the_shipped_model(tmp_path: Path) -> None:
+    federation = open_run(tiny_run(Swat(sparsity=0.9), rounds=2), measure=("masks",))
+    first, second = keep(tmp_path / "run", federation, local(), Origin("x"))
+    masks = [{n: r.model[n] != 0 for n in r.state.sparse} for r in (first, second)]
+    row = read_rows(tmp_path / "run")[-1]
+    assert row["mismatch"] == mismatch(*masks) > 0
+    assert set(row["layers"].values()) == {1.0}
 
 
 def test_a_dense_method_has_no_masks_to_measure(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from fedsieve.local import accuracy, load_
 from fedsieve.masks import mismatch
 from fedsieve.sparsity import top
-from fedsieve.types import Data, InputError, Mask
+from fedsieve.types import Data, InputError, Mask, Params
 
 MEASURES = ("masks", "pruned")
 EVERY, SHARE = 20, 0.1
@@ -29,17 +29,22 @@ def check_measures(names: tuple[str, ...]) -> None:
             raise InputError(f"unknown measure {name!r}; the measures are {', '.join(MEASURES)}")
 
 
-def support(state: Any) -> Mask:
-    """Return the server's mask: the state's own, or else the non-zeros of the layers that its method makes sparse."""
+def support(state: Any, params: Params) -> Mask:
+    """Return the state's own mask, or else the non-zeros of ``params`` in the layers that its method makes sparse."""
     own: Mask | None = getattr(state, "mask", None)
-    return {name: state.params[name] != 0 for name in getattr(state, "sparse", ())} if own is None else own
+    return {name: params[name] != 0 for name in getattr(state, "sparse", ())} if own is None else own
 
 
-def of_masks(before: Any, after: Any) -> dict[str, Any]:
-    """Return the row's entries for ``masks``: from the state of the round before (None: there was none) and this."""
-    mask = support(after)
-    changed = mismatch(support(before), mask) if before is not None and mask else None
-    return {"mismatch": changed, "layers": {name: int(own.sum()) / own.numel() for name, own in mask.items()}}
+def of_masks(method: Any, before: Any, after: Any) -> dict[str, Any]:
+    """Return the row's entries for ``masks``, from the state of the round before (None: there was none) and this.
+
+    The mismatch is that of the deployed models' masks; the layers' non-zeros are those of the aggregate.
+    """
+    layers = {name: int(own.sum()) / own.numel() for name, own in support(after, after.params).items()}
+    if before is None or not layers:
+        return {"mismatch": None, "layers": layers}
+    masks = [support(state, method.deploy(state)) for state in (before, after)]
+    return {"mismatch": mismatch(*masks), "layers": layers}
 
 
 def positions(state: Any) -> Mask:

@@ -214,7 +214,7 @@ def _measured(
     """Return what of a round was asked to be measured."""
     run, columns, kept = federation.run, dict[str, Any](), dict[str, Tensor]()
     if "masks" in federation.measure:
-        columns |= of_masks(before if t > run.first else None, state)
+        columns |= of_masks(run.method, before if t > run.first else None, state)
         kept = positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
     if "pruned" in federation.measure and test:
         columns |= of_pruned(run.method, state, plain, test)
