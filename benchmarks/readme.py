@@ -1,4 +1,4 @@
-"""Write committed results into the README's marked places; a test holds them equal (python benchmarks/readme.py)."""
+"""Write committed results into the marked places of README and docs; a test holds them equal (no arguments)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import re
 from pathlib import Path
 
-from accuracy import table
+from accuracy import LABELS, table, told
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
 
 
 def filled(text: str) -> str:
-    """Return the README with every marked place holding what the results say."""
+    """Return a page with every marked place holding what the results say."""
     overhead = json.loads((HERE / "results" / "round.json").read_text())
 
     def tabled(found: re.Match[str]) -> str:
@@ -25,9 +25,16 @@ def filled(text: str) -> str:
         shown = value if isinstance(value, str) else f"{value:.1f}" if value < 100 else f"{value:.0f}"
         return f"<!-- round: {found[1]} -->{shown}<!-- end -->"
 
+    def card(found: re.Match[str]) -> str:
+        lines = [told(results, found[1]) for task, results in digits.items() if found[1] in LABELS[task]]
+        return f"<!-- measured: {found[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
+
+    digits = {task: json.loads((HERE / "results" / f"{task}.json").read_text()) for task in ("digits", "digits05")}
+    text = re.sub(r"<!-- measured: (\w+) -->\n.*?<!-- end -->", card, text, flags=re.S)
     text = re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", tabled, text, flags=re.S)
     return re.sub(r"<!-- round: (\w+) -->.*?<!-- end -->", figure, text)
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
