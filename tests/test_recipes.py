@@ -77,7 +77,18 @@ def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "floor"), [("zerofl.digits", 0.90), ("fedavg.digits", 0.95)])
+def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
+    """Its aggregate, a union of five clients' supports, is hardly denser than one of them."""
+    run = replace(recipes()["sparsefedpp.digits"](), evaluate_every=1000)
+    rows = [r.density for r in keep(tmp_path / "run", open_run(run), local(), Origin("x"), until=40)]
+    assert all(0.05 <= density < 0.08 for density in rows[20:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "floor"),
+    [("zerofl.digits", 0.90), ("fedavg.digits", 0.95), ("flash.digits", 0.90), ("hetero_flash.digits", 0.90)],
+)
 def test_the_digits_are_learnt(recipe: str, floor: float, tmp_path: Path) -> None:
     run = replace(recipes()[recipe](), evaluate_every=1000)
     final = [*keep(tmp_path / "run", open_run(run), local(), Origin(recipe))][-1]

@@ -253,6 +253,8 @@ def _check_fit(federation: Federation) -> None:
         raise InputError(
             f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
         )
+    if federation.run.task.augment != "none" and x.dim() != 4:
+        raise InputError(f"task.augment=crop_flip needs images, but {dataset.name} has shape {list(x.shape[1:])}")
     if not any(w.requires_grad for w in model.parameters()):
         raise InputError(f"{fits}: it has no parameter to train")
     try:

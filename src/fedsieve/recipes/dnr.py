@@ -11,7 +11,7 @@ from fedsieve.recipes import presets
 
 def central_digits() -> Run:
     """DNR at density .1 on the digits in one place: one client, a round an epoch."""
-    return presets.central(presets.digits(DNR()))
+    return replace(presets.central(presets.digits(DNR())), lr=0.2)
 
 
 def central_mnist() -> Run:
