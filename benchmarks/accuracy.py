@@ -47,6 +47,7 @@ SPARSE = {
     "pdst": "PDST {s} %",
     "flash": "FLASH {s} %",
     "hetero_flash": "hetero-FLASH 80, 85, 90 %",
+    "dnr": "DNR {s} %, in one place",
 }
 LABELS = {
     "mnist": RECIPES,
@@ -71,7 +72,7 @@ def measure(task: str) -> dict[str, Any]:
 
 def one(task: str, name: str, seed: int) -> dict[str, Any]:
     """Run a method with a seed, or read what it left, and return its numbers."""
-    recipe = f"{name}.{task.removesuffix('05')}"
+    recipe = f"{name}.{'central_' * (name == 'dnr')}{task.removesuffix('05')}"
     settings = SETTINGS.get(task, {}).get(name, [])
     run, out = replace(changed(made(recipe), settings), seed=seed), Path("runs/accuracy") / f"{name}.{task}-{seed}"
     for round in keep(out, open_run(run, root_from(None)), local(), Origin(recipe), resume=True, until=ROUNDS[task]):
@@ -140,8 +141,9 @@ def picture(found: dict[str, Any], path: Path) -> None:
         "#999999",
         "#000000",
         "#882255",
+        "#117733",
     )
-    styles = ("-", ":", "-.", "-", "--", "-", "--", "-.", "-", ":")
+    styles = ("-", ":", "-.", "-", "--", "-", "--", "-.", "-", ":", "--")
     for (name, label), colour, style in zip(LABELS[found["task"]].items(), colours, styles, strict=False):
         got = found["recipes"][name]
         curves = [mean(values) for values in zip(*got["curve"], strict=True)]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 from accuracy import LABELS, table, told
 
+sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
+import collect
+
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
+ROOT = HERE.parent
+PAGES = (ROOT / "README.md", *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md")))
 
 
 def filled(text: str) -> str:
@@ -29,6 +34,10 @@ def filled(text: str) -> str:
         lines = [told(results, found[1]) for task, results in digits.items() if found[1] in LABELS[task]]
         return f"<!-- measured: {found[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
 
+    def reproduced(found: re.Match[str]) -> str:
+        return f"<!-- reproduced: {found[1]} -->\n{collect.table(found[1])}\n<!-- end -->"
+
+    text = re.sub(r"<!-- reproduced: (\w+) -->\n.*?<!-- end -->", reproduced, text, flags=re.S)
     digits = {task: json.loads((HERE / "results" / f"{task}.json").read_text()) for task in ("digits", "digits05")}
     text = re.sub(r"<!-- measured: (\w+) -->\n.*?<!-- end -->", card, text, flags=re.S)
     text = re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", tabled, text, flags=re.S)

@@ -1,7 +1,7 @@
 """Gather finished runs of published rows, and set them beside the papers' numbers.
 
-    python reproductions/collect.py RUN_DIR...    (take these runs into PAPER/results/, then rewrite the tables)
-    python reproductions/collect.py               (rewrite the tables from the results that are there)
+    python reproductions/collect.py RUN_DIR...    (take these runs into PAPER/results/)
+    python benchmarks/readme.py                   (write the tables into the pages)
 
 A run counts as a row of a paper's table if it is that row's recipe and settings, whatever its seed and how often it was
 tested. Each result is a file of lines: the first says what ran where, each further one is a round.
@@ -21,7 +21,6 @@ from fedsieve.store import described, read_rows
 HERE = Path(__file__).parent
 KEPT = ("round", "accuracy", "density", "loss", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down")
 MEASURED = ("mismatch", "accuracy_pruned", "saved_bytes", "saved_nonzero")
-BEGIN, END = "<!-- results -->\n", "<!-- end -->"
 
 
 def take(folder: Path) -> Path:
@@ -92,21 +91,6 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write(paper: str) -> None:
-    """Put the table between the marks of the paper's README."""
-    path = HERE / paper / "README.md"
-    before, _, rest = path.read_text().partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}{table(paper)}\n{END}{rest.partition(END)[2]}")
-
-
-def main() -> None:
-    """Take the runs named, and rewrite every table."""
-    for folder in sys.argv[1:]:
-        print(take(Path(folder)))
-    for folder in sorted(HERE.iterdir()):
-        if (folder / "README.md").exists():
-            write(folder.name)
-
-
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:]:
+        print(take(Path(name)))

@@ -1,5 +1,6 @@
 """The README and the docs say what the results say, and every link leads somewhere."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,16 +8,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md"))]
 
 
-def test_the_readmes_numbers_are_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_in_the_pages_are_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import readme
 
-    text = (ROOT / "README.md").read_text()
-    assert len(re.findall("<!-- (?:table|round): ", text)) == 7
-    assert readme.filled(text) == text
+    assert len(re.findall("<!-- (?:table|round|reproduced): ", (ROOT / "README.md").read_text())) == 9
+    for page in PAGES:
+        text = page.read_text()
+        assert readme.filled(text) == text, page
+
+
+def test_the_committed_results_show_what_they_are_said_to_show() -> None:
+    reached = json.loads((ROOT / "benchmarks/results/digits05.json").read_text())["recipes"]
+    mean = {name: sum(found["accuracy"]) / 3 for name, found in reached.items()}
+    assert mean["flash"] >= max(mean["nst"], mean["pdst"])
+
+
+def test_every_method_has_a_card() -> None:
+    from fedsieve.methods import METHODS
+
+    for name in METHODS:
+        card = (ROOT / f"docs/methods/{name}.md").read_text()
+        found = re.findall(r"^## (.*)$", card, re.M)
+        assert found == ["How to use", "What we measured", "Source"]
+        assert len(card.split("## ")[0].strip().splitlines()) <= 8
+        assert f"<!-- measured: {name} -->" in card
+        assert f"fedsieve run {name}." in card
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -42,7 +62,7 @@ def test_the_papers_cited_are_the_methods_listed() -> None:
     from fedsieve.methods import METHODS
 
     text = (ROOT / "README.md").read_text()
-    assert all(f"| `{name}` |" in text for name in METHODS)
+    assert all(f"| [`{name}`](docs/methods/{name}.md) |" in text for name in METHODS)
 
 
 def test_the_example_of_a_model_and_data_runs(
