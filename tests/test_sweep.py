@@ -72,9 +72,9 @@ def test_fields_of_the_same_last_name_keep_their_whole_names() -> None:
 MISTAKES = {
     "an unknown recipe": (("zerofl.digit",), "unknown recipe 'zerofl.digit'"),
     "an unknown field": (("topk.digits", "-s", "method.r_mask=.1"), "topk.digits -s method.r_mask=.1: unknown field"),
-    "a field that one recipe lacks": (
-        ("zerofl.digits", "fedavg.digits", "-s", "method.sparsity=.9"),
-        "fedavg.digits -s method.sparsity=.9: unknown field 'method.sparsity'",
+    "a field that no recipe has": (
+        ("zerofl.digits", "fedavg.digits", "-s", "method.density=.9"),
+        "zerofl.digits -s method.density=.9: unknown field 'method.density'",
     ),
     "a wrong type": (("topk.digits", "-s", "rounds=2,x"), "-s rounds=x: rounds must be a whole number, got 'x'"),
     "an impossible value": (("topk.digits", "-s", "method.sparsity=.9,1.2"), "sparsity must lie in [0, 1), got 1.2"),
