@@ -77,4 +77,4 @@ def _paper(name: str, make: object) -> str:
     """Return the paper that the docstring of the method's module cites: authors, year, quoted title."""
     text = " ".join((sys.modules[make.__module__].__doc__ or "").split())
     cited = re.findall(r'(?:[A-Z]\S+ & )?[A-Z]\w+ (?:et al\. )?\d{4}, ".+?"', text)
-    return str(cited[-1 if name == "fedadam" else 0]).rstrip(',"') + '"'
+    return str(cited[-1 if name in ("fedadam", "dnr") else 0]).rstrip(',"') + '"'
