@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Run, Task, local, run
-from fedsieve.local import params_of
+from fedsieve.local import Work, params_of
 from fedsieve.masks import (
     apportioned,
     calibrated,
     counts_of,
     drawn,
+    learn,
     mismatch,
     packed,
     projected,
@@ -28,11 +29,11 @@ from fedsieve.masks import (
     unpacked,
     values,
 )
-from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, TopK
+from fedsieve.methods import DNR, FLASH, NST, PDST, HeteroFLASH, SparseFedPP, TopK
 from fedsieve.models import MODELS
 from fedsieve.sparsity import EmptyLayer, policy
 from fedsieve.types import Device, InputError, Update, rng
-from fedsieve.wire import encode
+from fedsieve.wire import decode, encode
 
 LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3), "c": torch.zeros(4, 2, 3, 3)}
 
@@ -154,6 +155,44 @@ def test_dnr_keeps_the_number_of_weights_at_every_step() -> None:
     assert found == [wanted] * 12
 
 
+def test_work_follows_a_mask_that_moves() -> None:
+    """One client, two steps, the mask moving between them: each step is counted at its own layer densities."""
+    model, data = TinyNet(), blobs().train.subset(torch.arange(32))
+    device = Device(model, data, data, 0.1, 1, 16, 0, 0, rng(0, "x"))
+    names = policy("flash", model)
+    like = {name: model.get_parameter(name) for name in names}
+    work = Work(model)
+    before = dict(drawn(1, counts_of(dict.fromkeys(names, 0.2), like), like))
+    _, after = learn(device, before, {1: 0.5})
+    products = {"conv1.weight": 2 * 36 * 4 * 2 * 9, "conv2.weight": 3 * 9 * 8 * 4 * 9, "fc1.weight": 3 * 72 * 24}
+    wanted = sum(16 * products[n] * float(mask[n].double().mean()) for mask in (before, after) for n in names)
+    assert any(int(before[n].sum()) != int(after[n].sum()) for n in names)
+    assert work.real == pytest.approx(wanted + 2 * 16 * 3 * 24 * 3)
+
+
+@pytest.mark.parametrize("method", [NST(0.3), FLASH(0.3, c_d=3, E_d=2)], ids=["nst", "flash"])
+def test_training_that_diverges_ends_in_one_line(method: Any) -> None:
+    with pytest.raises(InputError, match="if training diverged, lower lr"):
+        list(run(tiny_run(method, lr=1e5, lr_end=1e5), local()))
+
+
+def test_no_drawn_mask_is_empty() -> None:
+    assert counts_of({"a": 1e-9, "b": 1e-9}, LIKE).tolist() == [1, 1]
+
+
+def test_the_mask_of_central_dnr_is_the_clients_own() -> None:
+    central = replace(tiny_run(DNR(0.3)), task=Task(TinyNet, blobs, 1), per_round=1)
+    for round in run(central, local()):
+        own = {n: decode(round.memory[0])[n] for n in round.state.sparse}
+        like = {n: round.state.params[n] for n in own}
+        assert all(torch.equal(unpacked(own, like)[n], round.state.mask[n]) for n in own)  # type: ignore[arg-type]
+
+
+def test_a_tier_that_no_round_would_sample_is_refused() -> None:
+    with pytest.raises(InputError, match=r"per_round 1 gives tier 1 \(a share of 0.4\) no client"):
+        Run(HeteroFLASH(c_d=2), Task(TinyNet, blobs, 20, tiers=(0.4, 0.3, 0.3)), 3, 1)
+
+
 def test_a_client_of_nst_keeps_its_own_mask() -> None:
     final = list(run(tiny_run(NST(density=0.3), rounds=6), local()))[-1]
     assert len(final.memory) == 6
@@ -230,7 +269,7 @@ def test_a_warm_up_takes_its_clients_from_the_first_tier() -> None:
         (lambda: HeteroFLASH(densities=(0.2, 1.5)), r"densities must lie in \(0, 1\], got 1.5"),
         (lambda: HeteroFLASH(densities=(0.1, 0.2)), "densities must fall from tier to tier"),
         (lambda: HeteroFLASH(densities=()), "densities must fall"),
-        (lambda: FLASH(c_d=0), "c_d and E_d of at least 1"),
+        (lambda: FLASH(c_d=0), "a c_d of 1 and an E_d of 2 at least"),
         (lambda: FLASH(p=1.0), r"p must lie in \[0, 1\)"),
         (lambda: NST(p=-0.1), r"p must lie in \[0, 1\)"),
         (lambda: SparseFedPP(a=0.5), r"a must lie in \[1, 10\]"),

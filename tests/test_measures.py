@@ -1,6 +1,7 @@
 """What is measured beside accuracy and bytes: columns of a row, positions on disk, memory for backward."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import tiny_run
-from fedsieve import local, pool
+from fedsieve import local, pool, run
 from fedsieve.engine.task import open_run
 from fedsieve.local import Saved
 from fedsieve.masks import mismatch
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
-from fedsieve.store import Origin, keep, read_rows
+from fedsieve.store import Origin, keep, read_rows, row
 from fedsieve.types import InputError
 
 MASKS = ("masks", "pruned")
@@ -25,7 +26,9 @@ def test_the_columns_are_those_of_the_states(tmp_path: Path) -> None:
     federation = open_run(tiny_run(NST(density=0.3), rounds=3), measure=MASKS)
     rounds = list(keep(tmp_path / "run", federation, local(), Origin("x")))
     rows = read_rows(tmp_path / "run")
-    masks = [{n: r.state.params[n] != 0 for n in r.state.sparse} for r in rounds]
+    masks = [r.state.mask for r in rounds]
+    sent = [{n: r.state.params[n] != 0 for n in r.state.sparse} for r in rounds]
+    assert all((sent[t][n] <= masks[t][n]).all() for t in range(3) for n in masks[t])
     assert rows[0]["mismatch"] is None
     for t in (1, 2):
         both = sum(int((masks[t][n] & masks[t - 1][n]).sum()) for n in masks[t])
@@ -86,6 +89,13 @@ def test_a_dense_method_has_no_masks_to_measure(tmp_path: Path) -> None:
     assert "accuracy_pruned" not in row
     assert not (tmp_path / "run/masks").exists()
     json.dumps(row, allow_nan=False)
+
+
+def test_a_metric_must_not_bear_the_name_of_a_column(tmp_path: Path) -> None:
+    *_, final = local_rounds = list(run(tiny_run(FedAvg(), rounds=1), local()))
+    assert len(local_rounds) == 1
+    with pytest.raises(InputError, match=r"has the name of a column of rounds.jsonl \(accuracy\): rename it"):
+        row(replace(final, metrics={"accuracy": 0.99}))
 
 
 def test_an_unknown_measure_is_refused() -> None:

@@ -57,7 +57,7 @@ def run_command(
 
     run = changed(made(recipe), set_ or [])
     carrier = _engine(engine, device)
-    federation = open_run(run, root_from(data), tuple(name for name in measure.split(",") if name))
+    federation = open_run(run, root_from(data), _names(measure))
     folder = out or _folder(recipe, resume)
     if resume and not (folder / "run.json").exists():
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
@@ -94,7 +94,7 @@ def sweep_command(
         show_table(whole, folder)
     else:
         root = root_from(data)
-        measured = tuple(name for name in measure.split(",") if name)
+        measured = _names(measure)
         check_measures(measured)
         check(whole.cells, root)
         with open_folder(folder, whole):
@@ -143,6 +143,10 @@ def figure_command(
     out = out or Path(f"{name}.pdf")
     figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
     typer.echo(f"wrote {out}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _engine(name: str, device: str) -> Any:

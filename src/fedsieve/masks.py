@@ -87,7 +87,7 @@ def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
 
 def counts_of(densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
     """Return int64 [layers], the ceil(d * numel) weights that each layer keeps: never none."""
-    return torch.tensor([count(d, like[name].numel()) for name, d in densities.items()])
+    return torch.tensor([max(1, count(d, like[name].numel())) for name, d in densities.items()])
 
 
 def calibrated(sensed: Mapping[str, float], sizes: Mapping[str, int], d: float, excess: Excess) -> dict[str, float]:
@@ -118,7 +118,10 @@ def prune_regrow(weights: Params, mask: Mask, p: float, share: Share, rng: torch
         kept[name], removed = top_within(weights[name], own, nnz - gone), removed + gone
     left = {name: weights[name] * kept[name] for name in mask}
     room = {name: int((~own).sum()) for name, own in kept.items()}
-    grown = apportioned(removed, {name: _share(left[name], share) for name in mask}, room)
+    shares = {name: _share(left[name], share) for name in mask}
+    if not all(math.isfinite(value) for value in shares.values()):
+        return weights, mask  # training has diverged: the weights will say so where they arrive
+    grown = apportioned(removed, shares, room)
     return left, {name: kept[name] | _random(~kept[name], grown[name], rng) for name in mask}
 
 
@@ -160,8 +163,7 @@ def learn(
     Without rates the mask is frozen. Returns the metrics and the mask at the end.
     """
     weights = {name: device.model.get_parameter(name) for name in mask}
-    on_device = _put_(weights, mask)
-    _declare_(device.model, mask)
+    on_device = _put_(device.model, weights, mask)
     losses = []
     for step, loss in enumerate(sgd(device), start=1):
         _project_(weights, on_device)
@@ -171,7 +173,7 @@ def learn(
             with torch.no_grad():
                 for name, w in weights.items():
                     w.copy_(left[name])
-            on_device = _put_(weights, mask)
+            on_device = _put_(device.model, weights, mask)
         losses.append(loss)
     return mean_loss(losses), mask
 
@@ -182,8 +184,9 @@ def epoch_ends(device: Device) -> tuple[int, int]:
     return steps, steps * device.epochs
 
 
-def _put_(weights: Mapping[str, Tensor], mask: Mask) -> Mask:
-    """Return the mask where the weights are, and zero them off it."""
+def _put_(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask) -> Mask:
+    """Return the mask where the weights are, zero them off it, and let the layers tell their densities."""
+    _declare_(model, mask)
     there = {name: own.to(weights[name].device) for name, own in mask.items()}
     _project_(weights, there)
     return there

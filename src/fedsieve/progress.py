@@ -68,11 +68,12 @@ def _complain(round: Round, console: Console) -> None:
 def line(round: Round, accuracy: float | None) -> str:
     """Return a round in one line: accuracy of the deployed model, MB and factors against dense, density."""
     known = "     -" if accuracy is None else f"{accuracy:6.1%}"
-    up, down = round.bytes_dense_up / max(round.bytes_up, 1), round.bytes_dense_down / max(round.bytes_down, 1)
-    return (
-        f"accuracy {known}  up {megabytes(round.bytes_up)} ({up:.1f}x)  "
-        f"down {megabytes(round.bytes_down)} ({down:.1f}x)  density {round.density:.1%}"
-    )
+    up, down = _sent(round.bytes_up, round.bytes_dense_up), _sent(round.bytes_down, round.bytes_dense_down)
+    return f"accuracy {known}  up {up}  down {down}  density {round.density:.1%}"
+
+
+def _sent(size: int, dense: int) -> str:
+    return megabytes(size) + (f" ({dense / max(size, 1):.1f}x)" if dense else "")
 
 
 def megabytes(size: float) -> str:
@@ -94,6 +95,8 @@ def _summary(folder: Path) -> Table:
     paper = f", {decimal(int(told['paper_bytes_up']))} by the paper's formula" if told["paper_bytes_up"] else ""
     table = Table.grid(padding=(0, 2))
     table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")
+    if "accuracy_pruned" in told:
+        table.add_row("pruned", f"{told['accuracy_pruned']:.2%}", "accuracy of the model cut to the target density")
     table.add_row("density", f"{told['density']:.2%}", "of its weights")
     for way in ("up", "down"):
         factor = told[f"bytes_dense_{way}"] / max(told[f"bytes_{way}"], 1)

@@ -148,7 +148,10 @@ def _rule(name: str, found: Mapping[str, nn.Module]) -> list[str]:
         return names[:-1]
     if name == "zerofl":
         return [n for n in names[1:-1] if isinstance(found[n], nn.Linear) or max(_kernel(found[n])) > 1]
-    return [n for n in names if any(fnmatchcase(n, pattern.strip()) for pattern in name.split(","))]
+    patterns = [pattern.strip() for pattern in name.split(",")]
+    if unused := [p for p in patterns if not any(fnmatchcase(n, p) for n in names)]:
+        raise InputError(f"policy {unused[0]!r} matches no layer; the layers are {', '.join(names)}")
+    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:

@@ -98,14 +98,10 @@ def row(round: Round) -> dict[str, Any]:
     for name in ("t", "state", "model", "memory", "metrics", "measures", "positions"):
         del numbers[name]
     refused = [asdict(refusal) for refusal in round.refused]
-    return {
-        "round": round.t,
-        **numbers,
-        "clients": list(round.clients),
-        "refused": refused,
-        **round.metrics,
-        **round.measures,
-    }
+    known = {"round": round.t, **numbers, "clients": list(round.clients), "refused": refused}
+    if taken := sorted(known.keys() & round.metrics.keys()):
+        raise InputError(f"a client's metric has the name of a column of rounds.jsonl ({', '.join(taken)}): rename it")
+    return known | dict(round.metrics) | dict(round.measures)
 
 
 def described(thing: Any) -> Any:
@@ -158,7 +154,10 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     else:
-        write_json(out / "run.json", asdict(origin) | circumstances() | {"run": described_run})
+        write_json(
+            out / "run.json",
+            asdict(origin) | circumstances() | {"method": federation.run.method.name, "run": described_run},
+        )
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
     write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return start
@@ -270,12 +269,14 @@ def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, An
     method = federation.run.method
     added = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
     tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
+    pruned = [r["accuracy_pruned"] for r in rows if "accuracy_pruned" in r]
     trained = [r for r in rows if r["round"] > 0]
     return {
         "method": method.name,
         "dataset": federation.dataset.name,
         "rounds": rows[-1]["round"],
         "accuracy": tested[-1] if tested else None,
+        **({"accuracy_pruned": pruned[-1]} if pruned else {}),
         "density": rows[-1]["density"],
         **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},
         "uploads": sum(len(r["clients"]) for r in trained),

@@ -37,8 +37,8 @@ from fedsieve.types import Sparse, Tree
 MAGIC = b"FSV1"
 TREE, NUMBER, DENSE, BITMAP, GAPS, VECTOR = range(6)
 DEEPEST = 8
-MOST = 2**16
-"""No frame of a message's length holds more values than this for each byte left: what a decoder may set aside."""
+MOST = 256
+"""Values that a packed vector may hold for each of its bytes: bounds what a decoder sets aside."""
 LONG = 1024
 """Shorter vectors (biases, BatchNorm) are not worth the packing."""
 TYPES = (
@@ -96,7 +96,7 @@ def _leaf(value: Tensor | Sparse | float) -> tuple[int, list[bytes | memoryview]
     if isinstance(value, Tensor):
         if value.dtype == torch.float32 and value.dim() == 1 and len(value) >= LONG:
             packed = standalone.simple_compress(value.detach().cpu().numpy(), _LEVEL)
-            if len(value) <= MOST * len(packed) < MOST * 4 * (len(value) - 1):
+            if len(packed) + 4 < 4 * len(value) and len(value) <= MOST * len(packed):
                 return VECTOR, [_header(value.dtype, tuple(value.shape)), struct.pack("<I", len(packed)), packed]
         return DENSE, [_header(value.dtype, tuple(value.shape)), _bytes(value)]
     if isinstance(value, Sparse):

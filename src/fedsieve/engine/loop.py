@@ -44,7 +44,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round left behind. Bytes are summed over its clients; ``bytes_dense_*`` are the dense model's."""
+    """What one round left behind. Bytes are summed over its clients; ``bytes_dense_*`` are the dense model's.
+
+    Dense training knows no warm-up: in round 0 what it would cost is nothing.
+    """
 
     t: int
     clients: tuple[int, ...]
@@ -197,10 +200,10 @@ def rounds(
                 metrics=tally.metrics,
                 bytes_up=tally.bytes_up,
                 bytes_down=sum(len(messages[tier]) for tier in tiers.values()),
-                bytes_dense_up=dense_up * len(clients),
-                bytes_dense_down=dense_down * len(clients),
+                bytes_dense_up=dense_up * len(clients) * (t > 0),
+                bytes_dense_down=dense_down * len(clients) * (t > 0),
                 multiply_adds=tally.real,
-                multiply_adds_dense=tally.dense,
+                multiply_adds_dense=tally.dense * (t > 0),
                 seconds=seconds,
                 refused=tuple(tally.refused),
                 memory=dict(memory),

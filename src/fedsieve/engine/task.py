@@ -110,11 +110,26 @@ class Run:
                 f"{self.method.name} serves {served} device classes but task.tiers names {tiers}: give "
                 f"each its share of the clients, such as task.tiers={','.join([f'{1 / served:.3g}'] * served)}"
             )
-        if self.warm_up > self.task.edges()[0]:
+        if self.warm_up > self._first_class():
             raise InputError(
-                f"{self.method.name} warms up on {self.warm_up} clients but only {self.task.edges()[0]} "
-                f"{'are of the first tier' if tiers > 1 else 'are there'}: lower method.c_d or raise task.clients"
+                f"{self.method.name} warms up on {self.warm_up} clients but only {self._first_class()} "
+                f"{'are of the first tier' if served else 'are there'}: lower method.c_d or raise task.clients"
             )
+        for tier, chosen in enumerate(self._chosen()):
+            if served and not chosen:
+                raise InputError(
+                    f"per_round {self.per_round} gives tier {tier + 1} (a share of {self.task.tiers[tier]}) no client "
+                    f"in any round: raise per_round, or change task.tiers"
+                )
+
+    def _first_class(self) -> int:
+        """Return how many clients may warm up: all, or the first device class where the method serves several."""
+        return self.task.edges()[0] if getattr(self.method, "tiers", None) else self.task.clients
+
+    def _chosen(self) -> list[int]:
+        """Return how many clients of each tier take part in a round."""
+        ends = [round(self.per_round * sum(self.task.tiers[: i + 1])) for i in range(len(self.task.tiers))]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
     @property
     def warm_up(self) -> int:
@@ -137,15 +152,14 @@ class Run:
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``.
 
-        A warm-up, round 0, takes all its clients from the first tier.
+        A warm-up, round 0, takes all its clients from the first tier, if the method serves several.
         """
         if t == 0:
-            order = torch.randperm(self.task.edges()[0], generator=rng(self.seed, "sample", 0))
+            order = torch.randperm(self._first_class(), generator=rng(self.seed, "sample", 0))
             return sorted(order[: self.warm_up].tolist())
         chosen: list[int] = []
         first = 0
-        for tier, edge in enumerate(self.task.edges(), start=1):
-            wanted = round(self.per_round * sum(self.task.tiers[:tier])) - len(chosen)
+        for tier, (edge, wanted) in enumerate(zip(self.task.edges(), self._chosen(), strict=True), start=1):
             order = torch.randperm(edge - first, generator=rng(self.seed, "sample", t, tier))
             chosen += [first + i for i in order[:wanted].tolist()]
             first = edge

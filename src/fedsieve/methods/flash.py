@@ -8,6 +8,7 @@ from the initial weights on it. Stage 2 (rounds 1 to T): training on that mask; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -188,8 +189,10 @@ class HeteroFLASH:
 
 
 def _check_warm_up(c_d: int, E_d: int, p: float) -> None:
-    if c_d < 1 or E_d < 1:
-        raise InputError(f"the warm-up needs c_d and E_d of at least 1, got {c_d} and {E_d}")
+    if c_d < 1 or E_d < 2:
+        raise InputError(
+            f"the warm-up needs a c_d of 1 and an E_d of 2 at least (masks move between epochs), got {c_d} and {E_d}"
+        )
     if not 0 <= p < 1:
         raise InputError(f"p must lie in [0, 1), got {p}")
 
@@ -218,6 +221,8 @@ def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: Share) 
     rates = {step: p * (1 - step / steps) for step in range(epoch, steps, epoch)}
     metrics, mask = learn(device, dict(mask), rates, share)
     sensed = torch.tensor([int(own.sum()) / own.numel() for own in mask.values()], dtype=torch.float64)
+    if not math.isfinite(metrics.get("loss", 0.0)):
+        sensed.fill_(torch.nan)  # what a diverged training sensed is not to be taken
     return Update({"sensed": sensed}, len(device.data), metrics)
 
 

@@ -8,7 +8,7 @@ on it; the server averages, zeros counting, and so serves the union of the masks
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,9 +17,18 @@ from torch import nn
 
 from fedsieve.local import load_, params_of
 from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, unpacked
-from fedsieve.server import ServerState, Weighting, mean, tensors
+from fedsieve.server import Weighting, mean, tensors
 from fedsieve.sparsity import check_share, cut, policy, uniform
 from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Update
+
+
+@dataclass(frozen=True)
+class State:
+    """The global model, and the union of the masks that its clients last sent."""
+
+    params: Params
+    mask: Mask
+    sparse: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,12 @@ class NST:
         """Clients train the plain model."""
         return model
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+    def init(self, model: nn.Module, rng: torch.Generator) -> State:
         """Start from the fresh model, dense: each client takes its own part of it."""
-        return ServerState(params_of(model), sparse=policy(self.policy, model))
+        params, names = params_of(model), policy(self.policy, model)
+        return State(params, {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}, names)
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: State, tier: int) -> Tree:
         """Send the global model: what no client holds need not travel."""
         return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
 
@@ -87,21 +97,32 @@ class NST:
         seed = int(torch.randint(2**62, (), generator=device.rng))
         return dict(drawn(seed, counts_of(uniform(tuple(like), self.density), like), like))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+    def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         """Average, zeros counting; the union of the clients' masks survives."""
-        return ServerState(mean(updates, self.weighting), sparse=state.sparse)
+        union = {name: torch.zeros_like(own) for name, own in state.mask.items()}
+        return replace(state, params=mean(_joined(updates, union), self.weighting), mask=union)
 
-    def deploy(self, state: ServerState) -> Params:
+    def deploy(self, state: State) -> Params:
         """Ship the aggregate, or its top weights."""
         return state.params if self.deployment == "aggregate" else self.pruned(state)
 
-    def pruned(self, state: ServerState) -> Params:
+    def pruned(self, state: State) -> Params:
         """Return the aggregate cut to the target density, layer by layer."""
         return cut(state.params, uniform(state.sparse, self.density))
 
     def paper_bytes(self, model: nn.Module) -> None:
         """The paper prints no formula for masks that travel."""
         return
+
+
+def _joined(updates: Iterable[Update], union: Mask) -> Iterator[Update]:
+    """Pass the updates on, adding their masks to the union."""
+    for update in updates:
+        for name, own in union.items():
+            sent = update.tree.get(name)
+            if isinstance(sent, Sparse):
+                own.view(-1)[sent.index] = True
+        yield update
 
 
 def DNR(density: float = 0.1, p: float = 0.25) -> NST:

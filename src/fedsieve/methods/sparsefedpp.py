@@ -3,8 +3,8 @@
 Guastella et al. 2024, "SparseFedPP: sparse federated learning for hardware-constrained edge-devices", on top of
 Schwarz et al. 2021, "Powerpropagation: A sparsity inducing weight reparameterisation". What is trained, sent and
 averaged is th, of which ``sign(th) |th|^a`` are the weights. After local training one magnitude cut over all layers
-together; what every client cuts never comes back, since the gradient at 0 is 0. At a = 1, with all activations, this
-is Top-k.
+together; what every client cuts never comes back, since the gradient at 0 is 0. At a = 1, with all activations, and
+from the same weights, this is Top-k.
 """
 
 from __future__ import annotations

@@ -20,6 +20,19 @@ Points = dict[float, tuple[float, float]]
 """By round: x and y."""
 
 SEED = "seed"
+WRITTEN = {
+    "fedavg": "FedAvg",
+    "fedadam": "FedAdam",
+    "swat": "SWAT",
+    "zerofl": "ZeroFL",
+    "topk": "Top-k",
+    "sparsefedpp": "SparseFedPP",
+    "dnr": "DNR",
+    "nst": "NST",
+    "pdst": "PDST",
+    "flash": "FLASH",
+    "hetero_flash": "hetero-FLASH",
+}
 DASHES = ("--", "-.", ":")
 CUTS = ("method.sparsity", "method.density", "method.densities")
 """The fields that say how sparse a run is; the densities of several device classes count as the largest."""
@@ -102,8 +115,9 @@ def _name(run: Recorded, peers: Runs, base: str, without: Sequence[str]) -> str:
 
 
 def kind(run: Recorded) -> str:
-    """Return the method's name."""
-    return run.settings.get("method.kind", run.recipe)
+    """Return the method's name, as its paper writes it."""
+    name = str(run.about.get("method", ""))
+    return WRITTEN.get(name, name) or run.settings.get("method.kind", run.recipe)
 
 
 def field(run: Recorded, name: str) -> float | None:

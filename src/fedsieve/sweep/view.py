@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fedsieve.progress import clock
+from fedsieve.recorded import number
 from fedsieve.store import read_rows
 from fedsieve.sweep.grid import Job
 from fedsieve.sweep.work import News, work
@@ -90,7 +91,8 @@ def finished(job: Job, last: int) -> bool:
         told = json.loads((job.folder / "summary.json").read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and told.get("rounds", 0) >= last
+    rounds = told.get("rounds") if isinstance(told, dict) and number(told.get("accuracy")) is not None else None
+    return isinstance(rounds, int) and rounds >= last
 
 
 def _done(job: Job) -> int:
