@@ -82,6 +82,13 @@ def test_the_mismatch_of_a_dense_aggregate_is_that_of_the_shipped_model(tmp_path
     assert set(row["layers"].values()) == {1.0}
 
 
+def test_a_run_cannot_be_measured_otherwise_half_way(tmp_path: Path) -> None:
+    run_ = tiny_run(NST(density=0.3))
+    list(keep(tmp_path, open_run(run_), local(), Origin("x"), until=1))
+    with pytest.raises(InputError, match=r"measured otherwise \(--measure none there, masks here\)"):
+        keep(tmp_path, open_run(run_, measure=("masks",)), local(), Origin("x"), resume=True)
+
+
 def test_a_dense_method_has_no_masks_to_measure(tmp_path: Path) -> None:
     list(keep(tmp_path / "run", open_run(tiny_run(FedAvg(), rounds=1), measure=MASKS), local(), Origin("x")))
     (row,) = read_rows(tmp_path / "run")

@@ -208,6 +208,9 @@ def test_a_field_of_the_method_concerns_the_recipes_that_have_it() -> None:
     assert tables.columns(rows)["method.density"] == ["-", ".05", ".1", "-"]
     one = tables.results(grid(["fedavg.digits", "nst.digits"], ["method.density=.05", "rounds=2"], 1), Path("nowhere"))
     assert tables.markdown(one).endswith("\nAll with rounds=2. Methods that have it with method.density=.05.\n")
+    with pytest.raises(InputError, match="unknown measure 'mask'"):
+        grid(["fedavg.digits"], [], 1, ("mask",))
+    assert told(grid(["fedavg.digits"], [], 1, ("masks",))) != told(grid(["fedavg.digits"], [], 1))
     with pytest.raises(InputError, match=r"unknown field 'method\.dense'"):
         grid(["fedavg.digits", "nst.digits"], ["method.dense=1"], 1)
 

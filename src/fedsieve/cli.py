@@ -82,10 +82,10 @@ def sweep_command(
     A setting of the method (method.density) concerns those recipes whose method has it.
     """
     from fedsieve.data import root_from
-    from fedsieve.measures import check_measures
     from fedsieve.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
 
-    whole = grid(recipes, set_ or [], seeds)
+    measured = _names(measure)
+    whole = grid(recipes, set_ or [], seeds, measured)
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
     folder = out or default_folder(whole)
@@ -94,8 +94,6 @@ def sweep_command(
         show_table(whole, folder)
     else:
         root = root_from(data)
-        measured = _names(measure)
-        check_measures(measured)
         check(whole.cells, root)
         with open_folder(folder, whole):
             trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured)

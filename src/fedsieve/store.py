@@ -146,7 +146,7 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     """Make or check the directory, and return where to go on."""
     described_run, start = described(federation.run), None
     if (out / "run.json").exists():
-        _check_same(out, described_run, resume)
+        _check_same(out, described_run, federation.measure, resume)
         start = _newest(out, fingerprint(federation))
         first = federation.run.first
         rows = _rows_to(out, first, start.t if start else first - 1)
@@ -154,10 +154,8 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     elif any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     else:
-        write_json(
-            out / "run.json",
-            asdict(origin) | circumstances() | {"method": federation.run.method.name, "run": described_run},
-        )
+        told = {"method": federation.run.method.name, "measure": list(federation.measure), "run": described_run}
+        write_json(out / "run.json", asdict(origin) | circumstances() | told)
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
     write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return start
@@ -187,9 +185,10 @@ def alone(out: Path) -> int:
     return lock
 
 
-def _check_same(out: Path, wanted: dict[str, Any], resume: bool) -> None:
+def _check_same(out: Path, wanted: dict[str, Any], measure: tuple[str, ...], resume: bool) -> None:
     try:
-        found = json.loads((out / "run.json").read_text())["run"]
+        about = json.loads((out / "run.json").read_text())
+        found, measured = about["run"], ",".join(about.get("measure", [])) or "none"
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{out / 'run.json'} is damaged: choose another --out") from None
     if found != wanted:
@@ -197,6 +196,10 @@ def _check_same(out: Path, wanted: dict[str, Any], resume: bool) -> None:
         changed = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
         listed = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} here" for name in changed)
         raise InputError(f"{out} holds another run ({listed}): choose another --out")
+    if measured != (asked := ",".join(measure) or "none"):
+        raise InputError(
+            f"{out} is measured otherwise (--measure {measured} there, {asked} here): choose another --out"
+        )
     if not resume:
         raise InputError(f"{out} already holds this run: add --resume to go on with it, or choose another --out")
 

@@ -25,7 +25,8 @@ FILE = "sweep.json"
 def told(grid: Grid) -> dict[str, Any]:
     """Return what tells a sweep from every other: the content of ``sweep.json``."""
     runs = {job.folder.name: described(job.run) for job in grid.jobs(Path())}
-    return {"recipes": list(grid.recipes), "settings": grid.axes, "seeds": grid.seeds, "runs": runs}
+    asked = {"recipes": list(grid.recipes), "settings": grid.axes, "seeds": grid.seeds, "measure": list(grid.measure)}
+    return {**asked, "runs": runs}
 
 
 def default_folder(grid: Grid) -> Path:
@@ -76,7 +77,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    for name in ("recipes", "settings", "seeds"):
+    for name in ("recipes", "settings", "seeds", "measure"):
         if found.get(name) != wanted[name]:
             return f"{name} {_written(found.get(name))} there, {_written(wanted[name])} here"
     return "its recipes have changed since"
@@ -85,4 +86,4 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def _written(part: Any) -> str:
     if isinstance(part, dict):
         return " ".join(f"-s {name}={';'.join(map(str, values))}" for name, values in part.items()) or "none"
-    return " ".join(map(str, part)) if isinstance(part, list) else str(part)
+    return (" ".join(map(str, part)) or "none") if isinstance(part, list) else str(part)

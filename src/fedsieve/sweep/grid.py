@@ -11,6 +11,7 @@ from typing import Any
 
 from fedsieve.engine import Run
 from fedsieve.engine.task import federated, read_dataset
+from fedsieve.measures import check_measures
 from fedsieve.recipes import made
 from fedsieve.settings import changed
 from fedsieve.types import InputError
@@ -65,17 +66,19 @@ class Grid:
     axes: dict[str, list[str]]
     seeds: int
     cells: tuple[Cell, ...]
+    measure: tuple[str, ...] = ()
 
     def jobs(self, folder: Path) -> list[Job]:
         """Return every run of the sweep in the directory ``folder``, seed by seed: all cells are seen early."""
         return [cell.job(seed, folder / "runs") for seed in range(self.seeds) for cell in self.cells]
 
 
-def grid(recipes: list[str], settings: list[str], seeds: int) -> Grid:
+def grid(recipes: list[str], settings: list[str], seeds: int, measure: tuple[str, ...] = ()) -> Grid:
     """Return the product of recipes, axes (``name=v1,v2``) and seeds 0 to N-1. Raises InputError for what cannot be.
 
     Where several recipes are swept, a field of the method (``method.density``) concerns those whose method has it.
     """
+    check_measures(measure)
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}: it is the number of seeds, 0 to N-1")
     twice = sorted({name for name in recipes if recipes.count(name) > 1})
@@ -91,7 +94,7 @@ def grid(recipes: list[str], settings: list[str], seeds: int) -> Grid:
             swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
             cells.append(Cell(len(cells) + 1, recipe, chosen, swept, _changed(bases[recipe], recipe, chosen)))
     _check_different(cells)
-    return Grid(tuple(recipes), axes, seeds, tuple(cells))
+    return Grid(tuple(recipes), axes, seeds, tuple(cells), measure)
 
 
 def check(cells: tuple[Cell, ...], data: Path | None) -> None:
