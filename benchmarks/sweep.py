@@ -1,4 +1,4 @@
-"""How long one sweep of all methods on the handwritten digits takes, and whether FLASH comes out ahead of its baselines.
+"""How long one sweep of all methods on the handwritten digits takes, and whether FLASH is ahead of its baselines.
 
 Claim: ten methods, three seeds each, 95 % sparse where they are sparse, two runs at once: under two minutes on two
 cores; FLASH's mean accuracy is at least NST's and PDST's. The time is the wall-clock of the command, start and table
