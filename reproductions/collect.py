@@ -1,6 +1,7 @@
 """Gather finished runs of published rows, and set them beside the papers' numbers.
 
     python reproductions/collect.py RUN_DIR...    (take these runs into PAPER/results/)
+    python reproductions/collect.py RUN_DIR=PATH.jsonl   (keep any other run as PATH.jsonl, below this folder)
     python benchmarks/readme.py                   (write the tables into the pages)
 
 A run counts as a row of a paper's table if it is that row's recipe and settings, whatever its seed and how often it was
@@ -23,18 +24,19 @@ KEPT = ("round", "accuracy", "density", "loss", "bytes_up", "bytes_down", "bytes
 MEASURED = ("mismatch", "accuracy_pruned", "saved_bytes", "saved_nonzero")
 
 
-def take(folder: Path) -> Path:
-    """Copy what matters of a run directory into the results of its paper, and return the file."""
+def take(folder: Path, out: Path | None = None) -> Path:
+    """Copy what matters of a run directory into the results of its paper, or to ``out``, and return the file."""
     about = json.loads((folder / "run.json").read_text())
     row, run = row_of(about["run"]), about.pop("run")
-    if row is None:
+    if row is None and out is None:
         sys.exit(f"{folder} is no row of a published table")
-    out = HERE / paper_of(row) / "results" / f"{row.name.replace('/', '-')}-seed{run['seed']}.jsonl"
+    known = {"row": row.name, "command": row.command} if row else {}
+    if out is None and row:
+        out = HERE / paper_of(row) / "results" / f"{row.name.replace('/', '-')}-seed{run['seed']}.jsonl"
+    assert out is not None
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(folder)
-    hosts = {name: value for name, value in about.items() if name not in ("recipe", "run")}
-    head = {"row": row.name, "command": row.command, "seed": run["seed"], "rounds": run["rounds"], **hosts}
-    head["clients"] = len(rows[-1]["clients"])
+    head = {**known, "seed": run["seed"], "rounds": run["rounds"], **about, "clients": len(rows[-1]["clients"])}
     lines = [head, *({n: r[n] for n in (*KEPT, *MEASURED) if n in r} for r in rows)]
     out.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return out
@@ -67,6 +69,12 @@ def table(paper: str) -> str:
     return "\n".join(lines)
 
 
+def reached(path: str, t: int) -> str:
+    """Return the accuracy in round ``t`` of the results in a file below this folder."""
+    rows = [json.loads(line) for line in (HERE / path).read_text().splitlines()]
+    return f"{100 * next(row['accuracy'] for row in rows[1:] if row['round'] == t):.2f} %"
+
+
 def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
     ends = [100 * next(r["accuracy"] for r in reversed(rows) if r["accuracy"] is not None) for _, *rows in runs]
     head, *rows = runs[0]
@@ -93,4 +101,5 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        print(take(Path(name)))
+        folder, _, path = name.rpartition("=") if name.endswith(".jsonl") else (name, "", "")
+        print(take(Path(folder), HERE / path if path else None))
