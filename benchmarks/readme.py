@@ -40,6 +40,10 @@ def filled(text: str) -> str:
     def reached(found: re.Match[str]) -> str:
         return f"<!-- reached: {found[1]} {found[2]} -->{collect.reached(found[1], int(found[2]))}<!-- end -->"
 
+    def differs(found: re.Match[str]) -> str:
+        return f"<!-- mismatch: {found[1]} {found[2]} -->{collect.mismatch(found[1], int(found[2]))}<!-- end -->"
+
+    text = re.sub(r"<!-- mismatch: (\S+) (\d+) -->.*?<!-- end -->", differs, text, flags=re.S)
     text = re.sub(r"<!-- reached: (\S+) (\d+) -->.*?<!-- end -->", reached, text, flags=re.S)
     text = re.sub(r"<!-- reproduced: (\w+) -->\n.*?<!-- end -->", reproduced, text, flags=re.S)
     digits = {task: json.loads((HERE / "results" / f"{task}.json").read_text()) for task in ("digits", "digits05")}

@@ -71,8 +71,17 @@ def table(paper: str) -> str:
 
 def reached(path: str, t: int) -> str:
     """Return the accuracy in round ``t`` of the results in a file below this folder."""
+    return f"{100 * _row(path, t)['accuracy']:.2f} %"
+
+
+def mismatch(path: str, t: int) -> str:
+    """Return the mask mismatch in round ``t`` of the results in a file below this folder."""
+    return f"{_row(path, t)['mismatch']:.2g}"
+
+
+def _row(path: str, t: int) -> dict[str, Any]:
     rows = [json.loads(line) for line in (HERE / path).read_text().splitlines()]
-    return f"{100 * next(row['accuracy'] for row in rows[1:] if row['round'] == t):.2f} %"
+    return next(row for row in rows[1:] if row["round"] == t)
 
 
 def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
