@@ -99,7 +99,7 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
         done,
         paper + (" (a variant)" if row.variant else ""),
         f"{mean(ends):.2f}{spread} ({seeds})",
-        f"{mean(ends) - row.accuracy:+.2f}",
+        f"{mean(ends) - row.accuracy:+.2f}" if trained[-1]["round"] == head["rounds"] else "-",
         f"{100 * trained[-1]['density']:.1f} %",
         f"{sums['bytes_up'] / len(trained) / head['clients'] / 1e3:.1f}",
         f"{sums['bytes_dense_up'] / sums['bytes_up']:.1f}x",
