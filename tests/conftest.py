@@ -1,6 +1,7 @@
 """What all tests share: quiet threads, a cache of their own, and a task that trains in a blink."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 from fedsieve import Data, Dataset, Run, Task
 
 DATA = os.environ.get("FEDSIEVE_DATA")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that tests start: a shell's background jobs, and their children, ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
