@@ -40,6 +40,12 @@ def filled(text: str) -> str:
     def reached(found: re.Match[str]) -> str:
         return f"<!-- reached: {found[1]} {found[2]} -->{collect.reached(found[1], int(found[2]))}<!-- end -->"
 
+    def sweep(found: re.Match[str]) -> str:
+        told = json.loads((HERE / "results" / "sweep.json").read_text())
+        return f"<!-- sweep: {found[1]} -->{told[found[1]]:.0f}<!-- end -->"
+
+    text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
+
     def differs(found: re.Match[str]) -> str:
         return f"<!-- mismatch: {found[1]} {found[2]} -->{collect.mismatch(found[1], int(found[2]))}<!-- end -->"
 
