@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.local import mean_loss, sgd
+from fedsieve.server import Step, Weighting, mean
 from fedsieve.sparsity import count, scaled, top_within
-from fedsieve.types import Device, InputError, Mask, Params, Tree
+from fedsieve.types import Device, InputError, Mask, Params, Tree, Update
 
 Share: TypeAlias = Literal["mean", "sum"]
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
@@ -227,6 +228,13 @@ def spread(tree: object, mask: Mask) -> Params:
 def projected(params: Params, mask: Mask) -> Params:
     """Return the parameters, zero off the mask."""
     return {name: v * mask[name] if name in mask else v for name, v in params.items()}
+
+
+def stepped(state: OnMask, updates: Iterable[Update], server: Step, weighting: Weighting) -> OnMask:
+    """Return the state after the server's step towards the mean of the clients' values, on the mask."""
+    target = spread(mean(updates, weighting), state.mask)
+    params, moments = server.step(state.params, target, state.moments)
+    return replace(state, params=projected(params, state.mask), moments=moments)
 
 
 def received(order: object, model: nn.Module, names: tuple[str, ...]) -> Mask:

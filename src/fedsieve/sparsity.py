@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from fedsieve.types import InputError, Mask, Params
+from fedsieve.types import InputError, Mask, Params, Sparse
 
 POLICIES = ("all", "swat", "flash", "zerofl")
 
@@ -52,6 +52,16 @@ def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
 def cut(params: Params, densities: Mapping[str, float]) -> Params:
     """Return ``params`` with every named tensor reduced to its own top share; the others as they are."""
     return {name: v * top(v, densities[name]) if name in densities else v for name, v in params.items()}
+
+
+def on_support(params: Params, support: Mask) -> dict[str, Tensor | Sparse]:
+    """Return the parameters as they travel where the receiver does not know the support: values and positions."""
+    return {name: Sparse.of(v, support[name]) if name in support else v for name, v in params.items()}
+
+
+def non_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
+    """Return the parameters with the zeros of the named tensors left out."""
+    return on_support(params, {name: params[name] != 0 for name in names})
 
 
 def density(params: Params) -> float:

@@ -27,6 +27,7 @@ from fedsieve.masks import (
     projected,
     received,
     spread,
+    stepped,
     values,
     values_bytes,
 )
@@ -95,9 +96,7 @@ class FLASH:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
             return _stage2(state, updates, (self.density,), self.excess)
-        target = spread(mean(updates, self.weighting), state.mask)
-        params, moments = self.server.step(state.params, target, state.moments)
-        return replace(state, params=projected(params, state.mask), moments=moments)
+        return stepped(state, updates, self.server, self.weighting)
 
     def deploy(self, state: OnMask) -> Params:
         """Ship the global model."""

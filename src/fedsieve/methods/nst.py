@@ -18,7 +18,7 @@ from torch import nn
 from fedsieve.local import load_, params_of
 from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, unpacked
 from fedsieve.server import Weighting, mean, tensors
-from fedsieve.sparsity import check_share, cut, policy, uniform
+from fedsieve.sparsity import check_share, cut, non_zeros, on_support, policy, uniform
 from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Update
 
 
@@ -69,16 +69,14 @@ class NST:
 
     def broadcast(self, state: State, tier: int) -> Tree:
         """Send the global model: what no client holds need not travel."""
-        return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
+        return non_zeros(state.params, state.sparse)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the client's own mask, learn it on the way, remember it, and send the weights on it."""
         load_(device.model, tensors(down))
         metrics, mask = learn(device, self._own(device), self.rates(device), self.share)
         device.memory |= packed(mask)
-        after = params_of(device.model)
-        sent = {name: Sparse.of(v, mask[name]) if name in mask else v for name, v in after.items()}
-        return Update(sent, len(device.data), metrics)
+        return Update(on_support(params_of(device.model), mask), len(device.data), metrics)
 
     def rates(self, device: Device) -> dict[int, float]:
         """Return the prune rate after those steps that change the mask: the epochs' ends, or an only one's middle."""

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from fedsieve.local import load_, params_of
-from fedsieve.masks import OnMask, counts_of, learn, projected, received, spread, values, values_bytes
-from fedsieve.server import Average, Step, Weighting, mean
+from fedsieve.masks import OnMask, counts_of, learn, projected, received, spread, stepped, values, values_bytes
+from fedsieve.server import Average, Step, Weighting
 from fedsieve.sparsity import check_share, policy, uniform
 from fedsieve.types import Device, Params, Tree, Update
 
@@ -63,9 +63,7 @@ class PDST:
 
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Take the server's step towards the mean of the values, on the mask."""
-        target = spread(mean(updates, self.weighting), state.mask)
-        params, moments = self.server.step(state.params, target, state.moments)
-        return replace(state, params=projected(params, state.mask), moments=moments)
+        return stepped(state, updates, self.server, self.weighting)
 
     def deploy(self, state: OnMask) -> Params:
         """Ship the global model."""

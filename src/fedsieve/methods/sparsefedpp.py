@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fedsieve.layers import powered, powerprop_, unpowered
 from fedsieve.local import load_, params_of, train
 from fedsieve.server import ServerState, mean, tensors
-from fedsieve.sparsity import check_share, global_top, policy
-from fedsieve.types import Device, InputError, Params, Sparse, Tree, Update
+from fedsieve.sparsity import check_share, global_top, non_zeros, on_support, policy
+from fedsieve.types import Device, InputError, Params, Tree, Update
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SparseFedPP:
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send th: its zeros (what all clients cut) need not travel."""
-        return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
+        return non_zeros(state.params, state.sparse)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train, cut th over all layers together, and send the survivors."""
@@ -66,8 +66,7 @@ class SparseFedPP:
         metrics = train(device)
         after = params_of(device.model)
         support = global_top(after, policy(self.policy, device.model), 1 - self.sparsity)
-        tree = {name: Sparse.of(v, support[name]) if name in support else v for name, v in after.items()}
-        return Update(tree, len(device.data), metrics)
+        return Update(on_support(after, support), len(device.data), metrics)
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Average th; the union of the clients' supports survives."""

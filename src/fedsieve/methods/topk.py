@@ -16,8 +16,8 @@ from torch import nn
 
 from fedsieve.local import load_, params_of, train
 from fedsieve.server import ServerState, mean, tensors
-from fedsieve.sparsity import check_share, global_top, policy
-from fedsieve.types import Device, Params, Sparse, Tree, Update
+from fedsieve.sparsity import check_share, global_top, non_zeros, on_support, policy
+from fedsieve.types import Device, Params, Tree, Update
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TopK:
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send the global model: its zeros (what all clients pruned) need not travel."""
-        return {n: Sparse.of(v, v != 0) if n in state.sparse else v for n, v in state.params.items()}
+        return non_zeros(state.params, state.sparse)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train densely, cut, and send the survivors."""
@@ -55,8 +55,7 @@ class TopK:
         metrics = train(device)
         after = params_of(device.model)
         support = global_top(after, policy(self.policy, device.model), 1 - self.sparsity)
-        tree = {name: Sparse.of(v, support[name]) if name in support else v for name, v in after.items()}
-        return Update(tree, len(device.data), metrics)
+        return Update(on_support(after, support), len(device.data), metrics)
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Average; the union of the clients' supports survives."""
