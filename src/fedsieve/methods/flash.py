@@ -85,12 +85,7 @@ class FLASH:
 
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
-        mask = received(down["mask"], device.model, policy(self.policy, device.model))
-        load_(device.model, spread(down["params"], mask))
-        if down["stage"] == 1:
-            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
-        metrics, _ = learn(device, mask)
-        return Update(values(params_of(device.model), mask), len(device.data), metrics)
+        return _trained(self, down, device)
 
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
@@ -157,13 +152,8 @@ class HeteroFLASH:
 
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities or, trained on the frozen mask of its class, with values."""
-        mask = received(down["mask"], device.model, policy(self.policy, device.model))
-        load_(device.model, spread(down["params"], mask))
-        if down["stage"] == 1:
-            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
-        metrics, _ = learn(device, mask)
-        own = values(params_of(device.model), mask)
-        return Update({"tier": down["tier"], **own}, len(device.data), metrics)
+        update = _trained(self, down, device)
+        return update if down["stage"] == 1 else replace(update, tree={"tier": down["tier"], **update.tree})
 
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
@@ -212,6 +202,16 @@ def _stage1(
 def _sent(state: OnMask, tier: int) -> Tree:
     sent = values(state.params, state.of(tier))
     return {"stage": float(state.stage), "tier": float(tier), "mask": state.order(tier), "params": sent}
+
+
+def _trained(method: FLASH | HeteroFLASH, down: Tree, device: Device) -> Update:
+    """Do what the stage asks: sense on a mask that moves, or train on one that is frozen."""
+    mask = received(down["mask"], device.model, policy(method.policy, device.model))
+    load_(device.model, spread(down["params"], mask))
+    if down["stage"] == 1:
+        return _sensed(replace(device, epochs=method.E_d), mask, method.p, method.share)
+    metrics, _ = learn(device, mask)
+    return Update(values(params_of(device.model), mask), len(device.data), metrics)
 
 
 def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: Share) -> Update:
