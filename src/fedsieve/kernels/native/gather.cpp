@@ -1,0 +1,210 @@
+// The sparse products: gather (forward, input gradient) and dot (weight gradient on a mask).
+//
+// A tile of output positions stays in registers while the entries of a row pass: for each, one offset, one broadcast,
+// one fused multiply-add a position. Every spatial shift of a convolution is then a whole vector.
+#include "vec.h"
+
+namespace {
+
+struct Frame {  // what a tile needs to know, in words
+    int64_t in_row, out_row, out_channel, out_step;
+};
+
+
+template <class S, int TH, int TW, int STEP>
+INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* out, const uint32_t* add,
+                 int64_t add_row, int64_t add_channel, int64_t begin, int64_t end) {
+    constexpr int T = TH * TW;
+    for (int64_t r = begin; r < end; r++) {
+        V acc[T][S::K];
+        V start = all(g.bias ? g.bias[r] : 0.0f);
+        for (int t = 0; t < T; t++)
+            for (int k = 0; k < S::K; k++) acc[t][k] = start;
+        for (int32_t i = g.row[r]; i < g.row[r + 1]; i++) {
+            const uint32_t* x = in + g.offset[i];
+            V w = all(g.value[i]);
+            for (int a = 0; a < TH; a++)
+                for (int b = 0; b < TW; b++) S::fma(x + a * f.in_row + b * STEP * WORDS, w, acc[a * TW + b]);
+        }
+        if (add)
+            for (int a = 0; a < TH; a++)
+                for (int b = 0; b < TW; b++) {
+                    V more[S::K];
+                    S::read(add + r * add_channel + a * add_row + b * f.out_step, more);
+                    for (int k = 0; k < S::K; k++) acc[a * TW + b][k] += more[k];
+                }
+        for (int a = 0; a < TH; a++)
+            for (int b = 0; b < TW; b++) {
+                V* x = acc[a * TW + b];
+                if (g.relu)
+                    for (int k = 0; k < S::K; k++) x[k] = positive(x[k]);
+                S::write(out + r * f.out_channel + a * f.out_row + b * f.out_step, x);
+            }
+    }
+}
+
+// The sum over the lanes of the vectors p[0] ... p[L - 1], as one vector: a tree of shuffles.
+template <int N>
+INLINE V sums(const V* p) {
+    if constexpr (N == 1) {
+        return p[0];
+    } else {
+        V half[N / 2];
+        for (int i = 0; i < N / 2; i++) {
+            V a = p[i], b = p[i + N / 2];
+            constexpr int H = N / 2;  // lanes of a and b that still stand for one sum lie H apart, N in all
+            I low, high;
+            for (int l = 0; l < L; l++) {
+                int within = l % N, base = l - within;
+                low[l] = within < H ? base + within : L + base + within - H;
+                high[l] = within < H ? base + within + H : L + base + within;
+            }
+            half[i] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+        }
+        return sums<N / 2>(half);
+    }
+}
+
+template <class S, int TH, int TW, int STEP>
+INLINE void dot_tile(const Dot& d, const Frame& f, const uint32_t* in, const uint32_t* out, int64_t begin,
+                     int64_t end) {
+    constexpr int T = TH * TW;
+    const Gather& g = d.of;
+    for (int64_t r = begin; r < end; r++) {
+        if (g.row[r] == g.row[r + 1]) continue;
+        V y[T][S::K];
+        for (int a = 0; a < TH; a++)
+            for (int b = 0; b < TW; b++)
+                S::read(out + r * f.out_channel + a * f.out_row + b * f.out_step, y[a * TW + b]);
+        int32_t i = g.row[r], last = g.row[r + 1];
+        while (i < last) {
+            V p[L];
+            int n = last - i < L ? last - i : L;
+            for (int j = 0; j < n; j++) {
+                const uint32_t* x = in + g.offset[i + j];
+                V acc[2] = {zero(), zero()};
+                for (int a = 0; a < TH; a++)
+                    for (int b = 0; b < TW; b++)
+                        S::dot(x + a * f.in_row + b * STEP * WORDS, y[a * TW + b], acc[(a * TW + b) % 2]);
+                p[j] = acc[0] + acc[1];
+            }
+            if (n == L) {
+                store(d.grad + i, load(d.grad + i) + sums<L>(p));
+            } else {
+                for (int j = n; j < L; j++) p[j] = zero();
+                V s = sums<L>(p);
+                for (int j = 0; j < n; j++) d.grad[i + j] += s[j];
+            }
+            i += n;
+        }
+    }
+}
+
+// Calls f(row, column, TH, TW) for tiles that cover the map, as constants.
+template <int N> struct Number { static constexpr int value = N; };
+
+template <int T, int TW, class F>
+INLINE void strip(int height, int column, F&& f) {
+    constexpr int TH = T / TW;
+    int h = 0;
+    for (; h + TH <= height; h += TH) f(h, column, Number<TH>{}, Number<TW>{});
+    for (; h < height; h++) f(h, column, Number<1>{}, Number<TW>{});
+}
+
+template <int T, class F>
+INLINE void cover(int height, int width, F&& f) {
+    int w = 0;
+    for (; w + T <= width; w += T) strip<T, T>(height, w, f);
+    if constexpr (T >= 16) if (w + 8 <= width) strip<T, 8>(height, w, f), w += 8;
+    if constexpr (T >= 8) if (w + 4 <= width) strip<T, 4>(height, w, f), w += 4;
+    if constexpr (T >= 4) if (w + 2 <= width) strip<T, 2>(height, w, f), w += 2;
+    if constexpr (T >= 2) if (w < width) strip<T, 1>(height, w, f);
+}
+
+// The rows whose entries are this thread's share.
+Share rows_by_work(const Gather& g, int thread, int threads) {
+    auto cut = [&](int t) {
+        int64_t want = (int64_t(g.row[g.rows]) - g.row[0] + g.rows) * t / threads;
+        int64_t low = 0, high = g.rows;
+        while (low < high) {
+            int64_t mid = (low + high) / 2;
+            if (g.row[mid] - g.row[0] + mid < want) low = mid + 1; else high = mid;
+        }
+        return low;
+    };
+    Share s(0, 0, 1);
+    s.begin = thread ? cut(thread) : 0;
+    s.end = thread + 1 == threads ? g.rows : cut(thread + 1);
+    return s;
+}
+
+template <class S>
+int64_t tiles(int height, int width) {
+    int64_t n = 0;
+    cover<S::tile>(height, width, [&](int, int, auto, auto) INLINE_LAMBDA { n++; });
+    return n;
+}
+
+template <class S, int STEP>
+void run_gather(const Gather& g, int thread, int threads) {
+    Steps in(g.in), out(g.out);
+    int64_t count = tiles<S>(g.height, g.width) * g.in.blocks, unit = 0;
+    bool by_tile = count >= 4 * threads || (count >= threads && count % threads == 0);
+    Share units(count, by_tile ? thread : 0, by_tile ? threads : 1);
+    Share rows = by_tile ? Share(g.rows, 0, 1) : rows_by_work(g, thread, threads);
+    Frame f{in.row * g.stride_in, out.row * g.stride_out, out.channel, int64_t(g.stride_out) * WORDS};
+    int64_t add_row = 0, add_channel = 0, add_block = 0;
+    const uint32_t* add_base = nullptr;
+    if (g.add) {
+        Steps add(*g.add);
+        add_row = add.row * g.stride_out, add_channel = add.channel, add_block = add.block;
+        add_base = add.inside + g.top * add.row + int64_t(g.left) * WORDS;
+    }
+    for (int64_t b = 0; b < g.in.blocks; b++) {
+        uint32_t* first = out.inside + b * out.block + g.top * out.row + int64_t(g.left) * WORDS;
+        cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {
+            if (int64_t u = unit++; u < units.begin || u >= units.end) return;
+            const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
+            uint32_t* y = first + h * f.out_row + w * f.out_step;
+            const uint32_t* add = add_base ? add_base + b * add_block + h * add_row + w * f.out_step : nullptr;
+            tile<S, decltype(th)::value, decltype(tw)::value, STEP>(g, f, x, y, add, add_row, add_channel, rows.begin,
+                                                                    rows.end);
+        });
+    }
+    if (g.out.halo && g.top == 0 && g.left == 0) {
+        Share channels(g.rows, thread, threads);
+        for (int64_t c = channels.begin; c < channels.end; c++) zero_halo(g.out, c);
+    }
+}
+
+template <class S, int STEP>
+void run_dot(const Dot& d, int thread, int threads) {
+    const Gather& g = d.of;
+    Steps in(g.in), out(g.out);
+    Share rows = rows_by_work(g, thread, threads);
+    Frame f{in.row * g.stride_in, out.row, out.channel, WORDS};
+    if (rows.begin == rows.end) return;
+    memset(d.grad + g.row[rows.begin], 0, sizeof(float) * (g.row[rows.end] - g.row[rows.begin]));
+    for (int64_t b = 0; b < g.in.blocks; b++)
+        cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {
+            const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
+            const uint32_t* y = out.inside + b * out.block + h * f.out_row + w * f.out_step;
+            dot_tile<S, decltype(th)::value, decltype(tw)::value, STEP>(d, f, x, y, rows.begin, rows.end);
+        });
+}
+
+}  // namespace
+
+void gather(const Gather& g, int thread, int threads) {
+    if (g.in.packed)
+        g.stride_in == 1 ? run_gather<Bf16, 1>(g, thread, threads) : run_gather<Bf16, 2>(g, thread, threads);
+    else
+        g.stride_in == 1 ? run_gather<Fp32, 1>(g, thread, threads) : run_gather<Fp32, 2>(g, thread, threads);
+}
+
+void dot(const Dot& d, int thread, int threads) {
+    if (d.of.in.packed)
+        d.of.stride_in == 1 ? run_dot<Bf16, 1>(d, thread, threads) : run_dot<Bf16, 2>(d, thread, threads);
+    else
+        d.of.stride_in == 1 ? run_dot<Fp32, 1>(d, thread, threads) : run_dot<Fp32, 2>(d, thread, threads);
+}

@@ -1,0 +1,129 @@
+// Native vectors, and the two ways to store sixteen lanes: a float a word, or two bfloat16 a word.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int L = 16, TILE = 16;
+#elif defined(__AVX2__)
+constexpr int L = 8, TILE = 4;
+#elif defined(__aarch64__)
+constexpr int L = 4, TILE = 4;
+#else
+constexpr int L = 4, TILE = 2;
+#endif
+
+constexpr int WORDS = 16;     // of a block
+constexpr int G = WORDS / L;  // native vectors a block of floats
+
+typedef float V __attribute__((vector_size(4 * L)));
+typedef uint32_t U __attribute__((vector_size(4 * L)));
+typedef int32_t I __attribute__((vector_size(4 * L)));
+
+INLINE V zero() { return V{}; }
+INLINE V all(float x) { return V{} + x; }
+INLINE U bits(V x) { return (U)x; }
+INLINE V load(const void* p) { V x; memcpy(&x, p, sizeof x); return x; }
+INLINE void store(void* p, V x) { memcpy(p, &x, sizeof x); }
+INLINE V select(I which, V a, V b) { return (V)(((U)which & (U)a) | (~(U)which & (U)b)); }
+INLINE V larger(V a, V b) { return select(a > b, a, b); }
+INLINE V positive(V x) { return (V)(~(U)(x <= zero()) & (U)x); }  // of NaN: NaN
+INLINE float sum(V x) {
+    float s = 0;
+    for (int i = 0; i < L; i++) s += x[i];
+    return s;
+}
+
+struct Fp32 {
+    static constexpr int parts = 1, K = G, tile = TILE;
+    static INLINE void read(const uint32_t* p, V* x) {
+        for (int g = 0; g < G; g++) x[g] = load(p + g * L);
+    }
+    static INLINE void write(uint32_t* p, const V* x) {
+        for (int g = 0; g < G; g++) store(p + g * L, x[g]);
+    }
+    static INLINE void fma(const uint32_t* p, V w, V* acc) {
+        for (int g = 0; g < G; g++) acc[g] += w * load(p + g * L);
+    }
+    static INLINE void dot(const uint32_t* p, const V* y, V& acc) {
+        for (int g = 0; g < G; g++) acc += y[g] * load(p + g * L);
+    }
+};
+
+INLINE U nearest(U x) {  // float bits rounded to even at bfloat16; NaN stays NaN
+    U nan = (U)((x & 0x7fffffffu) > 0x7f800000u);
+    U rounded = x + 0x7fffu + ((x >> 16) & 1u);
+    return (rounded & ~nan) | ((x | 0x400000u) & nan);
+}
+
+struct Bf16 {
+    static constexpr int parts = 2, K = 2 * G, tile = TILE / 2 > 0 ? TILE / 2 : 1;
+    static INLINE U words(const uint32_t* p) { U x; memcpy(&x, p, sizeof x); return x; }
+    static INLINE V upper(U x) { return (V)(x & 0xffff0000u); }
+    static INLINE V lower(U x) { return (V)(x << 16); }
+    static INLINE void read(const uint32_t* p, V* x) {
+        for (int g = 0; g < G; g++) {
+            U w = words(p + g * L);
+            x[g] = upper(w), x[G + g] = lower(w);
+        }
+    }
+    static INLINE void write(uint32_t* p, const V* x) {
+        for (int g = 0; g < G; g++) {
+            U w = (nearest(bits(x[g])) & 0xffff0000u) | (nearest(bits(x[G + g])) >> 16);
+            memcpy(p + g * L, &w, sizeof w);
+        }
+    }
+    static INLINE void fma(const uint32_t* p, V w, V* acc) {
+        for (int g = 0; g < G; g++) {
+            U x = words(p + g * L);
+            acc[g] += w * upper(x);
+            acc[G + g] += w * lower(x);
+        }
+    }
+    static INLINE void dot(const uint32_t* p, const V* y, V& acc) {
+        for (int g = 0; g < G; g++) {
+            U x = words(p + g * L);
+            acc += y[g] * upper(x);
+            acc += y[G + g] * lower(x);
+        }
+    }
+};
+
+// Steps through a map, in words.
+struct Steps {
+    int64_t row, block, channel;
+    uint32_t* inside;  // the first position that is not halo
+    explicit Steps(const Map& m) {
+        row = int64_t(m.width + 2 * m.halo) * WORDS;
+        block = row * (m.height + 2 * m.halo);
+        channel = block * m.blocks;
+        inside = m.data + m.halo * (row + WORDS);
+    }
+    uint32_t* at(int64_t c, int64_t b) const { return inside + c * channel + b * block; }
+};
+
+// A thread's share [begin, end) of n things.
+struct Share {
+    int64_t begin, end;
+    Share(int64_t n, int thread, int threads) : begin(n * thread / threads), end(n * (thread + 1) / threads) {}
+};
+
+void zero_halo(const Map& m, int64_t channel);  // of one channel
+
+void gather(const Gather&, int thread, int threads);
+void dot(const Dot&, int thread, int threads);
+void norm(const Norm&, int thread, int threads);
+void norm_backward(const NormBackward&, int thread, int threads);
+void pool(const Pool&, int thread, int threads);
+void copy(const Copy&, int thread, int threads);
+void pack(const Pack&, int thread, int threads);
+void loss(const Loss&, int thread, int threads);
+void sgd(const Sgd&, int thread, int threads);
+void keep(const Keep&, int thread, int threads);
+void wide(const Wide&, int thread, int threads);
+void take(const Take&, int thread, int threads);

@@ -1,0 +1,285 @@
+"""From a model's layers to a step's operations and the memory that they need.
+
+Every map lives in one arena, at an offset that others take over once its last reader is done: what a step needs is
+known before it runs. What BatchNorm and ReLU gave is computed again for backward, not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import pointer
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsieve.kernels.graph import Flatten, Foreign, Graph, Layer, Norm, Pool, Product, Value
+from fedsieve.kernels.program import Copy, Map, Program, Step, at
+from fedsieve.kernels.program import Pool as PoolOp
+from fedsieve.kernels.weights import Weights
+
+WORDS = 16
+LINE = 64
+"""Bytes of a cache line: maps begin at its multiples."""
+
+
+@dataclass(eq=False)
+class Room:
+    """A map's place: its shape, when it is needed (from step ``first`` to ``last``), and where it lies in the arena."""
+
+    channels: int
+    blocks: int
+    height: int
+    width: int
+    halo: int = 0
+    first: int = -1
+    last: int = -1
+    offset: int = -1
+
+    @property
+    def line(self) -> int:
+        """Words from one row of positions to the next."""
+        return (self.width + 2 * self.halo) * WORDS
+
+    @property
+    def channel(self) -> int:
+        """Words from one channel to the next."""
+        return self.line * (self.height + 2 * self.halo) * self.blocks
+
+    @property
+    def words(self) -> int:
+        """Words in all."""
+        return self.channel * self.channels
+
+
+@dataclass
+class Arena:
+    """Rooms, and the operations that will use them, in order."""
+
+    packed: bool
+    waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
+    rooms: list[Room] = field(default_factory=list)
+    memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+
+    def step(self, make: Callable[[], Step], *rooms: Room) -> None:
+        """Add an operation that uses ``rooms``; it is made once they have their places."""
+        for room in rooms:
+            if room.first < 0:
+                room.first = len(self.waiting)
+                self.rooms.append(room)
+            room.last = len(self.waiting)
+        self.waiting.append((make, rooms))
+
+    def settle(self) -> Program:
+        """Give every room its place, largest first, and return the program."""
+        placed: list[Room] = []
+        for room in sorted(self.rooms, key=lambda r: -r.words):
+            others = sorted(
+                (r for r in placed if r.first <= room.last and room.first <= r.last), key=lambda r: r.offset
+            )
+            room.offset = 0
+            for other in others:
+                if room.offset + room.words <= other.offset:
+                    break
+                room.offset = max(room.offset, other.offset + other.words)
+            placed.append(room)
+        size = max((r.offset + r.words for r in placed), default=0)
+        self.memory = torch.empty(size + LINE // 4, dtype=torch.int32)
+        program = Program(keep=[self.memory])
+        program.steps = [make() for make, _ in self.waiting]
+        return program
+
+    def map(self, room: Room) -> Map:
+        """Return a settled room as the kernels read it."""
+        aligned = -self.memory.data_ptr() % LINE // 4
+        return Map(
+            at(self.memory, aligned + room.offset),
+            room.channels,
+            room.blocks,
+            room.height,
+            room.width,
+            room.halo,
+            int(self.packed),
+        )
+
+
+class Plan:
+    """The forward and backward passes of a graph, as steps of an arena."""
+
+    def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, training: bool = True):
+        self.graph, self.weights, self.training = graph, weights, training
+        self.blocks = -(-batch // (32 if packed else 16))
+        self.arena = Arena(packed)
+        self.sized: list[Any] = []
+        """Operations whose field ``samples`` is the batch's."""
+        self.act: dict[Value, Room] = {}
+        self.grad: dict[Value, Room] = {}
+        self.moving = self._moving()
+
+    def room(self, value: Value, halo: int) -> Room:
+        """Return a new room for a value or its gradient."""
+        room = Room(value.channels, self.blocks, value.height, value.width, halo)
+        if room.words >= 2**31:
+            raise ValueError("a map of more than 2^31 words")
+        return room
+
+    def forward(self) -> None:
+        """Add the forward pass; ``act`` holds every value's room."""
+        for layer in self.graph.layers:
+            self.act[layer.output] = self.room(layer.output, self.halo(layer.output))
+            self.run(layer, self.act[layer.output])
+
+    def run(self, layer: Layer, out: Room, again: bool = False) -> None:
+        """Add a layer's forward; ``again``: as it was, for backward."""
+        ins = [self.act[value] for value in layer.inputs]
+        if isinstance(layer, Product):
+            self.weights.forward(self, layer, ins[0], out)
+        elif isinstance(layer, Norm):
+            mode = (2 if again else 1) if self.training else 0
+            self.arena.step(lambda: self._sized(self.weights.norm(self.arena, layer, ins, out, mode)), *ins, out)
+        elif isinstance(layer, Pool):
+            self.arena.step(lambda: self._pool(layer, ins[0], out), ins[0], out)
+        elif isinstance(layer, Flatten):
+            self.arena.step(lambda: self._copy(ins[0], out, 2), ins[0], out)
+        elif isinstance(layer, Foreign):
+            self.arena.step(lambda: self.weights.foreign(self, layer, ins, out), *ins, out)
+
+    def backward(self) -> None:
+        """Add the backward pass, from the gradient of the logits that stands in ``grad``."""
+        for layer in reversed(self.graph.layers):
+            g = self.grad.pop(layer.output, None)
+            if g is None or not self.moving[layer.output]:
+                continue
+            if isinstance(layer, Product):
+                self._product_backward(layer, g)
+            elif isinstance(layer, Norm):
+                self._norm_backward(layer, g)
+            elif isinstance(layer, Pool):
+                x = layer.inputs[0]
+                self.recall(x)
+                into, more = self._gradient(x)
+                used = (self.act[x], self.act[layer.output], g, into)
+                self.arena.step(lambda r=used, p=layer, m=more: self._pool(p, *r, more=m), *used)  # type: ignore[misc]
+            elif isinstance(layer, Flatten):
+                self._deliver(layer.inputs[0], lambda to, g=g: self._copy(g, to, 3), g)  # type: ignore[misc]
+            elif isinstance(layer, Foreign):
+                self._foreign_backward(layer, g)
+
+    def halo(self, value: Value) -> int:
+        """Return the border that the value's readers need."""
+        return max((u.padding for u in self.graph.users(value) if isinstance(u, Product)), default=0)
+
+    def gradient_halo(self, value: Value) -> int:
+        """Return the border that the gradient's readers need; a room may be handed on from value to value."""
+        maker = next((layer for layer in self.graph.layers if layer.output is value), None)
+        if isinstance(maker, Product) and self.moving[maker.inputs[0]]:
+            k, s, p, x = maker.kernel, maker.stride, maker.padding, maker.inputs[0]
+            below = -min((top + p - tap) // s for top in range(s) for tap in range(k) if (top + p - tap) % s == 0)
+            above = max((x.height - 1 + p) // s - (value.height - 1), (x.width - 1 + p) // s - (value.width - 1))
+            return max(below, above, 0)
+        if isinstance(maker, Norm):
+            return max(self.gradient_halo(v) for v in maker.inputs)
+        return 0
+
+    def recall(self, value: Value) -> None:
+        """Compute a value again that forward did not keep: BatchNorm with ReLU of what is kept."""
+        maker = next((layer for layer in self.graph.layers if layer.output is value), None)
+        if isinstance(maker, Norm) and maker.module is not None and len(maker.inputs) == 1 and value not in self._again:
+            self.act[value] = self.room(value, self.halo(value))
+            self.run(maker, self.act[value], again=True)
+            self._again.add(value)
+
+    def _product_backward(self, layer: Product, g: Room) -> None:
+        x, out = layer.inputs[0], self.act[layer.output]
+        if layer.relu or layer.module.bias is not None:
+            self.arena.step(lambda: self._sized(self.weights.bias_backward(self.arena, layer, out, g)), out, g)
+        self.recall(x)
+        self.weights.backward(self, layer, self.act[x], g)
+        if self.moving[x]:
+            into, more = self._gradient(x)
+            self.weights.input_gradient(self, layer, g, into, more)
+
+    def _norm_backward(self, layer: Norm, g: Room) -> None:
+        y, out = layer.inputs[0], self.act[layer.output]
+        ins = [self.act[v] for v in layer.inputs]
+
+        def make(to: Room) -> Step:
+            return self._sized(self.weights.norm_backward(self.arena, layer, ins, out, g, to))
+
+        used = [ins[0]] if layer.module is not None else []
+        used += [out] if layer.relu and (len(ins) == 2 or layer.module is None) else []
+        if len(ins) == 1 and y not in self.grad:
+            self.arena.step(lambda: make(g), *used, g)
+            self.grad[y] = g
+            return
+        self._deliver(y, make, g, *used)
+        if len(ins) == 2 and self.moving[layer.inputs[1]]:
+            other = layer.inputs[1]
+            if other in self.grad:
+                to = self.grad[other]
+                self.arena.step(lambda: self._copy(g, to, 1), g, to)
+            else:
+                self.grad[other] = g
+
+    def _foreign_backward(self, layer: Foreign, g: Room) -> None:
+        moving = [v for v in layer.inputs if self.moving[v]]
+        fresh = [self.room(v, 0) for v in moving]
+        self.arena.step(lambda: self.weights.foreign_backward(self, layer, g, fresh), g, *fresh)
+        for value, room in zip(moving, fresh, strict=True):
+            self._deliver(value, lambda to, r=room: self._copy(r, to, 0), room)  # type: ignore[misc]
+
+    def _deliver(self, value: Value, make: Callable[[Room], Step], *used: Room) -> None:
+        """Add an operation that writes a gradient: into a room of its own and from there, where others wrote before."""
+        if not self.moving[value]:
+            if isinstance(self.graph, Graph) and value is not self.graph.input:
+                return
+            unused = self.room(value, 0)
+            self.arena.step(lambda: make(unused), *used, unused)
+            return
+        into, more = self._gradient(value)
+        if not more:
+            self.arena.step(lambda: make(into), *used, into)
+            return
+        between = self.room(value, 0)
+        self.arena.step(lambda: make(between), *used, between)
+        self.arena.step(lambda: self._copy(between, into, 1), between, into)
+
+    def _gradient(self, value: Value) -> tuple[Room, bool]:
+        """Return the room of a value's gradient, and whether something stands in it already."""
+        if value in self.grad:
+            return self.grad[value], True
+        self.grad[value] = self.room(value, self.gradient_halo(value))
+        return self.grad[value], False
+
+    def _moving(self) -> dict[Value, bool]:
+        """Tell which values depend on something that is trained."""
+        moving = {self.graph.input: False}
+        for layer in self.graph.layers:
+            own = isinstance(layer, Product) or (isinstance(layer, Norm) and layer.module is not None)
+            own = own or (isinstance(layer, Foreign) and any(list(m.parameters()) for m in layer.modules.values()))
+            moving[layer.output] = own or any(moving[v] for v in layer.inputs)
+        self._again: set[Value] = set()
+        return moving
+
+    def _sized(self, op: Any) -> Any:
+        self.sized.append(op)
+        return op
+
+    def _copy(self, x: Room, to: Room, mode: int) -> Copy:
+        return Copy(self.arena.map(x), self.arena.map(to), mode)
+
+    def _pool(
+        self, p: Pool, x: Room, out: Room, g: Room | None = None, into: Room | None = None, more: bool = False
+    ) -> PoolOp:
+        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=p.kernel, stride=p.stride)
+        op.padding, op.average, op.backward, op.accumulate = p.padding, p.average, int(g is not None), int(more)
+        if g is not None and into is not None:
+            op.grad_out, op.grad_in = self.arena.map(g), self.arena.map(into)
+        return op
+
+
+def held(pointers: list[Any], map_: Map) -> Any:
+    """Return a pointer to a map, kept alive by ``pointers``."""
+    pointers.append(pointer(map_))
+    return pointers[-1]

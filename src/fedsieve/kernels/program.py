@@ -1,0 +1,229 @@
+"""The operations of a training step, as the native library reads them: ``native/abi.h``, field by field."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, TypeAlias
+
+from torch import Tensor
+
+from fedsieve.kernels import library
+
+
+class Map(Structure):
+    """An activation tensor in the layout of the kernels: see ``native/abi.h``."""
+
+    _fields_: ClassVar = [("data", c_void_p)] + [
+        (name, c_int32) for name in ("channels", "blocks", "height", "width", "halo", "packed")
+    ]
+
+
+_MAP = POINTER(Map)
+
+
+class Operation(Structure):
+    """One operation: set its fields by name."""
+
+    kind: ClassVar[int]
+
+
+class Gather(Operation):
+    """A sparse product: forward, or the input's gradient."""
+
+    kind = 0
+    _fields_: ClassVar = (
+        [("in_", Map), ("out", Map)]
+        + [(name, c_void_p) for name in ("row", "offset", "value", "bias")]
+        + [("add", _MAP)]
+        + [(n, c_int32) for n in ("rows", "height", "width", "stride_in", "stride_out", "top", "left", "relu")]
+    )
+
+
+class Dot(Operation):
+    """The gradient of the weights on a mask."""
+
+    kind = 1
+    _fields_: ClassVar = [("of", Gather), ("grad", c_void_p)]
+
+
+class Norm(Operation):
+    """BatchNorm, bias, sum and ReLU: each of them optional."""
+
+    kind = 2
+    _fields_: ClassVar = (
+        [("y", Map), ("out", Map), ("add", _MAP)]
+        + [(n, c_void_p) for n in ("gamma", "beta", "running_mean", "running_var", "mean", "invstd")]
+        + [("momentum", c_float), ("eps", c_float)]
+        + [(name, c_int32) for name in ("samples", "training", "relu")]
+    )
+
+
+class NormBackward(Operation):
+    """The gradients of a Norm."""
+
+    kind = 3
+    _fields_: ClassVar = [
+        ("of", Norm),
+        ("grad", Map),
+        ("grad_y", Map),
+        ("grad_gamma", c_void_p),
+        ("grad_beta", c_void_p),
+    ]
+
+
+class Pool(Operation):
+    """Maximum or mean over windows, or its gradient."""
+
+    kind = 4
+    _fields_: ClassVar = [(name, Map) for name in ("in_", "out", "grad_out", "grad_in")] + [
+        (name, c_int32) for name in ("kernel", "stride", "padding", "average", "backward", "accumulate")
+    ]
+
+
+class Copy(Operation):
+    """A copy, a sum in place, or a change between maps and features."""
+
+    kind = 5
+    _fields_: ClassVar = [("from_", Map), ("to", Map), ("mode", c_int32)]
+
+
+class Pack(Operation):
+    """Samples into a map, or out of it."""
+
+    kind = 6
+    _fields_: ClassVar = [("map", Map), ("plain", c_void_p), ("samples", c_int32), ("unpack", c_int32)]
+
+
+class Loss(Operation):
+    """Mean cross-entropy and its gradient."""
+
+    kind = 7
+    _fields_: ClassVar = [
+        ("logits", Map),
+        ("grad", Map),
+        ("label", c_void_p),
+        ("loss", c_void_p),
+        ("samples", c_int32),
+    ]
+
+
+class Sgd(Operation):
+    """A step of stochastic gradient descent on a vector of numbers."""
+
+    kind = 8
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("w", "velocity", "grad")]
+        + [("count", c_int64)]
+        + [(name, c_float) for name in ("rate", "momentum", "decay", "power")]
+        + [("value", c_void_p)]
+    )
+
+
+class Keep(Operation):
+    """The largest elements of a map, as lists."""
+
+    kind = 9
+    _fields_: ClassVar = (
+        [("in_", Map), ("count", c_int64), ("exact", c_int32)]
+        + [("threshold", c_void_p), ("work", c_void_p)]
+        + [(name, c_int32) for name in ("samples", "groups", "group", "row", "plane", "halo", "stride")]
+        + [(name, c_void_p) for name in ("start", "position", "value")]
+        + [("capacity", c_int64), ("kept", c_void_p)]
+    )
+
+
+class Wide(Operation):
+    """The gradient of a dense weight from kept inputs."""
+
+    kind = 10
+    _fields_: ClassVar = [
+        ("grad", Map),
+        ("blocks", c_void_p),
+        ("from_", POINTER(Keep)),
+        ("dense", c_void_p),
+        *[(name, c_int32) for name in ("kernel", "stride", "padding", "phase")],
+    ]
+
+
+class Take(Operation):
+    """Values picked out of a vector."""
+
+    kind = 11
+    _fields_: ClassVar = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
+
+
+class _Op(Structure):
+    _fields_: ClassVar = [("kind", c_int64), ("args", c_void_p)]
+
+
+Step: TypeAlias = Operation | Callable[[], None]
+"""An operation of the library's, or a call of Python's in between."""
+
+
+@cache
+def native() -> ctypes.CDLL:
+    """Return the library, its functions typed and its structures checked against ours."""
+    lib = library.load()
+    lib.fs_run.argtypes = [c_void_p, c_int64, ctypes.c_int]
+    lib.fs_run.restype = None
+    lib.fs_size.restype = c_int64
+    for name, count in (("fs_entries", 10), ("fs_transposed", 12)):
+        getattr(lib, name).restype = None
+        getattr(lib, name).argtypes = (
+            [c_void_p] + [c_int64] * 6 + [c_void_p] * 3 if count == 10 else [c_void_p] + [c_int64] * 8 + [c_void_p] * 3
+        )
+    for kind in Operation.__subclasses__():
+        assert lib.fs_size(kind.kind) == ctypes.sizeof(kind), kind.__name__
+    return lib
+
+
+@dataclass
+class Program:
+    """A list of steps, run in order: runs of native operations are one call each."""
+
+    steps: list[Step] = field(default_factory=list)
+    keep: list[Any] = field(default_factory=list)
+    """What the operations point to, kept alive."""
+
+    def run(self) -> None:
+        """Run all steps with ``library.threads()`` threads."""
+        if not hasattr(self, "_calls"):
+            self._calls = self._compiled()
+        threads = library.threads()
+        for call in self._calls:
+            if isinstance(call, tuple):
+                native().fs_run(*call, threads)
+            else:
+                call()
+
+    def _compiled(self) -> list[Any]:
+        calls: list[Any] = []
+        batch: list[Operation] = []
+
+        def flush() -> None:
+            if batch:
+                array = (_Op * len(batch))(*[_Op(op.kind, ctypes.addressof(op)) for op in batch])
+                self.keep.append((array, list(batch)))
+                calls.append((ctypes.addressof(array), len(batch)))
+                batch.clear()
+
+        for step in self.steps:
+            if isinstance(step, Operation):
+                batch.append(step)
+            else:
+                flush()
+                calls.append(step)
+        flush()
+        return calls
+
+
+def at(x: Tensor | None, offset: int = 0) -> int | None:
+    """Return the address of a contiguous tensor's element."""
+    if x is None:
+        return None
+    assert x.is_contiguous()
+    return x.data_ptr() + offset * x.element_size()
