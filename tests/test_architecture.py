@@ -10,6 +10,7 @@ ORDER = [
     {"types"},
     {"sparsity"},
     {"wire", "layers", "server", "local", "data", "models"},
+    {"kernels"},
     {"masks"},
     {"measures"},
     {"methods"},

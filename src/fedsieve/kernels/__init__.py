@@ -1,1 +1,6 @@
-"""Sparse training for CPUs."""
+"""Sparse training and inference on CPUs that compute with the non-zeros alone, seen by whoever has an ordinary model."""
+
+from fedsieve.kernels.library import isa, reason
+from fedsieve.kernels.trainer import Trainer
+
+__all__ = ["Trainer", "isa", "reason"]
