@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import pointer
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,6 +68,7 @@ class Frozen(Lists):
             self.mask = mask.detach().view(self.shape).to(torch.uint8).contiguous()
         self.count = int(self.mask.count_nonzero())
         self.index, self.offset, self.back_offset = (torch.empty(self.count, dtype=torch.int32) for _ in range(3))
+        self.threshold = torch.zeros(2)
         self._entries(0, 0, 0)
 
     def _entries(self, channel: int, line: int, shift: int) -> None:
@@ -105,6 +107,7 @@ class Frozen(Lists):
     def _prune(self, plan: Plan, x: Room, kept: Room) -> Step:
         op = Prune(in_=plan.arena.map(x), out=plan.arena.map(kept))
         share, each = self.count / self.mask.numel(), x.channels * x.height * x.width
+        op.cut.threshold = at(self.threshold)
         plan.cut(op, op.cut, 1, lambda n: count(max(share, 1 / (n * each)), n * each))
         return op
 
@@ -215,7 +218,7 @@ class Weights:
         powers = [own for own in self.lists.values() if isinstance(own, Frozen) and own.power != 1]
         cuts = sorted({0, self.sparse, self.w.numel()} | {p for o in powers for p in (o.start, o.start + o.count)})
         steps: list[Step] = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             op = Sgd(at(self.w, start), None, at(self.grad, start), end - start, rate, momentum, decay)
             op.velocity = None if self.velocity is None else at(self.velocity, start)
             op.power = next((o.power for o in powers if o.start <= start < o.start + o.count), 1.0)
