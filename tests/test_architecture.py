@@ -10,6 +10,7 @@ ORDER = [
     {"types"},
     {"sparsity"},
     {"wire", "layers", "server", "local", "data", "models"},
+    {"kernels"},
     {"masks"},
     {"measures"},
     {"methods"},
@@ -21,6 +22,7 @@ ORDER = [
     {"gallery"},
     {"report", "progress", "catalogue"},
     {"sweep"},
+    {"bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -101,6 +101,15 @@ class Case:
         like = {name: model.get_parameter(name) for name in densities}
         return drawn(SEED, counts_of(densities, like), like)
 
+    def pruned(self) -> tuple[nn.Module, Mask]:
+        """Return the network with its weights on the mask, and the mask."""
+        model = self.network()
+        mask = self.mask(model)
+        with torch.no_grad():
+            for name, own in mask.items():
+                model.get_parameter(name).mul_(own)
+        return model, mask
+
 
 def _check(what: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
     if value not in known:

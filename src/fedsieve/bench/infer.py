@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from fedsieve.bench.cases import Case
 from fedsieve.bench.clock import warm
@@ -52,7 +51,7 @@ def measured(case: Case, effort: Effort) -> Row:
 def timed(case: Case, **effort: Any) -> dict[str, Any]:
     """Return the part of the case's row that tells times and density, measured in this process."""
     keep_freed_memory()
-    model, (x, _) = pruned(case), case.examples()
+    model, x = case.pruned()[0].eval(), case.examples()[0]
     with torch.inference_mode():
         works = {key: warm(call) for key, call in _dense(model, x).items()}
     if reason() is None:
@@ -60,15 +59,6 @@ def timed(case: Case, **effort: Any) -> dict[str, Any]:
         works["sparse",] = warm(partial(kernels().Predictor(model, case.batch, **options), x))
     with torch.inference_mode():
         return compared(works, Effort(**effort)) | {"density_per_multiply_add": density(model, x)}
-
-
-def pruned(case: Case) -> nn.Module:
-    """Return the case's network, its weights zero off the mask."""
-    model = case.network().eval()
-    with torch.no_grad():
-        for name, own in case.mask(model).items():
-            model.get_parameter(name).mul_(own)
-    return model
 
 
 @torch.no_grad()
@@ -93,7 +83,7 @@ def density(model: nn.Module, x: Tensor) -> float:
 def _dense(model: nn.Module, x: Tensor) -> dict[tuple[str, ...], Callable[[], object]]:
     found = dict[tuple[str, ...], Callable[[], object]]()
     for name, layout in LAYOUTS.items():
-        own = laid_out(fuse(model), name)
+        own = laid_out(_folded(model), name)
         images = x.to(memory_format=layout)
         found["fp32", name] = partial(own, images)
         found["fp32", name, "jit"] = partial(_frozen(own, images), images)
@@ -104,6 +94,13 @@ def _dense(model: nn.Module, x: Tensor) -> dict[tuple[str, ...], Callable[[], ob
 def _by_autocast(model: nn.Module, x: Tensor) -> object:
     with torch.autocast("cpu", torch.bfloat16):
         return model(x)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, by the import
+        from torch.fx.experimental.optimization import fuse
+    return fuse(model)
 
 
 def _frozen(model: nn.Module, x: Tensor) -> Any:

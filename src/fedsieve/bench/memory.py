@@ -38,11 +38,11 @@ def grown(case: Case, kind: str = "sparse", layout: str = "") -> float | None:
     if not (ITSELF / "clear_refs").exists():
         return None
     for before in ("fp32", "bf16"):
-        dense(Case("digits_net"), before, "contiguous", {})()
+        dense(Case("digits_net"), before, "contiguous", frozen=False)()
     _give_back()
     start = _resident("VmRSS")
     (ITSELF / "clear_refs").write_text("5")  # the peak starts anew: proc(5)
-    step = sparse(trainer(case), case) if kind == "sparse" else dense(case, kind, layout, {})
+    step = sparse(trainer(case), case) if kind == "sparse" else dense(case, kind, layout, frozen=False)
     for _ in range(STEPS):
         step()
     return (_resident("VmHWM") - start) / 1e6

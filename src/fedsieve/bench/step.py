@@ -59,10 +59,9 @@ def timed(case: Case, **effort: Any) -> dict[str, Any]:
     """Return the part of the case's row that tells times and density, measured in this process."""
     keep_freed_memory()
     aim = Effort(**effort)
-    mask = case.mask(case.network()) if case.rule == "frozen" else {}
     variants = product(("fp32", "bf16"), LAYOUTS, (False, True) if aim.compiled else (False,))
     works: dict[tuple[str, ...], Work] = {
-        (kind, layout, str(by_compiler)): warm(dense(case, kind, layout, mask, by_compiler))
+        (kind, layout, str(by_compiler)): warm(dense(case, kind, layout, case.rule == "frozen", by_compiler))
         for kind, layout, by_compiler in variants
     }
     density = None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fedsieve.bench.cases import PERIOD, Case
 from fedsieve.layers import swat_
-from fedsieve.types import Mask
 
 Step: TypeAlias = Callable[[], object]
 LR, MOMENTUM = 1e-3, 0.9
@@ -28,12 +27,13 @@ def laid_out(model: nn.Module, layout: str) -> nn.Module:
     return model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload,no-any-return]
 
 
-def dense(case: Case, kind: str, layout: str, mask: Mask, compiled: bool = False) -> Step:
-    """Return a dense step: forward, backward, SGD with momentum, and the weights of ``mask`` multiplied by it.
+def dense(case: Case, kind: str, layout: str, frozen: bool, compiled: bool = False) -> Step:
+    """Return a dense step: forward, backward, SGD with momentum, and if ``frozen``, the weights times their mask.
 
     ``kind``: fp32, or bf16 by autocast. ``layout``: one of ``LAYOUTS``. ``compiled``: through torch.compile.
     """
-    model = laid_out(case.network(), layout).train()
+    model, mask = case.pruned() if frozen else (case.network(), {})
+    model = laid_out(model, layout).train()
     x, y = case.examples()
     x = x.to(memory_format=LAYOUTS[layout])
     masked: list[Tensor] = [model.get_parameter(name) for name in mask]
@@ -57,15 +57,11 @@ def dense(case: Case, kind: str, layout: str, mask: Mask, compiled: bool = False
 
 def trainer(case: Case) -> Any:
     """Return the kernels' trainer of the case's network."""
-    model = case.network().train()
-    mask = case.mask(model) if case.rule == "frozen" else {}
+    model, mask = case.pruned() if case.rule == "frozen" else (case.network(), {})
     if case.rule == "swat":
         swat_(model, case.densities(model), PERIOD)
-    with torch.no_grad():
-        for name, own in mask.items():
-            model.get_parameter(name).mul_(own)
     options: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "weight_decay": 0.0, "storage": case.storage}
-    return kernels().Trainer(model, mask, case.batch, **options)
+    return kernels().Trainer(model.train(), mask, case.batch, **options)
 
 
 def sparse(trainer: Any, case: Case) -> Step:
@@ -85,3 +81,8 @@ def reason() -> str | None:
     except ImportError as error:
         return str(error)
     return why
+
+
+def isa() -> str:
+    """Return the instruction set that the kernels use here, or that there are none."""
+    return str(kernels().isa()) if reason() is None else "none"
