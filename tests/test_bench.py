@@ -42,10 +42,10 @@ STEP = [
 """The keys that ``fedsieve bench step --json`` promises."""
 
 
-def needs_kernels() -> None:
+def needs_kernels(face: str) -> None:
     kernels = pytest.importorskip("fedsieve.kernels", reason="this version has no kernels")
-    if not hasattr(kernels, "Trainer"):
-        pytest.skip("the kernels have no Trainer yet")
+    if not hasattr(kernels, face):
+        pytest.skip(f"the kernels have no {face} yet")
     if why := training.reason():
         pytest.skip(why)
 
@@ -213,7 +213,7 @@ def test_memory_grows_with_the_batch() -> None:
 
 @pytest.mark.parametrize("rule", ["frozen", "swat"])
 def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str) -> None:
-    needs_kernels()
+    needs_kernels("Trainer")
     row = step.measured(replace(SMALL, batch=16, rule=rule), Effort(1, 1, 20.0))  # type: ignore[arg-type]
     assert row.density_per_multiply_add is not None
     assert 0.05 < row.density_per_multiply_add < 0.5
@@ -224,7 +224,7 @@ def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str)
 
 @pytest.mark.parametrize("model", ["digits_net", "linear", "leaf_cnn"])
 def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
-    needs_kernels()
+    needs_kernels("Trainer")
     case = Case(model, 16, 0.9)
     dense, sparse = training.dense(case, "fp32", "contiguous", True), training.sparse(training.trainer(case), case)
     for _ in range(3):
@@ -232,7 +232,7 @@ def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
 
 
 def test_inference_is_measured_for_one_example(here: None) -> None:
-    needs_kernels()
+    needs_kernels("Predictor")
     row = infer.measured(replace(SMALL, batch=1), Effort(1, 1, 20.0))
     assert row.ms_sparse or not row.samples_kept
 

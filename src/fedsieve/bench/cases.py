@@ -96,10 +96,10 @@ class Case:
         return uniform(names, 1 - self.sparsity)
 
     def mask(self, model: nn.Module) -> Mask:
-        """Return a random mask of these densities."""
+        """Return a random mask of these densities, in memory of its own."""
         densities = self.densities(model)
         like = {name: model.get_parameter(name) for name in densities}
-        return drawn(SEED, counts_of(densities, like), like)
+        return {name: own.clone() for name, own in drawn(SEED, counts_of(densities, like), like).items()}
 
     def pruned(self) -> tuple[nn.Module, Mask]:
         """Return the network with its weights on the mask, and the mask."""
