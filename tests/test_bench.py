@@ -21,7 +21,6 @@ from fedsieve.types import InputError
 
 ROOT = Path(__file__).parent.parent
 SMALL = Case("digits_net", 8, 0.9)
-QUICK = {"threads": 1, "samples": 1, "seconds": 1.0}
 STEP = [
     "model",
     "batch",
@@ -247,7 +246,7 @@ def test_without_kernels_the_dense_numbers_are_there(
 
     for module in (step, infer, training):
         monkeypatch.setattr(module, "reason", lambda: "no compiler")
-    words = ["--model", "digits_net", "--samples", "1", "--seconds", "20", "--json"]
+    words = ["--model", "digits_net", "--samples", "1", "--seconds", "0", "--json"]
     app(["bench", "step", *words, "--sparsity", ".9,.95", "--batch", "8"], standalone_mode=False)
     said = capsys.readouterr()
     rows = [json.loads(line) for line in said.out.splitlines()]
@@ -266,7 +265,7 @@ def test_without_kernels_the_dense_numbers_are_there(
 
 @pytest.mark.slow
 def test_a_step_from_the_command_line(tmp_path: Path) -> None:
-    words = ("--model", "digits_net", "--sparsity", "0.9", "--samples", "1", "--seconds", "5", "--json")
+    words = ("--model", "digits_net", "--sparsity", "0.9", "--samples", "1", "--seconds", "1", "--json")
     said = bench("step", *words, "--threads", "1", cwd=tmp_path).stdout
     (row,) = [json.loads(line) for line in said.splitlines()]
     assert list(row) == STEP
