@@ -22,6 +22,7 @@ ORDER = [
     {"gallery"},
     {"report", "progress", "catalogue"},
     {"sweep"},
+    {"bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, list, report, figure. Mistakes of the user's end in one line on stderr, exit code 2."""
+"""The command line: run, sweep, list, report, figure, bench. A mistake ends in one line on stderr, exit code 2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedsieve.bench.commands import bench
 from fedsieve.local import warn_in_one_line
 from fedsieve.types import InputError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sparse federated learning that is sparse for real.",
 )
+app.add_typer(bench, name="bench")
 Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
 Axis = Annotated[
     list[str] | None,
@@ -198,8 +200,10 @@ def main() -> None:
             raise
         _fail(error.format_message())
     if code == STOPPED:
-        how = "the same command goes on" if sys.argv[1:2] == ["sweep"] else "--resume goes on"
-        typer.echo(f"\nfedsieve: stopped; every finished round is on disk: {how}", err=True)
+        kept = "every finished round is on disk"
+        told = {"sweep": f"{kept}: the same command goes on", "bench": "nothing was kept"}
+        how = told.get("".join(sys.argv[1:2]), f"{kept}: --resume goes on")
+        typer.echo(f"\nfedsieve: stopped; {how}", err=True)
     sys.exit(code)
 
 
