@@ -1,4 +1,7 @@
-"""The command line: run, sweep, list, report, figure. Mistakes of the user's end in one line on stderr, exit code 2."""
+"""The command line: run, sweep, list, report, figure, predict.
+
+Mistakes of the user's end in one line on stderr, exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,9 @@ Axis = Annotated[
     ),
 ]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
+
+Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
+Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
 
 @app.command("run")
@@ -141,6 +147,40 @@ def figure_command(
     out = out or Path(f"{name}.pdf")
     figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
     typer.echo(f"wrote {out}")
+
+
+@app.command("predict")
+def predict_command(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An image, a folder of images, an array (.npy, .npz), a recording (.wav, for speech), or examples of "
+            "the run's own test set: test, test:7, test:0-99.",
+            metavar="INPUT",
+        ),
+    ],
+    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every example.")] = False,
+    batch: Annotated[int, typer.Option(help="Examples at once.", min=1)] = 64,
+    kernels: Annotated[str, typer.Option(help="auto, sparse or dense.")] = "auto",
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Say what the deployed model of a run makes of an input.
+
+    Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
+
+    Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
+    """
+    from fedsieve.deployed import forward, open_deployed, open_inputs, predictions, show
+
+    deployed = open_deployed(model, recipe, data)
+    inputs = open_inputs(source, deployed.card, recipe, data)
+    batch = min(batch, len(inputs.names))
+    logits, way = forward(deployed, batch, kernels)
+    typer.echo(f"kernels: {way}", err=True)
+    show(predictions(deployed, inputs, logits, batch, top), as_json)
 
 
 def _names(text: str) -> tuple[str, ...]:
