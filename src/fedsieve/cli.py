@@ -1,4 +1,4 @@
-"""The command line: run, sweep, list, report, figure, predict.
+"""The command line: run, sweep, list, report, figure, predict, export.
 
 Mistakes of the user's end in one line on stderr, exit code 2.
 """
@@ -181,6 +181,25 @@ def predict_command(
     logits, way = forward(deployed, batch, kernels)
     typer.echo(f"kernels: {way}", err=True)
     show(predictions(deployed, inputs, logits, batch, top), as_json)
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
+
+    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself.
+
+    A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
+    """
+    from fedsieve.deployed import check_out, export, open_deployed
+
+    check_out(out)
+    typer.echo(export(open_deployed(model, recipe, data), out))
 
 
 def _names(text: str) -> tuple[str, ...]:

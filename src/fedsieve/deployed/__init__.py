@@ -4,6 +4,7 @@
 """
 
 from fedsieve.deployed.card import Card
+from fedsieve.deployed.export import check_out, export
 from fedsieve.deployed.inputs import Inputs, open_inputs
 from fedsieve.deployed.model import Deployed, open_deployed
 from fedsieve.deployed.predict import Prediction, forward, predictions, show
@@ -13,6 +14,8 @@ __all__ = [
     "Deployed",
     "Inputs",
     "Prediction",
+    "check_out",
+    "export",
     "forward",
     "open_deployed",
     "open_inputs",
