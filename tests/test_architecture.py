@@ -18,7 +18,7 @@ ORDER = [
     {"recipes", "settings", "circumstances"},
     {"store"},
     {"recorded", "drawing", "output", "published"},
-    {"figures", "plots"},
+    {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},
     {"sweep"},

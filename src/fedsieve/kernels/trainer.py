@@ -60,6 +60,8 @@ class Trainer:
                 op.rate, op.momentum, op.decay = lr, momentum, weight_decay
             self.weights.read()
             self.start.run()
+            if self.lean:
+                self.weights.release()
 
     def write_(self) -> None:
         """Give the trained weights back to the model."""
@@ -80,13 +82,14 @@ class Trainer:
         plan.backward()
         plan.scratch.make()
         self.program = plan.arena.settle()
+        self.mask = {}
+        for own in weights.lists.values():
+            own.mask = torch.empty(0, dtype=torch.uint8)
         steps = weights.update(self.lr, self.momentum, self.weight_decay)
         self.updates = [step for step in steps if isinstance(step, Sgd)]
         self.program.steps += steps
         self.start = Program([weights.transpose()])
         self._ready = True
-        if self.lean:
-            weights.release()
         self.begin(self.lr, self.momentum, self.weight_decay)
 
     def _pack(self, plan: Plan, room: Room) -> Pack:
