@@ -164,7 +164,7 @@ class Plan:
                 if not layer.average:
                     self.recall(x)
                 into, more = self._gradient(x)
-                values = (g, into) if layer.average else (self.act[x], self.act[layer.output])
+                values = (into, g) if layer.average else (self.act[x], self.act[layer.output])
                 used = (*values, g, into)
                 self.arena.step(lambda r=used, p=layer, m=more: self._pool(p, *r, more=m), *used)  # type: ignore[misc]
             elif isinstance(layer, Flatten):
