@@ -43,6 +43,7 @@ class Gather(Operation):
         + [(name, c_void_p) for name in ("row", "offset", "value", "bias")]
         + [("add", _MAP)]
         + [(n, c_int32) for n in ("rows", "height", "width", "stride_in", "stride_out", "top", "left", "relu")]
+        + [("tap", c_void_p)]
     )
 
 
@@ -202,7 +203,7 @@ def native() -> ctypes.CDLL:
     lib.fs_run.argtypes = [c_void_p, c_int64, ctypes.c_int]
     lib.fs_run.restype = None
     lib.fs_size.restype = c_int64
-    for name, numbers, lists in (("fs_entries", 6, 2), ("fs_transposed", 8, 3)):
+    for name, numbers, lists in (("fs_entries", 6, 3), ("fs_transposed", 8, 4)):
         getattr(lib, name).restype = None
         getattr(lib, name).argtypes = [c_void_p] + [c_int64] * numbers + [c_void_p] * lists
     for kind in Operation.__subclasses__():

@@ -29,7 +29,8 @@ struct Gather {
     int32_t stride_out;       // steps in `out`, whose first position is (top, left)
     int32_t top, left;
     int32_t relu;
-};
+    const int32_t* tap;       // null, or of a 3x3 kernel with padding 1 and stride 1, whose rows are sorted by tap:
+};                            // [rows * 9 + 1] where each tap's entries begin
 
 // grad[i] = sum over samples and positions of in[offset[i] + position] * out[r, position]: a weight's gradient.
 struct Dot {
@@ -186,11 +187,13 @@ int64_t fs_size(int kind);
 void fs_run(const Op* ops, int64_t count, int threads);
 
 // The entries of a mask [out][in][kernel][kernel] in order: where each row begins, and offsets in a map
-// whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in).
+// whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in). With `tap`, a row's
+// entries are sorted by tap, and tap [out * kernel^2 + 1] says where each begins.
 void fs_entries(const uint8_t* mask, int64_t out, int64_t in, int64_t kernel, int64_t channel, int64_t line,
-                int64_t shift, int32_t* row, int32_t* offset);
+                int64_t shift, int32_t* row, int32_t* offset, int32_t* tap);
 // The same entries, given by their flat positions, by input channel, for each parity (top, left) of the stride: row [stride^2 * in + 1], offsets in the
-// gradient's map, and which entry each is.
+// gradient's map, and which entry each is. With `tap` (stride 1), sorted by where in the gradient they look.
 void fs_transposed(const int32_t* index, int64_t count, int64_t in, int64_t kernel, int64_t stride, int64_t padding,
-                   int64_t channel, int64_t line, int64_t halo, int32_t* row, int32_t* offset, int32_t* order);
+                   int64_t channel, int64_t line, int64_t halo, int32_t* row, int32_t* offset, int32_t* order,
+                   int32_t* tap);
 }
