@@ -156,6 +156,38 @@ class Take(Operation):
     _fields_: ClassVar = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
 
 
+class Unfold(Operation):
+    """A sample's map, laid out so that a convolution is a Gather."""
+
+    kind = 12
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("in_", "out")]
+        + [(name, c_int64) for name in ("in_channel", "out_channel")]
+        + [(n, c_int32) for n in ("channels", "height", "width", "rows", "columns", "kernel", "stride", "padding")]
+    )
+
+
+class Window(Operation):
+    """Maximum or mean over the windows of a sample's map."""
+
+    kind = 13
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("in_", "out")]
+        + [(name, c_int64) for name in ("in_channel", "out_channel")]
+        + [(name, c_int32) for name in ("channels", "height", "width", "out_height", "out_width")]
+        + [(name, c_int32) for name in ("kernel", "stride", "padding", "average")]
+    )
+
+
+class Linear(Operation):
+    """A linear layer of one sample."""
+
+    kind = 14
+    _fields_: ClassVar = [(name, c_void_p) for name in ("x", "y", "row", "index", "value", "bias", "add")] + [
+        (name, c_int32) for name in ("rows", "relu")
+    ]
+
+
 class _Op(Structure):
     _fields_: ClassVar = [("kind", c_int64), ("args", c_void_p)]
 

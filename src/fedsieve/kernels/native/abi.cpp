@@ -10,12 +10,13 @@
 
 const char* fs_isa(void) { return FS_ISA; }
 
-int fs_abi(void) { return 1; }
+int fs_abi(void) { return 2; }
 
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
                                          sizeof(Pool), sizeof(Copy), sizeof(Pack), sizeof(Loss),
-                                         sizeof(Sgd), sizeof(Keep), sizeof(Wide), sizeof(Take)};
+                                         sizeof(Sgd), sizeof(Keep), sizeof(Wide), sizeof(Take),
+                                         sizeof(Unfold), sizeof(Window), sizeof(Linear)};
     return kind >= 0 && kind < KINDS ? sizes[kind] : 0;
 }
 
@@ -33,6 +34,9 @@ static void one(const Op& op, int thread, int threads) {
         case KEEP: return keep(*(const Keep*)op.args, thread, threads);
         case WIDE: return wide(*(const Wide*)op.args, thread, threads);
         case TAKE: return take(*(const Take*)op.args, thread, threads);
+        case UNFOLD: return unfold(*(const Unfold*)op.args, thread, threads);
+        case WINDOW: return window(*(const Window*)op.args, thread, threads);
+        case LINEAR: return linear(*(const Linear*)op.args, thread, threads);
     }
 }
 

@@ -127,3 +127,6 @@ void sgd(const Sgd&, int thread, int threads);
 void keep(const Keep&, int thread, int threads);
 void wide(const Wide&, int thread, int threads);
 void take(const Take&, int thread, int threads);
+void unfold(const Unfold&, int thread, int threads);
+void window(const Window&, int thread, int threads);
+void linear(const Linear&, int thread, int threads);
