@@ -2,20 +2,57 @@
 // row of floats. A convolution is a gather once its input is unfolded.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "vec.h"
 
 namespace {
 
-void unfold_row(const Unfold& g, const float* from, int shift, float* to) {
-    int begin = std::clamp((shift - 1) / g.stride + (shift > 0), 0, g.columns);  // the first column inside the map
-    int end = std::clamp((g.width - 1 + shift + g.stride) / g.stride, begin, g.columns);
-    if (!from) begin = end = g.columns;
-    std::fill(to, to + begin, 0.0f);
-    if (g.stride == 1 && begin < end) memcpy(to + begin, from + begin - shift, sizeof(float) * (end - begin));
-    if (g.stride != 1)
-        for (int w = begin; w < end; w++) to[w] = from[w * g.stride - shift];
-    std::fill(to + end, to + g.columns, 0.0f);
+struct Columns {  // of an unfolded row: those that lie inside the map
+    int begin, end;
+    Columns(const Unfold& g, int shift) {
+        begin = std::clamp((shift - 1) / g.stride + (shift > 0), 0, g.columns);
+        end = std::clamp((g.width - 1 + shift + g.stride) / g.stride, begin, g.columns);
+    }
+};
+
+// Rows of the map's own width: one copy, and then the borders.
+void shift_plane(const Unfold& g, const float* in, int shift, float* to) {
+    Columns inside(g, shift);
+    const int count = g.height;
+    float* first = std::fill_n(to, g.padding * g.columns, 0.0f);
+    memcpy(first + inside.begin, in + inside.begin - shift, sizeof(float) * (count * g.columns - std::abs(shift)));
+    for (int r = 0; r < count; r++) {
+        for (int w = 0; w < inside.begin; w++) first[r * g.columns + w] = 0;
+        for (int w = inside.end; w < g.columns; w++) first[r * g.columns + w] = 0;
+    }
+    std::fill(first + count * g.columns, to + g.rows * g.columns, 0.0f);
+}
+
+// Every other number of `from`: whole vectors while `last` allows, and their rest lands on what is written later.
+INLINE void halve(const float* from, const float* last, float* to, int count) {
+    I even;
+    for (int l = 0; l < L; l++) even[l] = 2 * l;
+    int w = 0;
+    for (; w < count && from + 2 * (w + L) <= last; w += L)
+        store(to + w, __builtin_shuffle(load(from + 2 * w), load(from + 2 * w + L), even));
+    for (; w < count; w++) to[w] = from[2 * w];
+}
+
+void pick_rows(const Unfold& g, const float* in, int parity, int shift, float* to) {
+    Columns inside(g, shift);
+    for (int r = 0; r < g.rows; r++, to += g.columns) {
+        const int y = r * g.stride + parity - g.padding, count = inside.end - inside.begin;
+        const bool empty = y < 0 || y >= g.height;
+        std::fill_n(to, empty ? g.columns : inside.begin, 0.0f);
+        if (empty) continue;
+        const float* from = in + y * g.width + inside.begin * g.stride - shift;
+        if (g.stride == 1)
+            memcpy(to + inside.begin, from, sizeof(float) * count);
+        else
+            halve(from, in + g.height * g.width, to + inside.begin, count);
+        std::fill(to + inside.end, to + g.columns, 0.0f);
+    }
 }
 
 }  // namespace
@@ -23,14 +60,16 @@ void unfold_row(const Unfold& g, const float* from, int shift, float* to) {
 void unfold(const Unfold& g, int thread, int threads) {
     Share channels(g.channels, thread, threads);
     for (int64_t c = channels.begin; c < channels.end; c++) {
+        const float* in = g.in + c * g.in_channel;
         float* to = g.out + c * g.out_channel;
         for (int j = 0; j < g.kernel; j++)
-            for (int q = 0; q < std::min(g.stride, g.kernel); q++)
-                for (int r = 0; r < g.rows; r++, to += g.columns) {
-                    int y = r * g.stride + q - g.padding;
-                    bool inside = y >= 0 && y < g.height;
-                    unfold_row(g, inside ? g.in + c * g.in_channel + y * g.width : nullptr, g.padding - j, to);
-                }
+            for (int q = 0; q < std::min(g.stride, g.kernel); q++, to += g.rows * g.columns) {
+                const int shift = g.padding - j;
+                if (g.stride == 1 && g.columns == g.width && std::abs(shift) < g.width)
+                    shift_plane(g, in, shift, to);
+                else
+                    pick_rows(g, in, q, shift, to);
+            }
     }
 }
 
