@@ -5,12 +5,13 @@ from __future__ import annotations
 from ctypes import pointer
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fedsieve.kernels.fold import Fused
 from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
 from fedsieve.kernels.plan import WORDS, Arena, Room
-from fedsieve.kernels.program import Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
+from fedsieve.kernels.program import Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
 from fedsieve.kernels.program import Pool as PoolOp
 
 COPY = Pool([], Value(0))
@@ -57,7 +58,8 @@ class Blocks:
         """Add a product: each tap of the kernel is a shift by whole blocks."""
         x, k, shift = ins[0], layer.kernel, ins[0].halo - layer.padding
         taps = [(shift + i) * x.line + (shift + j) * WORDS for i in range(k) for j in range(k)]
-        _gather(self.arena, layer, taps, ins, out, layer.stride)
+        offset = layer.offsets(x.channel, taps)
+        self.arena.step(lambda: _gather(self.arena, layer, offset, ins, out, layer.stride), *ins, out)
 
     def pool(self, layer: Pool, x: Room, out: Room) -> Operation:
         """Return a pool."""
@@ -98,11 +100,11 @@ class Single:
         parities = min(k, s)
         rows = layer.output.height + (k - 1) // s
         taps = [((j * parities + i % s) * rows + i // s) * width for i in range(k) for j in range(k)]
-        x = ins[0]
-        if (k, s, layer.padding) != (1, 1, 0):
-            x = _line(ins[0].channels, k * parities * rows * width + WORDS)  # a tap's last vector may reach beyond
-            self.arena.step(lambda: self._unfold(layer, rows, ins[0], x), ins[0], x)
-        _gather(self.arena, layer, taps, [x, *ins[1:]], out, 1)
+        wide = _line(ins[0].channels, k * parities * rows * width + WORDS)  # a last vector may reach beyond
+        wide = ins[0] if (k, s, layer.padding) == (1, 1, 0) else wide
+        offset = layer.offsets(wide.channel, taps)
+        self.arena.slack = max(self.arena.slack, (layer.padding + 1) * (layer.inputs[0].width + 1) + 4 * WORDS)
+        self.arena.step(lambda: self._convolution(layer, rows, wide, offset, ins, out), *ins, out)
 
     def pool(self, layer: Pool, x: Room, out: Room) -> Operation:
         """Return a pool."""
@@ -135,13 +137,29 @@ class Single:
         op.rows, op.relu, op.kept = len(layer.row) - 1, int(layer.relu), (layer, index)
         return op
 
-    def _unfold(self, layer: Fused, rows: int, x: Room, out: Room) -> Unfold:
-        value = layer.inputs[0]
-        op = Unfold(self._at(x), self._at(out), x.channel, out.channel, value.channels, value.height, value.width)
-        op.rows, op.columns, op.kernel, op.stride, op.padding = (
-            rows, layer.output.width, layer.kernel, layer.stride, layer.padding,
-        )  # fmt: skip
+    def _convolution(
+        self, layer: Fused, rows: int, wide: Room, offset: Tensor, ins: list[Room], out: Room
+    ) -> Convolution:
+        gather = _gather(self.arena, layer, offset, ins, out, 1)
+        gather.in_.width = wide.width
+        op = Convolution(of=gather)
+        op.kept = gather
+        if wide is not ins[0]:
+            value, columns = layer.inputs[0], layer.output.width
+            mask = _inside(value, rows, columns, layer.kernel, layer.stride, layer.padding)
+            op.in_ = Unfold(self._at(ins[0]), at(mask), ins[0].channel, wide.channel, value.channels)
+            op.in_.height, op.in_.width, op.in_.rows, op.in_.columns = value.height, value.width, rows, columns
+            op.in_.kernel, op.in_.stride, op.in_.padding = layer.kernel, layer.stride, layer.padding
+            op.kept = (gather, mask)
         return op
+
+
+def _inside(value: Value, rows: int, columns: int, kernel: int, stride: int, padding: int) -> Tensor:
+    """Return the mask of an Unfold: which of its elements lie inside the map."""
+    y = torch.arange(rows) * stride + torch.arange(min(kernel, stride))[:, None] - padding
+    x = torch.arange(columns) * stride + torch.arange(kernel)[:, None] - padding
+    inside = ((y >= 0) & (y < value.height))[None, :, :, None] & ((x >= 0) & (x < value.width))[:, None, None]
+    return torch.cat([inside.flatten(), torch.zeros(WORDS, dtype=torch.bool)]).to(torch.int32).neg()
 
 
 def _window(p: Pool, value: Value, to: Value, source: tuple[int | None, int], target: tuple[int | None, int]) -> Window:
@@ -150,18 +168,13 @@ def _window(p: Pool, value: Value, to: Value, source: tuple[int | None, int], ta
     return Window(*places, *sizes, p.kernel, p.stride, p.padding, p.average)
 
 
-def _gather(arena: Arena, layer: Fused, taps: list[int], ins: list[Room], out: Room, stride: int) -> None:
-    offset = layer.offsets(ins[0].channel, taps)
-
-    def make() -> Gather:
-        op = Gather(arena.map(ins[0]), arena.map(out), at(layer.row), at(offset), at(layer.value), at(layer.bias))
-        op.rows, op.height, op.width, op.stride_in, op.stride_out = out.channels, out.height, out.width, stride, 1
-        op.relu, op.kept = int(layer.relu), (layer, offset)
-        if len(ins) == 2:
-            op.add = pointer(arena.map(ins[1]))
-        return op
-
-    arena.step(make, *ins, out)
+def _gather(arena: Arena, layer: Fused, offset: Tensor, ins: list[Room], out: Room, stride: int) -> Gather:
+    op = Gather(arena.map(ins[0]), arena.map(out), at(layer.row), at(offset), at(layer.value), at(layer.bias))
+    op.rows, op.height, op.width, op.stride_in, op.stride_out = out.channels, out.height, out.width, stride, 1
+    op.relu, op.kept = int(layer.relu), (layer, offset)
+    if len(ins) == 2:
+        op.add = pointer(arena.map(ins[1]))
+    return op
 
 
 def _line(channels: int, positions: int) -> Room:

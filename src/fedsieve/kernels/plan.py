@@ -59,6 +59,8 @@ class Arena:
     """Rooms, and the operations that will use them, in order."""
 
     packed: bool
+    slack: int = 0
+    """Words before and behind all rooms, for those who read beyond one."""
     waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
     rooms: list[Room] = field(default_factory=list)
     memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
@@ -86,14 +88,14 @@ class Arena:
                 room.offset = max(room.offset, other.offset + other.words)
             placed.append(room)
         size = max((r.offset + r.words for r in placed), default=0)
-        self.memory = torch.empty(size + LINE // 4, dtype=torch.int32)
+        self.memory = torch.empty(size + LINE // 4 + 2 * self.slack, dtype=torch.int32)
         program = Program(keep=[self.memory])
         program.steps = [make() for make, _ in self.waiting]
         return program
 
     def map(self, room: Room) -> Map:
         """Return a settled room as the kernels read it."""
-        aligned = -self.memory.data_ptr() % LINE // 4
+        aligned = -(self.memory.data_ptr() + 4 * self.slack) % LINE // 4 + self.slack
         return Map(
             at(self.memory, aligned + room.offset),
             room.channels,
@@ -213,7 +215,12 @@ class Plan:
     def recall(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
         maker = next((layer for layer in self.graph.layers if layer.output is value), None)
-        if isinstance(maker, Norm) and maker.module is not None and len(maker.inputs) <= 1 + self.lean and value not in self._again:
+        if (
+            isinstance(maker, Norm)
+            and maker.module is not None
+            and len(maker.inputs) <= 1 + self.lean
+            and value not in self._again
+        ):
             for other in maker.inputs[1:]:
                 self.recall(other)
             self.act[value] = self.room(value, self.halo(value))

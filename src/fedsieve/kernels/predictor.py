@@ -19,7 +19,7 @@ from fedsieve.kernels.program import at
 from fedsieve.types import InputError
 
 STORAGES = {"fp32": 16, "bf16": 32}
-"""How many samples share a block: see ``native/abi.h``."""
+"""How many samples a forward pass takes: one block, since the maps of more leave the caches."""
 ALONE = 8
 """As many samples are faster one by one than side by side in a block."""
 
@@ -27,8 +27,8 @@ ALONE = 8
 class Predictor:
     """Computes a model's logits in eval mode: a weight that is zero costs nothing. The model is copied, as it is now.
 
-    ``batch`` samples run at once; ``storage="bf16"`` keeps the maps of large batches in bfloat16. A model that the
-    kernels do not know runs as it is, and ``reason`` says why, from the first call on.
+    ``batch`` samples at most run at once; ``storage="bf16"`` keeps the maps of more than sixteen in bfloat16. A model
+    that the kernels do not know runs as it is, and ``reason`` says why, from the first call on.
     """
 
     def __init__(self, model: nn.Module, batch: int, storage: str = "fp32"):
@@ -81,7 +81,7 @@ class Predictor:
 
     def _pass(self, size: int) -> Forward:
         if size not in self._passes:
-            layout = Single() if size == 1 else Blocks(size, self.block == STORAGES["bf16"])
+            layout = Single() if size == 1 else Blocks(size, packed=size == STORAGES["bf16"])
             self._passes[size] = Forward(self._graph, layout)
         return self._passes[size]
 
@@ -112,16 +112,14 @@ class Forward:
 
 
 def _parts(samples: int, batch: int, block: int) -> Iterator[tuple[int, int]]:
-    """Cut samples into parts; yield each one's number, and for how many its forward pass is: 1, or whole blocks."""
+    """Cut samples into parts, and yield the number in each and how many its forward pass is for: 1, or a block."""
     for start in range(0, samples, batch):
-        count = min(samples - start, batch)
-        rest = count % block
-        if rest > ALONE:
-            yield count, count - rest + block
-        else:
-            if count > rest:
-                yield count - rest, count - rest
-            yield from [(1, 1)] * rest
+        left = min(samples - start, batch)
+        while left > ALONE:
+            count = min(left, block)
+            yield count, min(block, -(-count // 16) * 16)
+            left -= count
+        yield from [(1, 1)] * left
 
 
 def _add(layout: Layout, layer: Layer, ins: list[Room], out: Room) -> None:

@@ -182,15 +182,21 @@ class Take(Operation):
     _fields_: ClassVar = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
 
 
-class Unfold(Operation):
-    """A sample's map, laid out so that a convolution is a Gather."""
+class Unfold(Structure):
+    """How a sample's map is laid out anew, for a convolution to be a Gather."""
 
-    kind = 14
     _fields_: ClassVar = (
-        [(name, c_void_p) for name in ("in_", "out")]
+        [(name, c_void_p) for name in ("in_", "mask")]
         + [(name, c_int64) for name in ("in_channel", "out_channel")]
         + [(n, c_int32) for n in ("channels", "height", "width", "rows", "columns", "kernel", "stride", "padding")]
     )
+
+
+class Convolution(Operation):
+    """A convolution of one sample."""
+
+    kind = 14
+    _fields_: ClassVar = [("in_", Unfold), ("of", Gather)]
 
 
 class Window(Operation):

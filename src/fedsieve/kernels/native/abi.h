@@ -177,11 +177,17 @@ struct Take {
 // kernel and parity q of the stride: each tap of a convolution then lies at one distance from all output positions.
 struct Unfold {
     const float* in;
-    float* out;
+    const int32_t* mask;              // [kernel][parities][rows][columns], then 16 more: 0 outside, or else all bits
     int64_t in_channel, out_channel;  // floats from one channel to the next
     int32_t channels, height, width;
     int32_t rows, columns;            // of `out`, for one column and parity
     int32_t kernel, stride, padding;
+};
+
+// A convolution with the unfolded `in`, or with the map of `of` where there is no mask.
+struct Convolution {
+    Unfold in;
+    Gather of;
 };
 
 // Maximum or mean over windows; with a window of one, a copy.
@@ -213,7 +219,7 @@ struct Op {
 
 enum Kind {
     GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE,
-    UNFOLD, WINDOW, LINEAR, KINDS
+    CONVOLUTION, WINDOW, LINEAR, KINDS
 };
 
 const char* fs_isa(void);

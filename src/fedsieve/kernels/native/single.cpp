@@ -1,76 +1,98 @@
 // One sample alone: the lanes are neighbouring positions. A map is [channels][height * width] floats, features are one
 // row of floats. A convolution is a gather once its input is unfolded.
+//
+// Each thread unfolds for itself: a cache line that one core writes and others read costs more than to compute it.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
+#include <memory>
 
 #include "vec.h"
 
 namespace {
 
-struct Columns {  // of an unfolded row: those that lie inside the map
-    int begin, end;
-    Columns(const Unfold& g, int shift) {
-        begin = std::clamp((shift - 1) / g.stride + (shift > 0), 0, g.columns);
-        end = std::clamp((g.width - 1 + shift + g.stride) / g.stride, begin, g.columns);
+INLINE V masked(V x, const int32_t* mask) { return (V)(bits(x) & bits(load(mask))); }
+
+template <int STEP>
+INLINE V every(const float* p) {
+    if constexpr (STEP == 1) {
+        return load(p);
+    } else {
+        I even;
+        for (int l = 0; l < L; l++) even[l] = 2 * l;
+        return __builtin_shuffle(load(p), load(p + L), even);
+    }
+}
+
+// One column and parity of a channel. What a row's last vector writes beyond it, the next row overwrites.
+template <int STEP>
+INLINE void unfold_rows(const Unfold& g, const float* in, int parity, int column, int first, int last,
+                        const int32_t* mask, float* to) {
+    for (int r = first; r < last; r++) {
+        const int y = r * STEP + parity - g.padding;
+        const float* from = in + int64_t(y) * g.width + column - g.padding;
+        for (int w = 0, i = r * g.columns; w < g.columns; w += L, i += L)
+            store(to + i, y < 0 || y >= g.height ? zero() : masked(every<STEP>(from + w * STEP), mask + i));
+    }
+}
+
+// What the output positions begin ... end need of a map.
+void unfold(const Unfold& g, int64_t begin, int64_t end, float* to) {
+    const int parities = std::min(g.stride, g.kernel), plane = g.rows * g.columns;
+    end += (g.kernel - 1) / g.stride * g.columns;
+    const bool flat = g.stride == 1 && g.columns == g.width;
+    const int first = begin / g.columns, last = std::min<int64_t>(g.rows, (end + g.columns - 1) / g.columns);
+    for (int c = 0; c < g.channels; c++) {
+        const float* in = g.in + c * g.in_channel;
+        for (int j = 0; j < g.kernel; j++)
+            for (int q = 0; q < parities; q++) {
+                float* x = to + c * g.out_channel + (j * parities + q) * plane;
+                const int32_t* mask = g.mask + (j * parities + q) * plane;
+                const float* from = in - g.padding * (g.width + 1) + j;
+                if (flat)
+                    for (int64_t i = begin; i < std::min<int64_t>(end, plane); i += L)
+                        store(x + i, masked(load(from + i), mask + i));
+                else if (g.stride == 1)
+                    unfold_rows<1>(g, in, q, j, first, last, mask, x);
+                else
+                    unfold_rows<2>(g, in, q, j, first, last, mask, x);
+            }
+    }
+}
+
+struct Scratch {  // a thread's own memory
+    std::unique_ptr<float[]> memory;
+    int64_t size = 0;
+    float* get(int64_t wanted) {
+        if (wanted > size) memory.reset(new float[size = wanted]);
+        return memory.get();
     }
 };
 
-// Rows of the map's own width: one copy, and then the borders.
-void shift_plane(const Unfold& g, const float* in, int shift, float* to) {
-    Columns inside(g, shift);
-    const int count = g.height;
-    float* first = std::fill_n(to, g.padding * g.columns, 0.0f);
-    memcpy(first + inside.begin, in + inside.begin - shift, sizeof(float) * (count * g.columns - std::abs(shift)));
-    for (int r = 0; r < count; r++) {
-        for (int w = 0; w < inside.begin; w++) first[r * g.columns + w] = 0;
-        for (int w = inside.end; w < g.columns; w++) first[r * g.columns + w] = 0;
-    }
-    std::fill(first + count * g.columns, to + g.rows * g.columns, 0.0f);
-}
-
-// Every other number of `from`: whole vectors while `last` allows, and their rest lands on what is written later.
-INLINE void halve(const float* from, const float* last, float* to, int count) {
-    I even;
-    for (int l = 0; l < L; l++) even[l] = 2 * l;
-    int w = 0;
-    for (; w < count && from + 2 * (w + L) <= last; w += L)
-        store(to + w, __builtin_shuffle(load(from + 2 * w), load(from + 2 * w + L), even));
-    for (; w < count; w++) to[w] = from[2 * w];
-}
-
-void pick_rows(const Unfold& g, const float* in, int parity, int shift, float* to) {
-    Columns inside(g, shift);
-    for (int r = 0; r < g.rows; r++, to += g.columns) {
-        const int y = r * g.stride + parity - g.padding, count = inside.end - inside.begin;
-        const bool empty = y < 0 || y >= g.height;
-        std::fill_n(to, empty ? g.columns : inside.begin, 0.0f);
-        if (empty) continue;
-        const float* from = in + y * g.width + inside.begin * g.stride - shift;
-        if (g.stride == 1)
-            memcpy(to + inside.begin, from, sizeof(float) * count);
-        else
-            halve(from, in + g.height * g.width, to + inside.begin, count);
-        std::fill(to + inside.end, to + g.columns, 0.0f);
-    }
-}
-
 }  // namespace
 
-void unfold(const Unfold& g, int thread, int threads) {
-    Share channels(g.channels, thread, threads);
-    for (int64_t c = channels.begin; c < channels.end; c++) {
-        const float* in = g.in + c * g.in_channel;
-        float* to = g.out + c * g.out_channel;
-        for (int j = 0; j < g.kernel; j++)
-            for (int q = 0; q < std::min(g.stride, g.kernel); q++, to += g.rows * g.columns) {
-                const int shift = g.padding - j;
-                if (g.stride == 1 && g.columns == g.width && std::abs(shift) < g.width)
-                    shift_plane(g, in, shift, to);
-                else
-                    pick_rows(g, in, q, shift, to);
-            }
+void convolution(const Convolution& f, int thread, int threads) {
+    static thread_local Scratch scratch;
+    Gather g = f.of;
+    Map add;
+    const bool by_position = g.width >= 4 * threads;
+    Share mine(g.width, by_position ? thread : 0, by_position ? threads : 1);
+    if (f.in.mask) {
+        const int64_t size = f.in.channels * f.in.out_channel;
+        float* x = scratch.get(size + 2 * WORDS);
+        x += -(uintptr_t(x) / sizeof(float)) % WORDS;
+        unfold(f.in, mine.begin * WORDS, mine.end * WORDS, x);
+        g.in.data = (uint32_t*)x;
     }
+    if (!by_position) return gather(g, thread, threads);
+    g.width = mine.end - mine.begin;
+    g.in.data += mine.begin * WORDS;
+    g.out.data += mine.begin * WORDS;
+    if (g.add) {
+        add = *g.add;
+        add.data += mine.begin * WORDS;
+        g.add = &add;
+    }
+    gather(g, 0, 1);
 }
 
 void window(const Window& g, int thread, int threads) {
