@@ -61,6 +61,8 @@ class Arena:
     """Rooms, and the operations that will use them, in order."""
 
     packed: bool
+    slack: int = 0
+    """Words before and behind all rooms, for those who read beyond one."""
     waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
     rooms: list[Room] = field(default_factory=list)
     memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
@@ -77,14 +79,14 @@ class Arena:
     def settle(self) -> Program:
         """Give every room its place, and return the program."""
         size = _placed(self.rooms)
-        self.memory = huge(size + LINE // 4)
+        self.memory = huge(size + LINE // 4 + 2 * self.slack)
         program = Program(keep=[self.memory])
         program.steps = [make() for make, _ in self.waiting]
         return program
 
     def map(self, room: Room) -> Map:
         """Return a settled room as the kernels read it."""
-        aligned = -self.memory.data_ptr() % LINE // 4
+        aligned = -(self.memory.data_ptr() + 4 * self.slack) % LINE // 4 + self.slack
         return Map(
             at(self.memory, aligned + room.offset),
             room.channels,

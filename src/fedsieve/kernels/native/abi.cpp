@@ -14,13 +14,14 @@
 
 const char* fs_isa(void) { return FS_ISA; }
 
-int fs_abi(void) { return 1; }
+int fs_abi(void) { return 2; }
 
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
                                          sizeof(Pool), sizeof(Copy), sizeof(Pack), sizeof(Loss),
                                          sizeof(Sgd), sizeof(Top), sizeof(Keep), sizeof(Prune),
-                                         sizeof(Wide), sizeof(Take)};
+                                         sizeof(Wide), sizeof(Take), sizeof(Convolution), sizeof(Window),
+                                         sizeof(Linear)};
     return kind >= 0 && kind < KINDS ? sizes[kind] : 0;
 }
 
@@ -74,6 +75,9 @@ static void one(const Op& op, int thread, int threads) {
         case PRUNE: return prune(*(const Prune*)op.args, thread, threads);
         case WIDE: return wide(*(const Wide*)op.args, thread, threads);
         case TAKE: return take(*(const Take*)op.args, thread, threads);
+        case CONVOLUTION: return convolution(*(const Convolution*)op.args, thread, threads);
+        case WINDOW: return window(*(const Window*)op.args, thread, threads);
+        case LINEAR: return linear(*(const Linear*)op.args, thread, threads);
     }
 }
 

@@ -173,12 +173,56 @@ struct Take {
     int64_t count;
 };
 
+// One sample alone, positions innermost: [channels][height * width] floats.
+//
+// out[c][j][q][r][w] = in[c][r stride + q - padding][w stride + j - padding], or 0 outside, for every column j of the
+// kernel and parity q of the stride: each tap of a convolution then lies at one distance from all output positions.
+struct Unfold {
+    const float* in;
+    const int32_t* mask;              // [kernel][parities][rows][columns], then 16 more: 0 outside, or else all bits
+    int64_t in_channel, out_channel;  // floats from one channel to the next
+    int32_t channels, height, width;
+    int32_t rows, columns;            // of `out`, for one column and parity
+    int32_t kernel, stride, padding;
+};
+
+// A convolution with the unfolded `in`, or with the map of `of` where there is no mask.
+struct Convolution {
+    Unfold in;
+    Gather of;
+};
+
+// Maximum or mean over windows; with a window of one, a copy.
+struct Window {
+    const float* in;
+    float* out;
+    int64_t in_channel, out_channel;
+    int32_t channels, height, width, out_height, out_width;
+    int32_t kernel, stride, padding;
+    int32_t average;                  // as in Pool
+};
+
+// y[r] = relu(bias[r] + add[r] + sum over the entries of row r of value[i] * x[index[i]]): a linear layer.
+struct Linear {
+    const float* x;
+    float* y;
+    const int32_t* row;
+    const int32_t* index;
+    const float* value;
+    const float* bias;                // or null
+    const float* add;                 // or null
+    int32_t rows, relu;
+};
+
 struct Op {
     int64_t kind;
     void* args;
 };
 
-enum Kind { GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE, KINDS };
+enum Kind {
+    GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE,
+    CONVOLUTION, WINDOW, LINEAR, KINDS
+};
 
 const char* fs_isa(void);
 int fs_abi(void);

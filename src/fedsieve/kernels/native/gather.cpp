@@ -44,7 +44,13 @@ INLINE void taps(const int32_t* from, bool top, bool bottom, F&& f) {
 template <class S, int TH, int TW, int STEP, bool WHOLE>
 INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* out, const uint32_t* add,
                  int64_t add_row, int64_t add_channel, int64_t begin, int64_t end, bool top, bool bottom) {
-    constexpr int T = TH * TW;
+    constexpr int T = TH * TW, CHAINS = 4 / (T * S::K);  // additions that need not wait for each other
+    auto entry = [&](int32_t i, V acc[T][S::K]) INLINE_LAMBDA {
+        const uint32_t* x = in + g.offset[i];
+        V w = all(g.value[i]);
+        for (int a = 0; a < TH; a++)
+            for (int b = 0; b < TW; b++) S::fma(x + a * f.in_row + b * STEP * WORDS, w, acc[a * TW + b]);
+    };
     for (int64_t r = begin; r < end; r++) {
         V acc[T][S::K];
         V start = all(g.bias ? g.bias[r] : 0.0f);
@@ -55,12 +61,16 @@ INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* 
                 tap<S, TH, TW, decltype(dx)::value, decltype(a0)::value, decltype(a1)::value>(g, f, in, i, j, acc);
             });
         } else {
-            for (int32_t i = g.row[r]; i < g.row[r + 1]; i++) {
-                const uint32_t* x = in + g.offset[i];
-                V w = all(g.value[i]);
-                for (int a = 0; a < TH; a++)
-                    for (int b = 0; b < TW; b++) S::fma(x + a * f.in_row + b * STEP * WORDS, w, acc[a * TW + b]);
+            int32_t i = g.row[r];
+            if constexpr (CHAINS > 1) {
+                V more[CHAINS][T][S::K] = {};
+                for (; i + CHAINS <= g.row[r + 1]; i += CHAINS)
+                    for (int c = 0; c < CHAINS; c++) entry(i + c, more[c]);
+                for (int c = 0; c < CHAINS; c++)
+                    for (int t = 0; t < T; t++)
+                        for (int k = 0; k < S::K; k++) acc[t][k] += more[c][t][k];
             }
+            for (; i < g.row[r + 1]; i++) entry(i, acc);
         }
         if (add)
             for (int a = 0; a < TH; a++)

@@ -156,3 +156,6 @@ void keep(const Keep&, int thread, int threads);
 void prune(const Prune&, int thread, int threads);
 void wide(const Wide&, int thread, int threads);
 void take(const Take&, int thread, int threads);
+void convolution(const Convolution&, int thread, int threads);
+void window(const Window&, int thread, int threads);
+void linear(const Linear&, int thread, int threads);
