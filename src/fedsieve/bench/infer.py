@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedsieve import kernels
 from fedsieve.bench.cases import Case
 from fedsieve.bench.clock import warm
-from fedsieve.bench.compare import Effort, compared
+from fedsieve.bench.compare import Effort, best, compared
 from fedsieve.bench.fresh import fresh
 from fedsieve.bench.training import LAYOUTS, laid_out
 from fedsieve.kernels import reason
