@@ -9,8 +9,9 @@ ROOT = Path(fedsieve.__file__).parent
 ORDER = [
     {"types"},
     {"sparsity"},
-    {"wire", "layers", "server", "local", "data", "models"},
+    {"wire", "layers", "server", "data", "models"},
     {"kernels"},
+    {"local"},
     {"masks"},
     {"measures"},
     {"methods"},

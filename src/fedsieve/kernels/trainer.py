@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels.graph import read
+from fedsieve.kernels.graph import Graph, read
 from fedsieve.kernels.plan import Plan
-from fedsieve.kernels.program import Loss, Pack, Step, at
+from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
 
 
@@ -26,15 +26,38 @@ class Trainer:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         storage: str = "fp32",
+        graph: Graph | None = None,
     ):
         self.model, self.mask, self.batch = model, mask, batch
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, storage == "bf16"
         self._ready = False
+        if graph:
+            self._build(graph)
+
+    def begin(self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        """Start anew, at rest, with the model's weights of now; momentum stays none where it was none."""
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        if self._ready:
+            for op in self.rated:
+                op.rate, op.momentum, op.decay = lr, momentum, weight_decay
+            if self.weights.velocity is not None:
+                self.weights.velocity.zero_()
+            self.read_()
+
+    def read_(self) -> None:
+        """Take the model's weights, and go on."""
+        if self._ready:
+            self.weights.read()
+            self.start.run()
+
+    def follow_(self, other: Trainer) -> None:
+        """Take over the momentum of another trainer of this model, where both have a weight."""
+        self.weights.follow(other.weights)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
         if not self._ready:
-            self._build(tuple(x.shape[1:]))
+            self._build(read(self.model, tuple(x.shape[1:])))
         n = len(x)
         x = x.float().contiguous()
         y = y.contiguous()
@@ -48,8 +71,7 @@ class Trainer:
         """Give the trained weights back to the model."""
         self.weights.write()
 
-    def _build(self, shape: tuple[int, ...]) -> None:
-        graph = read(self.model, shape)
+    def _build(self, graph: Graph) -> None:
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
         self.plan = plan = Plan(graph, weights, self.batch, self.packed)
         self.result = torch.zeros(())
@@ -62,8 +84,9 @@ class Trainer:
         plan.backward()
         self.program = plan.arena.settle()
         self.program.steps += weights.update(self.lr, self.momentum, self.weight_decay)
-        start: list[Step] = [weights.transpose()]
-        type(self.program)(start).run()
+        self.rated = [op for op in self.program.steps if isinstance(op, Sgd)]
+        self.start = Program([weights.transpose()])
+        self.start.run()
         self._ready = True
 
     def _pack(self, plan: Plan, room: object) -> Pack:

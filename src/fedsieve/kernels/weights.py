@@ -85,6 +85,16 @@ class Weights:
             layer.module.running_mean.copy_(self.stats[layer][2])  # type: ignore[union-attr]
             layer.module.running_var.copy_(self.stats[layer][3])  # type: ignore[union-attr]
 
+    def follow(self, other: Weights) -> None:
+        """Take over the momentum of other weights of this graph, where both have an entry."""
+        if self.velocity is None or other.velocity is None:
+            return
+        for layer, e in self.entries.items():
+            was, moving = other.entries[layer], torch.zeros(e.mask.numel())
+            moving[was.index.long()] = other.velocity[was.start : was.start + was.count]
+            self.velocity[e.start : e.start + e.count] = moving[e.index.long()]
+        self.velocity[self.sparse :] = other.velocity[other.sparse :]
+
     def locate(self, layer: Product, x: Room) -> None:
         """Fill a layer's lists for an input of this room."""
         e = self.entries[layer]
