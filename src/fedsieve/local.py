@@ -170,7 +170,7 @@ class Work:
     def restart(self) -> None:
         """Forget what was counted."""
         self.real = self.dense = self.seconds = 0.0
-        self.steps, self.why = 0, ""
+        self.times, self.why = list[float](), ""
         self.sparse: Sparse | None = None
 
     def begin(self, device: Device, mask: Mask) -> Steps:
@@ -182,6 +182,11 @@ class Work:
                 return _Counted(Dense(device, mask), self)
             self.sparse = found
             return _Counted(found, self)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps; ``times`` has the seconds of each, ``seconds`` those before and after them as well."""
+        return len(self.times)
 
     @contextmanager
     def clock(self) -> Iterator[None]:
@@ -210,9 +215,10 @@ class _Counted:
     work: Work
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
+        before = self.work.seconds
         with self.work.clock():
             loss = self.steps.step(x, y)
-        self.work.steps += 1
+        self.work.times.append(self.work.seconds - before)
         if isinstance(self.steps, Sparse):
             real, dense = self.steps.multiply_adds(len(x))
             self.work.real, self.work.dense = self.work.real + real, self.work.dense + dense

@@ -35,7 +35,7 @@ def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        _check_sendable(federation)
+        check_sendable(federation)
         chosen(federation, kernels, device)
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device, kernels))
@@ -72,7 +72,8 @@ def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     return replace(federation, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
 
 
-def _check_sendable(federation: Federation) -> None:
+def check_sendable(federation: Federation) -> None:
+    """Raise InputError unless other processes can be sent the run."""
     try:
         ForkingPickler.dumps(federation.run)
     except Exception as error:  # whatever a lambda, a local class or a lock raises

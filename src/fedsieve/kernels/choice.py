@@ -42,9 +42,9 @@ class Kernels:
         self._last: _Kept | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError if the kernels must, but cannot train the model on samples of ``shape``."""
-        found = self.graph(shape) if self.choice == "sparse" else None
-        if isinstance(found, str):
+        """Read the model for samples of ``shape``; raise InputError if the kernels must, but cannot train it."""
+        found = self.graph(shape)
+        if isinstance(found, str) and self.choice == "sparse":
             raise InputError(f"--kernels sparse cannot be: {found}; choose auto or dense")
 
     def graph(self, shape: tuple[int, ...]) -> Graph | str:
