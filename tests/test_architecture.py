@@ -19,10 +19,11 @@ ORDER = [
     {"recipes", "settings", "circumstances", "summary"},
     {"store"},
     {"recorded", "drawing", "output", "published", "units"},
-    {"figures", "plots"},
+    {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},
     {"sweep"},
+    {"bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -110,7 +110,7 @@ class Sparse:
     """The steps of one training, by the kernels."""
 
     def __init__(self, kernels: Kernels, graph: Graph, device: Device, mask: Mask):
-        self.kernels, self.graph, self.device = kernels, graph, device
+        self.kernels, self.graph, self.device, self.mask = kernels, graph, device, mask
         self.trainer = kernels.trainer(graph, device, mask)
         self._begin()
 
@@ -120,7 +120,7 @@ class Sparse:
 
     def put_(self, mask: Mask) -> None:
         """Go on from the model's weights on another mask; weights that were not on the old one start at rest."""
-        before = self.trainer
+        before, self.mask = self.trainer, mask
         self.trainer = self.kernels.trainer(self.graph, self.device, mask)
         if self.trainer is before:
             self.trainer.read_()
@@ -134,7 +134,7 @@ class Sparse:
 
     def multiply_adds(self, n: int) -> tuple[float, float]:
         """Return those of a step on ``n`` samples: at the real densities, and were all dense."""
-        real, dense, _ = multiply_adds(self.graph, self.trainer.mask)
+        real, dense, _ = multiply_adds(self.graph, self.mask)
         return real * n, dense * n
 
     @property

@@ -14,6 +14,7 @@ int fs_lanes(void) { return LANES; }
 namespace {
 
 constexpr int BUCKETS = 2048, COPIES = 4;
+constexpr unsigned ALL_LANES = ~0u >> (32 - L);
 
 INLINE U magnitude(V x) { return (U)x & 0x7fffffffu; }
 INLINE uint32_t magnitude(float x) {
@@ -214,7 +215,7 @@ void top(const Top& t, int thread, int threads) {
     auto each = [&](auto&& f) INLINE_LAMBDA {
         const float* x = t.dense + blocks.begin * w.each * LANES;
         const float* end = t.dense + blocks.end * w.each * LANES;
-        for (; x < end; x += L) f(load(x), ~0u >> (32 - L));
+        for (; x < end; x += L) f(load(x), ALL_LANES);
     };
     auto at = [&](int64_t i) { return w.at(i); };
     for (bool exact = t.cut.exact;; exact = true) {
@@ -243,21 +244,20 @@ struct Activations {
 
     unsigned valid(int b, int g) const {
         int n = samples - b * WORDS - g * L;
-        return n >= L ? ~0u >> (32 - L) : n > 0 ? (1u << n) - 1 : 0;
+        return n >= L ? ALL_LANES : n > 0 ? (1u << n) - 1 : 0;
     }
 
-    // Calls f(vector, lanes, block, row, column, first lane) for channel c.
+    // Calls f(vector, lanes, row, column, first lane) for a block of a channel.
     template <class F>
-    INLINE void channel(int64_t c, F&& f) const {
-        for (int b = 0; b < m.blocks; b++)
-            for (int g = 0; g < G; g++) {
-                unsigned lanes = valid(b, g);
-                if (!lanes) continue;
-                for (int h = 0; h < m.height; h++) {
-                    const uint32_t* p = s.at(c, b) + h * s.row + g * L;
-                    for (int w = 0; w < m.width; w++, p += WORDS) f(load(p), lanes, b, h, w, g * L);
-                }
+    INLINE void part(int64_t c, int b, F&& f) const {
+        for (int g = 0; g < G; g++) {
+            unsigned lanes = valid(b, g);
+            if (!lanes) continue;
+            for (int h = 0; h < m.height; h++) {
+                const uint32_t* p = s.at(c, b) + h * s.row + g * L;
+                for (int w = 0; w < m.width; w++, p += WORDS) f(load(p), lanes, h, w, g * L);
             }
+        }
     }
 
     float at(int64_t i) const {  // in PyTorch's order
@@ -276,7 +276,8 @@ struct Activations {
         Share share(m.channels, thread, threads);
         auto each = [&](auto&& f) INLINE_LAMBDA {
             for (int64_t k = share.begin; k < share.end; k++)
-                channel(k, [&](V x, unsigned lanes, int, int, int, int) INLINE_LAMBDA { f(x, lanes); });
+                for (int b = 0; b < m.blocks; b++)
+                    part(k, b, [&](V x, unsigned lanes, int, int, int) INLINE_LAMBDA { f(x, lanes); });
         };
         int64_t all = int64_t(samples) * m.channels * m.height * m.width;
         return passes(c, c.exact, thread, threads, all, each, [&](int64_t i) { return at(i); });
@@ -300,19 +301,29 @@ void keep(const Keep& k, int thread, int threads) {
     Passes p = a.cut(k.cut, thread, threads);
     Share share(k.in.channels, thread, threads);
     const int kinds = k.stride * k.stride, lists = k.groups * kinds;
-    auto list = [&](int64_t c, int n, int h, int w) INLINE_LAMBDA {
-        return (c * k.groups + n / k.group) * kinds + h % k.stride * k.stride + w % k.stride;
-    };
+    std::vector<int32_t> lane(kinds * WORDS), next(lists);
     for (int64_t c = share.begin; c < share.end; c++) {
         int32_t* n = k.start + 1 + c * lists;
         memset(n, 0, sizeof(int32_t) * lists);
-        a.channel(c, [&](V x, unsigned lanes, int b, int h, int w, int first) INLINE_LAMBDA {
-            unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
-            if (k.group >= WORDS && m)
-                k.start[1 + list(c, b * WORDS, h, w)] += __builtin_popcount(m);
-            else
-                bits_of(m, [&](int l) INLINE_LAMBDA { k.start[1 + list(c, b * WORDS + first + l, h, w)]++; });
-        });
+        for (int b = 0; b < k.in.blocks; b++) {
+            std::fill(lane.begin(), lane.end(), 0);
+            a.part(c, b, [&](V x, unsigned lanes, int h, int w, int first) INLINE_LAMBDA {
+                int32_t* own = &lane[(h % k.stride * k.stride + w % k.stride) * WORDS + first];
+                I count, passed;
+                memcpy(&count, own, sizeof count);
+                if (p.last == INT64_MAX && lanes == ALL_LANES) {
+                    passed = reaches(x, p.least);
+                } else {
+                    unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
+                    for (int l = 0; l < L; l++) passed[l] = -int(m >> l & 1);
+                }
+                count -= passed;
+                memcpy(own, &count, sizeof count);
+            });
+            for (int i = 0; i < WORDS && b * WORDS + i < k.samples; i++)
+                for (int kind = 0; kind < kinds; kind++)
+                    n[(b * WORDS + i) / k.group * kinds + kind] += lane[kind * WORDS + i];
+        }
     }
     barrier();
     if (thread == 0) {
@@ -320,20 +331,28 @@ void keep(const Keep& k, int thread, int threads) {
         for (int64_t i = 0, all = int64_t(k.in.channels) * lists; i < all; i++) k.start[i + 1] += k.start[i];
     }
     barrier();
-    std::vector<int32_t> next(lists);
     for (int64_t c = share.begin; c < share.end; c++) {
         memcpy(next.data(), k.start + c * lists, sizeof(int32_t) * lists);
-        a.channel(c, [&](V x, unsigned lanes, int b, int h, int w, int first) INLINE_LAMBDA {
-            unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
-            if (!m) return;
-            const int32_t here = (h / k.stride * k.line + w / k.stride + k.corner) * LANES;
-            bits_of(m, [&](int l) INLINE_LAMBDA {
-                int n = b * WORDS + first + l;
-                int32_t at = next[list(c, n, h, w) - c * lists]++;
-                k.position[at] = n * k.plane * LANES + here;
-                k.value[at] = x[l];
+        for (int b = 0; b < k.in.blocks; b++) {
+            int32_t list[WORDS], sample[WORDS];
+            for (int i = 0; i < WORDS; i++) {
+                list[i] = (b * WORDS + i) / k.group * kinds;
+                sample[i] = (b * WORDS + i) * k.plane * LANES;
+            }
+            a.part(c, b, [&](V x, unsigned lanes, int h, int w, int first) INLINE_LAMBDA {
+                unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
+                if (!m) return;
+                const int32_t here = (h / k.stride * k.line + w / k.stride + k.corner) * LANES;
+                int32_t* cursor = next.data() + h % k.stride * k.stride + w % k.stride;
+                float value[L];
+                memcpy(value, &x, sizeof value);
+                bits_of(m, [&](int l) INLINE_LAMBDA {
+                    int32_t at = cursor[list[first + l]]++;
+                    k.position[at] = sample[first + l] + here;
+                    k.value[at] = value[l];
+                });
             });
-        });
+        }
     }
 }
 
@@ -343,13 +362,14 @@ void prune(const Prune& k, int thread, int threads) {
     Share share(k.in.channels, thread, threads);
     Steps to(k.out);
     for (int64_t c = share.begin; c < share.end; c++) {
-        a.channel(c, [&](V x, unsigned lanes, int b, int h, int w, int first) INLINE_LAMBDA {
-            unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
-            V kept = select(reaches(x, p.least), x, zero());
-            if (m != marks(reaches(x, p.least)))
-                for (int l = 0; l < L; l++) kept[l] = m >> l & 1 ? x[l] : 0.0f;
-            store(to.at(c, b) + h * to.row + w * WORDS + first, kept);
-        });
+        for (int b = 0; b < k.in.blocks; b++)
+            a.part(c, b, [&](V x, unsigned lanes, int h, int w, int first) INLINE_LAMBDA {
+                unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
+                V kept = select(reaches(x, p.least), x, zero());
+                if (m != marks(reaches(x, p.least)))
+                    for (int l = 0; l < L; l++) kept[l] = m >> l & 1 ? x[l] : 0.0f;
+                store(to.at(c, b) + h * to.row + w * WORDS + first, kept);
+            });
         for (int b = 0; b < k.in.blocks; b++)
             for (int g = 0; g < G; g++)
                 if (!a.valid(b, g))
