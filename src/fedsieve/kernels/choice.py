@@ -54,10 +54,7 @@ class Kernels:
         if why := library.reason():
             return f"there are no native kernels: {why}"
         if shape not in self._graphs:
-            try:
-                self._graphs[shape] = read(self.model, shape)
-            except Unsupported as error:
-                self._graphs[shape] = str(error)
+            self._graphs[shape] = _read(self.model, shape)
         return self._graphs[shape]
 
     def take(self, device: Device, mask: Mask) -> Sparse | str:
@@ -146,6 +143,25 @@ class Sparse:
         self.trainer.begin(self.device.lr, self.device.momentum, self.device.weight_decay)
 
 
+def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
+    """Return the model's graph, or why training it by the kernels would be another training."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if isinstance(module, PowerConv2d | PowerLinear) and module.a == 1 and module.prune:
+            return f"at a = 1 pruned weights come back, and {name} would keep other activations at every step"
+    if still := next((name for name, w in named if not w.requires_grad), None):
+        return f"{still} is not trained"
+    if twice := next((name for i, (name, w) in enumerate(named) if any(w is v for _, v in named[:i])), None):
+        return f"{twice} is a parameter of several layers"
+    try:
+        graph = read(model, shape)
+    except Unsupported as error:
+        return str(error)
+    reached = {id(w) for layer in graph.layers for module in _modules(layer) for w in module.parameters()}
+    unused = next((name for name, w in named if id(w) not in reached), None)
+    return f"no layer uses {unused}" if unused else graph
+
+
 def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
     """Return why dense training is faster; "" where the kernels are."""
     real, dense, foreign = multiply_adds(graph, mask)
@@ -163,7 +179,9 @@ def multiply_adds(graph: Graph, mask: Mapping[str, Tensor]) -> tuple[float, floa
     moving, real, dense, foreign = {graph.input: False}, 0.0, 0.0, 0.0
     for layer in graph.layers:
         products = _products(layer) * (2 + moving[layer.inputs[0]])
-        moving[layer.output] = _trained(layer) or any(moving[value] for value in layer.inputs)
+        moving[layer.output] = any(list(m.parameters()) for m in _modules(layer)) or any(
+            moving[value] for value in layer.inputs
+        )
         if isinstance(layer, Product):
             real, dense = real + products * _density(layer, mask), dense + products
         else:
@@ -177,19 +195,16 @@ def _padded(samples: int) -> int:
 
 def _products(layer: Layer) -> float:
     """Return the multiplications of one dense product of a layer with one sample."""
-    out, modules = layer.output, list[nn.Module]()
-    if isinstance(layer, Product):
-        modules = [layer.module]
-    elif isinstance(layer, Foreign):
-        modules = [inner for module in layer.modules.values() for inner in layers(module).values()]
+    out, modules = layer.output, [inner for module in _modules(layer) for inner in layers(module).values()]
     weights = [module.weight for module in modules]
     return float(sum(out.channels * out.height * out.width * w[0].numel() for w in weights if isinstance(w, Tensor)))
 
 
-def _trained(layer: Layer) -> bool:
-    modules = list(layer.modules.values()) if isinstance(layer, Foreign) else []
-    own = isinstance(layer, Product) or (isinstance(layer, Norm) and layer.module is not None)
-    return own or any(list(module.parameters()) for module in modules)
+def _modules(layer: Layer) -> list[nn.Module]:
+    if isinstance(layer, Foreign):
+        return list(layer.modules.values())
+    own = layer.module if isinstance(layer, Product | Norm) else None
+    return [] if own is None else [own]
 
 
 def _density(layer: Product, mask: Mapping[str, Tensor]) -> float:

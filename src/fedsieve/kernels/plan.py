@@ -213,7 +213,12 @@ class Plan:
     def recall(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
         maker = next((layer for layer in self.graph.layers if layer.output is value), None)
-        if isinstance(maker, Norm) and maker.module is not None and len(maker.inputs) <= 1 + self.lean and value not in self._again:
+        if (
+            isinstance(maker, Norm)
+            and maker.module is not None
+            and len(maker.inputs) <= 1 + self.lean
+            and value not in self._again
+        ):
             for other in maker.inputs[1:]:
                 self.recall(other)
             self.act[value] = self.room(value, self.halo(value))
