@@ -107,7 +107,7 @@ class Sparse:
     """The steps of one training, by the kernels."""
 
     def __init__(self, kernels: Kernels, graph: Graph, device: Device, mask: Mask):
-        self.kernels, self.graph, self.device, self.mask = kernels, graph, device, mask
+        self.kernels, self.graph, self.device = kernels, graph, device
         self.trainer = kernels.trainer(graph, device, mask)
         self._begin()
 
@@ -117,7 +117,7 @@ class Sparse:
 
     def put_(self, mask: Mask) -> None:
         """Go on from the model's weights on another mask; weights that were not on the old one start at rest."""
-        before, self.mask = self.trainer, mask
+        before = self.trainer
         self.trainer = self.kernels.trainer(self.graph, self.device, mask)
         if self.trainer is before:
             self.trainer.read_()
@@ -130,14 +130,13 @@ class Sparse:
         self.trainer.write_()
 
     def multiply_adds(self, n: int) -> tuple[float, float]:
-        """Return those of a step on ``n`` samples: at the real densities, and were all dense."""
-        real, dense, _ = multiply_adds(self.graph, self.mask)
-        return real * n, dense * n
+        """Return those of the last step, on ``n`` samples: at the real densities, and were all dense."""
+        return self.trainer.plan.work(n)
 
     @property
     def bytes(self) -> int:
         """What the trainer keeps in memory."""
-        return int(self.trainer.bytes)
+        return self.trainer.bytes
 
     def _begin(self) -> None:
         self.trainer.begin(self.device.lr, self.device.momentum, self.device.weight_decay)

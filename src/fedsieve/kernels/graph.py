@@ -56,7 +56,7 @@ class Product(Layer):
     @property
     def padding(self) -> int:
         """The padding; 0 for a linear layer."""
-        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0  # type: ignore[arg-type]
+        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0
 
 
 @dataclass(eq=False)
@@ -158,7 +158,7 @@ class _Reader:
             elif node.op == "get_attr":
                 raise Unsupported(f"the model uses {node.target} outside a layer")
             elif node.op == "output":
-                output = self.values.get(node.args[0])  # type: ignore[arg-type]
+                output = self.values.get(node.args[0])
             else:
                 self.values[node] = self._layer(node)
         if given is None or output is None or not output.flat:
@@ -285,7 +285,7 @@ def _pool(kind: Any, node: fx.Node, ins: list[Value]) -> tuple[int, int, int, in
     if not ins or ins[0].flat:
         return None
     if kind in ("mean", torch.mean):
-        args = [*node.args[1:], *node.kwargs.values()]
+        args: list[Any] = [*node.args[1:], *node.kwargs.values()]
         whole = bool(args) and sorted(d % 4 for d in args[0]) == [2, 3] and args[1:] in ([], [True])
         return (ins[0].height, ins[0].height, 0, 1) if whole and ins[0].height == ins[0].width else None
     if isinstance(kind, nn.AdaptiveAvgPool2d) or kind is F.adaptive_avg_pool2d:

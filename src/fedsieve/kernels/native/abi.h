@@ -106,7 +106,8 @@ struct Sgd {
 struct Cut {
     int64_t count;
     int32_t exact;            // 1: select, and note the threshold; 0: all that reach the threshold
-    float* threshold;         // [2]: the threshold, and the share of a tie's first that were kept (1: all)
+    float* threshold;         // [1]
+    int64_t* found;           // [1]: how many passed
     uint32_t* work;           // [threads][4 * 2048] counters
 };
 
@@ -184,11 +185,11 @@ int fs_lanes(void);
 int64_t fs_size(int kind);
 void fs_run(const Op* ops, int64_t count, int threads);
 
-// The entries of a mask [out][in][kernel][kernel] in order: where each row begins, flat positions, and offsets in a map
+// The entries of a mask [out][in][kernel][kernel] in order: where each row begins, and offsets in a map
 // whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in).
 void fs_entries(const uint8_t* mask, int64_t out, int64_t in, int64_t kernel, int64_t channel, int64_t line,
-                int64_t shift, int32_t* row, int32_t* index, int32_t* offset);
-// The same entries by input channel, for each parity (top, left) of the stride: row [stride^2 * in + 1], offsets in the
+                int64_t shift, int32_t* row, int32_t* offset);
+// The same entries, given by their flat positions, by input channel, for each parity (top, left) of the stride: row [stride^2 * in + 1], offsets in the
 // gradient's map, and which entry each is.
 void fs_transposed(const int32_t* index, int64_t count, int64_t in, int64_t kernel, int64_t stride, int64_t padding,
                    int64_t channel, int64_t line, int64_t halo, int32_t* row, int32_t* offset, int32_t* order);

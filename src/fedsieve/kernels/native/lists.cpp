@@ -5,7 +5,7 @@
 #include "abi.h"
 
 void fs_entries(const uint8_t* mask, int64_t out, int64_t in, int64_t kernel, int64_t channel, int64_t line,
-                int64_t shift, int32_t* row, int32_t* index, int32_t* offset) {
+                int64_t shift, int32_t* row, int32_t* offset) {
     const int64_t area = kernel * kernel, each = in * area;
     std::vector<int32_t> place(each);
     for (int64_t j = 0; j < each; j++) {
@@ -22,10 +22,10 @@ void fs_entries(const uint8_t* mask, int64_t out, int64_t in, int64_t kernel, in
             memcpy(&eight, m + j, 8);
             if (!eight) continue;
             for (int64_t k = j; k < j + 8; k++)
-                if (m[k]) index[n] = int32_t(r * each + k), offset[n++] = place[k];
+                if (m[k]) offset[n++] = place[k];
         }
         for (; j < each; j++)
-            if (m[j]) index[n] = int32_t(r * each + j), offset[n++] = place[j];
+            if (m[j]) offset[n++] = place[j];
         row[r + 1] = n;
     }
 }
