@@ -1,6 +1,7 @@
 """Sparse training and inference on CPUs that compute with the non-zeros alone."""
 
 from fedsieve.kernels.library import isa, reason
+from fedsieve.kernels.predictor import Predictor
 from fedsieve.kernels.trainer import Trainer
 
-__all__ = ["Trainer", "isa", "reason"]
+__all__ = ["Predictor", "Trainer", "isa", "reason"]

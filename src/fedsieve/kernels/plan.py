@@ -6,6 +6,8 @@ known before it runs. What BatchNorm and ReLU gave is computed again for backwar
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from fedsieve.kernels.program import WORDS, Copy, Map, Program, Step, Wide, at
 from fedsieve.kernels.program import Pool as PoolOp
 from fedsieve.kernels.weights import Weights
 
+MADV_HUGEPAGE = 14
 T = TypeVar("T")
 LINE = 64
 """Bytes of a cache line: maps begin at its multiples."""
@@ -58,6 +61,8 @@ class Arena:
     """Rooms, and the operations that will use them, in order."""
 
     packed: bool
+    slack: int = 0
+    """Words before and behind all rooms, for those who read beyond one."""
     waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
     rooms: list[Room] = field(default_factory=list)
     memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
@@ -74,14 +79,14 @@ class Arena:
     def settle(self) -> Program:
         """Give every room its place, and return the program."""
         size = _placed(self.rooms)
-        self.memory = torch.empty(size + LINE // 4, dtype=torch.int32)
+        self.memory = huge(size + LINE // 4 + 2 * self.slack)
         program = Program(keep=[self.memory])
         program.steps = [make() for make, _ in self.waiting]
         return program
 
     def map(self, room: Room) -> Map:
         """Return a settled room as the kernels read it."""
-        aligned = -self.memory.data_ptr() % LINE // 4
+        aligned = -(self.memory.data_ptr() + 4 * self.slack) % LINE // 4 + self.slack
         return Map(
             at(self.memory, aligned + room.offset),
             room.channels,
@@ -91,6 +96,17 @@ class Arena:
             room.halo,
             int(self.packed),
         )
+
+
+def huge(words: int) -> Tensor:
+    """Return uninitialised int32 memory, in huge pages where Linux gives them: maps are walked with long strides."""
+    memory = torch.empty(words, dtype=torch.int32)
+    libc, page = ctypes.CDLL(None), 2 << 20
+    start = -(-memory.data_ptr() // page) * page
+    size = (memory.data_ptr() + 4 * words - start) // page * page
+    if sys.platform == "linux" and size > 0:
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_HUGEPAGE)
+    return memory
 
 
 def _placed(rooms: list[Room]) -> int:

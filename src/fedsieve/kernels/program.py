@@ -43,6 +43,7 @@ class Gather(Operation):
         + [(name, c_void_p) for name in ("row", "offset", "value", "bias")]
         + [("add", _MAP)]
         + [(n, c_int32) for n in ("rows", "height", "width", "stride_in", "stride_out", "top", "left", "relu")]
+        + [("tap", c_void_p)]
     )
 
 
@@ -187,6 +188,44 @@ class Take(Operation):
     _fields_: ClassVar[list[Any]] = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
 
 
+class Unfold(Structure):
+    """How a sample's map is laid out anew, for a convolution to be a Gather."""
+
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("in_", "mask")]
+        + [(name, c_int64) for name in ("in_channel", "out_channel")]
+        + [(n, c_int32) for n in ("channels", "height", "width", "rows", "columns", "kernel", "stride", "padding")]
+    )
+
+
+class Convolution(Operation):
+    """A convolution of one sample."""
+
+    kind = 14
+    _fields_: ClassVar = [("in_", Unfold), ("of", Gather)]
+
+
+class Window(Operation):
+    """Maximum or mean over the windows of a sample's map."""
+
+    kind = 15
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("in_", "out")]
+        + [(name, c_int64) for name in ("in_channel", "out_channel")]
+        + [(name, c_int32) for name in ("channels", "height", "width", "out_height", "out_width")]
+        + [(name, c_int32) for name in ("kernel", "stride", "padding", "average")]
+    )
+
+
+class Linear(Operation):
+    """A linear layer of one sample."""
+
+    kind = 16
+    _fields_: ClassVar = [(name, c_void_p) for name in ("x", "y", "row", "index", "value", "bias", "add")] + [
+        (name, c_int32) for name in ("rows", "relu")
+    ]
+
+
 class _Op(Structure):
     _fields_: ClassVar[list[Any]] = [("kind", c_int64), ("args", c_void_p)]
 
@@ -202,7 +241,7 @@ def native() -> ctypes.CDLL:
     lib.fs_run.argtypes = [c_void_p, c_int64, ctypes.c_int]
     lib.fs_run.restype = None
     lib.fs_size.restype = c_int64
-    for name, numbers, lists in (("fs_entries", 6, 2), ("fs_transposed", 8, 3)):
+    for name, numbers, lists in (("fs_entries", 6, 3), ("fs_transposed", 8, 4)):
         getattr(lib, name).restype = None
         getattr(lib, name).argtypes = [c_void_p] + [c_int64] * numbers + [c_void_p] * lists
     for kind in Operation.__subclasses__():

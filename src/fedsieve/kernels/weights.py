@@ -20,6 +20,9 @@ from fedsieve.sparsity import count
 if TYPE_CHECKING:
     from fedsieve.kernels.plan import Arena, Plan, Room
 
+SMALL = 8
+"""The widest map whose border is worth leaving out of a 3x3 kernel's products."""
+
 
 class Lists:
     """A product's entries by output channel (``row``, ``offset``, ``value``), and by input channel (``back_*``)."""
@@ -34,6 +37,9 @@ class Lists:
         self.row = torch.empty(self.shape[0] + 1, dtype=torch.int32)
         self.back_row = torch.empty(layer.stride**2 * self.shape[1] + 1, dtype=torch.int32)
         self.offset = self.back_offset = torch.empty(0, dtype=torch.int32)
+        self.tap: Tensor | None = None
+        self.back_tap: Tensor | None = None
+        """Where each tap's entries begin, for 3x3 kernels on small maps."""
         self.value: int | None = None
         self.back_value: int | None = None
         """Addresses."""
@@ -43,7 +49,7 @@ class Lists:
         op = Gather(in_=plan.arena.map(x), out=plan.arena.map(out), rows=out.channels, stride_in=self.layer.stride)
         op.row, op.offset, op.value = at(self.row), at(self.offset), self.value
         op.height, op.width, op.stride_out, op.relu = out.height, out.width, 1, int(self.layer.relu)
-        op.bias = plan.weights.at(self.layer.module.bias)
+        op.bias, op.tap = plan.weights.at(self.layer.module.bias), at(self.tap)
         return op
 
     def back(self, plan: Plan, g: Room, into: Room, parity: tuple[int, int], more: bool) -> Gather:
@@ -51,7 +57,7 @@ class Lists:
         (top, left), s, inner = parity, self.layer.stride, self.shape[1]
         op = Gather(in_=plan.arena.map(g), out=plan.arena.map(into), rows=inner, stride_in=1, stride_out=s)
         op.row, op.offset = at(self.back_row, (top * s + left) * inner), at(self.back_offset)
-        op.value, op.top, op.left = self.back_value, top, left
+        op.value, op.top, op.left, op.tap = self.back_value, top, left, at(self.back_tap)
         op.height, op.width = -(-(into.height - top) // s), -(-(into.width - left) // s)
         if more:
             op.add = plan.weights.held(plan.arena.map(into))
@@ -121,7 +127,10 @@ class Frozen(Lists):
     def forward(self, plan: Plan, x: Room, out: Room) -> None:
         """Add the forward product."""
         self.place = x.channel, x.line, x.halo - self.layer.padding
-        native().fs_entries(at(self.mask), *self.shape[:3], *self.place, at(self.row), at(self.offset))
+        layer, (o, i, k, _) = self.layer, self.shape
+        if (k, layer.stride, layer.padding) == (3, 1, 1) and x.width <= SMALL:
+            self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (o, i))
+        native().fs_entries(at(self.mask), o, i, k, *self.place, at(self.row), at(self.offset), at(self.tap))
         self.value = at(plan.weights.effective, self.start)
         plan.arena.step(lambda: self.gather(plan, x, out), x, out)
 
@@ -147,7 +156,7 @@ class Frozen(Lists):
         index = self.index().int()
         native().fs_transposed(
             at(index), self.count, self.shape[1], layer.kernel, layer.stride, layer.padding,
-            g.channel, g.line, g.halo, at(self.back_row), at(self.back_offset), at(order),
+            g.channel, g.line, g.halo, at(self.back_row), at(self.back_offset), at(order), at(self.back_tap),
         )  # fmt: skip
         order += self.start
         self.back_value = at(weights.back_value, self.start)
