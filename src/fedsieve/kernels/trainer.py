@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels import library
-from fedsieve.kernels.graph import read
+from fedsieve.kernels.graph import Graph, read
 from fedsieve.kernels.plan import Plan, Room
 from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
@@ -36,16 +36,19 @@ class Trainer:
         weight_decay: float = 0.0,
         storage: Literal["fp32", "bf16"] = "fp32",
         lean: bool = False,
+        graph: Graph | None = None,
     ):
         self.model, self.mask, self.batch = model, mask, batch
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, storage == "bf16"
         self.lean = lean
         self._ready, self._steps, self.seen, self.done = False, 0, 0, (0.0, 0.0)
+        if graph:
+            self._build(graph)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
         if not self._ready:
-            self._build(tuple(x.shape[1:]))
+            self._build(read(self.model, tuple(x.shape[1:])))
         x, y = x.float().contiguous(), y.contiguous()
         self.plan.begin(self._steps, len(x), library.threads())
         self._steps += 1
@@ -82,13 +85,24 @@ class Trainer:
                 self.weights.release()
                 _give_back()
 
+    def read_(self) -> None:
+        """Take the model's weights, and go on as if they had been there."""
+        if self._ready:
+            momenta = self.weights.momenta()
+            self.weights.read()
+            self.weights.move(momenta)
+            self.start.run()
+
+    def follow_(self, other: Trainer) -> None:
+        """Take over the momentum of another trainer of this graph, where both have a weight."""
+        self.weights.move(other.weights.momenta())
+
     def write_(self) -> None:
         """Give the trained weights back to the model."""
         if self._ready:
             self.weights.write()
 
-    def _build(self, shape: tuple[int, ...]) -> None:
-        graph = read(self.model, shape)
+    def _build(self, graph: Graph) -> None:
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
         self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)
         self.result = torch.zeros(())

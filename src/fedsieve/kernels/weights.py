@@ -109,6 +109,16 @@ class Frozen(Lists):
             flat.zero_()
         flat[self.index()] = weights.w[self.start : self.start + self.count]
 
+    def momentum(self, velocity: Tensor) -> Tensor:
+        """Return the weights' own velocity out of all, 0 off the mask."""
+        spread = torch.zeros(self.numel)
+        spread[self.index()] = velocity[self.start : self.start + self.count]
+        return spread
+
+    def move(self, velocity: Tensor, own: Tensor) -> None:
+        """Put the weights' own velocity among all."""
+        velocity[self.start : self.start + self.count] = own[self.index()]
+
     def release(self) -> None:
         """Leave the module a weight without memory, until ``write``."""
         if self.count < self.numel:
@@ -210,6 +220,21 @@ class Weights:
         for own in self.lists.values():
             if isinstance(own, Frozen):
                 own.mask = torch.empty(0, dtype=torch.uint8)
+
+    def momenta(self) -> dict[Product | None, Tensor]:
+        """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
+        if self.velocity is None:
+            return {}
+        return {layer: own.momentum(self.velocity) for layer, own in self.lists.items()} | {
+            None: self.velocity[self.sparse :].clone()
+        }
+
+    def move(self, momenta: Mapping[Product | None, Tensor]) -> None:
+        """Take over what ``momenta`` of this graph returned, as far as the masks reach."""
+        if self.velocity is not None and momenta:
+            for layer, own in self.lists.items():
+                own.move(self.velocity, momenta[layer])
+            self.velocity[self.sparse :] = momenta[None]
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
