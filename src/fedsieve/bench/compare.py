@@ -16,10 +16,10 @@ class Effort:
     threads: int
     samples: int = 7
     seconds: float = 60.0
-    processes: int = 1
-    """How many processes measure it all; each variant's best one counts."""
     compiled: bool = False
     """Whether dense PyTorch also runs through torch.compile."""
+    processes: int = 1
+    """How many processes measure it all; each variant's best one counts."""
 
 
 def compared(works: Mapping[tuple[str, ...], Work], effort: Effort) -> dict[str, Any]:
