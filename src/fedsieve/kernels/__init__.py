@@ -1,4 +1,4 @@
-"""Sparse training and inference on CPUs that compute with the non-zeros alone, seen by whoever has an ordinary model."""
+"""Sparse training and inference on CPUs that compute with the non-zeros alone."""
 
 from fedsieve.kernels.library import isa, reason
 from fedsieve.kernels.trainer import Trainer

@@ -190,7 +190,7 @@ class _Reader:
 
     def _relu(self, node: fx.Node, x: Value) -> Value:
         maker = self._maker(x)
-        alone = len([u for u in _args(node, x, self.values).users]) == 1
+        alone = len(_args(node, x, self.values).users) == 1
         if alone and ((isinstance(maker, Norm) and not maker.relu) or _has_bias(maker)):
             maker.relu = True  # type: ignore[union-attr]
             return x

@@ -7,18 +7,19 @@ known before it runs. What BatchNorm and ReLU gave is computed again for backwar
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import pointer
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedsieve.kernels.graph import Flatten, Foreign, Graph, Layer, Norm, Pool, Product, Value
-from fedsieve.kernels.program import Copy, Map, Program, Step, at
+from fedsieve.kernels.program import Copy, Cut, Map, Program, Step, Wide, at
 from fedsieve.kernels.program import Pool as PoolOp
+from fedsieve.kernels.swat import Scratch
 from fedsieve.kernels.weights import Weights
 
+T = TypeVar("T")
 WORDS = 16
 LINE = 64
 """Bytes of a cache line: maps begin at its multiples."""
@@ -108,11 +109,15 @@ class Plan:
     """The forward and backward passes of a graph, as steps of an arena."""
 
     def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, training: bool = True):
-        self.graph, self.weights, self.training = graph, weights, training
+        self.graph, self.weights, self.training, self.batch = graph, weights, training, batch
         self.blocks = -(-batch // (32 if packed else 16))
         self.arena = Arena(packed)
         self.sized: list[Any] = []
         """Operations whose field ``samples`` is the batch's."""
+        self.cuts: list[tuple[Any, Cut, int, Callable[[int], int]]] = []
+        """Operations that select, their cuts, the steps from one exact cut to the next, and how many of n samples."""
+        self.wide: list[Wide] = []
+        self.scratch = Scratch()
         self.act: dict[Value, Room] = {}
         self.grad: dict[Value, Room] = {}
         self.moving = self._moving()
@@ -134,10 +139,10 @@ class Plan:
         """Add a layer's forward; ``again``: as it was, for backward."""
         ins = [self.act[value] for value in layer.inputs]
         if isinstance(layer, Product):
-            self.weights.forward(self, layer, ins[0], out)
+            self.weights.lists[layer].forward(self, ins[0], out)
         elif isinstance(layer, Norm):
             mode = (2 if again else 1) if self.training else 0
-            self.arena.step(lambda: self._sized(self.weights.norm(self.arena, layer, ins, out, mode)), *ins, out)
+            self.arena.step(lambda: self.sized_(self.weights.norm(self.arena, layer, ins, out, mode)), *ins, out)
         elif isinstance(layer, Pool):
             self.arena.step(lambda: self._pool(layer, ins[0], out), ins[0], out)
         elif isinstance(layer, Flatten):
@@ -174,13 +179,35 @@ class Plan:
         """Return the border that the gradient's readers need; a room may be handed on from value to value."""
         maker = next((layer for layer in self.graph.layers if layer.output is value), None)
         if isinstance(maker, Product) and self.moving[maker.inputs[0]]:
-            k, s, p, x = maker.kernel, maker.stride, maker.padding, maker.inputs[0]
-            below = -min((top + p - tap) // s for top in range(s) for tap in range(k) if (top + p - tap) % s == 0)
-            above = max((x.height - 1 + p) // s - (value.height - 1), (x.width - 1 + p) // s - (value.width - 1))
-            return max(below, above, 0)
+            return self.reach(maker)
         if isinstance(maker, Norm):
             return max(self.gradient_halo(v) for v in maker.inputs)
         return 0
+
+    def reach(self, layer: Product) -> int:
+        """Return how far beyond the border of its output a product's input gradient looks."""
+        k, s, p, x, y = layer.kernel, layer.stride, layer.padding, layer.inputs[0], layer.output
+        below = -min((top + p - tap) // s for top in range(s) for tap in range(k) if (top + p - tap) % s == 0)
+        above = max((x.height - 1 + p) // s - (y.height - 1), (x.width - 1 + p) // s - (y.width - 1))
+        return max(below, above, 0)
+
+    def cut(self, op: Any, cut: Cut, period: int, count: Callable[[int], int]) -> None:
+        """Note an operation that selects, exactly every ``period`` steps, ``count(n)`` numbers of n samples."""
+        self.cuts.append((op, cut, period, count))
+
+    def begin(self, step: int, samples: int, threads: int) -> None:
+        """Set what changes from step to step: the number of samples, and which cuts are exact."""
+        for op in self.sized:
+            (op.of if hasattr(op, "of") else op).samples = samples
+        for op, cut, period, count in self.cuts:
+            cut.count, cut.exact = count(samples), int(step % period == 0)
+            if hasattr(op, "samples"):
+                op.samples = samples
+        if (self.cuts or self.wide) and self.scratch.grow(threads):
+            for _, cut, _, _ in self.cuts:
+                cut.work = at(self.scratch.work)
+            for wide in self.wide:
+                wide.sums = at(self.scratch.sums)
 
     def recall(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm with ReLU of what is kept."""
@@ -193,9 +220,9 @@ class Plan:
     def _product_backward(self, layer: Product, g: Room) -> None:
         x, out = layer.inputs[0], self.act[layer.output]
         if layer.relu or layer.module.bias is not None:
-            self.arena.step(lambda: self._sized(self.weights.bias_backward(self.arena, layer, out, g)), out, g)
+            self.arena.step(lambda: self.sized_(self.weights.bias_backward(self.arena, layer, out, g)), out, g)
         self.recall(x)
-        self.weights.backward(self, layer, self.act[x], g)
+        self.weights.lists[layer].backward(self, self.act[x], g)
         if self.moving[x]:
             into, more = self._gradient(x)
             self.weights.input_gradient(self, layer, g, into, more)
@@ -205,7 +232,7 @@ class Plan:
         ins = [self.act[v] for v in layer.inputs]
 
         def make(to: Room) -> Step:
-            return self._sized(self.weights.norm_backward(self.arena, layer, ins, out, g, to))
+            return self.sized_(self.weights.norm_backward(self.arena, layer, ins, out, g, to))
 
         used = [ins[0]] if layer.module is not None else []
         used += [out] if layer.relu and (len(ins) == 2 or layer.module is None) else []
@@ -262,7 +289,8 @@ class Plan:
         self._again: set[Value] = set()
         return moving
 
-    def _sized(self, op: Any) -> Any:
+    def sized_(self, op: T) -> T:
+        """Note an operation that is told how many samples there are."""
         self.sized.append(op)
         return op
 
@@ -277,9 +305,3 @@ class Plan:
         if g is not None and into is not None:
             op.grad_out, op.grad_in = self.arena.map(g), self.arena.map(into)
         return op
-
-
-def held(pointers: list[Any], map_: Map) -> Any:
-    """Return a pointer to a map, kept alive by ``pointers``."""
-    pointers.append(pointer(map_))
-    return pointers[-1]

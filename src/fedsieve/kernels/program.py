@@ -133,36 +133,62 @@ class Sgd(Operation):
     )
 
 
-class Keep(Operation):
-    """The largest elements of a map, as lists."""
+class Cut(Structure):
+    """How many of the largest to take, and the threshold found."""
+
+    _fields_: ClassVar = [("count", c_int64), ("exact", c_int32), ("threshold", c_void_p), ("work", c_void_p)]
+
+
+class Top(Operation):
+    """The largest weights of a dense layer, as lists."""
 
     kind = 9
     _fields_: ClassVar = (
-        [("in_", Map), ("count", c_int64), ("exact", c_int32)]
-        + [("threshold", c_void_p), ("work", c_void_p)]
-        + [(name, c_int32) for name in ("samples", "groups", "group", "row", "plane", "halo", "stride")]
-        + [(name, c_void_p) for name in ("start", "position", "value")]
-        + [("capacity", c_int64), ("kept", c_void_p)]
+        [("cut", Cut), ("dense", c_void_p)]
+        + [(name, c_int32) for name in ("out", "in_", "kernel", "stride", "padding")]
+        + [(name, c_int64) for name in ("channel", "line", "shift")]
+        + [(name, c_void_p) for name in ("row", "offset", "value")]
+        + [(name, c_int64) for name in ("back_channel", "back_line", "back_halo")]
+        + [(name, c_void_p) for name in ("back_row", "back_offset", "back_value")]
+        + [("capacity", c_int64), ("tally", c_void_p)]
     )
 
 
-class Wide(Operation):
-    """The gradient of a dense weight from kept inputs."""
+class Keep(Operation):
+    """The largest activations of a map, as lists."""
 
     kind = 10
-    _fields_: ClassVar = [
-        ("grad", Map),
-        ("blocks", c_void_p),
-        ("from_", POINTER(Keep)),
-        ("dense", c_void_p),
-        *[(name, c_int32) for name in ("kernel", "stride", "padding", "phase")],
-    ]
+    _fields_: ClassVar = (
+        [("cut", Cut), ("in_", Map)]
+        + [(name, c_int32) for name in ("samples", "groups", "group", "stride", "line", "plane", "corner")]
+        + [(name, c_void_p) for name in ("start", "position", "value")]
+    )
+
+
+class Prune(Operation):
+    """A map's largest activations, zeros for the others."""
+
+    kind = 11
+    _fields_: ClassVar = [("cut", Cut), ("in_", Map), ("out", Map), ("samples", c_int32)]
+
+
+class Wide(Operation):
+    """The gradient of a dense weight from kept inputs, and the step that it makes."""
+
+    kind = 12
+    _fields_: ClassVar = (
+        [("grad", Map), ("halo", c_int32), ("blocks", c_void_p), ("from_", POINTER(Keep))]
+        + [("kernel", c_int32), ("padding", c_int32)]
+        + [(name, c_void_p) for name in ("dense", "velocity", "sums", "grad_out")]
+        + [(name, c_float) for name in ("rate", "momentum", "decay")]
+        + [("phase", c_int32)]
+    )
 
 
 class Take(Operation):
     """Values picked out of a vector."""
 
-    kind = 11
+    kind = 13
     _fields_: ClassVar = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedsieve.kernels import library
 from fedsieve.kernels.graph import read
-from fedsieve.kernels.plan import Plan
-from fedsieve.kernels.program import Loss, Pack, Step, at
+from fedsieve.kernels.plan import Plan, Room
+from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
 
 
@@ -29,24 +30,33 @@ class Trainer:
     ):
         self.model, self.mask, self.batch = model, mask, batch
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, storage == "bf16"
-        self._ready = False
+        self._ready, self._steps = False, 0
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
         if not self._ready:
             self._build(tuple(x.shape[1:]))
-        n = len(x)
-        x = x.float().contiguous()
-        y = y.contiguous()
-        for op in self.plan.sized:
-            (op.of if hasattr(op, "of") else op).samples = n
+        x, y = x.float().contiguous(), y.contiguous()
+        self.plan.begin(self._steps, len(x), library.threads())
+        self._steps += 1
         self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
         self.program.run()
         return self.result.clone()
 
+    def begin(self, lr: float, momentum: float, weight_decay: float) -> None:
+        """Read the model's weights anew, momentum at rest, cuts exact at the next step."""
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self._steps = 0
+        if self._ready:
+            for op in (*self.updates, *self.plan.wide):
+                op.rate, op.momentum, op.decay = lr, momentum, weight_decay
+            self.weights.read()
+            self.start.run()
+
     def write_(self) -> None:
         """Give the trained weights back to the model."""
-        self.weights.write()
+        if self._ready:
+            self.weights.write()
 
     def _build(self, shape: tuple[int, ...]) -> None:
         graph = read(self.model, shape)
@@ -60,16 +70,19 @@ class Trainer:
         g = plan.grad[graph.output] = plan.room(graph.output, plan.gradient_halo(graph.output))
         plan.arena.step(lambda: self._loss(plan, logits, g), logits, g)
         plan.backward()
+        plan.scratch.make()
         self.program = plan.arena.settle()
-        self.program.steps += weights.update(self.lr, self.momentum, self.weight_decay)
-        start: list[Step] = [weights.transpose()]
-        type(self.program)(start).run()
+        steps = weights.update(self.lr, self.momentum, self.weight_decay)
+        self.updates = [step for step in steps if isinstance(step, Sgd)]
+        self.program.steps += steps
+        self.start = Program([weights.transpose()])
         self._ready = True
+        self.begin(self.lr, self.momentum, self.weight_decay)
 
-    def _pack(self, plan: Plan, room: object) -> Pack:
-        self.pack = Pack(map=plan.arena.map(room), unpack=0)  # type: ignore[arg-type]
-        return plan._sized(self.pack)  # type: ignore[no-any-return]
+    def _pack(self, plan: Plan, room: Room) -> Pack:
+        self.pack = Pack(map=plan.arena.map(room), unpack=0)
+        return plan.sized_(self.pack)
 
-    def _loss(self, plan: Plan, logits: object, g: object) -> Loss:
-        self.loss = Loss(logits=plan.arena.map(logits), grad=plan.arena.map(g), loss=at(self.result))  # type: ignore[arg-type]
-        return plan._sized(self.loss)  # type: ignore[no-any-return]
+    def _loss(self, plan: Plan, logits: Room, g: Room) -> Loss:
+        self.loss = Loss(logits=plan.arena.map(logits), grad=plan.arena.map(g), loss=at(self.result))
+        return plan.sized_(self.loss)

@@ -1,169 +1,235 @@
-"""What is trained, as the kernels hold it: the entries of every mask, biases, scales, in one vector; and their step."""
+"""What is trained, as the kernels hold it: vectors of numbers, and the lists that the sparse products walk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from ctypes import pointer
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
-from fedsieve.kernels.program import Dot, Gather, NormBackward, Sgd, Step, Take, at, native
+from fedsieve.kernels.program import Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
 from fedsieve.kernels.program import Norm as NormOp
+from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powered
+from fedsieve.sparsity import count
 
 if TYPE_CHECKING:
     from fedsieve.kernels.plan import Arena, Plan, Room
 
 
-@dataclass
-class Entries:
-    """A layer's weights on its mask: where they stand in the vectors, and the lists that the products walk."""
+class Lists:
+    """A product's entries by output channel (``row``, ``offset``, ``value``), and by input channel (``back_*``)."""
 
-    start: int
-    count: int
-    mask: Tensor
-    """uint8 [out, in, k, k]"""
-    row: Tensor
-    index: Tensor
-    offset: Tensor
-    back_row: Tensor
-    back_offset: Tensor
+    def __init__(self, layer: Product):
+        w = layer.module.weight
+        self.layer, self.shape = layer, tuple(w.shape) if w.dim() == 4 else (*w.shape, 1, 1)
+        self.row = torch.empty(self.shape[0] + 1, dtype=torch.int32)
+        self.back_row = torch.empty(layer.stride**2 * self.shape[1] + 1, dtype=torch.int32)
+        self.offset = self.back_offset = torch.empty(0, dtype=torch.int32)
+        self.value: int | None = None
+        self.back_value: int | None = None
+        """Addresses."""
+
+    def gather(self, plan: Plan, x: Room, out: Room) -> Gather:
+        """Return the forward product."""
+        op = Gather(in_=plan.arena.map(x), out=plan.arena.map(out), rows=out.channels, stride_in=self.layer.stride)
+        op.row, op.offset, op.value = at(self.row), at(self.offset), self.value
+        op.height, op.width, op.stride_out, op.relu = out.height, out.width, 1, int(self.layer.relu)
+        op.bias = plan.weights.at(self.layer.module.bias)
+        return op
+
+    def back(self, plan: Plan, g: Room, into: Room, parity: tuple[int, int], more: bool) -> Gather:
+        """Return the input's gradient at the positions of one parity of the stride."""
+        (top, left), s, inner = parity, self.layer.stride, self.shape[1]
+        op = Gather(in_=plan.arena.map(g), out=plan.arena.map(into), rows=inner, stride_in=1, stride_out=s)
+        op.row, op.offset = at(self.back_row, (top * s + left) * inner), at(self.back_offset)
+        op.value, op.top, op.left = self.back_value, top, left
+        op.height, op.width = -(-(into.height - top) // s), -(-(into.width - left) // s)
+        if more:
+            op.add = plan.weights.held(plan.arena.map(into))
+        return op
+
+
+class Frozen(Lists):
+    """A layer on a mask that stays as it is: its weights stand in the vectors from ``start`` on."""
+
+    def __init__(self, layer: Product, mask: Tensor | None, start: int):
+        super().__init__(layer)
+        module, self.start = layer.module, start
+        self.power = module.a if isinstance(module, PowerConv2d | PowerLinear) else 1.0
+        self.prune = isinstance(module, PowerConv2d | PowerLinear) and module.prune
+        if mask is None and self.power != 1:
+            mask = module.weight != 0
+        self.mask = torch.ones(self.shape, dtype=torch.uint8)
+        if mask is not None:
+            self.mask = mask.detach().view(self.shape).to(torch.uint8).contiguous()
+        self.count = int(self.mask.count_nonzero())
+        self.index, self.offset, self.back_offset = (torch.empty(self.count, dtype=torch.int32) for _ in range(3))
+        self.threshold = torch.zeros(2)
+        self._entries(0, 0, 0)
+
+    def _entries(self, channel: int, line: int, shift: int) -> None:
+        lists = at(self.row), at(self.index), at(self.offset)
+        native().fs_entries(at(self.mask), *self.shape[:3], channel, line, shift, *lists)
+
+    def read(self, weights: Weights) -> None:
+        """Take the module's weights."""
+        own = slice(self.start, self.start + self.count)
+        weights.w[own] = self.layer.module.weight.reshape(-1)[self.index.long()]
+        if weights.effective is not weights.w:
+            weights.effective[own] = powered(weights.w[own], self.power)
+
+    def write(self, weights: Weights) -> None:
+        """Give them back, zero off the mask."""
+        flat = self.layer.module.weight.view(-1)
+        if self.count < flat.numel():
+            flat.zero_()
+        flat[self.index.long()] = weights.w[self.start : self.start + self.count]
+
+    def forward(self, plan: Plan, x: Room, out: Room) -> None:
+        """Add the forward product."""
+        self._entries(x.channel, x.line, x.halo - self.layer.padding)
+        self.value = at(plan.weights.effective, self.start)
+        plan.arena.step(lambda: self.gather(plan, x, out), x, out)
+
+    def backward(self, plan: Plan, x: Room, g: Room) -> None:
+        """Add the weights' gradient, from the largest inputs alone where the layer prunes them."""
+        kept = x
+        if self.prune and self.count < self.mask.numel():
+            kept = plan.room(self.layer.inputs[0], x.halo)
+            plan.arena.step(lambda: self._prune(plan, x, kept), x, kept)
+        grad = at(plan.weights.grad, self.start)
+        plan.arena.step(lambda: Dot(self.gather(plan, kept, g), grad), kept, g)
+
+    def _prune(self, plan: Plan, x: Room, kept: Room) -> Step:
+        op = Prune(in_=plan.arena.map(x), out=plan.arena.map(kept))
+        share, each = self.count / self.mask.numel(), x.channels * x.height * x.width
+        op.cut.threshold = at(self.threshold)
+        plan.cut(op, op.cut, 1, lambda n: count(max(share, 1 / (n * each)), n * each))
+        return op
+
+    def input_gradient(self, plan: Plan, g: Room) -> None:
+        """Fill the lists of the input's gradient."""
+        weights, layer = plan.weights, self.layer
+        order = weights.order[self.start : self.start + self.count]
+        native().fs_transposed(
+            at(self.index), self.count, self.shape[1], layer.kernel, layer.stride, layer.padding,
+            g.channel, g.line, g.halo, at(self.back_row), at(self.back_offset), at(order),
+        )  # fmt: skip
+        order += self.start
+        self.back_value = at(weights.back_value, self.start)
 
 
 class Weights:
     """The trained numbers of a graph: ``w``, ``grad`` and ``velocity``, first all entries, then all small vectors."""
 
     def __init__(self, graph: Graph, model: nn.Module, mask: Mapping[str, Tensor], momentum: float = 0):
-        self.model, self.hold = model, list[Any]()
+        from fedsieve.kernels.swat import Dense
+
+        self.model, self.holds = model, list[Any]()
         self.products = [layer for layer in graph.layers if isinstance(layer, Product)]
         self.norms = [layer for layer in graph.layers if isinstance(layer, Norm) and layer.module is not None]
-        self.entries: dict[Product, Entries] = {}
+        self.lists: dict[Product, Frozen | Dense] = {}
         start = 0
         for layer in self.products:
-            self.entries[layer] = e = _entries(layer, mask.get(f"{layer.name}.weight"), start)
-            start += e.count
+            if isinstance(layer.module, SwatConv2d | SwatLinear):
+                self.lists[layer] = Dense(layer, bool(momentum))
+            else:
+                self.lists[layer] = own = Frozen(layer, mask.get(f"{layer.name}.weight"), start)
+                start += own.count
         self.sparse, self.small = start, dict[int, int]()
         for vector in self._vectors():
             self.small[id(vector)] = start
             start += vector.numel()
         self.w, self.grad = torch.zeros(start), torch.zeros(start)
         self.velocity = torch.zeros(start) if momentum else None
-        self.back_value = torch.zeros(self.sparse)
-        self.back_order = torch.arange(self.sparse, dtype=torch.int32)
+        powers = any(isinstance(own, Frozen) and own.power != 1 for own in self.lists.values())
+        self.effective = torch.zeros(self.sparse) if powers else self.w
+        self.back_value, self.order = torch.zeros(self.sparse), torch.arange(self.sparse, dtype=torch.int32)
         self.stats = {layer: torch.zeros(4, layer.output.channels) for layer in self.norms}
         """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
         self.read()
 
     @torch.no_grad()
     def read(self) -> None:
-        """Take the model's weights."""
-        for layer, e in self.entries.items():
-            self.w[e.start : e.start + e.count] = layer.module.weight.reshape(-1)[e.index.long()]
+        """Take the model's weights, momentum at rest."""
+        for own in self.lists.values():
+            own.read(self)
         for vector in self._vectors():
-            at_ = self.small[id(vector)]
-            self.w[at_ : at_ + vector.numel()] = vector
+            self.w[self.small[id(vector)] :][: vector.numel()] = vector
         for layer in self.norms:
             assert layer.module is not None
             self.stats[layer][2] = layer.module.running_mean
             self.stats[layer][3] = layer.module.running_var
+        if self.velocity is not None:
+            self.velocity.zero_()
 
     @torch.no_grad()
     def write(self) -> None:
         """Give the weights back to the model: zero off the masks."""
-        for layer, e in self.entries.items():
-            flat = layer.module.weight.view(-1)
-            if e.count < flat.numel():
-                flat.zero_()
-            flat[e.index.long()] = self.w[e.start : e.start + e.count]
+        for own in self.lists.values():
+            own.write(self)
         for vector in self._vectors():
-            at_ = self.small[id(vector)]
-            vector.copy_(self.w[at_ : at_ + vector.numel()])
+            vector.copy_(self.w[self.small[id(vector)] :][: vector.numel()])
         for layer in self.norms:
             assert layer.module is not None
             layer.module.running_mean.copy_(self.stats[layer][2])  # type: ignore[union-attr]
             layer.module.running_var.copy_(self.stats[layer][3])  # type: ignore[union-attr]
 
-    def locate(self, layer: Product, x: Room) -> None:
-        """Fill a layer's lists for an input of this room."""
-        e = self.entries[layer]
-        out, inner, k = e.mask.shape[0], e.mask.shape[1], layer.kernel
-        native().fs_entries(
-            at(e.mask), out, inner, k, x.channel, x.line, x.halo - layer.padding, at(e.row), at(e.index), at(e.offset)
-        )
-
-    def forward(self, plan: Plan, layer: Product, x: Room, out: Room) -> None:
-        """Add a product's forward."""
-        self.locate(layer, x)
-        plan.arena.step(lambda: self._gather(plan.arena, layer, x, out), x, out)
-
-    def backward(self, plan: Plan, layer: Product, x: Room, g: Room) -> None:
-        """Add the gradient of a product's weights."""
-        e = self.entries[layer]
-        plan.arena.step(lambda: Dot(self._gather(plan.arena, layer, x, g), at(self.grad, e.start)), x, g)
-
     def input_gradient(self, plan: Plan, layer: Product, g: Room, into: Room, more: bool) -> None:
         """Add the gradient of a product's input, for each parity of the stride."""
-        e, k, s = self.entries[layer], layer.kernel, layer.stride
-        inner = e.mask.shape[1]
-        native().fs_transposed(
-            at(e.index), e.count, inner, k, s, layer.padding, g.channel, g.line, g.halo,
-            at(e.back_row), at(e.back_offset), at(self.back_order, e.start),
-        )  # fmt: skip
-        self.back_order[e.start : e.start + e.count] += e.start
-
-        def make(top: int, left: int) -> Gather:
-            op = Gather(in_=plan.arena.map(g), out=plan.arena.map(into), rows=inner, stride_in=1, stride_out=s)
-            op.row, op.offset = at(e.back_row, (top * s + left) * inner), at(e.back_offset)
-            op.value, op.top, op.left = at(self.back_value, e.start), top, left
-            op.height, op.width = -(-(into.height - top) // s), -(-(into.width - left) // s)
-            if more:
-                op.add = _held(self.hold, plan.arena.map(into))
-            return op
-
-        for top in range(s):
-            for left in range(s):
-                if top < into.height and left < into.width:
-                    plan.arena.step(lambda t=top, l=left: make(t, l), g, into)  # type: ignore[misc]
+        own, s = self.lists[layer], layer.stride
+        own.input_gradient(plan, g)
+        for parity in ((top, left) for top in range(min(s, into.height)) for left in range(min(s, into.width))):
+            plan.arena.step(lambda p=parity: own.back(plan, g, into, p, more), g, into)  # type: ignore[misc]
 
     def norm(self, arena: Arena, layer: Norm, ins: list[Room], out: Room, training: int) -> NormOp:
         """Return a Norm's forward."""
         op = NormOp(y=arena.map(ins[0]), out=arena.map(out), training=training, relu=int(layer.relu))
         if len(ins) == 2:
-            op.add = _held(self.hold, arena.map(ins[1]))
+            op.add = self.held(arena.map(ins[1]))
         if layer.module is not None:
             stats = self.stats[layer]
             op.mean, op.invstd, op.running_mean, op.running_var = (at(stats, i * stats.shape[1]) for i in range(4))
-            op.gamma, op.beta = self._at(layer.module.weight), self._at(layer.module.bias)
+            op.gamma, op.beta = self.at(layer.module.weight), self.at(layer.module.bias)
             op.momentum, op.eps = layer.module.momentum or 0, layer.module.eps
         return op
 
-    def norm_backward(
-        self, arena: Arena, layer: Norm, ins: list[Room], out: Room, g: Room, into: Room
-    ) -> NormBackward:
+    def norm_backward(self, arena: Arena, layer: Norm, ins: list[Room], out: Room, g: Room, into: Room) -> NormBackward:
         """Return a Norm's backward."""
         op = NormBackward(of=self.norm(arena, layer, ins, out, 1), grad=arena.map(g), grad_y=arena.map(into))
         if layer.module is not None:
-            op.grad_gamma = self._at(layer.module.weight, self.grad)
-            op.grad_beta = self._at(layer.module.bias, self.grad)
+            op.grad_gamma = self.at(layer.module.weight, self.grad)
+            op.grad_beta = self.at(layer.module.bias, self.grad)
         return op
 
     def bias_backward(self, arena: Arena, layer: Product, out: Room, g: Room) -> NormBackward:
         """Return what a bias and a ReLU behind a product do to the gradient, in place."""
         op = NormBackward(grad=arena.map(g), grad_y=arena.map(g))
         op.of = NormOp(y=arena.map(out), out=arena.map(out), training=1, relu=int(layer.relu))
-        op.grad_beta = None if layer.module.bias is None else self._at(layer.module.bias, self.grad)
+        op.grad_beta = self.at(layer.module.bias, self.grad)
         return op
 
     def update(self, rate: float, momentum: float, decay: float) -> list[Step]:
-        """Return the step of all weights, and the copies for the next one."""
-        step = Sgd(at(self.w), at(self.velocity), at(self.grad), self.w.numel(), rate, momentum, decay, 1.0)
-        return [step, self.transpose()]
+        """Return the step of all vectors, and the copies for the next one."""
+        powers = [own for own in self.lists.values() if isinstance(own, Frozen) and own.power != 1]
+        cuts = sorted({0, self.sparse, self.w.numel()} | {p for o in powers for p in (o.start, o.start + o.count)})
+        steps: list[Step] = []
+        for start, end in pairwise(cuts):
+            op = Sgd(at(self.w, start), None, at(self.grad, start), end - start, rate, momentum, decay)
+            op.velocity = None if self.velocity is None else at(self.velocity, start)
+            op.power = next((o.power for o in powers if o.start <= start < o.start + o.count), 1.0)
+            if start < self.sparse and self.effective is not self.w:
+                op.value = at(self.effective, start)
+            steps.append(op)
+        return [*steps, self.transpose()]
 
     def transpose(self) -> Take:
         """Return the copy of the entries for the input gradients."""
-        return Take(at(self.w), at(self.back_order), at(self.back_value), self.sparse)
+        return Take(at(self.effective), at(self.order), at(self.back_value), self.sparse)
 
     def foreign(self, plan: Plan, layer: Foreign, ins: list[Room], out: Room) -> Step:
         """Return a call of PyTorch's."""
@@ -173,37 +239,15 @@ class Weights:
         """Return the backward of a call of PyTorch's."""
         raise NotImplementedError
 
-    def _gather(self, arena: Arena, layer: Product, x: Room, out: Room) -> Gather:
-        e = self.entries[layer]
-        op = Gather(in_=arena.map(x), out=arena.map(out), rows=out.channels, height=out.height, width=out.width)
-        op.row, op.offset, op.value = at(e.row), at(e.offset), at(self.w, e.start)
-        op.stride_in, op.stride_out, op.relu = layer.stride, 1, int(layer.relu)
-        if layer.module.bias is not None:
-            op.bias = self._at(layer.module.bias)
-        return op
+    def at(self, vector: Tensor | None, where: Tensor | None = None) -> int | None:
+        """Return the address of a small vector in ``w`` (or ``where``)."""
+        return None if vector is None else at(self.w if where is None else where, self.small[id(vector)])
+
+    def held(self, map_: Any) -> Any:
+        """Return a pointer to a map that stays alive."""
+        self.holds.append(pointer(map_))
+        return self.holds[-1]
 
     def _vectors(self) -> list[nn.Parameter]:
         biases = [layer.module.bias for layer in self.products if layer.module.bias is not None]
         return biases + [v for layer in self.norms for v in (layer.module.weight, layer.module.bias)]  # type: ignore[union-attr]
-
-    def _at(self, vector: nn.Parameter, where: Tensor | None = None) -> int | None:
-        return at(self.w if where is None else where, self.small[id(vector)])
-
-
-def _entries(layer: Product, mask: Tensor | None, start: int) -> Entries:
-    w = layer.module.weight
-    shape = tuple(w.shape) if w.dim() == 4 else (*w.shape, 1, 1)
-    support = torch.ones(shape, dtype=torch.uint8) if mask is None else mask.view(shape).to(torch.uint8).contiguous()
-    count = int(support.count_nonzero())
-    rows = layer.stride**2 * shape[1] + 1
-    empty = [torch.empty(n, dtype=torch.int32) for n in (shape[0] + 1, count, count, rows, count)]
-    e = Entries(start, count, support, *empty)
-    native().fs_entries(at(support), shape[0], shape[1], shape[2], 0, 0, 0, at(e.row), at(e.index), at(e.offset))
-    return e
-
-
-def _held(pointers: list[Any], map_: Any) -> Any:
-    from ctypes import pointer
-
-    pointers.append(pointer(map_))
-    return pointers[-1]

@@ -15,7 +15,8 @@ int fs_abi(void) { return 1; }
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
                                          sizeof(Pool), sizeof(Copy), sizeof(Pack), sizeof(Loss),
-                                         sizeof(Sgd), sizeof(Keep), sizeof(Wide), sizeof(Take)};
+                                         sizeof(Sgd), sizeof(Top), sizeof(Keep), sizeof(Prune),
+                                         sizeof(Wide), sizeof(Take)};
     return kind >= 0 && kind < KINDS ? sizes[kind] : 0;
 }
 
@@ -30,7 +31,9 @@ static void one(const Op& op, int thread, int threads) {
         case PACK: return pack(*(const Pack*)op.args, thread, threads);
         case LOSS: return loss(*(const Loss*)op.args, thread, threads);
         case SGD: return sgd(*(const Sgd*)op.args, thread, threads);
+        case TOP: return top(*(const Top*)op.args, thread, threads);
         case KEEP: return keep(*(const Keep*)op.args, thread, threads);
+        case PRUNE: return prune(*(const Prune*)op.args, thread, threads);
         case WIDE: return wide(*(const Wide*)op.args, thread, threads);
         case TAKE: return take(*(const Take*)op.args, thread, threads);
     }

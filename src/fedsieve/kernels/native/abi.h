@@ -99,37 +99,68 @@ struct Sgd {
     int64_t count;
     float rate, momentum, decay;
     float power;              // a of powerpropagation: w holds th, and grad is that of sign(th) |th|^a
-    float* value;             // where power != 1: the effective weights
+    float* value;             // null, or where the effective weights go
 };
 
-// SWAT: the largest |in| of a map as lists, and the dense weight gradient that they give.
-struct Keep {
-    Map in;
-    int64_t count;            // how many to keep
-    int32_t exact;            // 1: select; 0: all whose |in| >= threshold
-    float* threshold;         // [1]
-    uint32_t* work;           // [threads][3][2048] counters
-    int32_t samples;
-    // The lists: for channel c and group g of samples, entries start[c * groups + g] ... of `position` and `value`.
-    int32_t groups, group;    // samples a group
-    int32_t row, plane;       // of the transposed gradient, in positions: see Wide
-    int32_t halo;
-    int32_t stride;
-    int32_t* start;           // [channels * groups + 1]
-    int32_t* position;        // [capacity]
+// The `count` largest of something by magnitude, ties to the first in PyTorch's order; zeros never count.
+struct Cut {
+    int64_t count;
+    int32_t exact;            // 1: select, and note the threshold; 0: all that reach the threshold
+    float* threshold;         // [2]: the threshold, and the share of a tie's first that were kept (1: all)
+    uint32_t* work;           // [threads][4 * 2048] counters
+};
+
+// The largest weights of a dense layer, as the lists that Gather walks. Weights are stored in blocks of fs_lanes()
+// output channels: [blocks][in * kernel * kernel][lanes], the last block filled up with zeros.
+struct Top {
+    Cut cut;
+    const float* dense;
+    int32_t out, in, kernel, stride, padding;
+    int64_t channel, line, shift;               // of the input's map: as in fs_entries
+    int32_t* row;
+    int32_t* offset;
     float* value;
-    int64_t capacity;
-    int32_t* kept;            // [1]: entries found (never more than capacity are written)
+    int64_t back_channel, back_line, back_halo;  // of the gradient's map: as in fs_transposed; back_row null: not needed
+    int32_t* back_row;
+    int32_t* back_offset;
+    float* back_value;
+    int64_t capacity;         // entries that fit; where a threshold lets more pass, the cut is exact again
+    int32_t* tally;           // [blocks * (lanes + stride^2 * in)] counters
 };
 
-// The gradient of a convolution's dense weight from kept inputs.
+// The largest activations of a map, as lists of positions in a transposed gradient: see Wide.
+struct Keep {
+    Cut cut;
+    Map in;
+    int32_t samples;
+    int32_t groups, group;    // samples are treated in groups of `group`
+    int32_t stride;
+    int32_t line, plane, corner;  // of the transposed gradient, in positions
+    int32_t* start;           // [channels * groups * stride^2 + 1]
+    int32_t* position;        // [numbers in the map]
+    float* value;
+};
+
+// out = in where it is among the largest, else 0.
+struct Prune {
+    Cut cut;
+    Map in, out;
+    int32_t samples;
+};
+
+// The gradient of a dense weight from kept inputs, and at once the step: v = momentum v + g + decay w; w -= rate v.
 struct Wide {
     Map grad;                 // of the output
-    float* blocks;            // [ceil(channels / 16)][samples][height + 2 halo][width + 2 halo][16]: transposed
-    Keep* from;
-    float* dense;             // [out channels][in channels][kernel][kernel]
-    int32_t kernel, stride, padding;
-    int32_t phase;            // 0: transpose; 1: multiply
+    int32_t halo;             // of `blocks`
+    float* blocks;            // [blocks][samples][height + 2 halo][width + 2 halo][lanes]: the gradient, transposed
+    const Keep* from;
+    int32_t kernel, padding;
+    float* dense;             // as in Top
+    float* velocity;          // or null
+    float* sums;              // [threads][in * kernel * kernel][lanes]
+    float* grad_out;          // null, or where the gradient goes (and no step is taken)
+    float rate, momentum, decay;
+    int32_t phase;            // 0: transpose; 1: multiply and step
 };
 
 // value[i] = dense[index[i]]
@@ -145,10 +176,11 @@ struct Op {
     void* args;
 };
 
-enum Kind { GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, KEEP, WIDE, TAKE, KINDS };
+enum Kind { GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE, KINDS };
 
 const char* fs_isa(void);
 int fs_abi(void);
+int fs_lanes(void);
 int64_t fs_size(int kind);
 void fs_run(const Op* ops, int64_t count, int threads);
 

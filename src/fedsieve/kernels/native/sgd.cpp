@@ -12,7 +12,7 @@ void sgd(const Sgd& g, int thread, int threads) {
         if (g.velocity) d = g.velocity[i] = g.momentum * g.velocity[i] + d;
         w -= g.rate * d;
         g.w[i] = w;
-        if (g.power != 1) g.value[i] = std::copysign(std::pow(std::fabs(w), g.power), w);
+        if (g.value) g.value[i] = g.power == 1 ? w : std::copysign(std::pow(std::fabs(w), g.power), w);
     }
 }
 

@@ -3,6 +3,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "abi.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -20,6 +24,12 @@ constexpr int L = 4, TILE = 2;
 
 constexpr int WORDS = 16;     // of a block
 constexpr int G = WORDS / L;  // native vectors a block of floats
+#if defined(__AVX512F__)
+constexpr int B = 2;          // native vectors of output channels in a block of dense weights
+#else
+constexpr int B = 1;
+#endif
+constexpr int LANES = B * L;
 
 typedef float V __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
@@ -94,6 +104,27 @@ struct Bf16 {
     }
 };
 
+// A lane's bit for every lane that is set.
+INLINE unsigned marks(I m) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)m);
+#elif defined(__AVX2__)
+    return unsigned(_mm256_movemask_ps((__m256)m));
+#elif defined(__SSE2__)
+    return unsigned(_mm_movemask_ps((__m128)m));
+#else
+    unsigned b = 0;
+    for (int l = 0; l < L; l++) b |= unsigned(m[l] != 0) << l;
+    return b;
+#endif
+}
+
+INLINE void barrier() {  // of the team that runs an operation
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
 // Steps through a map, in words.
 struct Steps {
     int64_t row, block, channel;
@@ -124,6 +155,8 @@ void copy(const Copy&, int thread, int threads);
 void pack(const Pack&, int thread, int threads);
 void loss(const Loss&, int thread, int threads);
 void sgd(const Sgd&, int thread, int threads);
+void top(const Top&, int thread, int threads);
 void keep(const Keep&, int thread, int threads);
+void prune(const Prune&, int thread, int threads);
 void wide(const Wide&, int thread, int threads);
 void take(const Take&, int thread, int threads);

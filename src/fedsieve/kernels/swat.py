@@ -1,0 +1,149 @@
+"""SWAT's layers in the kernels: dense weights, of which the largest make the lists anew at every step.
+
+Raihan & Aamodt 2020, as ``fedsieve.layers`` has it. The kept inputs are found when backward needs them: BatchNorm keeps
+what they are computed from in any case, so that nothing more is saved.
+"""
+
+from __future__ import annotations
+
+from ctypes import pointer
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedsieve.kernels.graph import Product
+from fedsieve.kernels.program import Keep, Top, Wide, at, native
+from fedsieve.kernels.weights import Lists
+from fedsieve.layers import SwatConv2d, SwatLinear
+from fedsieve.sparsity import count
+
+if TYPE_CHECKING:
+    from fedsieve.kernels.plan import Plan, Room
+    from fedsieve.kernels.weights import Weights
+
+SLACK = 1.5
+"""Room for entries beyond the exact cut: a threshold lets more pass, as weights grow."""
+CACHE = 400_000
+"""Bytes of a transposed gradient that stay in the second cache while a group of samples is multiplied."""
+
+
+class Dense(Lists):
+    """A SWAT layer: ``dense`` holds its weights in blocks of ``fs_lanes()`` output channels."""
+
+    def __init__(self, layer: Product, momentum: bool):
+        super().__init__(layer)
+        assert isinstance(layer.module, SwatConv2d | SwatLinear)
+        self.density, self.period = layer.module.cut_weight.density, layer.module.cut_weight.period
+        self.lanes = int(native().fs_lanes())
+        out, inner, k, _ = self.shape
+        self.blocks = -(-out // self.lanes)
+        self.dense = torch.zeros(self.blocks, inner * k * k, self.lanes)
+        self.velocity = torch.zeros_like(self.dense) if momentum else None
+        self.k = count(self.density, layer.module.weight.numel())
+        self.capacity = min(layer.module.weight.numel(), int(SLACK * self.k) + 64)
+        self.offset, self.back_offset = (torch.empty(self.capacity, dtype=torch.int32) for _ in range(2))
+        self.values, self.back_values = torch.empty(self.capacity), torch.empty(self.capacity)
+        self.value, self.back_value = at(self.values), at(self.back_values)
+        self.thresholds = torch.zeros(2, 2)
+        self.tally = torch.empty(self.blocks * (self.lanes + layer.stride**2 * inner), dtype=torch.int32)
+        self.top = Top(
+            dense=at(self.dense), out=out, in_=inner, kernel=k, stride=layer.stride, padding=layer.padding,
+            row=at(self.row), offset=at(self.offset), value=self.value, capacity=self.capacity, tally=at(self.tally),
+        )  # fmt: skip
+
+    def read(self, weights: Weights) -> None:
+        """Take the module's weights, momentum at rest."""
+        out, inner, k, _ = self.shape
+        padded = torch.zeros(self.blocks * self.lanes, inner * k * k)
+        padded[:out] = self.layer.module.weight.reshape(out, -1)
+        self.dense.copy_(padded.view(self.blocks, self.lanes, -1).transpose(1, 2))
+        if self.velocity is not None:
+            self.velocity.zero_()
+
+    def write(self, weights: Weights) -> None:
+        """Give them back."""
+        self.layer.module.weight.copy_(self.plain(self.dense))
+
+    def plain(self, blocked: Tensor) -> Tensor:
+        """Return numbers in blocks as the module has them."""
+        flat = blocked.transpose(1, 2).reshape(self.blocks * self.lanes, -1)[: self.shape[0]]
+        return flat.view_as(self.layer.module.weight)
+
+    def forward(self, plan: Plan, x: Room, out: Room) -> None:
+        """Add the cut of the weights, and the forward product."""
+        self.top.channel, self.top.line, self.top.shift = x.channel, x.line, x.halo - self.layer.padding
+        self.top.cut.threshold = at(self.thresholds)
+        plan.cut(self.top, self.top.cut, self.period, lambda _: self.k)
+        plan.arena.step(lambda: self.top)
+        plan.arena.step(lambda: self.gather(plan, x, out), x, out)
+
+    def backward(self, plan: Plan, x: Room, g: Room) -> None:
+        """Add the cut of the inputs, and the weights' gradient and step."""
+        layer, value = self.layer, self.layer.output
+        halo = plan.reach(layer)
+        line, plane = value.width + 2 * halo, (value.width + 2 * halo) * (value.height + 2 * halo)
+        group = max(1, min(plan.batch, CACHE // (plane * self.lanes * 4)))
+        group = group // 16 * 16 if group >= 16 else group
+        groups, kinds = -(-plan.batch // group), layer.stride**2
+        scratch = plan.scratch
+        scratch.need(
+            lists=x.channels * x.height * x.width * plan.batch,
+            starts=x.channels * groups * kinds + 1,
+            blocks=self.blocks * plan.batch * plane * self.lanes,
+            sums=self.dense[0].numel(),
+        )
+        keep = Keep(groups=groups, group=group, stride=layer.stride, line=line, plane=plane, corner=halo * (line + 1))
+        keep.cut.threshold = at(self.thresholds, 2)
+        each = x.channels * x.height * x.width
+        plan.cut(keep, keep.cut, self.period, lambda n: count(self.density, n * each))
+
+        def kept() -> Keep:
+            keep.in_ = plan.arena.map(x)
+            keep.start, keep.position, keep.value = at(scratch.start), at(scratch.position), at(scratch.value)
+            return keep
+
+        def wide(phase: int) -> Wide:
+            op = Wide(grad=plan.arena.map(g), halo=halo, blocks=at(scratch.block), kernel=layer.kernel, phase=phase)
+            op.padding, op.dense, op.velocity = layer.padding, at(self.dense), at(self.velocity)
+            op.from_ = pointer(keep)
+            plan.wide.append(op)
+            return op
+
+        plan.arena.step(kept, x)
+        plan.arena.step(lambda: wide(0), g)
+        plan.arena.step(lambda: wide(1), g)
+
+    def input_gradient(self, plan: Plan, g: Room) -> None:
+        """Let the cut of the weights fill the lists of the input's gradient, too."""
+        top = self.top
+        top.back_channel, top.back_line, top.back_halo = g.channel, g.line, g.halo
+        top.back_row, top.back_offset, top.back_value = at(self.back_row), at(self.back_offset), self.back_value
+
+
+class Scratch:
+    """Memory that SWAT's layers use one after another."""
+
+    def __init__(self) -> None:
+        self.sizes = dict.fromkeys(("lists", "starts", "blocks", "sums"), 0)
+        self.threads = 0
+
+    def need(self, **sizes: int) -> None:
+        """Grow to the largest of all layers."""
+        self.sizes = {name: max(size, sizes[name]) for name, size in self.sizes.items()}
+
+    def make(self) -> None:
+        """Allocate what does not depend on the number of threads."""
+        self.position = torch.empty(self.sizes["lists"], dtype=torch.int32)
+        self.value = torch.empty(self.sizes["lists"])
+        self.start = torch.empty(self.sizes["starts"], dtype=torch.int32)
+        self.block = torch.empty(self.sizes["blocks"])
+
+    def grow(self, threads: int) -> bool:
+        """Allocate for at least this many threads; tells whether anything moved."""
+        if threads <= self.threads:
+            return False
+        self.threads = threads
+        self.sums = torch.empty(threads * self.sizes["sums"])
+        self.work = torch.empty(threads * 4 * 2048, dtype=torch.int32)
+        return True
