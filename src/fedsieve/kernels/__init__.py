@@ -1,6 +1,7 @@
 """Sparse training and inference on CPUs that compute with the non-zeros alone."""
 
+from fedsieve.kernels.functional import sparse_conv2d, sparse_linear
 from fedsieve.kernels.library import isa, reason
 from fedsieve.kernels.trainer import Trainer
 
-__all__ = ["Trainer", "isa", "reason"]
+__all__ = ["Trainer", "isa", "reason", "sparse_conv2d", "sparse_linear"]
