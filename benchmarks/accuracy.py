@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from clock import machine
 from matplotlib.figure import Figure
 
 from fedsieve import local, open_run
+from fedsieve.bench.clock import machine
 from fedsieve.data import root_from
 from fedsieve.recipes import made
 from fedsieve.settings import changed

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import performance
 from accuracy import LABELS, table, told
 
 sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
@@ -44,6 +45,14 @@ def filled(text: str) -> str:
         told = json.loads((HERE / "results" / "sweep.json").read_text())
         return f"<!-- sweep: {found[1]} -->{told[found[1]]:.0f}<!-- end -->"
 
+    def performed(found: re.Match[str]) -> str:
+        return f"<!-- performance: {found[1]} -->\n{performance.table(found[1], performance.committed())}\n<!-- end -->"
+
+    def hardware(found: re.Match[str]) -> str:
+        return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
+
+    text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
+    text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
     def differs(found: re.Match[str]) -> str:

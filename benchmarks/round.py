@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from clock import machine, sample, summary
 from torch import nn
 
 from fedsieve import Data, Dataset, Device, Run, Task, Update, local, run, store  # noqa: F401 (memory's process)
+from fedsieve.bench.clock import machine, sample, summary
 from fedsieve.local import load_, params_of
 from fedsieve.methods import FedAvg
 from fedsieve.server import ServerState, tensors

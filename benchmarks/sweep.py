@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from clock import machine
+from fedsieve.bench.clock import machine
 
 METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
 SETTINGS = ("method.density=.05", "method.sparsity=.95", "evaluate_every=10")

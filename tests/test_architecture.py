@@ -18,10 +18,11 @@ ORDER = [
     {"recipes", "settings", "circumstances"},
     {"store"},
     {"recorded", "drawing", "output", "published"},
-    {"figures", "plots"},
+    {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},
     {"sweep"},
+    {"bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

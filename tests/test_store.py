@@ -53,6 +53,8 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert told["run"]["task"]["model"] == "conftest:TinyNet"
     assert {"version", "commit", "hardware", "engine", "device", "recipe", "started"} <= told.keys()
 
+    inputs = json.loads((tmp_path / "run/inputs.json").read_text())
+    assert inputs == {"classes": ["a", "b", "c"], "shape": [2, 6, 6], "mean": [0.0], "std": [1.0]}
     held = json.loads((tmp_path / "run/partition.json").read_text())
     assert held["classes"] == ["a", "b", "c"]
     assert sum(map(sum, held["counts"])) == 240

@@ -20,7 +20,7 @@ def circumstances() -> dict[str, Any]:
         "commit": _commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "cores": os.cpu_count(),
             "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6,
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -31,7 +31,8 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,4 +1,7 @@
-"""The command line: run, sweep, list, report, figure. Mistakes of the user's end in one line on stderr, exit code 2."""
+"""The command line: run, sweep, list, report, figure, bench, predict, export.
+
+Mistakes of the user's end in one line on stderr, exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedsieve.bench.commands import bench
 from fedsieve.local import warn_in_one_line
 from fedsieve.types import InputError
 
@@ -22,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sparse federated learning that is sparse for real.",
 )
+app.add_typer(bench, name="bench")
 Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
 Axis = Annotated[
     list[str] | None,
@@ -33,6 +38,9 @@ Axis = Annotated[
     ),
 ]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
+
+Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
+Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
 
 @app.command("run")
@@ -143,6 +151,59 @@ def figure_command(
     typer.echo(f"wrote {out}")
 
 
+@app.command("predict")
+def predict_command(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An image, a folder of images, an array (.npy, .npz), a recording (.wav, for speech), or examples of "
+            "the run's own test set: test, test:7, test:0-99.",
+            metavar="INPUT",
+        ),
+    ],
+    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every example.")] = False,
+    batch: Annotated[int, typer.Option(help="Examples at once.", min=1)] = 64,
+    kernels: Annotated[str, typer.Option(help="auto, sparse or dense.")] = "auto",
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Say what the deployed model of a run makes of an input.
+
+    Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
+
+    Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
+    """
+    from fedsieve.deployed import forward, open_deployed, open_inputs, predictions, show
+
+    deployed = open_deployed(model, recipe, data)
+    inputs = open_inputs(source, deployed.card, recipe, data)
+    batch = min(batch, len(inputs.names))
+    logits, way = forward(deployed, batch, kernels)
+    typer.echo(f"kernels: {way}", err=True)
+    show(predictions(deployed, inputs, logits, batch, top), as_json)
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
+
+    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself.
+
+    A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
+    """
+    from fedsieve.deployed import check_out, export, open_deployed
+
+    check_out(out)
+    typer.echo(export(open_deployed(model, recipe, data), out))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -198,8 +259,10 @@ def main() -> None:
             raise
         _fail(error.format_message())
     if code == STOPPED:
-        how = "the same command goes on" if sys.argv[1:2] == ["sweep"] else "--resume goes on"
-        typer.echo(f"\nfedsieve: stopped; every finished round is on disk: {how}", err=True)
+        kept = "every finished round is on disk"
+        told = {"sweep": f"{kept}: the same command goes on", "bench": "nothing was kept"}
+        how = told.get("".join(sys.argv[1:2]), f"{kept}: --resume goes on")
+        typer.echo(f"\nfedsieve: stopped; {how}", err=True)
     sys.exit(code)
 
 

@@ -108,11 +108,11 @@ class Recorded:
 
 def read(folder: Path) -> Recorded:
     """Return what a run directory holds; InputError names the file that is missing or broken, and the remedy."""
-    about = _json(folder / "run.json")
+    about = json_in(folder / "run.json")
     if about is None:
         raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
     classes, counts = _partition(folder / "partition.json")
-    rows, summary = _rows(folder / "rounds.jsonl"), _json(folder / "summary.json")
+    rows, summary = _rows(folder / "rounds.jsonl"), json_in(folder / "summary.json")
     run = Recorded(folder, about, rows, summary, classes, counts)
     current = summary is not None and number(summary.get("rounds")) == run.done
     return run if current else replace(run, summary=None)
@@ -132,6 +132,12 @@ def number(value: Any) -> float | None:
     """Return ``value`` if it is a number that a run can have measured: zero, or from 1e-30 to 1e30 either way."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return value if plain and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
+
+
+def json_in(path: Path) -> dict[str, Any] | None:
+    """Return the object that a JSON file holds, None where there is no such file. Raises InputError."""
+    text = _text(path)
+    return None if text is None else _object(text, str(path))
 
 
 def _name(run: Recorded, siblings: list[Recorded]) -> str:
@@ -176,11 +182,6 @@ def _nested(value: Any) -> int:
     return DEEPEST + 1
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    text = _text(path)
-    return None if text is None else _object(text, str(path))
-
-
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the rounds in order, the last written of each; a last line that was cut off is a round not yet over."""
     *lines, rest = (_text(path) or "").split("\n")
@@ -192,7 +193,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _partition(path: Path) -> tuple[list[str], NDArray[np.float64] | None]:
-    held = _json(path)
+    held = json_in(path)
     if held is None:
         return [], None
     with suppress(KeyError, TypeError, ValueError, OverflowError):

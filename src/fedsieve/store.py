@@ -1,6 +1,7 @@
 """The run directory: what was run, a row a round, checkpoints, and the model; and going on after a crash.
 
     run.json          the resolved run, version, commit, hardware
+    inputs.json       what the model takes and tells apart: an example's shape, mean and std, the classes
     partition.json    how many examples of each class every client holds
     rounds.jsonl      a row a round
     masks/            with --measure masks: every 20 rounds the positions of each layer's top weights
@@ -31,6 +32,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedsieve.circumstances import circumstances
+from fedsieve.data import Dataset
 from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import Start, rounds
@@ -119,6 +121,12 @@ def described(thing: Any) -> Any:
     return thing
 
 
+def inputs_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what a model of a dataset takes and tells apart, as plain JSON."""
+    train = dataset.train
+    return {"classes": dataset.classes, "shape": train.x.shape[1:], "mean": train.mean, "std": train.std}
+
+
 def fingerprint(federation: Federation) -> str:
     """Return a hash of what the run computes: its settings, and who holds which examples."""
     text = json.dumps(described(federation.run), sort_keys=True)
@@ -156,6 +164,7 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     else:
         told = {"method": federation.run.method.name, "measure": list(federation.measure), "run": described_run}
         write_json(out / "run.json", asdict(origin) | circumstances() | told)
+    write_json(out / "inputs.json", inputs_of(federation.dataset))
     held = counts(list(federation.shards), federation.dataset.train.y, len(federation.dataset.classes))
     write_json(out / "partition.json", {"classes": list(federation.dataset.classes), "counts": held.tolist()})
     return start

@@ -186,11 +186,8 @@ class Federation:
             return MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
 
     def test(self) -> Data:
-        """Return the test examples: all, or the first ``test_limit`` of a fixed shuffle."""
-        limit = self.run.task.test_limit
-        if not limit or limit >= len(self.dataset.test):
-            return self.dataset.test
-        return self.dataset.test.subset(torch.randperm(len(self.dataset.test), generator=rng(0, "test"))[:limit])
+        """Return the test examples that the task uses."""
+        return limited(self.dataset.test, self.run.task.test_limit)
 
     def device(self, t: int, client: int, model: nn.Module, where: str, memory: dict[str, Tensor]) -> Device:
         """Return what a client owns in round t."""
@@ -211,6 +208,13 @@ class Federation:
             augment=crop_flip if run.task.augment == "crop_flip" else None,
             memory=memory,
         )
+
+
+def limited(test: Data, limit: int) -> Data:
+    """Return the test examples: all, or the first ``limit`` of a fixed shuffle."""
+    if not limit or limit >= len(test):
+        return test
+    return test.subset(torch.randperm(len(test), generator=rng(0, "test"))[:limit])
 
 
 def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] = ()) -> Federation:

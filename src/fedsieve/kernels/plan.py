@@ -108,8 +108,8 @@ class Arena:
 class Plan:
     """The forward and backward passes of a graph, as steps of an arena."""
 
-    def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, training: bool = True):
-        self.graph, self.weights, self.training, self.batch = graph, weights, training, batch
+    def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, lean: bool = False):
+        self.graph, self.weights, self.batch, self.lean = graph, weights, batch, lean
         self.blocks = -(-batch // (32 if packed else 16))
         self.arena = Arena(packed)
         self.sized: list[Any] = []
@@ -141,8 +141,7 @@ class Plan:
         if isinstance(layer, Product):
             self.weights.lists[layer].forward(self, ins[0], out)
         elif isinstance(layer, Norm):
-            mode = (2 if again else 1) if self.training else 0
-            self.arena.step(lambda: self.sized_(self.weights.norm(self.arena, layer, ins, out, mode)), *ins, out)
+            self.arena.step(lambda: self.sized_(self.weights.norm(self.arena, layer, ins, out, 1 + again)), *ins, out)
         elif isinstance(layer, Pool):
             self.arena.step(lambda: self._pool(layer, ins[0], out), ins[0], out)
         elif isinstance(layer, Flatten):
@@ -162,9 +161,11 @@ class Plan:
                 self._norm_backward(layer, g)
             elif isinstance(layer, Pool):
                 x = layer.inputs[0]
-                self.recall(x)
+                if not layer.average:
+                    self.recall(x)
                 into, more = self._gradient(x)
-                used = (self.act[x], self.act[layer.output], g, into)
+                values = (into, g) if layer.average else (self.act[x], self.act[layer.output])
+                used = (*values, g, into)
                 self.arena.step(lambda r=used, p=layer, m=more: self._pool(p, *r, more=m), *used)  # type: ignore[misc]
             elif isinstance(layer, Flatten):
                 self._deliver(layer.inputs[0], lambda to, g=g: self._copy(g, to, 3), g)  # type: ignore[misc]
@@ -210,9 +211,11 @@ class Plan:
                 wide.sums = at(self.scratch.sums)
 
     def recall(self, value: Value) -> None:
-        """Compute a value again that forward did not keep: BatchNorm with ReLU of what is kept."""
+        """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
         maker = next((layer for layer in self.graph.layers if layer.output is value), None)
-        if isinstance(maker, Norm) and maker.module is not None and len(maker.inputs) == 1 and value not in self._again:
+        if isinstance(maker, Norm) and maker.module is not None and len(maker.inputs) <= 1 + self.lean and value not in self._again:
+            for other in maker.inputs[1:]:
+                self.recall(other)
             self.act[value] = self.room(value, self.halo(value))
             self.run(maker, self.act[value], again=True)
             self._again.add(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,12 @@ from fedsieve.kernels.weights import Weights
 
 
 class Trainer:
-    """Trains a model on frozen masks: stochastic gradient descent on cross-entropy."""
+    """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers: SGD on cross-entropy.
+
+    ``storage`` "bf16": activations and their gradients are kept as bfloat16, two to a word; sums, weights and their
+    gradients stay float32. ``lean``: the least memory, for some more time: residual sums are computed again for
+    backward, too, and the masked layers of the model have no weights of their own until ``write_``.
+    """
 
     def __init__(
         self,
@@ -26,10 +32,12 @@ class Trainer:
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        storage: str = "fp32",
+        storage: Literal["fp32", "bf16"] = "fp32",
+        lean: bool = False,
     ):
         self.model, self.mask, self.batch = model, mask, batch
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, storage == "bf16"
+        self.lean = lean
         self._ready, self._steps = False, 0
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -52,6 +60,8 @@ class Trainer:
                 op.rate, op.momentum, op.decay = lr, momentum, weight_decay
             self.weights.read()
             self.start.run()
+            if self.lean:
+                self.weights.release()
 
     def write_(self) -> None:
         """Give the trained weights back to the model."""
@@ -61,7 +71,7 @@ class Trainer:
     def _build(self, shape: tuple[int, ...]) -> None:
         graph = read(self.model, shape)
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
-        self.plan = plan = Plan(graph, weights, self.batch, self.packed)
+        self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)
         self.result = torch.zeros(())
         first = plan.act[graph.input] = plan.room(graph.input, plan.halo(graph.input))
         plan.arena.step(lambda: self._pack(plan, first), first)
@@ -72,6 +82,9 @@ class Trainer:
         plan.backward()
         plan.scratch.make()
         self.program = plan.arena.settle()
+        self.mask = {}
+        for own in weights.lists.values():
+            own.mask = torch.empty(0, dtype=torch.uint8)
         steps = weights.update(self.lr, self.momentum, self.weight_decay)
         self.updates = [step for step in steps if isinstance(step, Sgd)]
         self.program.steps += steps

@@ -63,9 +63,11 @@ class Frozen(Lists):
         self.prune = isinstance(module, PowerConv2d | PowerLinear) and module.prune
         if mask is None and self.power != 1:
             mask = module.weight != 0
-        self.mask = torch.ones(self.shape, dtype=torch.uint8)
-        if mask is not None:
-            self.mask = mask.detach().view(self.shape).to(torch.uint8).contiguous()
+        self.numel = module.weight.numel()
+        if mask is None:
+            mask = torch.ones(self.shape, dtype=torch.bool)
+        self.mask = mask.detach().contiguous().view(self.shape).view(torch.uint8)
+        """Needed until the lists are made."""
         self.count = int(self.mask.count_nonzero())
         self.index, self.offset, self.back_offset = (torch.empty(self.count, dtype=torch.int32) for _ in range(3))
         self.threshold = torch.zeros(2)
@@ -84,10 +86,18 @@ class Frozen(Lists):
 
     def write(self, weights: Weights) -> None:
         """Give them back, zero off the mask."""
-        flat = self.layer.module.weight.view(-1)
-        if self.count < flat.numel():
+        weight = self.layer.module.weight
+        if weight.stride(0) == 0:
+            weight.data = torch.empty(weight.shape)
+        flat = weight.view(-1)
+        if self.count < self.numel:
             flat.zero_()
         flat[self.index.long()] = weights.w[self.start : self.start + self.count]
+
+    def release(self) -> None:
+        """Leave the module a weight without memory, until ``write``."""
+        if self.count < self.numel:
+            self.layer.module.weight.data = torch.zeros(()).expand(self.layer.module.weight.shape)
 
     def forward(self, plan: Plan, x: Room, out: Room) -> None:
         """Add the forward product."""
@@ -98,7 +108,7 @@ class Frozen(Lists):
     def backward(self, plan: Plan, x: Room, g: Room) -> None:
         """Add the weights' gradient, from the largest inputs alone where the layer prunes them."""
         kept = x
-        if self.prune and self.count < self.mask.numel():
+        if self.prune and self.count < self.numel:
             kept = plan.room(self.layer.inputs[0], x.halo)
             plan.arena.step(lambda: self._prune(plan, x, kept), x, kept)
         grad = at(plan.weights.grad, self.start)
@@ -106,7 +116,7 @@ class Frozen(Lists):
 
     def _prune(self, plan: Plan, x: Room, kept: Room) -> Step:
         op = Prune(in_=plan.arena.map(x), out=plan.arena.map(kept))
-        share, each = self.count / self.mask.numel(), x.channels * x.height * x.width
+        share, each = self.count / self.numel, x.channels * x.height * x.width
         op.cut.threshold = at(self.threshold)
         plan.cut(op, op.cut, 1, lambda n: count(max(share, 1 / (n * each)), n * each))
         return op
@@ -178,6 +188,12 @@ class Weights:
             assert layer.module is not None
             layer.module.running_mean.copy_(self.stats[layer][2])  # type: ignore[union-attr]
             layer.module.running_var.copy_(self.stats[layer][3])  # type: ignore[union-attr]
+
+    def release(self) -> None:
+        """Free what the masked layers of the model hold, until ``write``."""
+        for own in self.lists.values():
+            if isinstance(own, Frozen):
+                own.release()
 
     def input_gradient(self, plan: Plan, layer: Product, g: Room, into: Room, more: bool) -> None:
         """Add the gradient of a product's input, for each parity of the stride."""

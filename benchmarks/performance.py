@@ -1,0 +1,213 @@
+"""What sparsity saves in time and memory: the tables of docs/performance.md.
+
+Claim: the least ratios that stand in ``PLAN`` beside each row, on two cores, against the best of dense PyTorch in fp32
+(both layouts; torch.compile changes nothing: `fedsieve bench step --compile`). n: medians of 7 undisturbed samples or
+more, all variants in turns in one process (``fedsieve.bench``). Hardware, versions and samples stand in each row of
+benchmarks/results/performance.json. A row that is there for this machine and these versions is not measured again,
+unless it rests on fewer samples.
+
+    scripts/bench             (an hour on a quiet machine, and the runs of benchmarks/step.py: some hours)
+    scripts/bench --again     (measure anew what is there)
+    scripts/bench --quick     (some minutes, few samples; nothing is kept, nothing is run)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import step as runs
+import torch
+
+from fedsieve.bench import infer, memory, step
+from fedsieve.bench.cases import Case
+from fedsieve.bench.clock import machine
+from fedsieve.bench.compare import Effort, ratio
+from fedsieve.bench.training import isa, reason
+
+RESULTS = Path(__file__).parent / "results" / "performance.json"
+FULL, QUICK = {"samples": 7, "seconds": 300.0}, {"samples": 2, "seconds": 10.0}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: what is measured, and the ratio to dense fp32 that is wanted at least, and aimed at."""
+
+    case: Case
+    least: float | None = None
+    aim: float | None = None
+
+
+PLAN: dict[str, list[Line]] = {
+    "frozen": [
+        Line(Case(sparsity=0.90), 4.5, 7),
+        Line(Case(sparsity=0.95), 7, 12),
+        Line(Case(sparsity=0.98), 11, 20),
+        Line(Case(sparsity=0.99), 14, 28),
+    ],
+    "bf16": [
+        Line(Case(sparsity=0.90, batch=32, storage="bf16"), 6),
+        Line(Case(sparsity=0.95, batch=32, storage="bf16"), 10),
+        Line(Case(sparsity=0.98, batch=32, storage="bf16"), 16),
+        Line(Case(sparsity=0.99, batch=32, storage="bf16"), 20),
+    ],
+    "swat": [Line(Case(sparsity=0.90, rule="swat"), 2.8), Line(Case(sparsity=0.95, rule="swat"), 4.2)],
+    "small": [Line(Case("leaf_cnn", sparsity=0.95), 5), Line(Case("linear", sparsity=0.95), 12)],
+    "infer": [Line(Case(sparsity=0.95, batch=n), 6) for n in (1, 16, 32)],
+    "memory": [
+        Line(Case(sparsity=0.95, batch=32), 3),
+        Line(Case(sparsity=0.95, batch=32, storage="bf16"), 6),
+    ],
+    "erk": [Line(Case(sparsity=s, budget="erk")) for s in (0.90, 0.95, 0.98, 0.99)],
+}
+TITLES = {
+    "frozen": "ResNet-18, a whole training step on a frozen mask, batch 16, fp32",
+    "bf16": "ResNet-18, a whole training step on a frozen mask, batch 32, bf16 storage",
+    "swat": "ResNet-18, a whole training step by SWAT (ZeroFL's local training), top-k every 10 steps, batch 16, fp32",
+    "small": "LEAF CNN, all policy layers sparse, and its fc1 (3136 to 2048) alone: a training step, batch 16, fp32",
+    "infer": "ResNet-18, inference, fp32",
+    "memory": "ResNet-18, peak memory of a training step, batch 32",
+    "erk": "ResNet-18 as in the first table, but the layers' densities by Erdos-Renyi-kernel",
+}
+
+
+TIMES = {
+    "multiply-adds": "density_per_multiply_add",
+    "sparse, ms": "ms_sparse",
+    "dense fp32, ms": "ms_dense_fp32",
+    "dense bf16, ms": "ms_dense_bf16",
+    "faster": "ratio_fp32",
+    "wanted": "least",
+    "aim": "aim",
+    "than bf16": "ratio_bf16",
+    "samples (dropped)": "samples",
+}
+COLUMNS: dict[str, dict[str, str]] = {
+    "frozen": {"sparsity": "sparsity"} | TIMES,
+    "small": {"network": "model", "sparsity": "sparsity"} | TIMES,
+    "infer": {"batch": "batch", "sparsity": "sparsity"} | TIMES,
+    "memory": {
+        "storage": "storage",
+        "sparsity": "sparsity",
+        "sparse, MB": "peak_mb_sparse",
+        "dense fp32, MB": "peak_mb_dense",
+        "dense bf16, MB": "peak_mb_dense_bf16",
+        "less": "ratio_fp32",
+        "wanted": "least",
+        "than bf16": "ratio_bf16",
+    },
+}
+"""A table's columns, and the fields that they show."""
+
+
+def memories(case: Case, effort: Effort) -> dict[str, Any]:
+    """Return the peaks of training steps in MB: dense in fp32 and by autocast, and the case's."""
+    sparse = memory.peak(case, effort.threads) if reason() is None else None
+    dense, bf16 = (memory.dense_peak(case.model, case.batch, effort.threads, kind) for kind in ("fp32", "bf16"))
+    found = {"peak_mb_sparse": sparse, "peak_mb_dense": dense, "peak_mb_dense_bf16": bf16}
+    return found | {"ratio_fp32": ratio(dense, sparse), "ratio_bf16": ratio(bf16, sparse)}
+
+
+def measured(name: str, case: Case, effort: Effort) -> dict[str, Any]:
+    """Return the numbers of a row."""
+    if name == "memory":
+        return memories(case, effort)
+    return asdict((infer if name == "infer" else step).measured(case, effort))
+
+
+def circumstances(effort: Effort) -> dict[str, Any]:
+    """Return what a row's numbers belong to."""
+    return {"machine": machine(), "threads": effort.threads, "isa": isa(), "fedsieve": version("fedsieve")}
+
+
+def committed() -> list[dict[str, Any]]:
+    """Return the rows that are there."""
+    found: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return found
+
+
+def same(row: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Return whether a row is of this table and case, on this machine and with these versions."""
+    return all(row[key] == value for key, value in wanted.items())
+
+
+def table(name: str, rows: Iterable[dict[str, Any]]) -> str:
+    """Return a table as the page shows it; dashes where a row has not been measured."""
+    if name == "runs":
+        return runs.table(runs.committed())
+    found = {json.dumps(row["case"]): row for row in rows if row["table"] == name}  # the last one counts
+    columns = COLUMNS.get(name, COLUMNS["frozen"])
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for line in PLAN[name]:
+        row = found.get(json.dumps(asdict(line.case)), {}) | {"least": line.least, "aim": line.aim}
+        cells = [shown(row | asdict(line.case), key) for key in columns.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shown(row: dict[str, Any], key: str) -> str:
+    """Return a field of a row as its cell."""
+    if key == "samples":
+        return f"{row['samples_kept']} ({row['samples_dropped']})" if "samples_kept" in row else "-"
+    value = row.get(key)
+    if value is None:
+        return "-"
+    if key in ("sparsity", "density_per_multiply_add"):
+        return f"{100 * value:.3g} %"
+    if key.startswith("ratio"):
+        return f"{value:.1f}x"
+    if key in ("least", "aim"):
+        return f"{value:g}x"
+    if isinstance(value, float):
+        return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def hardware(rows: Iterable[dict[str, Any]]) -> str:
+    """Return the hardware and the versions of the rows, in one line."""
+    lines = {f"{row['machine']}, {row['threads']} threads, kernels for {row['isa']}": None for row in rows}
+    return "; ".join(lines) or "not measured yet"
+
+
+def whole(row: dict[str, Any], effort: Effort) -> bool:
+    """Return whether a row rests on as many samples as were wanted."""
+    return int(row.get("samples_kept", effort.samples)) >= effort.samples
+
+
+def updated(rows: list[dict[str, Any]], wanted: dict[str, Any], effort: Effort) -> list[dict[str, Any]]:
+    """Return the rows with one measured anew, unless more undisturbed samples of it are there."""
+    found = wanted | measured(wanted["table"], Case(**wanted["case"]), effort)
+    old = [row for row in rows if same(row, wanted) and not whole(row, effort)]
+    best = max([found, *old], key=lambda row: int(row.get("samples_kept", 0)))
+    return [row for row in rows if not same(row, wanted)] + [best]
+
+
+def main() -> None:
+    """Measure what is not there yet, row by row, and print the tables."""
+    quick, again = "--quick" in sys.argv, "--again" in sys.argv
+    effort = Effort(torch.get_num_threads(), **(QUICK if quick else FULL))  # type: ignore[arg-type]
+    if why := reason():
+        print(f"no sparse kernels here, so only dense PyTorch is measured: {why}", file=sys.stderr)
+    rows = [] if quick else committed()
+    for name, lines in PLAN.items():
+        for line in lines:
+            wanted = {"table": name, "case": asdict(line.case)} | circumstances(effort)
+            if again or not any(same(row, wanted) and whole(row, effort) for row in rows):
+                print(f"{name}: {line.case}", file=sys.stderr)
+                rows = updated(rows, wanted, effort)
+                if not quick:
+                    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        print(
+            f"\n{TITLES[name]} ({hardware(r for r in rows if r['table'] == name)})\n\n{table(name, rows)}", flush=True
+        )
+    if not quick:
+        runs.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What the kernels save in whole runs: the time of a round with ``--kernels sparse`` and ``dense``, and the accuracy.
+
+Claim: a round takes less, and the accuracy after the same rounds is the same within the noise of three seeds. n: 3
+seeds a recipe; the time is the median of the rounds of all seeds, clients computing with one thread each, tests and
+FLASH's first stage set aside. Dense and sparse runs alternate, so that a busy hour does not fall on one of them alone.
+FLASH on CIFAR-10 is cut to a few rounds, and its first stage to 2 clients and 2 epochs, for time's sake.
+Hardware and versions stand in the results, benchmarks/results/kernels.json. Stopped in the middle, it goes on.
+
+    python benchmarks/step.py            (hours; MNIST and CIFAR-10 need FEDSIEVE_DATA)
+    python benchmarks/step.py RECIPE     (only this one)
+    python benchmarks/step.py --table    (print the table of committed results)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fedsieve.bench.clock import machine
+from fedsieve.store import read_rows
+
+RESULTS = Path(__file__).parent / "results" / "kernels.json"
+RUNS = Path("runs/kernels")
+SEEDS = (0, 1, 2)
+KERNELS = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far a recipe is run, and what is changed in it."""
+
+    rounds: int
+    settings: tuple[str, ...] = ()
+    needs_data: bool = True
+
+
+PLAN = {
+    "zerofl.digits": Plan(80, needs_data=False),
+    "flash.mnist": Plan(30),
+    "flash.cifar10_niid": Plan(5, ("method.c_d=2", "method.E_d=2")),
+}
+
+
+def measure(recipe: str) -> dict[str, Any]:
+    """Run a recipe with both kernels and every seed, if that is not done; return what it took and reached."""
+    found = {(kernels, seed): one(recipe, kernels, seed) for seed in SEEDS for kernels in KERNELS}
+    told: dict[str, Any] = {"machine": machine(), "rounds": PLAN[recipe].rounds, "settings": PLAN[recipe].settings}
+    for kernels in KERNELS:
+        rows = [[row for row in found[kernels, seed] if row["round"]] for seed in SEEDS]
+        told[kernels] = {
+            "seconds": median(row["seconds"] for own in rows for row in own),
+            "accuracy": [[row["accuracy"] for row in own if row["accuracy"] is not None][-1] for own in rows],
+        }
+    return told
+
+
+def one(recipe: str, kernels: str, seed: int) -> list[dict[str, Any]]:
+    """Run a recipe with a seed, or go on with it, and return its rows."""
+    plan, out = PLAN[recipe], RUNS / f"{recipe}-{kernels}-{seed}"
+    done = read_rows(out)
+    if not done or done[-1]["round"] < plan.rounds:
+        command = [str(Path(sys.executable).with_name("fedsieve")), "run", recipe, "--kernels", kernels]
+        command += ["--until", str(plan.rounds), "--out", str(out), "--resume"]
+        for setting in (f"seed={seed}", *plan.settings):
+            command += ["-s", setting]
+        subprocess.run(command, check=True)
+    return read_rows(out)
+
+
+def committed() -> dict[str, Any]:
+    """Return the results that are there, by recipe."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the results as a table; dashes where a recipe has not been run."""
+    lines = [
+        "| recipe | rounds | dense, s a round | sparse, s a round | faster | accuracy dense, % (seeds) | sparse, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe, plan in PLAN.items():
+        cells = [f"`{' '.join([recipe, *plan.settings])}`", str(plan.rounds)]
+        if got := found.get(recipe):
+            dense, sparse = got["dense"], got["sparse"]
+            cells += [f"{dense['seconds']:.2f}", f"{sparse['seconds']:.2f}"]
+            cells += [f"{dense['seconds'] / sparse['seconds']:.1f}x", accuracies(dense), accuracies(sparse)]
+        lines.append(f"| {' | '.join(cells + ['-'] * (7 - len(cells)))} |")
+    return "\n".join(lines)
+
+
+def accuracies(got: dict[str, Any]) -> str:
+    """Return the mean accuracy of the seeds, and each."""
+    seeds = [100 * value for value in got["accuracy"]]
+    return f"{sum(seeds) / len(seeds):.1f} ({', '.join(f'{value:.1f}' for value in seeds)})"
+
+
+def main() -> None:
+    """Run what is not there yet, and print the table."""
+    if "--table" not in sys.argv:
+        for recipe in [name for name in PLAN if name in sys.argv] or PLAN:
+            if PLAN[recipe].needs_data and not os.environ.get("FEDSIEVE_DATA"):
+                print(f"{recipe} is left out: FEDSIEVE_DATA is not set", file=sys.stderr)
+                continue
+            found = committed() | {recipe: measure(recipe)}
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(committed()))
+
+
+if __name__ == "__main__":
+    main()
