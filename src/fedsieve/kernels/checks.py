@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsieve.types import InputError
 
@@ -48,6 +49,13 @@ def in_place(what: str, x: object, *shape: int | None) -> Tensor:
     return found
 
 
+def samples(x: object) -> Tensor:
+    """Return a batch of at least one sample."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or not len(x):
+        refuse("x", "a float32 tensor [n, ...] on the CPU with n > 0", x)
+    return floats("x", x, *x.shape)
+
+
 def integer(what: str, n: object, least: int, most: int = LARGEST) -> int:
     """Return a whole number between the two."""
     if isinstance(n, bool) or not isinstance(n, int) or not least <= n <= most:
@@ -87,3 +95,19 @@ def labels(what: str, y: object, n: int, classes: int) -> Tensor:
     if len(wrong):
         refuse(what, f"of 0 to {classes - 1}", int(wrong[0]))
     return found
+
+
+def model(given: object, masks: object) -> None:
+    """Raise InputError unless a model is of float32 on the CPU, and each mask is that of one of its parameters."""
+    if not isinstance(given, nn.Module):
+        refuse("model", "a torch.nn.Module", type(given).__name__)
+    if not isinstance(masks, Mapping):
+        refuse("mask", "a dictionary of masks by parameter name", type(masks).__name__)
+    parameters = dict(given.named_parameters())
+    for name, x in (parameters | dict(given.named_buffers())).items():
+        if x.device.type != "cpu" or (x.is_floating_point() and x.dtype != torch.float32):
+            refuse(f"{name} of the model", "float32 on the CPU", x)
+    for name, mask in masks.items():
+        if name not in parameters:
+            refuse("the name of a mask", f"one of {', '.join(parameters)}", name)
+        tensor(f"the mask of {name}", mask, torch.bool, *parameters[name].shape)

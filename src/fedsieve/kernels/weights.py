@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import pointer
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
 from fedsieve.kernels.program import Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
 from fedsieve.kernels.program import Norm as NormOp
@@ -142,6 +144,7 @@ class Weights:
         self.model, self.holds = model, list[Any]()
         self.products = [layer for layer in graph.layers if isinstance(layer, Product)]
         self.norms = [layer for layer in graph.layers if isinstance(layer, Norm) and layer.module is not None]
+        self.calls = {layer: Call(layer, mask) for layer in graph.layers if isinstance(layer, Foreign)}
         self.lists: dict[Product, Frozen | Dense] = {}
         start = 0
         for layer in self.products:
@@ -169,25 +172,30 @@ class Weights:
         for own in self.lists.values():
             own.read(self)
         for vector in self._vectors():
-            self.w[self.small[id(vector)] :][: vector.numel()] = vector
+            self.view(vector).copy_(vector)
+        for call in self.calls.values():
+            for name, mask in call.masks.items():
+                self.view(call.parameters[name]).mul_(mask)
         for layer in self.norms:
             assert layer.module is not None
             self.stats[layer][2] = layer.module.running_mean
             self.stats[layer][3] = layer.module.running_var
+        self.tracked = {layer: int(layer.module.num_batches_tracked) for layer in self.norms}  # type: ignore[union-attr, arg-type]
         if self.velocity is not None:
             self.velocity.zero_()
 
     @torch.no_grad()
-    def write(self) -> None:
-        """Give the weights back to the model: zero off the masks."""
+    def write(self, steps: int) -> None:
+        """Give the weights back to the model after so many steps: zero off the masks."""
         for own in self.lists.values():
             own.write(self)
         for vector in self._vectors():
-            vector.copy_(self.w[self.small[id(vector)] :][: vector.numel()])
+            vector.copy_(self.view(vector))
         for layer in self.norms:
             assert layer.module is not None
             layer.module.running_mean.copy_(self.stats[layer][2])  # type: ignore[union-attr]
             layer.module.running_var.copy_(self.stats[layer][3])  # type: ignore[union-attr]
+            layer.module.num_batches_tracked.fill_(self.tracked[layer] + steps)  # type: ignore[union-attr]
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
@@ -249,11 +257,17 @@ class Weights:
 
     def foreign(self, plan: Plan, layer: Foreign, ins: list[Room], out: Room) -> Step:
         """Return a call of PyTorch's."""
-        raise NotImplementedError
+        self.calls[layer].forward(plan, ins, out)
+        return partial(self.calls[layer].run, self)
 
     def foreign_backward(self, plan: Plan, layer: Foreign, g: Room, into: list[Room]) -> Step:
         """Return the backward of a call of PyTorch's."""
-        raise NotImplementedError
+        self.calls[layer].backward(plan, g, into)
+        return partial(self.calls[layer].run_backward, self)
+
+    def view(self, vector: Tensor, where: Tensor | None = None) -> Tensor:
+        """Return a small vector in ``w`` (or ``where``), shaped as the model has it."""
+        return (self.w if where is None else where)[self.small[id(vector)] :][: vector.numel()].view(vector.shape)
 
     def at(self, vector: Tensor | None, where: Tensor | None = None) -> int | None:
         """Return the address of a small vector in ``w`` (or ``where``)."""
@@ -266,4 +280,5 @@ class Weights:
 
     def _vectors(self) -> list[nn.Parameter]:
         biases = [layer.module.bias for layer in self.products if layer.module.bias is not None]
-        return biases + [v for layer in self.norms for v in (layer.module.weight, layer.module.bias)]  # type: ignore[union-attr]
+        foreign = [p for call in self.calls.values() for p in call.parameters.values()]
+        return biases + foreign + [v for layer in self.norms for v in (layer.module.weight, layer.module.bias)]  # type: ignore[union-attr]
