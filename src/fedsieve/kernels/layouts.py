@@ -8,13 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsieve.kernels import recognise
 from fedsieve.kernels.fold import Fused
 from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
 from fedsieve.kernels.plan import Arena, Room
 from fedsieve.kernels.program import WORDS, Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
 from fedsieve.kernels.program import Pool as PoolOp
 
-COPY = Pool([], Value(0))
+COPY = Pool([], Value(0), recognise.Window(1, 1, 0, 0))
 """The pool that changes nothing."""
 
 
@@ -63,8 +64,8 @@ class Blocks:
 
     def pool(self, layer: Pool, x: Room, out: Room) -> Operation:
         """Return a pool."""
-        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=layer.kernel, stride=layer.stride)
-        op.padding, op.average = layer.padding, layer.average
+        w, op = layer.window, PoolOp(in_=self.arena.map(x), out=self.arena.map(out))
+        op.kernel, op.stride, op.padding, op.average = w.kernel, w.stride, w.padding, w.average
         return op
 
     def flatten(self, value: Value, x: Room, out: Room) -> Operation:
@@ -165,7 +166,7 @@ def _inside(value: Value, rows: int, columns: int, kernel: int, stride: int, pad
 def _window(p: Pool, value: Value, to: Value, source: tuple[int | None, int], target: tuple[int | None, int]) -> Window:
     places = (source[0], target[0], source[1], target[1])
     sizes = (value.channels, value.height, value.width, to.height, to.width)
-    return Window(*places, *sizes, p.kernel, p.stride, p.padding, p.average)
+    return Window(*places, *sizes, *vars(p.window).values())
 
 
 def _gather(arena: Arena, layer: Fused, offset: Tensor, ins: list[Room], out: Room, stride: int) -> Gather:
