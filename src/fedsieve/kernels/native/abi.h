@@ -227,6 +227,8 @@ int fs_abi(void);
 int fs_lanes(void);
 int64_t fs_size(int kind);
 void fs_run(const Op* ops, int64_t count, int threads);
+// Several lists at once, one thread each.
+void fs_each(const Op* const* ops, const int64_t* count, int64_t lists, int threads);
 
 // The entries of a mask [out][in][kernel][kernel] in order: where each row begins, flat positions, and offsets in a map
 // whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in).

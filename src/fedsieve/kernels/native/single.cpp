@@ -59,12 +59,13 @@ void unfold(const Unfold& g, int64_t begin, int64_t end, float* to) {
     }
 }
 
-struct Scratch {  // a thread's own memory
+struct Scratch {  // a thread's own memory, in whole cache lines
     std::unique_ptr<float[]> memory;
     int64_t size = 0;
     float* get(int64_t wanted) {
-        if (wanted > size) memory.reset(new float[size = wanted]);
-        return memory.get();
+        if (wanted > size) memory.reset(new float[(size = wanted) + WORDS]);
+        float* p = memory.get();
+        return p + -(uintptr_t(p) / sizeof(float)) % WORDS;
     }
 };
 
@@ -72,27 +73,26 @@ struct Scratch {  // a thread's own memory
 
 void convolution(const Convolution& f, int thread, int threads) {
     static thread_local Scratch scratch;
-    Gather g = f.of;
-    Map add;
-    const bool by_position = g.width >= 4 * threads;
-    Share mine(g.width, by_position ? thread : 0, by_position ? threads : 1);
-    if (f.in.mask) {
-        const int64_t size = f.in.channels * f.in.out_channel;
-        float* x = scratch.get(size + 2 * WORDS);
-        x += -(uintptr_t(x) / sizeof(float)) % WORDS;
-        unfold(f.in, mine.begin * WORDS, mine.end * WORDS, x);
-        g.in.data = (uint32_t*)x;
+    constexpr int UNIT = 4, PART = 16;  // vectors: sums do not depend on where units are cut; a part stays in the cache
+    const int width = f.of.width;
+    const bool by_position = width >= UNIT * threads;
+    Share units((width + UNIT - 1) / UNIT, by_position ? thread : 0, by_position ? threads : 1);
+    const int64_t last = std::min<int64_t>(width, units.end * UNIT);
+    for (int64_t begin = units.begin * UNIT; begin < last; begin += PART) {
+        Gather g = f.of;
+        g.width = std::min<int64_t>(PART, last - begin);
+        const int64_t first = begin * WORDS;
+        if (f.in.mask) {
+            float* x = scratch.get(f.in.channels * f.in.out_channel);
+            const int64_t base = first / f.in.columns * f.in.columns / WORDS * WORDS;  // of this part, the same memory
+            unfold(f.in, first, first + g.width * WORDS, x - base);
+            g.in.data = (uint32_t*)(x - base);
+        }
+        Map add = g.add ? *g.add : Map{};
+        for (Map* m : {&g.in, &g.out, &add}) m->data += first;
+        if (g.add) g.add = &add;
+        gather(g, by_position ? 0 : thread, by_position ? 1 : threads);
     }
-    if (!by_position) return gather(g, thread, threads);
-    g.width = mine.end - mine.begin;
-    g.in.data += mine.begin * WORDS;
-    g.out.data += mine.begin * WORDS;
-    if (g.add) {
-        add = *g.add;
-        add.data += mine.begin * WORDS;
-        g.add = &add;
-    }
-    gather(g, 0, 1);
 }
 
 void window(const Window& g, int thread, int threads) {
