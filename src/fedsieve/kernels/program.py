@@ -188,7 +188,8 @@ class Unfold(Structure):
     _fields_: ClassVar = (
         [(name, c_void_p) for name in ("in_", "mask")]
         + [(name, c_int64) for name in ("in_channel", "out_channel")]
-        + [(n, c_int32) for n in ("channels", "height", "width", "rows", "columns", "kernel", "stride", "padding")]
+        + [(n, c_int32) for n in ("channels", "height", "width", "lines", "rows", "columns")]
+        + [(n, c_int32) for n in ("kernel", "stride", "padding")]
     )
 
 

@@ -23,12 +23,12 @@ INLINE V every(const float* p) {
     }
 }
 
-// One column and parity of a channel. What a row's last vector writes beyond it, the next row overwrites.
+// One column and line of the kernel. What a row's last vector writes beyond it, the next row overwrites.
 template <int STEP>
-INLINE void unfold_rows(const Unfold& g, const float* in, int parity, int column, int first, int last,
+INLINE void unfold_rows(const Unfold& g, const float* in, int line, int column, int first, int last,
                         const int32_t* mask, float* to) {
     for (int r = first; r < last; r++) {
-        const int y = r * STEP + parity - g.padding;
+        const int y = r * STEP + line - g.padding;
         const float* from = in + int64_t(y) * g.width + column - g.padding;
         for (int w = 0, i = r * g.columns; w < g.columns; w += L, i += L)
             store(to + i, y < 0 || y >= g.height ? zero() : masked(every<STEP>(from + w * STEP), mask + i));
@@ -37,19 +37,20 @@ INLINE void unfold_rows(const Unfold& g, const float* in, int parity, int column
 
 // What the output positions begin ... end need of a map.
 void unfold(const Unfold& g, int64_t begin, int64_t end, float* to) {
-    const int parities = std::min(g.stride, g.kernel), plane = g.rows * g.columns;
-    end += (g.kernel - 1) / g.stride * g.columns;
+    const int plane = g.rows * g.columns;
+    if (g.lines < g.kernel) end += (g.kernel - 1) / g.stride * g.columns;
+    end = std::min<int64_t>(end, plane);
     const bool flat = g.stride == 1 && g.columns == g.width;
-    const int first = begin / g.columns, last = std::min<int64_t>(g.rows, (end + g.columns - 1) / g.columns);
+    const int first = begin / g.columns, last = (end + g.columns - 1) / g.columns;
     for (int c = 0; c < g.channels; c++) {
         const float* in = g.in + c * g.in_channel;
         for (int j = 0; j < g.kernel; j++)
-            for (int q = 0; q < parities; q++) {
-                float* x = to + c * g.out_channel + (j * parities + q) * plane;
-                const int32_t* mask = g.mask + (j * parities + q) * plane;
-                const float* from = in - g.padding * (g.width + 1) + j;
+            for (int q = 0; q < g.lines; q++) {
+                float* x = to + c * g.out_channel + (j * g.lines + q) * plane;
+                const int32_t* mask = g.mask + (j * g.lines + q) * plane;
+                const float* from = in + (q - g.padding) * g.width + j - g.padding;
                 if (flat)
-                    for (int64_t i = begin; i < std::min<int64_t>(end, plane); i += L)
+                    for (int64_t i = begin; i < end; i += L)
                         store(x + i, masked(load(from + i), mask + i));
                 else if (g.stride == 1)
                     unfold_rows<1>(g, in, q, j, first, last, mask, x);
@@ -73,7 +74,7 @@ struct Scratch {  // a thread's own memory, in whole cache lines
 
 void convolution(const Convolution& f, int thread, int threads) {
     static thread_local Scratch scratch;
-    constexpr int UNIT = 4, PART = 16;  // vectors: sums do not depend on where units are cut; a part stays in the cache
+    constexpr int UNIT = 4, PART = 64;  // vectors: sums do not depend on where units are cut; a part stays in the cache
     const int width = f.of.width;
     const bool by_position = width >= UNIT * threads;
     Share units((width + UNIT - 1) / UNIT, by_position ? thread : 0, by_position ? threads : 1);
