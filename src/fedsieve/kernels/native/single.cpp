@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <utility>
 
 #include "vec.h"
 
@@ -70,6 +71,41 @@ struct Scratch {  // a thread's own memory, in whole cache lines
     }
 };
 
+// One row of a pool, tap by tap: the columns are the lanes. STEP 0: any stride.
+template <int STEP, bool AVERAGE>
+void window_row(const Window& g, const float* in, int h, float* __restrict to) {
+    const int stride = STEP ? STEP : g.stride, top = h * stride - g.padding;
+    const int first = std::max(top, 0), last = std::min(top + g.kernel, g.height);
+    for (int y = first; y < last; y++)
+        for (int j = -g.padding; j < g.kernel - g.padding; j++) {
+            const float* __restrict from = in + int64_t(y) * g.width;
+            const int begin = j < 0 ? (stride - 1 - j) / stride : 0;
+            const int end = std::min(g.out_width, (g.width - 1 - j + stride) / stride);
+            for (int w = begin; w < end; w++) {
+                const float x = from[w * stride + j];
+                to[w] = AVERAGE ? to[w] + x : x > to[w] || x != x ? x : to[w];
+            }
+        }
+    for (int w = 0; AVERAGE && w < g.out_width; w++) {
+        const int left = w * stride - g.padding;
+        const int inside = (last - first) * (std::min(left + g.kernel, g.width) - std::max(left, 0));
+        to[w] /= float(g.average == 1 ? g.kernel * g.kernel : inside);
+    }
+}
+
+template <size_t... K>
+INLINE V pick(const float* x, const int32_t* index, std::index_sequence<K...>) {
+    return V{x[index[K]]...};
+}
+
+INLINE float total(V x) {
+    float s[L];
+    store(s, x);
+    for (int n = L / 2; n; n /= 2)
+        for (int k = 0; k < n; k++) s[k] += s[k + n];
+    return s[0];
+}
+
 }  // namespace
 
 void convolution(const Convolution& f, int thread, int threads) {
@@ -98,41 +134,29 @@ void convolution(const Convolution& f, int thread, int threads) {
 
 void window(const Window& g, int thread, int threads) {
     Share channels(g.channels, thread, threads);
-    for (int64_t c = channels.begin; c < channels.end; c++)
-        for (int h = 0; h < g.out_height; h++) {
-            float* to = g.out + c * g.out_channel + int64_t(h) * g.out_width;
-            const int top = h * g.stride - g.padding, first = std::max(top, 0);
-            const int last = std::min(top + g.kernel, g.height);
-            std::fill(to, to + g.out_width, g.average ? 0.0f : -INFINITY);
-            for (int y = first; y < last; y++) {
-                const float* from = g.in + c * g.in_channel + int64_t(y) * g.width;
-                for (int w = 0; w < g.out_width; w++) {
-                    const int left = w * g.stride - g.padding, end = std::min(left + g.kernel, g.width);
-                    for (int x = std::max(left, 0); x < end; x++) {
-                        if (g.average) to[w] += from[x];
-                        else if (!(from[x] <= to[w])) to[w] = from[x];
-                    }
-                }
-            }
-            for (int w = 0; g.average && w < g.out_width; w++) {
-                const int left = w * g.stride - g.padding;
-                const int inside = (last - first) * (std::min(left + g.kernel, g.width) - std::max(left, 0));
-                to[w] /= float(g.average == 1 ? g.kernel * g.kernel : inside);
-            }
+    for (int64_t c = channels.begin; c < channels.end; c++) {
+        const float* in = g.in + c * g.in_channel;
+        float* to = g.out + c * g.out_channel;
+        for (int h = 0; h < g.out_height; h++, to += g.out_width) {
+            std::fill_n(to, g.out_width, g.average ? 0.0f : -INFINITY);
+            if (g.average)
+                g.stride == 1 ? window_row<1, true>(g, in, h, to) : window_row<0, true>(g, in, h, to);
+            else if (g.stride == 1)
+                window_row<1, false>(g, in, h, to);
+            else
+                g.stride == 2 ? window_row<2, false>(g, in, h, to) : window_row<0, false>(g, in, h, to);
         }
+    }
 }
 
 void linear(const Linear& g, int thread, int threads) {
-    Share mine(g.rows, thread, threads);
-    for (int64_t r = mine.begin; r < mine.end; r++) {
-        constexpr int CHAINS = 8;  // additions that need not wait for each other
-        float s[CHAINS] = {};
-        int64_t i = g.row[r], end = g.row[r + 1];
-        for (; i + CHAINS <= end; i += CHAINS)
-            for (int k = 0; k < CHAINS; k++) s[k] += g.value[i + k] * g.x[g.index[i + k]];
-        for (; i < end; i++) s[0] += g.value[i] * g.x[g.index[i]];
-        float y = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
-        y += (g.bias ? g.bias[r] : 0) + (g.add ? g.add[r] : 0);
+    Share rows(g.rows, thread, threads);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        V acc = zero();
+        int32_t i = g.row[r], end = g.row[r + 1];
+        for (; i + L <= end; i += L) acc += load(g.value + i) * pick(g.x, g.index + i, std::make_index_sequence<L>());
+        float y = (g.bias ? g.bias[r] : 0) + (g.add ? g.add[r] : 0) + total(acc);
+        for (; i < end; i++) y += g.value[i] * g.x[g.index[i]];
         g.y[r] = g.relu && y <= 0 ? 0 : y;
     }
 }
