@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fedsieve import Data, Dataset, Run, Task
 
 DATA = os.environ.get("FEDSIEVE_DATA")
+TIMES = {"seconds": 0, "ms_per_step": 0}
+"""The columns of a row that no two runs have alike."""
 
 
 def pytest_configure() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 
 class Unsupported(Exception):
@@ -57,7 +56,7 @@ class Product(Layer):
     @property
     def padding(self) -> int:
         """The padding; 0 for a linear layer."""
-        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0  # type: ignore[arg-type]
+        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0
 
 
 @dataclass(eq=False)
@@ -117,6 +116,15 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, name)
 
 
+class _Shapes(fx.Interpreter):
+    """Notes every node's shape and type (``torch.fx.passes.shape_prop`` does, and imports half a second of more)."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        n.meta["value"] = (tuple(found.shape), found.dtype) if isinstance(found, Tensor) else ((), None)
+        return found
+
+
 def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported where it cannot be traced."""
     was = [m for m in model.modules() if m.training]
@@ -124,7 +132,7 @@ def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
         model.eval()
         traced = fx.GraphModule(model, _Tracer().trace(model))
         with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(2, *shape))
+            _Shapes(traced).run(torch.zeros(2, *shape))
     except Exception as error:
         raise Unsupported(f"the model cannot be traced ({str(error).splitlines()[0]})") from error
     finally:
@@ -150,7 +158,7 @@ class _Reader:
             elif node.op == "get_attr":
                 raise Unsupported(f"the model uses {node.target} outside a layer")
             elif node.op == "output":
-                output = self.values.get(node.args[0])  # type: ignore[arg-type]
+                output = self.values.get(node.args[0])
             else:
                 self.values[node] = self._layer(node)
         if given is None or output is None or not output.flat:
@@ -234,9 +242,8 @@ class _Reader:
 
 
 def _value(node: fx.Node) -> Value:
-    meta = node.meta["tensor_meta"]
-    shape = tuple(getattr(meta, "shape", ()))
-    if len(shape) not in (2, 4) or shape[0] != 2 or meta.dtype != torch.float32:
+    shape, dtype = node.meta["value"]
+    if len(shape) not in (2, 4) or shape[0] != 2 or dtype != torch.float32:
         raise Unsupported(f"{node.name} gives {tuple(shape)}: neither [n, c, h, w] nor [n, features] of float32")
     return Value(*shape[1:]) if len(shape) == 4 else Value(shape[1], flat=True)
 
@@ -278,7 +285,7 @@ def _pool(kind: Any, node: fx.Node, ins: list[Value]) -> tuple[int, int, int, in
     if not ins or ins[0].flat:
         return None
     if kind in ("mean", torch.mean):
-        args = [*node.args[1:], *node.kwargs.values()]
+        args: list[Any] = [*node.args[1:], *node.kwargs.values()]
         whole = bool(args) and sorted(d % 4 for d in args[0]) == [2, 3] and args[1:] in ([], [True])
         return (ins[0].height, ins[0].height, 0, 1) if whole and ins[0].height == ins[0].width else None
     if isinstance(kind, nn.AdaptiveAvgPool2d) or kind is F.adaptive_avg_pool2d:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedsieve.kernels.fold import Fused
 from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
-from fedsieve.kernels.plan import WORDS, Arena, Room
-from fedsieve.kernels.program import Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
+from fedsieve.kernels.plan import Arena, Room
+from fedsieve.kernels.program import WORDS, Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
 from fedsieve.kernels.program import Pool as PoolOp
 
 COPY = Pool([], Value(0))

@@ -119,11 +119,7 @@ INLINE unsigned marks(I m) {
 #endif
 }
 
-INLINE void barrier() {  // of the team that runs an operation
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
+void barrier();  // of the team that runs an operation
 
 // Steps through a map, in words.
 struct Steps {
