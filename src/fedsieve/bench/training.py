@@ -60,7 +60,7 @@ def trainer(case: Case, lean: bool = False) -> kernels.Trainer:
     model, mask = case.pruned() if case.rule == "frozen" else (case.network(), {})
     if case.rule == "swat":
         swat_(model, case.densities(model), PERIOD)
-    options = {"lr": LR, "momentum": MOMENTUM, "weight_decay": 0.0}
+    options: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "weight_decay": 0.0}
     return kernels.Trainer(model.train(), mask, case.batch, **options, storage=case.storage, lean=lean)
 
 
