@@ -200,9 +200,7 @@ def _products(layer: Layer) -> float:
 
 
 def _modules(layer: Layer) -> list[nn.Module]:
-    if isinstance(layer, Foreign):
-        return list(layer.modules.values())
-    own = layer.module if isinstance(layer, Product | Norm) else None
+    own = layer.module if isinstance(layer, Product | Norm | Foreign) else None
     return [] if own is None else [own]
 
 
