@@ -194,7 +194,7 @@ def _owned(model: nn.Module, graph: Graph) -> None:
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
         if users[id(parameter)] != 1:
-            raise Unsupported(f"{name} is used {users[id(parameter)]} times")
+            raise Unsupported(f"no layer uses {name}" if not users[id(parameter)] else f"{name} is used more than once")
         if not parameter.requires_grad:
             raise Unsupported(f"{name} is not trained (requires_grad is False)")
 

@@ -300,7 +300,7 @@ class _Product:
         row, offset, order = (work.hold(torch.empty(n, dtype=torch.int32)) for n in sizes)
         native().fs_transposed(
             at(index), len(index), self.inner, self.kernel, self.stride, self.padding,
-            grad.channel, grad.line, grad.halo, at(row), at(offset), at(order),
+            grad.channel, grad.line, grad.halo, at(row), at(offset), at(order), None,
         )  # fmt: skip
         turned = work.hold(self.values[order.long()])
         ops = []
@@ -316,9 +316,9 @@ class _Product:
 def _entries(mask: Tensor, channel: int = 0, line: int = 0, shift: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Return a mask's rows, flat positions and offsets."""
     outer, inner, kernel = mask.shape[0], mask.shape[1], mask.shape[2] if mask.dim() == 4 else 1
-    sizes = (outer + 1, *[int(mask.count_nonzero())] * 2)
-    row, index, offset = (torch.empty(n, dtype=torch.int32) for n in sizes)
-    native().fs_entries(at(mask), outer, inner, kernel, channel, line, shift, at(row), at(index), at(offset))
+    index = mask.view(-1).nonzero().squeeze(1).int()
+    row, offset = (torch.empty(n, dtype=torch.int32) for n in (outer + 1, len(index)))
+    native().fs_entries(at(mask), outer, inner, kernel, channel, line, shift, at(row), at(offset), None)
     return row, index, offset
 
 
