@@ -28,7 +28,8 @@ from fedsieve.bench import infer, memory, step
 from fedsieve.bench.cases import Case
 from fedsieve.bench.clock import machine
 from fedsieve.bench.compare import Effort, ratio
-from fedsieve.bench.training import isa, reason
+from fedsieve.bench.training import isa
+from fedsieve.kernels import reason
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 FULL, QUICK = {"samples": 7, "seconds": 300.0}, {"samples": 2, "seconds": 10.0}

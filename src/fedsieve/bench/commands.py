@@ -115,7 +115,7 @@ def _effort(threads: int, samples: int, seconds: float, compiled: bool = False) 
 
 def _tell(measured: Callable[[Case, Effort], Any], cases: list[Case], effort: Effort, as_json: bool) -> None:
     """Measure every case, and print the rows: each at once as JSON, or a table of all."""
-    from fedsieve.bench.training import reason
+    from fedsieve.kernels import reason
 
     for case in cases:
         case.densities(case.network())  # a policy that fits no layer is refused before the first row

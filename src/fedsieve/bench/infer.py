@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsieve import kernels
 from fedsieve.bench.cases import Case
 from fedsieve.bench.clock import warm
 from fedsieve.bench.compare import Effort, compared
 from fedsieve.bench.fresh import fresh
-from fedsieve.bench.training import LAYOUTS, kernels, laid_out, reason
+from fedsieve.bench.training import LAYOUTS, laid_out
+from fedsieve.kernels import reason
 from fedsieve.local import keep_freed_memory
 from fedsieve.sparsity import layers
 
@@ -56,7 +58,7 @@ def timed(case: Case, **effort: Any) -> dict[str, Any]:
         works = {key: warm(call) for key, call in _dense(model, x).items()}
     if reason() is None:
         options = {} if case.storage == "fp32" else {"storage": case.storage}
-        works["sparse",] = warm(partial(kernels().Predictor(model, case.batch, **options), x))
+        works["sparse",] = warm(partial(kernels.Predictor(model, case.batch, **options), x))
     with torch.inference_mode():
         return compared(works, Effort(**effort)) | {"density_per_multiply_add": density(model, x)}
 

@@ -2,7 +2,8 @@
 
 Counted is everything that the process holds in memory at its fullest beyond what it held just before the network was
 made: weights, gradients, momentum, masks and lists, the batch, activations, workspace, code that PyTorch generates,
-and for the sparse step the plain network too, into which its weights go back. Not counted are the interpreter, the
+and for the sparse step the plain network too, as far as a lean trainer lets it hold any (its masked layers have no
+weights of their own until they are written back). Not counted are the interpreter, the
 libraries, the pool of threads and the drawing of a random mask: that has been done before, a small network has been
 trained for a step, and freed memory given back. Where malloc puts a block differs from time to time, by up to a copy of
 the largest weight: the least of three processes counts. The dense step is plain training, without a mask, in the
@@ -50,7 +51,7 @@ def grown(case: Case, kind: str = "sparse", layout: str = "") -> float | None:
     _give_back()
     start = _resident("VmRSS")
     (ITSELF / "clear_refs").write_text("5")  # the peak starts anew: proc(5)
-    step = sparse(trainer(case), case) if kind == "sparse" else dense(case, kind, layout, frozen=False)
+    step = sparse(trainer(case, lean=True), case) if kind == "sparse" else dense(case, kind, layout, frozen=False)
     for _ in range(STEPS):
         step()
     return (_resident("VmHWM") - start) / 1e6

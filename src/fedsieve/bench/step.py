@@ -17,7 +17,8 @@ from fedsieve.bench.cases import PERIOD, Case
 from fedsieve.bench.clock import Work, warm
 from fedsieve.bench.compare import Effort, compared
 from fedsieve.bench.fresh import fresh
-from fedsieve.bench.training import LAYOUTS, dense, reason, sparse, trainer
+from fedsieve.bench.training import LAYOUTS, dense, sparse, trainer
+from fedsieve.kernels import reason
 from fedsieve.local import keep_freed_memory
 
 

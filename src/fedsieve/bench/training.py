@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsieve import kernels
 from fedsieve.bench.cases import PERIOD, Case
 from fedsieve.layers import swat_
 
@@ -55,34 +55,20 @@ def dense(case: Case, kind: str, layout: str, frozen: bool, compiled: bool = Fal
     return step
 
 
-def trainer(case: Case) -> Any:
-    """Return the kernels' trainer of the case's network."""
+def trainer(case: Case, lean: bool = False) -> kernels.Trainer:
+    """Return the kernels' trainer of the case's network; ``lean``: with the least memory."""
     model, mask = case.pruned() if case.rule == "frozen" else (case.network(), {})
     if case.rule == "swat":
         swat_(model, case.densities(model), PERIOD)
-    options: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "weight_decay": 0.0, "storage": case.storage}
-    return kernels().Trainer(model.train(), mask, case.batch, **options)
+    options = {"lr": LR, "momentum": MOMENTUM, "weight_decay": 0.0}
+    return kernels.Trainer(model.train(), mask, case.batch, **options, storage=case.storage, lean=lean)
 
 
-def sparse(trainer: Any, case: Case) -> Step:
+def sparse(trainer: kernels.Trainer, case: Case) -> Step:
     """Return the trainer's step on the case's batch."""
     return partial(trainer.step, *case.examples())
 
 
-def kernels() -> Any:
-    """Return the package of sparse kernels."""
-    return importlib.import_module("fedsieve.kernels")
-
-
-def reason() -> str | None:
-    """Return why there are no sparse kernels here, None where there are."""
-    try:
-        why: str | None = kernels().reason()
-    except ImportError as error:
-        return str(error)
-    return why
-
-
 def isa() -> str:
     """Return the instruction set that the kernels use here, or that there are none."""
-    return str(kernels().isa()) if reason() is None else "none"
+    return kernels.isa() if kernels.reason() is None else "none"

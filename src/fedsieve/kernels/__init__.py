@@ -2,6 +2,7 @@
 
 from fedsieve.kernels.functional import sparse_conv2d, sparse_linear
 from fedsieve.kernels.library import isa, reason
+from fedsieve.kernels.predictor import Predictor
 from fedsieve.kernels.trainer import Trainer
 
-__all__ = ["Trainer", "isa", "reason", "sparse_conv2d", "sparse_linear"]
+__all__ = ["Predictor", "Trainer", "isa", "reason", "sparse_conv2d", "sparse_linear"]

@@ -14,7 +14,6 @@ from torch.func import functional_call
 from torch.fx.passes.shape_prop import ShapeProp
 
 from fedsieve.kernels.recognise import (
-    Window,
     is_flatten,
     is_in_place,
     is_norm,
@@ -70,7 +69,7 @@ class Product(Layer):
     @property
     def padding(self) -> int:
         """The padding; 0 for a linear layer."""
-        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0  # type: ignore[arg-type]
+        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0
 
 
 @dataclass(eq=False)
@@ -86,7 +85,11 @@ class Norm(Layer):
 class Pool(Layer):
     """A maximum or a mean over windows."""
 
-    window: Window
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    average: int = 0
+    """0: maximum; 1: mean over the window's area; 2: over its part inside the map."""
 
 
 @dataclass(eq=False)
@@ -158,11 +161,11 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, name)
 
 
-def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """Return the layers of a model in training, for samples of ``shape``. Raises Unsupported if that cannot be done."""
+def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
+    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
     modes = {m: m.training for m in model.modules()}
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model.train()))
+        traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
         for node in traced.graph.find_nodes(op="get_attr"):
             raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()
@@ -175,24 +178,25 @@ def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     finally:
         for m, mode in modes.items():
             m.training = mode
-    graph = _Reader(model, traced).graph()
-    _owned(model, graph)
+    graph = _Reader(model, traced, training).graph()
+    _owned(model, graph, training)
     return graph
 
 
-def _owned(model: nn.Module, graph: Graph) -> None:
-    """Raise Unsupported unless every parameter is trained, and belongs to one layer that runs once."""
+def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
+    """Raise Unsupported unless every parameter belongs to one layer that runs once; and is trained, in training."""
     modules = [getattr(layer, "module", None) for layer in graph.layers]
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
-        if users[id(parameter)] != 1:
+        if users[id(parameter)] > 1 or users[id(parameter)] < training:
             raise Unsupported(f"{name} is used {users[id(parameter)]} times")
-        if not parameter.requires_grad:
+        if training and not parameter.requires_grad:
             raise Unsupported(f"{name} is not trained (requires_grad is False)")
 
 
 class _Reader:
-    def __init__(self, model: nn.Module, traced: fx.GraphModule):
+    def __init__(self, model: nn.Module, traced: fx.GraphModule, training: bool):
+        self.training = training
         self.model, self.nodes = model, list(traced.graph.nodes)
         self.values: dict[fx.Node, Value] = {}
         self.layers: list[Layer] = []
@@ -236,10 +240,10 @@ class _Reader:
         if other is not None and _same(x, other):
             return self._sum(node, x, other)
         if not x.flat and (found := window(kind, node, x.height, x.width)) is not None:
-            return self._add(Pool([x], _value(node), found))
+            return self._add(Pool([x], _value(node), *found))
         if is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
             return x if x.flat else self._add(Flatten([x], value))
-        return x if is_nothing(module) else self._foreign(node, module, name)
+        return x if is_nothing(module, self.training) else self._foreign(node, module, name)
 
     def _add(self, layer: Layer) -> Value:
         self.layers.append(layer)

@@ -6,6 +6,8 @@ known before it runs. What BatchNorm and ReLU gave is computed again for backwar
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,14 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.cuts import Cutting, Scratch
 from fedsieve.kernels.graph import Flatten, Foreign, Graph, Layer, Norm, Pool, Product, Unsupported, Value
-from fedsieve.kernels.program import Copy, Cut, Map, Program, Step, Wide, at
+from fedsieve.kernels.program import WORDS, Copy, Map, Program, Step, Wide, at
 from fedsieve.kernels.program import Pool as PoolOp
-from fedsieve.kernels.swat import Scratch
 from fedsieve.kernels.weights import Weights
 
+MADV_HUGEPAGE = 14
 T = TypeVar("T")
-WORDS = 16
 LINE = 64
 """Bytes of a cache line: maps begin at its multiples."""
 
@@ -59,6 +61,8 @@ class Arena:
     """Rooms, and the operations that will use them, in order."""
 
     packed: bool
+    slack: int = 0
+    """Words before and behind all rooms, for those who read beyond one."""
     waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
     rooms: list[Room] = field(default_factory=list)
     memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
@@ -73,27 +77,16 @@ class Arena:
         self.waiting.append((make, rooms))
 
     def settle(self) -> Program:
-        """Give every room its place, largest first, and return the program."""
-        placed: list[Room] = []
-        for room in sorted(self.rooms, key=lambda r: -r.words):
-            others = sorted(
-                (r for r in placed if r.first <= room.last and room.first <= r.last), key=lambda r: r.offset
-            )
-            room.offset = 0
-            for other in others:
-                if room.offset + room.words <= other.offset:
-                    break
-                room.offset = max(room.offset, other.offset + other.words)
-            placed.append(room)
-        size = max((r.offset + r.words for r in placed), default=0)
-        self.memory = torch.empty(size + LINE // 4, dtype=torch.int32)
+        """Give every room its place, and return the program."""
+        size = _placed(self.rooms)
+        self.memory = huge(size + LINE // 4 + 2 * self.slack)
         program = Program(keep=[self.memory])
         program.steps = [make() for make, _ in self.waiting]
         return program
 
     def map(self, room: Room) -> Map:
         """Return a settled room as the kernels read it."""
-        aligned = -self.memory.data_ptr() % LINE // 4
+        aligned = -(self.memory.data_ptr() + 4 * self.slack) % LINE // 4 + self.slack
         return Map(
             at(self.memory, aligned + room.offset),
             room.channels,
@@ -105,6 +98,31 @@ class Arena:
         )
 
 
+def huge(words: int) -> Tensor:
+    """Return uninitialised int32 memory, in huge pages where Linux gives them: maps are walked with long strides."""
+    memory = torch.empty(words, dtype=torch.int32)
+    libc, page = ctypes.CDLL(None), 2 << 20
+    start = -(-memory.data_ptr() // page) * page
+    size = (memory.data_ptr() + 4 * words - start) // page * page
+    if sys.platform == "linux" and size > 0:
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_HUGEPAGE)
+    return memory
+
+
+def _placed(rooms: list[Room]) -> int:
+    """Place rooms, those needed longest first, each as low as those it meets in time allow; return the words taken."""
+    placed: list[Room] = []
+    for room in sorted(rooms, key=lambda r: r.first - r.last):
+        met = [r for r in placed if r.first <= room.last and room.first <= r.last]
+        room.offset = 0
+        for other in sorted(met, key=lambda r: r.offset):
+            if room.offset + room.words <= other.offset:
+                break
+            room.offset = max(room.offset, other.offset + other.words)
+        placed.append(room)
+    return max((r.offset + r.words for r in placed), default=0)
+
+
 class Plan:
     """The forward and backward passes of a graph, as steps of an arena."""
 
@@ -114,12 +132,12 @@ class Plan:
         self.arena = Arena(packed)
         self.sized: list[Any] = []
         """Operations whose field ``samples`` is the batch's."""
-        self.cuts: list[tuple[Any, Cut, int, Callable[[int], int]]] = []
-        """Operations that select, their cuts, the steps from one exact cut to the next, and how many of n samples."""
+        self.cuts: list[Cutting] = []
         self.wide: list[Wide] = []
         self.scratch = Scratch()
         self.act: dict[Value, Room] = {}
         self.grad: dict[Value, Room] = {}
+        self._again: set[Value] = set()
         self.moving = self._moving()
 
     def room(self, value: Value, halo: int) -> Room:
@@ -161,10 +179,10 @@ class Plan:
                 self._norm_backward(layer, g)
             elif isinstance(layer, Pool):
                 x = layer.inputs[0]
-                if not layer.window.average:
+                if not layer.average:
                     self.recall(x)
                 into, more = self._gradient(x)
-                values = (into, g) if layer.window.average else (self.act[x], self.act[layer.output])
+                values = (into, g) if layer.average else (self.act[x], self.act[layer.output])
                 used = (*values, g, into)
                 self.arena.step(lambda r=used, p=layer, m=more: self._pool(p, *r, more=m), *used)  # type: ignore[misc]
             elif isinstance(layer, Flatten):
@@ -192,23 +210,30 @@ class Plan:
         above = max((x.height - 1 + p) // s - (y.height - 1), (x.width - 1 + p) // s - (y.width - 1))
         return max(below, above, 0)
 
-    def cut(self, op: Any, cut: Cut, period: int, count: Callable[[int], int]) -> None:
-        """Note an operation that selects, exactly every ``period`` steps, ``count(n)`` numbers of n samples."""
-        self.cuts.append((op, cut, period, count))
+    def cut(self, cutting: Cutting) -> None:
+        """Note an operation that selects."""
+        cutting.op.cut.threshold, cutting.op.cut.found = at(cutting.threshold), at(cutting.found)
+        self.cuts.append(cutting)
 
     def begin(self, step: int, samples: int, threads: int) -> None:
         """Set what changes from step to step: the number of samples, and which cuts are exact."""
         for op in self.sized:
             (op.of if hasattr(op, "of") else op).samples = samples
-        for op, cut, period, count in self.cuts:
-            cut.count, cut.exact = count(samples), int(step % period == 0)
-            if hasattr(op, "samples"):
-                op.samples = samples
+        for one in self.cuts:
+            one.op.cut.count, one.op.cut.exact = one.count(samples), int(step % one.period == 0)
+            if hasattr(one.op, "samples"):
+                one.op.samples = samples
         if (self.cuts or self.wide) and self.scratch.grow(threads):
-            for _, cut, _, _ in self.cuts:
-                cut.work = at(self.scratch.work)
+            for one in self.cuts:
+                one.op.cut.work = at(self.scratch.work)
             for wide in self.wide:
                 wide.sums = at(self.scratch.sums)
+
+    def work(self, samples: int) -> tuple[float, float]:
+        """Return the multiply-adds of the step just done, at its densities, and were all dense."""
+        fixed = sum(own.fixed * (2 + self.moving[layer.inputs[0]]) for layer, own in self.weights.lists.items())
+        dense = sum(own.products * (2 + self.moving[layer.inputs[0]]) for layer, own in self.weights.lists.items())
+        return samples * fixed + sum(one.work(samples) for one in self.cuts), samples * dense
 
     def recall(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
@@ -219,11 +244,12 @@ class Plan:
             and len(maker.inputs) <= 1 + self.lean
             and value not in self._again
         ):
-            for other in maker.inputs[1:]:
+            borrowed = {other for other in maker.inputs[1:] if other not in self._again}
+            for other in borrowed:
                 self.recall(other)
             self.act[value] = self.room(value, self.halo(value))
             self.run(maker, self.act[value], again=True)
-            self._again.add(value)
+            self._again = (self._again - borrowed) | {value}
 
     def _product_backward(self, layer: Product, g: Room) -> None:
         x, out = layer.inputs[0], self.act[layer.output]
@@ -289,12 +315,9 @@ class Plan:
         """Tell which values depend on something that is trained."""
         moving = {self.graph.input: False}
         for layer in self.graph.layers:
-            own = isinstance(layer, Product) or (isinstance(layer, Norm) and layer.module is not None)
-            own = own or (
-                isinstance(layer, Foreign) and layer.module is not None and any(True for _ in layer.module.parameters())
-            )
+            module = getattr(layer, "module", None)
+            own = module is not None and any(True for _ in module.parameters())
             moving[layer.output] = own or any(moving[v] for v in layer.inputs)
-        self._again: set[Value] = set()
         return moving
 
     def sized_(self, op: T) -> T:
@@ -308,9 +331,8 @@ class Plan:
     def _pool(
         self, p: Pool, x: Room, out: Room, g: Room | None = None, into: Room | None = None, more: bool = False
     ) -> PoolOp:
-        w, op = p.window, PoolOp(in_=self.arena.map(x), out=self.arena.map(out))
-        op.kernel, op.stride, op.padding, op.average = w.kernel, w.stride, w.padding, w.average
-        op.backward, op.accumulate = int(g is not None), int(more)
+        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=p.kernel, stride=p.stride)
+        op.padding, op.average, op.backward, op.accumulate = p.padding, p.average, int(g is not None), int(more)
         if g is not None and into is not None:
             op.grad_out, op.grad_in = self.arena.map(g), self.arena.map(into)
         return op

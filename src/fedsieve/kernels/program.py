@@ -13,11 +13,14 @@ from torch import Tensor
 
 from fedsieve.kernels import library
 
+WORDS = 16
+"""Of a block: the lanes of a position."""
+
 
 class Map(Structure):
     """An activation tensor in the layout of the kernels: see ``native/abi.h``."""
 
-    _fields_: ClassVar = [("data", c_void_p)] + [
+    _fields_: ClassVar[list[Any]] = [("data", c_void_p)] + [
         (name, c_int32) for name in ("channels", "blocks", "height", "width", "halo", "packed")
     ]
 
@@ -45,11 +48,12 @@ class Gather(Operation):
     """A sparse product: forward, or the input's gradient."""
 
     kind = 0
-    _fields_: ClassVar = (
+    _fields_: ClassVar[list[Any]] = (
         [("in_", Map), ("out", Map)]
         + [(name, c_void_p) for name in ("row", "offset", "value", "bias")]
         + [("add", _MAP)]
         + [(n, c_int32) for n in ("rows", "height", "width", "stride_in", "stride_out", "top", "left", "relu")]
+        + [("tap", c_void_p)]
     )
 
 
@@ -57,14 +61,14 @@ class Dot(Operation):
     """The gradient of the weights on a mask."""
 
     kind = 1
-    _fields_: ClassVar = [("of", Gather), ("grad", c_void_p)]
+    _fields_: ClassVar[list[Any]] = [("of", Gather), ("grad", c_void_p)]
 
 
 class Norm(Operation):
     """BatchNorm, bias, sum and ReLU: each of them optional."""
 
     kind = 2
-    _fields_: ClassVar = (
+    _fields_: ClassVar[list[Any]] = (
         [("y", Map), ("out", Map), ("add", _MAP)]
         + [(n, c_void_p) for n in ("gamma", "beta", "running_mean", "running_var", "mean", "invstd")]
         + [("momentum", c_float), ("eps", c_float)]
@@ -76,7 +80,7 @@ class NormBackward(Operation):
     """The gradients of a Norm."""
 
     kind = 3
-    _fields_: ClassVar = [
+    _fields_: ClassVar[list[Any]] = [
         ("of", Norm),
         ("grad", Map),
         ("grad_y", Map),
@@ -89,7 +93,7 @@ class Pool(Operation):
     """Maximum or mean over windows, or its gradient."""
 
     kind = 4
-    _fields_: ClassVar = [(name, Map) for name in ("in_", "out", "grad_out", "grad_in")] + [
+    _fields_: ClassVar[list[Any]] = [(name, Map) for name in ("in_", "out", "grad_out", "grad_in")] + [
         (name, c_int32) for name in ("kernel", "stride", "padding", "average", "backward", "accumulate")
     ]
 
@@ -98,21 +102,21 @@ class Copy(Operation):
     """A copy, a sum in place, or a change between maps and features."""
 
     kind = 5
-    _fields_: ClassVar = [("from_", Map), ("to", Map), ("mode", c_int32)]
+    _fields_: ClassVar[list[Any]] = [("from_", Map), ("to", Map), ("mode", c_int32)]
 
 
 class Pack(Operation):
     """Samples into a map, or out of it."""
 
     kind = 6
-    _fields_: ClassVar = [("map", Map), ("plain", c_void_p), ("samples", c_int32), ("unpack", c_int32)]
+    _fields_: ClassVar[list[Any]] = [("map", Map), ("plain", c_void_p), ("samples", c_int32), ("unpack", c_int32)]
 
 
 class Loss(Operation):
     """Mean cross-entropy and its gradient."""
 
     kind = 7
-    _fields_: ClassVar = [
+    _fields_: ClassVar[list[Any]] = [
         ("logits", Map),
         ("grad", Map),
         ("label", c_void_p),
@@ -125,7 +129,7 @@ class Sgd(Operation):
     """A step of stochastic gradient descent on a vector of numbers."""
 
     kind = 8
-    _fields_: ClassVar = (
+    _fields_: ClassVar[list[Any]] = (
         [(name, c_void_p) for name in ("w", "velocity", "grad")]
         + [("count", c_int64)]
         + [(name, c_float) for name in ("rate", "momentum", "decay", "power")]
@@ -136,14 +140,16 @@ class Sgd(Operation):
 class Cut(Structure):
     """How many of the largest to take, and the threshold found."""
 
-    _fields_: ClassVar = [("count", c_int64), ("exact", c_int32), ("threshold", c_void_p), ("work", c_void_p)]
+    _fields_: ClassVar[list[Any]] = [("count", c_int64), ("exact", c_int32)] + [
+        (name, c_void_p) for name in ("threshold", "found", "work")
+    ]
 
 
 class Top(Operation):
     """The largest weights of a dense layer, as lists."""
 
     kind = 9
-    _fields_: ClassVar = (
+    _fields_: ClassVar[list[Any]] = (
         [("cut", Cut), ("dense", c_void_p)]
         + [(name, c_int32) for name in ("out", "in_", "kernel", "stride", "padding")]
         + [(name, c_int64) for name in ("channel", "line", "shift")]
@@ -158,7 +164,7 @@ class Keep(Operation):
     """The largest activations of a map, as lists."""
 
     kind = 10
-    _fields_: ClassVar = (
+    _fields_: ClassVar[list[Any]] = (
         [("cut", Cut), ("in_", Map)]
         + [(name, c_int32) for name in ("samples", "groups", "group", "stride", "line", "plane", "corner")]
         + [(name, c_void_p) for name in ("start", "position", "value")]
@@ -169,14 +175,14 @@ class Prune(Operation):
     """A map's largest activations, zeros for the others."""
 
     kind = 11
-    _fields_: ClassVar = [("cut", Cut), ("in_", Map), ("out", Map), ("samples", c_int32)]
+    _fields_: ClassVar[list[Any]] = [("cut", Cut), ("in_", Map), ("out", Map), ("samples", c_int32)]
 
 
 class Wide(Operation):
     """The gradient of a dense weight from kept inputs, and the step that it makes."""
 
     kind = 12
-    _fields_: ClassVar = (
+    _fields_: ClassVar[list[Any]] = (
         [("grad", Map), ("halo", c_int32), ("blocks", c_void_p), ("from_", POINTER(Keep))]
         + [("kernel", c_int32), ("padding", c_int32)]
         + [(name, c_void_p) for name in ("dense", "velocity", "sums", "grad_out")]
@@ -189,11 +195,49 @@ class Take(Operation):
     """Values picked out of a vector."""
 
     kind = 13
-    _fields_: ClassVar = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
+    _fields_: ClassVar[list[Any]] = [("dense", c_void_p), ("index", c_void_p), ("value", c_void_p), ("count", c_int64)]
+
+
+class Unfold(Structure):
+    """How a sample's map is laid out anew, for a convolution to be a Gather."""
+
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("in_", "mask")]
+        + [(name, c_int64) for name in ("in_channel", "out_channel")]
+        + [(n, c_int32) for n in ("channels", "height", "width", "rows", "columns", "kernel", "stride", "padding")]
+    )
+
+
+class Convolution(Operation):
+    """A convolution of one sample."""
+
+    kind = 14
+    _fields_: ClassVar = [("in_", Unfold), ("of", Gather)]
+
+
+class Window(Operation):
+    """Maximum or mean over the windows of a sample's map."""
+
+    kind = 15
+    _fields_: ClassVar = (
+        [(name, c_void_p) for name in ("in_", "out")]
+        + [(name, c_int64) for name in ("in_channel", "out_channel")]
+        + [(name, c_int32) for name in ("channels", "height", "width", "out_height", "out_width")]
+        + [(name, c_int32) for name in ("kernel", "stride", "padding", "average")]
+    )
+
+
+class Linear(Operation):
+    """A linear layer of one sample."""
+
+    kind = 16
+    _fields_: ClassVar = [(name, c_void_p) for name in ("x", "y", "row", "index", "value", "bias", "add")] + [
+        (name, c_int32) for name in ("rows", "relu")
+    ]
 
 
 class _Op(Structure):
-    _fields_: ClassVar = [("kind", c_int64), ("args", c_void_p)]
+    _fields_: ClassVar[list[Any]] = [("kind", c_int64), ("args", c_void_p)]
 
 
 Step: TypeAlias = Operation | Callable[[], None]
@@ -207,11 +251,9 @@ def native() -> ctypes.CDLL:
     lib.fs_run.argtypes = [c_void_p, c_int64, ctypes.c_int]
     lib.fs_run.restype = None
     lib.fs_size.restype = c_int64
-    for name, count in (("fs_entries", 10), ("fs_transposed", 12)):
+    for name, numbers, lists in (("fs_entries", 6, 3), ("fs_transposed", 8, 4)):
         getattr(lib, name).restype = None
-        getattr(lib, name).argtypes = (
-            [c_void_p] + [c_int64] * 6 + [c_void_p] * 3 if count == 10 else [c_void_p] + [c_int64] * 8 + [c_void_p] * 3
-        )
+        getattr(lib, name).argtypes = [c_void_p] + [c_int64] * numbers + [c_void_p] * lists
     for kind in Operation.__subclasses__():
         assert lib.fs_size(kind.kind) == ctypes.sizeof(kind), kind.__name__
     return lib

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,8 @@ CONVOLUTIONS = (nn.Conv2d, SwatConv2d, PowerConv2d)
 LINEARS = (nn.Linear, SwatLinear, PowerLinear)
 
 
-@dataclass(frozen=True)
-class Window:
-    """A pool's geometry; ``average``: 0 for the maximum, 1 for the mean, 2 for that of the part inside the map."""
+class Window(NamedTuple):
+    """A pool's geometry, as ``graph.Pool`` has it."""
 
     kernel: int
     stride: int
@@ -60,9 +58,11 @@ def is_flatten(kind: Any) -> bool:
     return type(kind) is nn.Flatten or kind in (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
 
-def is_nothing(module: nn.Module | None) -> bool:
+def is_nothing(module: nn.Module | None, training: bool) -> bool:
     """Tell whether a module returns what it is given."""
-    return type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0)
+    if isinstance(module, nn.Dropout | nn.Dropout2d):
+        return not (training and module.p)
+    return type(module) is nn.Identity
 
 
 def is_in_place(kind: Any, node: fx.Node) -> bool:

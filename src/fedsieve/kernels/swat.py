@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.cuts import Cutting
 from fedsieve.kernels.graph import Product
 from fedsieve.kernels.program import Keep, Top, Wide, at, native
 from fedsieve.kernels.weights import Lists
@@ -45,7 +46,6 @@ class Dense(Lists):
         self.offset, self.back_offset = (torch.empty(self.capacity, dtype=torch.int32) for _ in range(2))
         self.values, self.back_values = torch.empty(self.capacity), torch.empty(self.capacity)
         self.value, self.back_value = at(self.values), at(self.back_values)
-        self.thresholds = torch.zeros(2, 2)
         self.tally = torch.empty(self.blocks * (self.lanes + layer.stride**2 * inner), dtype=torch.int32)
         self.top = Top(
             dense=at(self.dense), out=out, in_=inner, kernel=k, stride=layer.stride, padding=layer.padding,
@@ -73,8 +73,8 @@ class Dense(Lists):
     def forward(self, plan: Plan, x: Room, out: Room) -> None:
         """Add the cut of the weights, and the forward product."""
         self.top.channel, self.top.line, self.top.shift = x.channel, x.line, x.halo - self.layer.padding
-        self.top.cut.threshold = at(self.thresholds)
-        plan.cut(self.top, self.top.cut, self.period, lambda _: self.k)
+        forwards = out.height * out.width * (1 + plan.moving[self.layer.inputs[0]])
+        plan.cut(Cutting(self.top, self.period, lambda _: self.k, lambda n: n * forwards))
         plan.arena.step(lambda: self.top)
         plan.arena.step(lambda: self.gather(plan, x, out), x, out)
 
@@ -94,9 +94,8 @@ class Dense(Lists):
             sums=self.dense[0].numel(),
         )
         keep = Keep(groups=groups, group=group, stride=layer.stride, line=line, plane=plane, corner=halo * (line + 1))
-        keep.cut.threshold = at(self.thresholds, 2)
         each = x.channels * x.height * x.width
-        plan.cut(keep, keep.cut, self.period, lambda n: count(self.density, n * each))
+        plan.cut(Cutting(keep, self.period, lambda n: count(self.density, n * each), lambda n: self.products / each))
 
         def kept() -> Keep:
             keep.in_ = plan.arena.map(x)
@@ -119,31 +118,3 @@ class Dense(Lists):
         top = self.top
         top.back_channel, top.back_line, top.back_halo = g.channel, g.line, g.halo
         top.back_row, top.back_offset, top.back_value = at(self.back_row), at(self.back_offset), self.back_value
-
-
-class Scratch:
-    """Memory that SWAT's layers use one after another."""
-
-    def __init__(self) -> None:
-        self.sizes = dict.fromkeys(("lists", "starts", "blocks", "sums"), 0)
-        self.threads = 0
-
-    def need(self, **sizes: int) -> None:
-        """Grow to the largest of all layers."""
-        self.sizes = {name: max(size, sizes[name]) for name, size in self.sizes.items()}
-
-    def make(self) -> None:
-        """Allocate what does not depend on the number of threads."""
-        self.position = torch.empty(self.sizes["lists"], dtype=torch.int32)
-        self.value = torch.empty(self.sizes["lists"])
-        self.start = torch.empty(self.sizes["starts"], dtype=torch.int32)
-        self.block = torch.empty(self.sizes["blocks"])
-
-    def grow(self, threads: int) -> bool:
-        """Allocate for at least this many threads; tells whether anything moved."""
-        if threads <= self.threads:
-            return False
-        self.threads = threads
-        self.sums = torch.empty(threads * self.sizes["sums"])
-        self.work = torch.empty(threads * 4 * 2048, dtype=torch.int32)
-        return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Mapping
 from typing import Literal
 
@@ -40,7 +42,7 @@ class Trainer:
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.packed(storage)
         self.lean, self.foreign = lean, list[str]()
-        self._ready, self._steps = False, 0
+        self._ready, self._steps, self.seen, self.done = False, 0, 0, (0.0, 0.0)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
@@ -51,12 +53,28 @@ class Trainer:
         self._steps += 1
         self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
         self.program.run()
+        real, dense = self.plan.work(len(x))
+        self.done = (self.done[0] + real, self.done[1] + dense)
+        self.seen += len(x)
         return self.result.clone()
+
+    @property
+    def multiply_adds(self) -> tuple[float, float]:
+        """Those of a full batch's step: at the real densities since ``begin``, and were all dense."""
+        batches = self.seen / self.batch
+        return self.done[0] / batches, self.done[1] / batches
+
+    @property
+    def bytes(self) -> int:
+        """What the trainer holds: activations, lists, weights and scratch."""
+        held = [self.plan.arena.memory, *_tensors(self.weights), *_tensors(self.plan.scratch)]
+        held += [t for own in self.weights.lists.values() for t in _tensors(own)]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in held}.values())
 
     def begin(self, lr: float, momentum: float, weight_decay: float) -> None:
         """Read the model's weights anew, momentum at rest, cuts exact at the next step."""
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self._steps = 0
+        self._steps, self.seen, self.done = 0, 0, (0.0, 0.0)
         if self._ready:
             for op in (*self.updates, *self.plan.wide):
                 op.rate, op.momentum, op.decay = lr, momentum, weight_decay
@@ -64,6 +82,7 @@ class Trainer:
             self.start.run()
             if self.lean:
                 self.weights.release()
+                _give_back()
 
     def write_(self) -> None:
         """Give the trained weights back to the model."""
@@ -86,8 +105,7 @@ class Trainer:
         plan.scratch.make()
         self.program = plan.arena.settle()
         self.mask = {}
-        for own in weights.lists.values():
-            own.mask = torch.empty(0, dtype=torch.uint8)
+        weights.settle()
         steps = weights.update(self.lr, self.momentum, self.weight_decay)
         self.updates = [step for step in steps if isinstance(step, Sgd)]
         self.program.steps += steps
@@ -109,3 +127,15 @@ class Trainer:
     def _loss(self, plan: Plan, logits: Room, g: Room) -> Loss:
         self.loss = Loss(logits=plan.arena.map(logits), grad=plan.arena.map(g), loss=at(self.result))
         return plan.sized_(self.loss)
+
+
+def _tensors(thing: object) -> list[Tensor]:
+    return [value for value in vars(thing).values() if isinstance(value, Tensor)]
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, where the C library can."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

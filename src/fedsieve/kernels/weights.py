@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedsieve.kernels.cuts import Cutting
 from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
-from fedsieve.kernels.program import Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
+from fedsieve.kernels.program import WORDS, Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
 from fedsieve.kernels.program import Norm as NormOp
 from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powered
 from fedsieve.sparsity import count
 
 if TYPE_CHECKING:
     from fedsieve.kernels.plan import Arena, Plan, Room
+
+SMALL = 8
+"""The widest map whose border is worth leaving out of a 3x3 kernel's products."""
 
 
 class Lists:
@@ -28,9 +32,16 @@ class Lists:
     def __init__(self, layer: Product):
         w = layer.module.weight
         self.layer, self.shape = layer, tuple(w.shape) if w.dim() == 4 else (*w.shape, 1, 1)
+        self.products = layer.output.height * layer.output.width * w.numel()
+        """Multiply-adds of a sample's dense forward."""
+        self.fixed = 0.0
+        """Those of a sample's product with what does not change from step to step, for each of its products."""
         self.row = torch.empty(self.shape[0] + 1, dtype=torch.int32)
         self.back_row = torch.empty(layer.stride**2 * self.shape[1] + 1, dtype=torch.int32)
         self.offset = self.back_offset = torch.empty(0, dtype=torch.int32)
+        self.tap: Tensor | None = None
+        self.back_tap: Tensor | None = None
+        """Where each tap's entries begin, for 3x3 kernels on small maps."""
         self.value: int | None = None
         self.back_value: int | None = None
         """Addresses."""
@@ -40,7 +51,7 @@ class Lists:
         op = Gather(in_=plan.arena.map(x), out=plan.arena.map(out), rows=out.channels, stride_in=self.layer.stride)
         op.row, op.offset, op.value = at(self.row), at(self.offset), self.value
         op.height, op.width, op.stride_out, op.relu = out.height, out.width, 1, int(self.layer.relu)
-        op.bias = plan.weights.at(self.layer.module.bias)
+        op.bias, op.tap = plan.weights.at(self.layer.module.bias), at(self.tap)
         return op
 
     def back(self, plan: Plan, g: Room, into: Room, parity: tuple[int, int], more: bool) -> Gather:
@@ -48,7 +59,7 @@ class Lists:
         (top, left), s, inner = parity, self.layer.stride, self.shape[1]
         op = Gather(in_=plan.arena.map(g), out=plan.arena.map(into), rows=inner, stride_in=1, stride_out=s)
         op.row, op.offset = at(self.back_row, (top * s + left) * inner), at(self.back_offset)
-        op.value, op.top, op.left = self.back_value, top, left
+        op.value, op.top, op.left, op.tap = self.back_value, top, left, at(self.back_tap)
         op.height, op.width = -(-(into.height - top) // s), -(-(into.width - left) // s)
         if more:
             op.add = plan.weights.held(plan.arena.map(into))
@@ -71,18 +82,22 @@ class Frozen(Lists):
         self.mask = mask.detach().contiguous().view(self.shape).view(torch.uint8)
         """Needed until the lists are made."""
         self.count = int(self.mask.count_nonzero())
-        self.index, self.offset, self.back_offset = (torch.empty(self.count, dtype=torch.int32) for _ in range(3))
-        self.threshold = torch.zeros(2)
-        self._entries(0, 0, 0)
+        self.offset, self.back_offset = (torch.empty(self.count, dtype=torch.int32) for _ in range(2))
+        self.fixed = self.products * self.count / self.numel
 
-    def _entries(self, channel: int, line: int, shift: int) -> None:
-        lists = at(self.row), at(self.index), at(self.offset)
-        native().fs_entries(at(self.mask), *self.shape[:3], channel, line, shift, *lists)
+    def index(self) -> Tensor:
+        """Return the flat positions of the entries in the module's weight, int64 [entries]."""
+        _, inner, k, _ = self.shape
+        channel, line, shift = self.place
+        c, rest = self.offset.long() // channel, self.offset.long() % channel
+        tap = (rest // line - shift) * k + rest % line // WORDS - shift
+        out = torch.arange(self.shape[0]).repeat_interleave(self.row.long().diff())
+        return (out * inner + c) * k * k + tap
 
     def read(self, weights: Weights) -> None:
         """Take the module's weights."""
         own = slice(self.start, self.start + self.count)
-        weights.w[own] = self.layer.module.weight.reshape(-1)[self.index.long()]
+        weights.w[own] = self.layer.module.weight.reshape(-1)[self.index()]
         if weights.effective is not weights.w:
             weights.effective[own] = powered(weights.w[own], self.power)
 
@@ -94,7 +109,7 @@ class Frozen(Lists):
         flat = weight.view(-1)
         if self.count < self.numel:
             flat.zero_()
-        flat[self.index.long()] = weights.w[self.start : self.start + self.count]
+        flat[self.index()] = weights.w[self.start : self.start + self.count]
 
     def release(self) -> None:
         """Leave the module a weight without memory, until ``write``."""
@@ -103,7 +118,11 @@ class Frozen(Lists):
 
     def forward(self, plan: Plan, x: Room, out: Room) -> None:
         """Add the forward product."""
-        self._entries(x.channel, x.line, x.halo - self.layer.padding)
+        self.place = x.channel, x.line, x.halo - self.layer.padding
+        layer, (o, i, k, _) = self.layer, self.shape
+        if (k, layer.stride, layer.padding) == (3, 1, 1) and x.width <= SMALL:
+            self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (o, i))
+        native().fs_entries(at(self.mask), o, i, k, *self.place, at(self.row), at(self.offset), at(self.tap))
         self.value = at(plan.weights.effective, self.start)
         plan.arena.step(lambda: self.gather(plan, x, out), x, out)
 
@@ -119,17 +138,17 @@ class Frozen(Lists):
     def _prune(self, plan: Plan, x: Room, kept: Room) -> Step:
         op = Prune(in_=plan.arena.map(x), out=plan.arena.map(kept))
         share, each = self.count / self.numel, x.channels * x.height * x.width
-        op.cut.threshold = at(self.threshold)
-        plan.cut(op, op.cut, 1, lambda n: count(max(share, 1 / (n * each)), n * each))
+        plan.cut(Cutting(op, 1, lambda n: count(max(share, 1 / (n * each)), n * each), lambda n: 0))
         return op
 
     def input_gradient(self, plan: Plan, g: Room) -> None:
         """Fill the lists of the input's gradient."""
         weights, layer = plan.weights, self.layer
         order = weights.order[self.start : self.start + self.count]
+        index = self.index().int()
         native().fs_transposed(
-            at(self.index), self.count, self.shape[1], layer.kernel, layer.stride, layer.padding,
-            g.channel, g.line, g.halo, at(self.back_row), at(self.back_offset), at(order),
+            at(index), self.count, self.shape[1], layer.kernel, layer.stride, layer.padding,
+            g.channel, g.line, g.halo, at(self.back_row), at(self.back_offset), at(order), at(self.back_tap),
         )  # fmt: skip
         order += self.start
         self.back_value = at(weights.back_value, self.start)
@@ -164,7 +183,6 @@ class Weights:
         self.back_value, self.order = torch.zeros(self.sparse), torch.arange(self.sparse, dtype=torch.int32)
         self.stats = {layer: torch.zeros(4, layer.output.channels) for layer in self.norms}
         """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
-        self.read()
 
     @torch.no_grad()
     def read(self) -> None:
@@ -177,10 +195,9 @@ class Weights:
             for name, mask in call.masks.items():
                 self.view(call.parameters[name]).mul_(mask)
         for layer in self.norms:
-            assert layer.module is not None
-            self.stats[layer][2] = layer.module.running_mean
-            self.stats[layer][3] = layer.module.running_var
-        self.tracked = {layer: int(layer.module.num_batches_tracked) for layer in self.norms}  # type: ignore[union-attr, arg-type]
+            for i, kept in enumerate(_running(layer)[:2], start=2):
+                self.stats[layer][i] = kept
+        self.tracked = {layer: int(_running(layer)[2]) for layer in self.norms}
         if self.velocity is not None:
             self.velocity.zero_()
 
@@ -192,10 +209,16 @@ class Weights:
         for vector in self._vectors():
             vector.copy_(self.view(vector))
         for layer in self.norms:
-            assert layer.module is not None
-            layer.module.running_mean.copy_(self.stats[layer][2])  # type: ignore[union-attr]
-            layer.module.running_var.copy_(self.stats[layer][3])  # type: ignore[union-attr]
-            layer.module.num_batches_tracked.fill_(self.tracked[layer] + steps)  # type: ignore[union-attr]
+            *running, tracked = _running(layer)
+            for i, kept in enumerate(running, start=2):
+                kept.copy_(self.stats[layer][i])
+            tracked.fill_(self.tracked[layer] + steps)
+
+    def settle(self) -> None:
+        """Let go of the masks: the lists are made."""
+        for own in self.lists.values():
+            if isinstance(own, Frozen):
+                own.mask = torch.empty(0, dtype=torch.uint8)
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
@@ -278,7 +301,17 @@ class Weights:
         self.holds.append(pointer(map_))
         return self.holds[-1]
 
-    def _vectors(self) -> list[nn.Parameter]:
+    def _vectors(self) -> list[Tensor]:
         biases = [layer.module.bias for layer in self.products if layer.module.bias is not None]
+        modules = [layer.module for layer in self.norms if layer.module is not None]
         foreign = [p for call in self.calls.values() for p in call.parameters.values()]
-        return biases + foreign + [v for layer in self.norms for v in (layer.module.weight, layer.module.bias)]  # type: ignore[union-attr]
+        return [*biases, *foreign, *(v for m in modules for v in (m.weight, m.bias))]
+
+
+def _running(layer: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    module = layer.module
+    assert module is not None
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    assert module.num_batches_tracked is not None
+    return module.running_mean, module.running_var, module.num_batches_tracked

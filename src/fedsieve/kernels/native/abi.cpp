@@ -2,6 +2,10 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+
+#include <atomic>
+#include <thread>
+
 #include "vec.h"
 
 #ifndef FS_ISA
@@ -10,14 +14,49 @@
 
 const char* fs_isa(void) { return FS_ISA; }
 
-int fs_abi(void) { return 1; }
+int fs_abi(void) { return 2; }
 
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
                                          sizeof(Pool), sizeof(Copy), sizeof(Pack), sizeof(Loss),
                                          sizeof(Sgd), sizeof(Top), sizeof(Keep), sizeof(Prune),
-                                         sizeof(Wide), sizeof(Take)};
+                                         sizeof(Wide), sizeof(Take), sizeof(Convolution), sizeof(Window),
+                                         sizeof(Linear)};
     return kind >= 0 && kind < KINDS ? sizes[kind] : 0;
+}
+
+namespace {
+
+// A barrier whose threads look out for one another for some microseconds and then let others run. OpenMP's own puts
+// threads to sleep sooner where PyTorch keeps several teams, and waking them can cost more than an operation.
+struct Team {
+    const int size;
+    std::atomic<int> missing;
+    std::atomic<unsigned> phase{0};
+    explicit Team(int size) : size(size), missing(size) {}
+
+    void wait() {
+        const unsigned now = phase.load(std::memory_order_relaxed);
+        if (missing.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+            missing.store(size, std::memory_order_relaxed);
+            phase.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int i = 0; phase.load(std::memory_order_acquire) == now; i++) {
+            if (i > 4000) std::this_thread::yield();
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    }
+};
+
+thread_local Team* own_team = nullptr;
+
+}  // namespace
+
+void barrier() {
+    if (own_team) own_team->wait();
 }
 
 static void one(const Op& op, int thread, int threads) {
@@ -36,17 +75,28 @@ static void one(const Op& op, int thread, int threads) {
         case PRUNE: return prune(*(const Prune*)op.args, thread, threads);
         case WIDE: return wide(*(const Wide*)op.args, thread, threads);
         case TAKE: return take(*(const Take*)op.args, thread, threads);
+        case CONVOLUTION: return convolution(*(const Convolution*)op.args, thread, threads);
+        case WINDOW: return window(*(const Window*)op.args, thread, threads);
+        case LINEAR: return linear(*(const Linear*)op.args, thread, threads);
     }
 }
 
 void fs_run(const Op* ops, int64_t count, int threads) {
 #ifdef _OPENMP
     if (threads > 1) {
+        Team* team = nullptr;
 #pragma omp parallel num_threads(threads)
-        for (int64_t i = 0; i < count; i++) {
-            one(ops[i], omp_get_thread_num(), omp_get_num_threads());
-#pragma omp barrier
+        {
+#pragma omp single
+            team = new Team(omp_get_num_threads());
+            own_team = team;
+            for (int64_t i = 0; i < count; i++) {
+                one(ops[i], omp_get_thread_num(), omp_get_num_threads());
+                barrier();
+            }
+            own_team = nullptr;
         }
+        delete team;
         return;
     }
 #endif

@@ -29,7 +29,8 @@ struct Gather {
     int32_t stride_out;       // steps in `out`, whose first position is (top, left)
     int32_t top, left;
     int32_t relu;
-};
+    const int32_t* tap;       // null, or of a 3x3 kernel with padding 1 and stride 1, whose rows are sorted by tap:
+};                            // [rows * 9 + 1] where each tap's entries begin
 
 // grad[i] = sum over samples and positions of in[offset[i] + position] * out[r, position]: a weight's gradient.
 struct Dot {
@@ -106,7 +107,8 @@ struct Sgd {
 struct Cut {
     int64_t count;
     int32_t exact;            // 1: select, and note the threshold; 0: all that reach the threshold
-    float* threshold;         // [2]: the threshold, and the share of a tie's first that were kept (1: all)
+    float* threshold;         // [1]
+    int64_t* found;           // [1]: how many passed
     uint32_t* work;           // [threads][4 * 2048] counters
 };
 
@@ -171,12 +173,56 @@ struct Take {
     int64_t count;
 };
 
+// One sample alone, positions innermost: [channels][height * width] floats.
+//
+// out[c][j][q][r][w] = in[c][r stride + q - padding][w stride + j - padding], or 0 outside, for every column j of the
+// kernel and parity q of the stride: each tap of a convolution then lies at one distance from all output positions.
+struct Unfold {
+    const float* in;
+    const int32_t* mask;              // [kernel][parities][rows][columns], then 16 more: 0 outside, or else all bits
+    int64_t in_channel, out_channel;  // floats from one channel to the next
+    int32_t channels, height, width;
+    int32_t rows, columns;            // of `out`, for one column and parity
+    int32_t kernel, stride, padding;
+};
+
+// A convolution with the unfolded `in`, or with the map of `of` where there is no mask.
+struct Convolution {
+    Unfold in;
+    Gather of;
+};
+
+// Maximum or mean over windows; with a window of one, a copy.
+struct Window {
+    const float* in;
+    float* out;
+    int64_t in_channel, out_channel;
+    int32_t channels, height, width, out_height, out_width;
+    int32_t kernel, stride, padding;
+    int32_t average;                  // as in Pool
+};
+
+// y[r] = relu(bias[r] + add[r] + sum over the entries of row r of value[i] * x[index[i]]): a linear layer.
+struct Linear {
+    const float* x;
+    float* y;
+    const int32_t* row;
+    const int32_t* index;
+    const float* value;
+    const float* bias;                // or null
+    const float* add;                 // or null
+    int32_t rows, relu;
+};
+
 struct Op {
     int64_t kind;
     void* args;
 };
 
-enum Kind { GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE, KINDS };
+enum Kind {
+    GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE,
+    CONVOLUTION, WINDOW, LINEAR, KINDS
+};
 
 const char* fs_isa(void);
 int fs_abi(void);
@@ -184,12 +230,14 @@ int fs_lanes(void);
 int64_t fs_size(int kind);
 void fs_run(const Op* ops, int64_t count, int threads);
 
-// The entries of a mask [out][in][kernel][kernel] in order: where each row begins, flat positions, and offsets in a map
-// whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in).
+// The entries of a mask [out][in][kernel][kernel] in order: where each row begins, and offsets in a map
+// whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in). With `tap`, a row's
+// entries are sorted by tap, and tap [out * kernel^2 + 1] says where each begins.
 void fs_entries(const uint8_t* mask, int64_t out, int64_t in, int64_t kernel, int64_t channel, int64_t line,
-                int64_t shift, int32_t* row, int32_t* index, int32_t* offset);
-// The same entries by input channel, for each parity (top, left) of the stride: row [stride^2 * in + 1], offsets in the
-// gradient's map, and which entry each is.
+                int64_t shift, int32_t* row, int32_t* offset, int32_t* tap);
+// The same entries, given by their flat positions, by input channel, for each parity (top, left) of the stride: row [stride^2 * in + 1], offsets in the
+// gradient's map, and which entry each is. With `tap` (stride 1), sorted by where in the gradient they look.
 void fs_transposed(const int32_t* index, int64_t count, int64_t in, int64_t kernel, int64_t stride, int64_t padding,
-                   int64_t channel, int64_t line, int64_t halo, int32_t* row, int32_t* offset, int32_t* order);
+                   int64_t channel, int64_t line, int64_t halo, int32_t* row, int32_t* offset, int32_t* order,
+                   int32_t* tap);
 }

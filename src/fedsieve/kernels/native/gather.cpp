@@ -6,25 +6,71 @@
 
 namespace {
 
+template <int N> struct Number { static constexpr int value = N; };
+
 struct Frame {  // what a tile needs to know, in words
     int64_t in_row, out_row, out_channel, out_step;
 };
 
 
-template <class S, int TH, int TW, int STEP>
+// The entries of one tap of a 3x3 kernel, DX columns aside, for the rows [A0, A1) of a tile as wide as the map: what
+// lies outside the map is left out, columns when compiled.
+template <class S, int TH, int TW, int DX, int A0, int A1>
+INLINE void tap(const Gather& g, const Frame& f, const uint32_t* in, int32_t first, int32_t last,
+                V (&acc)[TH * TW][S::K]) {
+    constexpr int B0 = DX < 0 ? 1 : 0, B1 = DX > 0 ? TW - 1 : TW;
+    if constexpr (A0 < A1)
+        for (int32_t i = first; i < last; i++) {
+            const uint32_t* x = in + g.offset[i];
+            V w = all(g.value[i]);
+            for (int a = A0; a < A1; a++)
+                for (int b = B0; b < B1; b++) S::fma(x + a * f.in_row + b * WORDS, w, acc[a * TW + b]);
+        }
+}
+
+// Calls f(DX, A0, A1, first entry, end) for the taps of a row, with what is inside the map of the tile's rows.
+template <int TH, class F>
+INLINE void taps(const int32_t* from, bool top, bool bottom, F&& f) {
+    auto line = [&](int i, auto a0, auto a1) INLINE_LAMBDA {
+        f(Number<-1>{}, a0, a1, from[i], from[i + 1]);
+        f(Number<0>{}, a0, a1, from[i + 1], from[i + 2]);
+        f(Number<1>{}, a0, a1, from[i + 2], from[i + 3]);
+    };
+    top ? line(0, Number<1>{}, Number<TH>{}) : line(0, Number<0>{}, Number<TH>{});
+    line(3, Number<0>{}, Number<TH>{});
+    bottom ? line(6, Number<0>{}, Number<TH - 1>{}) : line(6, Number<0>{}, Number<TH>{});
+}
+
+template <class S, int TH, int TW, int STEP, bool WHOLE>
 INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* out, const uint32_t* add,
-                 int64_t add_row, int64_t add_channel, int64_t begin, int64_t end) {
-    constexpr int T = TH * TW;
+                 int64_t add_row, int64_t add_channel, int64_t begin, int64_t end, bool top, bool bottom) {
+    constexpr int T = TH * TW, CHAINS = 4 / (T * S::K);  // additions that need not wait for each other
+    auto entry = [&](int32_t i, V acc[T][S::K]) INLINE_LAMBDA {
+        const uint32_t* x = in + g.offset[i];
+        V w = all(g.value[i]);
+        for (int a = 0; a < TH; a++)
+            for (int b = 0; b < TW; b++) S::fma(x + a * f.in_row + b * STEP * WORDS, w, acc[a * TW + b]);
+    };
     for (int64_t r = begin; r < end; r++) {
         V acc[T][S::K];
         V start = all(g.bias ? g.bias[r] : 0.0f);
         for (int t = 0; t < T; t++)
             for (int k = 0; k < S::K; k++) acc[t][k] = start;
-        for (int32_t i = g.row[r]; i < g.row[r + 1]; i++) {
-            const uint32_t* x = in + g.offset[i];
-            V w = all(g.value[i]);
-            for (int a = 0; a < TH; a++)
-                for (int b = 0; b < TW; b++) S::fma(x + a * f.in_row + b * STEP * WORDS, w, acc[a * TW + b]);
+        if constexpr (WHOLE) {
+            taps<TH>(g.tap + r * 9, top, bottom, [&](auto dx, auto a0, auto a1, int32_t i, int32_t j) INLINE_LAMBDA {
+                tap<S, TH, TW, decltype(dx)::value, decltype(a0)::value, decltype(a1)::value>(g, f, in, i, j, acc);
+            });
+        } else {
+            int32_t i = g.row[r];
+            if constexpr (CHAINS > 1) {
+                V more[CHAINS][T][S::K] = {};
+                for (; i + CHAINS <= g.row[r + 1]; i += CHAINS)
+                    for (int c = 0; c < CHAINS; c++) entry(i + c, more[c]);
+                for (int c = 0; c < CHAINS; c++)
+                    for (int t = 0; t < T; t++)
+                        for (int k = 0; k < S::K; k++) acc[t][k] += more[c][t][k];
+            }
+            for (; i < g.row[r + 1]; i++) entry(i, acc);
         }
         if (add)
             for (int a = 0; a < TH; a++)
@@ -65,9 +111,28 @@ INLINE V sums(const V* p) {
     }
 }
 
-template <class S, int TH, int TW, int STEP>
-INLINE void dot_tile(const Dot& d, const Frame& f, const uint32_t* in, const uint32_t* out, int64_t begin,
-                     int64_t end) {
+// Adds vectors' sums over their lanes to consecutive numbers, L at a time.
+struct Sums {
+    float* to;
+    int n = 0;
+    V p[L];
+    explicit Sums(float* to) : to(to) {}
+    INLINE void put(V x) {
+        p[n++] = x;
+        if (n < L) return;
+        store(to, load(to) + sums<L>(p));
+        to += L, n = 0;
+    }
+    INLINE void finish() {
+        for (int j = n; j < L; j++) p[j] = zero();
+        V s = sums<L>(p);
+        for (int j = 0; j < n; j++) to[j] += s[j];
+    }
+};
+
+template <class S, int TH, int TW, int STEP, bool WHOLE>
+INLINE void dot_tile(const Dot& d, const Frame& f, const uint32_t* in, const uint32_t* out, int64_t begin, int64_t end,
+                     bool top, bool bottom) {
     constexpr int T = TH * TW;
     const Gather& g = d.of;
     for (int64_t r = begin; r < end; r++) {
@@ -76,33 +141,30 @@ INLINE void dot_tile(const Dot& d, const Frame& f, const uint32_t* in, const uin
         for (int a = 0; a < TH; a++)
             for (int b = 0; b < TW; b++)
                 S::read(out + r * f.out_channel + a * f.out_row + b * f.out_step, y[a * TW + b]);
-        int32_t i = g.row[r], last = g.row[r + 1];
-        while (i < last) {
-            V p[L];
-            int n = last - i < L ? last - i : L;
-            for (int j = 0; j < n; j++) {
-                const uint32_t* x = in + g.offset[i + j];
+        Sums total(d.grad + g.row[r]);
+        auto some = [&](auto a0, auto a1, auto b0, auto b1, int32_t i, int32_t last) INLINE_LAMBDA {
+            for (; i < last; i++) {
+                const uint32_t* x = in + g.offset[i];
                 V acc[2] = {zero(), zero()};
-                for (int a = 0; a < TH; a++)
-                    for (int b = 0; b < TW; b++)
+                for (int a = decltype(a0)::value; a < decltype(a1)::value; a++)
+                    for (int b = decltype(b0)::value; b < decltype(b1)::value; b++)
                         S::dot(x + a * f.in_row + b * STEP * WORDS, y[a * TW + b], acc[(a * TW + b) % 2]);
-                p[j] = acc[0] + acc[1];
+                total.put(acc[0] + acc[1]);
             }
-            if (n == L) {
-                store(d.grad + i, load(d.grad + i) + sums<L>(p));
-            } else {
-                for (int j = n; j < L; j++) p[j] = zero();
-                V s = sums<L>(p);
-                for (int j = 0; j < n; j++) d.grad[i + j] += s[j];
-            }
-            i += n;
+        };
+        if constexpr (WHOLE) {
+            taps<TH>(g.tap + r * 9, top, bottom, [&](auto dx, auto a0, auto a1, int32_t i, int32_t last) INLINE_LAMBDA {
+                constexpr int DX = decltype(dx)::value;
+                some(a0, a1, Number<(DX < 0 ? 1 : 0)>{}, Number<(DX > 0 ? TW - 1 : TW)>{}, i, last);
+            });
+        } else {
+            some(Number<0>{}, Number<TH>{}, Number<0>{}, Number<TW>{}, g.row[r], g.row[r + 1]);
         }
+        total.finish();
     }
 }
 
 // Calls f(row, column, TH, TW) for tiles that cover the map, as constants.
-template <int N> struct Number { static constexpr int value = N; };
-
 template <int T, int TW, class F>
 INLINE void strip(int height, int column, F&& f) {
     constexpr int TH = T / TW;
@@ -167,8 +229,12 @@ void run_gather(const Gather& g, int thread, int threads) {
             const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
             uint32_t* y = first + h * f.out_row + w * f.out_step;
             const uint32_t* add = add_base ? add_base + b * add_block + h * add_row + w * f.out_step : nullptr;
-            tile<S, decltype(th)::value, decltype(tw)::value, STEP>(g, f, x, y, add, add_row, add_channel, rows.begin,
-                                                                    rows.end);
+            constexpr int TH = decltype(th)::value, TW = decltype(tw)::value;
+            const bool top = h == 0, bottom = h + TH == g.height;
+            if (STEP == 1 && TW >= 4 && g.tap && TW == g.width)
+                tile<S, TH, TW, STEP, STEP == 1 && TW >= 4>(g, f, x, y, add, add_row, add_channel, rows.begin, rows.end, top, bottom);
+            else
+                tile<S, TH, TW, STEP, false>(g, f, x, y, add, add_row, add_channel, rows.begin, rows.end, top, bottom);
         });
     }
     if (g.out.halo && g.top == 0 && g.left == 0) {
@@ -189,7 +255,12 @@ void run_dot(const Dot& d, int thread, int threads) {
         cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {
             const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
             const uint32_t* y = out.inside + b * out.block + h * f.out_row + w * f.out_step;
-            dot_tile<S, decltype(th)::value, decltype(tw)::value, STEP>(d, f, x, y, rows.begin, rows.end);
+            constexpr int TH = decltype(th)::value, TW = decltype(tw)::value;
+            const bool top = h == 0, bottom = h + TH == g.height;
+            if (STEP == 1 && TW >= 4 && g.tap && TW == g.width)
+                dot_tile<S, TH, TW, STEP, STEP == 1 && TW >= 4>(d, f, x, y, rows.begin, rows.end, top, bottom);
+            else
+                dot_tile<S, TH, TW, STEP, false>(d, f, x, y, rows.begin, rows.end, top, bottom);
         });
 }
 

@@ -225,7 +225,10 @@ void top(const Top& t, int thread, int threads) {
         int64_t total = w.total();
         barrier();
         if (total > t.capacity && !exact) continue;
-        if (thread == 0) w.begin();
+        if (thread == 0) {
+            w.begin();
+            *t.cut.found = total;
+        }
         barrier();
         for (int64_t b = blocks.begin; b < blocks.end; b++) w.fill(p, b);
         return;
@@ -329,6 +332,7 @@ void keep(const Keep& k, int thread, int threads) {
     if (thread == 0) {
         k.start[0] = 0;
         for (int64_t i = 0, all = int64_t(k.in.channels) * lists; i < all; i++) k.start[i + 1] += k.start[i];
+        *k.cut.found = k.start[int64_t(k.in.channels) * lists];
     }
     barrier();
     for (int64_t c = share.begin; c < share.end; c++) {
@@ -361,10 +365,14 @@ void prune(const Prune& k, int thread, int threads) {
     Passes p = a.cut(k.cut, thread, threads);
     Share share(k.in.channels, thread, threads);
     Steps to(k.out);
+    int64_t found = 0;
+    if (thread == 0) *k.cut.found = 0;
+    barrier();
     for (int64_t c = share.begin; c < share.end; c++) {
         for (int b = 0; b < k.in.blocks; b++)
             a.part(c, b, [&](V x, unsigned lanes, int h, int w, int first) INLINE_LAMBDA {
                 unsigned m = a.pass(p, x, lanes, c, b, h, w, first);
+                found += __builtin_popcount(m);
                 V kept = select(reaches(x, p.least), x, zero());
                 if (m != marks(reaches(x, p.least)))
                     for (int l = 0; l < L; l++) kept[l] = m >> l & 1 ? x[l] : 0.0f;
@@ -378,6 +386,7 @@ void prune(const Prune& k, int thread, int threads) {
                             store(to.at(c, b) + h * to.row + w * WORDS + g * L, zero());
         zero_halo(k.out, c);
     }
+    __atomic_fetch_add(k.cut.found, found, __ATOMIC_RELAXED);
 }
 
 // ---- the gradient of dense weights

@@ -119,11 +119,7 @@ INLINE unsigned marks(I m) {
 #endif
 }
 
-INLINE void barrier() {  // of the team that runs an operation
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
+void barrier();  // of the team that runs an operation
 
 // Steps through a map, in words.
 struct Steps {
@@ -160,3 +156,6 @@ void keep(const Keep&, int thread, int threads);
 void prune(const Prune&, int thread, int threads);
 void wide(const Wide&, int thread, int threads);
 void take(const Take&, int thread, int threads);
+void convolution(const Convolution&, int thread, int threads);
+void window(const Window&, int thread, int threads);
+void linear(const Linear&, int thread, int threads);

@@ -1,0 +1,55 @@
+"""Operations that select the largest numbers of something, and the memory that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Cutting:
+    """An operation that selects: exactly every ``period`` steps, ``count(n)`` numbers of n samples."""
+
+    op: Any
+    period: int
+    count: Callable[[int], int]
+    each: Callable[[int], float]
+    """What a number that passed multiplies, in a step of n samples."""
+    threshold: Tensor = field(default_factory=lambda: torch.zeros(1))
+    found: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+
+    def work(self, samples: int) -> float:
+        """Return the multiply-adds of the last step."""
+        return int(self.found) * self.each(samples)
+
+
+class Scratch:
+    """Memory that SWAT's layers use one after another."""
+
+    def __init__(self) -> None:
+        self.sizes = dict.fromkeys(("lists", "starts", "blocks", "sums"), 0)
+        self.threads = 0
+
+    def need(self, **sizes: int) -> None:
+        """Grow to the largest of all layers."""
+        self.sizes = {name: max(size, sizes[name]) for name, size in self.sizes.items()}
+
+    def make(self) -> None:
+        """Allocate what does not depend on the number of threads."""
+        self.position = torch.empty(self.sizes["lists"], dtype=torch.int32)
+        self.value = torch.empty(self.sizes["lists"])
+        self.start = torch.empty(self.sizes["starts"], dtype=torch.int32)
+        self.block = torch.empty(self.sizes["blocks"])
+
+    def grow(self, threads: int) -> bool:
+        """Allocate for at least this many threads; tells whether anything moved."""
+        if threads <= self.threads:
+            return False
+        self.threads = threads
+        self.sums = torch.empty(threads * self.sizes["sums"])
+        self.work = torch.empty(threads * 4 * 2048, dtype=torch.int32)
+        return True

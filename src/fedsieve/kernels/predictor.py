@@ -1,0 +1,153 @@
+"""Inference that computes with the non-zero weights alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from ctypes import pointer
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.kernels import library
+from fedsieve.kernels.fold import Fused, fold
+from fedsieve.kernels.graph import Graph, Layer, Norm, Pool, Unsupported, read
+from fedsieve.kernels.layouts import Blocks, Layout, Single
+from fedsieve.kernels.plan import Arena, Room
+from fedsieve.kernels.program import Norm as NormOp
+from fedsieve.kernels.program import at
+from fedsieve.types import InputError
+
+STORAGES = {"fp32": 16, "bf16": 32}
+"""How many samples a forward pass takes: one block, since the maps of more leave the caches."""
+ALONE = 8
+"""As many samples are faster one by one than side by side in a block."""
+
+
+class Predictor:
+    """Computes a model's logits in eval mode: a weight that is zero costs nothing. The model is copied, as it is now.
+
+    ``batch`` samples at most run at once; ``storage="bf16"`` keeps the maps of more than sixteen in bfloat16. A model
+    that the kernels do not know runs as it is, and ``reason`` says why, from the first call on.
+    """
+
+    def __init__(self, model: nn.Module, batch: int, storage: str = "fp32"):
+        if batch < 1:
+            raise InputError(f"batch must be at least 1, got {batch}")
+        if storage not in STORAGES:
+            raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
+        self.model, self.batch, self.block = copy.deepcopy(model).eval(), batch, STORAGES[storage]
+        self.reason: str | None = library.reason()
+        self._shape: tuple[int, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits [n, classes] of samples [n, ...], of any number. Raises InputError if they do not fit."""
+        if x.dim() < 2 or x.dtype != torch.float32 or x.device.type != "cpu":
+            given = f"{list(x.shape)} of {x.dtype} on {x.device}"
+            raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {given}")
+        with torch.inference_mode(False), torch.no_grad():
+            if x.shape[1:] != self._shape:
+                self._prepare(tuple(x.shape[1:]))
+            if self.reason is not None:
+                starts = range(0, max(1, len(x)), self.batch)
+                return torch.cat([self.model(x[i : i + self.batch]) for i in starts])
+            return self._logits(x)
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        try:
+            self.model(torch.zeros(1, *shape))
+        except RuntimeError as error:
+            raise InputError(
+                f"the model takes no samples of shape {list(shape)}: {str(error).splitlines()[0]}"
+            ) from None
+        self.reason, self._shape, self._passes = library.reason(), shape, dict[int, Forward]()
+        if self.reason is not None:
+            return
+        try:
+            self._graph = fold(read(self.model, shape, training=False))
+            if self._graph.foreign:
+                raise Unsupported(f"the kernels do not know {', '.join(self._graph.foreign)}")
+            for _, size in _parts(self.batch, self.batch, self.block):
+                self._pass(size)
+        except Unsupported as error:
+            self.reason = str(error)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        out, start = torch.empty(len(x), self._graph.output.channels), 0
+        for count, size in _parts(len(x), self.batch, self.block):
+            self._pass(size)(x[start : start + count], out[start : start + count])
+            start += count
+        return out
+
+    def _pass(self, size: int) -> Forward:
+        if size not in self._passes:
+            layout = Single() if size == 1 else Blocks(size, packed=size == STORAGES["bf16"])
+            self._passes[size] = Forward(self._graph, layout)
+        return self._passes[size]
+
+
+class Forward:
+    """A forward pass of up to as many samples as its layout is for."""
+
+    def __init__(self, graph: Graph, layout: Layout):
+        given, output = graph.input, graph.output
+        sizes = (given.channels,) if given.flat else (given.channels, given.height, given.width)
+        self.x, self.logits = torch.zeros(layout.samples, *sizes), torch.zeros(layout.samples, output.channels)
+        arena = layout.arena
+        first = layout.room(graph, given)
+        arena.step(lambda: layout.load(given, self.x, first), first)
+        rooms = {given: first}
+        for layer in graph.layers:
+            ins, out = [rooms[value] for value in layer.inputs], layout.room(graph, layer.output)
+            _add(layout, layer, ins, out)
+            rooms[layer.output] = out
+        arena.step(lambda: layout.save(output, rooms[output], self.logits), rooms[output])
+        self.program = arena.settle()
+
+    def __call__(self, x: Tensor, logits: Tensor) -> None:
+        """Compute the logits of samples."""
+        self.x[: len(x)] = x
+        self.program.run()
+        logits.copy_(self.logits[: len(x)])
+
+
+def _parts(samples: int, batch: int, block: int) -> Iterator[tuple[int, int]]:
+    """Cut samples into parts, and yield the number in each and how many its forward pass is for: 1, or a block."""
+    for start in range(0, samples, batch):
+        left = min(samples - start, batch)
+        while left > ALONE:
+            count = min(left, block)
+            yield count, min(block, -(-count // 16) * 16)
+            left -= count
+        yield from [(1, 1)] * left
+
+
+def _add(layout: Layout, layer: Layer, ins: list[Room], out: Room) -> None:
+    """Add a layer's operation."""
+    arena = layout.arena
+    if isinstance(layer, Fused):
+        layout.product(layer, ins, out)
+    elif isinstance(layer, Norm):
+        arena.step(lambda: _norm(arena, layer, ins, out), *ins, out)
+    elif isinstance(layer, Pool):
+        arena.step(lambda: layout.pool(layer, ins[0], out), *ins, out)
+    else:
+        arena.step(lambda: layout.flatten(layer.inputs[0], ins[0], out), *ins, out)
+
+
+def _norm(arena: Arena, layer: Norm, ins: list[Room], out: Room) -> NormOp:
+    """Return a BatchNorm by running statistics, a sum, a ReLU, that no product stands before."""
+    op = NormOp(y=arena.map(ins[0]), out=arena.map(out), relu=int(layer.relu))
+    if len(ins) == 2:
+        op.add = pointer(arena.map(ins[1]))
+    if (norm := layer.module) is not None:
+        op.kept = numbers = [
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            *torch.empty(2, len(norm.weight)),
+        ]
+        op.gamma, op.beta, op.running_mean, op.running_var, op.mean, op.invstd = map(at, numbers)
+        op.eps = norm.eps
+    return op
