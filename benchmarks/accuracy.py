@@ -75,7 +75,8 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
     recipe = f"{name}.{'central_' * (name == 'dnr')}{task.removesuffix('05')}"
     settings = SETTINGS.get(task, {}).get(name, [])
     run, out = replace(changed(made(recipe), settings), seed=seed), Path("runs/accuracy") / f"{name}.{task}-{seed}"
-    for round in keep(out, open_run(run, root_from(None)), local(), Origin(recipe), resume=True, until=ROUNDS[task]):
+    federation, origin = open_run(run, root_from(None)), Origin(recipe, kernels="dense")
+    for round in keep(out, federation, local(kernels="dense"), origin, resume=True, until=ROUNDS[task]):
         print(f"{recipe} seed {seed} round {round.t}: {round.accuracy}", file=sys.stderr)
     summary = json.loads((out / "summary.json").read_text())
     rows = read_rows(out)

@@ -2,9 +2,9 @@
 
 Claim: the least ratios that stand in ``PLAN`` beside each row, on two cores, against the best of dense PyTorch in fp32
 (both layouts; torch.compile changes nothing: `fedsieve bench step --compile`). n: medians of 7 undisturbed samples or
-more, all variants in turns in one process (``fedsieve.bench``). Hardware, versions and samples stand in each row of
-benchmarks/results/performance.json. A row that is there for this machine and these versions is not measured again,
-unless it rests on fewer samples.
+more, all variants in turns in one process, of three processes each variant's best (``fedsieve.bench``). Hardware,
+versions and samples stand in each row of benchmarks/results/performance.json. A row that is there for
+this machine and these versions is not measured again, unless it rests on fewer samples.
 
     scripts/bench             (an hour on a quiet machine, and the runs of benchmarks/step.py: some hours)
     scripts/bench --again     (measure anew what is there)
@@ -32,7 +32,7 @@ from fedsieve.bench.training import isa
 from fedsieve.kernels import reason
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
-FULL, QUICK = {"samples": 7, "seconds": 300.0}, {"samples": 2, "seconds": 10.0}
+FULL, QUICK = {"samples": 7, "seconds": 100.0, "processes": 3}, {"samples": 2, "seconds": 10.0}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedsieve import kernels
 from fedsieve.bench import clock, infer, memory, step, training
 from fedsieve.bench.cases import NETWORKS, SHAPES, Case
 from fedsieve.bench.clock import Work
@@ -41,11 +42,8 @@ STEP = [
 """The keys that ``fedsieve bench step --json`` promises."""
 
 
-def needs_kernels(face: str) -> None:
-    kernels = pytest.importorskip("fedsieve.kernels", reason="this version has no kernels")
-    if not hasattr(kernels, face):
-        pytest.skip(f"the kernels have no {face} yet")
-    if why := training.reason():
+def needs_kernels() -> None:
+    if why := kernels.reason():
         pytest.skip(why)
 
 
@@ -212,7 +210,7 @@ def test_memory_grows_with_the_batch() -> None:
 
 @pytest.mark.parametrize("rule", ["frozen", "swat"])
 def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str) -> None:
-    needs_kernels("Trainer")
+    needs_kernels()
     row = step.measured(replace(SMALL, batch=16, rule=rule), Effort(1, 1, 20.0))  # type: ignore[arg-type]
     assert row.density_per_multiply_add is not None
     assert 0.05 < row.density_per_multiply_add < 0.5
@@ -223,7 +221,7 @@ def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str)
 
 @pytest.mark.parametrize("model", ["digits_net", "linear", "leaf_cnn"])
 def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
-    needs_kernels("Trainer")
+    needs_kernels()
     case = Case(model, 16, 0.9)
     dense, sparse = training.dense(case, "fp32", "contiguous", True), training.sparse(training.trainer(case), case)
     for _ in range(3):
@@ -231,7 +229,7 @@ def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
 
 
 def test_inference_is_measured_for_one_example(here: None) -> None:
-    needs_kernels("Predictor")
+    needs_kernels()
     row = infer.measured(replace(SMALL, batch=1), Effort(1, 1, 20.0))
     assert row.ms_sparse or not row.samples_kept
 
@@ -244,7 +242,7 @@ def test_without_kernels_the_dense_numbers_are_there(
 ) -> None:
     from fedsieve.cli import app
 
-    for module in (step, infer, training):
+    for module in (step, infer, kernels):
         monkeypatch.setattr(module, "reason", lambda: "no compiler")
     words = ["--model", "digits_net", "--samples", "1", "--seconds", "0", "--json"]
     app(["bench", "step", *words, "--sparsity", ".9,.95", "--batch", "8"], standalone_mode=False)

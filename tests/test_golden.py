@@ -22,7 +22,7 @@ RECIPES = [
 
 def measured(recipe: str) -> list[dict[str, float]]:
     short = replace(made(recipe), rounds=3, epochs=1, evaluate_every=3)
-    rounds = run(short, local())
+    rounds = run(short, local(kernels="dense"))
     return [{"loss": r.metrics["loss"], "up": r.bytes_up, "down": r.bytes_down, "density": r.density} for r in rounds]
 
 

@@ -10,6 +10,7 @@ from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.task import open_run
+from fedsieve.kernels import reason
 from fedsieve.local import accuracy, load_, params_of
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, Swat, TopK, ZeroFL
 from fedsieve.models import MODELS
@@ -43,13 +44,24 @@ METHODS: dict[str, Method[Any]] = {
 SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
 
 
+NO_KERNELS = reason()
+
+
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> Method[Any]:
     return METHODS[request.param]
 
 
-def last(run_: Run, engine: Any = None) -> Round:
-    *_, final = run(run_, engine or local())
+@pytest.fixture(params=["dense", "sparse"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """Either way through a training step."""
+    if request.param == "sparse" and NO_KERNELS:
+        pytest.skip(NO_KERNELS)
+    return str(request.param)
+
+
+def last(run_: Run, kernels: str = "auto") -> Round:
+    *_, final = run(run_, local(kernels=kernels))
     return final
 
 
@@ -58,24 +70,26 @@ def same(a: Round, b: Round) -> bool:
     return fa.keys() == fb.keys() and all(torch.equal(fa[n], fb[n]) for n in fa) and a.bytes_up == b.bytes_up
 
 
-def test_it_learns(method: Method[Any]) -> None:
-    final = last(tiny_run(method, rounds=20, lr=0.2))
+def test_it_learns(method: Method[Any], kernels: str) -> None:
+    final = last(tiny_run(method, rounds=20, lr=0.2), kernels)
+    assert final.kernels == {kernels: 3}
     assert final.accuracy is not None
     assert final.accuracy > 0.8
 
 
-def test_it_is_deterministic_and_the_seed_matters(method: Method[Any]) -> None:
+def test_it_is_deterministic_and_the_seed_matters(method: Method[Any], kernels: str) -> None:
     run_ = tiny_run(method, rounds=2)
-    assert same(last(run_), last(run_))
-    assert not same(last(run_), last(replace(run_, seed=1)))
+    first = last(run_, kernels)
+    assert same(first, last(run_, kernels))
+    assert not same(first, last(replace(run_, seed=1), kernels))
 
 
-def test_it_goes_on_from_a_checkpoint_bit_for_bit(method: Method[Any]) -> None:
-    federation = open_run(tiny_run(method))
-    whole = list(rounds(federation, local()))
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(method: Method[Any], kernels: str) -> None:
+    federation, engine = open_run(tiny_run(method)), local(kernels=kernels)
+    whole = list(rounds(federation, engine))
     second = whole[-3]
     start = Start(2, flatten(second.state), second.memory)
-    resumed = list(rounds(federation, local(), start=start))
+    resumed = list(rounds(federation, engine, start=start))
     assert [r.t for r in resumed] == [3, 4]
     assert same(resumed[-1], whole[-1])
 
@@ -88,19 +102,19 @@ def test_it_keeps_the_names_of_the_plain_model(method: Method[Any]) -> None:
     assert set(params_of(method.prepare(TinyNet()))) == names
 
 
-def test_what_it_deploys_is_what_was_tested(method: Method[Any]) -> None:
-    final = last(tiny_run(method))
+def test_what_it_deploys_is_what_was_tested(method: Method[Any], kernels: str) -> None:
+    final = last(tiny_run(method), kernels)
     model = load_(TinyNet(), final.model)
     assert accuracy(model, blobs().test) == final.accuracy
     assert density(final.model) == final.density
 
 
-def test_it_counts_its_work(method: Method[Any]) -> None:
-    final = last(tiny_run(method))
+def test_it_counts_its_work(method: Method[Any], kernels: str) -> None:
+    final = last(tiny_run(method), kernels)
     # 3 clients of 40 examples, 4 held out, each example 36 positions; conv1's input needs no gradient
     conv1, conv2, fc1, fc2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
     assert final.multiply_adds_dense == 3 * 36 * (2 * conv1 + 3 * (conv2 + fc1 + fc2))
-    dense = isinstance(method, FedAvg | TopK)
+    dense = isinstance(method, FedAvg | TopK) or (kernels == "sparse" and getattr(method, "a", 2) == 1)  # zeros move
     assert (final.multiply_adds == final.multiply_adds_dense) == dense
     if method.name in ("pdst", "flash"):  # a frozen mask: every product at the density of its layer
         d = {n: float(own.double().mean()) for n, own in final.state.mask.items()}
@@ -112,13 +126,13 @@ def test_it_counts_its_work(method: Method[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", SPARSE_UPLOAD)
-def test_a_sparse_upload_is_smaller_than_dense(name: str) -> None:
-    final = last(tiny_run(METHODS[name]))
+def test_a_sparse_upload_is_smaller_than_dense(name: str, kernels: str) -> None:
+    final = last(tiny_run(METHODS[name]), kernels)
     assert final.bytes_up < 0.8 * final.bytes_dense_up
 
 
-def test_the_global_model_is_finite_and_float32(method: Method[Any]) -> None:
-    for value in last(tiny_run(method)).state.params.values():
+def test_the_global_model_is_finite_and_float32(method: Method[Any], kernels: str) -> None:
+    for value in last(tiny_run(method), kernels).state.params.values():
         assert value.dtype == torch.float32
         assert torch.isfinite(value).all()
 
@@ -139,14 +153,28 @@ def test_the_global_model_is_finite_and_float32(method: Method[Any]) -> None:
         "hetero_flash",
     ],
 )
-def test_a_pool_gives_the_same_bits_as_one_process(name: str) -> None:
+def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str) -> None:
     run_ = tiny_run(METHODS[name], rounds=2)
-    alone = list(run(run_, local()))
+    alone = list(run(run_, local(kernels=kernels)))
     for n in (1, 3) if name == "topk" else (2,):
-        together = list(run(run_, pool(n)))
+        together = list(run(run_, pool(n, kernels=kernels)))
         for a, b in zip(alone, together, strict=True):
             assert same(a, b)
             assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
+            assert (a.kernels, a.dense_because, a.steps) == (b.kernels, b.dense_because, b.steps)
+
+
+@pytest.mark.skipif(bool(NO_KERNELS), reason=str(NO_KERNELS))
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.9, "weight_decay": 0.01, "lr": 0.02}], ids=["sgd", "momentum"])
+def test_the_kernels_train_what_pytorch_trains(method: Method[Any], changes: dict[str, float]) -> None:
+    first = tiny_run(method, rounds=1, **changes)
+    dense, sparse = (last(first, kernels) for kernels in ("dense", "sparse"))
+    if method.name not in ("nst", "dnr") or not changes:  # there a weight that grows anew starts at rest
+        for name, value in dense.state.params.items():
+            torch.testing.assert_close(sparse.state.params[name], value, rtol=0, atol=1e-5)
+    assert sparse.multiply_adds_dense == dense.multiply_adds_dense
+    if method.name != "sparsefedpp":  # whose weights' gradient is found where th is not 0, alone
+        assert sparse.multiply_adds == pytest.approx(dense.multiply_adds)
 
 
 @pytest.mark.gpu

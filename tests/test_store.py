@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import tiny_run
+from conftest import TIMES, tiny_run
 from fedsieve import InputError, Run, local
 from fedsieve.engine.task import open_run
 from fedsieve.local import accuracy
@@ -25,9 +25,11 @@ from test_rounds import Odd
 
 ORIGIN = Origin("tests.tiny")
 COLUMNS = ["round", "clients", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down"]
-COLUMNS += ["seconds", "refused", "multiply_adds", "multiply_adds_dense", "loss"]
+COLUMNS += ["seconds", "refused", "multiply_adds", "multiply_adds_dense", "loss", "kernels", "dense_because", "steps"]
+COLUMNS += ["ms_per_step"]
 SUMMARY = ["method", "dataset", "rounds", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up"]
-SUMMARY += ["bytes_dense_down", "multiply_adds", "multiply_adds_dense", "seconds", "peak_memory_mb"]
+SUMMARY += ["bytes_dense_down", "multiply_adds", "multiply_adds_dense", "seconds", "peak_memory_mb", "kernels", "steps"]
+SUMMARY += ["ms_per_step", "dense_because"]
 
 
 def go(out: Path, run: Run, **options: Any) -> list[int]:
@@ -51,7 +53,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "run/run.json").read_text())
     assert told["run"]["method"] | {"kind": "ZeroFL", "sparsity": 0.7, "r_mask": 0.1} == told["run"]["method"]
     assert told["run"]["task"]["model"] == "conftest:TinyNet"
-    assert {"version", "commit", "hardware", "engine", "device", "recipe", "started"} <= told.keys()
+    assert {"version", "commit", "hardware", "engine", "device", "kernels", "recipe", "started"} <= told.keys()
 
     inputs = json.loads((tmp_path / "run/inputs.json").read_text())
     assert inputs == {"classes": ["a", "b", "c"], "shape": [2, 6, 6], "mean": [0.0], "std": [1.0]}
@@ -83,8 +85,8 @@ def test_stopping_and_resuming_changes_no_byte(tmp_path: Path, method: Any) -> N
 
 
 def same_run(a: Path, b: Path) -> bool:
-    """The models are equal to the byte, the rows but for their seconds."""
-    rows = [[row | {"seconds": 0} for row in read_rows(out)] for out in (a, b)]
+    """The models are equal to the byte, the rows but for their times."""
+    rows = [[row | TIMES for row in read_rows(out)] for out in (a, b)]
     models = [(out / "model.safetensors").read_bytes() for out in (a, b)]
     return rows[0] == rows[1] and models[0] == models[1]
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fedsieve.kernels import library
+
 
 def circumstances() -> dict[str, Any]:
     """Return them as plain JSON."""
@@ -27,6 +29,7 @@ def circumstances() -> dict[str, Any]:
             "system": platform.platform(),
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "isa": library.isa() if (why := library.reason()) is None else f"none ({why})",
         },
     }
 

@@ -37,6 +37,10 @@ Axis = Annotated[
         help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
     ),
 ]
+Kernels = Annotated[
+    str | None,
+    typer.Option("--kernels", help="auto, sparse or dense (PyTorch). Default: what a run was begun with, or auto."),
+]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
 
 Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
@@ -53,23 +57,28 @@ def run_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
     until: Annotated[int, typer.Option(help="Stop after this round (0: the last); --resume goes on.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
+    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
+    kernels: Kernels = None,
 ) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.data import root_from
     from fedsieve.engine import open_run
+    from fedsieve.engine.loop import chosen
     from fedsieve.progress import show
     from fedsieve.recipes import made
     from fedsieve.settings import changed
-    from fedsieve.store import Origin, keep
+    from fedsieve.store import Origin, keep, kernels_of
 
     run = changed(made(recipe), set_ or [])
-    carrier = _engine(engine, device)
+    folder = out or (_folder(recipe, resume) if resume else None)
+    choice = kernels or (kernels_of(folder) if folder else None) or "auto"
+    carrier = _engine(engine, device, choice)
     federation = open_run(run, root_from(data), _names(measure))
-    folder = out or _folder(recipe, resume)
+    chosen(federation, choice, device)
+    folder = folder or _folder(recipe, resume)
     if resume and not (folder / "run.json").exists():
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    rounds = keep(folder, federation, carrier, Origin(recipe, engine, device), resume=resume, until=until)
+    rounds = keep(folder, federation, carrier, Origin(recipe, engine, device, choice), resume=resume, until=until)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
 
@@ -83,6 +92,7 @@ def sweep_command(
     out: Annotated[Path | None, typer.Option(help="The directory. Default: sweeps/RECIPES-NUMBER.")] = None,
     until: Annotated[int, typer.Option(help="Stop every run after this round (0: the last).", min=0)] = 0,
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
+    kernels: Kernels = None,
     table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
 ) -> None:
     """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
@@ -93,7 +103,7 @@ def sweep_command(
     from fedsieve.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
 
     measured = _names(measure)
-    whole = grid(recipes, set_ or [], seeds, measured)
+    whole = grid(recipes, set_ or [], seeds, measured, kernels or "auto")
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
     folder = out or default_folder(whole)
@@ -102,9 +112,9 @@ def sweep_command(
         show_table(whole, folder)
     else:
         root = root_from(data)
-        check(whole.cells, root)
+        check(whole.cells, root, whole.kernels)
         with open_folder(folder, whole):
-            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured)
+            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured, whole.kernels)
             show_table(whole, folder, save=True)
         if trouble:
             raise InputError(trouble)
@@ -208,14 +218,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _engine(name: str, device: str) -> Any:
+def _engine(name: str, device: str, kernels: str) -> Any:
     from fedsieve.engine import local, pool
 
     kind, _, number = name.partition(":")
     if kind == "local" and not number:
-        return local(device)
+        return local(device, kernels)
     if kind == "pool" and number.isdecimal():
-        return pool(int(number), device)
+        return pool(int(number), device, kernels)
     raise InputError(f"unknown engine {name!r}; the engines are local and pool:N (pool:2 uses two processes)")
 
 

@@ -5,46 +5,100 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsieve.kernels.choice import Kernels, Sparse
 from fedsieve.sparsity import layers
-from fedsieve.types import Data, Device, InputError, Params
+from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
 
 DENSE = (1.0, 1.0, 1.0)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
+class Training:
+    """The steps of a client's local training: iterate over their losses, then the model holds its weights.
+
+    Each epoch is one ``torch.randperm`` of the examples cut into batches, the last of which may be smaller. A step is
+    ``v = momentum * v + g + weight_decay * w; w -= lr * v``, momentum starting at rest; weights off the mask are 0.
+    In between the model need not hold the weights, unless ``steps.write_`` is called; ``steps.put_`` changes the mask.
+    """
+
+    def __init__(self, device: Device, mask: Mask | None = None):
+        self.device = device
+        device.model.train()
+        self.steps: Steps = (device.steps or Dense)(device, mask or {})
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield every step's loss."""
+        device, data = self.device, self.device.data
+        change = partial(device.augment, generator=device.rng) if device.augment else None
+        for _ in range(device.epochs):
+            for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
+                yield self.steps.step(*data.batch(index.to(data.y.device), change))
+        self.steps.write_()
+
+
+class Dense:
+    """Training steps by PyTorch."""
+
+    def __init__(self, device: Device, mask: Mask):
+        self.device = device
+        self.weights = [w for w in device.model.parameters() if w.requires_grad]
+        self.velocity = [torch.zeros_like(w) for w in self.weights] if device.momentum else []
+        self.put_(mask)
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on a batch, and return its loss."""
+        device = self.device
+        loss = F.cross_entropy(device.model(x), y)
+        found = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        with torch.no_grad():
+            for i, (w, g) in enumerate(zip(self.weights, found, strict=True)):
+                step = torch.zeros_like(w) if g is None else g
+                if device.weight_decay:
+                    step = step.add(w, alpha=device.weight_decay)
+                if self.velocity:
+                    step = self.velocity[i].mul_(device.momentum).add_(step)
+                w.sub_(step, alpha=device.lr)
+        self._project_()
+        return loss.detach()
+
+    def put_(self, mask: Mask) -> None:
+        """Go on with another mask."""
+        masked = [(self.device.model.get_parameter(name), own) for name, own in mask.items()]
+        self.masked = [(w, own.to(w.device)) for w, own in masked]
+        self._project_()
+
+    def write_(self) -> None:
+        """Do nothing but wait for a GPU: the model holds its weights."""
+        if self.weights[0].is_cuda:
+            torch.cuda.synchronize(self.weights[0].device)
+
+    @torch.no_grad()
+    def _project_(self) -> None:
+        for w, own in self.masked:
+            w.mul_(own)
+
+
 def sgd(device: Device) -> Iterator[Tensor]:
     """Train ``device.model`` for its epochs, yielding every step's loss: a method's extra work is the loop's body.
 
-    Each epoch is one ``torch.randperm`` of the examples cut into batches, the last of which may be smaller. A step is
-    ``v = momentum * v + g + weight_decay * w; w -= lr * v``, momentum starting at rest.
+    The body may read the model's weights, and change them. The steps are ``Training``'s.
     """
-    model, data = device.model.train(), device.data
-    weights = [w for w in model.parameters() if w.requires_grad]
-    change = partial(device.augment, generator=device.rng) if device.augment else None
-    velocity = [torch.zeros_like(w) for w in weights] if device.momentum else []
-    for _ in range(device.epochs):
-        for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
-            x, y = data.batch(index.to(data.y.device), change)
-            loss = F.cross_entropy(model(x), y)
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
-            with torch.no_grad():
-                for i, (w, g) in enumerate(zip(weights, found, strict=True)):
-                    step = torch.zeros_like(w) if g is None else g
-                    if device.weight_decay:
-                        step = step.add(w, alpha=device.weight_decay)
-                    if velocity:
-                        step = velocity[i].mul_(device.momentum).add_(step)
-                    w.sub_(step, alpha=device.lr)
-            yield loss.detach()
+    training = Training(device)
+    for loss in training:
+        training.steps.write_()
+        yield loss
+        training.steps.put_({})
 
 
 def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,8 +114,8 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(device: Device) -> dict[str, float]:
-    """Run ``sgd`` to its end; the metrics of a plain local training: the mean loss."""
-    return mean_loss(list(sgd(device)))
+    """Train for all epochs; the metrics of a plain local training: the mean loss."""
+    return mean_loss(list(Training(device)))
 
 
 def mean_loss(losses: list[Tensor]) -> dict[str, float]:
@@ -101,15 +155,45 @@ def accuracy(model: nn.Module, data: Data, batch: int = 500) -> float:
 
 
 class Work:
-    """Multiply-adds of forward, input gradient and weight gradient: at the real densities, and were all dense.
+    """What a client's training took: steps, seconds, and multiply-adds, at the real densities and were all dense.
 
-    A layer tells the densities of its last three products in an attribute ``densities``; without one it is dense.
+    These are forward, input gradient and weight gradient. In dense steps a layer tells the densities of its last three
+    products in an attribute ``densities``; without one it is dense.
     """
 
-    def __init__(self, model: nn.Module):
-        self.real = self.dense = 0.0
+    def __init__(self, model: nn.Module, kernels: Kernels | None = None):
+        self.kernels = kernels
+        self.restart()
         for layer in layers(model).values():
             layer.register_forward_hook(self._count)
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self.real = self.dense = self.seconds = 0.0
+        self.times, self.why = list[float](), ""
+        self.sparse: Sparse | None = None
+
+    def begin(self, device: Device, mask: Mask) -> Steps:
+        """Return the steps of a training, sparse or dense, which will be counted; ``why`` holds the reason if dense."""
+        with self.clock():
+            found = self.kernels.take(device, mask) if self.kernels else ""
+            if isinstance(found, str):
+                self.why = found
+                return _Counted(Dense(device, mask), self)
+            self.sparse = found
+            return _Counted(found, self)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps; ``times`` has the seconds of each, ``seconds`` those before and after them as well."""
+        return len(self.times)
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Count the seconds of the block."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
 
     def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not layer.training:
@@ -121,6 +205,32 @@ class Work:
         needed = float(inputs[0].requires_grad)
         self.real += products * (forward + grad_in * needed + grad_w)
         self.dense += products * (2 + needed)
+
+
+@dataclass
+class _Counted:
+    """Steps whose cost is counted."""
+
+    steps: Dense | Sparse
+    work: Work
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        before = self.work.seconds
+        with self.work.clock():
+            loss = self.steps.step(x, y)
+        self.work.times.append(self.work.seconds - before)
+        if isinstance(self.steps, Sparse):
+            real, dense = self.steps.multiply_adds(len(x))
+            self.work.real, self.work.dense = self.work.real + real, self.work.dense + dense
+        return loss
+
+    def put_(self, mask: Mask) -> None:
+        with self.work.clock():
+            self.steps.put_(mask)
+
+    def write_(self) -> None:
+        with self.work.clock():
+            self.steps.write_()
 
 
 class Saved:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsieve.local import mean_loss, sgd
+from fedsieve.local import Training, mean_loss
 from fedsieve.server import Step, Weighting, mean
 from fedsieve.sparsity import count, scaled, top_within
 from fedsieve.types import Device, InputError, Mask, Params, Tree, Update
@@ -163,40 +163,33 @@ def learn(
 
     Without rates the mask is frozen. Returns the metrics and the mask at the end.
     """
-    weights = {name: device.model.get_parameter(name) for name in mask}
-    on_device = _put_(device.model, weights, mask)
-    losses = []
-    for step, loss in enumerate(sgd(device), start=1):
-        _project_(weights, on_device)
-        if rates and rates.get(step):
-            now = {name: w.detach().cpu() for name, w in weights.items()}
-            left, mask = prune_regrow(now, mask, rates[step], share, device.rng)
-            with torch.no_grad():
-                for name, w in weights.items():
-                    w.copy_(left[name])
-            on_device = _put_(device.model, weights, mask)
+    _declare_(device.model, mask)
+    training, losses = Training(device, mask), list[Tensor]()
+    for step, loss in enumerate(training, start=1):
         losses.append(loss)
+        if rates and rates.get(step):
+            training.steps.write_()
+            mask = _moved(device, mask, rates[step], share)
+            training.steps.put_(mask)
     return mean_loss(losses), mask
+
+
+def _moved(device: Device, mask: Mask, p: float, share: Share) -> Mask:
+    """Return the mask after a step of DNR on the model's weights, which are left on both masks."""
+    weights = {name: device.model.get_parameter(name) for name in mask}
+    now = {name: w.detach().cpu() for name, w in weights.items()}
+    left, after = prune_regrow(now, mask, p, share, device.rng)
+    with torch.no_grad():
+        for name, w in weights.items():
+            w.copy_(left[name])
+    _declare_(device.model, after)
+    return after
 
 
 def epoch_ends(device: Device) -> tuple[int, int]:
     """Return the steps of one local epoch, and of the whole local training."""
     steps = -(-len(device.data) // device.batch)
     return steps, steps * device.epochs
-
-
-def _put_(model: nn.Module, weights: Mapping[str, Tensor], mask: Mask) -> Mask:
-    """Return the mask where the weights are, zero them off it, and let the layers tell their densities."""
-    _declare_(model, mask)
-    there = {name: own.to(weights[name].device) for name, own in mask.items()}
-    _project_(weights, there)
-    return there
-
-
-@torch.no_grad()
-def _project_(weights: Mapping[str, Tensor], mask: Mask) -> None:
-    for name, w in weights.items():
-        w.mul_(mask[name])
 
 
 def _declare_(model: nn.Module, mask: Mask) -> None:

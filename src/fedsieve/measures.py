@@ -4,6 +4,7 @@ masks    the server's masks after every aggregation: their mismatch with the rou
          eq. 1), the share of non-zeros in every layer (Qiu et al. 2022, Fig. 2), every 20 rounds the positions of
          the top 10 % of each layer (Fig. 3); and what a client's autograd keeps for backward
 pruned   the accuracy of the model cut to the target density, where a method serves a union of masks
+kernels  at the end of a run, a training step by the kernels beside the dense one: milliseconds, multiply-adds, memory
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fedsieve.masks import mismatch
 from fedsieve.sparsity import top
 from fedsieve.types import Data, InputError, Mask, Params
 
-MEASURES = ("masks", "pruned")
+MEASURES = ("masks", "pruned", "kernels")
 EVERY, SHARE = 20, 0.1
 """How often positions are kept, and of what share of a layer (ZeroFL, Fig. 3)."""
 

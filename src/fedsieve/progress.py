@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedsieve.engine import Federation, Round
+from fedsieve.recorded import trained_by
 from fedsieve.store import read_rows
 
 
@@ -37,6 +39,7 @@ def show(
 
 def _live(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
     columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
+    said = set[str]()
     bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
     task, accuracy = bar.add_task("", total=last, completed=done), None
     grid = Table.grid()
@@ -49,18 +52,22 @@ def _live(rounds: Iterator[Round], done: int, last: int, console: Console) -> No
             grid.add_row(bar)
             grid.add_row(line(round, accuracy))
             live.update(grid)
-            _complain(round, console)
+            _complain(round, console, said)
 
 
 def _plain(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
-    began = time.perf_counter()
+    began, said = time.perf_counter(), set[str]()
     for round in rounds:
         left = (time.perf_counter() - began) / max(round.t - done, 1) * (last - round.t)
         console.print(f"round {round.t}/{last}  {line(round, round.accuracy)}  ETA {clock(left)}")
-        _complain(round, console)
+        _complain(round, console, said)
 
 
-def _complain(round: Round, console: Console) -> None:
+def _complain(round: Round, console: Console, said: set[str]) -> None:
+    """Print what was refused, and once why clients train densely."""
+    if round.dense_because and not said:
+        said.add(round.dense_because)
+        console.print(f"kernels: dense, because {round.dense_because}")
     for refusal in round.refused:
         console.print(f"round {round.t}: the update of client {refusal.client} was refused: {refusal.reason}")
 
@@ -102,11 +109,18 @@ def _summary(folder: Path) -> Table:
         factor = told[f"bytes_dense_{way}"] / max(told[f"bytes_{way}"], 1)
         table.add_row(f"sent {way}", megabytes(told[f"bytes_{way}"]), f"{factor:.2f} times less than dense")
     table.add_row("one upload", decimal(int(told["upload_bytes"])), f"measured{paper}")
-    work = told["multiply_adds_dense"] / max(told["multiply_adds"], 1)
-    table.add_row(
-        "multiply-adds", f"{told['multiply_adds']:.3g}", f"{work:.2f} times fewer than dense, were zeros skipped"
-    )
+    work, skipped = told["multiply_adds_dense"] / max(told["multiply_adds"], 1), list(told["kernels"]) == ["sparse"]
+    ratio = f"{work:.2f} times fewer than dense{'' if skipped else ', were zeros skipped'}"
+    table.add_row("multiply-adds", f"{told['multiply_adds']:.3g}", ratio)
     table.add_row("time", clock(told["seconds"]), f"peak memory {told['peak_memory_mb']:.0f} MB")
+    if told["kernels"]:
+        table.add_row("kernels", trained_by(told["kernels"]), _step(told))
+    for way, of in told.get("kernels_measured", {}).items():
+        table.add_row("", way, of.get("because") or f"{_step(of)}, peak memory {of['peak_memory_mb']:.0f} MB")
     if refused:
         table.add_row("refused", str(refused), "updates: see rounds.jsonl")
     return table
+
+
+def _step(told: Mapping[str, Any]) -> str:
+    return "" if told["ms_per_step"] is None else f"{told['ms_per_step']:.3g} ms a step"

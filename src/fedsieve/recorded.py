@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +93,24 @@ class Recorded:
         final, (_, known) = self.final(name), self.series(name)
         return final if final is not None else sum(known) if known else None
 
+    @property
+    def kernels(self) -> str:
+        """Which way the clients trained, as ``trained_by`` says it."""
+        held = (row.get("kernels") for row in self.rows)
+        return trained_by(sum((Counter(one) for one in held if _counts(one)), Counter[str]()))
+
+    @property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """A training step each way, where it was measured."""
+        both = (self.summary or {}).get("kernels_measured")
+        return {way: of for way, of in both.items() if isinstance(of, dict)} if isinstance(both, dict) else {}
+
+    def step(self) -> float | None:
+        """Return the mean milliseconds of a training step, as far as the run has got."""
+        known = [(number(row.get("ms_per_step")), number(row.get("steps"))) for row in self.rows]
+        counted = [(ms * steps, steps) for ms, steps in known if ms is not None and steps]
+        return sum(total for total, _ in counted) / sum(steps for _, steps in counted) if counted else None
+
     def upload(self) -> float | None:
         """Return the mean bytes of one upload in training (a warm-up aside). None if a row does not say."""
         trained = [row for row in self.rows if row.get("round") != 0]
@@ -116,6 +135,11 @@ def read(folder: Path) -> Recorded:
     run = Recorded(folder, about, rows, summary, classes, counts)
     current = summary is not None and number(summary.get("rounds")) == run.done
     return run if current else replace(run, summary=None)
+
+
+def trained_by(kernels: Mapping[str, int]) -> str:
+    """Return which way clients trained: ``sparse``, ``dense``, or how many each, ``sparse 30, dense 7``."""
+    return ", ".join(kernels) if len(kernels) < 2 else ", ".join(f"{way} {n}" for way, n in kernels.items())
 
 
 def labelled(runs: list[Recorded]) -> list[Recorded]:
@@ -180,6 +204,10 @@ def _nested(value: Any) -> int:
             return depth
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
     return DEEPEST + 1
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(n, int) for n in value.values())
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

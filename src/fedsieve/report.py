@@ -23,6 +23,7 @@ from fedsieve.gallery import gallery
 from fedsieve.output import check_place, save
 from fedsieve.recorded import Recorded, labelled, number, read
 from fedsieve.types import InputError
+from fedsieve.units import count, duration, megabytes, milliseconds, percent, size, three
 
 NONE = "<span class=soft>–</span>"
 HEAD = """<!doctype html>
@@ -34,7 +35,9 @@ HEAD = """<!doctype html>
 <meta name=color-scheme content="light dark">
 """
 NOTE = """Bytes are those of the encoded messages, as counted; 1 MB is 10<sup>6</sup> bytes. Dense is what plain
-federated averaging of the same model costs in the same rounds. A factor is the reference over the measured value."""
+federated averaging of the same model costs in the same rounds. A factor is the reference over the measured value. A
+step is a client's, with what goes before and after its steps; sparse is by the kernels, dense by PyTorch. Below, if it
+was measured at the end of the run: one step each way, alone, and the peak memory of a process that takes it."""
 
 
 def report(dirs: list[Path], out: Path) -> None:
@@ -94,7 +97,17 @@ def _state(run: Recorded) -> str:
 
 
 def _results(runs: list[Recorded]) -> str:
-    names = ("Accuracy", "Density", "Bytes up", "Bytes down", "One upload", "Multiply-adds", "Time", "Peak memory")
+    names = (
+        "Accuracy",
+        "Density",
+        "Bytes up",
+        "Bytes down",
+        "One upload",
+        "Multiply-adds",
+        "A step",
+        "Time",
+        "Peak memory",
+    )
     top = "<th scope=col>Run</th>" + "".join(f"<th scope=col class=number>{name}</th>" for name in names)
     body = "".join(_result(place, run) for place, run in enumerate(runs))
     return f"<p><small>{NOTE}</small></p>" + _wide(f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody>", "results")
@@ -106,21 +119,33 @@ def _wide(table: str, kind: str) -> str:
 
 def _result(place: int, run: Recorded) -> str:
     cells = [
-        _value(run.last("accuracy"), _percent),
-        _value(run.last("density"), _percent),
+        _value(run.last("accuracy"), percent),
+        _value(run.last("density"), percent),
         *(
-            _measured(run.total(f"bytes_{way}"), _bytes, "dense", run.total(f"bytes_dense_{way}"))
+            _measured(run.total(f"bytes_{way}"), size, "dense", run.total(f"bytes_dense_{way}"))
             for way in ("up", "down")
         ),
-        _measured(run.upload(), _bytes, "paper", run.final("paper_bytes_up")),
-        _measured(run.total("multiply_adds"), _count, "dense", run.total("multiply_adds_dense")),
-        _value(run.total("seconds"), _time),
-        _value(run.final("peak_memory_mb"), lambda mb: _bytes(mb * 1e6)),
+        _measured(run.upload(), size, "paper", run.final("paper_bytes_up")),
+        _measured(run.total("multiply_adds"), count, "dense", run.total("multiply_adds_dense")),
+        _step(run),
+        _value(run.total("seconds"), duration),
+        _value(run.final("peak_memory_mb"), megabytes),
     ]
     name = f"<span class=named>{_key('result', place)}<span>{_soft(run.label)}</span></span>"
     below = f"<small class=method>{_soft(run.method)}</small><small>{'' if run.whole else _state(run)}</small>"
     numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
     return f"<tr><th scope=row>{name}{below}</th>{numbers}</tr>\n"
+
+
+def _step(run: Recorded) -> str:
+    """Return the milliseconds of a training step and which way it was computed; and both ways, where measured."""
+    both = [
+        f"<small>{escape(way)} {_value(number(of.get('ms_per_step')), milliseconds)}, "
+        f"{_value(number(of.get('peak_memory_mb')), megabytes)}</small>"
+        for way, of in run.measured.items()
+    ]
+    way = [f"<small>{escape(run.kernels)}</small>"] if run.kernels else []
+    return "".join([_value(run.step(), milliseconds), *way, *both])
 
 
 def _value(value: float | None, form: Callable[[float], str]) -> str:
@@ -138,40 +163,7 @@ def _measured(value: float | None, form: Callable[[float], str], what: str, refe
 def _factor(ratio: float) -> str:
     if 0.995 < ratio < 1.005:
         return "the same"
-    return f"{_three(ratio)}× less" if ratio > 1 else f"{_three(1 / ratio) if ratio else '∞'}× more"
-
-
-def _three(value: float) -> str:
-    """Return three significant digits, never fewer than the whole number's, without an exponent."""
-    rounded = float(f"{value:.3g}") if abs(value) < 1000 else value
-    digits = 2 - math.floor(math.log10(abs(rounded))) if rounded else 0
-    return f"{rounded:,.{min(max(digits, 0), 9)}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{_three(100 * share) if abs(share) < 0.01 else format(100 * share, '.1f')} %"
-
-
-def _units(value: float, units: Sequence[str]) -> str:
-    power = min(int(math.log10(value) // 3), len(units) - 1) if value >= 1 else 0
-    power += round(value / 1000**power) >= 1000 and power < len(units) - 1
-    scaled = value / 1000**power
-    return f"{_three(scaled) if power or scaled % 1 else format(scaled, '.0f')} {units[power]}".strip()
-
-
-def _bytes(value: float) -> str:
-    return _units(value, ("B", "kB", "MB", "GB", "TB", "PB"))
-
-
-def _count(value: float) -> str:
-    return _units(value, ("", "k", "M", "G", "T", "P", "E"))
-
-
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{three(ratio)}× less" if ratio > 1 else f"{three(1 / ratio) if ratio else '∞'}× more"
 
 
 def _sent(run: Recorded, place: int) -> Line:

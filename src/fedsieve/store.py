@@ -36,8 +36,9 @@ from fedsieve.data import Dataset
 from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import Start, rounds
-from fedsieve.local import peak_memory_mb
+from fedsieve.engine.probe import of_both
 from fedsieve.masks import packed
+from fedsieve.summary import summary
 from fedsieve.types import InputError, flatten, rng, unflatten
 
 ROWS, KEPT = "rounds.jsonl", 2
@@ -45,11 +46,12 @@ ROWS, KEPT = "rounds.jsonl", 2
 
 @dataclass(frozen=True)
 class Origin:
-    """How a run was started: the recipe's name, the engine's, the device."""
+    """How a run was started: the recipe's name, the engine's, the device, and the kernels that were chosen."""
 
     recipe: str
     engine: str = "local"
     device: str = "cpu"
+    kernels: str = "auto"
 
 
 def keep(
@@ -154,7 +156,7 @@ def _open(out: Path, federation: Federation, origin: Origin, resume: bool) -> St
     """Make or check the directory, and return where to go on."""
     described_run, start = described(federation.run), None
     if (out / "run.json").exists():
-        _check_same(out, described_run, federation.measure, resume)
+        _check_same(out, described_run, federation.measure, origin.kernels, resume)
         start = _newest(out, fingerprint(federation))
         first = federation.run.first
         rows = _rows_to(out, first, start.t if start else first - 1)
@@ -194,7 +196,16 @@ def alone(out: Path) -> int:
     return lock
 
 
-def _check_same(out: Path, wanted: dict[str, Any], measure: tuple[str, ...], resume: bool) -> None:
+def kernels_of(out: Path) -> str | None:
+    """Return the kernels that a directory's run was begun with (older ones: dense); None if it holds none."""
+    try:
+        about = json.loads((out / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return str(about.get("kernels", "dense")) if isinstance(about, dict) else None
+
+
+def _check_same(out: Path, wanted: dict[str, Any], measure: tuple[str, ...], kernels: str, resume: bool) -> None:
     try:
         about = json.loads((out / "run.json").read_text())
         found, measured = about["run"], ",".join(about.get("measure", [])) or "none"
@@ -209,6 +220,8 @@ def _check_same(out: Path, wanted: dict[str, Any], measure: tuple[str, ...], res
         raise InputError(
             f"{out} is measured otherwise (--measure {measured} there, {asked} here): choose another --out"
         )
+    if kernels != (begun := kernels_of(out)):
+        raise InputError(f"{out} was begun with --kernels {begun}, not {kernels}: go on so, or choose another --out")
     if not resume:
         raise InputError(f"{out} already holds this run: add --resume to go on with it, or choose another --out")
 
@@ -273,29 +286,8 @@ def _finish(out: Path, federation: Federation) -> None:
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     shipped = plain.state_dict() | run.method.deploy(state)
     write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
-    write_json(out / "summary.json", _summary(read_rows(out), federation))
-
-
-def _summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
-    """Return the run so far in numbers: sums over its rounds, the last test, and what one upload weighs in training."""
-    method = federation.run.method
-    added = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
-    tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
-    pruned = [r["accuracy_pruned"] for r in rows if "accuracy_pruned" in r]
-    trained = [r for r in rows if r["round"] > 0]
-    return {
-        "method": method.name,
-        "dataset": federation.dataset.name,
-        "rounds": rows[-1]["round"],
-        "accuracy": tested[-1] if tested else None,
-        **({"accuracy_pruned": pruned[-1]} if pruned else {}),
-        "density": rows[-1]["density"],
-        **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},
-        "uploads": sum(len(r["clients"]) for r in trained),
-        "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),
-        "paper_bytes_up": method.paper_bytes(federation.model()),
-        "peak_memory_mb": peak_memory_mb(),
-    }
+    both = {"kernels_measured": of_both(federation, state, start)} if "kernels" in federation.measure else {}
+    write_json(out / "summary.json", summary(read_rows(out), federation) | both)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -103,6 +103,19 @@ class Augment(Protocol):
         """Return the changed inputs."""
 
 
+class Steps(Protocol):
+    """The steps of one client's training, whatever computes them."""
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on a batch, and return its loss."""
+
+    def put_(self, mask: Mask) -> None:
+        """Go on from the model's weights, on another mask."""
+
+    def write_(self) -> None:
+        """Give the model its weights."""
+
+
 @dataclass
 class Device:
     """What a client owns while it trains: one round's orders, its data, and what it remembers between rounds."""
@@ -127,6 +140,8 @@ class Device:
     """What is done to a batch's raw inputs before they are normalised, by chance from ``rng``; None: nothing."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """State of this client alone (NST's masks); kept by the engine, and in the checkpoints."""
+    steps: Callable[[Device, Mask], Steps] | None = None
+    """What begins a training on a mask: PyTorch, dense, where it is None."""
 
 
 @dataclass(frozen=True)

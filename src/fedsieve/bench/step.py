@@ -15,7 +15,7 @@ from typing import Any
 from fedsieve.bench import memory
 from fedsieve.bench.cases import PERIOD, Case
 from fedsieve.bench.clock import Work, warm
-from fedsieve.bench.compare import Effort, compared
+from fedsieve.bench.compare import Effort, best, compared
 from fedsieve.bench.fresh import fresh
 from fedsieve.bench.training import LAYOUTS, dense, sparse, trainer
 from fedsieve.kernels import reason
@@ -50,7 +50,7 @@ def measured(case: Case, effort: Effort) -> Row:
     there = reason() is None
     return Row(
         **{name: getattr(case, name) for name in ("model", "batch", "sparsity", "rule", "storage")},
-        **fresh(timed, case, effort.threads, **asdict(effort)),
+        **best([fresh(timed, case, effort.threads, **asdict(effort)) for _ in range(effort.processes)]),
         peak_mb_sparse=memory.peak(case, effort.threads) if there else None,
         peak_mb_dense=memory.dense_peak(case.model, case.batch, effort.threads),
     )

@@ -9,16 +9,18 @@ import torch
 
 from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
 from fedsieve.engine.task import Federation
+from fedsieve.kernels.choice import check_choice
 from fedsieve.types import InputError
 
 
-def local(device: str = "cpu") -> Engine:
-    """Train all clients in this process, on ``device``."""
+def local(device: str = "cpu", kernels: str = "auto") -> Engine:
+    """Train all clients in this process, on ``device``, by the sparse ``kernels``: auto, sparse or dense (not)."""
     check_device(device)
+    check_choice(kernels)
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        worker = Worker(federation, device)
+        worker = Worker(federation, device, kernels)
 
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
             for client, message in messages.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.engine.task import Federation, Run, open_run
+from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.sparsity import density
@@ -63,6 +65,14 @@ class Round:
     bytes_dense_down: int
     multiply_adds: float
     multiply_adds_dense: float
+    kernels: Mapping[str, int]
+    """How many clients trained by the kernels (``sparse``), and how many by PyTorch (``dense``)."""
+    dense_because: str | None
+    """Why a client's training was dense, where that was not asked for."""
+    steps: int
+    """The clients' training steps."""
+    ms_per_step: float | None
+    """Milliseconds a training step took a client, on average, with what goes before and after its steps."""
     seconds: float
     """Wall-clock of the round, its test set aside."""
     refused: tuple[Refused, ...]
@@ -82,16 +92,24 @@ class Start:
     memory: Memory
 
 
+def chosen(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
+    """Return the kernels that train the clients' ``model``, as chosen. Raises InputError where they must but cannot."""
+    kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
+    if choice != "dense":
+        kernels.check(tuple(federation.dataset.train.x.shape[1:]))
+    return kernels
+
+
 class Worker:
     """A process's share of the clients: one resident model, the multiply-adds it has done, and the federation."""
 
-    def __init__(self, federation: Federation, where: str = "cpu"):
+    def __init__(self, federation: Federation, where: str = "cpu", kernels: str = "auto"):
         keep_freed_memory()
         self.federation, self.where = federation, where
         self.cuda = [torch.device(where)] if where != "cpu" else []
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
-        self.work = Work(self.model)
+        self.work = Work(self.model, chosen(federation, kernels, where, self.model))
         self.saved = Saved(self.model) if "masks" in federation.measure else None
         self._message, self._down = b"", dict[str, Any]()
 
@@ -105,54 +123,99 @@ class Worker:
 def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
     """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
     work = worker.work
-    work.real = work.dense = 0.0
+    work.restart()
     if worker.saved:
         worker.saved.restart()
     kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
     with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
+        device.steps = work.begin
         update = worker.method.client(worker.read(message), device)
     told: Tree = {
         "tree": update.tree,
         "n": float(update.n),
-        "metrics": {**update.metrics, **(worker.saved.metrics() if worker.saved else {})},
+        "metrics": {**update.metrics, **_saved(worker)},
         "work": {"real": work.real, "dense": work.dense},
+        "notes": _notes(work),
     }
     reply = encode(told)
     return reply, encode(device.memory) if device.memory else b""
 
 
+def _saved(worker: Worker) -> dict[str, float]:
+    """Return what was kept for backward, if it is measured: by autograd, or as a whole by the kernels."""
+    if not worker.saved:
+        return {}
+    return {"saved_bytes": float(worker.work.sparse.bytes)} if worker.work.sparse else worker.saved.metrics()
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a client tells about its training: measured, not sent for the method, and no part of the upload's bytes."""
+
+    steps: int
+    seconds: float
+    sparse: bool
+    why: str | None
+    bytes: int
+
+
+def _notes(work: Work) -> Tree:
+    why = {work.why: 1.0} if work.why else {}
+    return {"steps": float(work.steps), "seconds": work.seconds, "sparse": float(bool(work.sparse)), "why": why}
+
+
+def _read_notes(told: Any) -> Notes:
+    steps, seconds, sparse, why = int(told["steps"]), float(told["seconds"]), bool(told["sparse"]), [*told["why"]]
+    if steps < 0 or not 0 <= seconds < math.inf:
+        raise ValueError
+    return Notes(steps, seconds, sparse, why[0] if why else None, len(encode({"notes": told})) - len(encode({})))
+
+
 @dataclass
 class Tally:
-    """What a round's answers added up to, counted while they stream by."""
+    """What a round's answers added up to, counted while they stream by. Their notes are no part of the bytes."""
 
     bytes_up: int = 0
     real: float = 0.0
     dense: float = 0.0
     weight: float = 0.0
+    weights: dict[str, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+    why: str | None = None
+    steps: int = 0
+    seconds: float = 0.0
 
     def read(self, answers: Iterable[tuple[int, bytes]]) -> Iterator[Update]:
         """Yield every update that can be taken; note the others."""
         for client, reply in answers:
             self.bytes_up += len(reply)
             try:
-                update, work = _update(decode(reply))
+                update, work, notes = _update(decode(reply))
             except WireError as error:
                 self.refused.append(Refused(client, str(error)))
                 continue
+            self._note(notes)
             self.real += work["real"]
             self.dense += work["dense"]
             self.weight += update.n
             for name, value in update.metrics.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * update.n
+                self.weights[name] = self.weights.get(name, 0.0) + update.n
             yield update
+
+    def _note(self, notes: Notes) -> None:
+        self.bytes_up -= notes.bytes
+        self.kernels["sparse" if notes.sparse else "dense"] += 1
+        self.why = self.why or notes.why
+        self.steps, self.seconds = self.steps + notes.steps, self.seconds + notes.seconds
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The clients' metrics, averaged by their numbers of examples."""
-        return {name: value / self.weight for name, value in self.sums.items()}
+        """The clients' metrics, averaged by the numbers of examples of those who tell them."""
+        return {name: value / self.weights[name] for name, value in self.sums.items()}
 
 
 def run(
@@ -204,6 +267,10 @@ def rounds(
                 bytes_dense_down=dense_down * len(clients) * (t > 0),
                 multiply_adds=tally.real,
                 multiply_adds_dense=tally.dense * (t > 0),
+                kernels=dict(sorted(tally.kernels.items(), reverse=True)),
+                dense_because=tally.why,
+                steps=tally.steps,
+                ms_per_step=1000 * tally.seconds / tally.steps if tally.steps else None,
                 seconds=seconds,
                 refused=tuple(tally.refused),
                 memory=dict(memory),
@@ -237,12 +304,13 @@ def _aggregate(run: Run, t: int, state: Any, answers: Iterable[tuple[int, bytes]
     )
 
 
-def _update(told: Tree) -> tuple[Update, dict[str, float]]:
+def _update(told: Tree) -> tuple[Update, dict[str, float], Notes]:
     """Return a client's answer, checked: finite numbers, and at least one example."""
     try:
         tree, n, metrics, work = told["tree"], told["n"], told["metrics"], told["work"]
         update = Update(tree, int(n), {k: float(v) for k, v in metrics.items()})  # type: ignore[arg-type, union-attr]
         counted = {name: float(work[name]) for name in ("real", "dense")}  # type: ignore[index, arg-type]
+        notes = _read_notes(told["notes"])
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise WireError("not a client's answer") from None
     if update.n < 1:
@@ -251,7 +319,7 @@ def _update(told: Tree) -> tuple[Update, dict[str, float]]:
         values = value.values if isinstance(value, Sparse) else value
         if isinstance(values, Tensor) and values.is_floating_point() and not _finite(values):
             raise WireError(f"{name} is not finite")
-    return update, counted
+    return update, counted, notes
 
 
 def _finite(values: Tensor) -> bool:

@@ -17,25 +17,28 @@ import torch
 from torch import Tensor
 
 from fedsieve.engine.local import check_device
-from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
+from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer, chosen
 from fedsieve.engine.task import Federation
+from fedsieve.kernels.choice import check_choice
 from fedsieve.local import peak_memory_mb, warn_in_one_line
 from fedsieve.types import InputError
 
 _worker: Worker | None = None
 
 
-def pool(n: int, device: str = "cpu") -> Engine:
-    """Train the clients in ``n`` processes on ``device``. At most 2n answers wait to be aggregated."""
+def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
+    """Train the clients in ``n`` processes, otherwise as ``local`` does. At most 2n answers wait to be aggregated."""
     check_device(device)
+    check_choice(kernels)
     if n < 1:
         raise InputError(f"a pool needs at least 1 process, got {n}")
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        _check_sendable(federation)
+        check_sendable(federation)
+        chosen(federation, kernels, device)
         context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device))
+        executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device, kernels))
 
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
             waiting: deque[tuple[int, Future[tuple[bytes, bytes, float]]]] = deque()
@@ -69,7 +72,8 @@ def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     return replace(federation, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
 
 
-def _check_sendable(federation: Federation) -> None:
+def check_sendable(federation: Federation) -> None:
+    """Raise InputError unless other processes can be sent the run."""
     try:
         ForkingPickler.dumps(federation.run)
     except Exception as error:  # whatever a lambda, a local class or a lock raises
@@ -84,12 +88,12 @@ def _share(x: Tensor) -> Tensor:
     return x
 
 
-def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str) -> None:
+def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str, kernels: str) -> None:
     global _worker
     threading.Thread(target=follow_parent, daemon=True).start()
     warn_in_one_line()
     torch.set_num_threads(1)
-    _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device)
+    _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device, kernels)
 
 
 def follow_parent() -> None:

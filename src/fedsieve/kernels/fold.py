@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,16 @@ class Fused(Layer):
     """Where each stands in a row of the weight, int64 [entries]."""
     row: Tensor
     """Where each output channel's begin, and where the last one's end, int32 [out + 1]."""
+    known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """What ``offsets`` has found."""
 
     def offsets(self, channel: int, taps: list[int]) -> Tensor:
         """Return where each non-zero's input lies, from the distances between channels and to each tap."""
-        inner, tap = self.index // len(taps), self.index % len(taps)
-        return (inner * channel + torch.tensor(taps)[tap]).to(torch.int32)
+        key = (channel, *taps)
+        if key not in self.known:
+            inner, tap = self.index // len(taps), self.index % len(taps)
+            self.known[key] = (inner * channel + torch.tensor(taps)[tap]).to(torch.int32)
+        return self.known[key]
 
 
 def fold(graph: Graph) -> Graph:

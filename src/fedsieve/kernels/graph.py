@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.fx.passes.shape_prop import ShapeProp
 
 from fedsieve.kernels.recognise import (
+    Window,
     is_flatten,
     is_in_place,
     is_norm,
@@ -85,11 +85,7 @@ class Norm(Layer):
 class Pool(Layer):
     """A maximum or a mean over windows."""
 
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    average: int = 0
-    """0: maximum; 1: mean over the window's area; 2: over its part inside the map."""
+    window: Window
 
 
 @dataclass(eq=False)
@@ -161,6 +157,15 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, name)
 
 
+class _Shapes(fx.Interpreter):
+    """Notes every node's shape and type (``torch.fx.passes.shape_prop`` does, and imports half a second of more)."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        n.meta["value"] = (tuple(found.shape), found.dtype) if isinstance(found, Tensor) else ((), None)
+        return found
+
+
 def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
     modes = {m: m.training for m in model.modules()}
@@ -170,7 +175,7 @@ def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Gra
             raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            ShapeProp(traced).propagate(torch.zeros(2, *shape))
+            _Shapes(traced).run(torch.zeros(2, *shape))
     except Unsupported:
         raise
     except Exception as error:
@@ -211,7 +216,7 @@ class _Reader:
                 given = self.values[node] = _value(node)
             elif node.op == "output":
                 output = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-            elif "tensor_meta" in node.meta:  # else a size, for a view
+            elif node.meta["value"][1] is not None:  # else a size, for a view
                 self._read(node)
         if given is None or output is None or not output.flat:
             raise Unsupported("the model does not map [n, ...] to logits [n, classes]")
@@ -240,7 +245,7 @@ class _Reader:
         if other is not None and _same(x, other):
             return self._sum(node, x, other)
         if not x.flat and (found := window(kind, node, x.height, x.width)) is not None:
-            return self._add(Pool([x], _value(node), *found))
+            return self._add(Pool([x], _value(node), found))
         if is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
             return x if x.flat else self._add(Flatten([x], value))
         return x if is_nothing(module, self.training) else self._foreign(node, module, name)
@@ -283,9 +288,8 @@ class _Reader:
 
 
 def _value(node: fx.Node) -> Value:
-    meta = node.meta["tensor_meta"]
-    shape = tuple(getattr(meta, "shape", ()))
-    if len(shape) not in (2, 4) or shape[0] != 2 or meta.dtype != torch.float32:
+    shape, dtype = node.meta["value"]
+    if len(shape) not in (2, 4) or shape[0] != 2 or dtype != torch.float32:
         raise Unsupported(f"{node.name} gives {tuple(shape)}: neither [n, c, h, w] nor [n, features] of float32")
     return Value(*shape[1:]) if len(shape) == 4 else Value(shape[1], flat=True)
 

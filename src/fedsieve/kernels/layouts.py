@@ -8,14 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsieve.kernels import recognise
 from fedsieve.kernels.fold import Fused
 from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
 from fedsieve.kernels.plan import Arena, Room
 from fedsieve.kernels.program import WORDS, Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
 from fedsieve.kernels.program import Pool as PoolOp
 
-COPY = Pool([], Value(0))
+COPY = Pool([], Value(0), recognise.Window(1, 1, 0, 0))
 """The pool that changes nothing."""
+SMALL = 16
+"""Positions of a map whose every tap is laid out on its own, where a sample is alone: whole cache lines to read."""
 
 
 class Layout(Protocol):
@@ -63,8 +66,8 @@ class Blocks:
 
     def pool(self, layer: Pool, x: Room, out: Room) -> Operation:
         """Return a pool."""
-        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=layer.kernel, stride=layer.stride)
-        op.padding, op.average = layer.padding, layer.average
+        w, op = layer.window, PoolOp(in_=self.arena.map(x), out=self.arena.map(out))
+        op.kernel, op.stride, op.padding, op.average = w.kernel, w.stride, w.padding, w.average
         return op
 
     def flatten(self, value: Value, x: Room, out: Room) -> Operation:
@@ -96,15 +99,16 @@ class Single:
             index = layer.offsets(1, [0])
             self.arena.step(lambda: self._linear(layer, index, ins, out), *ins, out)
             return
-        k, s, width = layer.kernel, layer.stride, layer.output.width
-        parities = min(k, s)
-        rows = layer.output.height + (k - 1) // s
-        taps = [((j * parities + i % s) * rows + i // s) * width for i in range(k) for j in range(k)]
-        wide = _line(ins[0].channels, k * parities * rows * width + WORDS)  # a last vector may reach beyond
+        k, s, height, width = layer.kernel, layer.stride, layer.output.height, layer.output.width
+        every = height * width <= SMALL
+        lines, rows = (k, height) if every else (min(k, s), height + (k - 1) // s)
+        at_ = [(i, 0) if every else (i % s, i // s) for i in range(k)]
+        taps = [((j * lines + line) * rows + down) * width for line, down in at_ for j in range(k)]
+        wide = _line(1, k * lines * rows * width + WORDS)  # a last vector may reach beyond
         wide = ins[0] if (k, s, layer.padding) == (1, 1, 0) else wide
         offset = layer.offsets(wide.channel, taps)
         self.arena.slack = max(self.arena.slack, (layer.padding + 1) * (layer.inputs[0].width + 1) + 4 * WORDS)
-        self.arena.step(lambda: self._convolution(layer, rows, wide, offset, ins, out), *ins, out)
+        self.arena.step(lambda: self._convolution(layer, (lines, rows, width), wide, offset, ins, out), *ins, out)
 
     def pool(self, layer: Pool, x: Room, out: Room) -> Operation:
         """Return a pool."""
@@ -138,34 +142,31 @@ class Single:
         return op
 
     def _convolution(
-        self, layer: Fused, rows: int, wide: Room, offset: Tensor, ins: list[Room], out: Room
+        self, layer: Fused, sizes: tuple[int, int, int], wide: Room, offset: Tensor, ins: list[Room], out: Room
     ) -> Convolution:
-        gather = _gather(self.arena, layer, offset, ins, out, 1)
+        gather, x = _gather(self.arena, layer, offset, ins, out, 1), layer.inputs[0]
         gather.in_.width = wide.width
-        op = Convolution(of=gather)
-        op.kept = gather
-        if wide is not ins[0]:
-            value, columns = layer.inputs[0], layer.output.width
-            mask = _inside(value, rows, columns, layer.kernel, layer.stride, layer.padding)
-            op.in_ = Unfold(self._at(ins[0]), at(mask), ins[0].channel, wide.channel, value.channels)
-            op.in_.height, op.in_.width, op.in_.rows, op.in_.columns = value.height, value.width, rows, columns
-            op.in_.kernel, op.in_.stride, op.in_.padding = layer.kernel, layer.stride, layer.padding
-            op.kept = (gather, mask)
+        mask = None if wide is ins[0] else _inside(layer, *sizes)
+        where = (self._at(ins[0]), at(mask), ins[0].channel, wide.channel)
+        own = (layer.kernel, layer.stride, layer.padding)
+        op = Convolution(Unfold(*where, x.channels, x.height, x.width, *sizes, *own), gather)
+        op.kept = (gather, mask)
         return op
 
 
-def _inside(value: Value, rows: int, columns: int, kernel: int, stride: int, padding: int) -> Tensor:
+def _inside(layer: Fused, lines: int, rows: int, columns: int) -> Tensor:
     """Return the mask of an Unfold: which of its elements lie inside the map."""
-    y = torch.arange(rows) * stride + torch.arange(min(kernel, stride))[:, None] - padding
-    x = torch.arange(columns) * stride + torch.arange(kernel)[:, None] - padding
-    inside = ((y >= 0) & (y < value.height))[None, :, :, None] & ((x >= 0) & (x < value.width))[:, None, None]
+    x, k, s, p = layer.inputs[0], layer.kernel, layer.stride, layer.padding
+    row = torch.arange(rows) * s + torch.arange(lines)[:, None] - p
+    column = torch.arange(columns) * s + torch.arange(k)[:, None] - p
+    inside = ((row >= 0) & (row < x.height))[:, :, None] & ((column >= 0) & (column < x.width))[:, None, None]
     return torch.cat([inside.flatten(), torch.zeros(WORDS, dtype=torch.bool)]).to(torch.int32).neg()
 
 
 def _window(p: Pool, value: Value, to: Value, source: tuple[int | None, int], target: tuple[int | None, int]) -> Window:
     places = (source[0], target[0], source[1], target[1])
     sizes = (value.channels, value.height, value.width, to.height, to.width)
-    return Window(*places, *sizes, p.kernel, p.stride, p.padding, p.average)
+    return Window(*places, *sizes, *vars(p.window).values())
 
 
 def _gather(arena: Arena, layer: Fused, offset: Tensor, ins: list[Room], out: Room, stride: int) -> Gather:

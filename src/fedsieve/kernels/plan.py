@@ -179,10 +179,10 @@ class Plan:
                 self._norm_backward(layer, g)
             elif isinstance(layer, Pool):
                 x = layer.inputs[0]
-                if not layer.average:
+                if not layer.window.average:
                     self.recall(x)
                 into, more = self._gradient(x)
-                values = (into, g) if layer.average else (self.act[x], self.act[layer.output])
+                values = (into, g) if layer.window.average else (self.act[x], self.act[layer.output])
                 used = (*values, g, into)
                 self.arena.step(lambda r=used, p=layer, m=more: self._pool(p, *r, more=m), *used)  # type: ignore[misc]
             elif isinstance(layer, Flatten):
@@ -331,8 +331,9 @@ class Plan:
     def _pool(
         self, p: Pool, x: Room, out: Room, g: Room | None = None, into: Room | None = None, more: bool = False
     ) -> PoolOp:
-        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=p.kernel, stride=p.stride)
-        op.padding, op.average, op.backward, op.accumulate = p.padding, p.average, int(g is not None), int(more)
+        w, op = p.window, PoolOp(in_=self.arena.map(x), out=self.arena.map(out))
+        op.kernel, op.stride, op.padding, op.average = w.kernel, w.stride, w.padding, w.average
+        op.backward, op.accumulate = int(g is not None), int(more)
         if g is not None and into is not None:
             op.grad_out, op.grad_in = self.arena.map(g), self.arena.map(into)
         return op

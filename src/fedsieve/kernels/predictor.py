@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from ctypes import pointer
 
 import torch
@@ -15,13 +14,13 @@ from fedsieve.kernels.graph import Graph, Layer, Norm, Pool, Unsupported, read
 from fedsieve.kernels.layouts import Blocks, Layout, Single
 from fedsieve.kernels.plan import Arena, Room
 from fedsieve.kernels.program import Norm as NormOp
-from fedsieve.kernels.program import at
+from fedsieve.kernels.program import at, run_each
 from fedsieve.types import InputError
 
 STORAGES = {"fp32": 16, "bf16": 32}
-"""How many samples a forward pass takes: one block, since the maps of more leave the caches."""
-ALONE = 8
-"""As many samples are faster one by one than side by side in a block."""
+"""How many samples lie side by side: a block, see ``native/abi.h``."""
+ALONE = 12
+"""As many samples are faster one by one than side by side in a block, on one thread."""
 
 
 class Predictor:
@@ -60,30 +59,43 @@ class Predictor:
             raise InputError(
                 f"the model takes no samples of shape {list(shape)}: {str(error).splitlines()[0]}"
             ) from None
-        self.reason, self._shape, self._passes = library.reason(), shape, dict[int, Forward]()
+        self.reason, self._shape, self._passes = library.reason(), shape, dict[int, list[Forward]]()
         if self.reason is not None:
             return
         try:
             self._graph = fold(read(self.model, shape, training=False))
             if self._graph.foreign:
                 raise Unsupported(f"the kernels do not know {', '.join(self._graph.foreign)}")
-            for _, size in _parts(self.batch, self.batch, self.block):
-                self._pass(size)
+            self._team(1, 1)
         except Unsupported as error:
             self.reason = str(error)
 
     def _logits(self, x: Tensor) -> Tensor:
-        out, start = torch.empty(len(x), self._graph.output.channels), 0
-        for count, size in _parts(len(x), self.batch, self.block):
-            self._pass(size)(x[start : start + count], out[start : start + count])
-            start += count
+        out = torch.empty(len(x), self._graph.output.channels)
+        for start in range(0, len(x), self.batch):
+            done, end = start, min(start + self.batch, len(x))
+            while done < end:
+                count, size = _part(end - done, self.block)
+                self._run(x[done : done + count], out[done : done + count], size)
+                done += count
         return out
 
-    def _pass(self, size: int) -> Forward:
-        if size not in self._passes:
+    def _run(self, x: Tensor, out: Tensor, size: int) -> None:
+        """Compute the logits of samples, ``size`` a thread; of those of one thread alone with all threads."""
+        passes = self._team(size, -(-len(x) // size))
+        for one, samples in zip(passes, torch.split(x, size), strict=True):
+            one.x[: len(samples)] = samples
+        run_each([one.program for one in passes])
+        for one, logits in zip(passes, torch.split(out, size), strict=True):
+            logits.copy_(one.logits[: len(logits)])
+
+    def _team(self, size: int, count: int) -> list[Forward]:
+        """Return as many forward passes of one size."""
+        team = self._passes.setdefault(size, [])
+        while len(team) < count:
             layout = Single() if size == 1 else Blocks(size, packed=size == STORAGES["bf16"])
-            self._passes[size] = Forward(self._graph, layout)
-        return self._passes[size]
+            team.append(Forward(self._graph, layout))
+        return team[:count]
 
 
 class Forward:
@@ -104,22 +116,15 @@ class Forward:
         arena.step(lambda: layout.save(output, rooms[output], self.logits), rooms[output])
         self.program = arena.settle()
 
-    def __call__(self, x: Tensor, logits: Tensor) -> None:
-        """Compute the logits of samples."""
-        self.x[: len(x)] = x
-        self.program.run()
-        logits.copy_(self.logits[: len(x)])
 
-
-def _parts(samples: int, batch: int, block: int) -> Iterator[tuple[int, int]]:
-    """Cut samples into parts, and yield the number in each and how many its forward pass is for: 1, or a block."""
-    for start in range(0, samples, batch):
-        left = min(samples - start, batch)
-        while left > ALONE:
-            count = min(left, block)
-            yield count, min(block, -(-count // 16) * 16)
-            left -= count
-        yield from [(1, 1)] * left
+def _part(samples: int, block: int) -> tuple[int, int]:
+    """Return how many samples to take next, and how many of them for each thread: one after another, or a block."""
+    threads = library.threads()
+    share = -(-samples // threads)
+    if share > ALONE:
+        size = 16 if share <= 16 else block
+        return min(samples, threads * size), size
+    return (threads if samples >= threads else 1), 1
 
 
 def _add(layout: Layout, layer: Layer, ins: list[Room], out: Room) -> None:

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
@@ -204,7 +204,8 @@ class Unfold(Structure):
     _fields_: ClassVar = (
         [(name, c_void_p) for name in ("in_", "mask")]
         + [(name, c_int64) for name in ("in_channel", "out_channel")]
-        + [(n, c_int32) for n in ("channels", "height", "width", "rows", "columns", "kernel", "stride", "padding")]
+        + [(n, c_int32) for n in ("channels", "height", "width", "lines", "rows", "columns")]
+        + [(n, c_int32) for n in ("kernel", "stride", "padding")]
     )
 
 
@@ -249,7 +250,8 @@ def native() -> ctypes.CDLL:
     """Return the library, its functions typed and its structures checked against ours."""
     lib = library.load()
     lib.fs_run.argtypes = [c_void_p, c_int64, ctypes.c_int]
-    lib.fs_run.restype = None
+    lib.fs_run.restype = lib.fs_each.restype = None
+    lib.fs_each.argtypes = [c_void_p, c_void_p, c_int64, ctypes.c_int]
     lib.fs_size.restype = c_int64
     for name, numbers, lists in (("fs_entries", 6, 3), ("fs_transposed", 8, 4)):
         getattr(lib, name).restype = None
@@ -269,16 +271,16 @@ class Program:
 
     def run(self) -> None:
         """Run all steps with ``library.threads()`` threads."""
-        if not hasattr(self, "_calls"):
-            self._calls = self._compiled()
         threads = library.threads()
-        for call in self._calls:
+        for call in self.calls:
             if isinstance(call, tuple):
                 native().fs_run(*call, threads)
             else:
                 call()
 
-    def _compiled(self) -> list[Any]:
+    @cached_property
+    def calls(self) -> list[Any]:
+        """The address and length of each run of native operations, and what Python calls in between."""
         calls: list[Any] = []
         batch: list[Operation] = []
 
@@ -297,6 +299,16 @@ class Program:
                 calls.append(step)
         flush()
         return calls
+
+
+def run_each(programs: list[Program]) -> None:
+    """Run programs that are native from end to end, at once: one thread each."""
+    if len(programs) == 1:
+        return programs[0].run()
+    calls = [call for program in programs for call in program.calls]
+    ops, counts = zip(*calls, strict=True)
+    n = len(calls)
+    native().fs_each((c_void_p * n)(*ops), (c_int64 * n)(*counts), n, library.threads())
 
 
 def at(x: Tensor | None, offset: int = 0) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ CONVOLUTIONS = (nn.Conv2d, SwatConv2d, PowerConv2d)
 LINEARS = (nn.Linear, SwatLinear, PowerLinear)
 
 
-class Window(NamedTuple):
-    """A pool's geometry, as ``graph.Pool`` has it."""
+@dataclass(frozen=True)
+class Window:
+    """A pool's geometry; ``average``: 0 for the maximum, 1 for the mean, 2 for that of the part inside the map."""
 
     kernel: int
     stride: int

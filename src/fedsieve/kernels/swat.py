@@ -65,6 +65,16 @@ class Dense(Lists):
         """Give them back."""
         self.layer.module.weight.copy_(self.plain(self.dense))
 
+    def momentum(self, _: Tensor) -> Tensor:
+        """Return a copy of the velocity."""
+        assert self.velocity is not None
+        return self.velocity.clone()
+
+    def move(self, _: Tensor, own: Tensor) -> None:
+        """Take such a copy back."""
+        assert self.velocity is not None
+        self.velocity.copy_(own)
+
     def plain(self, blocked: Tensor) -> Tensor:
         """Return numbers in blocks as the module has them."""
         flat = blocked.transpose(1, 2).reshape(self.blocks * self.lanes, -1)[: self.shape[0]]

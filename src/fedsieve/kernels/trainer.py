@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels import checks, library
-from fedsieve.kernels.graph import read
+from fedsieve.kernels.graph import Graph, read
 from fedsieve.kernels.plan import Plan, Room
 from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
@@ -37,17 +37,21 @@ class Trainer:
         weight_decay: float = 0.0,
         storage: Literal["fp32", "bf16"] = "fp32",
         lean: bool = False,
+        graph: Graph | None = None,
     ):
         checks.model(model, mask)
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.packed(storage)
         self.lean, self.foreign = lean, list[str]()
         self._ready, self._steps, self.seen, self.done = False, 0, 0, (0.0, 0.0)
+        self._shape: tuple[int, ...] = ()
+        if graph:
+            self._build(graph)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
         if not self._ready:
-            self._build(tuple(checks.samples(x).shape[1:]))
+            self._build(read(self.model, tuple(checks.samples(x).shape[1:])))
         x, y = self._checked(x, y)
         self.plan.begin(self._steps, len(x), library.threads())
         self._steps += 1
@@ -84,13 +88,26 @@ class Trainer:
                 self.weights.release()
                 _give_back()
 
+    def read_(self) -> None:
+        """Take the model's weights, and go on as if they had been there."""
+        if self._ready:
+            momenta = self.weights.momenta()
+            self.weights.read()
+            self.weights.move(momenta)
+            self.start.run()
+
+    def follow_(self, other: Trainer) -> None:
+        """Take over the momentum of another trainer of this graph, where both have a weight."""
+        self.weights.move(other.weights.momenta())
+
     def write_(self) -> None:
         """Give the trained weights back to the model."""
         if self._ready:
             self.weights.write(self._steps)
 
-    def _build(self, shape: tuple[int, ...]) -> None:
-        graph, self._shape = read(self.model, shape), shape
+    def _build(self, graph: Graph) -> None:
+        given = graph.input
+        self._shape = (given.channels,) if given.flat else (given.channels, given.height, given.width)
         self.foreign = graph.foreign
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
         self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)

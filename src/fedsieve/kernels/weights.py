@@ -111,6 +111,16 @@ class Frozen(Lists):
             flat.zero_()
         flat[self.index()] = weights.w[self.start : self.start + self.count]
 
+    def momentum(self, velocity: Tensor) -> Tensor:
+        """Return the weights' own velocity out of all, 0 off the mask."""
+        spread = torch.zeros(self.numel)
+        spread[self.index()] = velocity[self.start : self.start + self.count]
+        return spread
+
+    def move(self, velocity: Tensor, own: Tensor) -> None:
+        """Put the weights' own velocity among all."""
+        velocity[self.start : self.start + self.count] = own[self.index()]
+
     def release(self) -> None:
         """Leave the module a weight without memory, until ``write``."""
         if self.count < self.numel:
@@ -195,9 +205,9 @@ class Weights:
             for name, mask in call.masks.items():
                 self.view(call.parameters[name]).mul_(mask)
         for layer in self.norms:
-            for i, kept in enumerate(_running(layer)[:2], start=2):
+            for i, kept in enumerate(_running(layer), start=2):
                 self.stats[layer][i] = kept
-        self.tracked = {layer: int(_running(layer)[2]) for layer in self.norms}
+        self.tracked = {layer: int(_tracked(layer)) for layer in self.norms}
         if self.velocity is not None:
             self.velocity.zero_()
 
@@ -209,16 +219,30 @@ class Weights:
         for vector in self._vectors():
             vector.copy_(self.view(vector))
         for layer in self.norms:
-            *running, tracked = _running(layer)
-            for i, kept in enumerate(running, start=2):
+            for i, kept in enumerate(_running(layer), start=2):
                 kept.copy_(self.stats[layer][i])
-            tracked.fill_(self.tracked[layer] + steps)
+            _tracked(layer).fill_(self.tracked[layer] + steps)
 
     def settle(self) -> None:
         """Let go of the masks: the lists are made."""
         for own in self.lists.values():
             if isinstance(own, Frozen):
                 own.mask = torch.empty(0, dtype=torch.uint8)
+
+    def momenta(self) -> dict[Product | None, Tensor]:
+        """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
+        if self.velocity is None:
+            return {}
+        return {layer: own.momentum(self.velocity) for layer, own in self.lists.items()} | {
+            None: self.velocity[self.sparse :].clone()
+        }
+
+    def move(self, momenta: Mapping[Product | None, Tensor]) -> None:
+        """Take over what ``momenta`` of this graph returned, as far as the masks reach."""
+        if self.velocity is not None and momenta:
+            for layer, own in self.lists.items():
+                own.move(self.velocity, momenta[layer])
+            self.velocity[self.sparse :] = momenta[None]
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
@@ -308,10 +332,15 @@ class Weights:
         return [*biases, *foreign, *(v for m in modules for v in (m.weight, m.bias))]
 
 
-def _running(layer: Norm) -> tuple[Tensor, Tensor, Tensor]:
+def _running(layer: Norm) -> tuple[Tensor, Tensor]:
     module = layer.module
     assert module is not None
     assert module.running_mean is not None
     assert module.running_var is not None
-    assert module.num_batches_tracked is not None
-    return module.running_mean, module.running_var, module.num_batches_tracked
+    return module.running_mean, module.running_var
+
+
+def _tracked(layer: Norm) -> Tensor:
+    assert layer.module is not None
+    assert layer.module.num_batches_tracked is not None
+    return layer.module.num_batches_tracked

@@ -26,7 +26,7 @@ def told(grid: Grid) -> dict[str, Any]:
     """Return what tells a sweep from every other: the content of ``sweep.json``."""
     runs = {job.folder.name: described(job.run) for job in grid.jobs(Path())}
     asked = {"recipes": list(grid.recipes), "settings": grid.axes, "seeds": grid.seeds, "measure": list(grid.measure)}
-    return {**asked, "runs": runs}
+    return {**asked, "kernels": grid.kernels, "runs": runs}
 
 
 def default_folder(grid: Grid) -> Path:
@@ -73,11 +73,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / FILE).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return {"kernels": "dense"} | found if isinstance(found, dict) else None  # before there were any: dense
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    for name in ("recipes", "settings", "seeds", "measure"):
+    for name in ("recipes", "settings", "seeds", "measure", "kernels"):
         if found.get(name) != wanted[name]:
             return f"{name} {_written(found.get(name))} there, {_written(wanted[name])} here"
     return "its recipes have changed since"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine import Run
+from fedsieve.engine.loop import chosen
 from fedsieve.engine.task import federated, read_dataset
+from fedsieve.kernels.choice import check_choice
 from fedsieve.measures import check_measures
 from fedsieve.recipes import made
 from fedsieve.settings import changed
@@ -67,18 +69,24 @@ class Grid:
     seeds: int
     cells: tuple[Cell, ...]
     measure: tuple[str, ...] = ()
+    kernels: str = "auto"
 
     def jobs(self, folder: Path) -> list[Job]:
         """Return every run of the sweep in the directory ``folder``, seed by seed: all cells are seen early."""
         return [cell.job(seed, folder / "runs") for seed in range(self.seeds) for cell in self.cells]
 
 
-def grid(recipes: list[str], settings: list[str], seeds: int, measure: tuple[str, ...] = ()) -> Grid:
+def grid(
+    recipes: list[str], settings: list[str], seeds: int, measure: tuple[str, ...] = (), kernels: str = "auto"
+) -> Grid:
     """Return the product of recipes, axes (``name=v1,v2``) and seeds 0 to N-1. Raises InputError for what cannot be.
 
     Where several recipes are swept, a field of the method (``method.density``) concerns those whose method has it.
     """
     check_measures(measure)
+    check_choice(kernels)
+    if "kernels" in measure:
+        raise InputError("--measure kernels is for fedsieve run: the runs of a sweep share the cores, and tell no time")
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}: it is the number of seeds, 0 to N-1")
     twice = sorted({name for name in recipes if recipes.count(name) > 1})
@@ -94,18 +102,18 @@ def grid(recipes: list[str], settings: list[str], seeds: int, measure: tuple[str
             swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
             cells.append(Cell(len(cells) + 1, recipe, chosen, swept, _changed(bases[recipe], recipe, chosen)))
     _check_different(cells)
-    return Grid(tuple(recipes), axes, seeds, tuple(cells), measure)
+    return Grid(tuple(recipes), axes, seeds, tuple(cells), measure, kernels)
 
 
-def check(cells: tuple[Cell, ...], data: Path | None) -> None:
-    """Raise InputError, naming the cell, unless its dataset is there and model and method fit it."""
+def check(cells: tuple[Cell, ...], data: Path | None, kernels: str = "auto") -> None:
+    """Raise InputError, naming the cell, unless its dataset is there and model, method and kernels fit it."""
     read: dict[Any, Any] = {}
     for cell in cells:
         task = cell.run.task
         try:
             if task.dataset not in read:
                 read = {task.dataset: read_dataset(task, data)}  # one at a time in memory
-            federated(cell.run, read[task.dataset])
+            chosen(federated(cell.run, read[task.dataset]), kernels)
         except InputError as error:
             raise InputError(f"{cell.label}: {error}") from None
 

@@ -28,6 +28,7 @@ def run_sweep(
     data: Path | None,
     until: int,
     measure: tuple[str, ...] = (),
+    kernels: str = "auto",
     console: Console | None = None,
 ) -> str:
     """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing."""
@@ -39,7 +40,7 @@ def run_sweep(
     )
     failed = dict[Job, str]()
     if todo:
-        with closing(work(todo, processes, data, until, measure)) as news:
+        with closing(work(todo, processes, data, until, measure, kernels)) as news:
             (_live if console.is_terminal else _plain)(news, stand, failed, console)
     if not failed:
         return ""

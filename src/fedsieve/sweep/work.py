@@ -49,10 +49,16 @@ class Order:
     data: Path | None
     until: int
     measure: tuple[str, ...]
+    kernels: str
 
 
 def work(
-    jobs: list[Job], processes: int, data: Path | None, until: int, measure: tuple[str, ...] = ()
+    jobs: list[Job],
+    processes: int,
+    data: Path | None,
+    until: int,
+    measure: tuple[str, ...] = (),
+    kernels: str = "auto",
 ) -> Generator[News]:
     """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
     waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
@@ -60,7 +66,7 @@ def work(
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.popleft()
-                mouth, process = _start(_order(job, data, until, measure))
+                mouth, process = _start(_order(job, data, until, measure, kernels))
                 running[mouth] = job, process
                 yield News(job, "started")
             spoke = wait(list(running))
@@ -79,9 +85,9 @@ def work(
             process.join()
 
 
-def _order(job: Job, data: Path | None, until: int, measure: tuple[str, ...]) -> Order:
+def _order(job: Job, data: Path | None, until: int, measure: tuple[str, ...], kernels: str) -> Order:
     settings = *(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"
-    return Order(job.cell.recipe, settings, job.folder, data, until, measure)
+    return Order(job.cell.recipe, settings, job.folder, data, until, measure, kernels)
 
 
 def _start(order: Order) -> tuple[Connection, ForkServerProcess]:
@@ -128,9 +134,11 @@ def _work(order: Order, mouth: Connection) -> None:
     warnings.showwarning = show
     try:
         run = changed(made(order.recipe), list(order.settings))
-        origin = Origin(order.recipe)
+        origin = Origin(order.recipe, kernels=order.kernels)
         federation = open_run(run, order.data, order.measure)
-        for round in keep(order.folder, federation, local(), origin, resume=True, until=order.until):
+        for round in keep(
+            order.folder, federation, local(kernels=order.kernels), origin, resume=True, until=order.until
+        ):
             say(("round", round.t, round.accuracy, ""))
     except InputError as error:
         say(("failed", 0, None, str(error)))

@@ -103,3 +103,10 @@ void fs_run(const Op* ops, int64_t count, int threads) {
     (void)threads;
     for (int64_t i = 0; i < count; i++) one(ops[i], 0, 1);
 }
+
+void fs_each(const Op* const* ops, const int64_t* count, int64_t lists, int threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int64_t p = 0; p < lists; p++)
+        for (int64_t i = 0; i < count[p]; i++) one(ops[p][i], 0, 1);
+}

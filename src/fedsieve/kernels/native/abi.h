@@ -176,13 +176,14 @@ struct Take {
 // One sample alone, positions innermost: [channels][height * width] floats.
 //
 // out[c][j][q][r][w] = in[c][r stride + q - padding][w stride + j - padding], or 0 outside, for every column j of the
-// kernel and parity q of the stride: each tap of a convolution then lies at one distance from all output positions.
+// kernel and its first `lines` q: each tap of a convolution then lies at one distance from all output positions. Line
+// `stride + q` is line q one row on, so that `stride` of them do; with all of them, every tap of small maps is aligned.
 struct Unfold {
     const float* in;
-    const int32_t* mask;              // [kernel][parities][rows][columns], then 16 more: 0 outside, or else all bits
+    const int32_t* mask;              // as `out`, of one channel, and 16 more: 0 outside, or else all bits
     int64_t in_channel, out_channel;  // floats from one channel to the next
     int32_t channels, height, width;
-    int32_t rows, columns;            // of `out`, for one column and parity
+    int32_t lines, rows, columns;     // of `out`
     int32_t kernel, stride, padding;
 };
 
@@ -229,6 +230,8 @@ int fs_abi(void);
 int fs_lanes(void);
 int64_t fs_size(int kind);
 void fs_run(const Op* ops, int64_t count, int threads);
+// Several lists at once, one thread each.
+void fs_each(const Op* const* ops, const int64_t* count, int64_t lists, int threads);
 
 // The entries of a mask [out][in][kernel][kernel] in order: where each row begins, and offsets in a map
 // whose channels and rows lie `channel` and `line` words apart (halo - padding lines and columns in). With `tap`, a row's

@@ -45,7 +45,7 @@ template <class S, int TH, int TW, int STEP, bool WHOLE>
 INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* out, const uint32_t* add,
                  int64_t add_row, int64_t add_channel, int64_t begin, int64_t end, bool top, bool bottom) {
     constexpr int T = TH * TW, CHAINS = 4 / (T * S::K);  // additions that need not wait for each other
-    auto entry = [&](int32_t i, V acc[T][S::K]) INLINE_LAMBDA {
+    auto entry = [&](int32_t i, V (&acc)[T][S::K]) INLINE_LAMBDA {
         const uint32_t* x = in + g.offset[i];
         V w = all(g.value[i]);
         for (int a = 0; a < TH; a++)

@@ -1,0 +1,221 @@
+"""Which trainings the kernels take: by a rule, never by a clock, so that every engine chooses, and computes, the same.
+
+``dense`` is PyTorch, ``sparse`` the kernels whatever it costs, ``auto`` the kernels where they are faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.kernels import library
+from fedsieve.kernels.graph import Foreign, Graph, Layer, Norm, Product, Unsupported, read
+from fedsieve.kernels.trainer import Trainer
+from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
+from fedsieve.sparsity import layers
+from fedsieve.types import Device, InputError, Mask
+
+CHOICES = ("auto", "sparse", "dense")
+WORTH = 0.45
+"""``auto`` takes the kernels where they multiply less than this share of what dense training does: they reach about
+half of its multiply-adds a second."""
+TOGETHER = 16
+"""Samples that the kernels compute together: the last of a batch may be padding."""
+
+
+def check_choice(choice: str) -> None:
+    """Raise InputError for a choice that there is not."""
+    if choice not in CHOICES:
+        raise InputError(f"unknown kernels {choice!r}; they are {', '.join(CHOICES)}")
+
+
+class Kernels:
+    """What a worker trains its resident model with: keeps the last trainer, for clients alike."""
+
+    def __init__(self, model: nn.Module, choice: str, where: str = "cpu"):
+        check_choice(choice)
+        self.model, self.choice, self.where = model, choice, where
+        self._graphs: dict[tuple[int, ...], Graph | str] = {}
+        self._last: _Kept | None = None
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Read the model for samples of ``shape``; raise InputError if the kernels must, but cannot train it."""
+        found = self.graph(shape)
+        if isinstance(found, str) and self.choice == "sparse":
+            raise InputError(f"--kernels sparse cannot be: {found}; choose auto or dense")
+
+    def graph(self, shape: tuple[int, ...]) -> Graph | str:
+        """Return the model as the kernels read it, or why they cannot."""
+        if self.where != "cpu":
+            return f"the kernels compute on CPUs, not on {self.where}"
+        if why := library.reason():
+            return f"there are no native kernels: {why}"
+        if shape not in self._graphs:
+            self._graphs[shape] = _read(self.model, shape)
+        return self._graphs[shape]
+
+    def take(self, device: Device, mask: Mask) -> Sparse | str:
+        """Return the steps of a training on a mask; or why they are dense, "" where that was asked for."""
+        if self.choice == "dense":
+            return ""
+        shape = tuple(device.data.x.shape[1:])
+        self.check(shape)
+        graph = self.graph(shape)
+        if isinstance(graph, str):
+            return graph
+        if self.choice == "auto" and (why := not_worth(graph, mask, len(device.data), device.batch)):
+            return why
+        return Sparse(self, graph, device, mask)
+
+    def trainer(self, graph: Graph, device: Device, mask: Mask) -> Trainer:
+        """Return a trainer on a mask: the last one, if it fits."""
+        batch = _padded(min(device.batch, len(device.data)))
+        wanted = _Kept(graph, batch, bool(device.momentum), mask | self._powered())
+        if self._last is None or not self._last.fits(wanted):
+            lr, momentum, decay = device.lr, device.momentum, device.weight_decay
+            wanted.trainer = Trainer(self.model, mask, batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph)
+            self._last = wanted
+        assert self._last.trainer
+        return self._last.trainer
+
+    def _powered(self) -> Mask:
+        """Return the non-zeros of th, which are absorbing."""
+        modules = self.model.named_modules()
+        power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
+        return {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
+
+
+@dataclass
+class _Kept:
+    """What a trainer was made for."""
+
+    graph: Graph
+    batch: int
+    moving: bool
+    mask: Mask
+    trainer: Trainer | None = None
+
+    def fits(self, other: _Kept) -> bool:
+        same = self.graph is other.graph and (self.batch, self.moving) == (other.batch, other.moving)
+        return same and self.mask.keys() == other.mask.keys() and all(map(_equal, *_pairs(self.mask, other.mask)))
+
+
+class Sparse:
+    """The steps of one training, by the kernels."""
+
+    def __init__(self, kernels: Kernels, graph: Graph, device: Device, mask: Mask):
+        self.kernels, self.graph, self.device = kernels, graph, device
+        self.trainer = kernels.trainer(graph, device, mask)
+        self._begin()
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on a batch, and return its loss."""
+        return self.trainer.step(x, y)
+
+    def put_(self, mask: Mask) -> None:
+        """Go on from the model's weights on another mask; weights that were not on the old one start at rest."""
+        before = self.trainer
+        self.trainer = self.kernels.trainer(self.graph, self.device, mask)
+        if self.trainer is before:
+            self.trainer.read_()
+        else:
+            self._begin()
+            self.trainer.follow_(before)
+
+    def write_(self) -> None:
+        """Give the model its weights."""
+        self.trainer.write_()
+
+    def multiply_adds(self, n: int) -> tuple[float, float]:
+        """Return those of the last step, on ``n`` samples: at the real densities, and were all dense."""
+        return self.trainer.plan.work(n)
+
+    @property
+    def bytes(self) -> int:
+        """What the trainer keeps in memory."""
+        return self.trainer.bytes
+
+    def _begin(self) -> None:
+        self.trainer.begin(self.device.lr, self.device.momentum, self.device.weight_decay)
+
+
+def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
+    """Return the model's graph, or why training it by the kernels would be another training."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if isinstance(module, PowerConv2d | PowerLinear) and module.a == 1 and module.prune:
+            return f"at a = 1 pruned weights come back, and {name} would keep other activations at every step"
+    if still := next((name for name, w in named if not w.requires_grad), None):
+        return f"{still} is not trained"
+    if twice := next((name for i, (name, w) in enumerate(named) if any(w is v for _, v in named[:i])), None):
+        return f"{twice} is a parameter of several layers"
+    try:
+        graph = read(model, shape)
+    except Unsupported as error:
+        return str(error)
+    reached = {id(w) for layer in graph.layers for module in _modules(layer) for w in module.parameters()}
+    unused = next((name for name, w in named if id(w) not in reached), None)
+    return f"no layer uses {unused}" if unused else graph
+
+
+def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
+    """Return why dense training is faster; "" where the kernels are."""
+    real, dense, foreign = multiply_adds(graph, mask)
+    if foreign > dense:
+        return f"most of the work is in layers that only PyTorch knows ({', '.join(graph.foreign)})"
+    whole, rest = divmod(examples, batch)
+    share = real / max(dense, 1) * (whole * _padded(batch) + _padded(rest)) / max(examples, 1)
+    if share < WORTH:
+        return ""
+    return f"the kernels would multiply {share:.0%} as often as dense training, and are worth it below {WORTH:.0%}"
+
+
+def multiply_adds(graph: Graph, mask: Mapping[str, Tensor]) -> tuple[float, float, float]:
+    """Return those of a step on one sample: the kernels', the same were all dense, and PyTorch's in foreign layers."""
+    moving, real, dense, foreign = {graph.input: False}, 0.0, 0.0, 0.0
+    for layer in graph.layers:
+        products = _products(layer) * (2 + moving[layer.inputs[0]])
+        moving[layer.output] = any(list(m.parameters()) for m in _modules(layer)) or any(
+            moving[value] for value in layer.inputs
+        )
+        if isinstance(layer, Product):
+            real, dense = real + products * _density(layer, mask), dense + products
+        else:
+            foreign += products
+    return real, dense, foreign
+
+
+def _padded(samples: int) -> int:
+    return -(-samples // TOGETHER) * TOGETHER
+
+
+def _products(layer: Layer) -> float:
+    """Return the multiplications of one dense product of a layer with one sample."""
+    out, modules = layer.output, [inner for module in _modules(layer) for inner in layers(module).values()]
+    weights = [module.weight for module in modules]
+    return float(sum(out.channels * out.height * out.width * w[0].numel() for w in weights if isinstance(w, Tensor)))
+
+
+def _modules(layer: Layer) -> list[nn.Module]:
+    own = layer.module if isinstance(layer, Product | Norm | Foreign) else None
+    return [] if own is None else [own]
+
+
+def _density(layer: Product, mask: Mapping[str, Tensor]) -> float:
+    module, own = layer.module, mask.get(f"{layer.name}.weight")
+    if isinstance(module, SwatConv2d | SwatLinear):
+        return module.cut_weight.density
+    if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
+        own = module.weight
+    return 1.0 if own is None else int(own.count_nonzero()) / own.numel()
+
+
+def _pairs(a: Mask, b: Mask) -> tuple[list[Tensor], list[Tensor]]:
+    return [a[name] for name in a], [b[name] for name in a]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
