@@ -167,8 +167,8 @@ class Still(TinyNet):
 
 
 CANNOT = {
-    Tied: "fc2.weight is used 2 times",
-    Spare: "spare is used 0 times",
+    Tied: "fc2.weight is used more than once",
+    Spare: "no layer uses spare",
     Branching: "the model cannot be traced",
     Still: "fc1.weight is not trained",
 }
@@ -437,7 +437,7 @@ def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: 
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert models[0] == models[1]
     ways = json.loads((tmp_path / "b/summary.json").read_text())["kernels_measured"]
-    assert ways["sparse"] == {"because": "--kernels sparse cannot be: spare is used 0 times; choose auto or dense"}
+    assert ways["sparse"] == {"because": "--kernels sparse cannot be: no layer uses spare; choose auto or dense"}
     assert ways["dense"]["ms_per_step"] > 0
 
 

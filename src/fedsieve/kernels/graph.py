@@ -166,11 +166,11 @@ class _Shapes(fx.Interpreter):
         return found
 
 
-def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """Return the layers of a model in training, for samples of ``shape``. Raises Unsupported if that cannot be done."""
+def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
+    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
     modes = {m: m.training for m in model.modules()}
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model.train()))
+        traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
         for node in traced.graph.find_nodes(op="get_attr"):
             raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()
@@ -183,24 +183,26 @@ def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     finally:
         for m, mode in modes.items():
             m.training = mode
-    graph = _Reader(model, traced).graph()
-    _owned(model, graph)
+    graph = _Reader(model, traced, training).graph()
+    _owned(model, graph, training)
     return graph
 
 
-def _owned(model: nn.Module, graph: Graph) -> None:
-    """Raise Unsupported unless every parameter is trained, and belongs to one layer that runs once."""
+def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
+    """Raise Unsupported unless every parameter belongs to one layer that runs once; and is trained, in training."""
     modules = [getattr(layer, "module", None) for layer in graph.layers]
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
-        if users[id(parameter)] != 1:
-            raise Unsupported(f"no layer uses {name}" if not users[id(parameter)] else f"{name} is used more than once")
-        if not parameter.requires_grad:
+        uses = users[id(parameter)]
+        if uses > 1 or uses < training:
+            raise Unsupported(f"{name} is used more than once" if uses else f"no layer uses {name}")
+        if training and not parameter.requires_grad:
             raise Unsupported(f"{name} is not trained (requires_grad is False)")
 
 
 class _Reader:
-    def __init__(self, model: nn.Module, traced: fx.GraphModule):
+    def __init__(self, model: nn.Module, traced: fx.GraphModule, training: bool):
+        self.training = training
         self.model, self.nodes = model, list(traced.graph.nodes)
         self.values: dict[fx.Node, Value] = {}
         self.layers: list[Layer] = []
@@ -247,7 +249,7 @@ class _Reader:
             return self._add(Pool([x], _value(node), found))
         if is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
             return x if x.flat else self._add(Flatten([x], value))
-        return x if is_nothing(module) else self._foreign(node, module, name)
+        return x if is_nothing(module, self.training) else self._foreign(node, module, name)
 
     def _add(self, layer: Layer) -> Value:
         self.layers.append(layer)

@@ -8,31 +8,18 @@ PyTorch. ``storage``: "fp32", or "bf16", which rounds every map to bfloat16 and 
 from __future__ import annotations
 
 from ctypes import pointer
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.checks import LARGEST, floats, in_place, integer, labels, packed, refuse, size_after, support
-from fedsieve.kernels.program import (
-    Dot,
-    Gather,
-    Loss,
-    Map,
-    NormBackward,
-    Operation,
-    Pack,
-    Pool,
-    Program,
-    Sgd,
-    at,
-    native,
-)
+from fedsieve.kernels.alone import Lists, Product, Storage, Work
+from fedsieve.kernels.checks import floats, in_place, integer, labels, refuse, size_after, support
+from fedsieve.kernels.program import Dot, Loss, NormBackward, Pool, Program, Sgd, at
 from fedsieve.kernels.program import Norm as NormOp
 from fedsieve.types import InputError
 
-Storage: TypeAlias = Literal["fp32", "bf16"]
 Optional: TypeAlias = Tensor | None
 
 
@@ -50,9 +37,9 @@ class BatchNorm:
 
 
 def entries(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a mask's entries as lists: where every row's begin (int32 [rows + 1]), and their flat positions."""
-    row, index, _ = _entries(support("mask", mask, 4 if isinstance(mask, Tensor) and mask.dim() == 4 else 2))
-    return row, index
+    """Return a mask's entries as lists: where every row's begin (int32 [rows + 1]), and flat positions (int64)."""
+    lists = Lists.of(support("mask", mask, 4 if isinstance(mask, Tensor) and mask.dim() == 4 else 2))
+    return lists.row, lists.index
 
 
 def conv2d(
@@ -66,11 +53,11 @@ def conv2d(
     storage: Storage = "fp32",
 ) -> Tensor:
     """Return the convolution of x with the weights [out, in, k, k] that are ``values`` on ``mask``."""
-    p = _Product(mask, values, stride, padding, storage)
+    p = Product(mask, values, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
-    work = _Work(len(x), storage)
+    work = Work(len(x), storage)
     given, out = work.pack(x, padding), work.map(p.outer, *p.after(x))
-    op = p.gather(work, given, out)
+    op, _ = p.gather(work, given, out)
     if bias is not None:
         op.bias = at(work.hold(floats("bias", bias, p.outer)))
     work.run(op)
@@ -88,10 +75,10 @@ def conv2d_input_gradient(
     storage: Storage = "fp32",
 ) -> Tensor:
     """Return the gradient of conv2d's input, [n, in, *size], from that of its output."""
-    p = _Product(mask, values, stride, padding, storage)
+    p = Product(mask, values, stride, padding, storage)
     height, width = (integer("size", n, 1) for n in size)
     grad = floats("grad", grad, None, p.outer, *p.after(torch.empty(0, p.inner, height, width)))
-    work = _Work(len(grad), storage)
+    work = Work(len(grad), storage)
     given, out = work.pack(grad, p.kernel), work.map(p.inner, height, width)
     work.run(*p.transposed(work, given, out))
     return work.unpack(out)
@@ -101,12 +88,13 @@ def conv2d_weight_gradient(
     grad: Tensor, x: Tensor, mask: Tensor, stride: int = 1, padding: int = 0, *, storage: Storage = "fp32"
 ) -> Tensor:
     """Return the gradient [nnz] of conv2d's weights on the mask, from that of its output."""
-    p = _Product(mask, None, stride, padding, storage)
+    p = Product(mask, None, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
     grad = floats("grad", grad, len(x), p.outer, *p.after(x))
-    work, found = _Work(len(x), storage), torch.zeros_like(p.values)
-    work.run(Dot(p.gather(work, work.pack(x, padding), work.pack(grad)), at(found)))
-    return found
+    work, found = Work(len(x), storage), torch.zeros_like(p.values)
+    of, order = p.gather(work, work.pack(x, padding), work.pack(grad))
+    work.run(Dot(of, at(found)))
+    return torch.zeros_like(found).index_copy_(0, order, found)
 
 
 def linear(x: Tensor, values: Tensor, mask: Tensor, bias: Optional = None, *, storage: Storage = "fp32") -> Tensor:
@@ -173,7 +161,7 @@ def norm(
 ) -> Tensor:
     """Return relu(batch_norm(y) + add), each of the three optional."""
     y = floats("y", y, None, None, None, None)
-    work = _Work(len(y), storage)
+    work = Work(len(y), storage)
     op = _norm(work, y, by, add, relu)
     work.run(op)
     return work.unpack(op.out)
@@ -190,7 +178,7 @@ def norm_gradient(
 ) -> tuple[Tensor, Optional, Optional, Optional]:
     """Return the gradients of y, weight, bias and add; None for what is not there. Updates the running vectors too."""
     y = floats("y", y, None, None, None, None)
-    work, c = _Work(len(y), storage), y.shape[1]
+    work, c = Work(len(y), storage), y.shape[1]
     op, vectors = _norm(work, y, by, add, relu), torch.zeros(2, c)
     back = NormBackward(of=op, grad=work.pack(floats("grad", grad, *y.shape)), grad_y=work.map(*y.shape[1:]))
     if by is not None:
@@ -205,7 +193,7 @@ def cross_entropy(logits: Tensor, label: Tensor, *, storage: Storage = "fp32") -
     logits = floats("logits", logits, None, None)
     n, classes = logits.shape
     integer("the number of samples", n, 1)
-    work, loss = _Work(n, storage), torch.zeros(())
+    work, loss = Work(n, storage), torch.zeros(())
     given, grad = work.pack(logits[..., None, None]), work.map(classes, 1, 1)
     label = labels("label", label, n, classes)
     work.run(Loss(logits=given, grad=grad, label=at(label), loss=at(loss), samples=n))
@@ -236,92 +224,6 @@ def sgd_(
     return value
 
 
-@dataclass
-class _Work:
-    """Maps for ``n`` samples, and what must live while the operations run."""
-
-    n: int
-    storage: Storage
-    keep: list[object] = field(default_factory=list)
-
-    def map(self, channels: int, height: int, width: int, halo: int = 0) -> Map:
-        bf16 = packed(self.storage)
-        shape = (channels, -(-self.n // (32 if bf16 else 16)), height + 2 * halo, width + 2 * halo, 16)
-        memory = self.hold(torch.empty(shape, dtype=torch.int32))
-        if memory.numel() > LARGEST:
-            raise InputError(f"a map of {list(shape)} is larger than 2^31 words")
-        return Map(at(memory), channels, shape[1], height, width, halo, bf16)
-
-    def pack(self, x: Tensor, halo: int = 0) -> Map:
-        channels, height, width = x.shape[1:]
-        into = self.map(channels, height, width, halo)
-        self.run(Pack(into, at(x), self.n, 0))
-        return into
-
-    def unpack(self, m: Map) -> Tensor:
-        x = torch.empty(self.n, m.channels, m.height, m.width)
-        self.run(Pack(m, at(x), self.n, 1))
-        return x
-
-    def hold(self, x: Tensor) -> Tensor:
-        self.keep.append(x)
-        return x
-
-    def run(self, *ops: Operation) -> None:
-        if self.n:
-            Program(list(ops)).run()
-
-
-class _Product:
-    """A convolution's weights and geometry, checked."""
-
-    def __init__(self, mask: Tensor, values: Optional, stride: int, padding: int, storage: Storage):
-        packed(storage)
-        self.mask = support("mask", mask, 4)
-        self.outer, self.inner, self.kernel, _ = mask.shape
-        self.stride = integer("stride", stride, 1, 2)
-        self.padding = integer("padding", padding, 0, self.kernel - 1)
-        count = int(self.mask.count_nonzero())
-        self.values = torch.zeros(count) if values is None else floats("values", values, count)
-
-    def after(self, x: Tensor) -> tuple[int, int]:
-        height, width = (size_after("conv2d", n, self.kernel, self.stride, self.padding) for n in x.shape[2:])
-        return height, width
-
-    def gather(self, work: _Work, x: Map, out: Map) -> Gather:
-        row, _, offset = map(work.hold, _entries(self.mask, x.channel, x.line, x.halo - self.padding))
-        op = Gather(in_=x, out=out, rows=self.outer, height=out.height, width=out.width, stride_in=self.stride)
-        op.stride_out, op.row, op.offset, op.value = 1, at(row), at(offset), at(work.hold(self.values))
-        return op
-
-    def transposed(self, work: _Work, grad: Map, out: Map) -> list[Gather]:
-        _, index, _ = _entries(self.mask)
-        sizes = (self.stride**2 * self.inner + 1, len(index), len(index))
-        row, offset, order = (work.hold(torch.empty(n, dtype=torch.int32)) for n in sizes)
-        native().fs_transposed(
-            at(index), len(index), self.inner, self.kernel, self.stride, self.padding,
-            grad.channel, grad.line, grad.halo, at(row), at(offset), at(order), None,
-        )  # fmt: skip
-        turned = work.hold(self.values[order.long()])
-        ops = []
-        for parity in range(self.stride**2):
-            top, left = divmod(parity, self.stride)
-            op = Gather(in_=grad, out=out, rows=self.inner, stride_in=1, stride_out=self.stride, top=top, left=left)
-            op.row, op.offset, op.value = at(row, parity * self.inner), at(offset), at(turned)
-            op.height, op.width = -(-(out.height - top) // self.stride), -(-(out.width - left) // self.stride)
-            ops.append(op)
-        return ops
-
-
-def _entries(mask: Tensor, channel: int = 0, line: int = 0, shift: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a mask's rows, flat positions and offsets."""
-    outer, inner, kernel = mask.shape[0], mask.shape[1], mask.shape[2] if mask.dim() == 4 else 1
-    index = mask.view(-1).nonzero().squeeze(1).int()
-    row, offset = (torch.empty(n, dtype=torch.int32) for n in (outer + 1, len(index)))
-    native().fs_entries(at(mask), outer, inner, kernel, channel, line, shift, at(row), at(offset), None)
-    return row, index, offset
-
-
 def _pool(
     average: int, x: Tensor, kernel: int, stride: int | None, padding: int, storage: Storage, grad: Optional = None
 ) -> Tensor:
@@ -329,7 +231,7 @@ def _pool(
     stride = integer("stride", kernel if stride is None else stride, 1)
     padding = integer("padding", padding, 0, kernel // 2)
     height, width = (size_after("pool", n, kernel, stride, padding) for n in x.shape[2:])
-    work = _Work(len(x), storage)
+    work = Work(len(x), storage)
     given, out = work.pack(x), work.map(x.shape[1], height, width)
     op = Pool(in_=given, out=out, kernel=kernel, stride=stride, padding=padding, average=average)
     work.run(op)
@@ -344,7 +246,7 @@ def _pool(
     return work.unpack(op.grad_in)
 
 
-def _norm(work: _Work, y: Tensor, by: BatchNorm | None, add: Optional, relu: bool) -> NormOp:
+def _norm(work: Work, y: Tensor, by: BatchNorm | None, add: Optional, relu: bool) -> NormOp:
     given, c = work.pack(y), y.shape[1]
     op = NormOp(y=given, out=work.map(*y.shape[1:]), samples=work.n, training=1, relu=relu)
     if add is not None:

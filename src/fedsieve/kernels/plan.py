@@ -315,10 +315,8 @@ class Plan:
         """Tell which values depend on something that is trained."""
         moving = {self.graph.input: False}
         for layer in self.graph.layers:
-            own = isinstance(layer, Product) or (isinstance(layer, Norm) and layer.module is not None)
-            own = own or (
-                isinstance(layer, Foreign) and layer.module is not None and any(True for _ in layer.module.parameters())
-            )
+            module = getattr(layer, "module", None)
+            own = module is not None and any(True for _ in module.parameters())
             moving[layer.output] = own or any(moving[v] for v in layer.inputs)
         return moving
 

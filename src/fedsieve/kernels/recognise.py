@@ -60,9 +60,11 @@ def is_flatten(kind: Any) -> bool:
     return type(kind) is nn.Flatten or kind in (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 
 
-def is_nothing(module: nn.Module | None) -> bool:
+def is_nothing(module: nn.Module | None, training: bool) -> bool:
     """Tell whether a module returns what it is given."""
-    return type(module) is nn.Identity or (type(module) is nn.Dropout and module.p == 0)
+    if isinstance(module, nn.Dropout | nn.Dropout2d):
+        return not (training and module.p)
+    return type(module) is nn.Identity
 
 
 def is_in_place(kind: Any, node: fx.Node) -> bool:
