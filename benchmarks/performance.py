@@ -9,6 +9,7 @@ this machine and these versions is not measured again, unless it rests on fewer 
     scripts/bench             (an hour on a quiet machine, and the runs of benchmarks/step.py: some hours)
     scripts/bench --again     (measure anew what is there)
     scripts/bench --quick     (some minutes, few samples; nothing is kept, nothing is run)
+    scripts/bench swat infer  (only these tables; runs are the table of benchmarks/step.py)
 """
 
 from __future__ import annotations
@@ -191,11 +192,16 @@ def updated(rows: list[dict[str, Any]], wanted: dict[str, Any], effort: Effort) 
 def main() -> None:
     """Measure what is not there yet, row by row, and print the tables."""
     quick, again = "--quick" in sys.argv, "--again" in sys.argv
+    chosen = [word for word in sys.argv[1:] if not word.startswith("-")] or [*PLAN, "runs"]
+    if unknown := set(chosen) - {*PLAN, "runs"}:
+        sys.exit(f"no table {', '.join(sorted(unknown))}; the tables are {', '.join(PLAN)} and runs")
     effort = Effort(torch.get_num_threads(), **(QUICK if quick else FULL))  # type: ignore[arg-type]
     if why := reason():
         print(f"no sparse kernels here, so only dense PyTorch is measured: {why}", file=sys.stderr)
     rows = [] if quick else committed()
     for name, lines in PLAN.items():
+        if name not in chosen:
+            continue
         for line in lines:
             wanted = {"table": name, "case": asdict(line.case)} | circumstances(effort)
             if again or not any(same(row, wanted) and whole(row, effort) for row in rows):
@@ -206,7 +212,7 @@ def main() -> None:
         print(
             f"\n{TITLES[name]} ({hardware(r for r in rows if r['table'] == name)})\n\n{table(name, rows)}", flush=True
         )
-    if not quick:
+    if not quick and "runs" in chosen:
         runs.main()
 
 

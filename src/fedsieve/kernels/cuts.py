@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,3 +54,10 @@ class Scratch:
         self.sums = torch.empty(threads * self.sizes["sums"])
         self.work = torch.empty(threads * 4 * 2048, dtype=torch.int32)
         return True
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library can."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

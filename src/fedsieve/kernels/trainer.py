@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Mapping
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels import checks, library
+from fedsieve.kernels.cuts import give_back
 from fedsieve.kernels.graph import Graph, read
 from fedsieve.kernels.plan import Plan, Room
 from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
@@ -87,7 +87,8 @@ class Trainer:
             self.start.run()
             if self.lean:
                 self.weights.release()
-                _give_back()
+                gc.collect()
+                give_back()
 
     def read_(self) -> None:
         """Take the model's weights, and go on as if they had been there."""
@@ -105,6 +106,7 @@ class Trainer:
         self._shape = (given.channels,) if given.flat else (given.channels, given.height, given.width)
         self.foreign = graph.foreign
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
+        self.mask = {}
         self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)
         self.result = torch.zeros(())
         first = plan.act[graph.input] = plan.room(graph.input, plan.halo(graph.input))
@@ -116,8 +118,6 @@ class Trainer:
         plan.backward()
         plan.scratch.make()
         self.program = plan.arena.settle()
-        self.mask = {}
-        weights.settle()
         steps = weights.update(self.lr, self.momentum, self.weight_decay)
         self.updates = [step for step in steps if isinstance(step, Sgd)]
         self.program.steps += steps
@@ -143,11 +143,3 @@ class Trainer:
 
 def _tensors(thing: object) -> list[Tensor]:
     return [value for value in vars(thing).values() if isinstance(value, Tensor)]
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, where the C library can."""
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels.cuts import Cutting
+from fedsieve.kernels.cuts import Cutting, give_back
 from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
 from fedsieve.kernels.program import WORDS, Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
@@ -97,7 +97,9 @@ class Frozen(Lists):
         return (out * inner + c) * k * k + tap
 
     def read(self, weights: Weights) -> None:
-        """Take the module's weights."""
+        """Take the module's weights, if it has any."""
+        if self.layer.module.weight.stride(0) == 0:
+            return
         own = slice(self.start, self.start + self.count)
         weights.w[own] = self.layer.module.weight.reshape(-1)[self.index()]
         if weights.effective is not weights.w:
@@ -135,6 +137,11 @@ class Frozen(Lists):
         if (k, layer.stride, layer.padding) == (3, 1, 1) and x.width <= SMALL:
             self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (o, i))
         native().fs_entries(at(self.mask), o, i, k, *self.place, at(self.row), at(self.offset), at(self.tap))
+        self.mask = torch.empty(0, dtype=torch.uint8)
+        if plan.lean:
+            self.read(plan.weights)
+            self.release()
+            give_back()
         self.value = at(plan.weights.effective, self.start)
         plan.arena.step(lambda: self.gather(plan, x, out), x, out)
 
@@ -228,12 +235,6 @@ class Weights:
             for i, kept in enumerate(_running(layer), start=2):
                 kept.copy_(self.stats[layer][i])
             _tracked(layer).fill_(self.tracked[layer] + steps)
-
-    def settle(self) -> None:
-        """Let go of the masks: the lists are made."""
-        for own in self.lists.values():
-            if isinstance(own, Frozen):
-                own.mask = torch.empty(0, dtype=torch.uint8)
 
     def momenta(self) -> dict[Product | None, Tensor]:
         """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
