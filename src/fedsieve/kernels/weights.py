@@ -117,9 +117,8 @@ class Frozen(Lists):
 
     def momentum(self, velocity: Tensor) -> Tensor:
         """Return the weights' own velocity out of all, 0 off the mask."""
-        spread = torch.zeros(self.numel)
-        spread[self.index()] = velocity[self.start : self.start + self.count]
-        return spread
+        own = velocity[self.start : self.start + self.count]
+        return torch.zeros(self.numel).index_copy_(0, self.index(), own)
 
     def move(self, velocity: Tensor, own: Tensor) -> None:
         """Put the weights' own velocity among all."""
@@ -220,9 +219,9 @@ class Weights:
 
     def rest(self) -> None:
         """Forget all momentum."""
-        for velocity in (self.velocity, *(own.velocity for own in self.lists.values())):
-            if velocity is not None:
-                velocity.zero_()
+        for held in (self, *self.lists.values()):
+            if held.velocity is not None:
+                held.velocity.zero_()
 
     @torch.no_grad()
     def write(self, steps: int) -> None:
@@ -240,9 +239,8 @@ class Weights:
         """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
         if self.velocity is None:
             return {}
-        return {layer: own.momentum(self.velocity) for layer, own in self.lists.items()} | {
-            None: self.velocity[self.sparse :].clone()
-        }
+        own = {layer: own.momentum(self.velocity) for layer, own in self.lists.items()}
+        return {None: self.velocity[self.sparse :].clone(), **own}
 
     def move(self, momenta: Mapping[Product | None, Tensor]) -> None:
         """Take over what ``momenta`` of this graph returned, as far as the masks reach."""
