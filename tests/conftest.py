@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve import Data, Dataset, Run, Task
+from fedsieve.kernels import library
 
 DATA = os.environ.get("FEDSIEVE_DATA")
 TIMES = {"seconds": 0, "ms_per_step": 0}
@@ -76,3 +77,16 @@ def tiny_run(method: object, **changes: object) -> Run:
     settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
     tiers = getattr(method, "tiers", 1)
     return Run(method, Task(TinyNet, blobs, 6, "iid", tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def native() -> Iterator[None]:
+    """The native kernels, one thread, and new memory full of NaN: to read what nobody wrote then shows."""
+    if library.reason() is not None:
+        pytest.skip(str(library.reason()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)

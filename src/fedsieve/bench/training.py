@@ -60,8 +60,7 @@ def trainer(case: Case, lean: bool = False) -> kernels.Trainer:
     model, mask = case.pruned() if case.rule == "frozen" else (case.network(), {})
     if case.rule == "swat":
         swat_(model, case.densities(model), PERIOD)
-    options = {"lr": LR, "momentum": MOMENTUM, "weight_decay": 0.0}
-    return kernels.Trainer(model.train(), mask, case.batch, **options, storage=case.storage, lean=lean)
+    return kernels.Trainer(model.train(), mask, case.batch, lr=LR, momentum=MOMENTUM, storage=case.storage, lean=lean)
 
 
 def sparse(trainer: kernels.Trainer, case: Case) -> Step:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from fedsieve.kernels.recognise import (
+    Window,
+    is_flatten,
+    is_in_place,
+    is_norm,
+    is_nothing,
+    is_product,
+    is_relu,
+    is_sum,
+    window,
+)
 
 
 class Unsupported(Exception):
@@ -72,11 +85,7 @@ class Norm(Layer):
 class Pool(Layer):
     """A maximum or a mean over windows."""
 
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    average: int = 0
-    """0: maximum; 1: mean over the window's area; 2: over its part inside the map."""
+    window: Window
 
 
 @dataclass(eq=False)
@@ -86,11 +95,24 @@ class Flatten(Layer):
 
 @dataclass(eq=False)
 class Foreign(Layer):
-    """Anything else: run by PyTorch, sample first."""
+    """Anything else: run by PyTorch, sample first; ``inputs`` are those of ``node.all_input_nodes``."""
 
-    call: Callable[..., Tensor] = field(default=lambda *x: x[0])
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    name: str = ""
+    node: fx.Node
+    module: nn.Module | None
+    name: str
+
+    def __call__(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        """Compute with these parameters in place of the module's."""
+        given = dict(zip(self.node.all_input_nodes, inputs, strict=True))
+        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), given.__getitem__)
+        out: Tensor
+        if self.module is not None:
+            out = functional_call(self.module, dict(parameters), args, kwargs)
+        elif self.node.op == "call_method":
+            out = getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
+        else:
+            out = self.node.target(*args, **kwargs)  # type: ignore[operator]
+        return out
 
 
 @dataclass
@@ -111,7 +133,26 @@ class Graph:
         return [layer for layer in self.layers if value in layer.inputs]
 
 
+class _Proxy(fx.Proxy):
+    """Tells ``x += y``, which every other name of x sees, from ``x = x + y``."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
         return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, name)
 
@@ -125,24 +166,43 @@ class _Shapes(fx.Interpreter):
         return found
 
 
-def read(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """Return the layers of a model for samples of ``shape``. Raises Unsupported where it cannot be traced."""
-    was = [m for m in model.modules() if m.training]
+def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
+    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
+    modes = {m: m.training for m in model.modules()}
     try:
+        traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
+        for node in traced.graph.find_nodes(op="get_attr"):
+            raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()
-        traced = fx.GraphModule(model, _Tracer().trace(model))
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _Shapes(traced).run(torch.zeros(2, *shape))
+    except Unsupported:
+        raise
     except Exception as error:
-        raise Unsupported(f"the model cannot be traced ({str(error).splitlines()[0]})") from error
+        raise Unsupported(f"the model cannot be traced ({(str(error) or repr(error)).splitlines()[0]})") from error
     finally:
-        for m in was:
-            m.training = True
-    return _Reader(model, traced).graph()
+        for m, mode in modes.items():
+            m.training = mode
+    graph = _Reader(model, traced, training).graph()
+    _owned(model, graph, training)
+    return graph
+
+
+def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
+    """Raise Unsupported unless every parameter belongs to one layer that runs once; and is trained, in training."""
+    modules = [getattr(layer, "module", None) for layer in graph.layers]
+    users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
+    for name, parameter in model.named_parameters():
+        uses = users[id(parameter)]
+        if uses > 1 or uses < training:
+            raise Unsupported(f"{name} is used more than once" if uses else f"no layer uses {name}")
+        if training and not parameter.requires_grad:
+            raise Unsupported(f"{name} is not trained (requires_grad is False)")
 
 
 class _Reader:
-    def __init__(self, model: nn.Module, traced: fx.GraphModule):
+    def __init__(self, model: nn.Module, traced: fx.GraphModule, training: bool):
+        self.training = training
         self.model, self.nodes = model, list(traced.graph.nodes)
         self.values: dict[fx.Node, Value] = {}
         self.layers: list[Layer] = []
@@ -155,90 +215,77 @@ class _Reader:
                 if given is not None:
                     raise Unsupported("the model takes more than one input")
                 given = self.values[node] = _value(node)
-            elif node.op == "get_attr":
-                raise Unsupported(f"the model uses {node.target} outside a layer")
             elif node.op == "output":
-                output = self.values.get(node.args[0])
-            else:
-                self.values[node] = self._layer(node)
+                output = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            elif node.meta["value"][1] is not None:  # else a size, for a view
+                self._read(node)
         if given is None or output is None or not output.flat:
             raise Unsupported("the model does not map [n, ...] to logits [n, classes]")
         return Graph(given, output, self.layers)
 
-    def _layer(self, node: fx.Node) -> Value:
+    def _read(self, node: fx.Node) -> None:
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        ins = [self.values[a] for a in node.args if isinstance(a, fx.Node)]
-        kind = module if module is not None else node.target
-        name = str(node.target) if module is not None else str(node.name)
-        if _is_product(module):
-            assert isinstance(module, nn.Conv2d | nn.Linear)
-            if isinstance(module, nn.Conv2d) or ins[0].flat:
-                return self._add(Product(ins, _value(node), module, name))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
-            if module.momentum is not None:
-                return self._add(Norm(ins, _value(node), module, name))
-        elif _is_relu(kind):
-            return self._relu(node, ins[0])
-        elif kind in (operator.add, operator.iadd, torch.add) and len(ins) == 2 and _same(*ins) and not node.kwargs:
-            return self._sum(node, ins)
-        elif (window := _pool(kind, node, ins)) is not None:
-            return self._add(Pool(ins, _value(node), *window))
-        elif _is_flatten(kind, node):
-            return self._add(Flatten(ins, _value(node)))
-        elif isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0):
-            return ins[0]
-        return self._foreign(node, module, name)
+        kind = node.target if module is None else module
+        first = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        value = self._layer(node, module, kind, first)
+        self.values[node] = value
+        if first is not None and is_in_place(kind, node):
+            self.values |= {other: value for other, held in self.values.items() if held is first}
+
+    def _layer(self, node: fx.Node, module: nn.Module | None, kind: Any, x: Value | None) -> Value:
+        name = str(node.target) if module is not None else node.name
+        if x is None:
+            return self._foreign(node, module, name)
+        if is_product(module) and (isinstance(module, nn.Conv2d) or x.flat):
+            return self._add(Product([x], _value(node), module, name))  # type: ignore[arg-type]
+        if is_norm(module):
+            return self._add(Norm([x], _value(node), module, name))  # type: ignore[arg-type]
+        if is_relu(kind):
+            return self._relu(node, x)
+        other = self.values.get(node.args[1]) if is_sum(kind, node) else None  # type: ignore[arg-type]
+        if other is not None and _same(x, other):
+            return self._sum(node, x, other)
+        if not x.flat and (found := window(kind, node, x.height, x.width)) is not None:
+            return self._add(Pool([x], _value(node), found))
+        if is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
+            return x if x.flat else self._add(Flatten([x], value))
+        return x if is_nothing(module, self.training) else self._foreign(node, module, name)
 
     def _add(self, layer: Layer) -> Value:
-        module = getattr(layer, "module", None)
-        if module is not None and any(getattr(other, "module", None) is module for other in self.layers):
-            raise Unsupported(f"{layer.name} is used more than once")  # type: ignore[attr-defined]
         self.layers.append(layer)
         return layer.output
 
     def _relu(self, node: fx.Node, x: Value) -> Value:
         maker = self._maker(x)
-        alone = len(_args(node, x, self.values).users) == 1
-        if alone and ((isinstance(maker, Norm) and not maker.relu) or _has_bias(maker)):
+        if self._users(x) == 1 and ((isinstance(maker, Norm) and not maker.relu) or _has_bias(maker)):
             maker.relu = True  # type: ignore[union-attr]
             return x
         return self._add(Norm([x], _value(node), relu=True))
 
-    def _sum(self, node: fx.Node, ins: list[Value]) -> Value:
-        for x, other in (ins, ins[::-1]):
+    def _sum(self, node: fx.Node, left: Value, right: Value) -> Value:
+        for x, other in ((left, right), (right, left)):
             maker = self._maker(x)
-            alone = len(_args(node, x, self.values).users) == 1
-            if alone and isinstance(maker, Norm) and not maker.relu and len(maker.inputs) == 1 and x is not other:
-                self.layers.remove(maker)
-                maker.inputs.append(other)
-                return self._add(maker)
-        return self._add(Norm(ins, _value(node)))
+            plain = isinstance(maker, Norm) and not maker.relu and len(maker.inputs) == 1
+            if plain and self._users(x) == 1 and x is not other:
+                self.layers.remove(maker)  # type: ignore[arg-type]
+                maker.inputs.append(other)  # type: ignore[union-attr]
+                return self._add(maker)  # type: ignore[arg-type]
+        return self._add(Norm([left, right], _value(node)))
 
     def _maker(self, x: Value) -> Layer | None:
         return next((layer for layer in self.layers if layer.output is x), None)
 
+    def _users(self, x: Value) -> int:
+        """Return how many nodes read a value, under any of its names."""
+        names = {node for node, value in self.values.items() if value is x}
+        return len({user for node in names for user in node.users} - names)
+
     def _foreign(self, node: fx.Node, module: nn.Module | None, name: str) -> Value:
-        inputs = [a for a in node.args if isinstance(a, fx.Node)]
-        if any(isinstance(a, fx.Node) for a in node.kwargs.values()) or any(
-            isinstance(b, fx.Node) for a in node.args if isinstance(a, tuple | list) for b in a
-        ):
+        if not all(given in self.values for given in node.all_input_nodes):
             raise Unsupported(f"{name} takes its inputs in a way that cannot be followed")
-
-        def call(*given: Tensor) -> Tensor:
-            rest = iter(given)
-            args = [next(rest) if isinstance(a, fx.Node) else a for a in node.args]
-            if module is not None:
-                target: Callable[..., Any] = module
-            elif node.op == "call_method":
-                target = getattr(args.pop(0), str(node.target))
-            else:
-                assert callable(node.target)
-                target = node.target
-            out: Tensor = target(*args, **node.kwargs)
-            return out
-
-        modules = {name: module} if module is not None else {}
-        return self._add(Foreign([self.values[a] for a in inputs], _value(node), call, modules, name))
+        return self._add(
+            Foreign([self.values[given] for given in node.all_input_nodes], _value(node), node, module, name)
+        )
 
 
 def _value(node: fx.Node) -> Value:
@@ -248,71 +295,9 @@ def _value(node: fx.Node) -> Value:
     return Value(*shape[1:]) if len(shape) == 4 else Value(shape[1], flat=True)
 
 
-def _args(node: fx.Node, value: Value, values: dict[fx.Node, Value]) -> fx.Node:
-    return next(a for a in node.args if isinstance(a, fx.Node) and values[a] is value)
-
-
 def _same(a: Value, b: Value) -> bool:
     return (a.channels, a.height, a.width, a.flat) == (b.channels, b.height, b.width, b.flat)
 
 
-def _is_product(module: nn.Module | None) -> bool:
-    if isinstance(module, nn.Conv2d):
-        k, s, p = module.kernel_size, module.stride, module.padding
-        plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
-        square = k[0] == k[1] and s[0] == s[1] and not isinstance(p, str) and p[0] == p[1]
-        return plain and square and k[0] % 2 == 1 and s[0] in (1, 2) and int(p[0]) < k[0]
-    return isinstance(module, nn.Linear)
-
-
 def _has_bias(layer: Layer | None) -> bool:
     return isinstance(layer, Product) and layer.module.bias is not None and not layer.relu
-
-
-def _is_relu(kind: Any) -> bool:
-    return isinstance(kind, nn.ReLU) or kind in (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
-
-
-def _is_flatten(kind: Any, node: fx.Node) -> bool:
-    if isinstance(kind, nn.Flatten):
-        return kind.start_dim == 1 and kind.end_dim in (-1, 3)
-    rest = [*node.args[1:], *node.kwargs.values()]
-    return kind in ("flatten", torch.flatten) and rest in ([1], [1, -1])
-
-
-def _pool(kind: Any, node: fx.Node, ins: list[Value]) -> tuple[int, int, int, int] | None:
-    """Return kernel, stride, padding and the kind of mean of a pool that the kernels know."""
-    if not ins or ins[0].flat:
-        return None
-    if kind in ("mean", torch.mean):
-        args: list[Any] = [*node.args[1:], *node.kwargs.values()]
-        whole = bool(args) and sorted(d % 4 for d in args[0]) == [2, 3] and args[1:] in ([], [True])
-        return (ins[0].height, ins[0].height, 0, 1) if whole and ins[0].height == ins[0].width else None
-    if isinstance(kind, nn.AdaptiveAvgPool2d) or kind is F.adaptive_avg_pool2d:
-        size = kind.output_size if isinstance(kind, nn.AdaptiveAvgPool2d) else node.args[1]
-        square = ins[0].height == ins[0].width and size in (1, (1, 1), [1, 1])
-        return (ins[0].height, ins[0].height, 0, 1) if square else None
-    if isinstance(kind, nn.MaxPool2d | nn.AvgPool2d):
-        given = dict(vars(kind))
-    elif kind in (F.max_pool2d, torch.max_pool2d) or getattr(kind, "__name__", "") == "boolean_dispatch":
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    elif kind is F.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    else:
-        return None
-    average = isinstance(kind, nn.AvgPool2d) or kind is F.avg_pool2d
-    k, s, p = (_one(given.get(name)) for name in ("kernel_size", "stride", "padding"))
-    odd = given.get("ceil_mode") or given.get("return_indices") or given.get("divisor_override")
-    sizes = (k, s, p, _one(given.get("dilation", 1)))
-    if k is None or odd or -1 in sizes or sizes[3] != 1 or (p or 0) * 2 > k:
-        return None
-    return k, s or k, p or 0, (1 if given.get("count_include_pad", True) else 2) if average else 0
-
-
-def _one(value: Any) -> int | None:
-    """Return the number that a square size stands for."""
-    if isinstance(value, tuple | list):
-        return int(value[0]) if len(set(value)) == 1 else -1
-    return None if value is None else int(value)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsieve.kernels import recognise
 from fedsieve.kernels.fold import Fused
 from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
 from fedsieve.kernels.plan import Arena, Room
@@ -15,7 +16,7 @@ from fedsieve.kernels.program import WORDS, Convolution, Copy, Gather, Linear, O
 from fedsieve.kernels.program import Pool as PoolOp
 from fedsieve.kernels.weights import SMALL as BORDERED
 
-COPY = Pool([], Value(0))
+COPY = Pool([], Value(0), recognise.Window(1, 1, 0, 0))
 """The pool that changes nothing."""
 SMALL = 16
 """Positions of a map whose every tap is laid out on its own, where a sample is alone: whole cache lines to read."""
@@ -68,8 +69,8 @@ class Blocks:
 
     def pool(self, layer: Pool, x: Room, out: Room) -> Operation:
         """Return a pool."""
-        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=layer.kernel, stride=layer.stride)
-        op.padding, op.average = layer.padding, layer.average
+        w, op = layer.window, PoolOp(in_=self.arena.map(x), out=self.arena.map(out))
+        op.kernel, op.stride, op.padding, op.average = w.kernel, w.stride, w.padding, w.average
         return op
 
     def flatten(self, value: Value, x: Room, out: Room) -> Operation:
@@ -168,7 +169,7 @@ def _inside(layer: Fused, lines: int, rows: int, columns: int) -> Tensor:
 def _window(p: Pool, value: Value, to: Value, source: tuple[int | None, int], target: tuple[int | None, int]) -> Window:
     places = (source[0], target[0], source[1], target[1])
     sizes = (value.channels, value.height, value.width, to.height, to.width)
-    return Window(*places, *sizes, p.kernel, p.stride, p.padding, p.average)
+    return Window(*places, *sizes, *vars(p.window).values())
 
 
 def _gather(arena: Arena, layer: Fused, offset: Tensor, ins: list[Room], out: Room, stride: int) -> Gather:

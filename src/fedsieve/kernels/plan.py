@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.kernels.cuts import Cutting, Scratch
-from fedsieve.kernels.graph import Flatten, Foreign, Graph, Layer, Norm, Pool, Product, Value
+from fedsieve.kernels.graph import Flatten, Foreign, Graph, Layer, Norm, Pool, Product, Unsupported, Value
 from fedsieve.kernels.program import WORDS, Copy, Map, Program, Step, Wide, at
 from fedsieve.kernels.program import Pool as PoolOp
 from fedsieve.kernels.weights import Weights
@@ -144,7 +144,7 @@ class Plan:
         """Return a new room for a value or its gradient."""
         room = Room(value.channels, self.blocks, value.height, value.width, halo)
         if room.words >= 2**31:
-            raise ValueError("a map of more than 2^31 words")
+            raise Unsupported("a map of more than 2^31 words")
         return room
 
     def forward(self) -> None:
@@ -179,10 +179,10 @@ class Plan:
                 self._norm_backward(layer, g)
             elif isinstance(layer, Pool):
                 x = layer.inputs[0]
-                if not layer.average:
+                if not layer.window.average:
                     self.recall(x)
                 into, more = self._gradient(x)
-                values = (into, g) if layer.average else (self.act[x], self.act[layer.output])
+                values = (into, g) if layer.window.average else (self.act[x], self.act[layer.output])
                 used = (*values, g, into)
                 self.arena.step(lambda r=used, p=layer, m=more: self._pool(p, *r, more=m), *used)  # type: ignore[misc]
             elif isinstance(layer, Flatten):
@@ -293,8 +293,6 @@ class Plan:
     def _deliver(self, value: Value, make: Callable[[Room], Step], *used: Room) -> None:
         """Add an operation that writes a gradient: into a room of its own and from there, where others wrote before."""
         if not self.moving[value]:
-            if isinstance(self.graph, Graph) and value is not self.graph.input:
-                return
             unused = self.room(value, 0)
             self.arena.step(lambda: make(unused), *used, unused)
             return
@@ -317,8 +315,8 @@ class Plan:
         """Tell which values depend on something that is trained."""
         moving = {self.graph.input: False}
         for layer in self.graph.layers:
-            own = isinstance(layer, Product) or (isinstance(layer, Norm) and layer.module is not None)
-            own = own or (isinstance(layer, Foreign) and any(list(m.parameters()) for m in layer.modules.values()))
+            module = getattr(layer, "module", None)
+            own = module is not None and any(True for _ in module.parameters())
             moving[layer.output] = own or any(moving[v] for v in layer.inputs)
         return moving
 
@@ -333,8 +331,9 @@ class Plan:
     def _pool(
         self, p: Pool, x: Room, out: Room, g: Room | None = None, into: Room | None = None, more: bool = False
     ) -> PoolOp:
-        op = PoolOp(in_=self.arena.map(x), out=self.arena.map(out), kernel=p.kernel, stride=p.stride)
-        op.padding, op.average, op.backward, op.accumulate = p.padding, p.average, int(g is not None), int(more)
+        w, op = p.window, PoolOp(in_=self.arena.map(x), out=self.arena.map(out))
+        op.kernel, op.stride, op.padding, op.average = w.kernel, w.stride, w.padding, w.average
+        op.backward, op.accumulate = int(g is not None), int(more)
         if g is not None and into is not None:
             op.grad_out, op.grad_in = self.arena.map(g), self.arena.map(into)
         return op

@@ -63,7 +63,7 @@ class Predictor:
         if self.reason is not None:
             return
         try:
-            self._graph = fold(read(self.model, shape))
+            self._graph = fold(read(self.model, shape, training=False))
             if self._graph.foreign:
                 raise Unsupported(f"the kernels do not know {', '.join(self._graph.foreign)}")
             self._team(1, 1)

@@ -24,6 +24,16 @@ class Map(Structure):
         (name, c_int32) for name in ("channels", "blocks", "height", "width", "halo", "packed")
     ]
 
+    @property
+    def line(self) -> int:
+        """Words from one row of positions to the next."""
+        return int(self.width + 2 * self.halo) * 16
+
+    @property
+    def channel(self) -> int:
+        """Words from one channel to the next."""
+        return self.line * int(self.height + 2 * self.halo) * int(self.blocks)
+
 
 _MAP = POINTER(Map)
 

@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels import library
+from fedsieve.kernels import checks, library
 from fedsieve.kernels.graph import Graph, read
 from fedsieve.kernels.plan import Plan, Room
 from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
+from fedsieve.types import InputError
 
 
 class Trainer:
@@ -38,18 +39,20 @@ class Trainer:
         lean: bool = False,
         graph: Graph | None = None,
     ):
-        self.model, self.mask, self.batch = model, mask, batch
-        self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, storage == "bf16"
-        self.lean = lean
+        checks.model(model, mask)
+        self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
+        self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.packed(storage)
+        self.lean, self.foreign = lean, list[str]()
         self._ready, self._steps, self.seen, self.done = False, 0, 0, (0.0, 0.0)
+        self._shape: tuple[int, ...] = ()
         if graph:
             self._build(graph)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
         if not self._ready:
-            self._build(read(self.model, tuple(x.shape[1:])))
-        x, y = x.float().contiguous(), y.contiguous()
+            self._build(read(self.model, tuple(checks.samples(x).shape[1:])))
+        x, y = self._checked(x, y)
         self.plan.begin(self._steps, len(x), library.threads())
         self._steps += 1
         self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
@@ -80,6 +83,7 @@ class Trainer:
             for op in (*self.updates, *self.plan.wide):
                 op.rate, op.momentum, op.decay = lr, momentum, weight_decay
             self.weights.read()
+            self.weights.rest()
             self.start.run()
             if self.lean:
                 self.weights.release()
@@ -88,21 +92,18 @@ class Trainer:
     def read_(self) -> None:
         """Take the model's weights, and go on as if they had been there."""
         if self._ready:
-            momenta = self.weights.momenta()
-            self.weights.read()
-            self.weights.move(momenta)
+            self.weights.read(self._steps)
             self.start.run()
-
-    def follow_(self, other: Trainer) -> None:
-        """Take over the momentum of another trainer of this graph, where both have a weight."""
-        self.weights.move(other.weights.momenta())
 
     def write_(self) -> None:
         """Give the trained weights back to the model."""
         if self._ready:
-            self.weights.write()
+            self.weights.write(self._steps)
 
     def _build(self, graph: Graph) -> None:
+        given = graph.input
+        self._shape = (given.channels,) if given.flat else (given.channels, given.height, given.width)
+        self.foreign = graph.foreign
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
         self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)
         self.result = torch.zeros(())
@@ -123,6 +124,13 @@ class Trainer:
         self.start = Program([weights.transpose()])
         self._ready = True
         self.begin(self.lr, self.momentum, self.weight_decay)
+
+    def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = checks.floats("x", x, None, *self._shape)
+        n = checks.integer("the number of samples", len(x), 1, self.batch)
+        if any(n * norm.output.height * norm.output.width == 1 for norm in self.weights.norms):
+            raise InputError("BatchNorm needs more than one value a channel: the batch has one sample")
+        return x, checks.labels("y", y, n, self.plan.graph.output.channels)
 
     def _pack(self, plan: Plan, room: Room) -> Pack:
         self.pack = Pack(map=plan.arena.map(room), unpack=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import pointer
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels.cuts import Cutting
+from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
 from fedsieve.kernels.program import WORDS, Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
 from fedsieve.kernels.program import Norm as NormOp
@@ -40,6 +42,8 @@ class Lists:
         self.tap: Tensor | None = None
         self.back_tap: Tensor | None = None
         """Where each tap's entries begin, for 3x3 kernels on small maps."""
+        self.velocity: Tensor | None = None
+        """Where it is not among that of all weights."""
         self.value: int | None = None
         self.back_value: int | None = None
         """Addresses."""
@@ -171,6 +175,7 @@ class Weights:
         self.model, self.holds = model, list[Any]()
         self.products = [layer for layer in graph.layers if isinstance(layer, Product)]
         self.norms = [layer for layer in graph.layers if isinstance(layer, Norm) and layer.module is not None]
+        self.calls = {layer: Call(layer, mask) for layer in graph.layers if isinstance(layer, Foreign)}
         self.lists: dict[Product, Frozen | Dense] = {}
         start = 0
         for layer in self.products:
@@ -192,28 +197,37 @@ class Weights:
         """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
 
     @torch.no_grad()
-    def read(self) -> None:
-        """Take the model's weights, momentum at rest."""
+    def read(self, steps: int = 0) -> None:
+        """Take the model's weights, as they are after so many steps."""
         for own in self.lists.values():
             own.read(self)
         for vector in self._vectors():
-            self.w[self.small[id(vector)] :][: vector.numel()] = vector
+            self.view(vector).copy_(vector)
+        for call in self.calls.values():
+            for name, mask in call.masks.items():
+                self.view(call.parameters[name]).mul_(mask)
         for layer in self.norms:
             for i, kept in enumerate(_running(layer), start=2):
                 self.stats[layer][i] = kept
-        if self.velocity is not None:
-            self.velocity.zero_()
+        self.tracked = {layer: int(_tracked(layer)) - steps for layer in self.norms}
+
+    def rest(self) -> None:
+        """Forget all momentum."""
+        for velocity in (self.velocity, *(own.velocity for own in self.lists.values())):
+            if velocity is not None:
+                velocity.zero_()
 
     @torch.no_grad()
-    def write(self) -> None:
-        """Give the weights back to the model: zero off the masks."""
+    def write(self, steps: int) -> None:
+        """Give the weights back to the model after so many steps: zero off the masks."""
         for own in self.lists.values():
             own.write(self)
         for vector in self._vectors():
-            vector.copy_(self.w[self.small[id(vector)] :][: vector.numel()])
+            vector.copy_(self.view(vector))
         for layer in self.norms:
             for i, kept in enumerate(_running(layer), start=2):
                 kept.copy_(self.stats[layer][i])
+            _tracked(layer).fill_(self.tracked[layer] + steps)
 
     def settle(self) -> None:
         """Let go of the masks: the lists are made."""
@@ -296,11 +310,17 @@ class Weights:
 
     def foreign(self, plan: Plan, layer: Foreign, ins: list[Room], out: Room) -> Step:
         """Return a call of PyTorch's."""
-        raise NotImplementedError
+        self.calls[layer].forward(plan, ins, out)
+        return partial(self.calls[layer].run, self)
 
     def foreign_backward(self, plan: Plan, layer: Foreign, g: Room, into: list[Room]) -> Step:
         """Return the backward of a call of PyTorch's."""
-        raise NotImplementedError
+        self.calls[layer].backward(plan, g, into)
+        return partial(self.calls[layer].run_backward, self)
+
+    def view(self, vector: Tensor, where: Tensor | None = None) -> Tensor:
+        """Return a small vector in ``w`` (or ``where``), shaped as the model has it."""
+        return (self.w if where is None else where)[self.small[id(vector)] :][: vector.numel()].view(vector.shape)
 
     def at(self, vector: Tensor | None, where: Tensor | None = None) -> int | None:
         """Return the address of a small vector in ``w`` (or ``where``)."""
@@ -314,7 +334,8 @@ class Weights:
     def _vectors(self) -> list[Tensor]:
         biases = [layer.module.bias for layer in self.products if layer.module.bias is not None]
         modules = [layer.module for layer in self.norms if layer.module is not None]
-        return [*biases, *(v for m in modules for v in (m.weight, m.bias))]
+        foreign = [p for call in self.calls.values() for p in call.parameters.values()]
+        return [*biases, *foreign, *(v for m in modules for v in (m.weight, m.bias))]
 
 
 def _running(layer: Norm) -> tuple[Tensor, Tensor]:
@@ -323,3 +344,9 @@ def _running(layer: Norm) -> tuple[Tensor, Tensor]:
     assert module.running_mean is not None
     assert module.running_var is not None
     return module.running_mean, module.running_var
+
+
+def _tracked(layer: Norm) -> Tensor:
+    assert layer.module is not None
+    assert layer.module.num_batches_tracked is not None
+    return layer.module.num_batches_tracked

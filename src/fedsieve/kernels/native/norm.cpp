@@ -133,9 +133,9 @@ void backward(const NormBackward& g, int c) {
         if (by_output) {
             V out[S::K];
             S::read(o, out);
-            for (int k = 0; k < S::K; k++) dp[k] = select(out[k] > zero(), dp[k], zero());
+            for (int k = 0; k < S::K; k++) dp[k] = select(out[k] <= zero(), zero(), dp[k]);
         } else {
-            for (int k = 0; k < S::K; k++) dp[k] = select(y[k] * f.scale + f.shift > zero(), dp[k], zero());
+            for (int k = 0; k < S::K; k++) dp[k] = select(y[k] * f.scale + f.shift <= zero(), zero(), dp[k]);
         }
     };
     rows(n.y, [&](int b, int h) INLINE_LAMBDA {

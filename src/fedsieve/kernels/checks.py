@@ -1,0 +1,113 @@
+"""What the kernels are given, checked before an address leaves Python: every mistake is an InputError of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.types import InputError
+
+LARGEST = 2**31 - 1
+"""Offsets in a map are 32-bit."""
+
+
+def refuse(what: str, wanted: str, got: object) -> NoReturn:
+    """Raise the InputError that says what was wanted and what there is instead."""
+    raise InputError(f"{what} must be {wanted}, got {describe(got) if isinstance(got, Tensor) else repr(got)}")
+
+
+def describe(x: Tensor) -> str:
+    """Return a tensor's kind in words: ``float32 [2, 3] on cpu``."""
+    strided = "" if x.layout == torch.strided else f"{str(x.layout).removeprefix('torch.')} "
+    return f"{strided}{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"
+
+
+def tensor(what: str, x: object, dtype: torch.dtype, *shape: int | None) -> Tensor:
+    """Return a CPU tensor of this type and shape (None: any size), contiguous; raises InputError for anything else."""
+    sizes = ", ".join("any" if n is None else str(n) for n in shape)
+    wanted = f"a {str(dtype).removeprefix('torch.')} tensor [{sizes}] on the CPU"
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.device.type != "cpu" or x.dtype != dtype:
+        refuse(what, wanted, x)
+    if x.dim() != len(shape) or any(n not in (None, m) for n, m in zip(shape, x.shape, strict=True)):
+        refuse(what, wanted, x)
+    return x.detach().contiguous()
+
+
+def floats(what: str, x: object, *shape: int | None) -> Tensor:
+    """Return a float32 tensor of this shape, contiguous."""
+    return tensor(what, x, torch.float32, *shape)
+
+
+def in_place(what: str, x: object, *shape: int | None) -> Tensor:
+    """Return a float32 tensor that is written to: it must be contiguous already."""
+    found = tensor(what, x, torch.float32, *shape)
+    if not (isinstance(x, Tensor) and x.is_contiguous()):
+        refuse(what, "contiguous, since it is changed in place", x)
+    return found
+
+
+def samples(x: object) -> Tensor:
+    """Return a batch of at least one sample."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or not len(x):
+        refuse("x", "a float32 tensor [n, ...] on the CPU with n > 0", x)
+    return floats("x", x, *x.shape)
+
+
+def integer(what: str, n: object, least: int, most: int = LARGEST) -> int:
+    """Return a whole number between the two."""
+    if isinstance(n, bool) or not isinstance(n, int) or not least <= n <= most:
+        refuse(what, f"a whole number from {least} to {most}" if most < LARGEST else f"at least {least}", n)
+    return n
+
+
+def support(what: str, mask: object, dims: int) -> Tensor:
+    """Return a boolean mask [out, in] or [out, in, k, k] with k odd, contiguous."""
+    found = tensor(what, mask, torch.bool, *[None] * dims)
+    if dims == 4 and (found.shape[2] != found.shape[3] or found.shape[2] % 2 == 0):
+        refuse(what, "[out, in, k, k] with an odd k", found)
+    if found.numel() > LARGEST:
+        refuse(what, "of less than 2^31 elements", found)
+    return found
+
+
+def packed(storage: object) -> bool:
+    """Tell whether maps are stored as bfloat16."""
+    if storage not in ("fp32", "bf16"):
+        refuse("storage", "'fp32' or 'bf16'", storage)
+    return storage == "bf16"
+
+
+def size_after(what: str, size: int, kernel: int, stride: int, padding: int) -> int:
+    """Return how many windows fit into a padded side."""
+    after = (size + 2 * padding - kernel) // stride + 1
+    if after < 1:
+        raise InputError(f"{what}: a kernel of {kernel} does not fit into a side of {size} with padding {padding}")
+    return after
+
+
+def labels(what: str, y: object, n: int, classes: int) -> Tensor:
+    """Return int64 labels [n], each of a class."""
+    found = tensor(what, y, torch.int64, n)
+    wrong = found[(found < 0) | (found >= classes)]
+    if len(wrong):
+        refuse(what, f"of 0 to {classes - 1}", int(wrong[0]))
+    return found
+
+
+def model(given: object, masks: object) -> None:
+    """Raise InputError unless a model is of float32 on the CPU, and each mask is that of one of its parameters."""
+    if not isinstance(given, nn.Module):
+        refuse("model", "a torch.nn.Module", type(given).__name__)
+    if not isinstance(masks, Mapping):
+        refuse("mask", "a dictionary of masks by parameter name", type(masks).__name__)
+    parameters = dict(given.named_parameters())
+    for name, x in (parameters | dict(given.named_buffers())).items():
+        if x.device.type != "cpu" or (x.is_floating_point() and x.dtype != torch.float32):
+            refuse(f"{name} of the model", "float32 on the CPU", x)
+    for name, mask in masks.items():
+        if name not in parameters:
+            refuse("the name of a mask", f"one of {', '.join(parameters)}", name)
+        tensor(f"the mask of {name}", mask, torch.bool, *parameters[name].shape)

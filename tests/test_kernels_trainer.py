@@ -1,0 +1,96 @@
+"""Whole training steps beside the masked dense step in float64: the four models, and nets with every odd turn."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedsieve.kernels import Trainer, library
+from fedsieve.models import MODELS
+from nets import NETS
+from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
+
+pytestmark = pytest.mark.usefixtures("native")
+SHAPES = {"resnet18": (3, 32, 32), "leaf_cnn": (1, 28, 28), "mnist_net": (1, 28, 28), "digits_net": (1, 8, 8)}
+BRISK = Sgd(0.05, 0.9, 1e-2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_four_models(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name](SHAPES[name][0], 4)
+    trainer = assert_as_dense(model, SHAPES[name], (3, 2) if name == "resnet18" else (17, 5), BRISK)
+    assert trainer.foreign == []
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nets(name: str) -> None:
+    make, shape = NETS[name]
+    torch.manual_seed(0)
+    assert assert_as_dense(make(), shape, (17, 5, 17), BRISK).foreign == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 33])
+def test_batches(n: int) -> None:
+    torch.manual_seed(0)
+    model = NETS["a value used three times"][0]()
+    assert_as_dense(model, (2, 6, 5), (n, 1, n, n), Sgd(0.05, 0.5))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0, None])
+def test_densities(density: float | None) -> None:
+    torch.manual_seed(0)
+    model = NETS["a value used three times"][0]()
+    mask = {} if density is None else masks(model, density)
+    trainer = assert_as_dense(model, (2, 6, 5), (17, 17), BRISK, mask)
+    assert trainer.weights.sparse == (sum(int(m.sum()) for m in mask.values()) if mask else 108 + 324 + 900 + 720)
+
+
+@pytest.mark.parametrize("name", ["a value used three times", "5x5 stride 2", "padded means", "linear layers"])
+def test_bf16_storage(name: str) -> None:
+    """Rounding by 2^-8 turns the sign of some 2^-8 of what ReLU sees, and so a part of gradients of 1 / sqrt(2^8)."""
+    make, shape = NETS[name]
+    torch.manual_seed(0)
+    model = make()
+    mask, data = masks(model), batches(shape, (33, 5, 32))
+    exact = dense(model, mask, data, Sgd(), torch.float64)
+    start = dense(model, mask, [], Sgd(), torch.float32)
+    found = distance(trained(model, mask, data, Sgd(), "bf16")[0], exact, start)
+    assert max(found.values()) < 1 / 16, found
+    assert max(found.values()) > 1e-5
+
+
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+def test_bits_do_not_depend_on_threads(storage: str) -> None:
+    torch.manual_seed(0)
+    model = NETS["a value used three times"][0]()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert library.threads() == threads
+        found.append(trained(model, masks(model), batches((2, 6, 5), (17, 5, 17)), BRISK, storage)[0].state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(x, other[name]) for name, x in found[0].items())
+
+
+def test_the_loss_is_the_batchs_mean() -> None:
+    torch.manual_seed(0)
+    model = NETS["5x5 stride 2"][0]()
+    x, y = batches((2, 9, 5), (7,))[0]
+    trainer = Trainer(model, {}, 20, lr=0.1)
+    with torch.no_grad():
+        want = F.cross_entropy(copy.deepcopy(model).double()(x.double()), y)
+    assert abs(float(trainer.step(x, y)) - float(want)) < 1e-6
+
+
+def test_training_again_begins_with_the_models_weights() -> None:
+    torch.manual_seed(0)
+    model, data = NETS["5x5 stride 2"][0](), batches((2, 9, 5), (7, 5))
+    trainer = Trainer(model, masks(model), 7, lr=0.1, momentum=0.9)
+    first, start = [], copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        model.load_state_dict(start)
+        trainer.begin(0.1, 0.9, 0.0)
+        first.append([float(trainer.step(x, y)) for x, y in data])
+    assert first[0] == first[1]
