@@ -106,10 +106,12 @@ class Frozen(Lists):
         weight = self.layer.module.weight
         if weight.stride(0) == 0:
             weight.data = torch.empty(weight.shape)
-        flat = weight.view(-1)
+        flat = weight.view(-1) if weight.is_contiguous() else torch.empty(self.numel)
         if self.count < self.numel:
             flat.zero_()
         flat[self.index()] = weights.w[self.start : self.start + self.count]
+        if not weight.is_contiguous():
+            weight.copy_(flat.view(self.layer.module.weight.shape))
 
     def momentum(self, velocity: Tensor) -> Tensor:
         """Return the weights' own velocity out of all, 0 off the mask."""
@@ -243,6 +245,11 @@ class Weights:
             for layer, own in self.lists.items():
                 own.move(self.velocity, momenta[layer])
             self.velocity[self.sparse :] = momenta[None]
+
+    def masked(self) -> set[str]:
+        """Return the names of the parameters that heed a mask."""
+        frozen = {f"{layer.name}.weight" for layer, own in self.lists.items() if isinstance(own, Frozen)}
+        return frozen | {f"{layer.name}.{name}" for layer, call in self.calls.items() for name in call.masks}
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
