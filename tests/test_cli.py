@@ -1,6 +1,7 @@
 """The command line as a person meets it: what runs, what is printed, and what every mistake says."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from fedsieve.kernels import reason
 
 MINE = """
 from fedsieve import Run, Task
@@ -19,6 +22,13 @@ def recipe():
 
 def wrong():
     return Run(FedAvg(), Task(TinyNet, blobs, 6), rounds=0, per_round=2)
+
+class Branching(TinyNet):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+def branching():
+    return Run(FedAvg(), Task(Branching, blobs, 6), rounds=2, per_round=2, batch=8)
 
 not_a_function = 3
 """
@@ -52,6 +62,33 @@ def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path) -> None:
     assert "round 2/2" in said
     rows = (tmp_path / "runs/mine.recipe-1/rounds.jsonl").read_text().splitlines()
     assert [json.loads(row)["round"] for row in rows] == [1, 2]
+
+
+def test_kernels_from_the_command_line(tmp_path: Path) -> None:
+    short = ("pdst.digits", "-s", "rounds=2", "--out", "out")
+    way = "dense" if reason() else "sparse"
+    said = fedsieve("run", *short, "--kernels", way, "--until", "1", cwd=tmp_path).stdout
+    assert re.search(rf"kernels +{way} +[\d.]+ ms a step", said)
+    said = fedsieve("run", *short, "--resume", "--kernels", "auto", cwd=tmp_path, code=2).stderr
+    assert said == f"fedsieve: out was begun with --kernels {way}, not auto: go on so, or choose another --out\n"
+    fedsieve("run", *short, "--resume", cwd=tmp_path)
+    rows = [json.loads(row) for row in (tmp_path / "out/rounds.jsonl").read_text().splitlines()]
+    assert [row["kernels"] for row in rows] == [{way: 5}, {way: 5}]
+    said = fedsieve("run", "fedavg.digits", "-s", "rounds=2", cwd=tmp_path).stdout
+    assert said.count("kernels: dense, because ") == 1
+    assert (
+        "because" not in fedsieve("run", "fedavg.digits", "-s", "rounds=1", "--kernels", "dense", cwd=tmp_path).stdout
+    )
+    if not reason():
+        said = fedsieve("run", "swat.digits", "-s", "rounds=1", "--measure", "kernels", cwd=tmp_path).stdout
+        for way in ("sparse", "dense"):
+            assert re.search(rf"{way} +[\d.]+ ms a step, peak memory \d+ MB", said)
+        sweep = ("sweep", "pdst.digits", "-s", "rounds=1", "--seeds", "1", "--out", "s")
+        fedsieve(*sweep, "--kernels", "dense", cwd=tmp_path)
+        said = fedsieve(*sweep, cwd=tmp_path, code=2).stderr
+        assert said == "fedsieve: s holds another sweep (kernels dense there, auto here): choose another --out\n"
+        (summary,) = tmp_path.glob("s/runs/*/summary.json")
+        assert json.loads(summary.read_text())["kernels"] == {"dense": 5}
 
 
 def test_the_lists(tmp_path: Path) -> None:
@@ -88,6 +125,10 @@ MISTAKES = {
     "empty shards": ((*DIGITS, "-s", "task.clients=5000"), "5000 clients cannot share 1442 examples"),
     "an unknown engine": ((*DIGITS, "--engine", "ray"), "unknown engine 'ray'"),
     "an empty pool": ((*DIGITS, "--engine", "pool:0"), "at least 1 process"),
+    "unknown kernels": ((*DIGITS, "--kernels", "fast"), "unknown kernels 'fast'; they are auto, sparse, dense"),
+    "kernels that cannot be": (("run", "mine.py:branching", "--kernels", "sparse"), "the model cannot be traced"),
+    "kernels in a sweep": (("sweep", "mine.py:branching", "--kernels", "sparse"), "mine.branching: --kernels sparse"),
+    "a sweep on the clock": (("sweep", "zerofl.digits", "--measure", "kernels"), "is for fedsieve run"),
     "an unknown device": ((*DIGITS, "--device", "tpu"), "unknown device 'tpu'"),
     "an unknown dataset": ((*DIGITS, "-s", "task.dataset=digit"), "'digit'"),
     "missing data": (("run", "zerofl.mnist", "--data", "."), "mnist"),

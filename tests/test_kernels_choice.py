@@ -167,7 +167,7 @@ class Still(TinyNet):
 
 
 CANNOT = {
-    Tied: "fc3.weight is a parameter of several layers",
+    Tied: "fc2.weight is used more than once",
     Spare: "no layer uses spare",
     Branching: "the model cannot be traced",
     Still: "fc1.weight is not trained",
@@ -184,6 +184,17 @@ def test_what_the_kernels_cannot_train_is_dense_and_says_why(net: type[nn.Module
     for engine in (local(kernels="sparse"), pool(2, kernels="sparse")):
         with pytest.raises(InputError, match=f"--kernels sparse cannot be: .*{CANNOT[net]}.*; choose auto or dense"):
             next(run(run_, engine))
+
+
+def test_a_mask_that_the_kernels_would_not_heed_is_dense() -> None:
+    model = fresh("swat")
+    kernels = Kernels(model, "auto")
+    for name in ("fc1.weight", "conv1.bias", "bn.weight"):
+        mask = {name: torch.zeros_like(model.get_parameter(name), dtype=torch.bool)}
+        assert kernels.take(device_of(model), mask) == f"the mask of {name} is not one of a plain layer's weights"
+    assert kernels.take(device_of(fresh()), {}) == "the method trains a model of its own"
+    with pytest.raises(InputError, match="--kernels sparse cannot be: the method trains a model of its own"):
+        Kernels(model, "sparse").take(device_of(fresh()), {})
 
 
 def test_pruned_activations_at_a_power_of_one_are_not_for_the_kernels() -> None:
@@ -289,6 +300,33 @@ def test_momentum_follows_a_mask_that_moves_and_what_grows_anew_starts_at_rest()
     assert_equal(models)
 
 
+class Chancy(TinyNet):
+    """Layers that the kernels leave to PyTorch, one of them with chance of its own, one with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.GroupNorm(2, 4), nn.Dropout(0.3)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.grouped(self.norm(self.conv1(self.dropout(x)))))
+        x = self.bn(self.conv2(x)).relu()
+        logits: Tensor = self.fc2(self.fc1(x.flatten(1)).relu())
+        return logits
+
+
+@pytest.mark.parametrize("method", [FedAvg(), NST(density=0.4)], ids=["fedavg", "nst"])
+def test_layers_that_the_kernels_do_not_know_are_trained_and_counted_alike(method: Any) -> None:
+    run_ = replace(tiny_run(method, rounds=2, momentum=0.0), task=Task(Chancy, blobs, 6))
+    engines = local(kernels="dense"), local(kernels="sparse"), pool(2, kernels="sparse")
+    dense, sparse, there = ([*run(run_, engine)][-1] for engine in engines)
+    for name, value in sparse.state.params.items():
+        torch.testing.assert_close(value, dense.state.params[name], rtol=0, atol=1e-5)
+        assert torch.equal(value, there.state.params[name])
+    assert sparse.multiply_adds == there.multiply_adds == pytest.approx(dense.multiply_adds)
+    assert sparse.multiply_adds_dense == dense.multiply_adds_dense
+
+
 def test_threads_change_no_bit() -> None:
     finals = []
     before = torch.get_num_threads()
@@ -323,9 +361,9 @@ def test_a_trainer_is_made_once_and_serves_every_client(monkeypatch: pytest.Monk
 def test_clients_of_other_sizes_share_a_trainer_up_to_sixteen_samples() -> None:
     model = fresh()
     kernels = Kernels(model, "sparse")
-    trainers = [kernels.trainer(graph_of_(kernels), device_of(model, examples=n), {}) for n in (9, 16, 3, 40)]
+    trainers = [kernels.trainer(graph_of_(kernels), device_of(model, examples=n), {})[0] for n in (9, 16, 3, 40)]
     assert len({id(trainer) for trainer in trainers}) == 1
-    assert kernels.trainer(graph_of_(kernels), device_of(model, examples=40, batch=17), {}) is not trainers[0]
+    assert kernels.trainer(graph_of_(kernels), device_of(model, examples=40, batch=17), {})[1]
 
 
 def graph_of_(kernels: Kernels) -> Graph:

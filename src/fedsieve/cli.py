@@ -39,7 +39,7 @@ Axis = Annotated[
 ]
 Kernels = Annotated[
     str | None,
-    typer.Option("--kernels", help="auto, sparse or dense (PyTorch). Default: what a run was begun with, or auto."),
+    typer.Option("--kernels", help="How to train: auto, sparse or dense. Default: as the run was begun, or auto."),
 ]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
 

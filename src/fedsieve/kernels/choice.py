@@ -39,13 +39,16 @@ class Kernels:
         check_choice(choice)
         self.model, self.choice, self.where = model, choice, where
         self._graphs: dict[tuple[int, ...], Graph | str] = {}
-        self._last: _Kept | None = None
+        self._last: tuple[_Purpose, Trainer] | None = None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Read the model for samples of ``shape``; raise InputError if the kernels must, but cannot train it."""
-        found = self.graph(shape)
+        self._allowed(self.graph(shape))
+
+    def _allowed(self, found: Graph | str) -> Graph | str:
         if isinstance(found, str) and self.choice == "sparse":
             raise InputError(f"--kernels sparse cannot be: {found}; choose auto or dense")
+        return found
 
     def graph(self, shape: tuple[int, ...]) -> Graph | str:
         """Return the model as the kernels read it, or why they cannot."""
@@ -61,25 +64,35 @@ class Kernels:
         """Return the steps of a training on a mask; or why they are dense, "" where that was asked for."""
         if self.choice == "dense":
             return ""
-        shape = tuple(device.data.x.shape[1:])
-        self.check(shape)
-        graph = self.graph(shape)
-        if isinstance(graph, str):
+        graph = self.graph(tuple(device.data.x.shape[1:]))
+        if device.model is not self.model:
+            graph = "the method trains a model of its own"
+        elif not isinstance(graph, str) and (unknown := _unknown(graph, mask)):
+            graph = f"the mask of {unknown} is not one of a plain layer's weights"
+        if isinstance(graph := self._allowed(graph), str):
             return graph
         if self.choice == "auto" and (why := not_worth(graph, mask, len(device.data), device.batch)):
             return why
         return Sparse(self, graph, device, mask)
 
-    def trainer(self, graph: Graph, device: Device, mask: Mask) -> Trainer:
-        """Return a trainer on a mask: the last one, if it fits."""
+    def trainer(self, graph: Graph, device: Device, mask: Mask) -> tuple[Trainer, bool]:
+        """Return a trainer on a mask, and whether it is new, with the model's weights: else it is as it was left."""
+        wanted = self._wanted(graph, device, mask)
+        if self._last and self._last[0].equals(wanted):
+            return self._last[1], False
+        self._last = None  # whose memory serves the next
+        lr, momentum, decay = device.lr, device.momentum, device.weight_decay
+        trainer = Trainer(self.model, mask, wanted.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph)
+        self._last = wanted, trainer
+        return trainer, True
+
+    def fits(self, graph: Graph, device: Device, mask: Mask) -> bool:
+        """Tell whether the last trainer is the one that would be returned."""
+        return self._last is not None and self._last[0].equals(self._wanted(graph, device, mask))
+
+    def _wanted(self, graph: Graph, device: Device, mask: Mask) -> _Purpose:
         batch = _padded(min(device.batch, len(device.data)))
-        wanted = _Kept(graph, batch, bool(device.momentum), mask | self._powered())
-        if self._last is None or not self._last.fits(wanted):
-            lr, momentum, decay = device.lr, device.momentum, device.weight_decay
-            wanted.trainer = Trainer(self.model, mask, batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph)
-            self._last = wanted
-        assert self._last.trainer
-        return self._last.trainer
+        return _Purpose(graph, batch, bool(device.momentum), mask | self._powered())
 
     def _powered(self) -> Mask:
         """Return the non-zeros of th, which are absorbing."""
@@ -88,19 +101,19 @@ class Kernels:
         return {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
 
 
-@dataclass
-class _Kept:
-    """What a trainer was made for."""
+@dataclass(frozen=True)
+class _Purpose:
+    """What a trainer is made for."""
 
     graph: Graph
     batch: int
     moving: bool
     mask: Mask
-    trainer: Trainer | None = None
 
-    def fits(self, other: _Kept) -> bool:
+    def equals(self, other: _Purpose) -> bool:
         same = self.graph is other.graph and (self.batch, self.moving) == (other.batch, other.moving)
-        return same and self.mask.keys() == other.mask.keys() and all(map(_equal, *_pairs(self.mask, other.mask)))
+        mine, theirs = self.mask, other.mask
+        return same and mine.keys() == theirs.keys() and all(_equal(own, theirs[name]) for name, own in mine.items())
 
 
 class Sparse:
@@ -108,8 +121,9 @@ class Sparse:
 
     def __init__(self, kernels: Kernels, graph: Graph, device: Device, mask: Mask):
         self.kernels, self.graph, self.device = kernels, graph, device
-        self.trainer = kernels.trainer(graph, device, mask)
-        self._begin()
+        self.trainer, new = kernels.trainer(graph, device, mask)
+        if not new:
+            self.trainer.begin(device.lr, device.momentum, device.weight_decay)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on a batch, and return its loss."""
@@ -117,13 +131,13 @@ class Sparse:
 
     def put_(self, mask: Mask) -> None:
         """Go on from the model's weights on another mask; weights that were not on the old one start at rest."""
-        before = self.trainer
-        self.trainer = self.kernels.trainer(self.graph, self.device, mask)
-        if self.trainer is before:
+        if self.kernels.fits(self.graph, self.device, mask):
             self.trainer.read_()
-        else:
-            self._begin()
-            self.trainer.follow_(before)
+            return
+        momenta = self.trainer.weights.momenta()
+        del self.trainer  # its memory, too, serves the next
+        self.trainer, _ = self.kernels.trainer(self.graph, self.device, mask)
+        self.trainer.weights.move(momenta)
 
     def write_(self) -> None:
         """Give the model its weights."""
@@ -138,27 +152,23 @@ class Sparse:
         """What the trainer keeps in memory."""
         return self.trainer.bytes
 
-    def _begin(self) -> None:
-        self.trainer.begin(self.device.lr, self.device.momentum, self.device.weight_decay)
-
 
 def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
     """Return the model's graph, or why training it by the kernels would be another training."""
-    named = list(model.named_parameters(remove_duplicate=False))
     for name, module in model.named_modules():
         if isinstance(module, PowerConv2d | PowerLinear) and module.a == 1 and module.prune:
             return f"at a = 1 pruned weights come back, and {name} would keep other activations at every step"
-    if still := next((name for name, w in named if not w.requires_grad), None):
-        return f"{still} is not trained"
-    if twice := next((name for i, (name, w) in enumerate(named) if any(w is v for _, v in named[:i])), None):
-        return f"{twice} is a parameter of several layers"
     try:
-        graph = read(model, shape)
+        return read(model, shape)
     except Unsupported as error:
         return str(error)
-    reached = {id(w) for layer in graph.layers for module in _modules(layer) for w in module.parameters()}
-    unused = next((name for name, w in named if id(w) not in reached), None)
-    return f"no layer uses {unused}" if unused else graph
+
+
+def _unknown(graph: Graph, mask: Mask) -> str | None:
+    """Return the first mask that the kernels would not heed."""
+    plain = [p for p in graph.layers if isinstance(p, Product) and not isinstance(p.module, SwatConv2d | SwatLinear)]
+    heeded = {f"{layer.name}.weight" for layer in plain}
+    return next((n for n in mask if n not in heeded and not n.startswith(tuple(f"{f}." for f in graph.foreign))), None)
 
 
 def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
@@ -177,10 +187,9 @@ def multiply_adds(graph: Graph, mask: Mapping[str, Tensor]) -> tuple[float, floa
     """Return those of a step on one sample: the kernels', the same were all dense, and PyTorch's in foreign layers."""
     moving, real, dense, foreign = {graph.input: False}, 0.0, 0.0, 0.0
     for layer in graph.layers:
-        products = _products(layer) * (2 + moving[layer.inputs[0]])
-        moving[layer.output] = any(list(m.parameters()) for m in _modules(layer)) or any(
-            moving[value] for value in layer.inputs
-        )
+        into = any(moving[value] for value in layer.inputs)
+        moving[layer.output] = into or any(list(module.parameters()) for module in _modules(layer))
+        products = _products(layer) * (2 + into)
         if isinstance(layer, Product):
             real, dense = real + products * _density(layer, mask), dense + products
         else:
@@ -211,10 +220,6 @@ def _density(layer: Product, mask: Mapping[str, Tensor]) -> float:
     if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
         own = module.weight
     return 1.0 if own is None else int(own.count_nonzero()) / own.numel()
-
-
-def _pairs(a: Mask, b: Mask) -> tuple[list[Tensor], list[Tensor]]:
-    return [a[name] for name in a], [b[name] for name in a]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

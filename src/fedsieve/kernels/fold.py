@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Fused(Layer):
     """Where each stands in a row of the weight, int64 [entries]."""
     row: Tensor
     """Where each output channel's begin, and where the last one's end, int32 [out + 1]."""
+    tap: Tensor | None = None
+    """Where each tap's entries begin in every row, if they are sorted so, int32 [out kernel^2 + 1]."""
     known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     """What ``offsets`` has found."""
 
@@ -35,6 +38,15 @@ class Fused(Layer):
             inner, tap = self.index // len(taps), self.index % len(taps)
             self.known[key] = (inner * channel + torch.tensor(taps)[tap]).to(torch.int32)
         return self.known[key]
+
+    @cached_property
+    def by_tap(self) -> Fused:
+        """The same product, each row's entries sorted by tap."""
+        area, rows = self.kernel**2, torch.arange(len(self.row) - 1)
+        key = rows.repeat_interleave(self.row.diff()) * area + self.index % area
+        order, tap = key.argsort(stable=True), torch.zeros(len(rows) * area + 1, dtype=torch.int32)
+        tap[1:] = key.bincount(minlength=len(rows) * area).cumsum(0)
+        return replace(self, value=self.value[order], index=self.index[order], tap=tap, known={})
 
 
 def fold(graph: Graph) -> Graph:

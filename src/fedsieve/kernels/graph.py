@@ -193,8 +193,9 @@ def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
     modules = [getattr(layer, "module", None) for layer in graph.layers]
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
-        if users[id(parameter)] > 1 or users[id(parameter)] < training:
-            raise Unsupported(f"{name} is used {users[id(parameter)]} times")
+        uses = users[id(parameter)]
+        if uses > 1 or uses < training:
+            raise Unsupported(f"{name} is used more than once" if uses else f"no layer uses {name}")
         if training and not parameter.requires_grad:
             raise Unsupported(f"{name} is not trained (requires_grad is False)")
 

@@ -14,6 +14,7 @@ from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
 from fedsieve.kernels.plan import Arena, Room
 from fedsieve.kernels.program import WORDS, Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
 from fedsieve.kernels.program import Pool as PoolOp
+from fedsieve.kernels.weights import SMALL as BORDERED
 
 COPY = Pool([], Value(0), recognise.Window(1, 1, 0, 0))
 """The pool that changes nothing."""
@@ -61,6 +62,8 @@ class Blocks:
         """Add a product: each tap of the kernel is a shift by whole blocks."""
         x, k, shift = ins[0], layer.kernel, ins[0].halo - layer.padding
         taps = [(shift + i) * x.line + (shift + j) * WORDS for i in range(k) for j in range(k)]
+        bordered = (k, layer.stride, layer.padding) == (3, 1, 1) and x.width <= BORDERED
+        layer = layer.by_tap if bordered else layer
         offset = layer.offsets(x.channel, taps)
         self.arena.step(lambda: _gather(self.arena, layer, offset, ins, out, layer.stride), *ins, out)
 
@@ -172,7 +175,7 @@ def _window(p: Pool, value: Value, to: Value, source: tuple[int | None, int], ta
 def _gather(arena: Arena, layer: Fused, offset: Tensor, ins: list[Room], out: Room, stride: int) -> Gather:
     op = Gather(arena.map(ins[0]), arena.map(out), at(layer.row), at(offset), at(layer.value), at(layer.bias))
     op.rows, op.height, op.width, op.stride_in, op.stride_out = out.channels, out.height, out.width, stride, 1
-    op.relu, op.kept = int(layer.relu), (layer, offset)
+    op.relu, op.tap, op.kept = int(layer.relu), at(layer.tap), (layer, offset)
     if len(ins) == 2:
         op.add = pointer(arena.map(ins[1]))
     return op

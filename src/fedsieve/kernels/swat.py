@@ -53,13 +53,11 @@ class Dense(Lists):
         )  # fmt: skip
 
     def read(self, weights: Weights) -> None:
-        """Take the module's weights, momentum at rest."""
+        """Take the module's weights."""
         out, inner, k, _ = self.shape
         padded = torch.zeros(self.blocks * self.lanes, inner * k * k)
         padded[:out] = self.layer.module.weight.reshape(out, -1)
         self.dense.copy_(padded.view(self.blocks, self.lanes, -1).transpose(1, 2))
-        if self.velocity is not None:
-            self.velocity.zero_()
 
     def write(self, weights: Weights) -> None:
         """Give them back."""

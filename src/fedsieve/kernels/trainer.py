@@ -85,6 +85,7 @@ class Trainer:
             for op in (*self.updates, *self.plan.wide):
                 op.rate, op.momentum, op.decay = lr, momentum, weight_decay
             self.weights.read()
+            self.weights.rest()
             self.start.run()
             if self.lean:
                 self.weights.release()
@@ -93,14 +94,8 @@ class Trainer:
     def read_(self) -> None:
         """Take the model's weights, and go on as if they had been there."""
         if self._ready:
-            momenta = self.weights.momenta()
-            self.weights.read()
-            self.weights.move(momenta)
+            self.weights.read(self._steps)
             self.start.run()
-
-    def follow_(self, other: Trainer) -> None:
-        """Take over the momentum of another trainer of this graph, where both have a weight."""
-        self.weights.move(other.weights.momenta())
 
     def write_(self) -> None:
         """Give the trained weights back to the model."""

@@ -42,6 +42,8 @@ class Lists:
         self.tap: Tensor | None = None
         self.back_tap: Tensor | None = None
         """Where each tap's entries begin, for 3x3 kernels on small maps."""
+        self.velocity: Tensor | None = None
+        """Where it is not among that of all weights."""
         self.value: int | None = None
         self.back_value: int | None = None
         """Addresses."""
@@ -197,8 +199,8 @@ class Weights:
         """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
 
     @torch.no_grad()
-    def read(self) -> None:
-        """Take the model's weights, momentum at rest."""
+    def read(self, steps: int = 0) -> None:
+        """Take the model's weights, as they are after so many steps."""
         for own in self.lists.values():
             own.read(self)
         for vector in self._vectors():
@@ -209,9 +211,13 @@ class Weights:
         for layer in self.norms:
             for i, kept in enumerate(_running(layer), start=2):
                 self.stats[layer][i] = kept
-        self.tracked = {layer: int(_tracked(layer)) for layer in self.norms}
-        if self.velocity is not None:
-            self.velocity.zero_()
+        self.tracked = {layer: int(_tracked(layer)) - steps for layer in self.norms}
+
+    def rest(self) -> None:
+        """Forget all momentum."""
+        for velocity in (self.velocity, *(own.velocity for own in self.lists.values())):
+            if velocity is not None:
+                velocity.zero_()
 
     @torch.no_grad()
     def write(self, steps: int) -> None:
