@@ -209,9 +209,9 @@ class Weights:
             for name, mask in call.masks.items():
                 self.view(call.parameters[name]).mul_(mask)
         for layer in self.norms:
-            for i, kept in enumerate(_running(layer), start=2):
+            for i, kept in enumerate(layer.running, start=2):
                 self.stats[layer][i] = kept
-        self.tracked = {layer: int(_tracked(layer)) - steps for layer in self.norms}
+        self.tracked = {layer: int(layer.tracked) - steps for layer in self.norms}
 
     def rest(self) -> None:
         """Forget all momentum."""
@@ -227,9 +227,9 @@ class Weights:
         for vector in self._vectors():
             vector.copy_(self.view(vector))
         for layer in self.norms:
-            for i, kept in enumerate(_running(layer), start=2):
+            for i, kept in enumerate(layer.running, start=2):
                 kept.copy_(self.stats[layer][i])
-            _tracked(layer).fill_(self.tracked[layer] + steps)
+            layer.tracked.fill_(self.tracked[layer] + steps)
 
     def settle(self) -> None:
         """Let go of the masks: the lists are made."""
@@ -343,17 +343,3 @@ class Weights:
         modules = [layer.module for layer in self.norms if layer.module is not None]
         foreign = [p for call in self.calls.values() for p in call.parameters.values()]
         return [*biases, *foreign, *(v for m in modules for v in (m.weight, m.bias))]
-
-
-def _running(layer: Norm) -> tuple[Tensor, Tensor]:
-    module = layer.module
-    assert module is not None
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    return module.running_mean, module.running_var
-
-
-def _tracked(layer: Norm) -> Tensor:
-    assert layer.module is not None
-    assert layer.module.num_batches_tracked is not None
-    return layer.module.num_batches_tracked
