@@ -90,6 +90,7 @@ def assert_as_dense(
     sizes: Iterable[int] = (17, 5, 17),
     sgd: Sgd = Sgd(),
     mask: Mapping[str, Tensor] | None = None,
+    classes: int = 4,
     tries: int = 6,
 ) -> Trainer:
     """Assert that the kernels train a model as PyTorch does in float64, nearly as closely as PyTorch in float32.
@@ -100,7 +101,7 @@ def assert_as_dense(
     mask = masks(model) if mask is None else mask
     start = dense(model, mask, [], sgd, torch.float32)
     for seed in range(tries):
-        data = batches(shape, sizes, seed=seed)
+        data = batches(shape, sizes, classes, seed)
         exact, single = (dense(model, mask, data, sgd, dtype) for dtype in (torch.float64, torch.float32))
         ours, trainer = trained(model, mask, data, sgd)
         found, theirs = distance(ours, exact, start), distance(single, exact, start)

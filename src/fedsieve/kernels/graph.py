@@ -80,6 +80,21 @@ class Norm(Layer):
     name: str = ""
     relu: bool = False
 
+    @property
+    def running(self) -> tuple[Tensor, Tensor]:
+        """The running mean and variance of a BatchNorm."""
+        assert self.module is not None
+        assert self.module.running_mean is not None
+        assert self.module.running_var is not None
+        return self.module.running_mean, self.module.running_var
+
+    @property
+    def tracked(self) -> Tensor:
+        """How many batches a BatchNorm has seen."""
+        assert self.module is not None
+        assert self.module.num_batches_tracked is not None
+        return self.module.num_batches_tracked
+
 
 @dataclass(eq=False)
 class Pool(Layer):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsieve.kernels import checks, library
 from fedsieve.kernels.cuts import give_back
-from fedsieve.kernels.graph import Graph, read
+from fedsieve.kernels.graph import Graph, Unsupported, read
 from fedsieve.kernels.plan import Plan, Room
 from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
@@ -77,6 +77,8 @@ class Trainer:
 
     def begin(self, lr: float, momentum: float, weight_decay: float) -> None:
         """Read the model's weights anew, momentum at rest, cuts exact at the next step."""
+        if momentum and not self.momentum:
+            raise InputError(f"momentum must be 0, as this trainer was made without, got {momentum}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self._steps, self.seen, self.done = 0, 0, (0.0, 0.0)
         if self._ready:
@@ -106,6 +108,8 @@ class Trainer:
         self._shape = (given.channels,) if given.flat else (given.channels, given.height, given.width)
         self.foreign = graph.foreign
         self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
+        for name in self.mask.keys() - weights.masked():
+            raise Unsupported(f"the mask of {name}, which no sparse layer has")
         self.mask = {}
         self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)
         self.result = torch.zeros(())

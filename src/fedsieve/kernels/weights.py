@@ -110,10 +110,12 @@ class Frozen(Lists):
         weight = self.layer.module.weight
         if weight.stride(0) == 0:
             weight.data = torch.empty(weight.shape)
-        flat = weight.view(-1)
+        flat = weight.view(-1) if weight.is_contiguous() else torch.empty(self.numel)
         if self.count < self.numel:
             flat.zero_()
         flat[self.index()] = weights.w[self.start : self.start + self.count]
+        if not weight.is_contiguous():
+            weight.copy_(flat.view(self.layer.module.weight.shape))
 
     def momentum(self, velocity: Tensor) -> Tensor:
         """Return the weights' own velocity out of all, 0 off the mask."""
@@ -213,9 +215,9 @@ class Weights:
             for name, mask in call.masks.items():
                 self.view(call.parameters[name]).mul_(mask)
         for layer in self.norms:
-            for i, kept in enumerate(_running(layer), start=2):
+            for i, kept in enumerate(layer.running, start=2):
                 self.stats[layer][i] = kept
-        self.tracked = {layer: int(_tracked(layer)) - steps for layer in self.norms}
+        self.tracked = {layer: int(layer.tracked) - steps for layer in self.norms}
 
     def rest(self) -> None:
         """Forget all momentum."""
@@ -231,9 +233,9 @@ class Weights:
         for vector in self._vectors():
             vector.copy_(self.view(vector))
         for layer in self.norms:
-            for i, kept in enumerate(_running(layer), start=2):
+            for i, kept in enumerate(layer.running, start=2):
                 kept.copy_(self.stats[layer][i])
-            _tracked(layer).fill_(self.tracked[layer] + steps)
+            layer.tracked.fill_(self.tracked[layer] + steps)
 
     def momenta(self) -> dict[Product | None, Tensor]:
         """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
@@ -248,6 +250,11 @@ class Weights:
             for layer, own in self.lists.items():
                 own.move(self.velocity, momenta[layer])
             self.velocity[self.sparse :] = momenta[None]
+
+    def masked(self) -> set[str]:
+        """Return the names of the parameters that heed a mask."""
+        frozen = {f"{layer.name}.weight" for layer, own in self.lists.items() if isinstance(own, Frozen)}
+        return frozen | {f"{layer.name}.{name}" for layer, call in self.calls.items() for name in call.masks}
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
@@ -335,17 +342,3 @@ class Weights:
         modules = [layer.module for layer in self.norms if layer.module is not None]
         foreign = [p for call in self.calls.values() for p in call.parameters.values()]
         return [*biases, *foreign, *(v for m in modules for v in (m.weight, m.bias))]
-
-
-def _running(layer: Norm) -> tuple[Tensor, Tensor]:
-    module = layer.module
-    assert module is not None
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    return module.running_mean, module.running_var
-
-
-def _tracked(layer: Norm) -> Tensor:
-    assert layer.module is not None
-    assert layer.module.num_batches_tracked is not None
-    return layer.module.num_batches_tracked

@@ -1,0 +1,73 @@
+"""Nets drawn at random, masked at random, on batches of any size, trained by the kernels and by the dense step."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nets import bn
+from stepping import Sgd, assert_as_dense, masks
+
+pytestmark = pytest.mark.usefixtures("native")
+SIDES, CHANNELS = st.integers(1, 9), st.integers(1, 18)
+
+
+class Drawn(nn.Module):
+    """Layers one after another; from time to time, the sum with an earlier value of the same shape."""
+
+    def __init__(self, draw: st.DrawFn, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.steps: list[int | None] = []
+        layers: list[nn.Module] = []
+        shapes = [shape]
+        for _ in range(draw(st.integers(1, 6))):
+            c, h, w = shapes[-1]
+            alike = [i for i, other in enumerate(shapes) if other == shapes[-1]]
+            self.steps.append(draw(st.sampled_from([None, *alike])))
+            layers.append(self._layer(draw, c, h, w))
+            with torch.no_grad():
+                after = layers[-1].eval()(torch.zeros(2, c, h, w)).shape[1:]
+            shapes.append((after[0], after[1], after[2]))
+        self.layers = nn.ModuleList(layers)
+        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
+            nn.init.uniform_(norm.bias, 0.5, 1)  # ReLU of a channel that is constant is then no matter of rounding
+        self.fc = nn.Linear(shapes[-1][0] * shapes[-1][1] * shapes[-1][2], 3)
+
+    @staticmethod
+    def _layer(draw: st.DrawFn, c: int, h: int, w: int) -> nn.Module:
+        kind = draw(st.sampled_from(["conv", "conv", "conv", "norm", "relu", "max", "mean", "sigmoid"]))
+        if kind == "conv":
+            k = draw(st.sampled_from([1, 3, 5]))
+            padding = draw(st.integers(max(0, (k - min(h, w) + 1) // 2), k - 1))
+            stride = draw(st.sampled_from([1, 1, 2]))
+            return nn.Conv2d(c, draw(CHANNELS), k, stride, padding, bias=draw(st.booleans()))
+        if kind == "norm":
+            return nn.Sequential(bn(c), nn.ReLU()) if draw(st.booleans()) else bn(c)
+        if kind == "relu":
+            return nn.ReLU(inplace=draw(st.booleans()))
+        if kind == "sigmoid":
+            return nn.Sigmoid()
+        k = draw(st.integers(1, min(h, w, 3)))
+        how = k, draw(st.integers(1, 3)), draw(st.integers(0, k // 2))
+        return nn.MaxPool2d(*how) if kind == "max" else nn.AvgPool2d(*how, count_include_pad=draw(st.booleans()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for earlier, layer in zip(self.steps, self.layers, strict=True):
+            x = values[-1] if earlier is None else values[-1] + values[earlier]
+            values.append(layer(x))
+        logits: Tensor = self.fc(values[-1].flatten(1))
+        return logits
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_net_trains_as_the_dense_one(data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    shape = data.draw(st.tuples(CHANNELS, SIDES, SIDES))
+    model = data.draw(st.composite(lambda draw: Drawn(draw, shape))())
+    density = data.draw(st.sampled_from([0.05, 0.3, 1.0]))
+    sizes = data.draw(st.lists(st.integers(2, 34), min_size=1, max_size=3))
+    sgd = Sgd(0.02, data.draw(st.sampled_from([0.0, 0.9])), data.draw(st.sampled_from([0.0, 0.01])))
+    assert_as_dense(model, shape, sizes, sgd, masks(model, density), classes=3)
