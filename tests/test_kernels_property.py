@@ -45,7 +45,7 @@ class Drawn(nn.Module):
         if kind == "norm":
             return nn.Sequential(bn(c), nn.ReLU()) if draw(st.booleans()) else bn(c)
         if kind == "relu":
-            return nn.ReLU(inplace=draw(st.booleans()))
+            return nn.ReLU()
         if kind == "sigmoid":
             return nn.Sigmoid()
         k = draw(st.integers(1, min(h, w, 3)))

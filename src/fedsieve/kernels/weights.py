@@ -241,8 +241,8 @@ class Weights:
         """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
         if self.velocity is None:
             return {}
-        own = {layer: own.momentum(self.velocity) for layer, own in self.lists.items()}
-        return {None: self.velocity[self.sparse :].clone(), **own}
+        found: dict[Product | None, Tensor] = {None: self.velocity[self.sparse :].clone()}
+        return found | {layer: own.momentum(self.velocity) for layer, own in self.lists.items()}
 
     def move(self, momenta: Mapping[Product | None, Tensor]) -> None:
         """Take over what ``momenta`` of this graph returned, as far as the masks reach."""
