@@ -137,16 +137,15 @@ def test_awkward_maps(
     assert predict.reason is None
 
 
-@pytest.mark.parametrize("alone", [0, 100])
-@pytest.mark.parametrize("n", [1, 2, 40])
-def test_the_same_with_any_threads(n: int, alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ALONE", alone)
+@pytest.mark.parametrize("storage", CLOSE)
+@pytest.mark.parametrize("n", [1, 2, 16, 29, 77])
+def test_the_same_with_any_threads(n: int, storage: str) -> None:
     model, x, before = pruned(Net(), 0.4), torch.randn(n, 3, 21, 21), torch.get_num_threads()
     try:
         logits = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            logits.append(Predictor(model, 40)(x))
+            logits.append(Predictor(model, 70, storage)(x))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(logits[0], other) for other in logits[1:])

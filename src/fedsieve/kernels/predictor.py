@@ -20,7 +20,7 @@ from fedsieve.types import InputError
 STORAGES = {"fp32": 16, "bf16": 32}
 """How many samples lie side by side: a block, see ``native/abi.h``."""
 ALONE = 12
-"""As many samples are faster one by one than side by side in a block, on one thread."""
+"""As many samples are faster one by one than side by side in a block."""
 
 
 class Predictor:
@@ -73,20 +73,21 @@ class Predictor:
     def _logits(self, x: Tensor) -> Tensor:
         out = torch.empty(len(x), self._graph.output.channels)
         for start in range(0, len(x), self.batch):
-            done, end = start, min(start + self.batch, len(x))
-            while done < end:
-                count, size = _part(end - done, self.block)
-                self._run(x[done : done + count], out[done : done + count], size)
-                done += count
+            done, sizes = start, _sizes(min(self.batch, len(x) - start), self.block)
+            while sizes:
+                group = _group(sizes, library.threads())
+                count = min(sum(group), start + self.batch - done, len(x) - done)
+                self._run(x[done : done + count], out[done : done + count], group)
+                done, sizes = done + count, sizes[len(group) :]
         return out
 
-    def _run(self, x: Tensor, out: Tensor, size: int) -> None:
-        """Compute the logits of samples, ``size`` a thread; of those of one thread alone with all threads."""
-        passes = self._team(size, -(-len(x) // size))
-        for one, samples in zip(passes, torch.split(x, size), strict=True):
+    def _run(self, x: Tensor, out: Tensor, group: list[int]) -> None:
+        """Compute the logits of samples by passes of one size: one thread each, or all threads for one alone."""
+        passes = self._team(group[0], len(group))
+        for one, samples in zip(passes, torch.split(x, group[0]), strict=True):
             one.x[: len(samples)] = samples
         run_each([one.program for one in passes])
-        for one, logits in zip(passes, torch.split(out, size), strict=True):
+        for one, logits in zip(passes, torch.split(out, group[0]), strict=True):
             logits.copy_(one.logits[: len(logits)])
 
     def _team(self, size: int, count: int) -> list[Forward]:
@@ -117,14 +118,19 @@ class Forward:
         self.program = arena.settle()
 
 
-def _part(samples: int, block: int) -> tuple[int, int]:
-    """Return how many samples to take next, and how many of them for each thread: one after another, or a block."""
-    threads = library.threads()
-    share = -(-samples // threads)
-    if share > ALONE:
-        size = 16 if share <= 16 else block
-        return min(samples, threads * size), size
-    return (threads if samples >= threads else 1), 1
+def _sizes(samples: int, block: int) -> list[int]:
+    """Return how many samples each forward pass is for. It does not depend on the threads, so that no bit does."""
+    sizes: list[int] = []
+    while samples > 0:
+        sizes.append(1 if samples <= ALONE else 16 if samples <= 16 else block)
+        samples -= sizes[-1]
+    return sizes
+
+
+def _group(sizes: list[int], threads: int) -> list[int]:
+    """Return the first passes, of one size, that run at once: one, by all threads, where that uses more of them."""
+    group = [size for size in sizes[:threads] if size == sizes[0]]
+    return group if 2 * len(group) > threads else group[:1]
 
 
 def _add(layout: Layout, layer: Layer, ins: list[Room], out: Room) -> None:

@@ -200,20 +200,39 @@ Share rows_by_work(const Gather& g, int thread, int threads) {
     return s;
 }
 
-template <class S>
-int64_t tiles(int height, int width) {
-    int64_t n = 0;
-    cover<S::tile>(height, width, [&](int, int, auto, auto) INLINE_LAMBDA { n++; });
-    return n;
+// Which part of a product is a thread's: lines of positions, the same ones of every map where that can be, since what
+// another core wrote is slow to read; or else rows of entries.
+struct Part {
+    Share lines, rows;
+    bool by_line;
+    template <class S>
+    static Part of(const Gather& g, int thread, int threads) {
+        int wide = S::tile;
+        while (wide > g.width) wide /= 2;
+        const int64_t lines = int64_t(g.in.blocks) * g.height, each = S::tile / wide * threads;
+        const bool by_line = lines >= 4 * each || (lines >= each && lines % each == 0);
+        return {Share(lines, by_line ? thread : 0, by_line ? threads : 1),
+                by_line ? Share(g.rows, 0, 1) : rows_by_work(g, thread, threads), by_line};
+    }
+};
+
+void zero_border(const Map& m, int64_t c, const Share& lines) {
+    Steps s(m);
+    const int64_t side = sizeof(uint32_t) * m.halo * WORDS, around = sizeof(uint32_t) * m.halo * s.row;
+    for (int64_t line = lines.begin; line < lines.end; line++) {
+        const int64_t h = line % m.height;
+        uint32_t* p = s.at(c, line / m.height) + h * s.row;
+        memset(p - m.halo * WORDS, 0, side);
+        memset(p + m.width * WORDS, 0, side);
+        if (h == 0) memset(p - m.halo * (s.row + WORDS), 0, around);
+        if (h == m.height - 1) memset(p + s.row - m.halo * WORDS, 0, around);
+    }
 }
 
 template <class S, int STEP>
 void run_gather(const Gather& g, int thread, int threads) {
     Steps in(g.in), out(g.out);
-    int64_t count = tiles<S>(g.height, g.width) * g.in.blocks, unit = 0;
-    bool by_tile = count >= 4 * threads || (count >= threads && count % threads == 0);
-    Share units(count, by_tile ? thread : 0, by_tile ? threads : 1);
-    Share rows = by_tile ? Share(g.rows, 0, 1) : rows_by_work(g, thread, threads);
+    const Part mine = Part::of<S>(g, thread, threads);
     Frame f{in.row * g.stride_in, out.row * g.stride_out, out.channel, int64_t(g.stride_out) * WORDS};
     int64_t add_row = 0, add_channel = 0, add_block = 0;
     const uint32_t* add_base = nullptr;
@@ -225,21 +244,22 @@ void run_gather(const Gather& g, int thread, int threads) {
     for (int64_t b = 0; b < g.in.blocks; b++) {
         uint32_t* first = out.inside + b * out.block + g.top * out.row + int64_t(g.left) * WORDS;
         cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {
-            if (int64_t u = unit++; u < units.begin || u >= units.end) return;
+            if (int64_t line = b * g.height + h; line < mine.lines.begin || line >= mine.lines.end) return;
             const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
             uint32_t* y = first + h * f.out_row + w * f.out_step;
             const uint32_t* add = add_base ? add_base + b * add_block + h * add_row + w * f.out_step : nullptr;
             constexpr int TH = decltype(th)::value, TW = decltype(tw)::value;
             const bool top = h == 0, bottom = h + TH == g.height;
             if (STEP == 1 && TW >= 4 && g.tap && TW == g.width)
-                tile<S, TH, TW, STEP, STEP == 1 && TW >= 4>(g, f, x, y, add, add_row, add_channel, rows.begin, rows.end, top, bottom);
+                tile<S, TH, TW, STEP, STEP == 1 && TW >= 4>(g, f, x, y, add, add_row, add_channel, mine.rows.begin, mine.rows.end, top, bottom);
             else
-                tile<S, TH, TW, STEP, false>(g, f, x, y, add, add_row, add_channel, rows.begin, rows.end, top, bottom);
+                tile<S, TH, TW, STEP, false>(g, f, x, y, add, add_row, add_channel, mine.rows.begin, mine.rows.end, top, bottom);
         });
     }
     if (g.out.halo && g.top == 0 && g.left == 0) {
-        Share channels(g.rows, thread, threads);
-        for (int64_t c = channels.begin; c < channels.end; c++) zero_halo(g.out, c);
+        const bool all = !mine.by_line;
+        Share lines(int64_t(g.out.blocks) * g.out.height, all ? 0 : thread, all ? 1 : threads);
+        for (int64_t c = mine.rows.begin; c < mine.rows.end; c++) zero_border(g.out, c, lines);
     }
 }
 
