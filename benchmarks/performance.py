@@ -8,6 +8,7 @@ this machine and these versions is not measured again, unless it rests on fewer 
 
     scripts/bench             (an hour on a quiet machine, and the runs of benchmarks/step.py: some hours)
     scripts/bench --again     (measure anew what is there)
+    scripts/bench --more      (let three more processes measure what is there: each variant's best of all counts)
     scripts/bench --quick     (some minutes, few samples; nothing is kept, nothing is run)
     scripts/bench swat infer  (only these tables; runs are the table of benchmarks/step.py)
 """
@@ -28,7 +29,7 @@ import torch
 from fedsieve.bench import infer, memory, step
 from fedsieve.bench.cases import Case
 from fedsieve.bench.clock import machine
-from fedsieve.bench.compare import Effort, ratio
+from fedsieve.bench.compare import Effort, best, ratio
 from fedsieve.bench.training import isa
 from fedsieve.kernels import reason
 
@@ -181,17 +182,23 @@ def whole(row: dict[str, Any], effort: Effort) -> bool:
     return int(row.get("samples_kept", effort.samples)) >= effort.samples
 
 
-def updated(rows: list[dict[str, Any]], wanted: dict[str, Any], effort: Effort) -> list[dict[str, Any]]:
-    """Return the rows with one measured anew, unless more undisturbed samples of it are there."""
-    found = wanted | measured(wanted["table"], Case(**wanted["case"]), effort)
-    old = [row for row in rows if same(row, wanted) and not whole(row, effort)]
-    best = max([found, *old], key=lambda row: int(row.get("samples_kept", 0)))
-    return [row for row in rows if not same(row, wanted)] + [best]
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of two: each variant's best process of both."""
+    return new | best([new, old]) | {"processes": old["processes"] + new["processes"]}
+
+
+def updated(rows: list[dict[str, Any]], wanted: dict[str, Any], effort: Effort, more: bool) -> list[dict[str, Any]]:
+    """Return the rows with one measured anew; or with ``more``, or where samples are wanting, measured again."""
+    found = wanted | measured(wanted["table"], Case(**wanted["case"]), effort) | {"processes": effort.processes}
+    for row in rows:
+        if same(row, wanted) and "ms_sparse" in row and (more or not whole(row, effort)):
+            found = joined(row, found)
+    return [row for row in rows if not same(row, wanted)] + [found]
 
 
 def main() -> None:
     """Measure what is not there yet, row by row, and print the tables."""
-    quick, again = "--quick" in sys.argv, "--again" in sys.argv
+    quick, again, more = (f"--{word}" in sys.argv for word in ("quick", "again", "more"))
     chosen = [word for word in sys.argv[1:] if not word.startswith("-")] or [*PLAN, "runs"]
     if unknown := set(chosen) - {*PLAN, "runs"}:
         sys.exit(f"no table {', '.join(sorted(unknown))}; the tables are {', '.join(PLAN)} and runs")
@@ -204,9 +211,9 @@ def main() -> None:
             continue
         for line in lines:
             wanted = {"table": name, "case": asdict(line.case)} | circumstances(effort)
-            if again or not any(same(row, wanted) and whole(row, effort) for row in rows):
+            if again or more or not any(same(row, wanted) and whole(row, effort) for row in rows):
                 print(f"{name}: {line.case}", file=sys.stderr)
-                rows = updated(rows, wanted, effort)
+                rows = updated(rows, wanted, effort, more)
                 if not quick:
                     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
         print(
