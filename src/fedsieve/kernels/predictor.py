@@ -22,6 +22,9 @@ STORAGES = {"fp32": 16, "bf16": 32}
 ALONE = 12
 """As many samples are faster one by one than side by side in a block."""
 
+SHARED = 8e6
+"""As many multiply-adds of a pass are worth more than one thread."""
+
 
 class Predictor:
     """Computes a model's logits in eval mode: a weight that is zero costs nothing. The model is copied, as it is now.
@@ -82,11 +85,14 @@ class Predictor:
         return out
 
     def _run(self, x: Tensor, out: Tensor, group: list[int]) -> None:
-        """Compute the logits of samples by passes of one size: one thread each, or all threads for one alone."""
+        """Compute the logits of samples by passes of one size, a thread each; a large one alone has all threads."""
         passes = self._team(group[0], len(group))
         for one, samples in zip(passes, torch.split(x, group[0]), strict=True):
             one.x[: len(samples)] = samples
-        run_each([one.program for one in passes])
+        if len(passes) == 1 and passes[0].work >= SHARED:
+            passes[0].program.run()
+        else:
+            run_each([one.program for one in passes])
         for one, logits in zip(passes, torch.split(out, group[0]), strict=True):
             logits.copy_(one.logits[: len(logits)])
 
@@ -116,6 +122,10 @@ class Forward:
             rooms[layer.output] = out
         arena.step(lambda: layout.save(output, rooms[output], self.logits), rooms[output])
         self.program = arena.settle()
+        products = [layer for layer in graph.layers if isinstance(layer, Fused)]
+        area = sum(len(layer.value) * layer.output.height * layer.output.width for layer in products)
+        self.work = layout.samples * area
+        """Multiply-adds."""
 
 
 def _sizes(samples: int, block: int) -> list[int]:

@@ -303,12 +303,10 @@ class Program:
 
 def run_each(programs: list[Program]) -> None:
     """Run programs that are native from end to end, at once: one thread each."""
-    if len(programs) == 1:
-        return programs[0].run()
     calls = [call for program in programs for call in program.calls]
     ops, counts = zip(*calls, strict=True)
     n = len(calls)
-    native().fs_each((c_void_p * n)(*ops), (c_int64 * n)(*counts), n, library.threads())
+    native().fs_each((c_void_p * n)(*ops), (c_int64 * n)(*counts), n, min(n, library.threads()))
 
 
 def at(x: Tensor | None, offset: int = 0) -> int | None:
