@@ -89,6 +89,15 @@ INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* 
     }
 }
 
+// In groups of N lanes that stand for one sum: the lower (or higher) half of a's, and then that of b's.
+template <int N, bool HIGH>
+struct Half {
+    static constexpr int at(int l) {
+        const int half = N / 2, within = l % N, own = l - within + within % half + (HIGH ? half : 0);
+        return within < half ? own : L + own;
+    }
+};
+
 // The sum over the lanes of the vectors p[0] ... p[L - 1], as one vector: a tree of shuffles.
 template <int N>
 INLINE V sums(const V* p) {
@@ -98,14 +107,7 @@ INLINE V sums(const V* p) {
         V half[N / 2];
         for (int i = 0; i < N / 2; i++) {
             V a = p[i], b = p[i + N / 2];
-            constexpr int H = N / 2;  // lanes of a and b that still stand for one sum lie H apart, N in all
-            I low, high;
-            for (int l = 0; l < L; l++) {
-                int within = l % N, base = l - within;
-                low[l] = within < H ? base + within : L + base + within - H;
-                high[l] = within < H ? base + within + H : L + base + within;
-            }
-            half[i] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+            half[i] = shuffled<Half<N, false>>(a, b) + shuffled<Half<N, true>>(a, b);
         }
         return sums<N / 2>(half);
     }
@@ -269,7 +271,7 @@ void run_dot(const Dot& d, int thread, int threads) {
     Steps in(g.in), out(g.out);
     Share rows = rows_by_work(g, thread, threads);
     Frame f{in.row * g.stride_in, out.row, out.channel, WORDS};
-    if (rows.begin == rows.end) return;
+    if (g.row[rows.begin] == g.row[rows.end]) return;  // there may be no gradient at all to set to zero
     memset(d.grad + g.row[rows.begin], 0, sizeof(float) * (g.row[rows.end] - g.row[rows.begin]));
     for (int64_t b = 0; b < g.in.blocks; b++)
         cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {

@@ -13,14 +13,16 @@ namespace {
 
 INLINE V masked(V x, const int32_t* mask) { return (V)(bits(x) & bits(load(mask))); }
 
+struct Even {
+    static constexpr int at(int l) { return 2 * l; }
+};
+
 template <int STEP>
 INLINE V every(const float* p) {
     if constexpr (STEP == 1) {
         return load(p);
     } else {
-        I even;
-        for (int l = 0; l < L; l++) even[l] = 2 * l;
-        return __builtin_shuffle(load(p), load(p + L), even);
+        return shuffled<Even>(load(p), load(p + L));
     }
 }
 

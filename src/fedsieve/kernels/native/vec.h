@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -43,6 +44,22 @@ INLINE void store(void* p, V x) { memcpy(p, &x, sizeof x); }
 INLINE V select(I which, V a, V b) { return (V)(((U)which & (U)a) | (~(U)which & (U)b)); }
 INLINE V larger(V a, V b) { return select(a > b, a, b); }
 INLINE V positive(V x) { return (V)(~(U)(x <= zero()) & (U)x); }  // of NaN: NaN
+
+template <class From, int... l>
+INLINE V shuffled(V a, V b, std::integer_sequence<int, l...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, From::at(l)...);
+#else
+    return __builtin_shuffle(a, b, I{From::at(l)...});
+#endif
+}
+
+// Lanes of a and of b, which follow a's: the l-th is From::at(l).
+template <class From>
+INLINE V shuffled(V a, V b) {
+    return shuffled<From>(a, b, std::make_integer_sequence<int, L>{});
+}
+
 INLINE float sum(V x) {
     float s = 0;
     for (int i = 0; i < L; i++) s += x[i];
