@@ -166,7 +166,7 @@ class Page(HTMLParser):
 
     def result(self, label: str) -> list[tuple[str, list[float]]]:
         """Return the cells of a run's line in the table of results."""
-        (row,) = (row for row in self.rows if len(row) == 9 and row[0][0].strip().startswith(label))
+        (row,) = (row for row in self.rows if len(row) == 10 and row[0][0].strip().startswith(label))
         return row
 
 
