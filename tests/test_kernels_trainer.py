@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fedsieve.kernels import Trainer, library
 from fedsieve.models import MODELS
@@ -61,15 +62,23 @@ def test_bf16_storage(name: str) -> None:
     assert max(found.values()) > 1e-5
 
 
+def large() -> nn.Module:
+    """A net whose maps are divided by lines, by blocks and by channels."""
+    convs = [nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 7, 3, 2, 1), nn.Conv2d(7, 5, 5, 2, 2)]
+    layers = [part for conv in convs for part in (conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * 8 * 8, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5), (2, 32, 32)])
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
-def test_bits_do_not_depend_on_threads(storage: str) -> None:
+def test_bits_do_not_depend_on_threads(storage: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = NETS["a value used three times"][0]()
+    model = NETS["a value used three times"][0]() if shape == (2, 6, 5) else large()
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
         assert library.threads() == threads
-        found.append(trained(model, masks(model), batches((2, 6, 5), (17, 5, 17)), BRISK, storage)[0].state_dict())
+        found.append(trained(model, masks(model), batches(shape, (17, 5, 65)), BRISK, storage)[0].state_dict())
     for other in found[1:]:
         assert all(torch.equal(x, other[name]) for name, x in found[0].items())
 

@@ -1,4 +1,4 @@
-// The kernels of a training step beside plain loops in double, on awkward shapes, in both storages, for one and for three
+// The kernels of a training step beside plain loops in double, on awkward shapes, in both storages, for one to four
 // threads. All numbers are small multiples of 1/8: sums of products are then exact, and compared bit by bit.
 #include <cmath>
 #include <cstdio>
@@ -147,7 +147,10 @@ void product(int n, int in, int out, int k, int stride, int pad, int h, int w, i
             equal(y.at(i, o, r, c), sum > 0 ? sum : 0, "forward");
         });
         g.out = given.map;
-        run(DOT, Dot{g, found.data()});
+        std::vector<float> second(count + 1, -1), alone(count + 1, -1);
+        run(DOT, Dot{g, found.data(), second.data()});
+        run(DOT, Dot{g, alone.data(), nullptr});
+        check(found == alone, "weight gradient by halves");
         for (int o = 0; o < out; o++)
             for (int e = row[o]; e < row[o + 1]; e++) {
                 int t = flat[e] / 16 % (k * k), j = flat[e] / 16 / (k * k);
@@ -157,7 +160,7 @@ void product(int n, int in, int out, int k, int stride, int pad, int h, int w, i
                 });
                 check(found[e] == sum, "weight gradient", found[e], sum);
             }
-        check(found[count] == -1, "beyond the weight gradient");
+        check(found[count] == -1 && second[count] == -1, "beyond the weight gradient");
         std::vector<int32_t> rows(stride * stride * in + 1), where(count + 1), order(count + 1), line(in * k * k + 1);
         fs_transposed(index.data(), count, in, k, stride, pad, given.channel(), given.line(), given.map.halo, rows.data(),
                       where.data(), order.data(), tapped ? line.data() : nullptr);
@@ -325,7 +328,7 @@ void sgd(int m) {
 
 int main() {
     for (packed = 0; packed < 2; packed++)
-        for (threads = 1; threads <= 3; threads += 2) {
+        for (threads = 1; threads <= 4; threads++) {
             layout();
             for (int density : {0, -1, 30, 100}) {
                 for (int n : {1, 15, 16, 17, 33, 65}) product(n, 3, 5, 3, 1, 1, 3, 5, density);
@@ -339,6 +342,8 @@ int main() {
             for (int n : {2, 15, 16, 17, 33})
                 for (int kind = 0; kind < 8; kind++) norm(n, 3, 2, kind & 1, kind & 2, kind & 4);
             norm(1, 1, 2, true, false, false);
+            for (int kind = 0; kind < 8; kind++) norm(17, 16, 32, kind & 1, kind & 2, kind & 4), norm(3, 32, 17, kind & 1, kind & 2, kind & 4);
+            product(33, 2, 3, 3, 1, 1, 32, 32, 30), product(5, 2, 3, 3, 2, 1, 64, 32, 30), product(17, 2, 3, 5, 1, 2, 16, 18, 30);
             for (int average : {0, 1, 2})
                 for (int n : {1, 17, 33}) {
                     pool(n, 2, 2, 0, 4, 6, average);

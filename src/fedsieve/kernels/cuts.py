@@ -29,15 +29,15 @@ class Cutting:
 
 
 class Scratch:
-    """Memory that SWAT's layers use one after another."""
+    """Memory that layers use one after another."""
 
     def __init__(self) -> None:
-        self.sizes = dict.fromkeys(("lists", "starts", "blocks", "sums"), 0)
+        self.sizes = dict.fromkeys(("lists", "starts", "blocks", "sums", "second"), 0)
         self.threads = 0
 
     def need(self, **sizes: int) -> None:
         """Grow to the largest of all layers."""
-        self.sizes = {name: max(size, sizes[name]) for name, size in self.sizes.items()}
+        self.sizes = {name: max(size, sizes.get(name, 0)) for name, size in self.sizes.items()}
 
     def make(self) -> None:
         """Allocate what does not depend on the number of threads."""
@@ -45,6 +45,7 @@ class Scratch:
         self.value = torch.empty(self.sizes["lists"])
         self.start = torch.empty(self.sizes["starts"], dtype=torch.int32)
         self.block = torch.empty(self.sizes["blocks"])
+        self.second = torch.empty(self.sizes["second"])
 
     def grow(self, threads: int) -> bool:
         """Allocate for at least this many threads; tells whether anything moved."""

@@ -91,9 +91,9 @@ def conv2d_weight_gradient(
     p = Product(mask, None, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
     grad = floats("grad", grad, len(x), p.outer, *p.after(x))
-    work, found = Work(len(x), storage), torch.zeros_like(p.values)
+    work, found, second = Work(len(x), storage), torch.zeros_like(p.values), torch.empty_like(p.values)
     of, order = p.gather(work, work.pack(x, padding), work.pack(grad))
-    work.run(Dot(of, at(found)))
+    work.run(Dot(of, at(found), at(second)))
     return torch.zeros_like(found).index_copy_(0, order, found)
 
 

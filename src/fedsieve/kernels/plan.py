@@ -61,6 +61,9 @@ class Arena:
     """Rooms, and the operations that will use them, in order."""
 
     packed: bool
+    lean: bool = False
+    """The least memory: all rooms may take over from one another, not only those of maps of one size, in which each
+    thread has the same places. What another core wrote is slow to write."""
     slack: int = 0
     """Words before and behind all rooms, for those who read beyond one."""
     waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
@@ -78,7 +81,11 @@ class Arena:
 
     def settle(self) -> Program:
         """Give every room its place, and return the program."""
-        size = _placed(self.rooms)
+        size, sizes = 0, dict[int, list[Room]]()
+        for room in self.rooms:
+            sizes.setdefault(0 if self.lean else room.channel, []).append(room)
+        for rooms in sizes.values():
+            size += _placed(rooms, size)
         self.memory = huge(size + LINE // 4 + 2 * self.slack)
         program = Program(keep=[self.memory])
         program.steps = [make() for make, _ in self.waiting]
@@ -109,18 +116,18 @@ def huge(words: int) -> Tensor:
     return memory
 
 
-def _placed(rooms: list[Room]) -> int:
+def _placed(rooms: list[Room], start: int) -> int:
     """Place rooms, those needed longest first, each as low as those it meets in time allow; return the words taken."""
     placed: list[Room] = []
     for room in sorted(rooms, key=lambda r: r.first - r.last):
         met = [r for r in placed if r.first <= room.last and room.first <= r.last]
-        room.offset = 0
+        room.offset = start
         for other in sorted(met, key=lambda r: r.offset):
             if room.offset + room.words <= other.offset:
                 break
             room.offset = max(room.offset, other.offset + other.words)
         placed.append(room)
-    return max((r.offset + r.words for r in placed), default=0)
+    return max(r.offset + r.words for r in placed) - start
 
 
 class Plan:
@@ -129,7 +136,7 @@ class Plan:
     def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, lean: bool = False):
         self.graph, self.weights, self.batch, self.lean = graph, weights, batch, lean
         self.blocks = -(-batch // (32 if packed else 16))
-        self.arena = Arena(packed)
+        self.arena = Arena(packed, lean)
         self.sized: list[Any] = []
         """Operations whose field ``samples`` is the batch's."""
         self.cuts: list[Cutting] = []

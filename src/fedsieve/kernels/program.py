@@ -61,7 +61,7 @@ class Dot(Operation):
     """The gradient of the weights on a mask."""
 
     kind = 1
-    _fields_: ClassVar[list[Any]] = [("of", Gather), ("grad", c_void_p)]
+    _fields_: ClassVar[list[Any]] = [("of", Gather), ("grad", c_void_p), ("second", c_void_p)]
 
 
 class Norm(Operation):

@@ -152,8 +152,12 @@ class Frozen(Lists):
         if self.prune and self.count < self.numel:
             kept = plan.room(self.layer.inputs[0], x.halo)
             plan.arena.step(lambda: self._prune(plan, x, kept), x, kept)
-        grad = at(plan.weights.grad, self.start)
-        plan.arena.step(lambda: Dot(self.gather(plan, kept, g), grad), kept, g)
+        grad, halves = at(plan.weights.grad, self.start), 3 * self.count < x.words
+        if halves:
+            plan.scratch.need(second=self.count)
+        plan.arena.step(
+            lambda: Dot(self.gather(plan, kept, g), grad, at(plan.scratch.second) if halves else None), kept, g
+        )
 
     def _prune(self, plan: Plan, x: Room, kept: Room) -> Step:
         op = Prune(in_=plan.arena.map(x), out=plan.arena.map(kept))

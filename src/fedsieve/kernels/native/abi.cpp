@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <thread>
+#include <vector>
 
 #include "vec.h"
 
@@ -14,7 +15,7 @@
 
 const char* fs_isa(void) { return FS_ISA; }
 
-int fs_abi(void) { return 2; }
+int fs_abi(void) { return 3; }
 
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
@@ -33,7 +34,8 @@ struct Team {
     const int size;
     std::atomic<int> missing;
     std::atomic<unsigned> phase{0};
-    explicit Team(int size) : size(size), missing(size) {}
+    std::vector<double> desk;
+    explicit Team(int size) : size(size), missing(size), desk(size_t(size) * 4 * DESK) {}
 
     void wait() {
         const unsigned now = phase.load(std::memory_order_relaxed);
@@ -58,6 +60,8 @@ thread_local Team* own_team = nullptr;
 void barrier() {
     if (own_team) own_team->wait();
 }
+
+double* desk(int thread, bool odd) { return own_team->desk.data() + (2 * thread + odd) * 2 * DESK; }
 
 static void one(const Op& op, int thread, int threads) {
     switch (op.kind) {

@@ -36,6 +36,7 @@ struct Gather {
 struct Dot {
     Gather of;                // the forward gather; `out` holds the output's gradient
     float* grad;              // [entries]
+    float* second;            // [entries] for the sums of the second half of the lines, or null: rows are then divided
 };
 
 // y -> relu(scale * y + shift + add): BatchNorm (batch or running statistics), its ReLU and residual sum.

@@ -202,34 +202,26 @@ Share rows_by_work(const Gather& g, int thread, int threads) {
     return s;
 }
 
-// Which part of a product is a thread's: lines of positions, the same ones of every map where that can be, since what
-// another core wrote is slow to read; or else rows of entries.
+// Which part of a product is a thread's: lines of positions, as its home has it, or else rows of entries.
 struct Part {
     Share lines, rows;
     bool by_line;
     template <class S>
     static Part of(const Gather& g, int thread, int threads) {
-        int wide = S::tile;
-        while (wide > g.width) wide /= 2;
-        const int64_t lines = int64_t(g.in.blocks) * g.height, each = S::tile / wide * threads;
-        const bool by_line = lines >= 4 * each || (lines >= each && lines % each == 0);
+        const int64_t lines = int64_t(g.in.blocks) * g.height;
+        const bool by_line = Home(g.out, thread, threads).by_line && whole<S>(g, threads);
         return {Share(lines, by_line ? thread : 0, by_line ? threads : 1),
                 by_line ? Share(g.rows, 0, 1) : rows_by_work(g, thread, threads), by_line};
     }
-};
-
-void zero_border(const Map& m, int64_t c, const Share& lines) {
-    Steps s(m);
-    const int64_t side = sizeof(uint32_t) * m.halo * WORDS, around = sizeof(uint32_t) * m.halo * s.row;
-    for (int64_t line = lines.begin; line < lines.end; line++) {
-        const int64_t h = line % m.height;
-        uint32_t* p = s.at(c, line / m.height) + h * s.row;
-        memset(p - m.halo * WORDS, 0, side);
-        memset(p + m.width * WORDS, 0, side);
-        if (h == 0) memset(p - m.halo * (s.row + WORDS), 0, around);
-        if (h == m.height - 1) memset(p + s.row - m.halo * WORDS, 0, around);
+    // Whether so many equal parts of the positions are made of whole tiles.
+    template <class S>
+    static bool whole(const Gather& g, int parts) {
+        int wide = S::tile;
+        while (wide > g.width) wide /= 2;
+        const int64_t lines = int64_t(g.in.blocks) * g.height;
+        return lines % parts == 0 && lines / parts % (S::tile / wide) == 0;
     }
-}
+};
 
 template <class S, int STEP>
 void run_gather(const Gather& g, int thread, int threads) {
@@ -259,9 +251,8 @@ void run_gather(const Gather& g, int thread, int threads) {
         });
     }
     if (g.out.halo && g.top == 0 && g.left == 0) {
-        const bool all = !mine.by_line;
-        Share lines(int64_t(g.out.blocks) * g.out.height, all ? 0 : thread, all ? 1 : threads);
-        for (int64_t c = mine.rows.begin; c < mine.rows.end; c++) zero_border(g.out, c, lines);
+        Share lines(int64_t(g.out.blocks) * g.out.height, mine.by_line ? thread : 0, mine.by_line ? threads : 1);
+        for (int64_t c = mine.rows.begin; c < mine.rows.end; c++) zero_halo(g.out, c, lines);
     }
 }
 
@@ -269,21 +260,36 @@ template <class S, int STEP>
 void run_dot(const Dot& d, int thread, int threads) {
     const Gather& g = d.of;
     Steps in(g.in), out(g.out);
-    Share rows = rows_by_work(g, thread, threads);
     Frame f{in.row * g.stride_in, out.row, out.channel, WORDS};
-    if (g.row[rows.begin] == g.row[rows.end]) return;  // there may be no gradient at all to set to zero
-    memset(d.grad + g.row[rows.begin], 0, sizeof(float) * (g.row[rows.end] - g.row[rows.begin]));
-    for (int64_t b = 0; b < g.in.blocks; b++)
-        cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {
-            const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
-            const uint32_t* y = out.inside + b * out.block + h * f.out_row + w * f.out_step;
-            constexpr int TH = decltype(th)::value, TW = decltype(tw)::value;
-            const bool top = h == 0, bottom = h + TH == g.height;
-            if (STEP == 1 && TW >= 4 && g.tap && TW == g.width)
-                dot_tile<S, TH, TW, STEP, STEP == 1 && TW >= 4>(d, f, x, y, rows.begin, rows.end, top, bottom);
-            else
-                dot_tile<S, TH, TW, STEP, false>(d, f, x, y, rows.begin, rows.end, top, bottom);
-        });
+    const int64_t all = int64_t(g.in.blocks) * g.height;
+    const int halves = d.second && Part::whole<S>(g, 2) ? 2 : 1;  // of the lines, for any number of threads
+    const bool apart = halves == 2 && threads % 2 == 0;           // each by threads of its own
+    const Share rows = apart ? rows_by_work(g, thread % (threads / 2), threads / 2) : rows_by_work(g, thread, threads);
+    const int32_t from = g.row[rows.begin], entries = g.row[rows.end] - from;
+    for (int half = 0; half < halves && entries; half++) {  // without entries, there may be no gradient to set to zero
+        if (apart && half != thread / (threads / 2)) continue;
+        Dot own = d;
+        if (half) own.grad = d.second - g.row[0];
+        memset(own.grad + from, 0, sizeof(float) * entries);
+        const Share lines(all, half, halves);
+        for (int64_t b = 0; b < g.in.blocks; b++)
+            cover<S::tile>(g.height, g.width, [&](int h, int w, auto th, auto tw) INLINE_LAMBDA {
+                if (int64_t line = b * g.height + h; line < lines.begin || line >= lines.end) return;
+                const uint32_t* x = g.in.data + b * in.block + h * f.in_row + int64_t(w) * STEP * WORDS;
+                const uint32_t* y = out.inside + b * out.block + h * f.out_row + w * f.out_step;
+                constexpr int TH = decltype(th)::value, TW = decltype(tw)::value;
+                const bool top = h == 0, bottom = h + TH == g.height;
+                if (STEP == 1 && TW >= 4 && g.tap && TW == g.width)
+                    dot_tile<S, TH, TW, STEP, STEP == 1 && TW >= 4>(own, f, x, y, rows.begin, rows.end, top, bottom);
+                else
+                    dot_tile<S, TH, TW, STEP, false>(own, f, x, y, rows.begin, rows.end, top, bottom);
+            });
+    }
+    if (halves == 1) return;
+    if (apart) barrier();
+    Share share(g.row[g.rows] - g.row[0], thread, threads);
+    if (!apart) share.begin = from - g.row[0], share.end = share.begin + entries;
+    for (int64_t i = share.begin; i < share.end; i++) d.grad[g.row[0] + i] += d.second[i];
 }
 
 }  // namespace

@@ -78,22 +78,22 @@ void pool_backward(const Pool& g, int c) {
 }
 
 template <class S>
-void copy_channel(const Copy& g, int c) {
+void copy_channel(const Copy& g, int64_t c, const Share& lines) {
     Steps from(g.from), to(g.to);
-    for (int b = 0; b < g.to.blocks; b++)
-        for (int h = 0; h < g.to.height; h++)
-            for (int w = 0; w < g.to.width; w++) {
-                V x[S::K], y[S::K];
-                for (int k = 0; k < S::K; k++) x[k] = zero();
-                uint32_t* q = to.at(c, b) + h * to.row + w * WORDS;
-                if (g.mode != 4) S::read(from.at(c, b) + h * from.row + w * WORDS, x);
-                if (g.mode == 1) {
-                    S::read(q, y);
-                    for (int k = 0; k < S::K; k++) x[k] += y[k];
-                }
-                S::write(q, x);
+    each_line(g.to, lines, [&](int64_t b, int64_t h) INLINE_LAMBDA {
+        for (int w = 0; w < g.to.width; w++) {
+            V x[S::K], y[S::K];
+            for (int k = 0; k < S::K; k++) x[k] = zero();
+            uint32_t* q = to.at(c, b) + h * to.row + w * WORDS;
+            if (g.mode != 4) S::read(from.at(c, b) + h * from.row + w * WORDS, x);
+            if (g.mode == 1) {
+                S::read(q, y);
+                for (int k = 0; k < S::K; k++) x[k] += y[k];
             }
-    zero_halo(g.to, c);
+            S::write(q, x);
+        }
+    });
+    zero_halo(g.to, c, lines);
 }
 
 // `wide` [C][B][H][W] and `flat` [C H W][B].
@@ -110,35 +110,35 @@ void flatten(const Map& wide, const Map& flat, bool back, int c) {
 }
 
 template <class S>
-void pack_channel(const Pack& g, int c) {
+void pack_channel(const Pack& g, int64_t c, const Share& lines) {
     Steps s(g.map);
     const int64_t area = int64_t(g.map.height) * g.map.width;
     constexpr int in_block = WORDS * S::parts;
-    for (int b = 0; b < g.map.blocks; b++)
-        for (int h = 0; h < g.map.height; h++)
-            for (int w = 0; w < g.map.width; w++) {
-                uint32_t* p = s.at(c, b) + h * s.row + w * WORDS;
-                float x[in_block];
-                V v[S::K];
+    each_line(g.map, lines, [&](int64_t b, int64_t h) INLINE_LAMBDA {
+        for (int w = 0; w < g.map.width; w++) {
+            uint32_t* p = s.at(c, b) + h * s.row + w * WORDS;
+            float x[in_block];
+            V v[S::K];
+            if (g.unpack) {
+                S::read(p, v);
+                memcpy(x, v, sizeof x);
+            }
+            for (int i = 0; i < in_block; i++) {
+                int64_t n = b * in_block + i;
+                float* at = g.plain + (n * g.map.channels + c) * area + h * g.map.width + w;
                 if (g.unpack) {
-                    S::read(p, v);
-                    memcpy(x, v, sizeof x);
-                }
-                for (int i = 0; i < in_block; i++) {
-                    int64_t n = int64_t(b) * in_block + i;
-                    float* at = g.plain + (n * g.map.channels + c) * area + int64_t(h) * g.map.width + w;
-                    if (g.unpack) {
-                        if (n < g.samples) *at = x[i];
-                    } else {
-                        x[i] = n < g.samples ? *at : 0;
-                    }
-                }
-                if (!g.unpack) {
-                    memcpy(v, x, sizeof x);
-                    S::write(p, v);
+                    if (n < g.samples) *at = x[i];
+                } else {
+                    x[i] = n < g.samples ? *at : 0;
                 }
             }
-    if (!g.unpack) zero_halo(g.map, c);
+            if (!g.unpack) {
+                memcpy(v, x, sizeof x);
+                S::write(p, v);
+            }
+        }
+    });
+    if (!g.unpack) zero_halo(g.map, c, lines);
 }
 
 template <class S>
@@ -195,20 +195,22 @@ void pool(const Pool& g, int thread, int threads) {
 }
 
 void copy(const Copy& g, int thread, int threads) {
-    const Map& wide = g.mode == 2 ? g.from : g.to;
-    Share channels(wide.channels, thread, threads);
-    for (int64_t c = channels.begin; c < channels.end; c++) {
-        if (g.mode == 2 || g.mode == 3)
-            flatten(wide, g.mode == 2 ? g.to : g.from, g.mode == 3, c);
-        else
-            g.to.packed ? copy_channel<Bf16>(g, c) : copy_channel<Fp32>(g, c);
+    if (g.mode == 2 || g.mode == 3) {
+        const Map& wide = g.mode == 2 ? g.from : g.to;
+        Share channels(wide.channels, thread, threads);
+        for (int64_t c = channels.begin; c < channels.end; c++)
+            flatten(wide, g.mode == 2 ? g.to : g.from, g.mode == 3, int(c));
+        return;
     }
+    const Home home(g.to, thread, threads);
+    for (int64_t c = home.channels.begin; c < home.channels.end; c++)
+        g.to.packed ? copy_channel<Bf16>(g, c, home.lines) : copy_channel<Fp32>(g, c, home.lines);
 }
 
 void pack(const Pack& g, int thread, int threads) {
-    Share channels(g.map.channels, thread, threads);
-    for (int64_t c = channels.begin; c < channels.end; c++)
-        g.map.packed ? pack_channel<Bf16>(g, c) : pack_channel<Fp32>(g, c);
+    const Home home(g.map, thread, threads);
+    for (int64_t c = home.channels.begin; c < home.channels.end; c++)
+        g.map.packed ? pack_channel<Bf16>(g, c, home.lines) : pack_channel<Fp32>(g, c, home.lines);
 }
 
 void loss(const Loss& g, int thread, int) {

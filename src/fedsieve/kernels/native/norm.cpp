@@ -1,4 +1,5 @@
 // BatchNorm, bias, residual sum and ReLU in one pass a channel; sums lane by lane, so that invalid samples drop out.
+#include <algorithm>
 #include <cmath>
 
 #include "vec.h"
@@ -14,119 +15,172 @@ struct Valid {  // which lanes of a block hold samples
 
 template <class S>
 INLINE void lanes(const Valid& valid, int b, V* m) {
-    for (int k = 0; k < S::K; k++)
-        for (int l = 0; l < L; l++) m[k][l] = valid.one(b, k * L + l) ? 1.0f : 0.0f;
+    for (int k = 0; k < S::K; k++) {
+        V own = zero();
+        for (int l = 0; l < L; l++) own[l] = valid.one(b, k * L + l) ? 1.0f : 0.0f;
+        m[k] = own;
+    }
 }
 
-// Calls f(block, row, column offsets in words) row by row; `end` after each row.
-template <class F>
-INLINE void rows(const Map& m, F&& f) {
-    for (int b = 0; b < m.blocks; b++)
-        for (int h = 0; h < m.height; h++) f(b, h);
-}
+// Two sums over some of a channel.
+struct Sums {
+    double of[2];
 
-template <class S>
-void moments(const Map& y, int c, const Valid& valid, double* mean, double* var) {
-    Steps s(y);
-    V shift[S::K], total[S::K], square[S::K], m[S::K] = {};
-    for (int k = 0; k < S::K; k++) total[k] = square[k] = zero();
-    S::read(s.at(c, 0), shift);
-    rows(y, [&](int b, int h) INLINE_LAMBDA {
-        V t[S::K], q[S::K], x[S::K];
-        for (int k = 0; k < S::K; k++) t[k] = q[k] = zero();
-        const uint32_t* p = s.at(c, b) + h * s.row;
-        for (int w = 0; w < y.width; w++, p += WORDS) {
-            S::read(p, x);
-            for (int k = 0; k < S::K; k++) {
-                V d = x[k] - shift[k];
-                t[k] += d, q[k] += d * d;
-            }
+    static Sums joined(const Sums* parts, int n) {  // in pairs, and so on
+        if (n == 1) return parts[0];
+        Sums a = joined(parts, n / 2), b = joined(parts + n / 2, n / 2);
+        return {{a.of[0] + b.of[0], a.of[1] + b.of[1]}};
+    }
+};
+
+// Over lines of the channel: what row(block, row, sums) adds up lane by lane, invalid samples left out.
+template <class S, class F>
+INLINE Sums sums_of(const Map& y, const Share& lines, const Valid& valid, F&& row) {
+    constexpr int SIZE = 2 * S::K;
+    V total[SIZE];
+    for (int k = 0; k < SIZE; k++) total[k] = zero();
+    each_line(y, lines, [&](int64_t b, int64_t h) INLINE_LAMBDA {
+        V t[SIZE];
+        for (int k = 0; k < SIZE; k++) t[k] = zero();
+        row(b, h, t);
+        if (!valid.all(int(b))) {
+            V m[S::K];
+            lanes<S>(valid, int(b), m);
+            for (int k = 0; k < SIZE; k++) t[k] = select(m[k % S::K] > zero(), t[k], zero());
         }
-        if (!valid.all(b)) {
-            lanes<S>(valid, b, m);
-            for (int k = 0; k < S::K; k++) t[k] = select(m[k] > zero(), t[k], zero()), q[k] = select(m[k] > zero(), q[k], zero());
-        }
-        for (int k = 0; k < S::K; k++) total[k] += t[k], square[k] += q[k];
+        for (int k = 0; k < SIZE; k++) total[k] += t[k];
     });
-    double all = 0, about = 0;
-    const double each = double(y.height) * y.width;
-    double n[S::K * L];
-    for (int i = 0; i < S::K * L; i++) {
-        n[i] = 0;
-        for (int b = 0; b < y.blocks; b++) n[i] += valid.one(b, i) ? each : 0;
-        all += n[i] * shift[i / L][i % L] * (n[i] > 0) + (n[i] > 0 ? total[i / L][i % L] : 0);
+    for (int k = 1; k < S::K; k++) total[0] += total[k], total[S::K] += total[S::K + k];
+    return {{in_pairs(total[0]), in_pairs(total[S::K])}};
+}
+
+// For every channel of a thread's part of a map: sums over all of it, of row(channel, block, row, sums), and with them
+// apply(channel, sums): a few channels at a time, so that what is read twice is still in the cache. The lines are added up
+// in parts, and the parts in pairs, so that the sums are the same for any number of threads.
+template <class S, class Row, class Apply>
+INLINE void in_two_passes(const Map& y, const Home& home, const Valid& valid, int thread, int threads, Row&& row,
+                          Apply&& apply) {
+    constexpr int64_t CACHE = 192 * 1024;
+    const int64_t mine = home.lines.end - home.lines.begin, bytes = mine * y.width * WORDS * int64_t(sizeof(uint32_t));
+    const bool shared = home.by_line && threads > 1;
+    const int64_t few = shared ? std::max(int64_t(1), std::min(int64_t(DESK), CACHE / bytes)) : 1;
+    const int own = shared ? home.parts / threads : home.parts;
+    bool odd = false;  // who is ahead writes the next sums while others still read these
+    for (int64_t first = home.channels.begin; first < home.channels.end; first += few, odd = !odd) {
+        const int64_t end = std::min(first + few, home.channels.end);
+        Sums whole;
+        for (int64_t c = first; c < end; c++) {
+            Sums parts[8];
+            for (int p = 0; p < own; p++) {
+                Share lines(mine, p, own);
+                lines.begin += home.lines.begin, lines.end += home.lines.begin;
+                parts[p] = sums_of<S>(y, lines, valid, [&](int64_t b, int64_t h, V* t) INLINE_LAMBDA { row(c, b, h, t); });
+            }
+            whole = Sums::joined(parts, own);
+            if (shared) memcpy(desk(thread, odd) + 2 * (c - first), &whole, sizeof whole);
+        }
+        if (shared) barrier();
+        for (int64_t c = first; c < end; c++) {
+            if (shared) {
+                Sums parts[8];
+                for (int t = 0; t < threads; t++) memcpy(&parts[t], desk(t, odd) + 2 * (c - first), sizeof parts[t]);
+                whole = Sums::joined(parts, threads);
+            }
+            apply(c, whole);
+        }
     }
-    const double count = double(valid.samples) * each;
-    *mean = all / count;
-    for (int i = 0; i < S::K * L; i++) {
-        if (n[i] == 0) continue;
-        double t = total[i / L][i % L], d = shift[i / L][i % L] - *mean;
-        about += square[i / L][i % L] + 2 * d * t + n[i] * d * d;
-    }
-    *var = about > 0 ? about / count : (about == about ? 0.0 : about);
 }
 
 struct Line {
     V scale, shift;
 };
 
-Line line(const Norm& n, int c) {
-    float scale = 1, shift = n.beta ? n.beta[c] : 0;
-    if (n.gamma) {
-        scale = n.gamma[c] * n.invstd[c];
-        shift -= scale * n.mean[c];
-    }
-    return {all(scale), all(shift)};
+INLINE Line line(const Norm& n, int64_t c, float mean, float invstd) {
+    const float scale = n.gamma ? n.gamma[c] * invstd : 1, shift = n.beta ? n.beta[c] : 0;
+    return {all(scale), all(n.gamma ? shift - scale * mean : shift)};
 }
 
 template <class S>
-void forward(const Norm& n, int c) {
-    Valid valid(n.samples, 16 * S::parts);
-    if (n.gamma && n.training == 1) {
-        double mean, var, count = double(n.samples) * n.y.height * n.y.width;
-        moments<S>(n.y, c, valid, &mean, &var);
-        n.mean[c] = float(mean);
-        n.invstd[c] = float(1 / std::sqrt(var + n.eps));
-        n.running_mean[c] += n.momentum * (float(mean) - n.running_mean[c]);
-        n.running_var[c] += n.momentum * (float(var * count / (count - 1)) - n.running_var[c]);
-    } else if (n.gamma && n.training == 0) {
-        n.mean[c] = n.running_mean[c];
-        n.invstd[c] = 1 / std::sqrt(n.running_var[c] + n.eps);
-    }
-    Line f = line(n, c);
+void forward(const Norm& n, int thread, int threads) {
+    const Valid valid(n.samples, 16 * S::parts);
+    const Home home(n.y, thread, threads);
+    const bool first = !home.by_line || thread == 0;  // of those who have a channel
     Steps from(n.y), to(n.out), add(n.add ? *n.add : n.y);
-    rows(n.y, [&](int b, int h) INLINE_LAMBDA {
-        const uint32_t* p = from.at(c, b) + h * from.row;
-        const uint32_t* r = add.at(c, b) + h * add.row;
-        uint32_t* q = to.at(c, b) + h * to.row;
-        for (int w = 0; w < n.y.width; w++, p += WORDS, q += WORDS, r += WORDS) {
-            V x[S::K], more[S::K];
-            S::read(p, x);
-            for (int k = 0; k < S::K; k++) x[k] = x[k] * f.scale + f.shift;
-            if (n.add) {
-                S::read(r, more);
-                for (int k = 0; k < S::K; k++) x[k] += more[k];
+    auto apply = [&](int64_t c, float mean, float invstd) INLINE_LAMBDA {
+        const Line f = line(n, c, mean, invstd);
+        each_line(n.y, home.lines, [&](int64_t b, int64_t h) INLINE_LAMBDA {
+            const uint32_t* p = from.at(c, b) + h * from.row;
+            const uint32_t* r = add.at(c, b) + h * add.row;
+            uint32_t* q = to.at(c, b) + h * to.row;
+            for (int w = 0; w < n.y.width; w++, p += WORDS, q += WORDS, r += WORDS) {
+                V x[S::K], more[S::K];
+                S::read(p, x);
+                for (int k = 0; k < S::K; k++) x[k] = x[k] * f.scale + f.shift;
+                if (n.add) {
+                    S::read(r, more);
+                    for (int k = 0; k < S::K; k++) x[k] += more[k];
+                }
+                if (n.relu)
+                    for (int k = 0; k < S::K; k++) x[k] = positive(x[k]);
+                S::write(q, x);
             }
-            if (n.relu)
-                for (int k = 0; k < S::K; k++) x[k] = positive(x[k]);
-            S::write(q, x);
+        });
+        zero_halo(n.out, c, home.lines);
+    };
+    if (n.gamma && n.training == 1) {
+        const double count = double(n.samples) * n.y.height * n.y.width;
+        auto shift = [&](int64_t c) INLINE_LAMBDA {  // some number of the channel's: its sums then lose nothing
+            V x[S::K];
+            S::read(from.at(c, 0), x);
+            return all(x[0][0]);
+        };
+        auto row = [&](int64_t c, int64_t b, int64_t h, V* t) INLINE_LAMBDA {
+            const V s = shift(c);
+            const uint32_t* p = from.at(c, b) + h * from.row;
+            for (int w = 0; w < n.y.width; w++, p += WORDS) {
+                V x[S::K];
+                S::read(p, x);
+                for (int k = 0; k < S::K; k++) {
+                    V d = x[k] - s;
+                    t[k] += d, t[S::K + k] += d * d;
+                }
+            }
+        };
+        in_two_passes<S>(n.y, home, valid, thread, threads, row, [&](int64_t c, const Sums& sums) INLINE_LAMBDA {
+            const double d = sums.of[0] / count, var = std::max(sums.of[1] / count - d * d, 0.0);
+            const float mean = float(shift(c)[0] + d), invstd = float(1 / std::sqrt(var + n.eps));
+            if (first) {
+                n.mean[c] = mean, n.invstd[c] = invstd;
+                n.running_mean[c] += n.momentum * (mean - n.running_mean[c]);
+                n.running_var[c] += n.momentum * (float(var * count / (count - 1)) - n.running_var[c]);
+            }
+            apply(c, mean, invstd);
+        });
+        return;
+    }
+    for (int64_t c = home.channels.begin; c < home.channels.end; c++) {
+        float mean = 0, invstd = 0;
+        if (n.gamma && n.training == 2) {
+            mean = n.mean[c], invstd = n.invstd[c];
+        } else if (n.gamma) {
+            mean = n.running_mean[c], invstd = 1 / std::sqrt(n.running_var[c] + n.eps);
+            if (first) n.mean[c] = mean, n.invstd[c] = invstd;
         }
-    });
-    zero_halo(n.out, c);
+        apply(c, mean, invstd);
+    }
 }
 
 template <class S>
-void backward(const NormBackward& g, int c) {
+void backward(const NormBackward& g, int thread, int threads) {
     const Norm& n = g.of;
-    Valid valid(n.samples, 16 * S::parts);
-    Line f = line(n, c);
-    V centre = all(n.gamma ? n.mean[c] : 0);
+    const Valid valid(n.samples, 16 * S::parts);
+    const Home home(n.y, thread, threads);
+    const bool first = !home.by_line || thread == 0;
     Steps ys(n.y), outs(n.out), grads(g.grad), to(g.grad_y);
-    V s1[S::K], s2[S::K], m[S::K] = {};
-    for (int k = 0; k < S::K; k++) s1[k] = s2[k] = zero();
     const bool by_output = n.add != nullptr || !n.gamma;  // the ReLU's sign is read off the output
     const bool keep = g.grad.data != g.grad_y.data;
-    auto masked = [&](const uint32_t* d, const uint32_t* p, const uint32_t* o, V* dp, V* y) INLINE_LAMBDA {
+    auto at = [](const Steps& s, int64_t c, int64_t b, int64_t h) INLINE_LAMBDA { return s.at(c, b) + h * s.row; };
+    auto masked = [&](const Line& f, const uint32_t* d, const uint32_t* p, const uint32_t* o, V* dp, V* y) INLINE_LAMBDA {
         S::read(d, dp);
         if (n.gamma) S::read(p, y);
         if (!n.relu) return;
@@ -138,81 +192,73 @@ void backward(const NormBackward& g, int c) {
             for (int k = 0; k < S::K; k++) dp[k] = select(y[k] * f.scale + f.shift <= zero(), zero(), dp[k]);
         }
     };
-    rows(n.y, [&](int b, int h) INLINE_LAMBDA {
-        V t1[S::K], t2[S::K], dp[S::K], y[S::K];
-        for (int k = 0; k < S::K; k++) t1[k] = t2[k] = y[k] = zero();
-        uint32_t* d = grads.at(c, b) + h * grads.row;
-        const uint32_t* p = ys.at(c, b) + h * ys.row;
-        const uint32_t* o = outs.at(c, b) + h * outs.row;
-        for (int w = 0; w < n.y.width; w++, d += WORDS, p += WORDS, o += WORDS) {
-            masked(d, p, o, dp, y);
-            for (int k = 0; k < S::K; k++) t1[k] += dp[k], t2[k] += dp[k] * (y[k] - centre);
-        }
-        if (!valid.all(b)) {
-            lanes<S>(valid, b, m);
-            for (int k = 0; k < S::K; k++) t1[k] = select(m[k] > zero(), t1[k], zero()), t2[k] = select(m[k] > zero(), t2[k], zero());
-        }
-        for (int k = 0; k < S::K; k++) s1[k] += t1[k], s2[k] += t2[k];
-    });
-    double sum1 = 0, sum2 = 0;
-    for (int k = 0; k < S::K; k++)
-        for (int l = 0; l < L; l++) sum1 += s1[k][l], sum2 += s2[k][l];
-    if (g.grad_beta) g.grad_beta[c] = float(sum1);
-    V scale = all(1), offset = zero(), slope = zero();
-    if (n.gamma) {
-        const double count = double(n.samples) * n.y.height * n.y.width, inv = n.invstd[c];
-        if (g.grad_gamma) g.grad_gamma[c] = float(sum2 * inv);
-        scale = f.scale;
-        if (n.training) {
-            offset = all(float(sum1 / count));
-            slope = all(float(sum2 * inv * inv / count));
-        }
-    }
-    rows(n.y, [&](int b, int h) INLINE_LAMBDA {
-        uint32_t* d = grads.at(c, b) + h * grads.row;
-        const uint32_t* p = ys.at(c, b) + h * ys.row;
-        const uint32_t* o = outs.at(c, b) + h * outs.row;
-        uint32_t* q = to.at(c, b) + h * to.row;
-        bool whole = valid.all(b);
-        if (!whole) lanes<S>(valid, b, m);
-        V dp[S::K], y[S::K], dy[S::K];
+    auto line_of = [&](int64_t c) INLINE_LAMBDA { return n.gamma ? line(n, c, n.mean[c], n.invstd[c]) : Line{all(1), zero()}; };
+    auto row = [&](int64_t c, int64_t b, int64_t h, V* t) INLINE_LAMBDA {
+        const Line f = line_of(c);
+        const V centre = all(n.gamma ? n.mean[c] : 0);
+        const uint32_t *d = at(grads, c, b, h), *p = at(ys, c, b, h), *o = at(outs, c, b, h);
+        V dp[S::K], y[S::K];
         for (int k = 0; k < S::K; k++) y[k] = zero();
-        for (int w = 0; w < n.y.width; w++, d += WORDS, p += WORDS, o += WORDS, q += WORDS) {
-            masked(d, p, o, dp, y);
-            for (int k = 0; k < S::K; k++) dy[k] = scale * (dp[k] - offset - (y[k] - centre) * slope);
-            if (!whole)
-                for (int k = 0; k < S::K; k++) dy[k] = select(m[k] > zero(), dy[k], zero());
-            if (keep && n.add) S::write(d, dp);
-            S::write(q, dy);
+        for (int w = 0; w < n.y.width; w++, d += WORDS, p += WORDS, o += WORDS) {
+            masked(f, d, p, o, dp, y);
+            for (int k = 0; k < S::K; k++) t[k] += dp[k], t[S::K + k] += dp[k] * (y[k] - centre);
         }
+    };
+    in_two_passes<S>(n.y, home, valid, thread, threads, row, [&](int64_t c, const Sums& sums) INLINE_LAMBDA {
+        const double sum1 = sums.of[0], sum2 = sums.of[1];
+        if (g.grad_beta && first) g.grad_beta[c] = float(sum1);
+        const Line f = line_of(c);
+        V centre = zero(), scale = all(1), offset = zero(), slope = zero();
+        if (n.gamma) {
+            const double count = double(n.samples) * n.y.height * n.y.width, inv = n.invstd[c];
+            if (g.grad_gamma && first) g.grad_gamma[c] = float(sum2 * inv);
+            centre = all(n.mean[c]), scale = f.scale;
+            if (n.training) {
+                offset = all(float(sum1 / count));
+                slope = all(float(sum2 * inv * inv / count));
+            }
+        }
+        each_line(n.y, home.lines, [&](int64_t b, int64_t h) INLINE_LAMBDA {
+            uint32_t *d = at(grads, c, b, h), *q = at(to, c, b, h);
+            const uint32_t *p = at(ys, c, b, h), *o = at(outs, c, b, h);
+            const bool whole = valid.all(int(b));
+            V m[S::K], dp[S::K], y[S::K], dy[S::K];
+            if (!whole) lanes<S>(valid, int(b), m);
+            for (int k = 0; k < S::K; k++) y[k] = zero();
+            for (int w = 0; w < n.y.width; w++, d += WORDS, p += WORDS, o += WORDS, q += WORDS) {
+                masked(f, d, p, o, dp, y);
+                for (int k = 0; k < S::K; k++) dy[k] = scale * (dp[k] - offset - (y[k] - centre) * slope);
+                if (!whole)
+                    for (int k = 0; k < S::K; k++) dy[k] = select(m[k] > zero(), dy[k], zero());
+                if (keep && n.add) S::write(d, dp);
+                S::write(q, dy);
+            }
+        });
+        zero_halo(g.grad_y, c, home.lines);
     });
-    zero_halo(g.grad_y, c);
 }
 
 }  // namespace
 
-void zero_halo(const Map& m, int64_t c) {
+void zero_halo(const Map& m, int64_t c, const Share& lines) {
     if (!m.halo) return;
     Steps s(m);
-    const size_t word = sizeof(uint32_t), side = m.halo * WORDS * word;
-    for (int b = 0; b < m.blocks; b++) {
-        uint32_t* p = m.data + c * s.channel + b * s.block;
-        memset(p, 0, m.halo * s.row * word);
-        memset(p + (m.height + m.halo) * s.row, 0, m.halo * s.row * word);
-        for (int h = m.halo; h < m.height + m.halo; h++) {
-            memset(p + h * s.row, 0, side);
-            memset(p + (h + 1) * s.row - m.halo * WORDS, 0, side);
-        }
-    }
+    const int64_t side = sizeof(uint32_t) * m.halo * WORDS, around = sizeof(uint32_t) * m.halo * s.row;
+    each_line(m, lines, [&](int64_t b, int64_t h) INLINE_LAMBDA {
+        uint32_t* p = s.at(c, b) + h * s.row;
+        memset(p - m.halo * WORDS, 0, side);
+        memset(p + m.width * WORDS, 0, side);
+        if (h == 0) memset(p - m.halo * (s.row + WORDS), 0, around);
+        if (h == m.height - 1) memset(p + s.row - m.halo * WORDS, 0, around);
+    });
 }
 
+void zero_halo(const Map& m, int64_t c) { zero_halo(m, c, Share(int64_t(m.blocks) * m.height, 0, 1)); }
+
 void norm(const Norm& n, int thread, int threads) {
-    Share channels(n.y.channels, thread, threads);
-    for (int64_t c = channels.begin; c < channels.end; c++) n.y.packed ? forward<Bf16>(n, c) : forward<Fp32>(n, c);
+    n.y.packed ? forward<Bf16>(n, thread, threads) : forward<Fp32>(n, thread, threads);
 }
 
 void norm_backward(const NormBackward& g, int thread, int threads) {
-    Share channels(g.of.y.channels, thread, threads);
-    for (int64_t c = channels.begin; c < channels.end; c++)
-        g.of.y.packed ? backward<Bf16>(g, c) : backward<Fp32>(g, c);
+    g.of.y.packed ? backward<Bf16>(g, thread, threads) : backward<Fp32>(g, thread, threads);
 }

@@ -66,6 +66,18 @@ INLINE float sum(V x) {
     return s;
 }
 
+template <int N>
+struct Moved {
+    static constexpr int at(int l) { return (l + N) % L; }
+};
+
+template <int N = L / 2>
+INLINE float in_pairs(V x) {  // the sum over the lanes
+    x += shuffled<Moved<N>>(x, x);
+    if constexpr (N > 1) return in_pairs<N / 2>(x);
+    else return x[0];
+}
+
 struct Fp32 {
     static constexpr int parts = 1, K = G, tile = TILE;
     static INLINE void read(const uint32_t* p, V* x) {
@@ -137,6 +149,8 @@ INLINE unsigned marks(I m) {
 }
 
 void barrier();  // of the team that runs an operation
+constexpr int DESK = 64;
+double* desk(int thread, bool odd);  // where a thread puts up to DESK pairs of sums for the others of its team
 
 // Steps through a map, in words.
 struct Steps {
@@ -157,7 +171,38 @@ struct Share {
     Share(int64_t n, int thread, int threads) : begin(n * thread / threads), end(n * (thread + 1) / threads) {}
 };
 
+// Who has which part of a map. What another core wrote is slow to read, so a thread keeps to the same lines [block, row]
+// of every map, where they can be divided into tiles for all threads, or else to channels: also where its lines of a
+// channel are so few that reading ahead takes the next thread's.
+struct Home {
+    static constexpr int FEW = 2048;  // words
+    int parts;  // of the lines, equal: a power of two, at most 8
+    bool by_line;
+    Share lines, channels;
+    Home(const Map& m, int thread, int threads) : lines(0, 0, 1), channels(m.channels, thread, threads) {
+        const int64_t all = int64_t(m.blocks) * m.height;
+        const int tile = m.packed ? Bf16::tile : Fp32::tile;
+        int wide = tile;
+        while (wide > m.width) wide /= 2;
+        for (parts = 8; all % parts;) parts /= 2;
+        by_line = parts % threads == 0 && all / threads % (tile / wide) == 0 && all / threads * m.width * WORDS >= FEW;
+        if (by_line) channels = Share(m.channels, 0, 1);
+        lines = Share(all, by_line ? thread : 0, by_line ? threads : 1);
+    }
+};
+
+// Calls f(block, row) for lines.
+template <class F>
+INLINE void each_line(const Map& m, const Share& lines, F&& f) {
+    int64_t b = lines.begin / m.height, h = lines.begin % m.height;
+    for (int64_t line = lines.begin; line < lines.end; line++) {
+        f(b, h);
+        if (++h == m.height) h = 0, b++;
+    }
+}
+
 void zero_halo(const Map& m, int64_t channel);  // of one channel
+void zero_halo(const Map& m, int64_t channel, const Share& lines);
 
 void gather(const Gather&, int thread, int threads);
 void dot(const Dot&, int thread, int threads);
