@@ -62,13 +62,13 @@ def trained(
     data: Batches,
     sgd: Sgd,
     storage: str = "fp32",
-    batch: int | None = None,
+    lean: bool = False,
 ) -> tuple[nn.Module, Trainer]:
     """Return a copy of the model after the kernels' steps; between them, what is left in memory is made NaN."""
     model = copy.deepcopy(model)
     trainer = Trainer(
         model, mask, max(len(y) for _, y in data),
-        lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay, storage=storage,
+        lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay, storage=storage, lean=lean,
     )  # fmt: skip  # type: ignore[arg-type]
     for x, y in data:
         trainer.step(x, y)

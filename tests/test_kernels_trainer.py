@@ -83,6 +83,18 @@ def test_bits_do_not_depend_on_threads(storage: str, shape: tuple[int, ...]) -> 
         assert all(torch.equal(x, other[name]) for name, x in found[0].items())
 
 
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", [*NETS, "large"])
+def test_lean_training_is_the_same(name: str, storage: str) -> None:
+    torch.manual_seed(0)
+    make, shape = (large, (2, 32, 32)) if name == "large" else NETS[name]
+    model, data = make(), batches(shape, (17, 5, 33))
+    mask = masks(model)
+    full, lean = (trained(model, mask, data, BRISK, storage, lean) for lean in (False, True))
+    assert all(torch.equal(x, lean[0].state_dict()[name]) for name, x in full[0].state_dict().items())
+    assert lean[1].bytes <= full[1].bytes
+
+
 def test_the_loss_is_the_batchs_mean() -> None:
     torch.manual_seed(0)
     model = NETS["5x5 stride 2"][0]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,12 @@ class Scratch:
         self.sums = torch.empty(threads * self.sizes["sums"])
         self.work = torch.empty(threads * 4 * 2048, dtype=torch.int32)
         return True
+
+
+def zeros(count: int) -> Tensor:
+    """Return float32 zeros [count] that take memory only as they are touched."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, 4 * count + 4, **private), dtype=torch.float32)[:count]
 
 
 def give_back() -> None:

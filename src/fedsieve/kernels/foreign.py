@@ -12,7 +12,8 @@ from fedsieve.kernels.graph import Foreign, Unsupported, Value
 from fedsieve.kernels.program import Pack, Program
 
 if TYPE_CHECKING:
-    from fedsieve.kernels.plan import Plan, Room
+    from fedsieve.kernels.arena import Room
+    from fedsieve.kernels.plan import Plan
     from fedsieve.kernels.weights import Weights
 
 

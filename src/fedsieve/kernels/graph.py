@@ -6,9 +6,11 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
@@ -175,6 +177,25 @@ class _Tracer(fx.Tracer):
 class _Shapes(fx.Interpreter):
     """Notes every node's shape and type (``torch.fx.passes.shape_prop`` does, and imports half a second of more)."""
 
+    def propagate(self, shape: tuple[int, ...]) -> None:
+        """Run two samples through the model: without numbers, unless a layer asks for them."""
+        try:
+            self.run(torch.empty(2, *shape, device="meta"))
+        except Exception:
+            self.call_module = super().call_module  # type: ignore[method-assign]
+            with torch.random.fork_rng(devices=[]):
+                self.run(torch.zeros(2, *shape))
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        held: dict[str, Tensor] = dict(chain(module.named_parameters(), module.named_buffers()))
+        own = {name: torch.empty_like(tensor, device="meta") for name, tensor in held.items()}
+        if isinstance(module, nn.Conv2d):
+            return nn.Conv2d._conv_forward(module, args[0], own["weight"], own.get("bias"))
+        if isinstance(module, nn.Linear):
+            return F.linear(args[0], own["weight"], own.get("bias"))
+        return functional_call(module, own, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         found = super().run_node(n)
         n.meta["value"] = (tuple(found.shape), found.dtype) if isinstance(found, Tensor) else ((), None)
@@ -189,8 +210,8 @@ def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Gra
         for node in traced.graph.find_nodes(op="get_attr"):
             raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _Shapes(traced).run(torch.zeros(2, *shape))
+        with torch.no_grad():
+            _Shapes(traced).propagate(shape)
     except Unsupported:
         raise
     except Exception as error:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedsieve.kernels import recognise
+from fedsieve.kernels.arena import Arena, Room
 from fedsieve.kernels.fold import Fused
 from fedsieve.kernels.graph import Graph, Pool, Unsupported, Value
-from fedsieve.kernels.plan import Arena, Room
 from fedsieve.kernels.program import WORDS, Convolution, Copy, Gather, Linear, Operation, Pack, Unfold, Window, at
 from fedsieve.kernels.program import Pool as PoolOp
 from fedsieve.kernels.weights import SMALL as BORDERED

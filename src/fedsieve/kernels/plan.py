@@ -1,133 +1,21 @@
 """From a model's layers to a step's operations and the memory that they need.
 
-Every map lives in one arena, at an offset that others take over once its last reader is done: what a step needs is
-known before it runs. What BatchNorm and ReLU gave is computed again for backward, not kept.
+What a step needs is known before it runs. What BatchNorm and ReLU gave is computed again for backward, not kept.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
+from fedsieve.kernels.arena import Arena, Room
 from fedsieve.kernels.cuts import Cutting, Scratch
 from fedsieve.kernels.graph import Flatten, Foreign, Graph, Layer, Norm, Pool, Product, Unsupported, Value
-from fedsieve.kernels.program import WORDS, Copy, Map, Program, Step, Wide, at
+from fedsieve.kernels.program import Copy, Step, Wide, at
 from fedsieve.kernels.program import Pool as PoolOp
-from fedsieve.kernels.weights import Weights
+from fedsieve.kernels.weights import Frozen, Weights
 
-MADV_HUGEPAGE = 14
 T = TypeVar("T")
-LINE = 64
-"""Bytes of a cache line: maps begin at its multiples."""
-
-
-@dataclass(eq=False)
-class Room:
-    """A map's place: its shape, when it is needed (from step ``first`` to ``last``), and where it lies in the arena."""
-
-    channels: int
-    blocks: int
-    height: int
-    width: int
-    halo: int = 0
-    first: int = -1
-    last: int = -1
-    offset: int = -1
-
-    @property
-    def line(self) -> int:
-        """Words from one row of positions to the next."""
-        return (self.width + 2 * self.halo) * WORDS
-
-    @property
-    def channel(self) -> int:
-        """Words from one channel to the next."""
-        return self.line * (self.height + 2 * self.halo) * self.blocks
-
-    @property
-    def words(self) -> int:
-        """Words in all."""
-        return self.channel * self.channels
-
-
-@dataclass
-class Arena:
-    """Rooms, and the operations that will use them, in order."""
-
-    packed: bool
-    lean: bool = False
-    """The least memory: all rooms may take over from one another, not only those of maps of one size, in which each
-    thread has the same places. What another core wrote is slow to write."""
-    slack: int = 0
-    """Words before and behind all rooms, for those who read beyond one."""
-    waiting: list[tuple[Callable[[], Step], tuple[Room, ...]]] = field(default_factory=list)
-    rooms: list[Room] = field(default_factory=list)
-    memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
-
-    def step(self, make: Callable[[], Step], *rooms: Room) -> None:
-        """Add an operation that uses ``rooms``; it is made once they have their places."""
-        for room in rooms:
-            if room.first < 0:
-                room.first = len(self.waiting)
-                self.rooms.append(room)
-            room.last = len(self.waiting)
-        self.waiting.append((make, rooms))
-
-    def settle(self) -> Program:
-        """Give every room its place, and return the program."""
-        size, sizes = 0, dict[int, list[Room]]()
-        for room in self.rooms:
-            sizes.setdefault(0 if self.lean else room.channel, []).append(room)
-        for rooms in sizes.values():
-            size += _placed(rooms, size)
-        self.memory = huge(size + LINE // 4 + 2 * self.slack)
-        program = Program(keep=[self.memory])
-        program.steps = [make() for make, _ in self.waiting]
-        return program
-
-    def map(self, room: Room) -> Map:
-        """Return a settled room as the kernels read it."""
-        aligned = -(self.memory.data_ptr() + 4 * self.slack) % LINE // 4 + self.slack
-        return Map(
-            at(self.memory, aligned + room.offset),
-            room.channels,
-            room.blocks,
-            room.height,
-            room.width,
-            room.halo,
-            int(self.packed),
-        )
-
-
-def huge(words: int) -> Tensor:
-    """Return uninitialised int32 memory, in huge pages where Linux gives them: maps are walked with long strides."""
-    memory = torch.empty(words, dtype=torch.int32)
-    libc, page = ctypes.CDLL(None), 2 << 20
-    start = -(-memory.data_ptr() // page) * page
-    size = (memory.data_ptr() + 4 * words - start) // page * page
-    if sys.platform == "linux" and size > 0:
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_HUGEPAGE)
-    return memory
-
-
-def _placed(rooms: list[Room], start: int) -> int:
-    """Place rooms, those needed longest first, each as low as those it meets in time allow; return the words taken."""
-    placed: list[Room] = []
-    for room in sorted(rooms, key=lambda r: r.first - r.last):
-        met = [r for r in placed if r.first <= room.last and room.first <= r.last]
-        room.offset = start
-        for other in sorted(met, key=lambda r: r.offset):
-            if room.offset + room.words <= other.offset:
-                break
-            room.offset = max(room.offset, other.offset + other.words)
-        placed.append(room)
-    return max(r.offset + r.words for r in placed) - start
 
 
 class Plan:
@@ -203,7 +91,7 @@ class Plan:
 
     def gradient_halo(self, value: Value) -> int:
         """Return the border that the gradient's readers need; a room may be handed on from value to value."""
-        maker = next((layer for layer in self.graph.layers if layer.output is value), None)
+        maker = self._maker(value)
         if isinstance(maker, Product) and self.moving[maker.inputs[0]]:
             return self.reach(maker)
         if isinstance(maker, Norm):
@@ -244,19 +132,33 @@ class Plan:
 
     def recall(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
-        maker = next((layer for layer in self.graph.layers if layer.output is value), None)
+        maker = self._maker(value)
         if (
             isinstance(maker, Norm)
             and maker.module is not None
             and len(maker.inputs) <= 1 + self.lean
             and value not in self._again
         ):
+            self._first(maker.inputs[0])
             borrowed = {other for other in maker.inputs[1:] if other not in self._again}
             for other in borrowed:
                 self.recall(other)
             self.act[value] = self.room(value, self.halo(value))
             self.run(maker, self.act[value], again=True)
             self._again = (self._again - borrowed) | {value}
+
+    def _first(self, value: Value) -> None:
+        """To be lean, compute the first layer's product again for its BatchNorm: it is large, and little work."""
+        maker = self._maker(value)
+        own = self.weights.lists[maker] if isinstance(maker, Product) else None
+        given = self.graph.input
+        if self.lean and isinstance(own, Frozen) and own.layer.inputs[0] is given and value not in self._again:
+            x, room = self.act[given], self.room(value, self.halo(value))
+            self.act[value], self._again = room, self._again | {value}
+            self.arena.step(lambda: own.gather(self, x, room), x, room)
+
+    def _maker(self, value: Value) -> Layer | None:
+        return next((layer for layer in self.graph.layers if layer.output is value), None)
 
     def _product_backward(self, layer: Product, g: Room) -> None:
         x, out = layer.inputs[0], self.act[layer.output]
@@ -270,6 +172,8 @@ class Plan:
 
     def _norm_backward(self, layer: Norm, g: Room) -> None:
         y, out = layer.inputs[0], self.act[layer.output]
+        if layer.module is not None:
+            self._first(y)
         ins = [self.act[v] for v in layer.inputs]
 
         def make(to: Room) -> Step:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels import library
+from fedsieve.kernels.arena import Arena, Room
 from fedsieve.kernels.fold import Fused, fold
 from fedsieve.kernels.graph import Graph, Layer, Norm, Pool, Unsupported, read
 from fedsieve.kernels.layouts import Blocks, Layout, Single
-from fedsieve.kernels.plan import Arena, Room
 from fedsieve.kernels.program import Norm as NormOp
 from fedsieve.kernels.program import at, run_each
 from fedsieve.types import InputError

@@ -20,7 +20,8 @@ from fedsieve.layers import SwatConv2d, SwatLinear
 from fedsieve.sparsity import count
 
 if TYPE_CHECKING:
-    from fedsieve.kernels.plan import Plan, Room
+    from fedsieve.kernels.arena import Room
+    from fedsieve.kernels.plan import Plan
     from fedsieve.kernels.weights import Weights
 
 SLACK = 1.5

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels import checks, library
+from fedsieve.kernels.arena import Room
 from fedsieve.kernels.cuts import give_back
 from fedsieve.kernels.graph import Graph, Unsupported, read
-from fedsieve.kernels.plan import Plan, Room
+from fedsieve.kernels.plan import Plan
 from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
 from fedsieve.kernels.weights import Weights
 from fedsieve.types import InputError
@@ -45,6 +46,8 @@ class Trainer:
         self.lean, self.foreign = lean, list[str]()
         self._ready, self._steps, self.seen, self.done = False, 0, 0, (0.0, 0.0)
         self._shape: tuple[int, ...] = ()
+        if lean:
+            give_back()  # what making the model and its mask left
         if graph:
             self._build(graph)
 
@@ -120,6 +123,8 @@ class Trainer:
         g = plan.grad[graph.output] = plan.room(graph.output, plan.gradient_halo(graph.output))
         plan.arena.step(lambda: self._loss(plan, logits, g), logits, g)
         plan.backward()
+        if self.lean:
+            give_back()
         plan.scratch.make()
         self.program = plan.arena.settle()
         steps = weights.update(self.lr, self.momentum, self.weight_decay)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels.cuts import Cutting, give_back
+from fedsieve.kernels.cuts import Cutting, give_back, zeros
 from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
 from fedsieve.kernels.program import WORDS, Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
@@ -20,7 +20,8 @@ from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, po
 from fedsieve.sparsity import count
 
 if TYPE_CHECKING:
-    from fedsieve.kernels.plan import Arena, Plan, Room
+    from fedsieve.kernels.arena import Arena, Room
+    from fedsieve.kernels.plan import Plan
 
 SMALL = 8
 """The widest map whose border is worth leaving out of a 3x3 kernel's products."""
@@ -200,11 +201,11 @@ class Weights:
         for vector in self._vectors():
             self.small[id(vector)] = start
             start += vector.numel()
-        self.w, self.grad = torch.zeros(start), torch.zeros(start)
-        self.velocity = torch.zeros(start) if momentum else None
+        self.w, self.grad = zeros(start), zeros(start)
+        self.velocity = zeros(start) if momentum else None
         powers = any(isinstance(own, Frozen) and own.power != 1 for own in self.lists.values())
-        self.effective = torch.zeros(self.sparse) if powers else self.w
-        self.back_value, self.order = torch.zeros(self.sparse), torch.arange(self.sparse, dtype=torch.int32)
+        self.effective = zeros(self.sparse) if powers else self.w
+        self.back_value, self.order = zeros(self.sparse), zeros(self.sparse).view(torch.int32)
         self.stats = {layer: torch.zeros(4, layer.output.channels) for layer in self.norms}
         """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
 
