@@ -1,4 +1,4 @@
-"""Write committed results into the marked places of README and docs; a test holds them equal (no arguments)."""
+"""Write committed results into the marked places of README and docs, and draw step.png; a test holds pages equal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import performance
+import picture
 from accuracy import LABELS, table, told
 
 sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
@@ -70,3 +71,4 @@ def filled(text: str) -> str:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+    picture.main()

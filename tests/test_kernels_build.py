@@ -171,7 +171,7 @@ def test_an_error_in_the_sources_is_one_line_and_leaves_no_old_library(folder: P
 def test_one_instruction_set_that_fails_leaves_the_others(folder: Path) -> None:
     (folder / "wrong.cpp").write_text("#ifdef __AVX512F__\n#error not this\n#endif\n")
     said = build.build(folder, folder)
-    assert said.startswith("native kernels: avx2, x86_64; avx512 failed (")
+    assert said.startswith("native kernels: avx2, x86_64; avx512bf16, avx512 failed (")
     assert not (folder / "libfedsieve-avx512.so").exists()
 
 
@@ -264,7 +264,7 @@ def test_a_library_under_anothers_name_is_not_used(folder: Path) -> None:
 def test_an_unknown_instruction_set_is_a_mistake(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIEVE_ISA", value)
     for ask in (library.reason, library.load, library.isa, library.threads):
-        with pytest.raises(InputError, match=f"FEDSIEVE_ISA={value}: .*avx512, avx2, x86_64, aarch64, .*none"):
+        with pytest.raises(InputError, match=f"FEDSIEVE_ISA={value}: .*avx512bf16, avx512, avx2, x86_64, aarch64, .*none"):
             ask()
 
 
@@ -274,13 +274,14 @@ def test_none_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"x86_64": library.V2, "avx2": library.V3, "avx512": library.V4}
+    flags = {"x86_64": library.V2, "avx2": library.V3, "avx512": library.V4, "avx512bf16": library.V4_BF16}
 
     def cpu(machine: str, info: str) -> tuple[str, ...]:
         monkeypatch.setattr(platform, "machine", lambda: machine)
         monkeypatch.setattr(Path, "read_text", lambda self: f"processor : 0\nflags\t\t: {info}\n")
         return library.supported()
 
+    assert cpu("x86_64", flags["avx512bf16"]) == ("avx512bf16", "avx512", "avx2", "x86_64")
     assert cpu("x86_64", flags["avx512"]) == ("avx512", "avx2", "x86_64")
     assert cpu("x86_64", flags["avx512"].replace("avx512vl", "")) == ("avx2", "x86_64")
     assert cpu("x86_64", flags["avx2"].replace("fma", "fma4")) == ("x86_64",)

@@ -24,14 +24,15 @@ UNBUILT = "unbuilt.txt"
 
 COMMON = "-O3 -std=c++17 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 MARCH = {
+    "avx512bf16": "-march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512",
     "avx512": "-march=x86-64-v4 -mprefer-vector-width=512",
     "avx2": "-march=x86-64-v3",
     "x86_64": "-march=x86-64-v2",
     "aarch64": "-march=armv8-a",
 }
 TARGETS = {
-    "x86_64": ("avx512", "avx2", "x86_64"),
-    "amd64": ("avx512", "avx2", "x86_64"),
+    "x86_64": ("avx512bf16", "avx512", "avx2", "x86_64"),
+    "amd64": ("avx512bf16", "avx512", "avx2", "x86_64"),
     "aarch64": ("aarch64",),
     "arm64": ("aarch64",),
 }

@@ -139,10 +139,10 @@ INLINE void dot_tile(const Dot& d, const Frame& f, const uint32_t* in, const uin
     const Gather& g = d.of;
     for (int64_t r = begin; r < end; r++) {
         if (g.row[r] == g.row[r + 1]) continue;
-        V y[T][S::K];
+        typename S::Held y[T];
         for (int a = 0; a < TH; a++)
             for (int b = 0; b < TW; b++)
-                S::read(out + r * f.out_channel + a * f.out_row + b * f.out_step, y[a * TW + b]);
+                S::hold(out + r * f.out_channel + a * f.out_row + b * f.out_step, y[a * TW + b]);
         Sums total(d.grad + g.row[r]);
         auto some = [&](auto a0, auto a1, auto b0, auto b1, int32_t i, int32_t last) INLINE_LAMBDA {
             for (; i < last; i++) {

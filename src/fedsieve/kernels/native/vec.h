@@ -80,6 +80,8 @@ INLINE float in_pairs(V x) {  // the sum over the lanes
 
 struct Fp32 {
     static constexpr int parts = 1, K = G, tile = TILE;
+    struct Held { V x[K]; };  // what one side of `dot` keeps in registers
+    static INLINE void hold(const uint32_t* p, Held& y) { read(p, y.x); }
     static INLINE void read(const uint32_t* p, V* x) {
         for (int g = 0; g < G; g++) x[g] = load(p + g * L);
     }
@@ -89,8 +91,8 @@ struct Fp32 {
     static INLINE void fma(const uint32_t* p, V w, V* acc) {
         for (int g = 0; g < G; g++) acc[g] += w * load(p + g * L);
     }
-    static INLINE void dot(const uint32_t* p, const V* y, V& acc) {
-        for (int g = 0; g < G; g++) acc += y[g] * load(p + g * L);
+    static INLINE void dot(const uint32_t* p, const Held& y, V& acc) {
+        for (int g = 0; g < G; g++) acc += y.x[g] * load(p + g * L);
     }
 };
 
@@ -111,24 +113,43 @@ struct Bf16 {
             x[g] = upper(w), x[G + g] = lower(w);
         }
     }
+#ifdef __AVX512BF16__
+    static_assert(G == 1, "a block is one vector");
+    struct Held { __m512bh x; };
+    static INLINE void hold(const uint32_t* p, Held& y) { memcpy(&y.x, p, sizeof y.x); }
+    static INLINE void dot(const uint32_t* p, const Held& y, V& acc) {
+        __m512bh x;
+        memcpy(&x, p, sizeof x);
+        acc = (V)_mm512_dpbf16_ps((__m512)acc, x, y.x);
+    }
+    static INLINE void write(uint32_t* p, const V* x) {
+        static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)x[0], (__m512)x[1]);
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), halves));
+    }
+#else
+    struct Held { V x[K]; };
+    static INLINE void hold(const uint32_t* p, Held& y) { read(p, y.x); }
+    static INLINE void dot(const uint32_t* p, const Held& y, V& acc) {
+        for (int g = 0; g < G; g++) {
+            U x = words(p + g * L);
+            acc += y.x[g] * upper(x);
+            acc += y.x[G + g] * lower(x);
+        }
+    }
     static INLINE void write(uint32_t* p, const V* x) {
         for (int g = 0; g < G; g++) {
             U w = (nearest(bits(x[g])) & 0xffff0000u) | (nearest(bits(x[G + g])) >> 16);
             memcpy(p + g * L, &w, sizeof w);
         }
     }
+#endif
     static INLINE void fma(const uint32_t* p, V w, V* acc) {
         for (int g = 0; g < G; g++) {
             U x = words(p + g * L);
             acc[g] += w * upper(x);
             acc[G + g] += w * lower(x);
-        }
-    }
-    static INLINE void dot(const uint32_t* p, const V* y, V& acc) {
-        for (int g = 0; g < G; g++) {
-            U x = words(p + g * L);
-            acc += y[g] * upper(x);
-            acc += y[G + g] * lower(x);
         }
     }
 };
