@@ -264,7 +264,9 @@ def test_a_library_under_anothers_name_is_not_used(folder: Path) -> None:
 def test_an_unknown_instruction_set_is_a_mistake(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIEVE_ISA", value)
     for ask in (library.reason, library.load, library.isa, library.threads):
-        with pytest.raises(InputError, match=f"FEDSIEVE_ISA={value}: .*avx512bf16, avx512, avx2, x86_64, aarch64, .*none"):
+        with pytest.raises(
+            InputError, match=f"FEDSIEVE_ISA={value}: .*avx512bf16, avx512, avx2, x86_64, aarch64, .*none"
+        ):
             ask()
 
 

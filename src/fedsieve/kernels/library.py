@@ -25,7 +25,7 @@ V3 = f"{V2} abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"
 V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 V4_BF16 = f"{V4} avx512_bf16"
 NEEDS = {"avx512bf16": V4_BF16, "avx512": V4, "avx2": V3, "x86_64": V2}
-"""Linux's names for the features of x86-64-v4 (with bfloat16's own instructions, and without), v3 and v2, best first."""
+"""Linux's names for the features of x86-64-v4 (with bfloat16's own instructions, or without), v3 and v2: best first."""
 ISAS = (*NEEDS, "aarch64")
 
 
