@@ -316,6 +316,26 @@ def fabricated(name: str, case: Case, effort: Effort) -> dict[str, Any]:
     return {"density_per_multiply_add": 0.0525, **times, "samples_kept": effort.samples, "samples_dropped": 2}
 
 
+def test_the_picture_shows_the_numbers(performance: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import picture
+
+    rows = [
+        {"table": "frozen", "case": {"sparsity": s}, "ms_sparse": ms, "ms_dense_fp32": 200 + ms, "ms_dense_bf16": 150.0}
+        | {"ratio_fp32": 200 / ms}
+        for s, ms in ((0.99, 10.0), (0.9, 50.0))
+    ] + [{"table": "swat", "case": {"sparsity": 0.9}, "ms_sparse": 1.0}]
+    assert [bar[:3] for bar in picture.bars(rows)] == [
+        ("PyTorch, dense fp32", 210.0, ""),
+        ("PyTorch, bf16 autocast", 150.0, ""),
+        ("FedSieve, fp32, 90 % zeros", 50.0, "4.0x"),
+        ("FedSieve, fp32, 99 % zeros", 10.0, "20.0x"),
+    ]
+    performance.RESULTS.write_text(json.dumps(rows))
+    monkeypatch.setattr(picture, "PICTURE", tmp_path / "step.png")
+    picture.main()
+    assert (tmp_path / "step.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_table_shows_what_was_measured_and_wanted(performance: Any) -> None:
     wanted, effort = performance.PLAN["frozen"][1], Effort(2)
     numbers = fabricated("frozen", wanted.case, effort)
