@@ -9,8 +9,8 @@ ROOT = Path(fedsieve.__file__).parent
 ORDER = [
     {"types"},
     {"sparsity"},
-    {"wire", "layers", "server", "data", "models"},
-    {"kernels"},
+    {"wire", "layers", "server", "data", "models", "expected"},
+    {"kernels", "robust"},
     {"local"},
     {"masks"},
     {"measures"},
