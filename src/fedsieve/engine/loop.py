@@ -25,7 +25,7 @@ from fedsieve.expected import expected_of
 from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
-from fedsieve.robust import combined
+from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import WireError, decode, encode
@@ -308,8 +308,10 @@ def _measured(
 
 
 def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: Tally) -> Any:
+    if not isinstance(run.mean, Plain):
+        updates = combined(run.mean, updates, expected_of(run.method, state, 0))
     try:
-        return run.method.aggregate(state, combined(run.mean, updates, expected_of(run.method, state, 0)))
+        return run.method.aggregate(state, updates)
     except InputError:
         if not tally.refused or tally.weight:
             raise
