@@ -12,7 +12,6 @@ from fedsieve.engine.loop import Memory
 from fedsieve.wire import decode, encode
 
 Told = dict[str, Any]
-Skip = type(NotImplemented)
 
 
 def changed(
@@ -220,13 +219,17 @@ LIES: dict[str, Callable[[Told, Any], Any]] = {
     "huge metric": says("metrics/loss", 1e300),
     "a tensor as a metric": says("metrics/loss", torch.zeros(1)),
     "no metrics": says("metrics", 0.0),
+    "a tensor of work": says("work/real", torch.zeros(3)),
     "nan work": says("work/real", float("nan")),
     "negative work": says("work/dense", -1.0),
     "extra work": says("work/more", 1.0),
     "half a step": says("notes/steps", 0.5),
     "endless training": says("notes/seconds", float("inf")),
     "two reasons": says("notes/why", {"a": 1.0, "b": 1.0}),
+    "a tensor for a reason": says("notes/why", {"a": torch.zeros(1000)}),
     "a hostile reason": says("notes/why", {"a\x1b[2J": 1.0}),
+    "a tensor for a flag": says("notes/sparse", torch.zeros(3)),
+    "a tensor of steps": says("notes/steps", torch.zeros(3)),
     "extra note": says("notes/more", torch.zeros(1000)),
     "extra part": says("more", torch.zeros(1000)),
     "flooded": flooded,

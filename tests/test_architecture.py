@@ -9,9 +9,9 @@ ROOT = Path(fedsieve.__file__).parent
 ORDER = [
     {"types"},
     {"sparsity"},
-    {"wire", "layers", "server", "data", "models", "expected"},
-    {"kernels", "robust"},
-    {"local"},
+    {"wire", "layers", "server", "data", "models"},
+    {"kernels", "expected"},
+    {"local", "robust"},
     {"masks"},
     {"measures"},
     {"methods"},

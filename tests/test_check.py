@@ -278,32 +278,47 @@ def shout(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[i
 def test_a_long_update_is_above_the_bound(bound: str) -> None:
     run_ = tiny_run(FedAvg(), per_round=6, lr=0.02, lr_end=0.02)
     honest = [*rounds(open_run(replace(run_, bound=Multiple(1e6))), local())]
-    limit = 3 * max(honest[-1].norms)
+    limit = 3 * max(weights for weights, _ in honest[-1].norms)
     run_ = replace(run_, bound=Fixed(limit) if bound == "fixed" else Multiple(3.0))
     every = [*rounds(open_run(run_), changed(shout))]
     assert [[r.client for r in one.refused] for one in every] == [[2], [], [2], [2]]
-    assert all("is above the bound" in r.reason for one in every for r in one.refused)
+    assert all(r.reason.startswith("its norm") for one in every for r in one.refused)
+
+
+def test_running_statistics_have_a_bound_of_their_own() -> None:
+    def boast(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
+        told = decode(reply)
+        told["tree"]["bn.running_mean"] += 1e6 * (client == 2)  # type: ignore[call-overload, index]
+        yield client, encode(told)
+
+    for bound in (Fixed(1e6, 1e5), Multiple(10.0)):
+        every = [*rounds(open_run(tiny_run(FedAvg(), per_round=6, bound=bound)), changed(boast))]
+        assert [[r.client for r in one.refused] for one in every] == [[2]] * 4
+        assert all(r.reason.startswith("the norm of its running statistics") for one in every for r in one.refused)
 
 
 def test_the_norm_is_that_of_the_change() -> None:
     params = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([1.0])}
+    params |= {"bn.running_mean": torch.zeros(2), "bn.running_var": torch.ones(2)}
+    statistics = {"bn.running_mean": torch.tensor([2.0, 2.0]), "bn.running_var": torch.tensor([3.0, 3.0])}
     expected = Expected(weights(params, {"w": 2}))
     sent = Sparse(torch.tensor([4.0, 8.0]), torch.tensor([0, 3]), (2, 2))
-    assert expected.norm({"w": sent, "b": torch.tensor([13.0])}) == (3**2 + 4**2 + 12**2) ** 0.5
-    assert Expected({"s": Whole(torch.ones(2), counts=False)}).norm({"s": torch.zeros(2)}) is None
+    assert expected.norms({"w": sent, "b": torch.tensor([13.0]), **statistics}) == (13.0, 4.0)
+    assert Expected({"s": Whole(torch.ones(2), counts=False)}).norms({"s": torch.zeros(2)}) is None
 
 
 def test_the_running_median_and_the_first_rounds() -> None:
     bound = Multiple(times=2.0, window=3)
-    assert bound.limit([1.0, 5.0, 3.0]) == 6.0
-    assert bound.first([]) == float("inf")
-    assert bound.first([1.0]) == 2.0
-    assert bound.first([3.0, 1.0, 100.0, 2.0, 1e9]) == 4.0
-    assert bound.first([0.0, 0.0, 5.0]) == 0.0
-    checks = Checks(open_run(tiny_run(FedAvg(), bound=bound)), [9.0, 8.0])
-    for norm in (1.0, None, 2.0):
-        checks._remember(norm)
-    assert checks.norms == [8.0, 1.0, 2.0]
+    assert bound.limits([(1.0, 10.0), (5.0, 20.0), (3.0, 60.0)]) == (6.0, 40.0)
+    assert bound.first([]) == (float("inf"), float("inf"))
+    assert bound.first([(1.0, 0.0)]) == (2.0, 0.0)
+    assert bound.first([(norm, 1.0) for norm in (3.0, 1.0, 100.0, 2.0, 1e9)]) == (4.0, 2.0)
+    assert bound.first([(norm, 0.0) for norm in (0.0, 0.0, 5.0)]) == (0.0, 0.0)
+    assert bound.first([(2.0, 1.0), (1.0, 2.0), (3.0, 3.0), (2.0, 99.0), (99.0, 1.0)]) == (4.0, 4.0)
+    checks = Checks(open_run(tiny_run(FedAvg(), bound=bound)), [(9.0, 0.0), (8.0, 0.0)])
+    for norms in ((1.0, 0.0), None, (2.0, 0.0)):
+        checks._remember(norms)
+    assert checks.norms == [(8.0, 0.0), (1.0, 0.0), (2.0, 0.0)]
 
 
 def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
@@ -321,7 +336,7 @@ def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert models[0] == models[1]
     with safe_open(tmp_path / "whole/checkpoints/000005.safetensors", "pt") as file:
-        assert tuple(file.get_tensor("norms").tolist()) == whole[-1].norms
+        assert [tuple(pair) for pair in file.get_tensor("norms").tolist()] == [*whole[-1].norms]
     refused = [json.loads(line)["refused"] for line in (tmp_path / "whole/rounds.jsonl").read_text().splitlines()]
     assert [[r["client"] for r in one] for one in refused] == [[2], [], [2], [2], [2]]
     assert "is above the bound" in refused[0][0]["reason"]

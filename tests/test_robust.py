@@ -70,6 +70,15 @@ def test_clipping_shortens_what_is_longer(m: int, norm: float) -> None:
     assert taken(Clipped(norm), given) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
+def test_running_statistics_are_clipped_by_themselves() -> None:
+    base = {"w": torch.zeros(2), "bn.running_var": torch.tensor([1.0, 1.0])}
+    sent = Update({"w": torch.tensor([3.0, 4.0]), "bn.running_var": torch.tensor([4.0, 5.0])}, 1)
+    for how, w, var in ((Clipped(1.0), [0.6, 0.8], [4.0, 5.0]), (Clipped(9.0, 2.5), [3.0, 4.0], [2.5, 3.0])):
+        (one,) = combined(how, [sent], Expected(weights(base)))
+        assert one.tree["w"].tolist() == pytest.approx(w)  # type: ignore[union-attr]
+        assert one.tree["bn.running_var"].tolist() == pytest.approx(var)  # type: ignore[union-attr]
+
+
 def test_what_is_short_enough_is_not_touched() -> None:
     _, given = updates(3)
     assert [*combined(Clipped(1e9), given, EXPECTED)] == given
@@ -175,7 +184,7 @@ def ten() -> Run:
     """Ten clients of the digits, all in every round."""
     run_ = made("fedavg.digits")
     return replace(
-        run_, task=replace(run_.task, clients=10, partition="iid"), per_round=10, rounds=12, lr=0.3, evaluate_every=12
+        run_, task=replace(run_.task, clients=10, partition="iid"), per_round=10, rounds=24, lr=0.3, evaluate_every=24
     )
 
 

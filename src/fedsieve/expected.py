@@ -14,7 +14,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fedsieve.server import is_statistic
 from fedsieve.types import HasParams, Params, Sparse, Tree
+
+Norms: TypeAlias = tuple[float, float]
+"""The lengths of what an update changes: of the weights, and of BatchNorm's running statistics, which know no scale."""
 
 
 class Unexpected(ValueError):
@@ -86,14 +90,15 @@ class Expected:
         """Return the names of which every client sends a part of its own."""
         return [name for name, entry in self.tree.items() if isinstance(entry, Part)]
 
-    def norm(self, tree: Tree) -> float | None:
-        """Return the length of what the update changes, where it sends anything; None if it changes no model."""
-        squares = [_square(entry, tree[name]) for name, entry in self.tree.items() if _counts(entry)]
-        return math.sqrt(math.fsum(squares)) if squares else None
+    def norms(self, tree: Tree) -> Norms | None:
+        """Return how long an update is, where it sends anything; None if it changes no model."""
+        squares = {name: _square(entry, tree[name]) for name, entry in self.tree.items() if _counts(entry)}
+        sums = [math.fsum(v for name, v in squares.items() if is_statistic(name) == kind) for kind in (False, True)]
+        return (math.sqrt(sums[0]), math.sqrt(sums[1])) if squares else None
 
-    def scaled(self, tree: Tree, factor: float) -> dict[str, Any]:
-        """Return the tree with what it changes multiplied by ``factor``; every tensor is whole."""
-        return {name: _scaled(self.tree[name], v, factor) if factor < 1 else v for name, v in tree.items()}
+    def scaled(self, tree: Tree, factors: Norms) -> dict[str, Any]:
+        """Return the tree with what it changes multiplied by a factor for each of its norms; every tensor is whole."""
+        return {name: _scaled(self.tree[name], v, factors[is_statistic(name)]) for name, v in tree.items()}
 
 
 def weights(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
@@ -193,7 +198,7 @@ def _square(entry: Entry, sent: object) -> float:
 
 
 def _scaled(entry: Entry, sent: object, factor: float) -> object:
-    if not isinstance(entry, Whole) or not entry.counts or not isinstance(sent, Tensor):
+    if not isinstance(entry, Whole) or not entry.counts or not isinstance(sent, Tensor) or factor >= 1:
         return sent
     change = sent.double() - entry.base
     return change.mul_(factor).add_(entry.base).to(sent.dtype)

@@ -7,15 +7,15 @@ every method whose clients send values at the same positions, and refuses the ot
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedsieve.expected import Expected, expected_of
+from fedsieve.expected import Expected, Norms, expected_of
 from fedsieve.types import InputError, Method, Update
 
 CHUNK = 2**20
@@ -29,20 +29,22 @@ class Off:
 
 @dataclass(frozen=True)
 class Fixed:
-    """An update whose norm is above ``norm`` is refused."""
+    """An update is refused if its weights change by more than ``norm``, or its running statistics by ``statistics``."""
 
     norm: float = 10.0
+    statistics: float = 1000.0
 
     def __post_init__(self) -> None:
         _check_positive("bound.norm", self.norm)
+        _check_positive("bound.statistics", self.statistics)
 
 
 @dataclass(frozen=True)
 class Multiple:
-    """An update is refused if its norm is above ``times`` the running median, that of the last ones taken.
+    """An update is refused if a norm of it is above ``times`` the running median, that of the last ones taken.
 
-    In the first round, which has none before it, the bound is ``times`` the median of the longest run of its own
-    norms, in rising order, that lies within the bound so found.
+    The norms are two, of weights and of running statistics, and each has its median. The first round has none
+    before it: its bound is ``times`` the median of its own norms, the largest left out as long as they are above it.
     """
 
     times: float = 3.0
@@ -55,14 +57,24 @@ class Multiple:
         if self.window < 1:
             raise InputError(f"bound.window must be at least 1, got {self.window}")
 
-    def limit(self, norms: list[float]) -> float:
-        """Return the bound after updates of these norms."""
-        return self.times * statistics.median(norms)
+    def limits(self, norms: list[Norms]) -> Norms:
+        """Return the bounds after updates of these norms."""
+        weights, others = zip(*norms, strict=True)
+        return self.times * median(weights), self.times * median(others)
 
-    def first(self, norms: list[float]) -> float:
-        """Return the bound of a first round, whose updates have these norms."""
+    def first(self, norms: list[Norms]) -> Norms:
+        """Return the bounds of a first round, whose updates have these norms."""
+        while True:
+            limit = self._first([one[0] for one in norms])
+            limits = limit, self._first([one[1] for one in norms if one[0] <= limit])
+            kept = [one for one in norms if within(one, limits)]
+            if len(kept) == len(norms):
+                return limits
+            norms = kept
+
+    def _first(self, norms: list[float]) -> float:
         rising = sorted(norms)
-        limits = [self.limit(rising[: k + 1]) for k in range(len(rising))]
+        limits = [self.times * median(rising[: k + 1]) for k in range(len(rising))]
         return next((limits[k] for k in reversed(range(len(rising))) if rising[k] <= limits[k]), math.inf)
 
 
@@ -76,15 +88,19 @@ class Plain:
 
 @dataclass(frozen=True)
 class Clipped:
-    """The method's own mean, weighted as ever, of updates shortened to the norm ``norm`` where they are longer.
+    """The method's own mean, weighted as ever, of updates shortened where they are longer than ``norm``.
+
+    Running statistics are shortened by themselves, to ``statistics``.
 
     Sun et al. 2019, "Can You Really Backdoor Federated Learning?", Sec. 3: norm thresholding, ``d / max(1, |d| / M)``.
     """
 
     norm: float = 10.0
+    statistics: float = 1000.0
 
     def __post_init__(self) -> None:
         _check_positive("mean.norm", self.norm)
+        _check_positive("mean.statistics", self.statistics)
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,7 @@ def combined(mean: Mean, updates: Iterable[Update], expected: Expected) -> Itera
     if isinstance(mean, Plain):
         return updates
     if isinstance(mean, Clipped):
-        return (_clipped(update, mean.norm, expected) for update in updates)
+        return (_clipped(update, (mean.norm, mean.statistics), expected) for update in updates)
     return _one(mean, updates)
 
 
@@ -156,9 +172,17 @@ def _layout(expected: Expected) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(getattr(entry, "base", torch.empty(())).shape)) for name, entry in expected.tree.items())
 
 
-def _clipped(update: Update, norm: float, expected: Expected) -> Update:
-    length = expected.norm(update.tree)
-    return replace(update, tree=expected.scaled(update.tree, norm / length)) if length and length > norm else update
+def within(norms: Norms, limits: Norms) -> bool:
+    """Tell whether neither norm is above its bound."""
+    return norms[0] <= limits[0] and norms[1] <= limits[1]
+
+
+def _clipped(update: Update, most: Norms, expected: Expected) -> Update:
+    norms = expected.norms(update.tree)
+    if norms is None or within(norms, most):
+        return update
+    factors = (most[0] / max(norms[0], most[0]), most[1] / max(norms[1], most[1]))
+    return replace(update, tree=expected.scaled(update.tree, factors))
 
 
 def _one(mean: Median | Trimmed, updates: Iterable[Update]) -> Iterator[Update]:

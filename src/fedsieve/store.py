@@ -37,6 +37,7 @@ from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import Start, rounds
 from fedsieve.engine.probe import of_both
+from fedsieve.expected import Norms
 from fedsieve.masks import packed
 from fedsieve.summary import summary
 from fedsieve.types import InputError, flatten, rng, unflatten
@@ -281,7 +282,11 @@ def _newest(out: Path, run: str) -> Start | None:
     memory = {
         int(n.removeprefix("memory/")): v.numpy().tobytes() for n, v in tensors.items() if n.startswith("memory/")
     }
-    return Start(int(told["round"]), state, memory, tuple(tensors["norms"].tolist()) if "norms" in tensors else ())
+    return Start(int(told["round"]), state, memory, _norms(tensors))
+
+
+def _norms(tensors: Mapping[str, Tensor]) -> tuple[Norms, ...]:
+    return tuple((weights, others) for weights, others in tensors["norms"].tolist()) if "norms" in tensors else ()
 
 
 def _finish(out: Path, federation: Federation) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsieve.engine.task import Federation
-from fedsieve.expected import Expected, Unexpected, expected_of, shown
-from fedsieve.robust import Fixed, Multiple, Off
+from fedsieve.expected import Expected, Norms, Unexpected, expected_of, shown
+from fedsieve.robust import Fixed, Multiple, Off, within
 from fedsieve.types import Tree, Update
 from fedsieve.wire import WireError
 
@@ -31,14 +31,14 @@ class Answer:
     update: Update
     work: Mapping[str, float]
     notes: Mapping[str, Any]
-    norm: float | None
-    """The length of what the update changes; None if that was not asked for, or it changes nothing."""
+    norms: Norms | None
+    """How long the update is; None if that was not asked for, or it changes nothing."""
 
 
 class Checks:
     """The checks of one run. What they remember from round to round are ``norms``, those of the last updates taken."""
 
-    def __init__(self, federation: Federation, norms: Iterable[float] = (), columns: Collection[str] = ()):
+    def __init__(self, federation: Federation, norms: Iterable[Norms] = (), columns: Collection[str] = ()):
         self.federation, self.norms, self.columns = federation, [*norms], columns
 
     def passed(
@@ -53,25 +53,25 @@ class Checks:
         The others go to ``refuse``, with the reason. None of them leaves a trace.
         """
         sound = self._sound(state, asked, answers, refuse)
-        limit, bound = math.inf, self.federation.run.bound
+        limits, bound = (math.inf, math.inf), self.federation.run.bound
         if isinstance(bound, Fixed):
-            limit = bound.norm
+            limits = bound.norm, bound.statistics
         elif isinstance(bound, Multiple) and self.norms:
-            limit = bound.limit(self.norms)
+            limits = bound.limits(self.norms)
         elif isinstance(bound, Multiple):
             sound = iter(every := [*sound])
-            limit = bound.first([answer.norm for answer in every if answer.norm is not None])
+            limits = bound.first([answer.norms for answer in every if answer.norms is not None])
         for answer in sound:
-            if answer.norm is not None and answer.norm > limit:
-                refuse(answer.client, f"its norm {answer.norm:.4g} is above the bound {limit:.4g}")
+            if answer.norms is not None and not within(answer.norms, limits):
+                refuse(answer.client, _too_long(answer.norms, limits))
                 continue
-            self._remember(answer.norm)
+            self._remember(answer.norms)
             yield answer
 
-    def _remember(self, norm: float | None) -> None:
+    def _remember(self, norms: Norms | None) -> None:
         bound = self.federation.run.bound
-        if isinstance(bound, Multiple) and norm is not None:
-            self.norms = [*self.norms, norm][-bound.window :]
+        if isinstance(bound, Multiple) and norms is not None:
+            self.norms = [*self.norms, norms][-bound.window :]
 
     def _sound(
         self,
@@ -109,9 +109,9 @@ class Checks:
         self._check_metrics(trees["metrics"], expected)
         _check_work(trees["work"])
         _check_notes(trees["notes"])
-        norm = None if isinstance(self.federation.run.bound, Off) else expected.norm(trees["tree"])
+        norms = None if isinstance(self.federation.run.bound, Off) else expected.norms(trees["tree"])
         update = Update(trees["tree"], n, dict(trees["metrics"]))  # type: ignore[arg-type]
-        return Answer(client, update, trees["work"], trees["notes"], norm)  # type: ignore[arg-type]
+        return Answer(client, update, trees["work"], trees["notes"], norms)  # type: ignore[arg-type]
 
     def _check_metrics(self, metrics: Tree, expected: Expected) -> None:
         known = expected.metrics
@@ -129,6 +129,12 @@ class Checks:
 def plain(reason: str) -> str:
     """Return a reason as it may be printed: a client's text in it is one line, cut short."""
     return "".join(c if c.isprintable() else "?" for c in reason[:300])
+
+
+def _too_long(norms: Norms, limits: Norms) -> str:
+    kind = int(norms[0] <= limits[0])
+    what = "the norm of its running statistics" if kind else "its norm"
+    return f"{what} {norms[kind]:.4g} is above the bound {limits[kind]:.4g}"
 
 
 def _examples(n: object, registered: int) -> int:
@@ -149,12 +155,11 @@ def _check_work(work: Tree) -> None:
 def _check_notes(notes: Tree) -> None:
     """Raise Unexpected unless the notes are numbers that can be, and one line of text at most."""
     steps, seconds, sparse, why = (notes.get(name) for name in ("steps", "seconds", "sparse", "why"))
-    good = len(notes) == 4 and _number(steps) and _number(seconds) and sparse in (0.0, 1.0)
-    if not good or not float(steps).is_integer():  # type: ignore[arg-type]
-        raise Unexpected("its notes on its training are none")
-    if not isinstance(why, Mapping) or len(why) > 1 or not all(plain(text) == text for text in why):
-        raise Unexpected("its notes on its training are none")
-    if any(value != 1.0 for value in why.values()):
+    numbers = isinstance(steps, float) and _number(steps) and steps.is_integer() and _number(seconds)
+    flag = isinstance(sparse, float) and sparse in (0.0, 1.0)
+    text = isinstance(why, Mapping) and len(why) <= 1
+    text = text and all(plain(line) == line and _number(value) for line, value in why.items())
+    if len(notes) != 4 or not (numbers and flag and text):
         raise Unexpected("its notes on its training are none")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedsieve.engine.check import Answer, Checks
 from fedsieve.engine.task import Federation, Run, open_run
-from fedsieve.expected import expected_of
+from fedsieve.expected import Norms, expected_of
 from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
@@ -83,7 +83,7 @@ class Round:
     """Wall-clock of the round, its test set aside."""
     refused: tuple[Refused, ...]
     memory: Memory
-    norms: tuple[float, ...] = ()
+    norms: tuple[Norms, ...] = ()
     """The norms that the next round's bound is taken from, where it is a multiple of their median."""
     measures: Mapping[str, Any] = field(default_factory=dict)
     """Further columns, where they were asked for."""
@@ -98,7 +98,7 @@ class Start:
     t: int
     tensors: Mapping[str, Tensor]
     memory: Memory
-    norms: tuple[float, ...] = ()
+    norms: tuple[Norms, ...] = ()
 
 
 def chosen(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
