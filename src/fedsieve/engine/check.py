@@ -157,8 +157,8 @@ def _check_notes(notes: Tree) -> None:
     steps, seconds, sparse, why = (notes.get(name) for name in ("steps", "seconds", "sparse", "why"))
     numbers = isinstance(steps, float) and _number(steps) and steps.is_integer() and _number(seconds)
     flag = isinstance(sparse, float) and sparse in (0.0, 1.0)
-    text = isinstance(why, Mapping) and len(why) <= 1
-    text = text and all(plain(line) == line and _number(value) for line, value in why.items())
+    reasons = [*why.items()] if isinstance(why, Mapping) else [("", None)]
+    text = len(reasons) <= 1 and all(plain(line) == line and _number(value) for line, value in reasons)
     if len(notes) != 4 or not (numbers and flag and text):
         raise Unexpected("its notes on its training are none")
 
