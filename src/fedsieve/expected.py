@@ -104,13 +104,15 @@ class Expected:
 def weights(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
     """Expect the parameters themselves, of those in ``most`` so many elements; variances are not negative."""
     most = most or {}
-    return {name: Part(v, most[name]) if name in most else Whole(v, _least(name, 0.0)) for name, v in params.items()}
+    least = dict.fromkeys((name for name in params if name.endswith("running_var")), 0.0)
+    return {n: Part(v, most[n]) if n in most else Whole(v, least.get(n, -math.inf)) for n, v in params.items()}
 
 
 def changes(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
-    """Expect changes of the parameters, of those in ``most`` so many elements; variances stay positive."""
+    """Expect changes of the parameters, of those in ``most`` so many elements; variances stay above 0 or at it."""
     most, none = most or {}, {name: v.new_zeros(()).expand(v.shape) for name, v in params.items()}
-    return {n: Part(v, most[n]) if n in most else Whole(v, _least(n, -params[n])) for n, v in none.items()}
+    least = {name: -v for name, v in params.items() if name.endswith("running_var")}
+    return {n: Part(v, most[n]) if n in most else Whole(v, least.get(n, -math.inf)) for n, v in none.items()}
 
 
 def anything(params: Params) -> Expected:
@@ -128,10 +130,6 @@ def shown(text: str, length: int = 60) -> str:
     """Return a client's text as it may be printed: one line of plain characters, cut short."""
     plain = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
     return repr(plain if len(text) <= length else plain[: length - 1] + "…")
-
-
-def _least(name: str, value: Tensor | float) -> Tensor | float:
-    return value if name.endswith("running_var") else -math.inf
 
 
 def _check(name: str, entry: Entry, sent: object) -> None:
