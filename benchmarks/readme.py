@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import byzantine
 import performance
 import picture
 from accuracy import LABELS, table, told
@@ -49,11 +50,15 @@ def filled(text: str) -> str:
     def performed(found: re.Match[str]) -> str:
         return f"<!-- performance: {found[1]} -->\n{performance.table(found[1], performance.committed())}\n<!-- end -->"
 
+    def byzantine_(found: re.Match[str]) -> str:
+        return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
+
     def hardware(found: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
+    text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
     def differs(found: re.Match[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedsieve import Device, Run, Sparse, Update
+from fedsieve.expected import Expected, changes
 from fedsieve.local import load_, params_of, train
 from fedsieve.recipes import presets
 from fedsieve.server import ServerState, added, mean, tensors
@@ -49,6 +50,10 @@ class RandomMask:
             support = torch.rand(after.shape, generator=device.rng) < self.density
             tree[name] = Sparse.of((after - before[name]) / self.density, support)
         return Update(tree, len(device.data), metrics)
+
+    def expected(self, state: ServerState, tier: int) -> Expected:
+        """Expect some of every tensor's changes, and refuse what is anything else."""
+        return Expected(changes(state.params, {name: v.numel() for name, v in state.params.items()}))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Add the mean change."""

@@ -37,6 +37,7 @@ from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import Start, rounds
 from fedsieve.engine.probe import of_both
+from fedsieve.expected import Norms
 from fedsieve.masks import packed
 from fedsieve.summary import summary
 from fedsieve.types import InputError, flatten, rng, unflatten
@@ -99,7 +100,7 @@ def _keep_positions(out: Path, round: Round) -> None:
 def row(round: Round) -> dict[str, Any]:
     """Return a round as the row that ``rounds.jsonl`` holds."""
     numbers = {f.name: getattr(round, f.name) for f in fields(round)}
-    for name in ("t", "state", "model", "memory", "metrics", "measures", "positions"):
+    for name in ("t", "state", "model", "memory", "norms", "metrics", "measures", "positions"):
         del numbers[name]
     refused = [asdict(refusal) for refusal in round.refused]
     known = {"round": round.t, **numbers, "clients": list(round.clients), "refused": refused}
@@ -109,9 +110,13 @@ def row(round: Round) -> dict[str, Any]:
 
 
 def described(thing: Any) -> Any:
-    """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names."""
+    """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names.
+
+    A field that came later (``engine.task.LATER``) is told where it is not the default.
+    """
     if is_dataclass(thing) and not isinstance(thing, type):
-        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in fields(thing)}
+        told = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
+        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in told}
     if isinstance(thing, partial):
         return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
     if callable(thing):
@@ -236,10 +241,12 @@ def _leaves(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def _checkpoint(out: Path, round: Round, run: str) -> None:
-    """Save state and memories after a round; keep the last two."""
+    """Save state and memories after a round, and what its bound remembers; keep the last two."""
     tensors = {f"state/{name}": v.contiguous() for name, v in flatten(round.state).items()}
     for client, kept in round.memory.items():
         tensors[f"memory/{client}"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
+    if round.norms:
+        tensors["norms"] = torch.tensor(round.norms, dtype=torch.float64)
     told = {"round": str(round.t), "run": run, "sha256": _digest(tensors)}
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
@@ -275,7 +282,11 @@ def _newest(out: Path, run: str) -> Start | None:
     memory = {
         int(n.removeprefix("memory/")): v.numpy().tobytes() for n, v in tensors.items() if n.startswith("memory/")
     }
-    return Start(int(told["round"]), state, memory)
+    return Start(int(told["round"]), state, memory, _norms(tensors))
+
+
+def _norms(tensors: Mapping[str, Tensor]) -> tuple[Norms, ...]:
+    return tuple((weights, others) for weights, others in tensors["norms"].tolist()) if "norms" in tensors else ()
 
 
 def _finish(out: Path, federation: Federation) -> None:

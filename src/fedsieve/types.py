@@ -165,7 +165,11 @@ S = TypeVar("S", bound=HasParams)
 
 
 class Method(Protocol[S]):
-    """One paper's algorithm: a frozen dataclass whose fields are the hyper-parameters."""
+    """One paper's algorithm: a frozen dataclass whose fields are the hyper-parameters.
+
+    It may also have ``warm_up`` (the clients of a round 0), ``tiers`` (how many device classes it serves), and
+    ``expected(state, tier)`` (an ``expected.Expected``: what its clients send).
+    """
 
     @property
     def name(self) -> str:

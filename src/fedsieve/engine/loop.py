@@ -7,24 +7,27 @@ An engine carries the bytes; they are counted here, where they exist.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fedsieve.engine.check import Answer, Checks
 from fedsieve.engine.task import Federation, Run, open_run
+from fedsieve.expected import Norms, expected_of
 from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
+from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
-from fedsieve.types import Data, InputError, Mask, Params, Sparse, Tree, Update, rng, unflatten
+from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import WireError, decode, encode
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
@@ -32,6 +35,9 @@ Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, b
 
 Memory: TypeAlias = dict[int, bytes]
 """What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
+
+Passed: TypeAlias = Callable[[Iterable[tuple[int, "Tree | WireError"]], Callable[[int, str], None]], Iterable[Answer]]
+"""``check.Checks.passed`` in one round: the answers that pass; the others go to a function."""
 
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
 
@@ -77,6 +83,8 @@ class Round:
     """Wall-clock of the round, its test set aside."""
     refused: tuple[Refused, ...]
     memory: Memory
+    norms: tuple[Norms, ...] = ()
+    """The norms that the next round's bound is taken from, where it is a multiple of their median."""
     measures: Mapping[str, Any] = field(default_factory=dict)
     """Further columns, where they were asked for."""
     positions: Mask = field(default_factory=dict)
@@ -90,6 +98,7 @@ class Start:
     t: int
     tensors: Mapping[str, Tensor]
     memory: Memory
+    norms: tuple[Norms, ...] = ()
 
 
 def chosen(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
@@ -167,8 +176,6 @@ def _notes(work: Work) -> Tree:
 
 def _read_notes(told: Any) -> Notes:
     steps, seconds, sparse, why = int(told["steps"]), float(told["seconds"]), bool(told["sparse"]), [*told["why"]]
-    if steps < 0 or not 0 <= seconds < math.inf:
-        raise ValueError
     return Notes(steps, seconds, sparse, why[0] if why else None, len(encode({"notes": told})) - len(encode({})))
 
 
@@ -188,23 +195,29 @@ class Tally:
     steps: int = 0
     seconds: float = 0.0
 
-    def read(self, answers: Iterable[tuple[int, bytes]]) -> Iterator[Update]:
-        """Yield every update that can be taken; note the others."""
-        for client, reply in answers:
-            self.bytes_up += len(reply)
-            try:
-                update, work, notes = _update(decode(reply))
-            except WireError as error:
-                self.refused.append(Refused(client, str(error)))
-                continue
-            self._note(notes)
-            self.real += work["real"]
-            self.dense += work["dense"]
+    def read(self, answers: Iterable[tuple[int, bytes]], passed: Passed) -> Iterator[Update]:
+        """Yield every update that passes the checks; note the others."""
+        for answer in passed(self._decoded(answers), lambda *refusal: self.refused.append(Refused(*refusal))):
+            update = answer.update
+            self._note(_read_notes(answer.notes))
+            self.real += answer.work["real"]
+            self.dense += answer.work["dense"]
             self.weight += update.n
             for name, value in update.metrics.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * update.n
                 self.weights[name] = self.weights.get(name, 0.0) + update.n
             yield update
+
+    def _decoded(self, answers: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Tree | WireError]]:
+        """Count the bytes and decode them, or say why that cannot be."""
+        for client, reply in answers:
+            self.bytes_up += len(reply)
+            told: Tree | WireError
+            try:
+                told = decode(reply)
+            except WireError as error:
+                told = error
+            yield client, told
 
     def _note(self, notes: Notes) -> None:
         self.bytes_up -= notes.bytes
@@ -238,6 +251,7 @@ def rounds(
     if start:
         state = unflatten(state, start.tensors)
     memory = dict(start.memory) if start else {}
+    checks = Checks(federation, start.norms if start else (), {"round", *(f.name for f in fields(Round))})
     plain, test = plain.to(device), federation.test().to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
@@ -249,7 +263,8 @@ def rounds(
             answers = exchange(t, {client: messages[tier] for client, tier in tiers.items()})
             before = state
             with threads(1):
-                state = _aggregate(run, t, state, answers, tally)
+                passed = partial(checks.passed, state, tiers)
+                state = _aggregate(run, t, state, tally.read(answers, passed), tally)
             model = method.deploy(state)
             seconds = time.perf_counter() - began
             tested = t % run.evaluate_every == 0 or t == last
@@ -272,8 +287,9 @@ def rounds(
                 steps=tally.steps,
                 ms_per_step=1000 * tally.seconds / tally.steps if tally.steps else None,
                 seconds=seconds,
-                refused=tuple(tally.refused),
+                refused=tuple(sorted(tally.refused, key=lambda refusal: refusal.client)),
                 memory=dict(memory),
+                norms=tuple(checks.norms),
                 **_measured(federation, t, before, state, plain, test if tested else None),
             )
 
@@ -291,40 +307,24 @@ def _measured(
     return {"measures": columns, "positions": kept}
 
 
-def _aggregate(run: Run, t: int, state: Any, answers: Iterable[tuple[int, bytes]], tally: Tally) -> Any:
+def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: Tally) -> Any:
+    if not isinstance(run.mean, Plain):
+        updates = combined(run.mean, updates, expected_of(run.method, state, 0))
     try:
-        return run.method.aggregate(state, tally.read(answers))
+        return run.method.aggregate(state, updates)
     except InputError:
         if not tally.refused or tally.weight:
             raise
     first = tally.refused[0]
     raise InputError(
         f"round {t}: no client's update could be taken (client {first.client}: {first.reason}); "
-        f"if training diverged, lower lr (now {run.lr})"
+        f"if training diverged, lower lr (now {run.lr}){_looser(run)}"
     )
 
 
-def _update(told: Tree) -> tuple[Update, dict[str, float], Notes]:
-    """Return a client's answer, checked: finite numbers, and at least one example."""
-    try:
-        tree, n, metrics, work = told["tree"], told["n"], told["metrics"], told["work"]
-        update = Update(tree, int(n), {k: float(v) for k, v in metrics.items()})  # type: ignore[arg-type, union-attr]
-        counted = {name: float(work[name]) for name in ("real", "dense")}  # type: ignore[index, arg-type]
-        notes = _read_notes(told["notes"])
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
-        raise WireError("not a client's answer") from None
-    if update.n < 1:
-        raise WireError(f"an answer from {update.n} examples")
-    for name, value in update.tree.items():
-        values = value.values if isinstance(value, Sparse) else value
-        if isinstance(values, Tensor) and values.is_floating_point() and not _finite(values):
-            raise WireError(f"{name} is not finite")
-    return update, counted, notes
-
-
-def _finite(values: Tensor) -> bool:
-    """Tell whether every element is finite: quickly if the sum is, since no finite sum has an infinite or NaN term."""
-    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+def _looser(run: Run) -> str:
+    remedy = {"Fixed": "bound.norm", "Multiple": "bound.times"}.get(type(run.bound).__name__)
+    return f"; if the bound is too tight, raise {remedy}" if remedy else ""
 
 
 def _dense_bytes(params: Params) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,11 @@ from fedsieve.data.partition import hold_out, partition
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS
+from fedsieve.robust import Bound, Mean, Off, Plain, check_fit
 from fedsieve.types import Data, Device, InputError, Method, rng
+
+LATER = {"later": True}
+"""Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class Run:
     evaluate_every: int = 1
     """Rounds from one test to the next; the last round is always tested."""
     seed: int = 0
+    bound: Bound = field(default=Off(), metadata=LATER)
+    """Above what norm an update is refused: off, fixed (``bound.norm``), or a multiple of the running median."""
+    mean: Mean = field(default=Plain(), metadata=LATER)
+    """What the method's own mean is taken of: plain or clipped updates, or their median or trimmed mean."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):
@@ -240,7 +248,8 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     _check_fit(federation)
     run.method.prepare(federation.model())
-    run.method.init(federation.model(), rng(run.seed, "init"))
+    state = run.method.init(federation.model(), rng(run.seed, "init"))
+    check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
     return federation
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedsieve.expected import Expected, weights
 from fedsieve.local import load_, params_of, train
 from fedsieve.server import Adam, Average, ServerState, Step, dense_bytes, mean, tensors
 from fedsieve.types import Device, Params, Tree, Update
@@ -46,6 +47,10 @@ class FedAvg:
         load_(device.model, tensors(down))
         metrics = train(device)
         return Update(params_of(device.model), len(device.data), metrics)
+
+    def expected(self, state: ServerState, tier: int) -> Expected:
+        """Expect the whole model."""
+        return Expected(weights(state.params))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Take the server's step towards the mean of the clients' models."""

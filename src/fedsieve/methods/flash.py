@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from fedsieve.expected import Expected, Number, Whole, weights
 from fedsieve.local import load_, params_of
 from fedsieve.masks import (
     Excess,
@@ -87,6 +89,10 @@ class FLASH:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
         return _trained(self, down, device)
 
+    def expected(self, state: OnMask, tier: int) -> Expected:
+        """Expect sensitivities, or the values on the mask."""
+        return _sensing(state) if state.stage == 1 else Expected(weights(values(state.params, state.mask)))
+
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
@@ -154,6 +160,12 @@ class HeteroFLASH:
         """Answer with sensitivities or, trained on the frozen mask of its class, with values."""
         update = _trained(self, down, device)
         return update if down["stage"] == 1 else replace(update, tree={"tier": down["tier"], **update.tree})
+
+    def expected(self, state: OnMask, tier: int) -> Expected:
+        """Expect sensitivities, or the values on the mask of a device class, and its number."""
+        if state.stage == 1:
+            return _sensing(state)
+        return Expected({"tier": Number(float(tier)), **weights(values(state.params, state.of(tier)))})
 
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
@@ -223,6 +235,21 @@ def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: Share) 
     if not math.isfinite(metrics.get("loss", 0.0)):
         sensed.fill_(torch.nan)  # what a diverged training sensed is not to be taken
     return Update({"sensed": sensed}, len(device.data), metrics)
+
+
+def _sensing(state: OnMask) -> Expected:
+    """Expect the density of every layer after DNR: no layer is empty, and in all they keep what they started with."""
+    sizes = torch.tensor([state.params[name].numel() for name in state.sparse], dtype=torch.float64)
+    kept = partial(_kept, sizes, int(state.counts[0].sum()))
+    return Expected({"sensed": Whole(1 / sizes, 1 / sizes, 1.0, counts=False)}, rule=kept)
+
+
+def _kept(sizes: Tensor, allowed: int, tree: Tree) -> str | None:
+    """Return what is wrong with the number of weights that sensitivities stand for, or None."""
+    sensed = tree["sensed"]
+    assert isinstance(sensed, Tensor)
+    kept = float(sensed @ sizes)
+    return None if abs(kept - allowed) < 0.5 else f"sensed keeps {kept:.6g} weights, where {allowed} are allowed"
 
 
 def _stage2(state: OnMask, updates: Iterable[Update], densities: tuple[float, ...], excess: Excess) -> OnMask:

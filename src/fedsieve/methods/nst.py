@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedsieve.expected import Expected, weights
 from fedsieve.local import load_, params_of
 from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, unpacked
 from fedsieve.server import Weighting, mean, tensors
@@ -94,6 +95,12 @@ class NST:
             return unpacked(device.memory, like)
         seed = int(torch.randint(2**62, (), generator=device.rng))
         return dict(drawn(seed, counts_of(uniform(tuple(like), self.density), like), like))
+
+    def expected(self, state: State, tier: int) -> Expected:
+        """Expect the weights on a mask: prune and regrow moves its positions, and keeps their number."""
+        sizes = {name: state.params[name].numel() for name in state.sparse}
+        kept = counts_of(uniform(state.sparse, self.density), state.params)
+        return Expected(weights(state.params, sizes), int(kept.sum()))
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         """Average, zeros counting; the union of the clients' masks survives."""

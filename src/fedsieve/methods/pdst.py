@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from fedsieve.expected import Expected, weights
 from fedsieve.local import load_, params_of
 from fedsieve.masks import OnMask, counts_of, learn, projected, received, spread, stepped, values, values_bytes
 from fedsieve.server import Average, Step, Weighting
@@ -60,6 +61,10 @@ class PDST:
         load_(device.model, spread(down["params"], mask))
         metrics, _ = learn(device, mask)
         return Update(values(params_of(device.model), mask), len(device.data), metrics)
+
+    def expected(self, state: OnMask, tier: int) -> Expected:
+        """Expect the values on the mask."""
+        return Expected(weights(values(state.params, state.mask)))
 
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Take the server's step towards the mean of the values, on the mask."""

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedsieve.expected import Expected, weights
 from fedsieve.layers import restart_, swat_
 from fedsieve.local import load_, params_of, train
 from fedsieve.server import ServerState, dense_bytes, mean, tensors
@@ -58,6 +59,10 @@ class Swat:
         restart_(device.model)
         metrics = train(device)
         return Update(params_of(device.model), len(device.data), metrics)
+
+    def expected(self, state: ServerState, tier: int) -> Expected:
+        """Expect the dense master weights."""
+        return Expected(weights(state.params))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Average the master weights."""

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedsieve.expected import Expected, weights
 from fedsieve.local import load_, params_of, train
 from fedsieve.server import ServerState, mean, tensors
-from fedsieve.sparsity import check_share, global_top, non_zeros, on_support, policy
+from fedsieve.sparsity import check_share, count, global_top, non_zeros, on_support, policy
 from fedsieve.types import Device, Params, Tree, Update
 
 
@@ -56,6 +57,11 @@ class TopK:
         after = params_of(device.model)
         support = global_top(after, policy(self.policy, device.model), 1 - self.sparsity)
         return Update(on_support(after, support), len(device.data), metrics)
+
+    def expected(self, state: ServerState, tier: int) -> Expected:
+        """Expect the survivors, as many as the cut leaves of all layers together."""
+        sizes = {name: state.params[name].numel() for name in state.sparse}
+        return Expected(weights(state.params, sizes), count(1 - self.sparsity, sum(sizes.values())))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Average; the union of the clients' supports survives."""

@@ -20,10 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedsieve.expected import Expected, changes, weights
 from fedsieve.layers import restart_, swat_
 from fedsieve.local import load_, params_of, train
 from fedsieve.server import Average, ServerState, Step, added, dense_bytes, mean, tensors
-from fedsieve.sparsity import check_share, cut, policy, top, uniform
+from fedsieve.sparsity import check_share, count, cut, policy, top, uniform
 from fedsieve.types import Device, InputError, Params, Sparse, Tree, Update
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
@@ -89,6 +90,13 @@ class ZeroFL:
         sent = after if self.upload == "top_weights" else change
         judged = change if self.upload == "top_diff" else after
         return {n: Sparse.of(v, top(judged[n], self.q)) if n in sparse else v for n, v in sent.items()}
+
+    def expected(self, state: ServerState, tier: int) -> Expected:
+        """Expect weights or changes, of the sparse layers the share q of each."""
+        most = {name: count(self.q, state.params[name].numel()) for name in state.sparse}
+        if self.upload == "full":
+            return Expected(weights(state.params))
+        return Expected((weights if self.upload == "top_weights" else changes)(state.params, most))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Take the server's step towards the mean of the models, or the old model plus the mean of the changes."""
