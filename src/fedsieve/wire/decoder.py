@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsieve.types import Sparse
 from fedsieve.wire import layout
-from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError
+from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import BITS, GAP, OWN, SPARSE
 from fedsieve.wire.plan import Decoded, Leaf, Plan
 from fedsieve.wire.positions import ALL, GAPS, MASK, from_flips, from_gaps
@@ -58,9 +58,10 @@ def _tensor(leaf: Leaf, columns: _Columns) -> Tensor | Sparse:
         return Sparse(values, torch.from_numpy(index), leaf.shape)
     if index is None:
         return values.view(leaf.shape)
-    dense = torch.zeros(leaf.numel, dtype=TYPES[leaf.dtype])
-    dense[torch.from_numpy(index)] = values
-    return dense.view(leaf.shape)
+    flat = array(values)
+    dense = np.zeros(leaf.numel, flat.dtype)
+    dense[index] = flat
+    return torch.from_numpy(dense).view(values.dtype).view(leaf.shape)
 
 
 def _index(leaf: Leaf, columns: _Columns) -> Array | None:

@@ -19,7 +19,7 @@ DEEPEST = 8
 OWN = 4096
 """From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, a stream a column."""
 
-UNFOLDS, UNFOLDS_KNOWN = 1024, 32
+UNFOLDS, UNFOLDS_KNOWN = 1024, 1
 """Bytes of tensors that a byte of a message justifies: without a manifest, and beyond what the manifest does."""
 
 COLUMNS = ("<u4", "<u4", "<i4", "<u2", "<u2", "<f4", "<f8", "<u2", "<u2", "<i8", "<i4", "<u2")

@@ -35,15 +35,19 @@ def order(words: Array, mode: int) -> tuple[Array, int]:
     CHANGES: first the base's non-zeros, then its zeros. RANKED: by falling magnitude, in steps of a quarter octave
     (the exponent and two bits of the mantissa); within a step, and within CHANGES' two, by position.
     """
-    magnitude = words & np.uint32(0x7FFFFFFF)
-    held = magnitude != 0
     if mode == CHANGES:
-        ones = np.flatnonzero(held)
-        return np.concatenate([ones, np.flatnonzero(~held)]), len(ones)
-    steps = magnitude >> np.uint32(21)
-    below = np.minimum(steps.max(initial=0) - steps, np.uint32(254)).astype(np.uint8)
-    below[~held] = 255
-    return np.argsort(below, kind="stable"), int(held.sum())
+        ones, zeros = np.flatnonzero(words << np.uint32(1)), np.flatnonzero(words << np.uint32(1) == 0)
+        return np.concatenate([ones, zeros]), len(ones)
+    steps = words & np.uint32(0x7FFFFFFF)
+    empty = steps == 0
+    steps >>= np.uint32(21)
+    np.subtract(steps.max(initial=0), steps, out=steps)
+    np.minimum(steps, np.uint32(254), out=steps)
+    below = steps.astype(np.uint8)
+    below[empty] = 255
+    held = len(words) - int(empty.sum())
+    del steps, empty
+    return np.argsort(below, kind="stable"), held
 
 
 def flips(index: Array, words: Array, mode: int) -> Array:
@@ -62,9 +66,9 @@ def from_flips(changed: Array, count: int, words: Array, mode: int) -> Array:
     told = np.zeros(len(words), bool)
     told[: held if mode == CHANGES else count] = True
     told[changed] ^= True
-    mask = np.zeros(len(words), bool)
-    mask[way[told]] = True
-    index = np.flatnonzero(mask)
+    index = way[told]
+    del way, told
+    index.sort()
     if len(index) != count:
         raise WireError(f"{count} positions announced, {len(index)} found")
     return index

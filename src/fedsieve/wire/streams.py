@@ -9,9 +9,9 @@ import numpy as np
 from fedsieve.wire.known import Array, WireError
 
 try:
-    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
-except ImportError:  # pragma: no cover - the package asks for it, but does without
-    standalone = None
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
+except ImportError:  # the package asks for it, but does without
+    wrapped = None
 try:
     import zstandard
 except ImportError:
@@ -21,13 +21,16 @@ RAW, PCODEC, ZSTD, BYTES = range(4)
 """How a stream is packed: as it is; by pcodec; its byte planes by zstandard; a byte each."""
 
 BACK_ENDS = ("pcodec", "zstd")
+BLOCK = 1 << 22
+"""So many numbers make one chunk of pcodec's."""
+
 SHORT = 48
 """Shorter streams are not worth a frame's head."""
 
 
 def back_ends() -> tuple[str, ...]:
     """Return the back ends that are installed, the better one first."""
-    return tuple(name for name, it in zip(BACK_ENDS, (standalone, zstandard), strict=True) if it is not None)
+    return tuple(name for name, it in zip(BACK_ENDS, (wrapped, zstandard), strict=True) if it is not None)
 
 
 def packed(numbers: Array, back: str, free: bool = False) -> tuple[int, bytes]:
@@ -60,22 +63,36 @@ def unpacked(way: int, data: memoryview, count: int, dtype: np.dtype[Any]) -> Ar
 
 
 def _pco(numbers: Array, free: bool) -> bytes:
-    if free:
-        return bytes(standalone.simple_compress(numbers, ChunkConfig(compression_level=8)))
-    plain = ChunkConfig(compression_level=8, mode_spec=ModeSpec.classic(), delta_spec=DeltaSpec.no_op())
-    return bytes(standalone.simple_compress(numbers, plain))
+    """Pack as pcodec's wrapped format: its head, then for every ``BLOCK`` numbers a chunk of one page."""
+    file = wrapped.FileCompressor()
+    parts = [bytes(file.write_header())]
+    plain = {} if free else {"mode_spec": ModeSpec.classic(), "delta_spec": DeltaSpec.no_op()}
+    for first in range(0, len(numbers), BLOCK):
+        block = numbers[first : first + BLOCK]
+        pages = PagingSpec.exact_page_sizes([len(block)])
+        chunk = file.chunk_compressor(block, ChunkConfig(compression_level=8, paging_spec=pages, **plain))
+        parts += [bytes(chunk.write_meta()), bytes(chunk.write_page(0))]
+    return b"".join(parts)
 
 
 def _from_pco(data: bytes, count: int, dtype: np.dtype[Any]) -> Array:
-    if standalone is None:
+    if wrapped is None:
         raise WireError("the message was packed by pcodec, which is not installed here")
-    into = np.empty(count, dtype)
+    into, form = np.empty(count, dtype), f"{dtype.kind}{8 * dtype.itemsize}"
     try:
-        progress = standalone.simple_decompress_into(data, into)
+        file, at = wrapped.FileDecompressor.new(data)
+        for first in range(0, count, BLOCK):
+            block = into[first : first + BLOCK]
+            chunk, read = file.chunk_decompressor(data[at:], form)
+            at += read
+            progress, read = chunk.read_page_into(data[at:], len(block), block)
+            at += read
+            if progress.n_processed != len(block) or not progress.finished:
+                raise WireError(f"{count} numbers announced, {first + progress.n_processed} found")
     except (RuntimeError, TypeError, ValueError) as error:
-        raise WireError(f"damaged numbers: {error}") from None
-    if progress.n_processed != count or not progress.finished:
-        raise WireError(f"{count} numbers announced, {progress.n_processed} found")
+        raise error if isinstance(error, WireError) else WireError(f"damaged numbers: {error}") from None
+    if at != len(data):
+        raise WireError(f"{len(data) - at} bytes after {count} numbers")
     return into
 
 
