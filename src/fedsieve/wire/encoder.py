@@ -188,7 +188,7 @@ class _Writer:
 
     def positions(self, index: Array, numel: int, base: Array | None) -> tuple[int, bytes]:
         """Add positions in the smallest way; return the way and what the plan says of it."""
-        if numel > 2**32:
+        if len(index) and index[-1] >= 2**32:
             raise WireError("positions beyond 2^32 cannot be sent")
         count, numbers, way, told = varint(len(index)), gaps_of(index), GAPS, b""
         if base is not None:

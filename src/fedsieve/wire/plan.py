@@ -211,7 +211,7 @@ class Plan:
                 raise WireError(f"no mask of {name!r} is known")
             return len(index), 0
         count = self.varint()
-        if count > numel or numel > 2**32:
+        if count > numel:
             raise WireError(f"{count} positions announced in {numel} elements")
         if way == GAPS:
             return count, 0
