@@ -239,7 +239,9 @@ def _smallest(words: Array, base: Array | None, back: str) -> int:
         if base is None or not len(words):
             return SIGNED
         steps = np.abs(distance(words, base).astype(np.float64))
-        return DISTANCE if np.log2(steps + 1).mean() < 21 else SIGNED
+        span = magnitudes(words)
+        plain = min(24.0, math.log2(int(span.max()) - int(span.min()) + 1))
+        return DISTANCE if np.log2(steps + 1).mean() + 2 < plain else SIGNED
     step = max(1, len(words) // SAMPLE)
     some = np.ascontiguousarray(words[::step][:SAMPLE])
     sizes = {
