@@ -23,11 +23,13 @@ import torch
 
 from fedsieve.bench.clock import machine
 from fedsieve.bench.wire import DENSITIES, Case, beside, cases, cut, drawn, measured
+from fedsieve.engine.letters import Letters
 from fedsieve.engine.loop import Worker, answer
 from fedsieve.engine.task import open_run
+from fedsieve.local import params_of
 from fedsieve.recipes import made
 from fedsieve.types import Sparse, Tree, Update, rng
-from fedsieve.wire import Known, Manifest, decode, encode
+from fedsieve.wire import Known, Manifest
 
 RESULTS = Path(__file__).parent / "results" / "wire.json"
 ROUNDS, CLIENTS = 2, 2
@@ -47,21 +49,22 @@ def flat(tree: Tree) -> dict[str, torch.Tensor | Sparse]:
 
 
 def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
-    """Train for some rounds: what a client sent in the last one, what it was sent, and the server's dense model."""
+    """Train for some rounds: what a client sent in the last one, what it was sent, and its own dense model."""
     run = made(recipe)
     run = replace(run, method=replace(run.method, **changes), epochs=1, rounds=100, per_round=CLIENTS)
     federation = open_run(run, os.environ.get("FEDSIEVE_DATA"))
-    worker = Worker(federation, "cpu", "auto")
+    worker, letters = Worker(federation, "cpu", "auto"), Letters(federation)
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     for t in range(run.first, run.first + ROUNDS + 1):
-        message = encode(run.method.broadcast(state, 0))
-        down, updates = flat(decode(message)), []
-        for client in run.sample(t)[:CLIENTS]:
-            told: Any = decode(answer(worker, t, client, message)[0])
+        tree = run.method.broadcast(state, 0)
+        outgoing, opened = letters.round(t, dict.fromkeys(run.sample(t)[:CLIENTS], 0), {0: tree})
+        down, updates = flat(tree), []
+        for client, letter in outgoing.items():
+            told: Any = opened(client, answer(worker, t, client, letter)[0])
             updates.append(Update(told["tree"], int(told["n"]), told["metrics"]))
         state = run.method.aggregate(state, updates)
         print(f"# {recipe}: round {t}, loss {told['metrics'].get('loss', 0):.3f}", file=sys.stderr)
-    return flat(updates[0].tree), down, dict(state.params)
+    return flat(updates[-1].tree), down, params_of(worker.model)
 
 
 def trained() -> Iterator[Case]:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fedsieve.engine.letters import Letters
 from fedsieve.engine.task import Federation, Run, open_run
 from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
@@ -32,6 +33,9 @@ Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, b
 
 Memory: TypeAlias = dict[int, bytes]
 """What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
+
+Told: TypeAlias = Callable[[int, bytes], Tree]
+"""Open a client's answer, or raise WireError."""
 
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
 
@@ -111,16 +115,18 @@ class Worker:
         self.model = self.method.prepare(federation.model()).to(where)
         self.work = Work(self.model, chosen(federation, kernels, where, self.model))
         self.saved = Saved(self.model) if "masks" in federation.measure else None
-        self._message, self._down = b"", dict[str, Any]()
+        self.letters = Letters(federation)
+        self._message, self._down, self.known = b"", dict[str, Any](), self.letters.plain
 
     def read(self, message: bytes) -> Tree:
         """Return a decoded message, to be read only: clients that are sent the same bytes share it."""
-        if message is not self._message:
-            self._message, self._down = message, decode(message)
+        if message != self._message:
+            self._message, self._down = message, dict(self.letters.read(message))
+            self.known = self.letters.based(self._down)
         return self._down
 
 
-def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
+def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
     """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
     work = worker.work
     work.restart()
@@ -130,7 +136,8 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
         device.steps = work.begin
-        update = worker.method.client(worker.read(message), device)
+        down = worker.read(worker.letters.message(t, client, letter))
+        update = worker.method.client(down, device)
     told: Tree = {
         "tree": update.tree,
         "n": float(update.n),
@@ -138,7 +145,7 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
         "work": {"real": work.real, "dense": work.dense},
         "notes": _notes(work),
     }
-    reply = encode(told)
+    reply = worker.letters.up(t, client, told, worker.known)
     return reply, encode(device.memory) if device.memory else b""
 
 
@@ -188,12 +195,12 @@ class Tally:
     steps: int = 0
     seconds: float = 0.0
 
-    def read(self, answers: Iterable[tuple[int, bytes]]) -> Iterator[Update]:
-        """Yield every update that can be taken; note the others."""
+    def read(self, answers: Iterable[tuple[int, bytes]], told: Told) -> Iterator[Update]:
+        """Yield every update that can be taken; note the others. ``told`` opens a client's letter."""
         for client, reply in answers:
             self.bytes_up += len(reply)
             try:
-                update, work, notes = _update(decode(reply))
+                update, work, notes = _update(told(client, reply))
             except WireError as error:
                 self.refused.append(Refused(client, str(error)))
                 continue
@@ -238,6 +245,7 @@ def rounds(
     if start:
         state = unflatten(state, start.tensors)
     memory = dict(start.memory) if start else {}
+    letters = Letters(federation)
     plain, test = plain.to(device), federation.test().to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
@@ -245,11 +253,12 @@ def rounds(
             began, tally = time.perf_counter(), Tally()
             clients = run.sample(t)
             tiers = {client: run.task.tier(client) for client in clients}
-            messages = {tier: encode(method.broadcast(state, tier)) for tier in sorted(set(tiers.values()))}
-            answers = exchange(t, {client: messages[tier] for client, tier in tiers.items()})
+            sent = {tier: method.broadcast(state, tier) for tier in sorted(set(tiers.values()))}
+            outgoing, told = letters.round(t, tiers, sent)
+            answers = exchange(t, outgoing)
             before = state
             with threads(1):
-                state = _aggregate(run, t, state, answers, tally)
+                state = _aggregate(run, t, state, tally.read(answers, told), tally)
             model = method.deploy(state)
             seconds = time.perf_counter() - began
             tested = t % run.evaluate_every == 0 or t == last
@@ -262,7 +271,7 @@ def rounds(
                 density=density(model),
                 metrics=tally.metrics,
                 bytes_up=tally.bytes_up,
-                bytes_down=sum(len(messages[tier]) for tier in tiers.values()),
+                bytes_down=outgoing.size,
                 bytes_dense_up=dense_up * len(clients) * (t > 0),
                 bytes_dense_down=dense_down * len(clients) * (t > 0),
                 multiply_adds=tally.real,
@@ -291,9 +300,9 @@ def _measured(
     return {"measures": columns, "positions": kept}
 
 
-def _aggregate(run: Run, t: int, state: Any, answers: Iterable[tuple[int, bytes]], tally: Tally) -> Any:
+def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: Tally) -> Any:
     try:
-        return run.method.aggregate(state, tally.read(answers))
+        return run.method.aggregate(state, updates)
     except InputError:
         if not tally.refused or tally.weight:
             raise

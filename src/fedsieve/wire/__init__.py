@@ -9,10 +9,11 @@ from fedsieve.wire.encoder import encode
 from fedsieve.wire.feedback import compensated, rounded
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
 from fedsieve.wire.layout import MAGIC
-from fedsieve.wire.seal import Envelope, key_of_run, opened, seal
+from fedsieve.wire.seal import TAG, Envelope, key_of_run, opened, seal
 
 __all__ = [
     "MAGIC",
+    "TAG",
     "TYPES",
     "Envelope",
     "Known",
