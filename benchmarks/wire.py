@@ -75,7 +75,7 @@ def trained() -> Iterator[Case]:
         base = {n: v for n, v in down.items() if isinstance(v, Sparse) or v.dtype == torch.float32}
         for values in ("f32", "bf16", "int8", "int4"):
             yield Case(name, up, "manifest", Known(manifest), values)
-        yield Case(name, up, "manifest, base", Known(manifest, base))
+            yield Case(name, up, "manifest, base", Known(manifest, base), values)
         if name.startswith("ZeroFL"):
             yield from cases("trained, top weights", params, base, DENSITIES)
             for row in beside(cut(params, 0.05)):

@@ -62,7 +62,8 @@ def corpus(back_end: str) -> list[tuple[bytes, Known]]:
         for tree, known, values in (
             (params, nothing, "f32"), (params, plain, "f32"), (near, based, "f32"), (sparse, nothing, "f32"),
             (sparse, plain, "f32"), (sparse, based, "f32"), (sparse, held, "f32"), (on_masks, masked, "f32"),
-            (on_masks, based, "f32"), (sparse, plain, "bf16"), (params, plain, "int8"), (sparse, plain, "int4"),
+            (on_masks, based, "f32"), (near, based, "bf16"), (sparse, plain, "bf16"), (params, plain, "int8"),
+            (sparse, plain, "int4"),
             (other, nothing, "f32"), ({**other, **sparse}, plain, "f32"), ({}, plain, "f32"),
         )
     ]  # fmt: skip

@@ -95,6 +95,7 @@ def golden() -> dict[str, tuple[Tree, Known | None, dict[str, str]]]:
         "changes": ({"x": Sparse.of(steps, other)}, held, {}),
         "ranked": (alike, Known(manifest, {"x": ranked}), {}),
         "bf16": ({"x": x, "y": x.abs()}, None, {"values": "bf16"}),
+        "bf16_distance": ({"x": steps, "y": x.view(20, 15)}, based, {"values": "bf16"}),
         "int8": ({"y": x.view(20, 15)}, None, {"values": "int8"}),
         "int4": ({"y": x.view(20, 15)}, None, {"values": "int4"}),
         "own_stream": ({"x": every(5000, 9).float()}, None, {}),

@@ -413,6 +413,12 @@ def test_bench_wire_prints_the_rows_as_json(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wanted = ["case", "density", "known", "values", "bytes", "entropy_bytes", "csr_bytes", "dense_bytes"]
     assert list(rows[0])[:10] == [*wanted, "encode_mb_s", "decode_mb_s"]
-    assert [row["values"] for row in rows] == ["f32", "f32", "bf16", "int8", "int4", "f32", "f32"]
+    assert [row["values"] for row in rows] == [
+        "f32",
+        "f32",
+        *(v for v in ("bf16", "int8", "int4") for _ in range(2)),
+        "f32",
+        "f32",
+    ]
     with pytest.raises(InputError, match="between 0 and 1"):
         wire_command("2", True)

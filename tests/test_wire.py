@@ -15,6 +15,7 @@ from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, compensated, decode, encode, rounded
 from fedsieve.wire.layout import OWN
 from fedsieve.wire.streams import BACK_ENDS
+from fedsieve.wire.values import at_bf16_distance, bf16_distance
 
 
 def same(a: object, b: object) -> bool:
@@ -296,6 +297,19 @@ def test_rounding_errs_by_half_a_step_at_most(how: str, most: float) -> None:
     error = (rounded(W, how) - W).abs()
     assert bool((error <= most * (W.abs() if how == "bf16" else W.abs().max()) * 1.0001).all())
     assert float(error.max()) > most * 0.5 * float(W.abs().max()) * (0.25 if how == "bf16" else 0.9)
+
+
+def test_rounded_values_near_a_known_base_are_smaller_and_the_same() -> None:
+    known = Known(Manifest.of(BASE), BASE)
+    assert same(decode(encode({"w": W}, known, "bf16"), known)["w"], rounded(W, "bf16"))
+    assert size({"w": W}, known, values="bf16") < 0.4 * size({"w": W}, values="bf16")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**16 - 1)), min_size=1, max_size=40))
+def test_every_bf16_is_at_its_distance_from_every_other(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, dtype=np.uint16).T.copy()
+    assert (at_bf16_distance(bf16_distance(a, b), b) == a).all()
 
 
 @pytest.mark.parametrize("how", ["bf16", "int8", "int4"])

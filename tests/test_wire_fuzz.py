@@ -6,7 +6,7 @@ from fedsieve.wire import decode
 from fedsieve.wire.plan import Plan
 from fedsieve.wire.positions import RANKED
 from fedsieve.wire.streams import BACK_ENDS
-from fedsieve.wire.values import INT4, TYPED
+from fedsieve.wire.values import BF16_DISTANCE, TYPED
 from fuzzing import MUTATIONS, corpus, fuzz
 
 
@@ -26,5 +26,5 @@ def test_the_mutated_messages_are_of_every_mode_and_good_before(back_end: str) -
         decode(data, known)
         leaves += Plan(data, known).leaves
     assert {leaf.way for leaf in leaves} == set(range(RANKED + 1))
-    assert {leaf.mode for leaf in leaves} >= set(range(TYPED + 1, INT4 + 1)) - {2, 5}
+    assert {leaf.mode for leaf in leaves} >= set(range(TYPED + 1, BF16_DISTANCE + 1)) - {2, 5}
     assert len(MUTATIONS) > 10

@@ -7,7 +7,7 @@ from fedsieve.wire import decode, encode, rounded
 from fedsieve.wire.known import NOTHING
 from fedsieve.wire.plan import Plan
 from fedsieve.wire.positions import RANKED
-from fedsieve.wire.values import INT4
+from fedsieve.wire.values import BF16_DISTANCE
 from messages import GOLDEN, golden
 from test_wire import same
 
@@ -33,7 +33,7 @@ def test_every_mode_of_positions_and_of_values_is_kept() -> None:
     assert set(KEPT) == set(golden())
     leaves = [leaf for name, (_, known, _) in golden().items() for leaf in Plan(KEPT[name], known or NOTHING).leaves]
     assert {leaf.way for leaf in leaves} == set(range(RANKED + 1))
-    assert {leaf.mode for leaf in leaves} == set(range(INT4 + 1))
+    assert {leaf.mode for leaf in leaves} == set(range(BF16_DISTANCE + 1))
     assert {leaf.dtype for leaf in leaves} == set(range(8))
 
 

@@ -22,7 +22,7 @@ PLAIN = Known(MANIFEST)
 INF, NAN = struct.pack("<f", np.inf), struct.pack("<f", np.nan)
 DENSE, SPARSE = 2, 3
 ALL, MASKED, GAPS, CHANGES, RANKED = range(5)
-TYPED, SIGNED, UNSIGNED, DISTANCE, BF16, BF16_UNSIGNED, INT8, INT4 = range(8)
+TYPED, SIGNED, UNSIGNED, DISTANCE, BF16, BF16_UNSIGNED, INT8, INT4, BF16_DISTANCE = range(9)
 
 
 def known(plan: bytes, streams: bytes = b"", pad: bytes = b"") -> bytes:
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "a shape that overflows though it is empty": (message(leaf(DENSE, (0, 2**62, 2**62))), None, "no tensor has"),
     "more dimensions than bytes": (message(varint(1) + named(DENSE) + b"\0\xff"), None, "ends early"),
     "unknown way of positions": (message(leaf(DENSE, (2,), TYPED, 5), raw(1, 2)), None, "unknown way 5"),
-    "unknown mode of values": (message(leaf(DENSE, (2,), 8), raw(1, 2)), None, "mode 8"),
+    "unknown mode of values": (message(leaf(DENSE, (2,), 9), raw(1, 2)), None, "mode 9"),
     "a mode for float32 with int64": (message(leaf(DENSE, (2,), SIGNED, dtype=4)), None, "in a mode for float32"),
     # what is announced
     "a dense tensor that no byte justifies": (message(leaf(DENSE, (2**40,))), None, "bytes of tensors announced"),
@@ -167,6 +167,7 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "a sign beyond the last": (
         message(leaf(DENSE, (1,), SIGNED), stream([1], "<u4") + b"\2"), None, "bits set beyond"),
     "a distance to no base": (plain(leaf(DENSE, (300,), DISTANCE)), PLAIN, "no base of 'x'"),
+    "a bf16 distance to no base": (plain(leaf(DENSE, (300,), BF16_DISTANCE)), PLAIN, "no base of 'x'"),
     "a distance to a base of another size": (known(leaf(DENSE, (299,), DISTANCE)), KNOWN, "no base of 'x'"),
     "values alone that are not as many as the mask's": (known(leaf(DENSE, (99,), DISTANCE)), KNOWN, "no base of 'x'"),
     "a multiple beyond 127": (

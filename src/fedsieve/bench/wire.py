@@ -21,7 +21,7 @@ from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.known import NOTHING, Array, array
 from fedsieve.wire.positions import RANKED, order
-from fedsieve.wire.values import INT4, INT8, distance, quantised, to_bf16
+from fedsieve.wire.values import INT4, INT8, bf16_distance, distance, quantised, to_bf16
 
 DENSITIES = (0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
 Params = Mapping[str, "Tensor | Sparse"]
@@ -103,6 +103,7 @@ def cases(name: str, params: Mapping[str, Tensor], base: Params, densities: tupl
         yield Case(name, tree, "manifest, base", Known(manifest, base))
         for values in ("bf16", "int8", "int4") if density == 0.05 else ():
             yield Case(name, tree, "manifest", Known(manifest), values)
+            yield Case(name, tree, "manifest, base", Known(manifest, base), values)
 
 
 def cut(params: Mapping[str, Tensor], density: float) -> dict[str, Tensor | Sparse]:
@@ -130,6 +131,9 @@ def entropy_bits(name: str, value: Tensor | Sparse, known: Known, values: str) -
         bits = _positions(index, numel, base)
         here = None if base is None else base[index]
     lossy = "bf16" if values != "f32" and len(value.shape) < 2 else values
+    if lossy == "bf16" and here is not None:
+        steps = bf16_distance(to_bf16(words), to_bf16(here))
+        return bits + min(len(words) * _entropy(steps), _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7))
     if lossy == "bf16":
         return bits + _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7)
     if lossy != "f32":

@@ -17,16 +17,19 @@ from fedsieve.wire.positions import ALL, GAPS, MASK, from_flips, from_gaps
 from fedsieve.wire.streams import unpacked
 from fedsieve.wire.values import (
     BF16,
+    BF16_DISTANCE,
     BF16_UNSIGNED,
     DISTANCE,
     INT4,
     INT8,
     SIGNED,
     TYPED,
+    at_bf16_distance,
     at_distance,
     from_bf16,
     multiples,
     signed,
+    to_bf16,
 )
 
 
@@ -86,9 +89,11 @@ def _values(leaf: Leaf, columns: _Columns, index: Array | None) -> Tensor:
     signs = columns.bits(leaf.count) if leaf.mode in (SIGNED, BF16) else np.zeros(1, bool)
     if leaf.mode in (INT8, INT4):
         words = multiples(numbers, leaf.scale, leaf.mode)
-    elif leaf.mode == DISTANCE:
+    elif leaf.mode in (DISTANCE, BF16_DISTANCE):
         base = columns.plan.base(leaf.name, leaf.way, leaf.shape)
-        words = at_distance(numbers, base if index is None else base[index])
+        base = base if index is None else base[index]
+        near = leaf.mode == DISTANCE
+        words = at_distance(numbers, base) if near else from_bf16(at_bf16_distance(numbers, to_bf16(base)))
     elif leaf.mode in (BF16, BF16_UNSIGNED):
         words = from_bf16(signed(numbers, signs))
     else:

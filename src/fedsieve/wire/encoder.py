@@ -18,12 +18,14 @@ from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, flips, gap
 from fedsieve.wire.streams import back_ends, packed
 from fedsieve.wire.values import (
     BF16,
+    BF16_DISTANCE,
     BF16_UNSIGNED,
     DISTANCE,
     LOSSY,
     SIGNED,
     TYPED,
     UNSIGNED,
+    bf16_distance,
     distance,
     magnitudes,
     negative,
@@ -204,7 +206,10 @@ class _Writer:
     def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:
         """Add float32 values, and what the plan says of positions and values."""
         mode = lossy or _smallest(words, base, self.back)
-        scale = b""
+        scale, near = b"", None
+        if mode == BF16 and base is not None:
+            near = self.near(to_bf16(words), to_bf16(base))
+            mode = BF16 if near is None else BF16_DISTANCE
         if mode in (SIGNED, BF16):
             signed = words if mode == SIGNED else to_bf16(words)
             signs = negative(signed)
@@ -215,6 +220,8 @@ class _Writer:
             numbers = magnitudes(words) if signed is words else signed & np.uint16(0x7FFF)
         elif mode == DISTANCE and base is not None:
             numbers = distance(words, base)
+        elif near is not None:
+            numbers = near
         elif mode == TYPED:
             numbers = words.view(np.float32)
         else:
@@ -222,6 +229,13 @@ class _Writer:
             scale = struct.pack("<f", number)
         self.plan += bytes([8 * mode + way]) + told + scale
         self.put(layout.column(mode, 0), numbers)
+
+    def near(self, halves: Array, base: Array) -> Array | None:
+        """Return bf16 values' distances from the base's, where some of them are smaller so than on their own."""
+        steps, step = bf16_distance(halves, base), max(1, len(halves) // SAMPLE)
+        some, alone = (np.ascontiguousarray(x[::step][:SAMPLE]) for x in (steps, halves & np.uint16(0x7FFF)))
+        sizes = [len(packed(x, self.back)[1]) for x in (some, alone)]
+        return steps if sizes[0] < sizes[1] + len(some) // 8 else None
 
     def typed(self, kind: int, flat: Array) -> None:
         """Add the values of another type than float32."""

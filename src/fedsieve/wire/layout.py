@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsieve.wire.known import TYPES, Known
-from fedsieve.wire.values import BF16, BF16_UNSIGNED, DISTANCE, INT4, INT8, SIGNED, TYPED, UNSIGNED
+from fedsieve.wire.values import BF16, BF16_DISTANCE, BF16_UNSIGNED, DISTANCE, INT4, INT8, SIGNED, TYPED, UNSIGNED
 
 MAGIC = b"FSV2"
 HAS_MANIFEST, HAS_BASE = 1, 2
@@ -23,7 +23,7 @@ UNFOLDS, UNFOLDS_KNOWN = 1024, 1
 """Bytes of tensors that a byte of a message justifies: without a manifest, and beyond what the manifest does."""
 
 COLUMNS = ("<u4", "<u4", "<i4", "<u2", "<u2", "<f4", "<f8", "<u2", "<u2", "<i8", "<i4", "<u2")
-"""The columns: gaps, magnitudes, distances, bf16 magnitudes, multiples, then one for every type but bool."""
+"""The columns: gaps, magnitudes, distances, bf16 ones of either, multiples, then one for every type but bool."""
 
 GAP, MAGNITUDE, STEP, HALF, MULTIPLE, PLAIN = range(6)
 BITS = len(COLUMNS)
@@ -31,7 +31,7 @@ BITS = len(COLUMNS)
 
 DTYPES = tuple(np.dtype(form) for form in COLUMNS)
 COLUMN = {SIGNED: MAGNITUDE, UNSIGNED: MAGNITUDE, DISTANCE: STEP, BF16: HALF, BF16_UNSIGNED: HALF}
-COLUMN |= {INT8: MULTIPLE, INT4: MULTIPLE}
+COLUMN |= {INT8: MULTIPLE, INT4: MULTIPLE, BF16_DISTANCE: HALF}
 """The column that each way of sending values fills, TYPED apart."""
 
 BOOL = len(TYPES) - 1

@@ -15,7 +15,7 @@ from fedsieve.wire import layout
 from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError
 from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED
-from fedsieve.wire.values import BF16, DISTANCE, INT4, INT8, SIGNED, TYPED
+from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
 
 Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 
@@ -191,13 +191,13 @@ class Plan:
             if math.prod(max(size, 1) for size in shape) >= 2**63 // 8:
                 raise WireError(f"no tensor has the shape {shape}")
         way, mode, numel = *divmod(self.take(1)[0], 8)[::-1], math.prod(shape)
-        if way > RANKED or mode > INT4:
+        if way > RANKED or mode > BF16_DISTANCE:
             raise WireError(f"unknown way {way} of positions or mode {mode} of values")
         if mode != TYPED and TYPES[dtype] != torch.float32:
             raise WireError(f"values of {TYPES[dtype]} in a mode for float32")
         count, changed = self.positions(name, way, numel)
         scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
-        if mode == DISTANCE:
+        if mode in (DISTANCE, BF16_DISTANCE):
             self.base(name, way, shape)
         return Leaf(name, kind, dtype, shape, way, mode, count, changed, scale)
 

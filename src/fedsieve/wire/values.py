@@ -7,8 +7,8 @@ import torch
 
 from fedsieve.wire.known import Array, WireError
 
-TYPED, SIGNED, UNSIGNED, DISTANCE, BF16, BF16_UNSIGNED, INT8, INT4 = range(8)
-"""How values travel; all but the last four keep every bit."""
+TYPED, SIGNED, UNSIGNED, DISTANCE, BF16, BF16_UNSIGNED, INT8, INT4, BF16_DISTANCE = range(9)
+"""How values travel; the first four keep every bit."""
 
 LOSSY = {"f32": 0, "bf16": BF16, "int8": INT8, "int4": INT4}
 """What float32 values may be rounded to on request, and the mode that stands for it."""
@@ -67,6 +67,25 @@ def to_bf16(words: Array) -> Array:
 def from_bf16(halves: Array) -> Array:
     """Return the float32 bits of bfloat16 bits."""
     result: Array = halves.astype(np.uint32) << np.uint32(16)
+    return result
+
+
+def bf16_distance(halves: Array, base: Array) -> Array:
+    """Return how many bfloat16 lie between the base's and the value's, modulo 2^16, folded to 0, -1, 1 ... (uint16)."""
+    steps = _ordered_halves(halves) - _ordered_halves(base)
+    result: Array = ((steps << 1) ^ (steps >> 15)).view(np.uint16)
+    return result
+
+
+def at_bf16_distance(folded: Array, base: Array) -> Array:
+    """Return the bfloat16 bits (uint16) that lie so far from the base's."""
+    steps = (folded >> 1).view(np.int16) ^ -(folded & 1).view(np.int16)
+    return _ordered_halves((_ordered_halves(base) + steps).view(np.uint16)).view(np.uint16)
+
+
+def _ordered_halves(halves: Array) -> Array:
+    signed = halves.view(np.int16)
+    result: Array = signed ^ ((signed >> 15) & np.int16(0x7FFF))
     return result
 
 
