@@ -206,7 +206,8 @@ class _Writer:
     def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:
         """Add float32 values, and what the plan says of positions and values."""
         mode = lossy or _smallest(words, base, self.back)
-        scale, near = b"", None
+        scale = b""
+        near: Array | None = None
         if mode == BF16 and base is not None:
             near = self.near(to_bf16(words), to_bf16(base))
             mode = BF16 if near is None else BF16_DISTANCE
