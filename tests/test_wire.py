@@ -359,3 +359,21 @@ def test_a_mask_must_fit_its_base() -> None:
     for mask in (torch.ones(3), torch.ones(4, dtype=torch.bool)):
         with pytest.raises(ValueError, match="must be boolean"):
             Known(base={"w": torch.zeros(3)}, masks={"w": mask})
+
+
+def test_where_pcodec_is_missing_zstandard_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsieve.wire import streams
+
+    tree: Tree = {"w": Sparse.of(W, top(W, 0.05))}
+    ours, zstd = encode(tree), encode(tree, back_end="zstd")
+    monkeypatch.setattr(streams, "wrapped", None)
+    assert encode(tree) == zstd
+    assert same(tree, decode(zstd))
+    assert len(zstd) < 1.15 * len(ours)
+    with pytest.raises(WireError, match="pcodec, which is not installed"):
+        decode(ours)
+    monkeypatch.setattr(streams, "zstandard", None)
+    with pytest.raises(WireError, match="pcodec or zstandard is not installed"):
+        encode(tree)
+    with pytest.raises(WireError, match="zstandard, which is not installed"):
+        decode(zstd)

@@ -25,6 +25,8 @@ from fedsieve.wire.values import INT4, INT8, bf16_distance, distance, quantised,
 
 DENSITIES = (0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
 Params = Mapping[str, "Tensor | Sparse"]
+Peer = tuple[str, Callable[[], Any], Callable[[Any], Any]]
+"""A way to pack: its name, packing, and unpacking what that gave."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def churn(tree: Params, known: Known) -> float | None:
     return new / total if total else None
 
 
-def peers(tree: Mapping[str, Tensor]) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], Any]]]:
+def peers(tree: Mapping[str, Tensor]) -> Iterator[Peer]:
     """Yield other ways to pack dense tensors with zeros: name, packing, and unpacking. Those that are installed."""
     import scipy.sparse
     import zstandard
@@ -198,8 +200,8 @@ def beside(tree: Tree, repeats: int = 3) -> Iterator[dict[str, Any]]:
     """Yield what each peer makes of a sparse tree, dense in memory: bytes, and speeds in MB/s of dense float32."""
     dense = {n: v.dense() if isinstance(v, Sparse) else v for n, v in tree.items() if isinstance(v, Tensor | Sparse)}
     size, known = _dense_bytes(dense), Known(Manifest.of(dense))
-    ours = ("FedSieve", lambda: encode(dense, known), lambda told: decode(told, known))
-    for name, pack, unpack in [ours, *peers(dense)]:
+    ways: list[Peer] = [("FedSieve", lambda: encode(dense, known), lambda told: decode(told, known)), *peers(dense)]
+    for name, pack, unpack in ways:
         told = pack()
         out, back = (min(_seconds(call) for _ in range(repeats)) for call in (pack, lambda: unpack(told)))  # noqa: B023
         weighs = sum(map(len, sum(told, ()))) if isinstance(told, list) else len(told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,7 @@ try:
     from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 except ImportError:  # the package asks for it, but does without
     wrapped = None
-try:
-    import zstandard
-except ImportError:
-    zstandard = None
+zstandard: Any = import_module("zstandard") if find_spec("zstandard") else None
 
 RAW, PCODEC, ZSTD, BYTES = range(4)
 """How a stream is packed: as it is; by pcodec; its byte planes by zstandard; a byte each."""
