@@ -14,6 +14,7 @@ from accuracy import LABELS, table, told
 
 sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
 import collect
+import messages_table as messages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -56,6 +57,10 @@ def filled(text: str) -> str:
     def hardware(found: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
+    def weighed(found: re.Match[str]) -> str:
+        return f"<!-- wire: {found[1]} -->\n{messages.table(found[1])}\n<!-- end -->"
+
+    text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)

@@ -390,3 +390,55 @@ def test_the_table_of_runs(performance: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert runs.table(found).splitlines()[3] == (
         "| `flash.mnist` | 30 | 7.00 | 3.00 | 2.3x | 71.0 (70.0, 71.0, 72.0) | 71.0 (70.0, 71.0, 72.0) |"
     )
+
+
+def test_messages_are_weighed_as_the_table_says() -> None:
+    from fedsieve.bench.wire import Case, beside, csr_bytes, cut, entropy_bits, measured
+    from fedsieve.wire import Known, Manifest
+
+    generator = torch.Generator().manual_seed(0)
+    params = {"w": torch.randn(300, 400, generator=generator), "v": torch.randn(90, 90, generator=generator)}
+    base = {n: v * (1 + 0.01 * torch.randn(v.shape, generator=generator)) for n, v in params.items()}
+    tree = cut(params, 0.1)
+    row = measured(Case("drawn", tree, "manifest", Known(Manifest.of(params))), repeats=1)
+    known = measured(Case("drawn", tree, "base", Known(Manifest.of(params), base)), repeats=1)
+    nnz = round(0.1 * 128_100)
+    assert row.density == pytest.approx(0.1, abs=1e-4)
+    assert (row.csr_bytes, row.dense_bytes) == (8 * nnz + 260, 4 * 128_100)
+    assert csr_bytes(tree) == row.csr_bytes
+    assert 0.9 < row.bytes / row.entropy_bytes < 1.03
+    assert 0.9 < known.bytes / known.entropy_bytes < 1.06
+    assert known.bytes < 0.8 * row.bytes
+    assert row.churn is None
+    assert known.churn is not None
+    assert 0 < known.churn < 0.05
+    peers = {told["codec"]: told["bytes"] for told in beside(tree, repeats=1)}
+    assert len(peers) == 4
+    assert min(peers, key=lambda name: peers[name]) == "FedSieve"
+    assert entropy_bits("w", torch.ones(64, 64), Known(), "f32") == 64 * 64 * 23  # one sign, one exponent
+
+
+def test_bench_wire_prints_the_rows_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedsieve.bench import wire
+    from fedsieve.bench.commands import wire_command
+    from fedsieve.types import InputError
+
+    small = {"w": torch.randn(40, 50, generator=torch.Generator().manual_seed(0))}
+    monkeypatch.setattr(wire, "drawn", lambda densities: wire.cases("small", small, small, densities))
+    threads = torch.get_num_threads()
+    wire_command("0.05,0.2", True)
+    torch.set_num_threads(threads)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wanted = ["case", "density", "known", "values", "bytes", "entropy_bytes", "csr_bytes", "dense_bytes"]
+    assert list(rows[0])[:10] == [*wanted, "encode_mb_s", "decode_mb_s"]
+    assert [row["values"] for row in rows] == [
+        "f32",
+        "f32",
+        *(v for v in ("bf16", "int8", "int4") for _ in range(2)),
+        "f32",
+        "f32",
+    ]
+    with pytest.raises(InputError, match="between 0 and 1"):
+        wire_command("2", True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -287,7 +286,10 @@ def test_the_command_says_what_was_written(run: Path, mine: Path, capsys: pytest
 def test_the_format_is_what_its_description_says(tmp_path: Path) -> None:
     model = make()
     content = sparse_file.written(model.card, model.weights())
-    assert content[:4] == b"FSV1"
+    assert content[:4] == b"FSV2"
     assert content[-32:] == hashlib.sha256(content[:-32]).digest()
-    kind, length = struct.unpack_from("<BH", content, 8)
-    assert (kind, content[11 : 11 + length]) == (2, b"card")
+    assert content[13:20] == bytes([2, 2, 0, 4]) + b"car"  # docs/wire.md: two entries, the first dense and called card
+    earlier = tmp_path / "earlier.fsv"
+    earlier.write_bytes(b"FSV1" + content[4:])
+    with pytest.raises(InputError, match="written by an earlier FedSieve"):
+        sparse_file.read(earlier)

@@ -206,7 +206,7 @@ def test_layers_outside_the_policy_are_sent_whole() -> None:
 
 def test_top_k_starts_dense_and_then_sends_down_only_what_survived() -> None:
     rounds_ = list(run(tiny_run(TopK(0.8)), local()))
-    assert rounds_[0].bytes_down == pytest.approx(rounds_[0].bytes_dense_down, rel=0.02)
+    assert 0.75 < rounds_[0].bytes_down / rounds_[0].bytes_dense_down < 1.02  # packed without loss
     assert rounds_[1].bytes_down < 0.8 * rounds_[1].bytes_dense_down
     assert rounds_[1].density < 0.6
 

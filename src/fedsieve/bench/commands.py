@@ -105,6 +105,28 @@ def infer_command(
     _tell(measured, cases, _effort(threads, samples, seconds), as_json)
 
 
+@bench.command("wire")
+def wire_command(
+    density: Annotated[str, typer.Option(metavar="D1,D2", help="The share of non-zeros; some rows each.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Weigh messages against their entropy, CSR and dense, and time them: a ResNet-18 of drawn weights."""
+    import torch
+
+    from fedsieve.bench.wire import DENSITIES, drawn, measured
+
+    densities = tuple(_numbers("--density", density, float)) if density else DENSITIES
+    if not all(0 < d < 1 for d in densities):
+        raise InputError(f"--density takes numbers between 0 and 1, not {density!r}")
+    torch.set_num_threads(1)
+    rows = (asdict(measured(case)) for case in drawn(densities))
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        _show(rows, 1)
+
+
 def _effort(threads: int, samples: int, seconds: float, compiled: bool = False) -> Effort:
     import torch
 
@@ -130,25 +152,30 @@ def _tell(measured: Callable[[Case, Effort], Any], cases: list[Case], effort: Ef
 
 
 def _table(rows: Iterator[dict[str, Any]], effort: Effort) -> None:
+    from fedsieve.bench.training import isa
+
+    _show(rows, effort.threads, f", kernels for {isa()}")
+
+
+def _show(rows: Iterator[dict[str, Any]], threads: int, more: str = "") -> None:
     from rich.console import Console
     from rich.table import Table
 
     from fedsieve.bench.clock import machine
-    from fedsieve.bench.training import isa
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
-    console.print(f"{machine()}, {effort.threads} threads, kernels for {isa()}")
+    console.print(f"{machine()}, {threads} threads{more}")
     table = Table()
     for i, row in enumerate(rows):
         if i == 0:
             for name in row:
-                table.add_column(HEADS[name], justify="right")
+                table.add_column(HEADS.get(name, name.replace("_", " ")), justify="right")
         table.add_row(*map(_shown, row, row.values()))
     console.print(table)
 
 
 def _shown(name: str, value: object) -> str:
-    if isinstance(value, float) and name in ("sparsity", "density_per_multiply_add"):
+    if isinstance(value, float) and name in ("sparsity", "density_per_multiply_add", "density", "churn"):
         return f"{100 * value:.3g} %"
     if isinstance(value, float):
         return f"{value:.1f}x" if name.startswith("ratio") else f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsieve.deployed.card import Card, card_of
 from fedsieve.types import InputError, Params, Sparse, Tree
-from fedsieve.wire import WireError, decode, encode
+from fedsieve.wire import MAGIC, WireError, decode, encode
 
 DIGEST = 32
 
@@ -42,7 +42,9 @@ def read(path: Path) -> tuple[Card, dict[str, Tensor | Sparse]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name a run directory or a .fsv file") from None
     message = content[:-DIGEST]
-    if not content.startswith(b"FSV1"):
+    if content.startswith(b"FSV1"):
+        raise InputError(f"{path} was written by an earlier FedSieve: export the model anew")
+    if not content.startswith(MAGIC):
         raise InputError(f"{path} is no .fsv file: name a run directory, or what `fedsieve export -o model.fsv` wrote")
     if hashlib.sha256(message).digest() != content[-DIGEST:]:
         raise InputError(f"{path} is damaged or cut short (its checksum is wrong): copy it again, or export it anew")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.engine.check import Answer, Checks
+from fedsieve.engine.letters import Letters
 from fedsieve.engine.task import Federation, Run, open_run
 from fedsieve.expected import Norms, expected_of
 from fedsieve.kernels.choice import Kernels
@@ -38,6 +39,9 @@ Memory: TypeAlias = dict[int, bytes]
 
 Passed: TypeAlias = Callable[[Iterable[tuple[int, "Tree | WireError"]], Callable[[int, str], None]], Iterable[Answer]]
 """``check.Checks.passed`` in one round: the answers that pass; the others go to a function."""
+
+Told: TypeAlias = Callable[[int, bytes], Tree]
+"""Open a client's answer, or raise WireError."""
 
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
 
@@ -120,16 +124,18 @@ class Worker:
         self.model = self.method.prepare(federation.model()).to(where)
         self.work = Work(self.model, chosen(federation, kernels, where, self.model))
         self.saved = Saved(self.model) if "masks" in federation.measure else None
-        self._message, self._down = b"", dict[str, Any]()
+        self.letters = Letters(federation)
+        self._message, self._down, self.known = b"", dict[str, Any](), self.letters.plain
 
     def read(self, message: bytes) -> Tree:
         """Return a decoded message, to be read only: clients that are sent the same bytes share it."""
-        if message is not self._message:
-            self._message, self._down = message, decode(message)
+        if message != self._message:
+            self._message, self._down = message, dict(self.letters.read(message))
+            self.known = self.letters.based(self._down)
         return self._down
 
 
-def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
+def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
     """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
     work = worker.work
     work.restart()
@@ -139,7 +145,8 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
     with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
         device.steps = work.begin
-        update = worker.method.client(worker.read(message), device)
+        down = worker.read(worker.letters.message(t, client, letter))
+        update = worker.method.client(down, device)
     told: Tree = {
         "tree": update.tree,
         "n": float(update.n),
@@ -147,7 +154,7 @@ def answer(worker: Worker, t: int, client: int, message: bytes, memory: bytes = 
         "work": {"real": work.real, "dense": work.dense},
         "notes": _notes(work),
     }
-    reply = encode(told)
+    reply = worker.letters.up(t, client, told, worker.known)
     return reply, encode(device.memory) if device.memory else b""
 
 
@@ -195,9 +202,9 @@ class Tally:
     steps: int = 0
     seconds: float = 0.0
 
-    def read(self, answers: Iterable[tuple[int, bytes]], passed: Passed) -> Iterator[Update]:
-        """Yield every update that passes the checks; note the others."""
-        for answer in passed(self._decoded(answers), lambda *refusal: self.refused.append(Refused(*refusal))):
+    def read(self, answers: Iterable[tuple[int, bytes]], told: Told, passed: Passed) -> Iterator[Update]:
+        """Yield every update that passes the checks; note the others. ``told`` opens a client's letter."""
+        for answer in passed(self._decoded(answers, told), lambda *refusal: self.refused.append(Refused(*refusal))):
             update = answer.update
             self._note(_read_notes(answer.notes))
             self.real += answer.work["real"]
@@ -208,16 +215,16 @@ class Tally:
                 self.weights[name] = self.weights.get(name, 0.0) + update.n
             yield update
 
-    def _decoded(self, answers: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Tree | WireError]]:
-        """Count the bytes and decode them, or say why that cannot be."""
+    def _decoded(self, answers: Iterable[tuple[int, bytes]], told: Told) -> Iterator[tuple[int, Tree | WireError]]:
+        """Count the bytes and open them, or say why that cannot be."""
         for client, reply in answers:
             self.bytes_up += len(reply)
-            told: Tree | WireError
+            found: Tree | WireError
             try:
-                told = decode(reply)
+                found = told(client, reply)
             except WireError as error:
-                told = error
-            yield client, told
+                found = error
+            yield client, found
 
     def _note(self, notes: Notes) -> None:
         self.bytes_up -= notes.bytes
@@ -252,6 +259,7 @@ def rounds(
         state = unflatten(state, start.tensors)
     memory = dict(start.memory) if start else {}
     checks = Checks(federation, start.norms if start else (), {"round", *(f.name for f in fields(Round))})
+    letters = Letters(federation)
     plain, test = plain.to(device), federation.test().to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
@@ -259,12 +267,13 @@ def rounds(
             began, tally = time.perf_counter(), Tally()
             clients = run.sample(t)
             tiers = {client: run.task.tier(client) for client in clients}
-            messages = {tier: encode(method.broadcast(state, tier)) for tier in sorted(set(tiers.values()))}
-            answers = exchange(t, {client: messages[tier] for client, tier in tiers.items()})
+            sent = {tier: method.broadcast(state, tier) for tier in sorted(set(tiers.values()))}
+            outgoing, told = letters.round(t, tiers, sent)
+            answers = exchange(t, outgoing)
             before = state
             with threads(1):
                 passed = partial(checks.passed, state, tiers)
-                state = _aggregate(run, t, state, tally.read(answers, passed), tally)
+                state = _aggregate(run, t, state, tally.read(answers, told, passed), tally)
             model = method.deploy(state)
             seconds = time.perf_counter() - began
             tested = t % run.evaluate_every == 0 or t == last
@@ -277,7 +286,7 @@ def rounds(
                 density=density(model),
                 metrics=tally.metrics,
                 bytes_up=tally.bytes_up,
-                bytes_down=sum(len(messages[tier]) for tier in tiers.values()),
+                bytes_down=outgoing.size,
                 bytes_dense_up=dense_up * len(clients) * (t > 0),
                 bytes_dense_down=dense_down * len(clients) * (t > 0),
                 multiply_adds=tally.real,
@@ -328,6 +337,6 @@ def _looser(run: Run) -> str:
 
 
 def _dense_bytes(params: Params) -> tuple[int, int]:
-    """Return what dense federated averaging would send up and down for one client, in the same format."""
-    work = {"real": 0.0, "dense": 0.0}
-    return len(encode({"tree": params, "n": 1.0, "metrics": {"loss": 0.0}, "work": work})), len(encode(params))
+    """Return what dense federated averaging would send up and down for one client: its plain numbers, unpacked."""
+    size = sum(value.numel() * value.element_size() for value in params.values())
+    return size, size

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from fedsieve.engine.letters import Letters
 from fedsieve.engine.loop import Start, Worker, answer, chosen
 from fedsieve.engine.pool import check_sendable
 from fedsieve.engine.task import Federation
 from fedsieve.local import peak_memory_mb
 from fedsieve.types import InputError
-from fedsieve.wire import encode
 
 STEPS, WARM = 12, 2
 """Steps at least, of which the first are not counted."""
@@ -28,7 +28,9 @@ STEPS, WARM = 12, 2
 def of_both(federation: Federation, state: Any, start: Start) -> dict[str, dict[str, Any]]:
     """Return what a step costs each way on this machine's CPU; or why one of them cannot be, in ``because``."""
     client = federation.run.sample(start.t)[0]
-    message = encode(federation.run.method.broadcast(state, federation.run.task.tier(client)))
+    tree = federation.run.method.broadcast(state, federation.run.task.tier(client))
+    outgoing, _ = Letters(federation).round(start.t, {client: 0}, {0: tree})
+    message = outgoing[client]
     small, memory = _small(federation, client), start.memory.get(client, b"")
     return {way: _of_one(way, small, start.t, client, message, memory) for way in ("sparse", "dense")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,8 @@ class Federation:
     shards: tuple[Tensor, ...]
     measure: tuple[str, ...] = ()
     """What is measured on the way (``fedsieve.measures``); no part of the run itself."""
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
+    """What this process and those it starts seal their letters with."""
 
     def model(self) -> nn.Module:
         """Return the plain model, freshly initialised: the same in every process."""

@@ -1,0 +1,94 @@
+"""Letters between the server and its clients: sealed to their round and client, answers against the model just sent.
+
+Both sides know the plain model's manifest and, of an answer, the broadcast that it answers: its float32 tensors, by
+their own names, are the base that values and positions are told from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor
+
+from fedsieve.engine.task import Federation
+from fedsieve.types import Sparse, Tree
+from fedsieve.wire import TAG, Envelope, Known, Manifest, decode, encode, opened, seal
+
+COPIES = 4.0
+"""How many times the dense model a letter may unfold to: sparse tensors with all their positions come to three."""
+
+
+class Letters:
+    """What a federation's processes write and read letters with."""
+
+    def __init__(self, federation: Federation):
+        model = federation.model().state_dict()
+        manifest = Manifest.of({name: v for name, v in model.items() if v.is_floating_point()})
+        self.key = federation.key
+        self.run = f"{type(federation.run.method).__name__}, seed {federation.run.seed}"
+        self.plain = Known(manifest, finite=False, copies=COPIES)
+
+    def based(self, down: Tree) -> Known:
+        """Return what both sides know of the answers to a broadcast."""
+        return Known(self.plain.manifest, dict(_floats(down)), finite=False, copies=COPIES)
+
+    def down(self, t: int, client: int, message: bytes) -> bytes:
+        """Return a broadcast's letter to one client."""
+        return seal(message, Envelope(self.run, t, client, "down"), self.key)
+
+    def message(self, t: int, client: int, letter: bytes) -> bytes:
+        """Return the message in a letter to a client. Raises WireError."""
+        return opened(letter, Envelope(self.run, t, client, "down"), self.key)
+
+    def read(self, message: bytes) -> Tree:
+        """Return a broadcast's tree. Raises WireError."""
+        return decode(message, self.plain)
+
+    def up(self, t: int, client: int, told: Tree, known: Known) -> bytes:
+        """Return a client's letter."""
+        return seal(encode(told, known), Envelope(self.run, t, client, "up", known.digest), self.key)
+
+    def answer(self, t: int, client: int, letter: bytes, known: Known) -> Tree:
+        """Return what a client told. Raises WireError."""
+        return decode(opened(letter, Envelope(self.run, t, client, "up", known.digest), self.key), known)
+
+    def round(
+        self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]
+    ) -> tuple[Outgoing, Callable[[int, bytes], Tree]]:
+        """Return a round's letters, given each client's tier and each tier's broadcast, and what opens the answers."""
+        messages = {tier: encode(tree, self.plain) for tier, tree in trees.items()}
+        known = {tier: self.based(tree) for tier, tree in trees.items()}
+
+        def told(client: int, letter: bytes) -> Tree:
+            return self.answer(t, client, letter, known[tiers[client]])
+
+        return Outgoing(self, t, {client: messages[tier] for client, tier in tiers.items()}), told
+
+
+class Outgoing(Mapping[int, bytes]):
+    """A round's letters by client, each sealed when it is asked for: the message itself is held once."""
+
+    def __init__(self, letters: Letters, t: int, messages: Mapping[int, bytes]):
+        self.letters, self.t, self.messages = letters, t, messages
+
+    @property
+    def size(self) -> int:
+        """The bytes of all letters."""
+        return sum(len(message) + TAG for message in self.messages.values())
+
+    def __getitem__(self, client: int) -> bytes:
+        return self.letters.down(self.t, client, self.messages[client])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.messages)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+
+def _floats(tree: Tree) -> Iterator[tuple[str, Tensor | Sparse]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _floats(value)
+        elif isinstance(value, Tensor | Sparse):
+            yield name, value

@@ -1,0 +1,29 @@
+"""The message format: ``encode`` a tree of tensors to bytes, ``decode`` it back exactly; ``seal`` binds it to a round.
+
+docs/wire.md is the specification. What is decoded equals what was encoded to the bit, subnormals, NaNs and -0.0
+included, unless rounding was asked for. What both sides know (``Known``) is not sent.
+"""
+
+from fedsieve.wire.decoder import decode
+from fedsieve.wire.encoder import encode
+from fedsieve.wire.feedback import compensated, rounded
+from fedsieve.wire.known import TYPES, Known, Manifest, WireError
+from fedsieve.wire.layout import MAGIC
+from fedsieve.wire.seal import TAG, Envelope, key_of_run, opened, seal
+
+__all__ = [
+    "MAGIC",
+    "TAG",
+    "TYPES",
+    "Envelope",
+    "Known",
+    "Manifest",
+    "WireError",
+    "compensated",
+    "decode",
+    "encode",
+    "key_of_run",
+    "opened",
+    "rounded",
+    "seal",
+]

@@ -1,0 +1,268 @@
+"""The encoder: tries what the receiver knows, tensor by tensor, and keeps the smallest."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsieve.types import Sparse, Tree
+from fedsieve.wire import layout
+from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
+from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, SPARSE, TREE, varint
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, flips, gaps_of
+from fedsieve.wire.streams import back_ends, packed
+from fedsieve.wire.values import (
+    BF16,
+    BF16_DISTANCE,
+    BF16_UNSIGNED,
+    DISTANCE,
+    LOSSY,
+    SIGNED,
+    TYPED,
+    UNSIGNED,
+    bf16_distance,
+    distance,
+    magnitudes,
+    negative,
+    quantised,
+    to_bf16,
+)
+
+FEW, SAMPLE = 256, 1024
+"""Fewer values are not worth a trial; of more, so many are tried."""
+
+
+def encode(tree: Tree, known: Known | None = None, values: str = "f32", back_end: str = "") -> bytes:
+    """Return the message for a tree of tensors, sparse tensors and numbers.
+
+    ``known`` is what the receiver knows. ``values`` rounds float32: ``bf16`` all; ``int8`` and ``int4`` tensors of two
+    dimensions and more, the others to bf16. ``back_end``: pcodec or zstd, as a rule the better one that is installed.
+    """
+    if values not in LOSSY:
+        raise WireError(f"values go as {', '.join(LOSSY)}, not as {values!r}")
+    installed = back_ends()
+    if not installed or (back_end and back_end not in installed):
+        raise WireError(f"{back_end or 'pcodec or zstandard'} is not installed here")
+    writer = _Writer(known or NOTHING, LOSSY[values], back_end or installed[0])
+    writer.tree(tree, 1)
+    return writer.message()
+
+
+class _Writer:
+    """The plan so far, and the columns of numbers: short ones to be pooled, long ones packed already."""
+
+    def __init__(self, known: Known, lossy: int, back: str):
+        self.known, self.lossy, self.back = known, lossy, back
+        self.place = known.manifest.place if known.manifest else {}
+        self.plan, self.last, self.unfolded = bytearray(), -1, 0
+        self.pools: list[list[Array]] = [[] for _ in layout.COLUMNS]
+        self.owned: list[list[bytes]] = [[] for _ in layout.COLUMNS]
+        self.bits: list[Array] = []
+
+    def message(self) -> bytes:
+        known, flags, head = self.known, 0, b""
+        if known.manifest:
+            flags, head = layout.HAS_MANIFEST, known.manifest.digest
+        if known.base or known.masks:
+            flags, head = flags | layout.HAS_BASE, head + known.digest
+        parts = [layout.MAGIC, bytes([flags]), head, b"", bytes(self.plan)]
+        for at, (pool, owned) in enumerate(zip(self.pools, self.owned, strict=True)):
+            if pool:
+                parts.append(self.stream(at, np.concatenate(pool)))
+            parts += owned
+        if self.bits:
+            parts.append(np.packbits(np.concatenate(self.bits), bitorder="little").tobytes())
+        pad = layout.padding(known, sum(map(len, parts)) + 8, self.unfolded)
+        parts[3] = struct.pack("<II", len(self.plan), pad)
+        return b"".join([*parts, bytes(pad)])
+
+    def stream(self, at: int, numbers: Array) -> bytes:
+        way, data = packed(numbers, self.back, at >= layout.PLAIN)
+        return varint(4 * len(data) + way) + data
+
+    def put(self, at: int, numbers: Array) -> None:
+        """Add to a column."""
+        numbers = numbers.astype(layout.DTYPES[at], copy=False)
+        if len(numbers) >= OWN:
+            self.owned[at].append(self.stream(at, numbers))
+        elif len(numbers):
+            self.pools[at].append(numbers)
+
+    def tree(self, tree: Tree, depth: int) -> None:
+        if depth > layout.DEEPEST:
+            raise WireError(f"trees nest at most {layout.DEEPEST} deep")
+        self.plan += varint(len(tree))
+        for name, value in tree.items():
+            if isinstance(value, Mapping):
+                self.head(TREE, name)
+                self.tree(value, depth + 1)
+            elif isinstance(value, Sparse):
+                self.sparse(name, value)
+            elif isinstance(value, Tensor):
+                self.dense(name, value)
+            else:
+                self.head(NUMBER, name)
+                self.plan += struct.pack("<d", value)
+
+    def head(self, kind: int, name: str, dtype: torch.dtype | None = None, shape: tuple[int, ...] = ()) -> None:
+        place, text = self.place.get(name, -1), name.encode()
+        alike = False
+        if dtype is not None:
+            if dtype not in TYPES:
+                raise WireError(f"tensors of {dtype} cannot be sent")
+            manifest = self.known.manifest
+            alike = place >= 0 and manifest is not None and manifest.entries[place][1:] == (TYPES.index(dtype), shape)
+        following = place >= 0 and place == self.last + 1
+        self.plan.append(kind + NEXT * following + ALIKE * alike)
+        if not following:
+            self.plan += varint(place + 1) if place >= 0 else varint(0) + varint(len(text)) + text
+        if place >= 0:
+            self.last = place
+        if dtype is not None and not alike:
+            self.plan += bytes([TYPES.index(dtype), len(shape)]) + b"".join(map(varint, shape))
+
+    def dense(self, name: str, value: Tensor) -> None:
+        """Add a tensor: every element, or those that are not +0.0 where many are."""
+        shape = tuple(value.shape)
+        self.head(DENSE, name, value.dtype, shape)
+        self.unfolded += value.numel() * value.element_size()
+        flat = array(value)
+        if value.dtype != torch.float32:
+            self.plan.append(8 * TYPED + ALL)
+            self.typed(TYPES.index(value.dtype), flat)
+            return
+        words = flat.view(np.uint32)
+        index, base = self.known.index(name), self.known.words(name)
+        base = base if base is not None and len(base) == len(words) else None
+        lossy = self.lossy_for(shape, name)
+        zeros = len(words) - np.count_nonzero(words)
+        if len(words) < 64 or 16 * zeros < len(words) or len(words) >= 2**32:
+            if value.dim() == 1 and index is not None and len(index) == len(words):
+                known = self.known.words(name)
+                base = known[index] if known is not None else None
+            self.floats(words, base, ALL, b"", lossy)
+            return
+        if index is not None and self.known.masks[name].numel() == len(words):
+            inside = words[index]
+            if np.count_nonzero(inside) == len(words) - zeros:
+                self.floats(inside, None if base is None else base[index], MASK, b"", lossy)
+                return
+        index = np.flatnonzero(words)
+        how = self.positions(index, len(words), base)
+        self.floats(words[index], None if base is None else base[index], *how, lossy)
+
+    def sparse(self, name: str, value: Sparse) -> None:
+        """Add a sparse tensor."""
+        shape, index, numel = tuple(value.shape), value.index.detach().cpu().numpy(), math.prod(value.shape)
+        if len(index) and (index[0] < 0 or index[-1] >= numel or (index[1:] <= index[:-1]).any()):
+            raise WireError(f"positions must rise strictly and lie below {numel}")
+        if len(index) != value.values.numel():
+            raise WireError(f"{value.values.numel()} values at {len(index)} positions")
+        self.head(SPARSE, name, value.values.dtype, shape)
+        self.unfolded += len(index) * (8 + value.values.element_size())
+        base, mask = self.known.words(name), self.known.index(name)
+        base = base if base is not None and len(base) == numel else None
+        if len(index) == numel:
+            how = ALL, b""
+        elif mask is not None and self.known.masks[name].numel() == numel and np.array_equal(mask, index):
+            how = MASK, b""
+        else:
+            how = self.positions(index, numel, base)
+        flat = array(value.values)
+        if value.values.dtype == torch.float32:
+            here = None if base is None else base[index]
+            self.floats(flat.view(np.uint32), here, *how, self.lossy_for(shape, name))
+        else:
+            self.plan += bytes([8 * TYPED + how[0]]) + how[1]
+            self.typed(TYPES.index(value.values.dtype), flat)
+
+    def lossy_for(self, shape: tuple[int, ...], name: str) -> int:
+        """Return what float32 values are rounded to; values alone, on a mask, count as the weight they belong to."""
+        place = self.place.get(name, -1)
+        if self.known.manifest and place >= 0:
+            shape = max(shape, self.known.manifest.entries[place][2], key=len)
+        return BF16 if self.lossy and len(shape) < 2 else self.lossy
+
+    def positions(self, index: Array, numel: int, base: Array | None) -> tuple[int, bytes]:
+        """Add positions in the smallest way; return the way and what the plan says of it."""
+        if len(index) and index[-1] >= 2**32:
+            raise WireError("positions beyond 2^32 cannot be sent")
+        count, numbers, way, told = varint(len(index)), gaps_of(index), GAPS, b""
+        if base is not None:
+            least = len(packed(numbers, self.back)[1])
+            for mode in (CHANGES, RANKED):
+                changed = gaps_of(flips(index, base, mode))
+                size = len(packed(changed, self.back)[1]) if len(changed) <= numel // 2 else least
+                if size < least:
+                    least, numbers, way, told = size, changed, mode, varint(len(changed))
+        self.put(GAP, numbers)
+        return way, count + told
+
+    def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:
+        """Add float32 values, and what the plan says of positions and values."""
+        mode = lossy or _smallest(words, base, self.back)
+        scale = b""
+        near: Array | None = None
+        if mode == BF16 and base is not None:
+            near = self.near(to_bf16(words), to_bf16(base))
+            mode = BF16 if near is None else BF16_DISTANCE
+        if mode in (SIGNED, BF16):
+            signed = words if mode == SIGNED else to_bf16(words)
+            signs = negative(signed)
+            if signs.any():
+                self.bits.append(signs)
+            else:
+                mode = UNSIGNED if mode == SIGNED else BF16_UNSIGNED
+            numbers = magnitudes(words) if signed is words else signed & np.uint16(0x7FFF)
+        elif mode == DISTANCE and base is not None:
+            numbers = distance(words, base)
+        elif near is not None:
+            numbers = near
+        elif mode == TYPED:
+            numbers = words.view(np.float32)
+        else:
+            number, numbers = quantised(words, mode)
+            scale = struct.pack("<f", number)
+        self.plan += bytes([8 * mode + way]) + told + scale
+        self.put(layout.column(mode, 0), numbers)
+
+    def near(self, halves: Array, base: Array) -> Array | None:
+        """Return bf16 values' distances from the base's, where some of them are smaller so than on their own."""
+        steps, step = bf16_distance(halves, base), max(1, len(halves) // SAMPLE)
+        some, alone = (np.ascontiguousarray(x[::step][:SAMPLE]) for x in (steps, halves & np.uint16(0x7FFF)))
+        sizes = [len(packed(x, self.back)[1]) for x in (some, alone)]
+        return steps if sizes[0] < sizes[1] + len(some) // 8 else None
+
+    def typed(self, kind: int, flat: Array) -> None:
+        """Add the values of another type than float32."""
+        if kind == layout.BOOL:
+            self.bits.append(flat.view(bool))
+        else:
+            at = layout.PLAIN + kind
+            same = flat.itemsize == layout.DTYPES[at].itemsize
+            self.put(at, flat.view(layout.DTYPES[at]) if same else flat.astype(layout.DTYPES[at]))
+
+
+def _smallest(words: Array, base: Array | None, back: str) -> int:
+    """Return the lossless mode that makes float32 values smallest, judged by some of them."""
+    if len(words) < FEW:
+        if base is None or not len(words):
+            return SIGNED
+        steps = np.abs(distance(words, base).astype(np.float64))
+        span = magnitudes(words)
+        plain = min(24.0, math.log2(int(span.max()) - int(span.min()) + 1))
+        return DISTANCE if np.log2(steps + 1).mean() + 2 < plain else SIGNED
+    step = max(1, len(words) // SAMPLE)
+    some = np.ascontiguousarray(words[::step][:SAMPLE])
+    sizes = {
+        SIGNED: len(packed(magnitudes(some), back)[1]) + (len(some) // 8) * bool(negative(some).any()),
+        TYPED: len(packed(some.view(np.float32), back, True)[1]),
+    }
+    if base is not None:
+        sizes[DISTANCE] = len(packed(distance(some, base[::step][:SAMPLE]), back)[1])
+    return min(sizes, key=lambda mode: sizes[mode])

@@ -1,0 +1,59 @@
+"""Error feedback: what rounding took from a value is added to it the next time it is sent.
+
+Seide et al., "1-bit stochastic gradient descent", Interspeech 2014. The residual belongs in the client's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsieve.types import Sparse
+from fedsieve.wire.known import WireError, array
+from fedsieve.wire.values import BF16, INT4, INT8, LOSSY, from_bf16, multiples, quantised, to_bf16
+
+
+def rounded(values: Tensor, how: str) -> Tensor:
+    """Return float32 values as they arrive when a whole tensor of them is sent as bf16, int8 or int4."""
+    mode = LOSSY.get(how)
+    if mode is None:
+        raise WireError(f"values go as {', '.join(LOSSY)}, not as {how!r}")
+    words = array(values).view(np.uint32)
+    if mode == BF16:
+        words = from_bf16(to_bf16(words))
+    elif mode in (INT8, INT4):
+        scale, folded = quantised(words, mode)
+        words = multiples(folded, float(scale), mode)
+    return torch.from_numpy(words.view(np.float32).copy()).view(values.shape)
+
+
+def compensated(
+    tree: Mapping[str, Tensor | Sparse], residual: Mapping[str, Tensor], how: str
+) -> tuple[dict[str, Tensor | Sparse], dict[str, Tensor]]:
+    """Return what to encode with ``values=how``, and the residual to keep: the sum of both equals what was to be sent.
+
+    ``tree`` is flat. Float32 entries of two dimensions and more take part. A residual is dense; where a sparse entry
+    sends nothing, it waits.
+    """
+    sent: dict[str, Tensor | Sparse] = {}
+    kept: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        values = value.values if isinstance(value, Sparse) else value
+        if values.dtype != torch.float32 or len(value.shape) < 2:
+            sent[name] = value
+            continue
+        left = residual[name].clone() if name in residual else torch.zeros(tuple(value.shape))
+        if left.shape != tuple(value.shape):
+            raise WireError(f"a residual of shape {tuple(left.shape)} for {name}")
+        if isinstance(value, Sparse):
+            whole = value.values + left.view(-1)[value.index]
+            left.view(-1)[value.index] = whole - rounded(whole, how)
+            sent[name] = Sparse(whole, value.index, value.shape)
+        else:
+            whole = value + left
+            left, sent[name] = whole - rounded(whole, how), whole
+        kept[name] = left
+    return sent, kept

@@ -1,0 +1,65 @@
+"""What encoder and decoder agree on: the head, the kinds of entries, the columns, and what bytes may claim."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsieve.wire.known import TYPES, Known
+from fedsieve.wire.values import BF16, BF16_DISTANCE, BF16_UNSIGNED, DISTANCE, INT4, INT8, SIGNED, TYPED, UNSIGNED
+
+MAGIC = b"FSV2"
+HAS_MANIFEST, HAS_BASE = 1, 2
+"""Flags: the digest of a manifest, or of a base and masks, follows."""
+
+TREE, NUMBER, DENSE, SPARSE = range(4)
+NEXT, ALIKE = 4, 8
+"""Added to a kind: the name is the manifest's next one; type and shape are the manifest's."""
+
+DEEPEST = 8
+OWN = 4096
+"""From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, a stream a column."""
+
+UNFOLDS, UNFOLDS_KNOWN = 1024, 1
+"""Bytes of tensors that a byte of a message justifies: without a manifest, and beyond what the manifest does."""
+
+COLUMNS = ("<u4", "<u4", "<i4", "<u2", "<u2", "<f4", "<f8", "<u2", "<u2", "<i8", "<i4", "<u2")
+"""The columns: gaps, magnitudes, distances, bf16 ones of either, multiples, then one for every type but bool."""
+
+GAP, MAGNITUDE, STEP, HALF, MULTIPLE, PLAIN = range(6)
+BITS = len(COLUMNS)
+"""The last column, of signs and booleans: a bit each, all tensors' in one row, lowest bit first."""
+
+DTYPES = tuple(np.dtype(form) for form in COLUMNS)
+COLUMN = {SIGNED: MAGNITUDE, UNSIGNED: MAGNITUDE, DISTANCE: STEP, BF16: HALF, BF16_UNSIGNED: HALF}
+COLUMN |= {INT8: MULTIPLE, INT4: MULTIPLE, BF16_DISTANCE: HALF}
+"""The column that each way of sending values fills, TYPED apart."""
+
+BOOL = len(TYPES) - 1
+
+
+def column(mode: int, kind: int) -> int:
+    """Return the column of values sent in a mode, of a type given by its place."""
+    return COLUMN[mode] if mode != TYPED else BITS if kind == BOOL else PLAIN + kind
+
+
+def allowed(known: Known, size: int) -> int:
+    """Return how many bytes of tensors a message of ``size`` bytes may unfold to."""
+    if known.manifest is None:
+        return UNFOLDS * size
+    return int(known.copies * known.manifest.size) + UNFOLDS_KNOWN * size
+
+
+def padding(known: Known, size: int, unfolded: int) -> int:
+    """Return how many zero bytes a message of ``size`` bytes needs at its end to justify what it unfolds to."""
+    per = UNFOLDS if known.manifest is None else UNFOLDS_KNOWN
+    return max(0, -(-(unfolded - allowed(known, size)) // per))
+
+
+def varint(number: int) -> bytes:
+    """Return a number in groups of seven bits, the lowest first, each but the last with the highest bit set."""
+    groups = bytearray()
+    while number >= 128:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)

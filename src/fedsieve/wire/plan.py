@@ -1,0 +1,233 @@
+"""The plan: what a message says it holds, read and checked before anything is unpacked or set aside."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsieve.types import Sparse, Tree
+from fedsieve.wire import layout
+from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError
+from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED
+from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
+
+Decoded = dict[str, "Tensor | Sparse | float | Tree"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor as the plan tells it: ``way`` and ``mode`` of positions and values, and how many flips (``changed``)."""
+
+    name: str
+    kind: int
+    dtype: int
+    shape: tuple[int, ...]
+    way: int
+    mode: int
+    count: int
+    changed: int
+    scale: float
+
+    @property
+    def numel(self) -> int:
+        """The elements of the dense tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def unfolded(self) -> int:
+        """The bytes of the tensor that comes out."""
+        size = TYPES[self.dtype].itemsize
+        return self.numel * size if self.kind == DENSE else self.count * (8 + size)
+
+    def columns(self) -> list[tuple[int, int]]:
+        """Return the columns that the tensor fills, and with how many numbers each."""
+        found = [(layout.column(self.mode, self.dtype), self.count)]
+        if self.mode in (SIGNED, BF16):
+            found.append((BITS, self.count))
+        if self.way in (GAPS, CHANGES, RANKED):
+            found.append((GAP, self.count if self.way == GAPS else self.changed))
+        return found
+
+
+class Plan:
+    """A cursor over the message that never reads past its end."""
+
+    def __init__(self, data: bytes, known: Known):
+        self.data, self.at, self.end, self.known = memoryview(data), 0, len(data), known
+        self.last, self.leaves = -1, list[Leaf]()
+        self.root = self.plan()
+
+    def take(self, size: int) -> memoryview:
+        """Return the next bytes."""
+        if size > self.end - self.at:
+            raise WireError(f"the message ends early: {size} bytes wanted at {self.at}, {self.end - self.at} left")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def numbers(self, form: str) -> tuple[Any, ...]:
+        """Return the next numbers, of a fixed size."""
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def varint(self) -> int:
+        """Return the next whole number."""
+        number = 0
+        for shift in range(0, 63, 7):
+            group = self.take(1)[0]
+            number |= (group & 127) << shift
+            if group < 128:
+                if shift and not group:
+                    raise WireError("a number with more groups than it needs")
+                return number
+        raise WireError("a number beyond 2^63")
+
+    def plan(self) -> Decoded:
+        """Read the head and the plan: the tree, with leaves in the tensors' places. Checks what they claim to be."""
+        self.head()
+        length, pad = self.numbers("<II")
+        if pad > self.end - self.at:
+            raise WireError(f"{pad} bytes of padding announced, {self.end - self.at} left")
+        if any(self.data[self.end - pad :]):
+            raise WireError("padding that is not zero")
+        self.end -= pad
+        if length > self.end - self.at:
+            raise WireError(f"a plan of {length} bytes announced, {self.end - self.at} left")
+        whole, self.end = self.end, self.at + length
+        tree = self.tree(1)
+        if self.at != self.end:
+            raise WireError(f"{self.end - self.at} bytes after the end of the plan")
+        self.end = whole
+        unfolded = sum(leaf.unfolded for leaf in self.leaves)
+        if unfolded > layout.allowed(self.known, len(self.data)):
+            raise WireError(f"{unfolded} bytes of tensors announced in a message of {len(self.data)}")
+        if pad != layout.padding(self.known, len(self.data) - pad, unfolded):
+            raise WireError(f"{pad} bytes of padding where others are due")
+        return tree
+
+    def head(self) -> None:
+        """Read what stands before the plan."""
+        magic = bytes(self.take(len(layout.MAGIC)))
+        if magic != layout.MAGIC:
+            old = "; version 1, of an earlier FedSieve" if magic == b"FSV1" else ""
+            raise WireError(f"not a FedSieve message of version 2{old}")
+        flags = self.take(1)[0]
+        if flags > layout.HAS_MANIFEST + layout.HAS_BASE:
+            raise WireError(f"unknown flags {flags}")
+        manifest = self.known.manifest
+        if bool(flags & layout.HAS_MANIFEST) != (manifest is not None):
+            raise WireError(
+                "the message is for a receiver who knows the model's manifest" if flags & 1 else "no manifest"
+            )
+        if manifest and bytes(self.take(DIGEST)) != manifest.digest:
+            raise WireError("the message is about another model: its manifest differs")
+        based = bool(self.known.base or self.known.masks)
+        if bool(flags & layout.HAS_BASE) != based:
+            raise WireError("the message is against a base that is not known here" if not based else "no base")
+        if based and bytes(self.take(DIGEST)) != self.known.digest:
+            raise WireError("the message is against another base or other masks")
+
+    def tree(self, depth: int) -> Decoded:
+        """Read a tree's entries."""
+        if depth > layout.DEEPEST:
+            raise WireError(f"trees nest deeper than {layout.DEEPEST}")
+        tree: Decoded = {}
+        for _ in range(self.varint()):
+            head = self.take(1)[0]
+            if head > SPARSE + NEXT + ALIKE:
+                raise WireError(f"unknown kind {head}")
+            name = self.name(bool(head & NEXT))
+            if name in tree:
+                raise WireError(f"the name {name!r} comes twice")
+            kind = head & 3
+            if kind in (TREE, NUMBER) and head & ALIKE:
+                raise WireError("a tree or a number with a tensor's shape")
+            if kind == TREE:
+                tree[name] = self.tree(depth + 1)
+            elif kind == NUMBER:
+                tree[name] = self.number()
+            else:
+                self.leaves.append(self.leaf(name, kind, bool(head & ALIKE)))
+                tree[name] = self.leaves[-1]  # type: ignore[assignment]
+        return tree
+
+    def number(self) -> float:
+        """Read a number."""
+        value = float(self.numbers("<d")[0])
+        if self.known.finite and not math.isfinite(value):
+            raise WireError("a number that is not finite")
+        return value
+
+    def name(self, following: bool) -> str:
+        """Read an entry's name."""
+        entries = self.known.manifest.entries if self.known.manifest else ()
+        place = self.last + 1 if following else self.varint() - 1
+        if place >= len(entries):
+            raise WireError(f"name {place} of a manifest of {len(entries)}")
+        if place >= 0:
+            self.last = place
+            return entries[place][0]
+        try:
+            return str(self.take(self.varint()), "utf-8")
+        except UnicodeDecodeError:
+            raise WireError("a name that is not UTF-8") from None
+
+    def leaf(self, name: str, kind: int, alike: bool) -> Leaf:
+        """Read a tensor's entry."""
+        if alike:
+            manifest = self.known.manifest
+            if manifest is None or name not in manifest.place:
+                raise WireError(f"the shape of {name!r} is not known")
+            _, dtype, shape = manifest.entries[manifest.place[name]]
+        else:
+            dtype, dimensions = self.take(2)
+            if dtype >= len(TYPES):
+                raise WireError(f"unknown type {dtype}")
+            shape = tuple(self.varint() for _ in range(dimensions))
+            if math.prod(max(size, 1) for size in shape) >= 2**63 // 8:
+                raise WireError(f"no tensor has the shape {shape}")
+        way, mode, numel = *divmod(self.take(1)[0], 8)[::-1], math.prod(shape)
+        if way > RANKED or mode > BF16_DISTANCE:
+            raise WireError(f"unknown way {way} of positions or mode {mode} of values")
+        if mode != TYPED and TYPES[dtype] != torch.float32:
+            raise WireError(f"values of {TYPES[dtype]} in a mode for float32")
+        count, changed = self.positions(name, way, numel)
+        scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
+        if mode in (DISTANCE, BF16_DISTANCE):
+            self.base(name, way, shape)
+        return Leaf(name, kind, dtype, shape, way, mode, count, changed, scale)
+
+    def positions(self, name: str, way: int, numel: int) -> tuple[int, int]:
+        """Return how many positions a tensor has, and how many flips tell of them."""
+        if way == ALL:
+            return numel, 0
+        if way == MASK:
+            index = self.known.index(name)
+            if index is None or self.known.masks[name].numel() != numel:
+                raise WireError(f"no mask of {name!r} is known")
+            return len(index), 0
+        count = self.varint()
+        if count > numel:
+            raise WireError(f"{count} positions announced in {numel} elements")
+        if way == GAPS:
+            return count, 0
+        changed, base = self.varint(), self.known.words(name)
+        if base is None or len(base) != numel:
+            raise WireError(f"no base of {name!r} is known")
+        if changed > numel:
+            raise WireError(f"{changed} changes announced in {numel} elements")
+        return count, changed
+
+    def base(self, name: str, way: int, shape: tuple[int, ...]) -> Array:
+        """Return the known values that distances count from: of all elements, or of a mask's, for values alone."""
+        words, index = self.known.words(name), self.known.index(name)
+        numel = math.prod(shape)
+        if words is not None and way == ALL and len(shape) == 1 and index is not None and len(index) == numel:
+            return words[index]
+        if words is None or len(words) != numel:
+            raise WireError(f"no base of {name!r} is known")
+        return words

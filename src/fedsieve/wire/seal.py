@@ -1,0 +1,93 @@
+"""The seal: a message bound to its run, round, client, direction and base by HMAC-SHA256."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsieve.types import InputError
+from fedsieve.wire.known import WireError
+
+TAG = 32
+"""Bytes of the tag, which stands before the message."""
+
+SHORTEST = 16
+"""Bytes that a key must have at least."""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What a message is bound to. It is not sent: the receiver knows it, and the tag tells whether it is the same.
+
+    ``direction`` is ``down`` (to the client) or ``up``; ``base`` the digest of the model that the message is against.
+    """
+
+    run: str
+    round: int
+    client: int
+    direction: str
+    base: bytes = b""
+
+    def told(self) -> bytes:
+        """Return the envelope in bytes, of which no two are alike."""
+        run, way = self.run.encode(), self.direction.encode()
+        lengths = struct.pack("<IIIqq", len(run), len(way), len(self.base), self.round, self.client)
+        return b"fedsieve seal 1\0" + lengths + run + way + self.base
+
+
+def seal(body: bytes, envelope: Envelope, key: bytes) -> bytes:
+    """Return a message with its tag before it."""
+    return _tag(body, envelope, key) + body
+
+
+def opened(data: bytes, envelope: Envelope, key: bytes) -> bytes:
+    """Return a sealed message without its tag. Raises WireError unless it was sealed so, with this key."""
+    if len(data) < TAG:
+        raise WireError(f"a sealed message of {len(data)} bytes is shorter than its tag")
+    body = data[TAG:]
+    if not hmac.compare_digest(_tag(body, envelope, key), data[:TAG]):
+        raise WireError(
+            f"the seal does not fit round {envelope.round} and client {envelope.client} ({envelope.direction}): "
+            "the message is damaged, or of another run, round, client, base or key"
+        )
+    return body
+
+
+def key_of_run(environment: Mapping[str, str] | None = None) -> bytes:
+    """Return the key of FEDSIEVE_KEY (hexadecimal) or of the file FEDSIEVE_KEY_FILE. Raises InputError."""
+    environment = os.environ if environment is None else environment
+    text, path = environment.get("FEDSIEVE_KEY"), environment.get("FEDSIEVE_KEY_FILE")
+    if text and path:
+        raise InputError("both FEDSIEVE_KEY and FEDSIEVE_KEY_FILE are set: unset one")
+    where = "FEDSIEVE_KEY" if text else f"FEDSIEVE_KEY_FILE ({path})"
+    if path:
+        try:
+            text = Path(path).read_text(encoding="ascii")
+        except OSError as error:
+            raise InputError(f"{where} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            text = "?"
+    if not text:
+        raise InputError("no key: set FEDSIEVE_KEY to 64 hexadecimal digits, or FEDSIEVE_KEY_FILE to a file of them")
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        raise InputError(f"{where} is not hexadecimal: take what `openssl rand -hex 32` prints") from None
+    if len(key) < SHORTEST:
+        raise InputError(f"{where} has {len(key)} bytes, at least {SHORTEST} are due: `openssl rand -hex 32` makes 32")
+    return key
+
+
+def _tag(body: bytes, envelope: Envelope, key: bytes) -> bytes:
+    if envelope.direction not in ("up", "down"):
+        raise ValueError(f"a message goes up or down, not {envelope.direction!r}")
+    if len(key) < SHORTEST:
+        raise ValueError(f"a key of {len(key)} bytes; at least {SHORTEST} are due")
+    tag = hmac.new(key, envelope.told(), hashlib.sha256)
+    tag.update(body)
+    return tag.digest()

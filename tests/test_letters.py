@@ -1,0 +1,119 @@
+"""Letters in a run: what is not sealed for this round, client and base is refused, and the round goes on without it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import tiny_run
+from fedsieve import local, pool
+from fedsieve.engine.letters import Letters
+from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer, rounds
+from fedsieve.engine.task import Federation, open_run
+from fedsieve.methods import FLASH, FedAvg, ZeroFL
+from fedsieve.types import Params, flatten
+from fedsieve.wire import TAG, WireError
+
+
+@dataclass
+class Meddler:
+    """An engine that changes one client's answer from round 2 on."""
+
+    act: str
+    victim: int = -1
+    before: dict[int, bytes] = field(default_factory=dict)
+
+    def __call__(self, federation: Federation, memory: Memory) -> Any:
+        inner: Engine = local(kernels="dense")
+
+        @contextmanager
+        def engine() -> Iterator[Exchange]:
+            with inner(federation, memory) as exchange:
+
+                def meddled(t: int, letters: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+                    replies = dict(exchange(t, letters))
+                    first, second = list(replies)[:2]
+                    self.victim = first
+                    told = dict(replies)
+                    if t > 1:
+                        told[first] = self.changed(told[first], replies[second], letters[first])
+                    self.before = replies
+                    return list(told.items())
+
+                yield meddled
+
+        return engine()
+
+    def changed(self, own: bytes, other: bytes, down: bytes) -> bytes:
+        return {
+            "replay": self.before.get(self.victim, b""),
+            "another client": other,
+            "echo": down,
+            "cut": own[:-1],
+            "cut tag": own[1:],
+            "no tag": own[TAG:],
+            "more": own + b"\0",
+            "flip": own[:-9] + bytes([own[-9] ^ 1]) + own[-8:],
+            "nothing": b"",
+        }[self.act]
+
+
+def everyone(method: Any) -> Any:
+    return replace(tiny_run(method, rounds=3), per_round=6)
+
+
+@pytest.mark.parametrize(
+    "act", ["replay", "another client", "echo", "cut", "cut tag", "no tag", "more", "flip", "nothing"]
+)
+def test_a_meddled_answer_is_refused_and_the_round_goes_on(act: str) -> None:
+    meddler = Meddler(act)
+    found = list(rounds(open_run(everyone(FedAvg())), meddler))
+    assert [len(r.refused) for r in found] == [0, 1, 1]
+    for r in found[1:]:
+        assert r.refused[0].client == 0
+        assert "seal" in r.refused[0].reason
+    assert all(torch.isfinite(v).all() for v in found[-1].state.params.values())
+
+
+def test_each_federation_has_its_own_key() -> None:
+    """Letters of the same run in another process's federation do not fit."""
+    ours, theirs = open_run(everyone(FedAvg())), open_run(everyone(FedAvg()))
+    state = ours.run.method.init(ours.model(), torch.Generator())
+    outgoing, _ = Letters(ours).round(1, {0: 0}, {0: ours.run.method.broadcast(state, 0)})
+    assert answer(Worker(ours, kernels="dense"), 1, 0, outgoing[0])[0]
+    for t, client, worker in ((1, 0, theirs), (2, 0, ours), (1, 1, ours)):
+        with pytest.raises(WireError, match="seal"):
+            answer(Worker(worker, kernels="dense"), t, client, outgoing[0])
+
+
+def test_an_answer_to_another_broadcast_is_refused() -> None:
+    federation = open_run(everyone(FedAvg()))
+    letters, params = Letters(federation), federation.run.method.init(federation.model(), torch.Generator()).params
+    other: Params = {name: v + 1 for name, v in params.items()}
+    outgoing, told = letters.round(1, {0: 0}, {0: params})
+    _, told_other = letters.round(1, {0: 0}, {0: other})
+    reply, _ = answer(Worker(federation, kernels="dense"), 1, 0, outgoing[0])
+    assert set(told(0, reply)) >= {"tree", "n"}
+    with pytest.raises(WireError, match="base"):
+        told_other(0, reply)
+
+
+@pytest.mark.parametrize("method", [FedAvg(), ZeroFL(0.9, 0.0), FLASH(0.3)], ids=["fedavg", "zerofl", "flash"])
+def test_engines_and_resumed_runs_send_the_same_bytes(method: Any) -> None:
+    run_ = tiny_run(method, rounds=3)
+    a = list(rounds(open_run(run_), local(kernels="dense")))
+    b = list(rounds(open_run(run_), pool(2, kernels="dense")))
+    for one, other in zip(a, b, strict=True):
+        assert (one.bytes_up, one.bytes_down, one.metrics) == (other.bytes_up, other.bytes_down, other.metrics)
+        flat, again = flatten(one.state), flatten(other.state)
+        assert all(torch.equal(flat[name], again[name]) for name in flat)
+
+
+def test_the_model_just_sent_makes_answers_smaller() -> None:
+    """Weights that hardly move cost few bits each: their distance from what both sides hold."""
+    moved = list(rounds(open_run(tiny_run(FedAvg(), lr=1e-4, lr_end=1e-4)), local(kernels="dense")))[-1]
+    assert moved.bytes_up < 0.8 * moved.bytes_down
+    assert moved.bytes_dense_up > moved.bytes_down > 0.7 * moved.bytes_dense_down

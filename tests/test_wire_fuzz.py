@@ -1,0 +1,30 @@
+"""A slice of scripts/fuzz: half a minute of mutated messages, with the seal off."""
+
+import pytest
+
+from fedsieve.wire import decode
+from fedsieve.wire.plan import Plan
+from fedsieve.wire.positions import RANKED
+from fedsieve.wire.streams import BACK_ENDS
+from fedsieve.wire.values import BF16_DISTANCE, TYPED
+from fuzzing import MUTATIONS, corpus, fuzz
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_mutated_messages_are_taken_or_refused_and_nothing_else(back_end: str) -> None:
+    found = fuzz(1_000_000, 0, back_end, seconds=15)
+    assert found.taken + found.refused > 2_000
+    assert found.refused > found.taken / 10 > 0
+    assert len(found.kinds) > 20
+    assert found.most_memory <= 2 * found.model
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_the_mutated_messages_are_of_every_mode_and_good_before(back_end: str) -> None:
+    leaves = []
+    for data, known in corpus(back_end):
+        decode(data, known)
+        leaves += Plan(data, known).leaves
+    assert {leaf.way for leaf in leaves} == set(range(RANKED + 1))
+    assert {leaf.mode for leaf in leaves} >= set(range(TYPED + 1, BF16_DISTANCE + 1)) - {2, 5}
+    assert len(MUTATIONS) > 10
