@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from fedsieve import InputError, Run, run
 from fedsieve.bench.clock import machine
 from fedsieve.recipes import made
 from fedsieve.settings import changed as settled
+from fedsieve.types import Tree
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent / "tests"))
-from lies import changed, flipped  # noqa: E402
+from lies import Act, Told, changed, flipped  # noqa: E402
 
 RESULTS = ROOT / "results" / "byzantine.json"
 OPTIONS: dict[str, list[str]] = {
@@ -42,11 +43,11 @@ def ten(options: list[str]) -> Run:
     return settled(replace(base, **shape, evaluate_every=24), options)  # type: ignore[arg-type]
 
 
-def byzantine(many: int) -> Callable[[int, int, bytes, bytes], Iterable[tuple[int, bytes]]]:
+def byzantine(many: int) -> Act:
     """The first so many clients turn their changes round, ten times as long."""
 
-    def act(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
-        yield client, flipped(10)(message, reply) if client < many else reply
+    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        yield client, flipped(10)(down, told) if client < many else told
 
     return act
 

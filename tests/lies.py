@@ -8,24 +8,31 @@ import torch
 
 from fedsieve import Sparse, local
 from fedsieve.engine import Engine, Exchange, Federation
+from fedsieve.engine.letters import Letters
 from fedsieve.engine.loop import Memory
-from fedsieve.wire import decode, encode
+from fedsieve.types import Tree
 
 Told = dict[str, Any]
 
 
-def changed(
-    act: Callable[[int, int, bytes, bytes], Iterable[tuple[int, bytes]]], inner: Engine | None = None
-) -> Engine:
-    """An engine that puts ``act(round, client, message, reply)`` in place of every answer."""
+Act = Callable[[int, int, Tree, Told], Iterable[tuple[int, Tree]]]
+
+
+def changed(act: Act, inner: Engine | None = None) -> Engine:
+    """An engine that puts ``act(round, client, what it was sent, what it told)`` in place of every answer, sealed."""
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        letters = Letters(federation)
         with (inner or local())(federation, memory) as exchange:
 
             def answers(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
                 for client, reply in exchange(t, messages):
-                    yield from act(t, client, messages[client], reply)
+                    down = letters.read(letters.message(t, client, messages[client]))
+                    known = letters.based(down)
+                    told: Told = dict(letters.answer(t, client, reply, known))
+                    for author, changed in act(t, client, down, told):
+                        yield author, letters.up(t, author, changed, known)
 
             yield answers
 
@@ -244,13 +251,12 @@ LIES: dict[str, Callable[[Told, Any], Any]] = {
 }
 
 
-def flipped(times: float) -> Callable[[bytes, bytes], bytes]:
+def flipped(times: float) -> Callable[[Tree, Told], Told]:
     """A dense model, its change turned round and multiplied."""
 
-    def lie(message: bytes, reply: bytes) -> bytes:
-        told, down = decode(reply), decode(message)
-        tree: Told = told["tree"]  # type: ignore[assignment]
+    def lie(sent: Tree, told: Told) -> Told:
+        tree, down = told["tree"], dict[str, Any](sent)
         turned = {n: v if n.endswith("running_var") else down[n] - times * (v - down[n]) for n, v in tree.items()}
-        return encode({**told, "tree": turned})
+        return {**told, "tree": turned}
 
     return lie

@@ -22,9 +22,9 @@ from fedsieve.methods import FedAvg
 from fedsieve.robust import Fixed, Multiple, Off
 from fedsieve.settings import changed as set_
 from fedsieve.store import Origin, keep, row
-from fedsieve.types import flatten, rng
+from fedsieve.types import Tree, flatten, rng
 from fedsieve.wire import decode, encode
-from lies import LIES, changed, flipped, poison, says
+from lies import LIES, Told, changed, flipped, poison, says
 from test_methods import METHODS
 
 SENSING = {f"{name}, round 0": METHODS[name] for name in METHODS if "flash" in name}
@@ -49,9 +49,9 @@ def scene(name: str) -> Scene:
     """The first round of training, or the warm-up."""
     seen = dict[int, dict[int, bytes]]()
 
-    def record(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
-        seen.setdefault(t, {})[client] = reply
-        yield client, reply
+    def record(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        seen.setdefault(t, {})[client] = encode(told)
+        yield client, told
 
     run_ = tiny_run(SCENES[name], rounds=2)
     federation = open_run(run_)
@@ -73,7 +73,8 @@ def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = Non
     federation = replace(of.federation, run=replace(of.federation.run, bound=bound or Off()))
     checks, tally = Checks(federation, columns={"seconds"}), Tally()
     passed = partial(checks.passed, of.state, of.asked)
-    return federation.run.method.aggregate(of.state, tally.read(replies, passed)), tally
+    told = lambda _, reply: decode(reply)  # noqa: E731
+    return federation.run.method.aggregate(of.state, tally.read(replies, told, passed)), tally
 
 
 def same(a: Any, b: Any) -> bool:
@@ -230,18 +231,16 @@ TOLD = [
 ]
 
 
-def lying(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
+def lying(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
     """In every round but the second, client 2 lies: not finite, or huge."""
     if client == 2 and t != 2:
-        told = decode(reply)
-        number = float("nan") if t % 2 else 1e30
-        reply = encode(poison(number)(told, None))
-    yield client, reply
+        told = poison(float("nan") if t % 2 else 1e30)(told, None)
+    yield client, told
 
 
-def silent(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
+def silent(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
     if client != 2 or t == 2:
-        yield client, reply
+        yield client, told
 
 
 def told(round: Round) -> dict[str, Any]:
@@ -275,17 +274,17 @@ def test_engines_agree_about_a_liar() -> None:
 
 
 def test_if_all_lie_the_run_ends_and_says_why() -> None:
-    def all_lie(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
-        yield client, encode(says("n", 1e12)(decode(reply), None))
+    def all_lie(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        yield client, says("n", 1e12)(told, None)
 
     for name in METHODS:
         with pytest.raises(InputError, match=r"no client's update could be taken \(client .: an answer from 1e\+12"):
             next(rounds(open_run(tiny_run(METHODS[name])), changed(all_lie)))
 
 
-def shout(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
+def shout(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
     """Client 2 turns its change round and makes it ten times as long, in rounds 1, 3 and 4."""
-    yield client, flipped(10)(message, reply) if client == 2 and t != 2 else reply
+    yield client, flipped(10)(down, told) if client == 2 and t != 2 else told
 
 
 @pytest.mark.parametrize("bound", ["fixed", "multiple"])
@@ -300,10 +299,9 @@ def test_a_long_update_is_above_the_bound(bound: str) -> None:
 
 
 def test_running_statistics_have_a_bound_of_their_own() -> None:
-    def boast(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
-        told = decode(reply)
-        told["tree"]["bn.running_mean"] += 1e6 * (client == 2)  # type: ignore[call-overload, index]
-        yield client, encode(told)
+    def boast(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        told["tree"]["bn.running_mean"] += 1e6 * (client == 2)
+        yield client, told
 
     for bound in (Fixed(1e6, 1e5), Multiple(10.0)):
         every = [*rounds(open_run(tiny_run(FedAvg(), per_round=6, bound=bound)), changed(boast))]

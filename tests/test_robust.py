@@ -1,6 +1,6 @@
 """Means that a few clients cannot move far: against numpy's arithmetic, and against clients that turn round."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,8 @@ from fedsieve.recipes import made
 from fedsieve.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, combined
 from fedsieve.server import mean
 from fedsieve.settings import changed as set_
-from fedsieve.types import flatten
-from fedsieve.wire import decode
-from lies import changed, flipped
+from fedsieve.types import Tree, flatten
+from lies import Act, Told, changed, flipped
 from test_methods import METHODS
 
 ONE_SUPPORT = ["fedavg", "fedadam", "swat", "swat, erk, period", "zerofl full", "pdst", "pdst, adam, equal"]
@@ -128,9 +127,9 @@ def test_the_median_of_a_round_is_that_of_its_updates() -> None:
     """Of the whole method, against numpy: FedAvg's next model is the median of its clients'."""
     sent: list[dict[str, Any]] = []
 
-    def record(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
-        sent.append(decode(reply)["tree"])  # type: ignore[arg-type]
-        yield client, reply
+    def record(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        sent.append(told["tree"])
+        yield client, told
 
     (round_,) = rounds(open_run(tiny_run(FedAvg(), rounds=1, per_round=4, mean=Median())), changed(record))
     for name, value in round_.state.params.items():
@@ -170,11 +169,11 @@ def test_engines_agree_on_it(how: Mean) -> None:
     assert all(torch.equal(fa[n], fb[n]) for n in fa)
 
 
-def byzantine(many: int) -> Callable[[int, int, bytes, bytes], Iterable[tuple[int, bytes]]]:
+def byzantine(many: int) -> Act:
     """The first so many clients turn their changes round, ten times as long."""
 
-    def act(t: int, client: int, message: bytes, reply: bytes) -> Iterable[tuple[int, bytes]]:
-        yield client, flipped(10)(message, reply) if client < many else reply
+    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        yield client, flipped(10)(down, told) if client < many else told
 
     return act
 
