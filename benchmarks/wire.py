@@ -88,10 +88,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     source = drawn() if "--drawn" in sys.argv else trained()
     rows = []
+    packages = {name: version(name) for name in ("numpy", "pcodec", "scipy", "zstandard")}
     for case in source:
         rows.append(asdict(measured(case)))
         print(json.dumps(rows[-1]), flush=True)
-    if "--drawn" not in sys.argv:
-        packages = {name: version(name) for name in ("numpy", "pcodec", "scipy", "zstandard")}
-        told = {"machine": machine(), "versions": packages, "rows": rows, "beside": PEERS}
-        RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+        if "--drawn" not in sys.argv:
+            told = {"machine": machine(), "versions": packages, "rows": rows, "beside": PEERS}
+            RESULTS.write_text(json.dumps(told, indent=1) + "\n")

@@ -56,6 +56,8 @@ def corpus(back_end: str) -> list[tuple[bytes, Known]]:
     nothing, plain = Known(), Known(manifest)
     based, masked = Known(manifest, params), Known(manifest, masks=masks)
     held = Known(manifest, {n: torch.where(top(v, 0.1), v, torch.zeros(())) for n, v in params.items()})
+    kept = {n: m & (torch.arange(m.numel()).view(m.shape) % 7 > 0) for n, m in masks.items()}
+    fewer: Tree = {n: Sparse.of(params[n].flip(0), m) for n, m in kept.items()}
     other: Tree = {"n": 3.0, "t": {"k": torch.arange(90), "b": torch.arange(90) > 7, "h": torch.ones(70).half()}}
     return [
         (encode(tree, known, values, back_end), known)
@@ -64,7 +66,7 @@ def corpus(back_end: str) -> list[tuple[bytes, Known]]:
             (sparse, plain, "f32"), (sparse, based, "f32"), (sparse, held, "f32"), (on_masks, masked, "f32"),
             (on_masks, based, "f32"), (near, based, "bf16"), (sparse, plain, "bf16"), (params, plain, "int8"),
             (sparse, plain, "int4"),
-            (other, nothing, "f32"), ({**other, **sparse}, plain, "f32"), ({}, plain, "f32"),
+            (fewer, held, "f32"), (other, nothing, "f32"), ({**other, **sparse}, plain, "f32"), ({}, plain, "f32"),
         )
     ]  # fmt: skip
 

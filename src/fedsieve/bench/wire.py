@@ -61,7 +61,8 @@ class Row:
 
 def measured(case: Case, repeats: int = 3) -> Row:
     """Encode and decode a case, best of some times, and weigh it."""
-    dense, nnz = _dense_bytes(case.tree), sum(map(_count, case.tree.values()))
+    manifest = case.context.manifest
+    dense, nnz = manifest.size if manifest else _dense_bytes(case.tree), sum(map(_count, case.tree.values()))
     message, out = encode(case.tree, case.context, case.values), math.inf
     back, again = decode(message, case.context), math.inf
     if case.values == "f32" and not all(_same(v, back[n]) for n, v in case.tree.items()):
@@ -132,7 +133,9 @@ def entropy_bits(name: str, value: Tensor | Sparse, known: Known, values: str) -
         base = base if base is not None and len(base) == numel else None
         bits = _positions(index, numel, base)
         here = None if base is None else base[index]
-    lossy = "bf16" if values != "f32" and len(value.shape) < 2 else values
+    place = known.manifest.place.get(name) if known.manifest else None
+    shape = known.manifest.entries[place][2] if known.manifest and place is not None else value.shape
+    lossy = "bf16" if values != "f32" and max(len(value.shape), len(shape)) < 2 else values
     if lossy == "bf16" and here is not None:
         steps = bf16_distance(to_bf16(words), to_bf16(here))
         return bits + min(len(words) * _entropy(steps), _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7))
