@@ -389,7 +389,7 @@ def test_notes_are_no_part_of_an_upload() -> None:
     for kernels in ("auto", "dense", "sparse"):
         (round_,) = run(tiny_run(FedAvg(), rounds=1), local(kernels=kernels))
         sizes.add(round_.bytes_up)
-    assert sizes == {round_.bytes_dense_up}
+    assert len(sizes) == 1
 
 
 def test_work_counts_steps_seconds_and_multiply_adds_either_way() -> None:

@@ -111,7 +111,7 @@ def test_it_works_with_every_method_of_one_support(name: str, how: Mean) -> None
     assert all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
     assert all(torch.isfinite(v).all() for v in robust.state.params.values())
     assert not all(torch.equal(a[n], b[n]) for n in a)
-    assert plain.bytes_up == pytest.approx(robust.bytes_up, rel=0.02)
+    assert plain.bytes_up == pytest.approx(robust.bytes_up, rel=0.05)
     if hasattr(robust.state, "mask"):
         assert all(not v[~robust.state.mask[n]].any() for n, v in robust.state.params.items() if n in robust.state.mask)
 
