@@ -105,13 +105,14 @@ def test_no_update_is_no_mean(how: Mean) -> None:
 @pytest.mark.parametrize("how", [Median(), Trimmed(0.2), Clipped(0.05)], ids=lambda how: type(how).__name__)
 @pytest.mark.parametrize("name", ONE_SUPPORT)
 def test_it_works_with_every_method_of_one_support(name: str, how: Mean) -> None:
-    plain, robust = ([*run(tiny_run(METHODS[name], rounds=2, mean=mean_), local())][-1] for mean_ in (Plain(), how))
+    runs = ([*run(tiny_run(METHODS[name], rounds=2, mean=mean_), local())] for mean_ in (Plain(), how))
+    (first, *_, plain), (robust_first, *_, robust) = runs
     a, b = flatten(plain.state), flatten(robust.state)
     assert a.keys() == b.keys()
     assert all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype for n in a)
     assert all(torch.isfinite(v).all() for v in robust.state.params.values())
     assert not all(torch.equal(a[n], b[n]) for n in a)
-    assert plain.bytes_up == pytest.approx(robust.bytes_up, rel=0.05)
+    assert first.bytes_up == robust_first.bytes_up  # later, the models differ, and so does what tells them
     if hasattr(robust.state, "mask"):
         assert all(not v[~robust.state.mask[n]].any() for n, v in robust.state.params.items() if n in robust.state.mask)
 
