@@ -146,23 +146,18 @@ def one_more(told: Told, state: Any) -> Any:
     return NotImplemented
 
 
-def off_the_mask(told: Told, state: Any) -> Any:
-    """Send the whole weight where the values on a mask are expected."""
-    for name, v in told["tree"].items():
-        whole = state.params.get(name)
-        if isinstance(v, torch.Tensor) and whole is not None and v.shape != whole.shape:
-            told["tree"][name] = torch.ones_like(whole)
-            return told
-    return NotImplemented
+def on_the_mask(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Told, Any], Any]:
+    """Send ``change(values, whole weight)`` where the values on a mask are expected."""
 
+    def lie(told: Told, state: Any) -> Any:
+        for name, v in told["tree"].items():
+            whole = state.params.get(name)
+            if isinstance(v, torch.Tensor) and whole is not None and v.shape != whole.shape:
+                told["tree"][name] = change(v, whole)
+                return told
+        return NotImplemented
 
-def one_more_on_the_mask(told: Told, state: Any) -> Any:
-    for name, v in told["tree"].items():
-        whole = state.params.get(name)
-        if isinstance(v, torch.Tensor) and whole is not None and v.shape != whole.shape:
-            told["tree"][name] = torch.cat([v, torch.ones(1)])
-            return told
-    return NotImplemented
+    return lie
 
 
 def negative_variance(told: Told, state: Any) -> Any:
@@ -241,8 +236,8 @@ LIES: dict[str, Callable[[Told, Any], Any]] = {
     "extra part": says("more", torch.zeros(1000)),
     "flooded": flooded,
     "one value too many": one_more,
-    "off the mask": off_the_mask,
-    "one value off the mask": one_more_on_the_mask,
+    "off the mask": on_the_mask(lambda values, whole: torch.ones_like(whole)),
+    "one value off the mask": on_the_mask(lambda values, whole: torch.cat([values, torch.ones(1)])),
     "negative variance": negative_variance,
     "other tier": other_tier,
     "sensed everything": sensed(1.0),
