@@ -382,14 +382,24 @@ def test_the_table_of_runs(performance: Any, monkeypatch: pytest.MonkeyPatch) ->
         ran.append((kernels, seed))
         slow = 6.0 if kernels == "dense" else 2.0
         rows = [{"round": t, "seconds": slow + t, "accuracy": 0.5 + t / 10 + seed / 100} for t in range(3)]
-        return [*rows, {"round": 3, "seconds": 0.0, "accuracy": None}]
+        rows = [row | {"cpu_seconds": 0.99 * row["seconds"]} for row in [*rows, {"round": 3, "seconds": 0.0}]]
+        return [*rows, {"round": 4, "seconds": 99.0, "cpu_seconds": 90.0}]  # disturbed
 
-    monkeypatch.setattr(runs, "one", one)
+    def tested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"accuracy": None} | row for row in rows]
+
+    monkeypatch.setattr(runs, "one", lambda *run: tested(one(*run)))
     found = {"flash.mnist": runs.measure("flash.mnist")}
     assert ran == [(kernels, seed) for seed in (0, 1, 2) for kernels in ("dense", "sparse")]
-    assert runs.table(found).splitlines()[3] == (
-        "| `flash.mnist` | 30 | 7.00 | 3.00 | 2.3x | 71.0 (70.0, 71.0, 72.0) | 71.0 (70.0, 71.0, 72.0) |"
-    )
+    line = "| `flash.mnist` | 30 | 7.00 | 3.00 | 2.3x | 18 (6) | 71.0 (70.0, 71.0, 72.0) | 71.0 (70.0, 71.0, 72.0) |"
+    assert runs.table(found).splitlines()[3] == line
+
+
+def test_a_median_of_rounds_needs_three_undisturbed_ones(performance: Any) -> None:
+    rows = [{"seconds": s, "cpu_seconds": c} for s, c in ((1.0, 1.0), (2.0, 1.97), (3.0, 2.9), (4.0, 4.0))]
+    timed = performance.runs.timed
+    assert timed(rows) == {"seconds": 2.0, "rounds_kept": 3, "rounds_dropped": 1}
+    assert timed(rows[:3]) == {"seconds": None, "rounds_kept": 2, "rounds_dropped": 1}
 
 
 def test_messages_are_weighed_as_the_table_says() -> None:

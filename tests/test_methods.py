@@ -186,6 +186,18 @@ def test_it_learns_on_a_gpu(method: Method[Any]) -> None:
     assert all(value.device.type == "cpu" for value in final.state.params.values())
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_what_a_cpu_trains(method: Method[Any]) -> None:
+    first = tiny_run(method, rounds=1)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        gpu = [*run(first, local("cuda"), device="cuda")][-1]
+    cpu = last(first, "dense")
+    for name, value in cpu.state.params.items():
+        torch.testing.assert_close(gpu.state.params[name], value, rtol=0, atol=1e-4)
+    assert (gpu.bytes_down, gpu.steps) == (cpu.bytes_down, cpu.steps)
+    assert gpu.multiply_adds == pytest.approx(cpu.multiply_adds, rel=1e-3)
+
+
 def test_central_training_is_one_client() -> None:
     run_ = Run(Swat(0.7), Task(TinyNet, blobs, 1, validation=0.0), 20, 1, batch=16, lr=0.1)
     final = last(run_)

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
+from conftest import TIMES
 from fedsieve.engine import Run
 from fedsieve.published import Published
 from fedsieve.store import read_rows
@@ -138,9 +139,7 @@ def kept(folder: Path) -> dict[str, object]:
         if path.parent.name == "checkpoints":  # whose header names its parts in any order
             found[name] = {name: value.numpy().tobytes() for name, value in load_file(path).items()}
         if path.name == "rounds.jsonl":
-            found[name] = [
-                {k: v for k, v in row.items() if k not in ("seconds", "ms_per_step")} for row in read_rows(path.parent)
-            ]
+            found[name] = [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(path.parent)]
     return found
 
 

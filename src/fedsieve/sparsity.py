@@ -140,11 +140,16 @@ def _largest(keys: Tensor, k: int) -> Tensor:
         return torch.ones_like(keys, dtype=torch.bool)
     if k == 0:
         return torch.zeros_like(keys, dtype=torch.bool)
-    kth = keys.kthvalue(len(keys) - k + 1).values
+    kth = _ascending(keys, len(keys) - k)
     support = keys >= kth
     if surplus := int(support.sum()) - k:
         support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
     return support
+
+
+def _ascending(keys: Tensor, place: int) -> Tensor:
+    """Return the number at a place of the sorted keys; a GPU sorts them, since its kthvalue uses one block alone."""
+    return keys.sort().values[place] if keys.is_cuda else keys.kthvalue(place + 1).values
 
 
 def _rule(name: str, found: Mapping[str, nn.Module]) -> list[str]:

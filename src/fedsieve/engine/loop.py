@@ -85,6 +85,8 @@ class Round:
     """Milliseconds a training step took a client, on average, with what goes before and after its steps."""
     seconds: float
     """Wall-clock of the round, its test set aside."""
+    cpu_seconds: float
+    """What of it this process computed: of a round of one process less than ``seconds`` if the machine was busy."""
     refused: tuple[Refused, ...]
     memory: Memory
     norms: tuple[Norms, ...] = ()
@@ -264,7 +266,7 @@ def rounds(
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
         for t in range(start.t + 1 if start else run.first, last + 1):
-            began, tally = time.perf_counter(), Tally()
+            began, computed, tally = time.perf_counter(), time.process_time(), Tally()
             clients = run.sample(t)
             tiers = {client: run.task.tier(client) for client in clients}
             sent = {tier: method.broadcast(state, tier) for tier in sorted(set(tiers.values()))}
@@ -275,7 +277,7 @@ def rounds(
                 passed = partial(checks.passed, state, tiers)
                 state = _aggregate(run, t, state, tally.read(answers, told, passed), tally)
             model = method.deploy(state)
-            seconds = time.perf_counter() - began
+            seconds, computed = time.perf_counter() - began, time.process_time() - computed
             tested = t % run.evaluate_every == 0 or t == last
             yield Round(
                 t=t,
@@ -296,6 +298,7 @@ def rounds(
                 steps=tally.steps,
                 ms_per_step=1000 * tally.seconds / tally.steps if tally.steps else None,
                 seconds=seconds,
+                cpu_seconds=computed,
                 refused=tuple(sorted(tally.refused, key=lambda refusal: refusal.client)),
                 memory=dict(memory),
                 norms=tuple(checks.norms),
