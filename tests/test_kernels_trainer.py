@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedsieve.kernels import Trainer, library
+from fedsieve.kernels import Trainer, library, swat
+from fedsieve.layers import swat_
 from fedsieve.models import MODELS
 from nets import NETS
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
@@ -115,3 +116,35 @@ def test_training_again_begins_with_the_models_weights() -> None:
         trainer.begin(0.1, 0.9, 0.0)
         first.append([float(trainer.step(x, y)) for x, y in data])
     assert first[0] == first[1]
+
+
+@pytest.mark.parametrize("room", ["enough", "too little"])
+def test_noted_weights_are_those_that_a_scan_finds(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that reach the threshold are noted as they are written; where they do not fit, all are looked through."""
+    if room == "too little":
+        monkeypatch.setattr(swat, "UNEVEN", 0)  # what the linear layer has fits all the same
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 70, 5, 1, 2), nn.ReLU(), nn.Conv2d(70, 9, 3, 2)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(81, 4))
+    swat_(model, {f"{i}.weight": d for i, d in ((0, 0.2), (2, 0.05), (4, 0.1), (7, 0.05))}, 4)
+    data = batches((3, 8, 8), (17,) * 11)
+    found = []
+    for noted in (True, False):
+        own = copy.deepcopy(model)
+        trainer = Trainer(own, {}, 17, lr=0.05, momentum=0.9)
+        trainer.step(*data[0])
+        dense = [lists for lists in trainer.weights.lists.values() if isinstance(lists, swat.Dense)]
+        assert [bool(lists.top.noted.marks) for lists in dense] == [True, True, False, True]  # not at stride 2
+        if not noted:
+            for op in (*(lists.top for lists in dense), *trainer.plan.wide):
+                op.noted.marks = None
+        for x, y in data[1:]:
+            trainer.step(x, y)
+        if noted:
+            counts = torch.cat([dense[i].counts for i in (0, 1, 3)])
+            assert (counts < 0).any() == (room == "too little")
+            assert (counts >= 0).any()
+        trainer.write_()
+        found.append((own.state_dict(), trainer.multiply_adds))
+    assert found[0][1] == found[1][1]
+    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())

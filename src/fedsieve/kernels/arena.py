@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.cuts import huge
 from fedsieve.kernels.program import WORDS, Map, Program, Step, at
 
-MADV_HUGEPAGE = 14
 LINE = 64
 """Bytes of a cache line: maps begin at its multiples."""
 
@@ -93,17 +91,6 @@ class Arena:
             room.halo,
             int(self.packed),
         )
-
-
-def huge(words: int) -> Tensor:
-    """Return uninitialised int32 memory, in huge pages where Linux gives them: maps are walked with long strides."""
-    memory = torch.empty(words, dtype=torch.int32)
-    libc, page = ctypes.CDLL(None), 2 << 20
-    start = -(-memory.data_ptr() // page) * page
-    size = (memory.data_ptr() + 4 * words - start) // page * page
-    if sys.platform == "linux" and size > 0:
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_HUGEPAGE)
-    return memory
 
 
 def _placed(rooms: list[Room], start: int) -> int:

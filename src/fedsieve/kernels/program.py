@@ -145,6 +145,15 @@ class Cut(Structure):
     ]
 
 
+class Noted(Structure):
+    """Which weights reach a threshold, noted as they are written."""
+
+    _fields_: ClassVar[list[Any]] = [(name, c_void_p) for name in ("marks", "value", "count")] + [
+        ("room", c_int64),
+        ("threshold", c_void_p),
+    ]
+
+
 class Top(Operation):
     """The largest weights of a dense layer, as lists."""
 
@@ -156,7 +165,7 @@ class Top(Operation):
         + [(name, c_void_p) for name in ("row", "offset", "value")]
         + [(name, c_int64) for name in ("back_channel", "back_line", "back_halo")]
         + [(name, c_void_p) for name in ("back_row", "back_offset", "back_value")]
-        + [("capacity", c_int64), ("tally", c_void_p)]
+        + [("capacity", c_int64), ("tally", c_void_p), ("noted", Noted)]
     )
 
 
@@ -187,7 +196,7 @@ class Wide(Operation):
         + [("kernel", c_int32), ("padding", c_int32)]
         + [(name, c_void_p) for name in ("dense", "velocity", "sums", "grad_out")]
         + [(name, c_float) for name in ("rate", "momentum", "decay")]
-        + [("phase", c_int32)]
+        + [("phase", c_int32), ("noted", Noted)]
     )
 
 

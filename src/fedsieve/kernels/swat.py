@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.cuts import Cutting
+from fedsieve.kernels.cuts import Cutting, huge, zeros
 from fedsieve.kernels.graph import Product
-from fedsieve.kernels.program import Keep, Top, Wide, at, native
+from fedsieve.kernels.program import Keep, Noted, Top, Wide, at, native
 from fedsieve.kernels.weights import Lists
 from fedsieve.layers import SwatConv2d, SwatLinear
 from fedsieve.sparsity import count
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SLACK = 1.5
 """Room for entries beyond the exact cut: a threshold lets more pass, as weights grow."""
+UNEVEN = 3
+"""Room for the entries of a block of output channels, times an even share of all."""
 CACHE = 400_000
 """Bytes of a transposed gradient that stay in the second cache while a group of samples is multiplied."""
 
@@ -40,8 +42,8 @@ class Dense(Lists):
         self.lanes = int(native().fs_lanes())
         out, inner, k, _ = self.shape
         self.blocks = -(-out // self.lanes)
-        self.dense = torch.zeros(self.blocks, inner * k * k, self.lanes)
-        self.velocity = torch.zeros_like(self.dense) if momentum else None
+        self.dense = self._blocks(inner * k * k)
+        self.velocity = self._blocks(inner * k * k) if momentum else None
         self.k = count(self.density, layer.module.weight.numel())
         self.capacity = min(layer.module.weight.numel(), int(SLACK * self.k) + 64)
         self.offset, self.back_offset = (torch.empty(self.capacity, dtype=torch.int32) for _ in range(2))
@@ -52,6 +54,20 @@ class Dense(Lists):
             dense=at(self.dense), out=out, in_=inner, kernel=k, stride=layer.stride, padding=layer.padding,
             row=at(self.row), offset=at(self.offset), value=self.value, capacity=self.capacity, tally=at(self.tally),
         )  # fmt: skip
+        if layer.stride == 1:
+            self._note()
+
+    def _blocks(self, each: int) -> Tensor:
+        held = huge(self.blocks * each * self.lanes).view(torch.float32)
+        return held.view(self.blocks, each, self.lanes).zero_()
+
+    def _note(self) -> None:
+        """Let those who write the weights note which reach the threshold: they write them in order, at stride 1."""
+        room = UNEVEN * self.k // self.blocks + self.lanes * 9
+        self.marks = torch.zeros(self.blocks, len(self.dense[0]), dtype=torch.int32)
+        self.noted = zeros(self.blocks * (room + self.lanes))
+        self.counts = torch.full((self.blocks,), -1, dtype=torch.int32)
+        self.top.noted = Noted(marks=at(self.marks), value=at(self.noted), count=at(self.counts), room=room)
 
     def read(self, weights: Weights) -> None:
         """Take the module's weights."""
@@ -59,6 +75,8 @@ class Dense(Lists):
         padded = torch.zeros(self.blocks * self.lanes, inner * k * k)
         padded[:out] = self.layer.module.weight.reshape(out, -1)
         self.dense.copy_(padded.view(self.blocks, self.lanes, -1).transpose(1, 2))
+        if self.top.noted.marks:
+            self.counts.fill_(-1)
 
     def write(self, weights: Weights) -> None:
         """Give them back."""
@@ -84,6 +102,7 @@ class Dense(Lists):
         self.top.channel, self.top.line, self.top.shift = x.channel, x.line, x.halo - self.layer.padding
         forwards = out.height * out.width * (1 + plan.moving[self.layer.inputs[0]])
         plan.cut(Cutting(self.top, self.period, lambda _: self.k, lambda n: n * forwards))
+        self.top.noted.threshold = self.top.cut.threshold
         plan.arena.step(lambda: self.top)
         plan.arena.step(lambda: self.gather(plan, x, out), x, out)
 
@@ -114,7 +133,7 @@ class Dense(Lists):
         def wide(phase: int) -> Wide:
             op = Wide(grad=plan.arena.map(g), halo=halo, blocks=at(scratch.block), kernel=layer.kernel, phase=phase)
             op.padding, op.dense, op.velocity = layer.padding, at(self.dense), at(self.velocity)
-            op.from_ = pointer(keep)
+            op.from_, op.noted = pointer(keep), self.top.noted
             plan.wide.append(op)
             return op
 

@@ -15,7 +15,7 @@
 
 const char* fs_isa(void) { return FS_ISA; }
 
-int fs_abi(void) { return 3; }
+int fs_abi(void) { return 4; }
 
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),

@@ -113,6 +113,16 @@ struct Cut {
     uint32_t* work;           // [threads][4 * 2048] counters
 };
 
+// Which weights reach a cut's threshold, noted when they were last written, so that nobody has to look through all of them:
+// their marks and, block by block, their values in order. A block's `count` is below 0 where nothing is known of it.
+struct Noted {
+    uint32_t* marks;          // [blocks][in * kernel * kernel]: a bit for each lane; null: nothing is noted
+    float* value;             // [blocks][room + fs_lanes()]
+    int32_t* count;           // [blocks]
+    int64_t room;
+    const float* threshold;   // the cut's
+};
+
 // The largest weights of a dense layer, as the lists that Gather walks. Weights are stored in blocks of fs_lanes()
 // output channels: [blocks][in * kernel * kernel][lanes], the last block filled up with zeros.
 struct Top {
@@ -129,6 +139,7 @@ struct Top {
     float* back_value;
     int64_t capacity;         // entries that fit; where a threshold lets more pass, the cut is exact again
     int32_t* tally;           // [blocks * (lanes + stride^2 * in)] counters
+    Noted noted;
 };
 
 // The largest activations of a map, as lists of positions in a transposed gradient: see Wide.
@@ -164,6 +175,7 @@ struct Wide {
     float* grad_out;          // null, or where the gradient goes (and no step is taken)
     float rate, momentum, decay;
     int32_t phase;            // 0: transpose; 1: multiply and step
+    Noted noted;              // written with the weights; marks null: not
 };
 
 // value[i] = dense[index[i]]

@@ -131,7 +131,17 @@ struct Weights {
         return t.dense[(o / LANES * each + i % each) * LANES + o % LANES];
     }
 
-    // Calls f(entry of the row, vectors' marks, numbers) for a block.
+    bool known(bool exact, int64_t b) const { return !exact && t.noted.marks && t.noted.count[b] >= 0; }
+
+    // Calls f(entry of the row, marks of the lanes that pass, value of the next such lane) for a block.
+    template <class F>
+    INLINE void noted(int64_t b, F&& f) const {
+        const uint32_t* marks = t.noted.marks + b * each;
+        const float* value = t.noted.value + b * (t.noted.room + LANES);
+        for (int64_t j = 0; j < each; j++)
+            if (marks[j]) f(j, marks[j], [&](int) INLINE_LAMBDA { return *value++; });
+    }
+
     template <class F>
     INLINE void scan(int64_t b, const Passes& p, F&& f) const {
         const float* w = t.dense + b * each * LANES;
@@ -143,16 +153,21 @@ struct Weights {
                 bits_of(m, [&](int l) {
                     if (magnitude(w[l]) == p.least && (b * LANES + l) * each + j > p.last) m &= ~(1u << l);
                 });
-            f(j, m, w);
+            f(j, m, [&](int l) INLINE_LAMBDA { return w[l]; });
         }
     }
 
-    void count(const Passes& p, int64_t b) const {
+    template <class F>
+    INLINE void passing(const Passes& p, bool exact, int64_t b, F&& f) const {
+        known(exact, b) ? noted(b, f) : scan(b, p, f);
+    }
+
+    void count(const Passes& p, bool exact, int64_t b) const {
         int32_t* n = tally(b);
         memset(n, 0, sizeof(int32_t) * (LANES + kinds));
-        scan(b, p, [&](int64_t j, unsigned m, const float*) INLINE_LAMBDA {
+        passing(p, exact, b, [&](int64_t j, unsigned m, auto&&) INLINE_LAMBDA {
             n[LANES + taps.parity[j % area] * t.in + j / area] += __builtin_popcount(m);
-            bits_of(m, [&](int l) INLINE_LAMBDA { n[l]++; });
+            add_marks(n, m);
         });
     }
 
@@ -183,7 +198,7 @@ struct Weights {
         t.back_row[kinds] = n;
     }
 
-    void fill(const Passes& p, int64_t b) const {
+    void fill(const Passes& p, bool exact, int64_t b) const {
         int32_t* n = tally(b);
         std::vector<int32_t> place(area);
         std::vector<int64_t> back(area);
@@ -191,16 +206,17 @@ struct Weights {
             place[i] = int32_t((t.shift + i / t.kernel) * t.line + (t.shift + i % t.kernel) * WORDS);
             back[i] = (t.back_halo + taps.down[i]) * t.back_line + (t.back_halo + taps.right[i]) * WORDS;
         }
-        scan(b, p, [&](int64_t j, unsigned m, const float* w) INLINE_LAMBDA {
+        passing(p, exact, b, [&](int64_t j, unsigned m, auto&& value) INLINE_LAMBDA {
             const int64_t tap = j % area, c = j / area;
             const int32_t here = int32_t(c * t.channel) + place[tap];
             int32_t& behind = n[LANES + taps.parity[tap] * t.in + c];
             bits_of(m, [&](int l) INLINE_LAMBDA {
-                int32_t at = n[l]++;
-                t.offset[at] = here, t.value[at] = w[l];
+                const int32_t at = n[l]++;
+                const float w = value(l);
+                t.offset[at] = here, t.value[at] = w;
                 if (t.back_row) {
                     t.back_offset[behind] = int32_t((b * LANES + l) * t.back_channel + back[tap]);
-                    t.back_value[behind++] = w[l];
+                    t.back_value[behind++] = w;
                 }
             });
         });
@@ -220,7 +236,7 @@ void top(const Top& t, int thread, int threads) {
     auto at = [&](int64_t i) { return w.at(i); };
     for (bool exact = t.cut.exact;; exact = true) {
         Passes p = passes(t.cut, exact, thread, threads, t.out * w.each, each, at);
-        for (int64_t b = blocks.begin; b < blocks.end; b++) w.count(p, b);
+        for (int64_t b = blocks.begin; b < blocks.end; b++) w.count(p, exact, b);
         barrier();
         int64_t total = w.total();
         barrier();
@@ -230,7 +246,7 @@ void top(const Top& t, int thread, int threads) {
             *t.cut.found = total;
         }
         barrier();
-        for (int64_t b = blocks.begin; b < blocks.end; b++) w.fill(p, b);
+        for (int64_t b = blocks.begin; b < blocks.end; b++) w.fill(p, exact, b);
         return;
     }
 }
@@ -425,6 +441,42 @@ void dispatch(int taps, const int32_t* position, const float* value, int64_t n, 
     }
 }
 
+// Notes which weights of a block reach the threshold, as they are written in order: see Noted.
+struct Noting {
+    const Noted& to;
+    const int64_t each;
+    const uint32_t least;
+    uint32_t* mark = nullptr;
+    float *value = nullptr, *begin = nullptr;
+    bool fits = false;
+    explicit Noting(const Noted& to, int64_t each)
+        : to(to), each(each), least(to.marks ? std::max(magnitude(to.threshold[0]), uint32_t(1)) : 0) {}
+
+    void start(int64_t block) {
+        if (!to.marks) return;
+        mark = to.marks + block * each;
+        value = begin = to.value + block * (to.room + LANES);
+        fits = true;
+    }
+
+    // Before `rows` entries of all lanes are written.
+    void expect(int64_t rows) {
+        fits = fits && value - begin + rows * LANES <= to.room;
+    }
+
+    INLINE void note(V x, int v) {
+        if (!fits) return;
+        const unsigned m = marks(reaches(x, least));
+        *mark = v == 0 ? m : *mark | m << (v * L);
+        value = packed(value, x, m);
+        mark += v == B - 1;
+    }
+
+    void end(int64_t block) {
+        if (to.marks) to.count[block] = fits ? int32_t(value - begin) : -1;
+    }
+};
+
 // A square of L samples (rows) by L channels (columns), turned round.
 INLINE void turn(const uint32_t* from, int64_t channel, int channels, float* to, int64_t sample, int samples) {
     alignas(64) float x[L][L];
@@ -474,7 +526,9 @@ void multiplied(const Wide& g, int thread, int threads) {
     float* sums = g.sums + thread * each * LANES;
     Share share(blocks, thread, threads);
     const V rate = all(g.rate), momentum = all(g.momentum), decay = all(g.decay);
+    Noting noting(g.noted, each);
     for (int64_t o = share.begin; o < share.end; o++) {
+        noting.start(o);
         const float* gradient = g.blocks + o * k.samples * k.plane * LANES;
         for (int group = 0; group < k.groups; group++)
             for (int64_t c = 0; c < k.in.channels; c++)
@@ -491,6 +545,7 @@ void multiplied(const Wide& g, int thread, int threads) {
                                 acc[t][v] = group ? load(sums + (c * area + tap[t]) * LANES + v * L) : zero();
                         }
                         dispatch(n, k.position + list[0], k.value + list[0], list[1] - list[0], gradient, moved, acc);
+                        noting.expect(n);
                         for (int t = 0; t < n; t++)
                             for (int v = 0; v < B; v++) {
                                 const int64_t at = (c * area + tap[t]) * LANES + v * L, i = o * each * LANES + at;
@@ -506,11 +561,14 @@ void multiplied(const Wide& g, int thread, int threads) {
                                         d += momentum * load(g.velocity + i);
                                         store(g.velocity + i, d);
                                     }
-                                    store(g.dense + i, w - rate * d);
+                                    w -= rate * d;
+                                    store(g.dense + i, w);
+                                    noting.note(w, v);
                                 }
                             }
                     }
                 }
+        noting.end(o);
     }
 }
 

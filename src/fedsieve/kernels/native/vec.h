@@ -169,6 +169,29 @@ INLINE unsigned marks(I m) {
 #endif
 }
 
+// Writes the marked lanes one after another, and perhaps others behind them, up to L in all; returns where they end.
+INLINE float* packed(float* to, V x, unsigned m) {
+#if defined(__AVX512F__)
+    store(to, (V)_mm512_maskz_compress_ps(__mmask16(m), (__m512)x));
+    return to + __builtin_popcount(m);
+#else
+    for (; m; m &= m - 1) *to++ = x[__builtin_ctz(m)];
+    return to;
+#endif
+}
+
+// Adds one to the numbers of the marked lanes, of all the B vectors.
+INLINE void add_marks(int32_t* n, unsigned m) {
+#if defined(__AVX512F__)
+    for (int v = 0; v < B; v++) {
+        __m512i x = _mm512_loadu_si512(n + v * L);
+        _mm512_storeu_si512(n + v * L, _mm512_mask_add_epi32(x, __mmask16(m >> (v * L)), x, _mm512_set1_epi32(1)));
+    }
+#else
+    for (; m; m &= m - 1) n[__builtin_ctz(m)]++;
+#endif
+}
+
 void barrier();  // of the team that runs an operation
 constexpr int DESK = 64;
 double* desk(int thread, bool odd);  // where a thread puts up to DESK pairs of sums for the others of its team
