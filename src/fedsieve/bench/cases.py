@@ -107,7 +107,7 @@ class Case:
         mask = self.mask(model)
         with torch.no_grad():
             for name, own in mask.items():
-                model.get_parameter(name).mul_(own)
+                model.get_parameter(name).masked_fill_(~own, 0.0)
         return model, mask
 
 

@@ -3,11 +3,10 @@
 Counted is everything that the process holds in memory at its fullest beyond what it held just before the network was
 made: weights, gradients, momentum, masks and lists, the batch, activations, workspace, code that PyTorch generates,
 and for the sparse step the plain network too, as far as a lean trainer lets it hold any (its masked layers have no
-weights of their own until they are written back). Not counted are the interpreter, the
-libraries, the pool of threads and the drawing of a random mask: that has been done before, a small network has been
-trained for a step, and freed memory given back. Where malloc puts a block differs from time to time, by up to a copy of
-the largest weight: the least of three processes counts. The dense step is plain training, without a mask, in the
-layout that takes less.
+weights of their own until they are written back). Not counted are the interpreter, the libraries, the pool of threads
+and the drawing of a random mask: that has been done before, a small network has been trained for a step each way, and
+freed memory given back. Where malloc puts a block differs from time to time, by up to a copy of the largest weight: the
+least of three processes counts. The dense step is plain training, without a mask, in the layout that takes less.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 from fedsieve.bench.cases import Case
 from fedsieve.bench.fresh import fresh
 from fedsieve.bench.training import LAYOUTS, dense, sparse, trainer
+from fedsieve.kernels import reason
 
 STEPS = PROCESSES = 3
 ITSELF = Path("/proc/self")
@@ -45,8 +45,11 @@ def grown(case: Case, kind: str = "sparse", layout: str = "") -> float | None:
     """Return the MB by which this process grows for training steps; None where the system does not tell."""
     if not (ITSELF / "clear_refs").exists():
         return None
+    small = Case("digits_net", sparsity=0.5)
     for before in ("fp32", "bf16"):
-        dense(Case("digits_net"), before, "contiguous", frozen=False)()
+        dense(small, before, "contiguous", frozen=False)()
+    if reason() is None:
+        sparse(trainer(small), small)()
     case.mask(case.network())  # drawing it, which is done once, takes more than it
     _give_back()
     start = _resident("VmRSS")
