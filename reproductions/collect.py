@@ -91,7 +91,8 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
     sums = {name: sum(r[name] for r in trained) for name in KEPT if name.startswith("bytes")}
     spread = f" ± {stdev(ends):.2f}" if len(ends) > 1 else ""
     paper = f"{row.accuracy:.2f}" + (f" ± {row.std:.2f}" if row.std is not None else "")
-    done = f"{trained[-1]['round']} of {head['rounds']}"
+    tested = [r["round"] for r in trained if r["accuracy"] is not None]
+    done = f"{tested[-1]} of {head['rounds']}"
     seeds = ", ".join(str(head["seed"]) for head, *_ in runs)
     cells = [
         row.name,
@@ -99,7 +100,7 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
         done,
         paper + (" (a variant)" if row.variant else ""),
         f"{mean(ends):.2f}{spread} ({seeds})",
-        f"{mean(ends) - row.accuracy:+.2f}" if trained[-1]["round"] == head["rounds"] else "-",
+        f"{mean(ends) - row.accuracy:+.2f}" if tested[-1] == head["rounds"] else "-",
         f"{100 * trained[-1]['density']:.1f} %",
         f"{sums['bytes_up'] / len(trained) / head['clients'] / 1e3:.1f}",
         f"{sums['bytes_dense_up'] / sums['bytes_up']:.1f}x",
