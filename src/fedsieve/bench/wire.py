@@ -20,7 +20,6 @@ from fedsieve.models import ResNet18
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.known import NOTHING, Array, array
-from fedsieve.wire.positions import RANKED, order
 from fedsieve.wire.values import INT4, INT8, bf16_distance, distance, quantised, to_bf16
 
 DENSITIES = (0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
@@ -133,9 +132,7 @@ def entropy_bits(name: str, value: Tensor | Sparse, known: Known, values: str) -
         base = base if base is not None and len(base) == numel else None
         bits = _positions(index, numel, base)
         here = None if base is None else base[index]
-    place = known.manifest.place.get(name) if known.manifest else None
-    shape = known.manifest.entries[place][2] if known.manifest and place is not None else value.shape
-    lossy = "bf16" if values != "f32" and max(len(value.shape), len(shape)) < 2 else values
+    lossy = "bf16" if values != "f32" and known.dimensions(name, value.shape) < 2 else values
     if lossy == "bf16" and here is not None:
         steps = bf16_distance(to_bf16(words), to_bf16(here))
         return bits + min(len(words) * _entropy(steps), _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7))
@@ -215,7 +212,7 @@ def _positions(index: Array, numel: int, base: Array | None) -> float:
     plain = numel * _binary(len(index) / numel)
     if base is None or not len(index):
         return plain
-    way, _ = order(base, RANKED)
+    way = np.argsort(~(base & np.uint32(0x7FFFFFFF)), kind="stable")
     mask = np.zeros(numel, bool)
     mask[index] = True
     told, bits = mask[way], 0.0

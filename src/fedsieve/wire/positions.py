@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from fedsieve.wire.known import Array, WireError
+from fedsieve.wire.known import Array, Known, WireError
 
 ALL, MASK, GAPS, CHANGES, RANKED = range(5)
 """How positions travel: every one; a known mask's; gaps; flips against the base's support; flips by its magnitudes."""
+
+STEP, ABOVE, BELOW = 19, 16, 8
+"""A step is a sixteenth of an octave (the exponent and four bits of the mantissa); so many are told apart."""
+
+LAST_EDGE = 0x7FFFFFFF >> STEP
+BLOCK = 1 << 16
+LARGE, APART = 1 << 17, 61
+"""Of tensors of more elements every 61st is looked at: a prime, so that no tap of a kernel is left out."""
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
 def gaps_of(index: Array) -> Array:
@@ -29,46 +41,102 @@ def from_gaps(gaps: Array, numel: int) -> Array:
     return index
 
 
-def order(words: Array, mode: int) -> tuple[Array, int]:
-    """Return all positions in the order that the base makes likely, and how many belong to its support.
+@dataclass(frozen=True)
+class Order:
+    """All elements in the order that a base makes likely: some by class, then position; after them the rest."""
 
-    CHANGES: first the base's non-zeros, then its zeros. RANKED: by falling magnitude, in steps of a quarter octave
-    (the exponent and two bits of the mantissa); within a step, and within CHANGES' two, by position.
+    numel: int
+    likely: Array
+    """The positions (uint32, ascending) of those that have a class."""
+    way: Array | None
+    """Their places in ``likely`` in order (uint32); None: as they are."""
+
+    def flips(self, index: Array, foreseen: int) -> Array:
+        """Return the places in the order, ascending, where positions differ from its first ``foreseen``."""
+        mask = np.zeros(self.numel, bool)
+        mask[index] = True
+        told = mask[self.likely]
+        if self.way is not None:
+            told = told[self.way]
+        many = int(np.count_nonzero(told))
+        told[:foreseen] ^= True
+        near = np.flatnonzero(told)
+        if many == len(index):
+            return near
+        mask[self.likely] = False
+        far = np.flatnonzero(mask)
+        return np.concatenate([near, far + (len(self.likely) - np.searchsorted(self.likely, far))])
+
+    def from_flips(self, changed: Array, foreseen: int) -> Array:
+        """Return the positions (int64, ascending) that differ from the first ``foreseen`` of the order as told."""
+        keep = np.zeros(len(self.likely), bool)
+        split = int(np.searchsorted(changed, len(self.likely)))
+        if self.way is None:
+            keep[:foreseen] = True
+            keep[changed[:split]] ^= True
+        else:
+            keep[self.way[:foreseen]] = True
+            keep[self.way[changed[:split]]] ^= True
+        index = self.likely[np.flatnonzero(keep)].astype(np.int64)
+        if split == len(changed):
+            return index
+        rest = changed[split:] - len(self.likely)
+        before = np.searchsorted(self.likely - np.arange(len(self.likely)), rest, side="right")
+        index = np.concatenate([index, rest + before])
+        index.sort()
+        return index
+
+
+def order_of(known: Known, name: str, edge: int | None) -> Order | None:
+    """Return the order that the base's tensor of that name gives: its support's, or of magnitudes, about an edge.
+
+    Kept with ``known``: a server reads many answers against one base. None where there is no such order.
     """
-    if mode == CHANGES:
-        ones, zeros = np.flatnonzero(words << np.uint32(1)), np.flatnonzero(words << np.uint32(1) == 0)
-        return np.concatenate([ones, zeros]), len(ones)
-    steps = words & np.uint32(0x7FFFFFFF)
-    empty = steps == 0
-    steps >>= np.uint32(21)
-    np.subtract(steps.max(initial=0), steps, out=steps)
-    np.minimum(steps, np.uint32(254), out=steps)
-    below = steps.astype(np.uint8)
-    below[empty] = 255
-    held = len(words) - int(empty.sum())
-    del steps, empty
-    return np.argsort(below, kind="stable"), held
+    words, key = known.words(name), f"{'support' if edge is None else 'sizes'} of {name}"
+    if words is None:
+        return None
+    kept = known.orders.get(key)
+    if kept is not None and kept[0] == (edge or 0):
+        same: Order | None = kept[1]
+        return same
+    found = supported(words) if edge is None else ranked(words, edge)
+    if found is None or 2 * len(found.likely) <= len(words):
+        known.orders[key] = edge or 0, found
+    return found
 
 
-def flips(index: Array, words: Array, mode: int) -> Array:
-    """Return where, in the base's order, the positions differ from what is foreseen: ascending."""
-    way, held = order(words, mode)
-    mask = np.zeros(len(words), bool)
-    mask[index] = True
-    told = mask[way]
-    foreseen = held if mode == CHANGES else len(index)
-    return np.flatnonzero(np.concatenate([~told[:foreseen], told[foreseen:]]))
+def supported(words: Array) -> Order:
+    """Return the base's non-zeros, all of one class, then its zeros."""
+    return Order(len(words), _likely(words, 1)[0], None)
 
 
-def from_flips(changed: Array, count: int, words: Array, mode: int) -> Array:
-    """Return the positions that the flips leave (int64, ascending). Raises WireError where they are not ``count``."""
-    way, held = order(words, mode)
-    told = np.zeros(len(words), bool)
-    told[: held if mode == CHANGES else count] = True
-    told[changed] ^= True
-    index = way[told]
-    del way, told
-    index.sort()
-    if len(index) != count:
-        raise WireError(f"{count} positions announced, {len(index)} found")
-    return index
+def ranked(words: Array, edge: int) -> Order | None:
+    """Return the elements whose step is near ``edge`` or above it, those of the highest steps first; then the rest.
+
+    ``ABOVE`` steps above the edge are one class with all that are higher; ``BELOW`` under it, the rest begins. Zeros
+    belong to the rest. None if most elements of a large tensor are likely: that tells little, and takes memory.
+    """
+    likely, steps = _likely(words, max((edge - BELOW) << STEP, 1))
+    if len(likely) > max(len(words) // 2, LARGE):
+        return None
+    classes = np.uint32(edge + ABOVE) - np.minimum(steps, np.uint32(edge + ABOVE))
+    return Order(len(words), likely, np.argsort(classes.astype(np.uint8), kind="stable").astype(np.uint32))
+
+
+def edge_of(words: Array, count: int) -> int:
+    """Return about which step the ``count`` largest magnitudes reach down to."""
+    apart = APART if len(words) > LARGE else 1
+    some = words[::apart] & _MAGNITUDE
+    place = max(0, len(some) - 1 - count // apart)
+    return int(np.partition(some, place)[place]) >> STEP if len(some) else 0
+
+
+def _likely(words: Array, least: int) -> tuple[Array, Array]:
+    """Return the positions (uint32) of magnitudes of ``least`` bits or more, and their steps."""
+    found, steps = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+    for first in range(0, len(words), BLOCK):
+        sizes = words[first : first + BLOCK] & _MAGNITUDE
+        at = np.flatnonzero(sizes >= np.uint32(least))
+        steps.append(sizes[at] >> np.uint32(STEP))
+        found.append((at + first).astype(np.uint32))
+    return np.concatenate(found), np.concatenate(steps)
