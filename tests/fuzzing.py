@@ -1,12 +1,14 @@
 """Structured mutations of whole messages, with the seal off: the decoder may take one or refuse it, and nothing else.
 
     python tests/fuzzing.py [MUTATIONS] [SEED] [BACK_END]
+    python tests/fuzzing.py --keep      (a million for each back end, into benchmarks/results/fuzz.json; can go on)
 
 It prints how many were taken, the longest decode, and the most memory that one set aside, as a share of the model.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import struct
@@ -15,6 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -24,9 +27,11 @@ from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.streams import BACK_ENDS
 from messages import mixed, varint
 
-SHAPES = dict.fromkeys("abcdefg", (70, 64)) | {"x": (90,), "y": (5, 5)}
+SHAPES = dict.fromkeys("abcdefg", (70, 64)) | {"l.x": (400,), "l.y": (20, 20), "m.x": (300,), "m.y": (15, 20)}
 WARM = 300
 """The first mutations are not traced: they also set up what Python keeps for every later one."""
+
+RESULTS, SLICE = Path(__file__).parent.parent / "benchmarks" / "results" / "fuzz.json", 50_000
 
 INTERESTING = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 4095, 4096, 65535, 65536, 2**31, 2**32 - 1, 2**40, 2**63)
 
@@ -48,6 +53,7 @@ class Found:
 def corpus(back_end: str) -> list[tuple[bytes, Known]]:
     """Return messages of every mode over a small model, and what their receivers know."""
     params = {name: mixed(math.prod(shape), i).view(shape) for i, (name, shape) in enumerate(SHAPES.items())}
+    params |= {name: value * 2**-20 for name, value in params.items() if value.dim() == 1}
     masks = {name: top(v, 0.1) for name, v in params.items() if v.dim() > 1}
     near = {name: v * 1.0001 for name, v in params.items()}
     sparse: Tree = {name: Sparse.of(v, top(v.flip(0), 0.1)) for name, v in params.items()}
@@ -180,10 +186,33 @@ def fuzz(mutations: int, seed: int, back_end: str, seconds: float = math.inf, tr
     return found
 
 
+def keep(mutations: int, back_end: str) -> None:
+    """Fuzz slice by slice, a seed each, and write down what each came to; those that are there are not redone."""
+    told = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"slices": []}
+    done = {(row["back_end"], row["seed"]) for row in told["slices"]}
+    for seed in range(mutations // SLICE):
+        if (back_end, seed) in done:
+            continue
+        began, f = time.perf_counter(), fuzz(SLICE, seed, back_end)
+        row = {"back_end": back_end, "seed": seed, "taken": f.taken, "refused": f.refused, "kinds": len(f.kinds)}
+        row |= {
+            "slowest_ms": 1000 * f.slowest,
+            "memory": f.most_memory / f.model,
+            "seconds": time.perf_counter() - began,
+        }
+        assert f.most_memory <= 2 * f.model, "too much memory"
+        told["slices"].append(row)
+        RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--keep"]:
+        for back in BACK_ENDS:
+            keep(1_000_000, back)
+        sys.exit()
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    torch.set_num_threads(1)
     for back in sys.argv[3:] or BACK_ENDS:
         f = fuzz(count, first, back)
         print(

@@ -77,6 +77,7 @@ class _Writer:
         parts = [layout.MAGIC, bytes([flags]), head, b"", bytes(self.plan), *together]
         if self.bits:
             parts.append(np.packbits(np.concatenate(self.bits), bitorder="little").tobytes())
+            self.bits.clear()
         pad = layout.padding(known, sum(map(len, parts)) + 8, self.unfolded)
         parts[3] = struct.pack("<II", len(self.plan), pad)
         return b"".join([*parts, bytes(pad)])
@@ -95,11 +96,11 @@ class _Writer:
         way, data = packed(numbers, self.back, at >= layout.PLAIN)
         return varint(4 * len(data) + way) + data
 
-    def put(self, at: int, numbers: Array) -> None:
-        """Add to a column."""
+    def put(self, at: int, numbers: Array, stream: bytes = b"") -> None:
+        """Add to a column, the stream if it is packed already."""
         numbers = numbers.astype(layout.DTYPES[at], copy=False)
         if len(numbers) >= OWN:
-            self.owned[at].append(self.stream(at, numbers))
+            self.owned[at].append(stream or self.stream(at, numbers))
         elif len(numbers):
             self.short[at].append((self.kind, numbers))
 
@@ -203,8 +204,9 @@ class _Writer:
         ways = [] if base is None else [*self.changes(name, index, base)]
         if not ways or 2 * min(len(numbers) for numbers, _, _ in ways) > len(index):
             ways.append((gaps_of(index), GAPS, b""))
-        numbers, way, told = min(ways, key=lambda it: self.size(it[0]) + len(it[2])) if len(ways) > 1 else ways[0]
-        self.put(GAP, numbers)
+        streams = [self.stream(GAP, numbers) if len(ways) > 1 else b"" for numbers, _, _ in ways]
+        stream, (numbers, way, told) = min(zip(streams, ways, strict=True), key=lambda it: len(it[0]) + len(it[1][2]))
+        self.put(GAP, numbers, stream)
         return way, varint(len(index)) + told
 
     def changes(self, name: str, index: Array, base: Array) -> Iterator[tuple[Array, int, bytes]]:
@@ -218,10 +220,6 @@ class _Writer:
         if sizes is not None:
             changed = sizes.flips(index, min(len(index), len(sizes.likely)))
             yield gaps_of(changed), RANKED, varint(len(changed)) + varint(edge)
-
-    def size(self, numbers: Array) -> int:
-        """Return how many bytes numbers take, packed alone."""
-        return len(packed(numbers, self.back)[1])
 
     def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:
         """Add float32 values, and what the plan says of positions and values."""

@@ -52,7 +52,7 @@ class Order:
     """Their places in ``likely`` in order (uint32); None: as they are."""
 
     def flips(self, index: Array, foreseen: int) -> Array:
-        """Return the places in the order, ascending, where positions differ from its first ``foreseen``."""
+        """Return the places (uint32, ascending) in the order where positions differ from its first ``foreseen``."""
         mask = np.zeros(self.numel, bool)
         mask[index] = True
         told = mask[self.likely]
@@ -60,12 +60,16 @@ class Order:
             told = told[self.way]
         many = int(np.count_nonzero(told))
         told[:foreseen] ^= True
-        near = np.flatnonzero(told)
+        near = np.flatnonzero(told).astype(np.uint32)
         if many == len(index):
             return near
-        mask[self.likely] = False
-        far = np.flatnonzero(mask)
-        return np.concatenate([near, far + (len(self.likely) - np.searchsorted(self.likely, far))])
+        mask[index] = False
+        mask[self.likely] = True
+        far = index[~mask[index]].astype(np.uint32)
+        for first in range(0, len(far), BLOCK):
+            part = far[first : first + BLOCK]
+            part += (len(self.likely) - np.searchsorted(self.likely, part)).astype(np.uint32)
+        return np.concatenate([near, far])
 
     def from_flips(self, changed: Array, foreseen: int) -> Array:
         """Return the positions (int64, ascending) that differ from the first ``foreseen`` of the order as told."""
@@ -83,7 +87,7 @@ class Order:
         rest = changed[split:] - len(self.likely)
         before = np.searchsorted(self.likely - np.arange(len(self.likely)), rest, side="right")
         index = np.concatenate([index, rest + before])
-        index.sort()
+        index.sort(kind="stable")  # merges the two, each of which is in order
         return index
 
 
@@ -127,8 +131,8 @@ def edge_of(words: Array, count: int) -> int:
     """Return about which step the ``count`` largest magnitudes reach down to."""
     apart = APART if len(words) > LARGE else 1
     some = words[::apart] & _MAGNITUDE
-    place = max(0, len(some) - 1 - count // apart)
-    return int(np.partition(some, place)[place]) >> STEP if len(some) else 0
+    some.sort()
+    return int(some[max(0, len(some) - 1 - count // apart)]) >> STEP if len(some) else 0
 
 
 def _likely(words: Array, least: int) -> tuple[Array, Array]:
