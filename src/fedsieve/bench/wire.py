@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import math
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What one case came to. ``entropy_bytes`` is of order 0, tensor by tensor; speeds are of dense float32."""
+    """What one case came to. ``entropy_bytes`` is of order 0, tensor by tensor; speeds are of dense float32.
+
+    ``first_*`` are the speeds of the first message against a base, its digest and the order of its magnitudes included;
+    the others are those of every further one. ``*_memory`` is what the first one sets aside besides what comes out, in
+    sizes of the dense model.
+    """
 
     case: str
     density: float
@@ -53,6 +60,10 @@ class Row:
     dense_bytes: int
     encode_mb_s: float
     decode_mb_s: float
+    first_encode_mb_s: float
+    first_decode_mb_s: float
+    encode_memory: float
+    decode_memory: float
     churn: float | None
     """The share of the positions that the base's largest, as many, do not hold."""
     bits_per_nonzero: float
@@ -62,13 +73,18 @@ def measured(case: Case, repeats: int = 3) -> Row:
     """Encode and decode a case, best of some times, and weigh it."""
     manifest = case.context.manifest
     dense, nnz = manifest.size if manifest else _dense_bytes(case.tree), sum(map(_count, case.tree.values()))
-    message, out = encode(case.tree, case.context, case.values), math.inf
-    back, again = decode(message, case.context), math.inf
+    message = encode(case.tree, case.context, case.values)
+    back = decode(message, case.context)
     if case.values == "f32" and not all(_same(v, back[n]) for n, v in case.tree.items()):
         raise AssertionError(f"{case.case} does not survive")
+    calls = (lambda known: encode(case.tree, known, case.values), lambda known: decode(message, known))
+    first, further = [math.inf] * 2, [math.inf] * 2
     for _ in range(repeats):
-        out = min(out, _seconds(lambda: encode(case.tree, case.context, case.values)))
-        again = min(again, _seconds(lambda: decode(message, case.context)))
+        for i, call in enumerate(calls):
+            known = replace(case.context)
+            first[i] = min(first[i], _seconds(partial(call, known)))
+            further[i] = min(further[i], _seconds(partial(call, known)))
+    encode_memory, decode_memory = (_memory(partial(call, replace(case.context))) / dense for call in calls)
     return Row(
         case.case,
         nnz / (dense // 4),
@@ -78,8 +94,12 @@ def measured(case: Case, repeats: int = 3) -> Row:
         round(sum(entropy_bits(n, v, case.context, case.values) for n, v in case.tree.items()) / 8),
         csr_bytes(case.tree),
         dense,
-        dense / 1e6 / out,
-        dense / 1e6 / again,
+        dense / 1e6 / further[0],
+        dense / 1e6 / further[1],
+        dense / 1e6 / first[0],
+        dense / 1e6 / first[1],
+        encode_memory,
+        decode_memory,
         churn(case.tree, case.context),
         8 * len(message) / max(nnz, 1),
     )
@@ -258,6 +278,24 @@ def _same(a: Tensor | Sparse, b: Any) -> bool:
     if isinstance(a, Sparse):
         return isinstance(b, Sparse) and torch.equal(a.index, b.index) and _same(a.values, b.values)
     return bool((array(a).view(np.uint8) == array(b).view(np.uint8)).all())
+
+
+def _memory(call: Callable[[], object]) -> int:
+    """Return the bytes that a call sets aside at its worst moment, besides what it returns."""
+    tracemalloc.start()
+    result = call()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most - _weight(result)
+
+
+def _weight(result: object) -> int:
+    """Return the bytes of a message, or of a tree's tensors."""
+    if isinstance(result, Mapping):
+        return sum(map(_weight, result.values()))
+    if isinstance(result, Sparse):
+        return result.values.nbytes + result.index.nbytes
+    return result.nbytes if isinstance(result, Tensor) else len(result) if isinstance(result, bytes) else 0
 
 
 def _seconds(call: Callable[[], object]) -> float:

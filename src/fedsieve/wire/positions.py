@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ STEP, ABOVE, BELOW = 19, 16, 8
 
 LAST_EDGE = 0x7FFFFFFF >> STEP
 BLOCK = 1 << 16
-LARGE, APART = 1 << 17, 61
-"""Of tensors of more elements every 61st is looked at: a prime, so that no tap of a kernel is left out."""
+LARGE, SAMPLED, APART = 1 << 17, 1 << 15, 61
+"""What a large tensor is; and of those with more elements than SAMPLED every 61st is looked at, a prime: all taps."""
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 
@@ -111,7 +112,7 @@ def order_of(known: Known, name: str, edge: int | None) -> Order | None:
 
 def supported(words: Array) -> Order:
     """Return the base's non-zeros, all of one class, then its zeros."""
-    return Order(len(words), _likely(words, 1)[0], None)
+    return Order(len(words), np.concatenate([at for at, _ in _likely(words, 1)]), None)
 
 
 def ranked(words: Array, edge: int) -> Order | None:
@@ -120,27 +121,45 @@ def ranked(words: Array, edge: int) -> Order | None:
     ``ABOVE`` steps above the edge are one class with all that are higher; ``BELOW`` under it, the rest begins. Zeros
     belong to the rest. None if most elements of a large tensor are likely: that tells little, and takes memory.
     """
-    likely, steps = _likely(words, max((edge - BELOW) << STEP, 1))
-    if len(likely) > max(len(words) // 2, LARGE):
-        return None
-    classes = np.uint32(edge + ABOVE) - np.minimum(steps, np.uint32(edge + ABOVE))
-    return Order(len(words), likely, np.argsort(classes.astype(np.uint8), kind="stable").astype(np.uint32))
+    most, top = max(len(words) // 2, LARGE), np.uint32(edge + ABOVE)
+    many, likely, classes = 0, [], []
+    for at, steps in _likely(words, max((edge - BELOW) << STEP, 1)):
+        many += len(at)
+        if many > most:
+            return None
+        likely.append(at)
+        classes.append((top - np.minimum(steps, top)).astype(np.uint8))
+    found = np.concatenate(likely)
+    del likely
+    return Order(len(words), found, _sorted(np.concatenate(classes)))
 
 
 def edge_of(words: Array, count: int) -> int:
     """Return about which step the ``count`` largest magnitudes reach down to."""
-    apart = APART if len(words) > LARGE else 1
+    apart = APART if len(words) > SAMPLED else 1
     some = words[::apart] & _MAGNITUDE
     some.sort()
     return int(some[max(0, len(some) - 1 - count // apart)]) >> STEP if len(some) else 0
 
 
-def _likely(words: Array, least: int) -> tuple[Array, Array]:
-    """Return the positions (uint32) of magnitudes of ``least`` bits or more, and their steps."""
-    found, steps = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
-    for first in range(0, len(words), BLOCK):
+def _likely(words: Array, least: int) -> Iterator[tuple[Array, Array]]:
+    """Yield, block by block, the positions (uint32) of magnitudes of ``least`` bits or more, and their steps."""
+    for first in range(0, max(len(words), 1), BLOCK):
         sizes = words[first : first + BLOCK] & _MAGNITUDE
         at = np.flatnonzero(sizes >= np.uint32(least))
-        steps.append(sizes[at] >> np.uint32(STEP))
-        found.append((at + first).astype(np.uint32))
-    return np.concatenate(found), np.concatenate(steps)
+        yield (at + first).astype(np.uint32), sizes[at] >> np.uint32(STEP)
+
+
+def _sorted(classes: Array) -> Array:
+    """Return the places (uint32) of small numbers in their order, equal ones as they come."""
+    starts = range(0, len(classes), BLOCK)
+    counts = np.array([np.bincount(classes[i : i + BLOCK], minlength=ABOVE + BELOW + 1) for i in starts])
+    way = np.empty(len(classes), np.uint32)
+    if not len(classes):
+        return way
+    ends = np.cumsum(counts.T).reshape(counts.T.shape).T  # of each class in each block
+    for first, many, end in zip(starts, counts, ends, strict=True):
+        order = np.argsort(classes[first : first + BLOCK], kind="stable") + first
+        for part, to in zip(np.split(order, np.cumsum(many)[:-1]), end, strict=True):
+            way[to - len(part) : to] = part
+    return way
