@@ -3,7 +3,7 @@
 Claim: a whole message takes at most 1.02 times its empirical entropy at densities .3 to .001; ZeroFL at 95 %, 17 times
 less than dense without side information and 23 times when the server's model is known; FLASH at density .05, 24 times;
 SparseFedPP at 99.9 %, 440 times. n: one client's upload after two short rounds on real CIFAR-10, ResNet-18: weights are
-near their first ones, so that churn is that of an early round. Speeds: best of 3, one thread.
+near their first ones, so that churn is that of an early round. Speeds: best of 5, of one thread's processor time.
 
     python benchmarks/wire.py [--drawn]   (--drawn: no data, no training: weights from a generator, nothing is kept)
 """

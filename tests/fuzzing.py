@@ -18,6 +18,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -186,29 +187,30 @@ def fuzz(mutations: int, seed: int, back_end: str, seconds: float = math.inf, tr
     return found
 
 
+def kept() -> list[dict[str, Any]]:
+    """Return what every slice so far came to."""
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["slices"] if RESULTS.exists() else []
+    return rows
+
+
 def keep(mutations: int, back_end: str) -> None:
     """Fuzz slice by slice, a seed each, and write down what each came to; those that are there are not redone."""
-    told = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"slices": []}
-    done = {(row["back_end"], row["seed"]) for row in told["slices"]}
     for seed in range(mutations // SLICE):
-        if (back_end, seed) in done:
+        if any((row["back_end"], row["seed"]) == (back_end, seed) for row in kept()):
             continue
         began, f = time.perf_counter(), fuzz(SLICE, seed, back_end)
-        row = {"back_end": back_end, "seed": seed, "taken": f.taken, "refused": f.refused, "kinds": len(f.kinds)}
-        row |= {
-            "slowest_ms": 1000 * f.slowest,
-            "memory": f.most_memory / f.model,
-            "seconds": time.perf_counter() - began,
-        }
         assert f.most_memory <= 2 * f.model, "too much memory"
-        told["slices"].append(row)
-        RESULTS.write_text('{"slices": [\n' + ",\n".join(map(json.dumps, told["slices"])) + "\n]}\n")
+        row: dict[str, Any] = {"back_end": back_end, "seed": seed, "taken": f.taken, "refused": f.refused}
+        row |= {"kinds": len(f.kinds), "slowest_ms": 1000 * f.slowest, "memory": f.most_memory / f.model}
+        row["seconds"] = time.perf_counter() - began
+        rows = sorted([*kept(), row], key=lambda row: (row["back_end"], row["seed"]))
+        RESULTS.write_text('{"slices": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["--keep"]:
-        for back in BACK_ENDS:
+        for back in sys.argv[2:] or BACK_ENDS:
             keep(1_000_000, back)
         sys.exit()
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000

@@ -122,6 +122,9 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
         message(leaf(SPARSE, (2**31,), TYPED, GAPS, varint(2**30))), None, "bytes of tensors announced"),
     "the model twice": (
         plain(varint(2) + LARGE + LARGE.replace(b"x", b"z")), PLAIN, "tensors announced"),
+    "an order for each of many empty tensors": (
+        known(varint(20) + b"".join(named(0, bytes([97 + i])) + leaf(SPARSE, (300,), TYPED, RANKED, b"\0\0\0")
+                                    for i in range(20))), KNOWN, "6000 bytes of tensors announced"),
     "padding one byte short": (
         message(leaf(DENSE, (40, 1000), UNSIGNED, GAPS, varint(0)), pad=bytes(131)), None, "announced|due"),
     "more positions than elements": (gaps([0] * 10), None, "10 positions announced in 9"),

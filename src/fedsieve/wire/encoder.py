@@ -176,7 +176,6 @@ class _Writer:
         if len(index) != value.values.numel():
             raise WireError(f"{value.values.numel()} values at {len(index)} positions")
         self.head(SPARSE, name, value.values.dtype, shape)
-        self.unfolded += len(index) * (8 + value.values.element_size())
         base, mask = self.known.words(name), self.known.index(name)
         base = base if base is not None and len(base) == numel else None
         if len(index) == numel:
@@ -185,6 +184,8 @@ class _Writer:
             how = MASK, b""
         else:
             how = self.positions(name, index, base)
+        found = len(index) * (8 + value.values.element_size())
+        self.unfolded += max(found, numel) if how[0] in (CHANGES, RANKED) else found
         flat = array(value.values)
         if value.values.dtype == torch.float32:
             here = None if base is None else base[index]

@@ -47,9 +47,10 @@ class Leaf:
 
     @property
     def unfolded(self) -> int:
-        """The bytes of the tensor that comes out."""
+        """The bytes of the tensor that comes out; at least one for each element that must be put in order."""
         size = TYPES[self.dtype].itemsize
-        return self.numel * size if self.kind == DENSE else self.count * (8 + size)
+        found = self.numel * size if self.kind == DENSE else self.count * (8 + size)
+        return max(found, self.numel) if self.way in (CHANGES, RANKED) else found
 
     def columns(self) -> list[tuple[int, int]]:
         """Return the columns that the tensor fills, and with how many numbers each."""

@@ -74,14 +74,14 @@ class Order:
 
     def from_flips(self, changed: Array, foreseen: int) -> Array:
         """Return the positions (int64, ascending) that differ from the first ``foreseen`` of the order as told."""
-        keep = np.zeros(len(self.likely), bool)
         split = int(np.searchsorted(changed, len(self.likely)))
-        if self.way is None:
+        near = changed[:split] if self.way is None else self.way[changed[:split]]
+        keep = np.zeros(len(self.likely), bool)
+        if self.way is None or foreseen == len(self.likely):
             keep[:foreseen] = True
-            keep[changed[:split]] ^= True
         else:
             keep[self.way[:foreseen]] = True
-            keep[self.way[changed[:split]]] ^= True
+        keep[near] ^= True
         index = self.likely[np.flatnonzero(keep)].astype(np.int64)
         if split == len(changed):
             return index
