@@ -57,7 +57,7 @@ def corpus(back_end: str) -> list[tuple[bytes, Known]]:
     params |= {name: value * 2**-20 for name, value in params.items() if value.dim() == 1}
     masks = {name: top(v, 0.1) for name, v in params.items() if v.dim() > 1}
     near = {name: v * 1.0001 for name, v in params.items()}
-    sparse: Tree = {name: Sparse.of(v, top(v.flip(0), 0.1)) for name, v in params.items()}
+    sparse: Tree = {name: Sparse.of(v, top(v.flip(0), 0.2)) for name, v in params.items()}
     on_masks: Tree = {name: Sparse.of(v, masks[name]) if name in masks else v for name, v in near.items()}
     manifest = Manifest.of(params)
     nothing, plain = Known(), Known(manifest)

@@ -84,6 +84,7 @@ class Leaf:
     edge: int
     scale: float
     pool: str
+    own: int
 
     def columns(self) -> Iterator[tuple[int, int]]:
         """Which columns it fills, with how many numbers; 12 stands for bits."""
@@ -113,7 +114,7 @@ def decode(data: bytes, known: Known | None = None) -> dict[str, Any]:
     for leaf in leaves:
         values = {}
         for column, many in leaf.columns():
-            source = numbers[column, leaf.pool if many < 512 and column < 12 else None]
+            source = numbers[column, leaf.pool if many < leaf.own and column < 12 else None]
             values[column] = [next(source) for _ in range(many)]
         place(root, leaf, tensor(leaf, values, known))
     return root
@@ -163,7 +164,7 @@ def leaf(plan: Reader, known: Known, by_kind: bool, name: str, head: int) -> Lea
     scale = struct.unpack("<f", plan.take(4))[0] if mode in (6, 7) else 0.0
     vector = max(len(shape), len(entry[1]) if entry else 0) < 2
     pool = f"{vector} {name.split('.')[-1]}" if by_kind else ""
-    return Leaf(name, head & 3 == 3, dtype, shape, mode, way, count, flips, edge, scale, pool)
+    return Leaf(name, head & 3 == 3, dtype, shape, mode, way, count, flips, edge, scale, pool, 512 if by_kind else 4096)
 
 
 def columns(data: Reader, leaves: list[Leaf]) -> dict[tuple[int, str | None], Iterator[Any]]:
@@ -174,7 +175,7 @@ def columns(data: Reader, leaves: list[Leaf]) -> dict[tuple[int, str | None], It
         own = []
         for one in leaves:
             for at, many in one.columns():
-                if at == column and many >= 512:
+                if at == column and many >= one.own:
                     own.append(many)
                 elif at == column and many:
                     pools[one.pool] = pools.get(one.pool, 0) + many

@@ -384,21 +384,27 @@ def test_where_pcodec_is_missing_zstandard_packs(monkeypatch: pytest.MonkeyPatch
         decode(zstd)
 
 
-def test_what_is_alike_is_pooled() -> None:
+@pytest.mark.parametrize("many", [60, 700])
+def test_what_is_alike_is_pooled(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors of one name have one distribution, of another name another: apart they take less."""
     scales = {"running_var": 1e4, "running_mean": 1e-3, "bias": 1e-9, "weight": 1.0}
     generator = torch.Generator().manual_seed(0)
     tree = {
-        f"bn{i}.{name}": scale * (1 + torch.rand(60, generator=generator))
+        f"bn{i}.{name}": scale * (1 + torch.rand(many, generator=generator))
         for i in range(40)
         for name, scale in scales.items()
     }
-    alike = {f"{name.partition('.')[0]}.weight{i}": v for i, (name, v) in enumerate(tree.items())}
-    known, other = Known(Manifest.of(tree)), Known(Manifest.of(alike))
-    assert same(tree, decode(encode(tree, known), known))
-    assert size(tree, known) < 0.95 * size(
-        {name: v for (name, _), v in zip(alike.items(), tree.values(), strict=True)}, other
-    )
+    known, layout = Known(Manifest.of(tree)), wire.encoder.layout
+    message = encode(tree, known)
+    assert same(tree, decode(message, known))
+    assert message[4] & layout.BY_KIND
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "kind_of", lambda *_: "")
+        patch.setattr(wire.encoder, "OWN_BY_KIND", OWN)
+        together = encode(tree, known)
+    assert not together[4] & layout.BY_KIND
+    assert same(tree, decode(together, known))
+    assert len(message) < 0.95 * len(together)
 
 
 @pytest.mark.parametrize("density", [0.3, 0.05, 1.0])

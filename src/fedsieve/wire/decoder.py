@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsieve.types import Sparse
 from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import BITS, GAP, OWN, SPARSE
+from fedsieve.wire.layout import BITS, GAP, OWN, OWN_BY_KIND, SPARSE
 from fedsieve.wire.plan import Decoded, Leaf, Plan
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, from_gaps, order_of
 from fedsieve.wire.streams import unpacked
@@ -138,6 +138,7 @@ class _Columns:
 
     def __init__(self, plan: Plan):
         self.plan, self.known, self.at_bit = plan, plan.known, 0
+        self.own = OWN_BY_KIND if plan.by_kind else OWN
         self.pools: list[dict[str, Stream]] = []
         self.owned: list[Iterator[Stream]] = []
         self.held = self.find()
@@ -152,7 +153,7 @@ class _Columns:
             for at, count in leaf.columns():
                 if at == BITS:
                     many += count
-                elif count >= OWN:
+                elif count >= self.own:
                     owned[at].append(count)
                 elif count:
                     pools[at][leaf.pool] = pools[at].get(leaf.pool, 0) + count
@@ -173,7 +174,7 @@ class _Columns:
 
     def take(self, at: int, count: int, pool: str) -> Array:
         """Return the next tensor's numbers in a column."""
-        if count >= OWN:
+        if count >= self.own:
             return unpacked(*next(self.owned[at]), layout.DTYPES[at])
         if not count:
             return np.zeros(0, layout.DTYPES[at])

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, SPARSE, TREE, varint
+from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, order_of
 from fedsieve.wire.streams import back_ends, packed
 from fedsieve.wire.values import (
@@ -61,8 +61,8 @@ class _Writer:
         self.place = known.manifest.place if known.manifest else {}
         self.plan, self.last, self.unfolded = bytearray(), -1, 0
         self.kind = ""
-        self.short: list[list[tuple[str, Array]]] = [[] for _ in layout.COLUMNS]
-        self.owned: list[list[bytes]] = [[] for _ in layout.COLUMNS]
+        self.columns: list[list[tuple[str, Array, bytes]]] = [[] for _ in layout.COLUMNS]
+        """Of every column the tensors' kinds and numbers, or the stream of those that have one of their own."""
         self.bits: list[Array] = []
 
     def message(self) -> bytes:
@@ -85,10 +85,14 @@ class _Writer:
     def streams(self, by_kind: bool) -> list[bytes]:
         """Return every column's streams: its pools, one or one a kind, then the tensors' own."""
         found = []
-        for at, (short, owned) in enumerate(zip(self.short, self.owned, strict=True)):
+        for at, filled in enumerate(self.columns):
             pools: dict[str, list[Array]] = {}
-            for kind, numbers in short:
-                pools.setdefault(kind if by_kind else "", []).append(numbers)
+            owned = []
+            for kind, numbers, stream in filled:
+                if stream or (by_kind and len(numbers) >= OWN_BY_KIND):
+                    owned.append(stream or self.stream(at, numbers))
+                else:
+                    pools.setdefault(kind if by_kind else "", []).append(numbers)
             found += [self.stream(at, np.concatenate(pool)) for pool in pools.values()] + owned
         return found
 
@@ -100,9 +104,9 @@ class _Writer:
         """Add to a column, the stream if it is packed already."""
         numbers = numbers.astype(layout.DTYPES[at], copy=False)
         if len(numbers) >= OWN:
-            self.owned[at].append(stream or self.stream(at, numbers))
+            self.columns[at].append((self.kind, np.zeros(0, layout.DTYPES[at]), stream or self.stream(at, numbers)))
         elif len(numbers):
-            self.short[at].append((self.kind, numbers))
+            self.columns[at].append((self.kind, numbers, b""))
 
     def tree(self, tree: Tree, depth: int) -> None:
         if depth > layout.DEEPEST:

@@ -18,7 +18,7 @@ NEXT, ALIKE = 4, 8
 """Added to a kind: the name is the manifest's next one; type and shape are the manifest's."""
 
 DEEPEST = 8
-OWN = 512
+OWN, OWN_BY_KIND = 4096, 512
 """From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, all or kind by kind."""
 
 UNFOLDS, UNFOLDS_KNOWN = 1024, 1
