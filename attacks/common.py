@@ -36,7 +36,7 @@ def varint(number: int) -> bytes:
 def message(plan: bytes, streams: bytes = b"", known: Known | None = None) -> bytes:
     """Return a message of this plan and these streams, whatever they say."""
     head = b"\1" + known.manifest.digest if known and known.manifest else b"\0"
-    return b"FSV2" + head + struct.pack("<II", len(plan), 0) + plan + streams
+    return b"FSV3" + head + struct.pack("<II", len(plan), 0) + plan + streams
 
 
 def report(outcomes: list[Outcome]) -> None:

@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import rounding
+
 RESULTS = Path(__file__).parent / "results" / "wire.json"
 
 
 def table(which: str) -> str:
-    """Return the rows, the comparison, or the hardware they were measured on."""
+    """Return the rows, the comparison, the hardware they were measured on, or what fuzzing and rounding came to."""
+    if which == "asked":
+        return _asked(json.loads(RESULTS.read_text())["rows"])
+    if which == "fuzz":
+        return _fuzz(json.loads((RESULTS.parent / "fuzz.json").read_text())["slices"])
+    if which == "rounding":
+        return rounding.table()
     if not RESULTS.exists():
         return "not measured yet"
     told: dict[str, Any] = json.loads(RESULTS.read_text())
@@ -21,10 +29,67 @@ def table(which: str) -> str:
     return _beside(told["beside"]) if which == "beside" else _rows(told["rows"])
 
 
+def _asked(rows: list[dict[str, Any]]) -> str:
+    def found(case: str, known: str, values: str = "f32", density: float = 0) -> dict[str, Any]:
+        same = (r for r in rows if (r["case"], r["known"], r["values"]) == (case, known, values))
+        return next(r for r in same if not density or abs(r["density"] - density) < 1e-4)
+
+    def ratio(row: dict[str, Any]) -> str:
+        return f"{row['dense_bytes'] / row['bytes']:.1f}x"
+
+    def floor(row: dict[str, Any]) -> str:
+        return f"{row['dense_bytes'] / (3 * 8 * row['bytes'] / row['bits_per_nonzero'] + row['position_bytes']):.1f}x"
+
+    plain, based, top = "manifest", "manifest, base", "trained, top weights"
+    zerofl, flash, powered = (next(r["case"] for r in rows if r["case"].startswith(n)) for n in ("Zero", "FLA", "Spa"))
+    sparse = [r for r in rows if r["case"] == top and r["values"] == "f32" and r["density"] < 0.11]
+    lines = ["| asked | found | sign, mantissa and positions alone |", "|---|---|---|"]
+    for name, case, known, asked in (
+        (zerofl, zerofl, plain, "17x"),
+        (f"{zerofl}, base known", zerofl, based, "23x"),
+        (flash, flash, plain, "24x"),
+        (powered, powered, plain, "440x"),
+    ):
+        row = found(case, known)
+        lines.append(f"| {name}: {asked} | {ratio(row)} | {floor(row) if known == plain else ''} |")
+    bf16 = [ratio(found(top, known, "bf16", 0.05)) for known in (plain, based)]
+    lines.append(f"| bf16 at density .05: 60x | {bf16[0]}; base known, {bf16[1]} | |")
+    worst = [max(r["bytes"] / r["entropy_bytes"] for r in rows if r["case"] == top and r["known"] == known and
+                 r["values"] == "f32") for known in (plain, based)]  # fmt: skip
+    lines.append(
+        f"| whole message at most 1.02 of its entropy, .3 to .001 | {worst[0]:.3f}; base known, {worst[1]:.3f} | |"
+    )
+    for what, asked in (("encode", 500), ("decode", 2000)):
+        keys = ((plain, f"{what}_mb_s"), (based, f"{what}_mb_s"), (based, f"first_{what}_mb_s"))
+        slow = [min(r[key] for r in sparse if r["known"] == known) for known, key in keys]
+        told = f"{slow[0]:.0f}; base known, {slow[1]:.0f}, the first message {slow[2]:.0f}"
+        lines.append(f"| {what} {asked} MB/s at densities .1 and below | {told} | |")
+    memory = max(max(r["encode_memory"], r["decode_memory"]) for r in rows)
+    lines.append(f"| memory at most 1.5 dense models | {memory:.2f} | |")
+    return "\n".join(lines)
+
+
+def _fuzz(slices: list[dict[str, Any]]) -> str:
+    lines = [
+        "| back end | mutations | taken | refused | slowest | peak memory, x the model | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for back_end in ("pcodec", "zstd"):
+        rows = [row for row in slices if row["back_end"] == back_end]
+        taken, refused, seconds = (sum(row[name] for row in rows) for name in ("taken", "refused", "seconds"))
+        slowest, memory = (max((row[name] for row in rows), default=0) for name in ("slowest_ms", "memory"))
+        lines.append(
+            f"| {back_end} | {taken + refused:,} | {taken:,} | {refused:,} | {slowest:.0f} ms | {memory:.2f} "
+            f"| {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def _rows(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| case | density | known | churn | values | bytes | bits a non-zero | of entropy | to CSR | to dense | MB/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| case | density | known | churn | values | bytes | bits a non-zero | of entropy | to CSR | to dense "
+        "| MB/s | first MB/s | memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         churn = "" if r["churn"] is None else f"{100 * r['churn']:.1f} %"
@@ -32,12 +97,17 @@ def _rows(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {r['case']} | {r['density']:.4g} | {r['known']} | {churn} | {r['values']} | {size:,} | "
             f"{r['bits_per_nonzero']:.2f} | {size / r['entropy_bytes']:.3f} | {r['csr_bytes'] / size:.2f}x | "
-            f"{r['dense_bytes'] / size:.1f}x | {r['encode_mb_s']:.0f}, {r['decode_mb_s']:.0f} |"
+            f"{r['dense_bytes'] / size:.1f}x | {r['encode_mb_s']:.0f}, {r['decode_mb_s']:.0f} | "
+            f"{r['first_encode_mb_s']:.0f}, {r['first_decode_mb_s']:.0f} | "
+            f"{r['encode_memory']:.2f}, {r['decode_memory']:.2f} |"
         )
     return "\n".join(lines)
 
 
 def _beside(rows: list[dict[str, Any]]) -> str:
-    lines = ["| | bytes | MB/s out | in |", "|---|---|---|---|"]
-    lines += [f"| {r['codec']} | {r['bytes']:,} | {r['encode_mb_s']:.0f} | {r['decode_mb_s']:.0f} |" for r in rows]
+    lines = ["| | bytes | MB/s out | in | relative error | non-zeros that stay |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        lost = [f"{r['error']:.2g}", f"{100 * r['kept']:.0f} %"] if "error" in r else ["0", "100 %"]
+        cells = [r["codec"], f"{r['bytes']:,}", f"{r['encode_mb_s']:.0f}", f"{r['decode_mb_s']:.0f}", *lost]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 Claim: a whole message takes at most 1.02 times its empirical entropy at densities .3 to .001; ZeroFL at 95 %, 17 times
 less than dense without side information and 23 times when the server's model is known; FLASH at density .05, 24 times;
 SparseFedPP at 99.9 %, 440 times. n: one client's upload after two short rounds on real CIFAR-10, ResNet-18: weights are
-near their first ones, so that churn is that of an early round. Speeds: best of 3, one thread.
+near their first ones, so that churn is that of an early round. Speeds: best of 5, of one thread's processor time.
 
     python benchmarks/wire.py [--drawn]   (--drawn: no data, no training: weights from a generator, nothing is kept)
 """
@@ -11,15 +11,20 @@ near their first ones, so that churn is that of an early round. Speeds: best of 
 from __future__ import annotations
 
 import json
+import math
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fedsieve.bench.clock import machine
 from fedsieve.bench.wire import DENSITIES, Case, beside, cases, cut, drawn, measured
@@ -29,7 +34,7 @@ from fedsieve.engine.task import open_run
 from fedsieve.local import params_of
 from fedsieve.recipes import made
 from fedsieve.types import Sparse, Tree, Update, rng
-from fedsieve.wire import Known, Manifest
+from fedsieve.wire import Known, Manifest, decode, encode
 
 RESULTS = Path(__file__).parent / "results" / "wire.json"
 ROUNDS, CLIENTS = 2, 2
@@ -67,10 +72,20 @@ def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict
     return flat(updates[-1].tree), down, params_of(worker.model)
 
 
+def kept(recipe: str, changes: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What ``uploaded`` returns, kept in runs/wire as a message of its own: training is not repeated."""
+    path = Path("runs/wire") / f"{recipe}.fsv3"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(dict(zip(("up", "down", "params"), uploaded(recipe, changes), strict=True))))
+    told = decode(path.read_bytes())
+    return told["up"], told["down"], told["params"]
+
+
 def trained() -> Iterator[Case]:
     """Cases of the papers' settings, then the trained weights of ZeroFL's server at every density."""
     for name, (recipe, changes) in RUNS.items():
-        up, down, params = uploaded(recipe, changes)
+        up, down, params = kept(recipe, changes)
         manifest = Manifest.of(params)
         base = {n: v for n, v in down.items() if isinstance(v, Sparse) or v.dtype == torch.float32}
         for values in ("f32", "bf16", "int8", "int4"):
@@ -78,8 +93,44 @@ def trained() -> Iterator[Case]:
             yield Case(name, up, "manifest, base", Known(manifest, base), values)
         if name.startswith("ZeroFL"):
             yield from cases("trained, top weights", params, base, DENSITIES)
-            for row in beside(cut(params, 0.05)):
-                PEERS.append(row)
+            tree = cut(params, 0.05)
+            PEERS.extend([*beside(tree), *rounded(tree), *nncodec(tree)])
+
+
+def rounded(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
+    """What our rounded values weigh and lose, for the comparison with codecs that round."""
+    known, weights = Known(Manifest.of(tree)), {n: v for n, v in tree.items() if len(v.shape) > 1}
+    for values in ("bf16", "int8", "int4"):
+        row = asdict(measured(Case("", tree, context=known, values=values)))
+        back = decode(encode(tree, known, values), known)
+        lost = sum(float(((dense(back[n]) - dense(v)) ** 2).sum()) for n, v in weights.items())
+        error = math.sqrt(lost / sum(float((dense(v) ** 2).sum()) for v in weights.values()))
+        kept = sum(int((dense(back[n]) * dense(v)).count_nonzero()) for n, v in weights.items())
+        row |= {"codec": f"FedSieve, {values}", "error": error}
+        row["kept"] = kept / sum(int(dense(v).count_nonzero()) for v in weights.values())
+        yield {name: row[name] for name in ("codec", "bytes", "encode_mb_s", "decode_mb_s", "error", "kept")}
+
+
+def dense(value: Any) -> Tensor:
+    """A tensor with its zeros."""
+    found: Tensor = value.dense() if isinstance(value, Sparse) else value
+    return found
+
+
+def nncodec(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
+    """What NNC makes of the same tensors, where NNCODEC_PYTHON names a Python that has it."""
+    if not (python := os.environ.get("NNCODEC_PYTHON")):
+        return
+    arrays = {name: dense(v).numpy() for name, v in tree.items()}
+    size = sum(v.nbytes for v in arrays.values()) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(path := Path(folder) / "tree.npz", **arrays)  # type: ignore[arg-type]
+        told = subprocess.check_output([python, Path(__file__).with_name("nncodec_peer.py"), path, "-32", "-24"])
+    found = json.loads(told.splitlines()[-1])
+    for row in found["rows"]:
+        speeds = {"encode_mb_s": size / row["encode_s"], "decode_mb_s": size / row["decode_s"]}
+        codec = f"nncodec {found['version']}, qp {row['qp']}"
+        yield {"codec": codec, "bytes": row["bytes"], **speeds, "error": row["error"], "kept": row["kept"]}
 
 
 PEERS: list[dict[str, Any]] = []

@@ -1,12 +1,14 @@
 """Structured mutations of whole messages, with the seal off: the decoder may take one or refuse it, and nothing else.
 
     python tests/fuzzing.py [MUTATIONS] [SEED] [BACK_END]
+    python tests/fuzzing.py --keep      (a million for each back end, into benchmarks/results/fuzz.json; can go on)
 
 It prints how many were taken, the longest decode, and the most memory that one set aside, as a share of the model.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import struct
@@ -15,6 +17,8 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,9 +28,11 @@ from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.streams import BACK_ENDS
 from messages import mixed, varint
 
-SHAPES = dict.fromkeys("abcdefg", (70, 64)) | {"x": (90,), "y": (5, 5)}
+SHAPES = dict.fromkeys("abcdefg", (70, 64)) | {"l.x": (400,), "l.y": (20, 20), "m.x": (300,), "m.y": (15, 20)}
 WARM = 300
 """The first mutations are not traced: they also set up what Python keeps for every later one."""
+
+RESULTS, SLICE = Path(__file__).parent.parent / "benchmarks" / "results" / "fuzz.json", 10_000
 
 INTERESTING = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 4095, 4096, 65535, 65536, 2**31, 2**32 - 1, 2**40, 2**63)
 
@@ -48,9 +54,10 @@ class Found:
 def corpus(back_end: str) -> list[tuple[bytes, Known]]:
     """Return messages of every mode over a small model, and what their receivers know."""
     params = {name: mixed(math.prod(shape), i).view(shape) for i, (name, shape) in enumerate(SHAPES.items())}
+    params |= {name: value * 2**-20 for name, value in params.items() if value.dim() == 1}
     masks = {name: top(v, 0.1) for name, v in params.items() if v.dim() > 1}
     near = {name: v * 1.0001 for name, v in params.items()}
-    sparse: Tree = {name: Sparse.of(v, top(v.flip(0), 0.1)) for name, v in params.items()}
+    sparse: Tree = {name: Sparse.of(v, top(v.flip(0), 0.2)) for name, v in params.items()}
     on_masks: Tree = {name: Sparse.of(v, masks[name]) if name in masks else v for name, v in near.items()}
     manifest = Manifest.of(params)
     nothing, plain = Known(), Known(manifest)
@@ -180,10 +187,34 @@ def fuzz(mutations: int, seed: int, back_end: str, seconds: float = math.inf, tr
     return found
 
 
+def kept() -> list[dict[str, Any]]:
+    """Return what every slice so far came to."""
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["slices"] if RESULTS.exists() else []
+    return rows
+
+
+def keep(mutations: int, back_end: str) -> None:
+    """Fuzz slice by slice, a seed each, and write down what each came to; those that are there are not redone."""
+    for seed in range(mutations // SLICE):
+        if any((row["back_end"], row["seed"]) == (back_end, seed) for row in kept()):
+            continue
+        began, f = time.perf_counter(), fuzz(SLICE, seed, back_end)
+        assert f.most_memory <= 2 * f.model, "too much memory"
+        row: dict[str, Any] = {"back_end": back_end, "seed": seed, "taken": f.taken, "refused": f.refused}
+        row |= {"kinds": len(f.kinds), "slowest_ms": 1000 * f.slowest, "memory": f.most_memory / f.model}
+        row["seconds"] = time.perf_counter() - began
+        rows = sorted([*kept(), row], key=lambda row: (row["back_end"], row["seed"]))
+        RESULTS.write_text('{"slices": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--keep"]:
+        for back in sys.argv[2:] or BACK_ENDS:
+            keep(1_000_000, back)
+        sys.exit()
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    torch.set_num_threads(1)
     for back in sys.argv[3:] or BACK_ENDS:
         f = fuzz(count, first, back)
         print(

@@ -18,7 +18,7 @@ def varint(number: int) -> bytes:
 
 
 def message(plan: bytes, streams: bytes = b"", pad: bytes = b"", flags: int = 0, digests: bytes = b"") -> bytes:
-    return b"FSV2" + bytes([flags]) + digests + struct.pack("<II", len(plan), len(pad)) + plan + streams + pad
+    return b"FSV3" + bytes([flags]) + digests + struct.pack("<II", len(plan), len(pad)) + plan + streams + pad
 
 
 def named(kind: int, name: bytes = b"x") -> bytes:

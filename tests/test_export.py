@@ -286,7 +286,7 @@ def test_the_command_says_what_was_written(run: Path, mine: Path, capsys: pytest
 def test_the_format_is_what_its_description_says(tmp_path: Path) -> None:
     model = make()
     content = sparse_file.written(model.card, model.weights())
-    assert content[:4] == b"FSV2"
+    assert content[:4] == b"FSV3"
     assert content[-32:] == hashlib.sha256(content[:-32]).digest()
     assert content[13:20] == bytes([2, 2, 0, 4]) + b"car"  # docs/wire.md: two entries, the first dense and called card
     earlier = tmp_path / "earlier.fsv"

@@ -10,12 +10,12 @@ import torch
 
 from conftest import tiny_run
 from fedsieve import local, pool
-from fedsieve.engine.letters import Letters
-from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer, rounds
+from fedsieve.engine.letters import UNSENT, Letters
+from fedsieve.engine.loop import Engine, Exchange, Memory, Start, Worker, answer, rounds
 from fedsieve.engine.task import Federation, open_run
 from fedsieve.methods import FLASH, FedAvg, ZeroFL
-from fedsieve.types import Params, flatten
-from fedsieve.wire import TAG, WireError
+from fedsieve.types import InputError, Params, flatten
+from fedsieve.wire import TAG, WireError, decode
 
 
 @dataclass
@@ -117,3 +117,53 @@ def test_the_model_just_sent_makes_answers_smaller() -> None:
     moved = list(rounds(open_run(tiny_run(FedAvg(), lr=1e-4, lr_end=1e-4)), local(kernels="dense")))[-1]
     assert moved.bytes_up < 0.8 * moved.bytes_down
     assert moved.bytes_dense_up > moved.bytes_down > 0.7 * moved.bytes_dense_down
+
+
+@pytest.mark.parametrize("method", [FedAvg(), ZeroFL(0.9, 0.0), FLASH(0.3, c_d=2)], ids=["fedavg", "zerofl", "flash"])
+def test_rounded_values_make_letters_smaller_and_clients_remember_what_was_lost(method: Any) -> None:
+    run_ = tiny_run(method, rounds=3)
+    plain = list(rounds(open_run(run_), local(kernels="dense")))
+    for values, less in (("bf16", 0.8), ("int8", 0.7), ("int4", 0.6)):
+        rounded = list(rounds(open_run(replace(run_, values=values)), local(kernels="dense")))
+        assert not any(r.refused for r in rounded)
+        assert rounded[-1].bytes_up < less * plain[-1].bytes_up
+        memory = decode(next(iter(rounded[-1].memory.values())))
+        left = [v for name, v in memory.items() if name.startswith(UNSENT)]
+        assert left
+        assert all(isinstance(v, torch.Tensor) and torch.isfinite(v).all() for v in left)
+        assert any(isinstance(v, torch.Tensor) and v.abs().sum() > 0 for v in left)
+
+
+def test_rounded_runs_are_the_same_in_processes_and_after_a_stop() -> None:
+    run_ = replace(tiny_run(ZeroFL(0.9, 0.0), rounds=4), values="int8")
+    whole = list(rounds(open_run(run_), local(kernels="dense")))
+    half = whole[1]
+    start = Start(half.t, flatten(half.state), half.memory)
+    for again in (
+        list(rounds(open_run(run_), pool(2, kernels="dense"))),
+        list(rounds(open_run(run_), local(kernels="dense"), start=start)),
+    ):
+        assert again[-1].bytes_up == whole[-1].bytes_up
+        flat, other = flatten(whole[-1].state), flatten(again[-1].state)
+        assert all(torch.equal(flat[name], other[name]) for name in flat)
+
+
+def test_what_is_not_finite_is_not_rounded_but_refused() -> None:
+    run_ = replace(everyone(FedAvg()), values="int8", lr=1e6, lr_end=1e6)
+    with pytest.raises(InputError, match="no client's update could be taken"):
+        list(rounds(open_run(run_), local(kernels="dense")))
+
+
+def test_what_a_client_lost_is_sent_the_next_time() -> None:
+    """Two rounds of the same update: what arrives adds up to it twice, but for one rounding's error."""
+    letters = Letters(open_run(replace(everyone(FedAvg()), values="int4")))
+    name, update = "fc.weight", torch.linspace(-1, 1, 40).view(4, 10)
+    memory: dict[str, torch.Tensor] = {"own": torch.ones(1)}
+    known, sums = letters.plain, torch.zeros(4, 10)
+    for t in (1, 2):
+        told = letters.compensated({name: update}, memory)
+        back = letters.answer(t, 0, letters.up(t, 0, told, known), known)[name]
+        assert isinstance(back, torch.Tensor)
+        sums += back
+    assert torch.allclose(sums + memory[UNSENT + name], 2 * update, atol=1e-6)
+    assert set(memory) == {"own", UNSENT + name}

@@ -1,7 +1,9 @@
 """The format: exact round trips in every mode, what knowledge saves, and rounding with error feedback."""
 
 import struct
+import tracemalloc
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -10,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsieve import wire
+from fedsieve.bench.wire import Case, measured
 from fedsieve.sparsity import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, compensated, decode, encode, rounded
 from fedsieve.wire.layout import OWN
 from fedsieve.wire.streams import BACK_ENDS
 from fedsieve.wire.values import at_bf16_distance, bf16_distance
+from messages import leaf, stream, varint
+from messages import message as message_of
 
 
 def same(a: object, b: object) -> bool:
@@ -377,3 +382,55 @@ def test_where_pcodec_is_missing_zstandard_packs(monkeypatch: pytest.MonkeyPatch
         encode(tree)
     with pytest.raises(WireError, match="zstandard, which is not installed"):
         decode(zstd)
+
+
+@pytest.mark.parametrize("many", [60, 700])
+def test_what_is_alike_is_pooled(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of one name have one distribution, of another name another: apart they take less."""
+    scales = {"running_var": 1e4, "running_mean": 1e-3, "bias": 1e-9, "weight": 1.0}
+    generator = torch.Generator().manual_seed(0)
+    tree = {
+        f"bn{i}.{name}": scale * (1 + torch.rand(many, generator=generator))
+        for i in range(40)
+        for name, scale in scales.items()
+    }
+    known, layout = Known(Manifest.of(tree)), wire.encoder.layout
+    message = encode(tree, known)
+    assert same(tree, decode(message, known))
+    assert message[4] & layout.BY_KIND
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "kind_of", lambda *_: "")
+        patch.setattr(wire.encoder, "OWN_BY_KIND", OWN)
+        together = encode(tree, known)
+    assert not together[4] & layout.BY_KIND
+    assert same(tree, decode(together, known))
+    assert len(message) < 0.95 * len(together)
+
+
+@pytest.mark.parametrize("density", [0.3, 0.05, 1.0])
+@pytest.mark.parametrize("based", [False, True], ids=["alone", "base"])
+def test_memory_stays_within_one_and_a_half_dense_models(density: float, based: bool) -> None:
+    """Besides the message, or the tensors, that come out."""
+    generator = torch.Generator().manual_seed(0)
+    params = {f"{i}.weight": torch.randn(300, 500, generator=generator) for i in range(4)}
+    base = {name: v * (1 + 0.02 * torch.randn(v.shape, generator=generator)) for name, v in params.items()}
+    tree: Tree = {n: v if density == 1 else Sparse.of(v, top(v, density)) for n, v in params.items()}
+    case = Case("", tree, context=Known(Manifest.of(params), base if based else {}))  # type: ignore[arg-type]
+    row = measured(case, repeats=1)
+    assert 0 < row.encode_memory < 1.5
+    assert 0 < row.decode_memory < 1.5
+
+
+@pytest.mark.parametrize("edge", [0, 1900, 2032, 2048])
+def test_an_order_against_a_single_large_tensor_takes_at_most_twice_the_model(edge: int) -> None:
+    """A hostile message may name any edge: half of the elements get an order, or it is refused."""
+    base = torch.randn(400_000, generator=torch.Generator().manual_seed(0)).abs()
+    known = Known(Manifest.of({"x": base}), {"x": base})
+    plan = leaf(3, (400_000,), 0, 4, varint(1) + varint(0) + varint(edge))
+    data = message_of(plan, stream([1.0], "<f4"), b"", 3, known.manifest.digest + known.digest)  # type: ignore[union-attr]
+    tracemalloc.start()
+    with suppress(WireError):
+        decode(data, known)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most <= 2 * 4 * 400_000

@@ -19,6 +19,7 @@ MASK = torch.arange(300) % 3 == 0
 MANIFEST = Manifest.of({"x": X, "y": X.view(20, 15)})
 KNOWN = Known(MANIFEST, {"x": X}, {"x": MASK})
 PLAIN = Known(MANIFEST)
+LEVEL = Known(base={"x": torch.ones(300_000)})
 INF, NAN = struct.pack("<f", np.inf), struct.pack("<f", np.nan)
 DENSE, SPARSE = 2, 3
 ALL, MASKED, GAPS, CHANGES, RANKED = range(5)
@@ -44,9 +45,10 @@ def gaps(values: list[int], numel: int = 9, way: int = 0, count: int | None = No
     return message(leaf(SPARSE, (numel,), TYPED, GAPS, told), stream(values, "<u4", way) + ones + after)
 
 
-def flipped(way: int, count: int, changed: int, flips: list[int]) -> bytes:
+def flipped(way: int, count: int, changed: int, flips: list[int], edge: int = 2024) -> bytes:
     """A sparse x of ones against the base, of 300 elements."""
-    plan = leaf(SPARSE, (300,), TYPED, way, varint(count) + varint(changed))
+    about = varint(edge) if way == RANKED else b""
+    plan = leaf(SPARSE, (300,), TYPED, way, varint(count) + varint(changed) + about)
     told = stream(flips, "<u4") if flips else b""
     return known(plan, told + stream([1.0] * count, "<f4"))
 
@@ -69,9 +71,10 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     # the head
     "nothing at all": (b"", None, "ends early"),
     "another magic": (b"ABCD" + message(varint(0))[4:], None, "not a FedSieve message"),
-    "version 1": (b"FSV1" + bytes(4), None, "of an earlier FedSieve"),
-    "a version to come": (b"FSV3" + message(varint(0))[4:], None, "not a FedSieve message"),
-    "unknown flags": (message(varint(0), flags=4), None, "unknown flags 4"),
+    "version 1": (b"FSV1" + bytes(4), None, "an earlier FedSieve's"),
+    "version 2": (b"FSV2" + message(varint(0))[4:], None, "an earlier FedSieve's"),
+    "a version to come": (b"FSV4" + message(varint(0))[4:], None, "not a FedSieve message"),
+    "unknown flags": (message(varint(0), flags=8), None, "unknown flags 8"),
     "a manifest that the receiver lacks": (plain(varint(0)), None, "knows the model's manifest"),
     "no manifest though the receiver has one": (message(varint(0)), PLAIN, "no manifest"),
     "another manifest": (message(varint(0), flags=1, digests=bytes(DIGEST)), PLAIN, "its manifest differs"),
@@ -80,8 +83,8 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "another base": (message(varint(0), flags=3, digests=MANIFEST.digest + bytes(DIGEST)), KNOWN, "another base"),
     "digests cut": (message(varint(0), flags=1)[:12], PLAIN, "ends early"),
     # lengths
-    "a plan longer than the message": (b"FSV2\0" + struct.pack("<II", 2**32 - 1, 0), None, "a plan of 4294967295"),
-    "more padding than bytes": (b"FSV2\0" + struct.pack("<II", 1, 2**32 - 1) + b"\0", None, "bytes of padding"),
+    "a plan longer than the message": (b"FSV3\0" + struct.pack("<II", 2**32 - 1, 0), None, "a plan of 4294967295"),
+    "more padding than bytes": (b"FSV3\0" + struct.pack("<II", 1, 2**32 - 1) + b"\0", None, "bytes of padding"),
     "padding that is not zero": (message(varint(0), pad=b"\1"), None, "not zero"),
     "padding that nothing asks for": (message(varint(0), pad=b"\0"), None, "where others are due"),
     "bytes after the plan": (message(varint(0) + b"\0"), None, "after the end of the plan"),
@@ -119,6 +122,9 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
         message(leaf(SPARSE, (2**31,), TYPED, GAPS, varint(2**30))), None, "bytes of tensors announced"),
     "the model twice": (
         plain(varint(2) + LARGE + LARGE.replace(b"x", b"z")), PLAIN, "tensors announced"),
+    "an order for each of many empty tensors": (
+        known(varint(20) + b"".join(named(0, bytes([97 + i])) + leaf(SPARSE, (300,), TYPED, RANKED, b"\0\0\0")
+                                    for i in range(20))), KNOWN, "6000 bytes of tensors announced"),
     "padding one byte short": (
         message(leaf(DENSE, (40, 1000), UNSIGNED, GAPS, varint(0)), pad=bytes(131)), None, "announced|due"),
     "more positions than elements": (gaps([0] * 10), None, "10 positions announced in 9"),
@@ -140,11 +146,21 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "ranked flips that leave fewer positions": (flipped(RANKED, 9, 1, [4]), KNOWN, "9 positions announced, 8"),
     "a change out of range": (flipped(CHANGES, 299, 1, [300]), KNOWN, "beyond the last of 300"),
     "a ranked flip out of range": (flipped(RANKED, 9, 2, [0, 299]), KNOWN, "beyond the last of 300"),
+    "an edge beyond the last step": (flipped(RANKED, 9, 0, [], 4096), KNOWN, "an edge at step 4096 of 4095"),
+    "an edge that leaves most of a large tensor likely": (
+        message(leaf(SPARSE, (300_000,), TYPED, RANKED, varint(1) + varint(0) + varint(0)), raw(1),
+                flags=2, digests=LEVEL.digest), LEVEL, "too many elements of 'x' above the edge at step 0"),
     # values
     "fewer values than announced": (message(FLOATS, raw(1)), None, "2 numbers announced, 4 bytes"),
     "more values than announced": (message(FLOATS, raw(1, 2, 3)), None, "2 numbers announced, 12 bytes"),
     "a stream longer than the message": (message(FLOATS, varint(4 * 2**40) + raw(1)[1:]), None, "ends early"),
     "no stream": (message(FLOATS), None, "ends early"),
+    "no stream of a second kind": (
+        message(varint(2) + leaf(DENSE, (1,))[1:] + leaf(DENSE, (1,))[1:].replace(b"x", b"y"), raw(1), flags=4), None,
+        "ends early"),
+    "a stream of two kinds at once": (
+        message(varint(2) + leaf(DENSE, (1,))[1:] + leaf(DENSE, (1,))[1:].replace(b"x", b"y"), raw(1, 2), flags=4),
+        None, "1 numbers announced, 8 bytes|ends early"),
     "values of another width": (message(SIXTY_FOUR, DOUBLES), None, "damaged|after 64"),
     "values that are noise": (message(SIXTY_FOUR, framed(b"not a frame of pcodec", 1)), None, "damaged numbers"),
     "bytes for floats": (message(FLOATS, stream([1, 2], "<u1", 3)), None, "2 bytes announced"),
@@ -215,6 +231,11 @@ def test_what_the_malformed_ones_were_made_from_is_taken() -> None:
         (gaps(MANY, 90_000, 1), None),
         (flipped(CHANGES, 299, 1, [299]), KNOWN),
         (flipped(RANKED, 9, 0, []), KNOWN),
+        (flipped(RANKED, 1, 1, [4], 4095), KNOWN),
+        (
+            message(varint(2) + leaf(DENSE, (1,))[1:] + leaf(DENSE, (1,))[1:].replace(b"x", b"y"), 2 * raw(1), flags=4),
+            None,
+        ),
         (message(leaf(DENSE, (40, 1000), UNSIGNED, GAPS, varint(0)), pad=bytes(132)), None),
         (message(leaf(DENSE, (1,), SIGNED), stream([1], "<u4") + b"\1"), None),
         (message(leaf(DENSE, (1,), INT8, told=ONE), stream([254], "<u2")), None),

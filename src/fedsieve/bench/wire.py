@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import math
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,6 @@ from fedsieve.models import ResNet18
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.known import NOTHING, Array, array
-from fedsieve.wire.positions import RANKED, order
 from fedsieve.wire.values import INT4, INT8, bf16_distance, distance, quantised, to_bf16
 
 DENSITIES = (0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
@@ -42,7 +43,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What one case came to. ``entropy_bytes`` is of order 0, tensor by tensor; speeds are of dense float32."""
+    """What one case came to. ``entropy_bytes`` is of order 0, tensor by tensor; speeds are of dense float32.
+
+    ``first_*`` are the speeds of the first message against a base, its digest and the order of its magnitudes included;
+    the others are those of every further one. ``*_memory`` is what the first one sets aside besides what comes out, in
+    sizes of the dense model.
+    """
 
     case: str
     density: float
@@ -54,33 +60,50 @@ class Row:
     dense_bytes: int
     encode_mb_s: float
     decode_mb_s: float
+    first_encode_mb_s: float
+    first_decode_mb_s: float
+    encode_memory: float
+    decode_memory: float
+    position_bytes: int
+    """The entropy of the positions alone."""
     churn: float | None
     """The share of the positions that the base's largest, as many, do not hold."""
     bits_per_nonzero: float
 
 
-def measured(case: Case, repeats: int = 3) -> Row:
+def measured(case: Case, repeats: int = 5) -> Row:
     """Encode and decode a case, best of some times, and weigh it."""
     manifest = case.context.manifest
     dense, nnz = manifest.size if manifest else _dense_bytes(case.tree), sum(map(_count, case.tree.values()))
-    message, out = encode(case.tree, case.context, case.values), math.inf
-    back, again = decode(message, case.context), math.inf
+    message = encode(case.tree, case.context, case.values)
+    back = decode(message, case.context)
     if case.values == "f32" and not all(_same(v, back[n]) for n, v in case.tree.items()):
         raise AssertionError(f"{case.case} does not survive")
+    calls = (lambda known: encode(case.tree, known, case.values), lambda known: decode(message, known))
+    first, further = [math.inf] * 2, [math.inf] * 2
     for _ in range(repeats):
-        out = min(out, _seconds(lambda: encode(case.tree, case.context, case.values)))
-        again = min(again, _seconds(lambda: decode(message, case.context)))
+        for i, call in enumerate(calls):
+            known = replace(case.context)
+            first[i] = min(first[i], _seconds(partial(call, known)))
+            further[i] = min(further[i], _seconds(partial(call, known)))
+    encode_memory, decode_memory = (_memory(partial(call, replace(case.context))) / dense for call in calls)
+    entropy = [entropies(name, value, case.context, case.values) for name, value in case.tree.items()]
     return Row(
         case.case,
         nnz / (dense // 4),
         case.known,
         case.values,
         len(message),
-        round(sum(entropy_bits(n, v, case.context, case.values) for n, v in case.tree.items()) / 8),
+        round(sum(map(sum, entropy)) / 8),
         csr_bytes(case.tree),
         dense,
-        dense / 1e6 / out,
-        dense / 1e6 / again,
+        dense / 1e6 / further[0],
+        dense / 1e6 / further[1],
+        dense / 1e6 / first[0],
+        dense / 1e6 / first[1],
+        encode_memory,
+        decode_memory,
+        round(sum(positions for positions, _ in entropy) / 8),
         churn(case.tree, case.context),
         8 * len(message) / max(nnz, 1),
     )
@@ -122,10 +145,15 @@ def csr_bytes(tree: Params) -> int:
 
 
 def entropy_bits(name: str, value: Tensor | Sparse, known: Known, values: str) -> float:
-    """Return the empirical entropy of a tensor's positions and values, given what is known."""
+    """Return the empirical entropy of a tensor, given what is known."""
+    return sum(entropies(name, value, known, values))
+
+
+def entropies(name: str, value: Tensor | Sparse, known: Known, values: str) -> tuple[float, float]:
+    """Return the empirical entropy of a tensor's positions and of its values in bits, given what is known."""
     flat = array(value.values if isinstance(value, Sparse) else value)
     if flat.dtype != np.float32:
-        return 8.0 * flat.nbytes
+        return 0.0, 8.0 * flat.nbytes
     words, base = flat.view(np.uint32), known.words(name)
     bits, here = 0.0, base if base is not None and len(base) == len(words) else None
     if isinstance(value, Sparse) and len(value.index) < math.prod(value.shape):
@@ -133,18 +161,16 @@ def entropy_bits(name: str, value: Tensor | Sparse, known: Known, values: str) -
         base = base if base is not None and len(base) == numel else None
         bits = _positions(index, numel, base)
         here = None if base is None else base[index]
-    place = known.manifest.place.get(name) if known.manifest else None
-    shape = known.manifest.entries[place][2] if known.manifest and place is not None else value.shape
-    lossy = "bf16" if values != "f32" and max(len(value.shape), len(shape)) < 2 else values
+    lossy = "bf16" if values != "f32" and known.dimensions(name, value.shape) < 2 else values
     if lossy == "bf16" and here is not None:
         steps = bf16_distance(to_bf16(words), to_bf16(here))
-        return bits + min(len(words) * _entropy(steps), _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7))
+        return bits, min(len(words) * _entropy(steps), _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7))
     if lossy == "bf16":
-        return bits + _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7)
+        return bits, _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7)
     if lossy != "f32":
-        return bits + len(words) * _entropy(quantised(words, INT8 if lossy == "int8" else INT4)[1])
+        return bits, len(words) * _entropy(quantised(words, INT8 if lossy == "int8" else INT4)[1])
     plain = _floats(words, 23)
-    return bits + (plain if here is None else min(plain, _steps(distance(words, here))))
+    return bits, plain if here is None else min(plain, _steps(distance(words, here)))
 
 
 def churn(tree: Params, known: Known) -> float | None:
@@ -215,7 +241,7 @@ def _positions(index: Array, numel: int, base: Array | None) -> float:
     plain = numel * _binary(len(index) / numel)
     if base is None or not len(index):
         return plain
-    way, _ = order(base, RANKED)
+    way = np.argsort(~(base & np.uint32(0x7FFFFFFF)), kind="stable")
     mask = np.zeros(numel, bool)
     mask[index] = True
     told, bits = mask[way], 0.0
@@ -263,7 +289,26 @@ def _same(a: Tensor | Sparse, b: Any) -> bool:
     return bool((array(a).view(np.uint8) == array(b).view(np.uint8)).all())
 
 
+def _memory(call: Callable[[], object]) -> int:
+    """Return the bytes that a call sets aside at its worst moment, besides what it returns."""
+    tracemalloc.start()
+    result = call()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most - _weight(result)
+
+
+def _weight(result: object) -> int:
+    """Return the bytes of a message, or of a tree's tensors."""
+    if isinstance(result, Mapping):
+        return sum(map(_weight, result.values()))
+    if isinstance(result, Sparse):
+        return result.values.nbytes + result.index.nbytes
+    return result.nbytes if isinstance(result, Tensor) else len(result) if isinstance(result, bytes) else 0
+
+
 def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    """Return the processor time that a call takes: others on the machine do not count."""
+    began = time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.process_time() - began

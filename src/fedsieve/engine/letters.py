@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from fedsieve.engine.task import Federation
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import TAG, Envelope, Known, Manifest, decode, encode, opened, seal
+from fedsieve.wire import TAG, Envelope, Known, Manifest, compensated, decode, encode, opened, seal
 
 COPIES = 4.0
 """How many times the dense model a letter may unfold to: sparse tensors with all their positions come to three."""
+
+UNSENT = "unsent:"
+"""Before the name of a parameter in a client's memory: what rounding took from it, to be sent the next time."""
 
 
 class Letters:
@@ -27,6 +31,7 @@ class Letters:
         self.key = federation.key
         self.run = f"{type(federation.run.method).__name__}, seed {federation.run.seed}"
         self.plain = Known(manifest, finite=False, copies=COPIES)
+        self.values = federation.run.values
 
     def based(self, down: Tree) -> Known:
         """Return what both sides know of the answers to a broadcast."""
@@ -45,8 +50,22 @@ class Letters:
         return decode(message, self.plain)
 
     def up(self, t: int, client: int, told: Tree, known: Known) -> bytes:
-        """Return a client's letter."""
-        return seal(encode(told, known), Envelope(self.run, t, client, "up", known.digest), self.key)
+        """Return a client's letter. One that is not finite keeps every bit: the server says what is wrong with it."""
+        values = self.values if _finite(told) else "f32"
+        return seal(encode(told, known, values), Envelope(self.run, t, client, "up", known.digest), self.key)
+
+    def compensated(self, tree: Tree, memory: dict[str, Tensor]) -> Tree:
+        """Return what a client sends of its update where values are rounded: with what was lost the last time.
+
+        What this rounding loses goes to the client's ``memory``, under ``UNSENT`` before the parameter's name.
+        """
+        if self.values == "f32" or not _finite(tree):
+            return tree
+        tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor | Sparse)}
+        left = {name.removeprefix(UNSENT): v for name, v in memory.items() if name.startswith(UNSENT)}
+        sent, left = compensated(tensors, left, self.values, self.plain)
+        memory |= {UNSENT + name: value for name, value in left.items()}
+        return {**tree, **sent}
 
     def answer(self, t: int, client: int, letter: bytes, known: Known) -> Tree:
         """Return what a client told. Raises WireError."""
@@ -92,3 +111,8 @@ def _floats(tree: Tree) -> Iterator[tuple[str, Tensor | Sparse]]:
             yield from _floats(value)
         elif isinstance(value, Tensor | Sparse):
             yield name, value
+
+
+def _finite(tree: Tree) -> bool:
+    tensors = (value.values if isinstance(value, Sparse) else value for _, value in _floats(tree))
+    return all(bool(torch.isfinite(values).all()) for values in tensors)

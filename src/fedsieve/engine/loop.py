@@ -150,7 +150,7 @@ def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b
         down = worker.read(worker.letters.message(t, client, letter))
         update = worker.method.client(down, device)
     told: Tree = {
-        "tree": update.tree,
+        "tree": worker.letters.compensated(update.tree, device.memory),
         "n": float(update.n),
         "metrics": {**update.metrics, **_saved(worker)},
         "work": {"real": work.real, "dense": work.dense},

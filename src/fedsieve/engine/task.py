@@ -92,6 +92,9 @@ class Run:
     mean: Mean = field(default=Plain(), metadata=LATER)
     """What the method's own mean is taken of: plain or clipped updates, or their median or trimmed mean."""
 
+    values: Literal["f32", "bf16", "int8", "int4"] = field(default="f32", metadata=LATER)
+    """What clients round the float32 values that they send to; they add what was lost to what they send next."""
+
     def __post_init__(self) -> None:
         for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):
             if getattr(self, name) < 1:

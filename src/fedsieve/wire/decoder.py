@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 from fedsieve.types import Sparse
 from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import BITS, GAP, OWN, SPARSE
+from fedsieve.wire.layout import BITS, GAP, OWN, OWN_BY_KIND, SPARSE
 from fedsieve.wire.plan import Decoded, Leaf, Plan
-from fedsieve.wire.positions import ALL, GAPS, MASK, from_flips, from_gaps
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, from_gaps, order_of
 from fedsieve.wire.streams import unpacked
 from fedsieve.wire.values import (
     BF16,
@@ -73,17 +75,24 @@ def _index(leaf: Leaf, columns: _Columns) -> Array | None:
     if leaf.way == MASK:
         index = columns.known.index(leaf.name)
         return None if index is None else index.copy()
-    gaps = columns.take(GAP, leaf.count if leaf.way == GAPS else leaf.changed)
+    gaps = columns.take(GAP, leaf.count if leaf.way == GAPS else leaf.changed, leaf.pool)
     index = from_gaps(gaps, leaf.numel)
-    words = columns.known.words(leaf.name)
-    return index if leaf.way == GAPS or words is None else from_flips(index, leaf.count, words, leaf.way)
+    if leaf.way == GAPS:
+        return index
+    order = order_of(columns.known, leaf.name, leaf.edge if leaf.way == RANKED else None)
+    if order is None:
+        raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
+    found = order.from_flips(index, len(order.likely) if leaf.way == CHANGES else min(leaf.count, len(order.likely)))
+    if len(found) != leaf.count:
+        raise WireError(f"{leaf.count} positions announced, {len(found)} found")
+    return found
 
 
 def _values(leaf: Leaf, columns: _Columns, index: Array | None) -> Tensor:
     at = layout.column(leaf.mode, leaf.dtype)
     if at == BITS:
         return torch.from_numpy(columns.bits(leaf.count))
-    numbers = columns.take(at, leaf.count)
+    numbers = columns.take(at, leaf.count, leaf.pool)
     if leaf.mode == TYPED:
         return _checked(columns.known, leaf, _of_type(leaf.dtype, numbers))
     signs = columns.bits(leaf.count) if leaf.mode in (SIGNED, BF16) else np.zeros(1, bool)
@@ -120,53 +129,60 @@ def _of_type(dtype: int, numbers: Array) -> Tensor:
     return torch.from_numpy(numbers)
 
 
+Stream: TypeAlias = tuple[int, memoryview, int]
+"""How it is packed, its bytes, and how many numbers it holds."""
+
+
 class _Columns:
     """The streams of every column, unpacked when they are asked for, in the plan's order."""
 
     def __init__(self, plan: Plan):
         self.plan, self.known, self.at_bit = plan, plan.known, 0
-        self.found, self.held = self.find()
-        self.pools: list[Array | None] = [None] * BITS
-        self.used, self.next = [0] * BITS, [1] * BITS
+        self.own = OWN_BY_KIND if plan.by_kind else OWN
+        self.pools: list[dict[str, Stream]] = []
+        self.owned: list[Iterator[Stream]] = []
+        self.held = self.find()
+        self.open: dict[tuple[int, str], Array] = {}
 
-    def find(self) -> tuple[list[list[tuple[int, memoryview, int]]], Array]:
-        """Find every stream of every column, the pooled one first, and the bits; nothing may follow them."""
-        pooled = [0] * (BITS + 1)
+    def find(self) -> Array:
+        """Find every stream of every column, the pools first, and return the bits; nothing may follow them."""
+        pools: list[dict[str, int]] = [{} for _ in range(BITS)]
         owned: list[list[int]] = [[] for _ in range(BITS)]
+        many = 0
         for leaf in self.plan.leaves:
             for at, count in leaf.columns():
-                if at == BITS or count < OWN:
-                    pooled[at] += count
-                else:
+                if at == BITS:
+                    many += count
+                elif count >= self.own:
                     owned[at].append(count)
-        found: list[list[tuple[int, memoryview, int]]] = []
+                elif count:
+                    pools[at][leaf.pool] = pools[at].get(leaf.pool, 0) + count
         for at in range(BITS):
-            found.append([])
-            for count in [pooled[at], *owned[at]]:
-                if count:
-                    size, way = divmod(self.plan.varint(), 4)
-                    found[at].append((way, self.plan.take(size), count))
-                else:
-                    found[at].append((0, memoryview(b""), 0))
-        held = np.frombuffer(self.plan.take((pooled[BITS] + 7) // 8), np.uint8)
-        if pooled[BITS] % 8 and held[-1] >> (pooled[BITS] % 8):
+            self.pools.append({kind: self.stream(count) for kind, count in pools[at].items()})
+            self.owned.append(iter([self.stream(count) for count in owned[at]]))
+        held = np.frombuffer(self.plan.take((many + 7) // 8), np.uint8)
+        if many % 8 and held[-1] >> (many % 8):
             raise WireError("bits set beyond the last one")
         if self.plan.at != self.plan.end:
             raise WireError(f"{self.plan.end - self.plan.at} bytes after the end of the message")
-        return found, held
+        return held
 
-    def take(self, at: int, count: int) -> Array:
+    def stream(self, count: int) -> Stream:
+        """Find the next stream."""
+        size, way = divmod(self.plan.varint(), 4)
+        return way, self.plan.take(size), count
+
+    def take(self, at: int, count: int, pool: str) -> Array:
         """Return the next tensor's numbers in a column."""
-        if count >= OWN:
-            self.next[at] += 1
-            way, data, found = self.found[at][self.next[at] - 1]
-            return unpacked(way, data, found, layout.DTYPES[at])
-        pool = self.pools[at]
-        if pool is None:
-            way, data, found = self.found[at][0]
-            pool = self.pools[at] = unpacked(way, data, found, layout.DTYPES[at])
-        self.used[at] += count
-        return pool[self.used[at] - count : self.used[at]].copy()
+        if count >= self.own:
+            return unpacked(*next(self.owned[at]), layout.DTYPES[at])
+        if not count:
+            return np.zeros(0, layout.DTYPES[at])
+        if (at, pool) not in self.open:
+            self.open[at, pool] = unpacked(*self.pools[at][pool], layout.DTYPES[at])
+        numbers = self.open[at, pool]
+        self.open[at, pool] = numbers[count:]
+        return numbers[:count].copy()
 
     def bits(self, count: int) -> Array:
         """Return the next bits."""

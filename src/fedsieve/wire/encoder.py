@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, SPARSE, TREE, varint
-from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, flips, gaps_of
+from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, order_of
 from fedsieve.wire.streams import back_ends, packed
 from fedsieve.wire.values import (
     BF16,
@@ -60,8 +60,9 @@ class _Writer:
         self.known, self.lossy, self.back = known, lossy, back
         self.place = known.manifest.place if known.manifest else {}
         self.plan, self.last, self.unfolded = bytearray(), -1, 0
-        self.pools: list[list[Array]] = [[] for _ in layout.COLUMNS]
-        self.owned: list[list[bytes]] = [[] for _ in layout.COLUMNS]
+        self.kind = ""
+        self.columns: list[list[tuple[str, Array, bytes]]] = [[] for _ in layout.COLUMNS]
+        """Of every column the tensors' kinds and numbers, or the stream of those that have one of their own."""
         self.bits: list[Array] = []
 
     def message(self) -> bytes:
@@ -70,28 +71,42 @@ class _Writer:
             flags, head = layout.HAS_MANIFEST, known.manifest.digest
         if known.base or known.masks:
             flags, head = flags | layout.HAS_BASE, head + known.digest
-        parts = [layout.MAGIC, bytes([flags]), head, b"", bytes(self.plan)]
-        for at, (pool, owned) in enumerate(zip(self.pools, self.owned, strict=True)):
-            if pool:
-                parts.append(self.stream(at, np.concatenate(pool)))
-            parts += owned
+        together, by_kind = self.streams(False), self.streams(True)
+        if sum(map(len, by_kind)) < sum(map(len, together)):
+            flags, together = flags | layout.BY_KIND, by_kind
+        parts = [layout.MAGIC, bytes([flags]), head, b"", bytes(self.plan), *together]
         if self.bits:
             parts.append(np.packbits(np.concatenate(self.bits), bitorder="little").tobytes())
+            self.bits.clear()
         pad = layout.padding(known, sum(map(len, parts)) + 8, self.unfolded)
         parts[3] = struct.pack("<II", len(self.plan), pad)
         return b"".join([*parts, bytes(pad)])
+
+    def streams(self, by_kind: bool) -> list[bytes]:
+        """Return every column's streams: its pools, one or one a kind, then the tensors' own."""
+        found = []
+        for at, filled in enumerate(self.columns):
+            pools: dict[str, list[Array]] = {}
+            owned = []
+            for kind, numbers, stream in filled:
+                if stream or (by_kind and len(numbers) >= OWN_BY_KIND):
+                    owned.append(stream or self.stream(at, numbers))
+                else:
+                    pools.setdefault(kind if by_kind else "", []).append(numbers)
+            found += [self.stream(at, np.concatenate(pool)) for pool in pools.values()] + owned
+        return found
 
     def stream(self, at: int, numbers: Array) -> bytes:
         way, data = packed(numbers, self.back, at >= layout.PLAIN)
         return varint(4 * len(data) + way) + data
 
-    def put(self, at: int, numbers: Array) -> None:
-        """Add to a column."""
+    def put(self, at: int, numbers: Array, stream: bytes = b"") -> None:
+        """Add to a column, the stream if it is packed already."""
         numbers = numbers.astype(layout.DTYPES[at], copy=False)
         if len(numbers) >= OWN:
-            self.owned[at].append(self.stream(at, numbers))
+            self.columns[at].append((self.kind, np.zeros(0, layout.DTYPES[at]), stream or self.stream(at, numbers)))
         elif len(numbers):
-            self.pools[at].append(numbers)
+            self.columns[at].append((self.kind, numbers, b""))
 
     def tree(self, tree: Tree, depth: int) -> None:
         if depth > layout.DEEPEST:
@@ -123,6 +138,7 @@ class _Writer:
             self.plan += varint(place + 1) if place >= 0 else varint(0) + varint(len(text)) + text
         if place >= 0:
             self.last = place
+        self.kind = layout.kind_of(self.known, name, shape)
         if dtype is not None and not alike:
             self.plan += bytes([TYPES.index(dtype), len(shape)]) + b"".join(map(varint, shape))
 
@@ -153,7 +169,7 @@ class _Writer:
                 self.floats(inside, None if base is None else base[index], MASK, b"", lossy)
                 return
         index = np.flatnonzero(words)
-        how = self.positions(index, len(words), base)
+        how = self.positions(name, index, base)
         self.floats(words[index], None if base is None else base[index], *how, lossy)
 
     def sparse(self, name: str, value: Sparse) -> None:
@@ -164,7 +180,6 @@ class _Writer:
         if len(index) != value.values.numel():
             raise WireError(f"{value.values.numel()} values at {len(index)} positions")
         self.head(SPARSE, name, value.values.dtype, shape)
-        self.unfolded += len(index) * (8 + value.values.element_size())
         base, mask = self.known.words(name), self.known.index(name)
         base = base if base is not None and len(base) == numel else None
         if len(index) == numel:
@@ -172,7 +187,9 @@ class _Writer:
         elif mask is not None and self.known.masks[name].numel() == numel and np.array_equal(mask, index):
             how = MASK, b""
         else:
-            how = self.positions(index, numel, base)
+            how = self.positions(name, index, base)
+        found = len(index) * (8 + value.values.element_size())
+        self.unfolded += max(found, numel) if how[0] in (CHANGES, RANKED) else found
         flat = array(value.values)
         if value.values.dtype == torch.float32:
             here = None if base is None else base[index]
@@ -183,25 +200,31 @@ class _Writer:
 
     def lossy_for(self, shape: tuple[int, ...], name: str) -> int:
         """Return what float32 values are rounded to; values alone, on a mask, count as the weight they belong to."""
-        place = self.place.get(name, -1)
-        if self.known.manifest and place >= 0:
-            shape = max(shape, self.known.manifest.entries[place][2], key=len)
-        return BF16 if self.lossy and len(shape) < 2 else self.lossy
+        return BF16 if self.lossy and self.known.dimensions(name, shape) < 2 else self.lossy
 
-    def positions(self, index: Array, numel: int, base: Array | None) -> tuple[int, bytes]:
+    def positions(self, name: str, index: Array, base: Array | None) -> tuple[int, bytes]:
         """Add positions in the smallest way; return the way and what the plan says of it."""
         if len(index) and index[-1] >= 2**32:
             raise WireError("positions beyond 2^32 cannot be sent")
-        count, numbers, way, told = varint(len(index)), gaps_of(index), GAPS, b""
-        if base is not None:
-            least = len(packed(numbers, self.back)[1])
-            for mode in (CHANGES, RANKED):
-                changed = gaps_of(flips(index, base, mode))
-                size = len(packed(changed, self.back)[1]) if len(changed) <= numel // 2 else least
-                if size < least:
-                    least, numbers, way, told = size, changed, mode, varint(len(changed))
-        self.put(GAP, numbers)
-        return way, count + told
+        ways = [] if base is None else [*self.changes(name, index, base)]
+        if not ways or 2 * min(len(numbers) for numbers, _, _ in ways) > len(index):
+            ways.append((gaps_of(index), GAPS, b""))
+        streams = [self.stream(GAP, numbers) if len(ways) > 1 else b"" for numbers, _, _ in ways]
+        stream, (numbers, way, told) = min(zip(streams, ways, strict=True), key=lambda it: len(it[0]) + len(it[1][2]))
+        self.put(GAP, numbers, stream)
+        return way, varint(len(index)) + told
+
+    def changes(self, name: str, index: Array, base: Array) -> Iterator[tuple[Array, int, bytes]]:
+        """Yield the ways to tell positions by the base: the flips' gaps, the way, and what the plan says of it."""
+        support = order_of(self.known, name, None) if np.count_nonzero(base) < 0.9 * len(base) else None
+        if support is not None:
+            changed = support.flips(index, len(support.likely))
+            yield gaps_of(changed), CHANGES, varint(len(changed))
+        edge = edge_of(base, len(index))
+        sizes = order_of(self.known, name, edge)
+        if sizes is not None:
+            changed = sizes.flips(index, min(len(index), len(sizes.likely)))
+            yield gaps_of(changed), RANKED, varint(len(changed)) + varint(edge)
 
     def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:
         """Add float32 values, and what the plan says of positions and values."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.types import Sparse
-from fedsieve.wire.known import WireError, array
+from fedsieve.wire.known import NOTHING, Known, WireError, array
 from fedsieve.wire.values import BF16, INT4, INT8, LOSSY, from_bf16, multiples, quantised, to_bf16
 
 
@@ -31,29 +31,31 @@ def rounded(values: Tensor, how: str) -> Tensor:
 
 
 def compensated(
-    tree: Mapping[str, Tensor | Sparse], residual: Mapping[str, Tensor], how: str
+    tree: Mapping[str, Tensor | Sparse], residual: Mapping[str, Tensor], how: str, known: Known = NOTHING
 ) -> tuple[dict[str, Tensor | Sparse], dict[str, Tensor]]:
     """Return what to encode with ``values=how``, and the residual to keep: the sum of both equals what was to be sent.
 
-    ``tree`` is flat. Float32 entries of two dimensions and more take part. A residual is dense; where a sparse entry
+    ``tree`` is flat. Float32 entries of two dimensions and more take part, and values on a mask of such a tensor, where
+    ``known`` has a manifest that says so. A residual is as large as what its entry stands for; where a sparse entry
     sends nothing, it waits.
     """
     sent: dict[str, Tensor | Sparse] = {}
     kept: dict[str, Tensor] = {}
     for name, value in tree.items():
-        values = value.values if isinstance(value, Sparse) else value
-        if values.dtype != torch.float32 or len(value.shape) < 2:
+        values = (value.values if isinstance(value, Sparse) else value).detach().cpu()
+        if values.dtype != torch.float32 or known.dimensions(name, value.shape) < 2:
             sent[name] = value
             continue
         left = residual[name].clone() if name in residual else torch.zeros(tuple(value.shape))
         if left.shape != tuple(value.shape):
             raise WireError(f"a residual of shape {tuple(left.shape)} for {name}")
         if isinstance(value, Sparse):
-            whole = value.values + left.view(-1)[value.index]
-            left.view(-1)[value.index] = whole - rounded(whole, how)
-            sent[name] = Sparse(whole, value.index, value.shape)
+            index = value.index.detach().cpu()
+            whole = values + left.view(-1)[index]
+            left.view(-1)[index] = whole - rounded(whole, how)
+            sent[name] = Sparse(whole, index, value.shape)
         else:
-            whole = value + left
+            whole = values + left
             left, sent[name] = whole - rounded(whole, how), whole
         kept[name] = left
     return sent, kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -96,6 +96,8 @@ class Known:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     finite: bool = True
     copies: float = 1.0
+    orders: dict[str, tuple[int, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What ``positions.order_of`` keeps from one message to the next."""
     _flat: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
     _index: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -115,6 +117,11 @@ class Known:
         for name in sorted(self.masks):
             _told(whole, name, np.packbits(array(self.masks[name])))
         return whole.digest()[:DIGEST]
+
+    def dimensions(self, name: str, shape: Sequence[int]) -> int:
+        """Return how many dimensions the tensor has that values belong to: on a mask they are a vector."""
+        place = self.manifest.place.get(name) if self.manifest else None
+        return max(len(shape), len(self.manifest.entries[place][2]) if self.manifest and place is not None else 0)
 
     def words(self, name: str) -> Array | None:
         """Return the bits (uint32) of the base's float32 tensor of that name, dense and flat; None if there is none."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedsieve.wire.known import TYPES, Known
 from fedsieve.wire.values import BF16, BF16_DISTANCE, BF16_UNSIGNED, DISTANCE, INT4, INT8, SIGNED, TYPED, UNSIGNED
 
-MAGIC = b"FSV2"
-HAS_MANIFEST, HAS_BASE = 1, 2
-"""Flags: the digest of a manifest, or of a base and masks, follows."""
+MAGIC = b"FSV3"
+HAS_MANIFEST, HAS_BASE, BY_KIND = 1, 2, 4
+"""Flags: the digest of a manifest, or of a base and masks, follows; short columns are pooled by kinds of tensors."""
 
 TREE, NUMBER, DENSE, SPARSE = range(4)
 NEXT, ALIKE = 4, 8
 """Added to a kind: the name is the manifest's next one; type and shape are the manifest's."""
 
 DEEPEST = 8
-OWN = 4096
-"""From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, a stream a column."""
+OWN, OWN_BY_KIND = 4096, 512
+"""From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, all or kind by kind."""
 
 UNFOLDS, UNFOLDS_KNOWN = 1024, 1
 """Bytes of tensors that a byte of a message justifies: without a manifest, and beyond what the manifest does."""
@@ -40,6 +42,11 @@ BOOL = len(TYPES) - 1
 def column(mode: int, kind: int) -> int:
     """Return the column of values sent in a mode, of a type given by its place."""
     return COLUMN[mode] if mode != TYPED else BITS if kind == BOOL else PLAIN + kind
+
+
+def kind_of(known: Known, name: str, shape: Sequence[int]) -> str:
+    """Return what tensors have in common that are pooled: the last part of their names, and if they are vectors."""
+    return f"{known.dimensions(name, shape) < 2} {name.rsplit('.', 1)[-1]}"
 
 
 def allowed(known: Known, size: int) -> int:

@@ -14,7 +14,7 @@ from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
 from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError
 from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE
-from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, LAST_EDGE, MASK, RANKED
 from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
 
 Decoded = dict[str, "Tensor | Sparse | float | Tree"]
@@ -22,7 +22,10 @@ Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor as the plan tells it: ``way`` and ``mode`` of positions and values, and how many flips (``changed``)."""
+    """A tensor as the plan tells it.
+
+    ``way`` and ``mode`` of positions and values; how many flips (``changed``) tell of positions, and about which edge.
+    """
 
     name: str
     kind: int
@@ -32,7 +35,10 @@ class Leaf:
     mode: int
     count: int
     changed: int
+    edge: int
     scale: float
+    pool: str
+    """Which pool the tensor's short columns stand in."""
 
     @property
     def numel(self) -> int:
@@ -41,9 +47,10 @@ class Leaf:
 
     @property
     def unfolded(self) -> int:
-        """The bytes of the tensor that comes out."""
+        """The bytes of the tensor that comes out; at least one for each element that must be put in order."""
         size = TYPES[self.dtype].itemsize
-        return self.numel * size if self.kind == DENSE else self.count * (8 + size)
+        found = self.numel * size if self.kind == DENSE else self.count * (8 + size)
+        return max(found, self.numel) if self.way in (CHANGES, RANKED) else found
 
     def columns(self) -> list[tuple[int, int]]:
         """Return the columns that the tensor fills, and with how many numbers each."""
@@ -113,11 +120,12 @@ class Plan:
         """Read what stands before the plan."""
         magic = bytes(self.take(len(layout.MAGIC)))
         if magic != layout.MAGIC:
-            old = "; version 1, of an earlier FedSieve" if magic == b"FSV1" else ""
-            raise WireError(f"not a FedSieve message of version 2{old}")
+            old = "; an earlier FedSieve's" if magic in (b"FSV1", b"FSV2") else ""
+            raise WireError(f"not a FedSieve message of version 3{old}")
         flags = self.take(1)[0]
-        if flags > layout.HAS_MANIFEST + layout.HAS_BASE:
+        if flags >= 2 * layout.BY_KIND:
             raise WireError(f"unknown flags {flags}")
+        self.by_kind = bool(flags & layout.BY_KIND)
         manifest = self.known.manifest
         if bool(flags & layout.HAS_MANIFEST) != (manifest is not None):
             raise WireError(
@@ -195,32 +203,36 @@ class Plan:
             raise WireError(f"unknown way {way} of positions or mode {mode} of values")
         if mode != TYPED and TYPES[dtype] != torch.float32:
             raise WireError(f"values of {TYPES[dtype]} in a mode for float32")
-        count, changed = self.positions(name, way, numel)
+        count, changed, edge = self.positions(name, way, numel)
         scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
         if mode in (DISTANCE, BF16_DISTANCE):
             self.base(name, way, shape)
-        return Leaf(name, kind, dtype, shape, way, mode, count, changed, scale)
+        pool = layout.kind_of(self.known, name, shape) if self.by_kind else ""
+        return Leaf(name, kind, dtype, shape, way, mode, count, changed, edge, scale, pool)
 
-    def positions(self, name: str, way: int, numel: int) -> tuple[int, int]:
-        """Return how many positions a tensor has, and how many flips tell of them."""
+    def positions(self, name: str, way: int, numel: int) -> tuple[int, int, int]:
+        """Return how many positions a tensor has, how many flips tell of them, and about which edge."""
         if way == ALL:
-            return numel, 0
+            return numel, 0, 0
         if way == MASK:
             index = self.known.index(name)
             if index is None or self.known.masks[name].numel() != numel:
                 raise WireError(f"no mask of {name!r} is known")
-            return len(index), 0
+            return len(index), 0, 0
         count = self.varint()
         if count > numel:
             raise WireError(f"{count} positions announced in {numel} elements")
         if way == GAPS:
-            return count, 0
+            return count, 0, 0
         changed, base = self.varint(), self.known.words(name)
         if base is None or len(base) != numel:
             raise WireError(f"no base of {name!r} is known")
         if changed > numel:
             raise WireError(f"{changed} changes announced in {numel} elements")
-        return count, changed
+        edge = self.varint() if way == RANKED else 0
+        if edge > LAST_EDGE:
+            raise WireError(f"an edge at step {edge} of {LAST_EDGE}")
+        return count, changed, edge
 
     def base(self, name: str, way: int, shape: tuple[int, ...]) -> Array:
         """Return the known values that distances count from: of all elements, or of a mask's, for values alone."""
