@@ -31,7 +31,7 @@ from fedsieve.sparsity import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import WireError, decode, encode
 
-Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
+Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Lost]]"]
 """Take round t's messages to their clients and bring the answers back, in the clients' order."""
 
 Memory: TypeAlias = dict[int, bytes]
@@ -51,6 +51,13 @@ class Refused:
     """An answer that the server did not take, and why."""
 
     client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What an engine brings of a client that did not answer: why. The round goes on without it."""
+
     reason: str
 
 
@@ -202,7 +209,7 @@ class Tally:
     steps: int = 0
     seconds: float = 0.0
 
-    def read(self, answers: Iterable[tuple[int, bytes]], told: Told, passed: Passed) -> Iterator[Update]:
+    def read(self, answers: Iterable[tuple[int, bytes | Lost]], told: Told, passed: Passed) -> Iterator[Update]:
         """Yield every update that passes the checks; note the others. ``told`` opens a client's letter."""
         for answer in passed(self._decoded(answers, told), lambda *refusal: self.refused.append(Refused(*refusal))):
             update = answer.update
@@ -215,11 +222,16 @@ class Tally:
                 self.weights[name] = self.weights.get(name, 0.0) + update.n
             yield update
 
-    def _decoded(self, answers: Iterable[tuple[int, bytes]], told: Told) -> Iterator[tuple[int, Tree | WireError]]:
+    def _decoded(
+        self, answers: Iterable[tuple[int, bytes | Lost]], told: Told
+    ) -> Iterator[tuple[int, Tree | WireError]]:
         """Count the bytes and open them, or say why that cannot be."""
         for client, reply in answers:
-            self.bytes_up += len(reply)
             found: Tree | WireError
+            if isinstance(reply, Lost):
+                yield client, WireError(reply.reason)
+                continue
+            self.bytes_up += len(reply)
             try:
                 found = told(client, reply)
             except WireError as error:
