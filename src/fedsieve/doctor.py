@@ -64,8 +64,8 @@ def _dependencies(environment: Environment) -> Finding:
         return Finding("fine", "Flower installs no dependencies")
     return Finding(
         "mend",
-        "Flower installs an app's dependencies anew for every run: that fails offline, takes long, and hides a FedSieve "
-        f"of your own: export {name}=1 before SuperLink or flwr run starts (fedsieve run does so itself)",
+        "Flower installs an app's dependencies anew for every run: that fails offline, takes long, and hides a "
+        f"FedSieve of your own: export {name}=1 before SuperLink or flwr run starts (fedsieve run does so itself)",
     )
 
 
