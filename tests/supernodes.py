@@ -82,9 +82,10 @@ class Deployment:
             files = {"ca-certfile": "ca.crt", "certfile": "server.pem", "keyfile": "server.key"}
             secure = [part for o, name in files.items() for part in (f"--ssl-{o}", f"{self.tls}/{name}")]
             secure.append("--enable-supernode-auth")
+        before = self.log("superlink").lower().count("running on")
         here = ["--host", self.machines.server, "--port", str(self.port)]
         self.start("superlink", self.machines.enter[0], "flower-superlink", *secure, *here)
-        self.wait(lambda: "running on" in self.log("superlink").lower(), "the SuperLink", 60)
+        self.wait(lambda: self.log("superlink").lower().count("running on") > before, "the SuperLink", 60)
 
     @property
     def address(self) -> str:
@@ -118,6 +119,8 @@ class Deployment:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         guard.wait()
+        assert guard.stdin
+        guard.stdin.close()
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Ask the SuperLink."""
