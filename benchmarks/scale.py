@@ -1,7 +1,7 @@
 """A FEMNIST recipe over Flower and Ray: 100 clients, 10 rounds, and the memory of all processes after every round.
 
-Claim: the run ends well on two cores; from round 3 to 10 the memory of its workers and of Ray grows by less than 3 %, and
-the server's goes up and down with the letters that it holds.
+Claim: the run ends well on two cores; from round 3 to 10 the memory of its workers and of Ray grows by less than 3 %,
+and the server's goes up and down with the letters that it holds.
 Memory is the proportional set size of the command and all that it started (SuperLink, the simulation, Ray, two
 workers), each shared page counted once over all, taken when a round's row appears; n: 1 run.
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.bench.clock import machine
+from fedsieve.flower_app.guard import descendants
 from fedsieve.flower_app.superlink import script
 
 SETTINGS = ["task.clients=100", "rounds=10", "per_round=10", "evaluate_every=5"]
@@ -38,7 +39,7 @@ def femnist_over_ray() -> dict[str, Any]:
         while process.poll() is None:
             done = len(_rows(out))
             if done > len(memory):
-                memory.append(_memory([process.pid, *_descendants(process.pid)]))
+                memory.append(_memory([process.pid, *descendants(process.pid)]))
             time.sleep(0.1)
         rows = _rows(out)
         return {
@@ -61,20 +62,6 @@ def _rows(out: Path) -> list[dict[str, Any]]:
     path = out / "rounds.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _descendants(pid: int) -> list[int]:
-    parents = dict[int, int]()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found, new = set[int](), {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return sorted(found)
 
 
 def _memory(pids: list[int]) -> dict[str, int]:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsieve.flower_app.guard import GUARD, alive, descendants
 from fedsieve.flower_app.superlink import QUIET, free_port, script
 
 KEY = "ab" * 32
@@ -100,7 +100,7 @@ class Deployment:
 
     def start(self, name: str, enter: list[str], command: str, *arguments: str) -> None:
         """Start a process that ends with this one."""
-        guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", *enter, script(command), *arguments]
+        guarded = [*GUARD, *enter, script(command), *arguments]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 guarded,
@@ -202,29 +202,3 @@ def rows(out: Path) -> list[dict[str, Any]]:
     path = out / "rounds.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that one has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Return all processes below one."""
-    return [one for child in children(pid) for one in (child, *descendants(child))]
-
-
-def alive(pid: int) -> bool:
-    """Say whether a process is there, zombies aside."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

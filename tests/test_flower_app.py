@@ -1,6 +1,7 @@
 """The Flower app: what is written, what it is told, and a SuperNode's own examples."""
 
 import io
+import subprocess
 import tomllib
 import zipfile
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from fedsieve import cli
 from fedsieve.engine.flower import Place
 from fedsieve.flower_app.client import opened
-from fedsieve.flower_app.guard import main as guard
+from fedsieve.flower_app.guard import GUARD, alive
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.flower_app.own import Inputs, own_examples
 from fedsieve.flower_app.serving import opened_for
@@ -192,9 +193,22 @@ def test_engines_that_are_none_are_named(options: list[str], line: str) -> None:
     assert line in str(done.exception)
 
 
-def test_a_guard_returns_its_commands_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["guard", "sh", "-c", "exit 7"])
-    monkeypatch.setattr("fedsieve.flower_app.guard._watch", lambda _: None)
-    with pytest.raises(SystemExit) as ended:
-        guard()
-    assert ended.value.code == 7
+def guarded(*command: str) -> subprocess.Popen[str]:
+    line = [*GUARD, *command]
+    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_guard_returns_its_commands_code() -> None:
+    with guarded("sh", "-c", "exit 7") as process:
+        assert process.wait() == 7
+
+
+def test_a_guard_ends_all_that_its_command_started_when_nobody_holds_it() -> None:
+    with guarded("sh", "-c", "setsid sleep 300 & echo $! $$; wait") as process:
+        assert process.stdin
+        assert process.stdout
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert all(map(alive, pids))
+        process.stdin.close()
+        process.wait()
+        assert not any(map(alive, pids))

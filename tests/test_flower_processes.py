@@ -19,11 +19,12 @@ from fedsieve import local
 from fedsieve.engine.loop import Engine, Exchange, Memory, rounds
 from fedsieve.engine.tally import Lost
 from fedsieve.engine.task import Federation, open_run
+from fedsieve.flower_app.guard import alive, descendants
 from fedsieve.flower_app.superlink import script
 from fedsieve.recipes import made
 from fedsieve.settings import changed
 from fedsieve.types import flatten
-from supernodes import Machines, alive, deployment, descendants, rows, three_machines
+from supernodes import Machines, deployment, rows, three_machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RECIPE = f"{faulty_recipe.__file__}:recipe"
@@ -94,6 +95,7 @@ def test_a_run_on_ray_is_locals_though_its_clients_fail_and_it_is_killed(tmp_pat
 
     for fault in (tmp_path / "faults").iterdir():
         fault.unlink()
+    (tmp_path / "faults" / f"2-{faulty_recipe.marks(federation)[0]}").write_text("die")
     killed = subprocess.Popen([*command, "--resume"], env=environment)
     while len(rows(out)) < 3:
         assert killed.poll() is None
@@ -101,12 +103,14 @@ def test_a_run_on_ray_is_locals_though_its_clients_fail_and_it_is_killed(tmp_pat
     below = descendants(killed.pid)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 30
     while any(map(alive, below)):
         assert time.monotonic() < end, "processes outlive the run"
         time.sleep(0.2)
 
     subprocess.run([*command, "--resume"], env=environment, check=True)
+    lost = [(row["round"], one["client"]) for row in rows(out) for one in row["refused"]]
+    assert lost == [(2, 0)], "a worker that died is started anew: nobody else is lost"
     assert_same_run(federation, out)
     assert any(name.startswith("memory/") for name in load_file(out / "checkpoints/000005.safetensors"))
 

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import sysconfig
 import time
 import urllib.error
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsieve.flower_app.guard import GUARD
 from fedsieve.types import InputError
 
 QUIET = {
@@ -70,7 +70,7 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
     env = {**os.environ, **QUIET, **environment, "FLWR_HOME": str(home)}
     env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-    guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", *command, *options]
+    guarded = [*GUARD, *command, *options]
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
             guarded, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True

@@ -39,10 +39,24 @@ Opened: TypeAlias = Callable[[Place], Worker]
 
 def client_app(opened: Opened) -> ClientApp:
     """Return an app that is a client for a round when it is asked to train, and says who it is when queried."""
+    _revive_workers()
     app = ClientApp()
     app.train()(partial(_told, partial(_train, opened)))
     app.query()(partial(_told, partial(_introduce, opened)))
     return app
+
+
+def _revive_workers() -> None:
+    """Let Ray start a worker anew that has died, and give it its client once more.
+
+    Flower (1.42) hands work to the dead one again and again: the same few clients would be lost to every round. This is
+    called in the simulation's process when it loads the app, before it makes its actors.
+    """
+    if "flwr.simulation.app" in sys.modules:
+        from flwr.simulation.ray_transport.ray_actor import ClientAppActor
+
+        options: dict[str, int] = getattr(ClientAppActor, "_default_options")  # noqa: B009 (Ray's, which mypy does not see)
+        options |= {"max_restarts": -1, "max_task_retries": 1}
 
 
 def simulation_key(run_id: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
@@ -30,6 +31,8 @@ def order_of(content: RecordDict) -> dict[str, int | str]:
 
 
 def reason(error: Error) -> str:
-    """Return why there is no answer, in one line: the last that a traceback has."""
-    lines = [line.strip() for line in (error.reason or "").splitlines() if line.strip(" '>\"\t")]
+    """Return why there is no answer, in one line: the last that a traceback has, or what a simulation wraps."""
+    wrapped = re.fullmatch(r"<class '[\w.]*?(\w+)'>:<'(.*)'>", error.reason or "", re.S)
+    text = f"{wrapped[1]}: {wrapped[2]}" if wrapped and "\n" not in wrapped[2].strip() else error.reason or ""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" '>\"\t")]
     return lines[-1] if lines else f"Flower's error {error.code}"
