@@ -10,6 +10,7 @@ from pathlib import Path
 import byzantine
 import performance
 import picture
+import scale
 from accuracy import LABELS, table, told
 
 sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
@@ -54,6 +55,10 @@ def filled(text: str) -> str:
     def byzantine_(found: re.Match[str]) -> str:
         return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
 
+    def scaled(found: re.Match[str]) -> str:
+        told = json.loads((HERE / "results" / "scale.json").read_text())
+        return f"<!-- scale -->\n{scale.table(told)}\n<!-- end -->"
+
     def hardware(found: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
@@ -63,6 +68,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
+    text = re.sub(r"<!-- scale -->\n.*?<!-- end -->", scaled, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 

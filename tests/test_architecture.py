@@ -1,6 +1,8 @@
 """The layers, held by reading the imports; and what must not be there."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import fedsieve
@@ -22,6 +24,7 @@ ORDER = [
     {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},
+    {"flower_app", "doctor"},
     {"sweep"},
     {"bench"},
     {"cli"},
@@ -65,6 +68,20 @@ def test_nothing_unpickles() -> None:
         assert not {"pickle", "cloudpickle", "joblib", "shelve", "marshal"} & set(names), path
         assert "torch.load" not in text, path
         assert "allow_pickle=True" not in text, path
+
+
+def test_flower_is_imported_by_its_engine_alone() -> None:
+    outside = [p for p in modules() if not p.is_relative_to(ROOT / "engine/flower") and p != ROOT / "flower.py"]
+    for path in outside:
+        types_only = path == ROOT / "flower_app/__init__.py"
+        assert not {name.split(".")[0] for name in imports(path)} & {"flwr", "ray"} or types_only, path
+
+
+def test_fedsieve_and_its_command_line_need_no_flower() -> None:
+    code = "import sys; sys.modules['flwr'] = None; import fedsieve.cli, fedsieve.engine.flower"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("this needs Flower: pip install 'fedsieve[flower]'")
+    assert "cli" not in done.stderr.splitlines()[-2]
 
 
 def test_exports_exist() -> None:
