@@ -10,7 +10,7 @@ ORDER = [
     {"types"},
     {"sparsity"},
     {"wire", "layers", "server", "data", "models"},
-    {"kernels", "expected"},
+    {"kernels", "expected", "flower"},
     {"local", "robust"},
     {"masks"},
     {"measures"},
@@ -56,6 +56,13 @@ def test_methods_know_neither_engine_nor_wire_nor_one_another() -> None:
     for path in (ROOT / "methods").glob("[a-z]*.py"):
         inside = [name.split(".")[1] for name in imports(path) if name.startswith("fedsieve.")]
         assert not {"engine", "wire", "methods"} & set(inside), path
+
+
+def test_flower_is_imported_where_it_is_the_matter_alone() -> None:
+    inside = (ROOT / "flower", ROOT / "engine" / "flower", ROOT / "engine" / "flower.py")
+    for path in modules():
+        if not any(path == where or where in path.parents for where in inside):
+            assert not [name for name in imports(path) if name.split(".")[0] in ("flwr", "ray")], path
 
 
 def test_nothing_unpickles() -> None:
