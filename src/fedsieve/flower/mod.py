@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable
 from logging import getLogger
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
@@ -46,9 +47,11 @@ class SparseMod:
     A message that cannot be opened is answered with an error, which the log names too.
     """
 
+    _last: ClassVar[tuple[dict[str, bytes], Broadcast, dict[str, ArrayRecord]]] = ({}, Broadcast(), {})
+    """The broadcast that this process opened last: in a simulation it opens it for many nodes, and the app anew for each."""
+
     def __init__(self, top: float | None = None, of: Of = "update", values: Values = "f32", feedback: bool = False):
         self.choice = Choice(top, of, values, feedback)
-        self._last: tuple[dict[str, bytes], Broadcast, dict[str, ArrayRecord]] = {}, Broadcast(), {}
 
     def __call__(self, message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         """Open a message, call what is inside, and pack the answer."""
@@ -69,11 +72,11 @@ class SparseMod:
         """Return what was broadcast, and the message that the app is to see: clients of a process open it once."""
         found = {name: v for name, v in message.content.items() if isinstance(v, ArrayRecord)}
         told = {f"{name}/{key}": array.data for name, record in found.items() for key, array in record.items()}
-        if told != self._last[0]:
+        if told != SparseMod._last[0]:
             arrays = {name: unpacked(record, NOTHING) for name, record in found.items()}
             bases = {name: Base.of(own) for name, own in arrays.items()}
-            self._last = told, Broadcast(bases), {name: record_of(own) for name, own in arrays.items()}
-        _, broadcast, records = self._last
+            SparseMod._last = told, Broadcast(bases), {name: record_of(own) for name, own in arrays.items()}
+        _, broadcast, records = SparseMod._last
         opened = copy.copy(message)
         opened.content = mapped(message.content, lambda n, _: ArrayRecord(dict(records[n].items())))
         return broadcast, opened
