@@ -22,6 +22,7 @@ ORDER = [
     {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},
+    {"flower_app"},
     {"sweep"},
     {"bench"},
     {"cli"},
@@ -72,6 +73,20 @@ def test_nothing_unpickles() -> None:
         assert not {"pickle", "cloudpickle", "joblib", "shelve", "marshal"} & set(names), path
         assert "torch.load" not in text, path
         assert "allow_pickle=True" not in text, path
+
+
+def test_flower_is_imported_by_its_engine_alone() -> None:
+    outside = [p for p in modules() if not p.is_relative_to(ROOT / "engine/flower") and p != ROOT / "flower.py"]
+    for path in outside:
+        tree = ast.parse(path.read_text())
+        annotations = [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ]
+        for node in annotations:
+            node.body = [ast.Pass()]
+        found = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        found += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+        assert not {name.split(".")[0] for name in found} & {"flwr", "ray"}, path
 
 
 def test_exports_exist() -> None:

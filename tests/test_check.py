@@ -15,7 +15,8 @@ from safetensors import safe_open
 from conftest import TIMES, tiny_run
 from fedsieve import InputError, Run, Sparse, local, pool
 from fedsieve.engine.check import Checks
-from fedsieve.engine.loop import Round, Start, Tally, rounds
+from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.tally import Tally
 from fedsieve.engine.task import Federation, open_run
 from fedsieve.expected import Expected, Part, Unexpected, Whole, shown, weights
 from fedsieve.methods import FedAvg

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fedsieve.bench.commands import bench
+from fedsieve.flower_app.commands import flower
 from fedsieve.local import warn_in_one_line
 from fedsieve.types import InputError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="Sparse federated learning that is sparse for real.",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(flower, name="flower")
 Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
 Axis = Annotated[
     list[str] | None,
@@ -51,7 +53,7 @@ Own = Annotated[str, typer.Option("--recipe", help="For a network or data of you
 def run_command(
     recipe: Annotated[str, typer.Argument(help="A built-in recipe (fedsieve list recipes) or your file.py:function.")],
     set_: Setting = None,
-    engine: Annotated[str, typer.Option(help="local, or pool:N for N processes.")] = "local",
+    engine: Annotated[str, typer.Option(help="local; pool:N, N processes; flower:N, over Flower and Ray.")] = "local",
     data: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE-NUMBER.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
@@ -59,11 +61,14 @@ def run_command(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
     kernels: Kernels = None,
+    min_clients: Annotated[int, typer.Option(help="flower: answers that a round needs (0: half).", min=0)] = 0,
+    round_timeout: Annotated[float, typer.Option(help="flower: seconds a round waits for answers.")] = 3600.0,
 ) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.data import root_from
     from fedsieve.engine import open_run
     from fedsieve.engine.loop import chosen
+    from fedsieve.flower_app.simulate import simulated
     from fedsieve.progress import show
     from fedsieve.recipes import made
     from fedsieve.settings import changed
@@ -72,13 +77,18 @@ def run_command(
     run = changed(made(recipe), set_ or [])
     folder = out or (_folder(recipe, resume) if resume else None)
     choice = kernels or (kernels_of(folder) if folder else None) or "auto"
-    carrier = _engine(engine, device, choice)
+    patience = min_clients, round_timeout
+    carrier = None if _on_ray(engine, device, patience) else _engine(engine, device, choice, patience)
     federation = open_run(run, root_from(data), _names(measure))
     chosen(federation, choice, device)
     folder = folder or _folder(recipe, resume)
     if resume and not (folder / "run.json").exists():
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    rounds = keep(folder, federation, carrier, Origin(recipe, engine, device, choice), resume=resume, until=until)
+    origin = Origin(recipe, engine, device, choice)
+    if carrier:
+        rounds = keep(folder, federation, carrier, origin, resume=resume, until=until)
+    else:
+        rounds = simulated(folder, federation, origin, set_ or [], data, resume, until, patience)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
 
@@ -218,15 +228,33 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _engine(name: str, device: str, kernels: str) -> Any:
+def _on_ray(name: str, device: str, patience: tuple[int, float]) -> bool:
+    """Say whether an engine is Flower's simulation. Raises InputError if it cannot be one."""
+    if name.partition(":")[0] != "flower" or name == "flower:inline":
+        return False
+    from fedsieve.engine.flower import Patience
+
+    Patience(*patience)
+    if name != "flower" and not (name[7:].isdecimal() and int(name[7:])):
+        raise InputError(f"unknown engine {name!r}: flower:N has N processes; flower:inline needs none")
+    if device != "cpu":
+        raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")
+    return True
+
+
+def _engine(name: str, device: str, kernels: str, patience: tuple[int, float]) -> Any:
     from fedsieve.engine import local, pool
 
     kind, _, number = name.partition(":")
+    if name == "flower:inline":
+        from fedsieve.engine.flower import Patience, inline
+
+        return inline(device, kernels, Patience(*patience))
     if kind == "local" and not number:
         return local(device, kernels)
     if kind == "pool" and number.isdecimal():
         return pool(int(number), device, kernels)
-    raise InputError(f"unknown engine {name!r}; the engines are local and pool:N (pool:2 uses two processes)")
+    raise InputError(f"unknown engine {name!r}; the engines are local, pool:N (pool:2: two processes) and flower")
 
 
 def _folder(recipe: str, resume: bool) -> Path:

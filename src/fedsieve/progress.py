@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -15,13 +15,36 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedsieve.engine import Federation, Round
+from fedsieve.engine import Federation
 from fedsieve.recorded import trained_by
 from fedsieve.store import read_rows
 
 
+class Shown(Protocol):
+    """What is shown of a round: a ``Round``, or its row."""
+
+    @property
+    def t(self) -> int: ...  # noqa: D102
+    @property
+    def accuracy(self) -> float | None: ...  # noqa: D102
+    @property
+    def density(self) -> float: ...  # noqa: D102
+    @property
+    def bytes_up(self) -> int: ...  # noqa: D102
+    @property
+    def bytes_down(self) -> int: ...  # noqa: D102
+    @property
+    def bytes_dense_up(self) -> int: ...  # noqa: D102
+    @property
+    def bytes_dense_down(self) -> int: ...  # noqa: D102
+    @property
+    def dense_because(self) -> str | None: ...  # noqa: D102
+    @property
+    def refused(self) -> Iterable[Any]: ...  # noqa: D102
+
+
 def show(
-    folder: Path, federation: Federation, rounds: Iterator[Round], last: int, console: Console | None = None
+    folder: Path, federation: Federation, rounds: Iterator[Shown], last: int, console: Console | None = None
 ) -> None:
     """Follow the rounds to the end of the run in ``folder``, then print its summary."""
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
@@ -37,7 +60,7 @@ def show(
     console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
 
-def _live(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
+def _live(rounds: Iterator[Shown], done: int, last: int, console: Console) -> None:
     columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
     said = set[str]()
     bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
@@ -55,7 +78,7 @@ def _live(rounds: Iterator[Round], done: int, last: int, console: Console) -> No
             _complain(round, console, said)
 
 
-def _plain(rounds: Iterator[Round], done: int, last: int, console: Console) -> None:
+def _plain(rounds: Iterator[Shown], done: int, last: int, console: Console) -> None:
     began, said = time.perf_counter(), set[str]()
     for round in rounds:
         left = (time.perf_counter() - began) / max(round.t - done, 1) * (last - round.t)
@@ -63,7 +86,7 @@ def _plain(rounds: Iterator[Round], done: int, last: int, console: Console) -> N
         _complain(round, console, said)
 
 
-def _complain(round: Round, console: Console, said: set[str]) -> None:
+def _complain(round: Shown, console: Console, said: set[str]) -> None:
     """Print what was refused, and once why clients train densely."""
     if round.dense_because and not said:
         said.add(round.dense_because)
@@ -72,7 +95,7 @@ def _complain(round: Round, console: Console, said: set[str]) -> None:
         console.print(f"round {round.t}: the update of client {refusal.client} was refused: {refusal.reason}")
 
 
-def line(round: Round, accuracy: float | None) -> str:
+def line(round: Shown, accuracy: float | None) -> str:
     """Return a round in one line: accuracy of the deployed model, MB and factors against dense, density."""
     known = "     -" if accuracy is None else f"{accuracy:6.1%}"
     up, down = _sent(round.bytes_up, round.bytes_dense_up), _sent(round.bytes_down, round.bytes_dense_down)

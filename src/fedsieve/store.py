@@ -73,6 +73,16 @@ def keep(
     return _keep(out, federation, rounds(federation, engine, origin.device, start, until), lock)
 
 
+def check(out: Path, federation: Federation, origin: Origin, resume: bool) -> None:
+    """Raise InputError if ``keep`` would at once; writes nothing but the directory itself."""
+    lock = alone(out)
+    try:
+        if (out / "run.json").exists():
+            _check_same(out, described(federation.run), federation.measure, origin.kernels, resume)
+    finally:
+        os.close(lock)
+
+
 def _keep(out: Path, federation: Federation, stream: Generator[Round], lock: int) -> Iterator[Round]:
     mark = fingerprint(federation)
     try:

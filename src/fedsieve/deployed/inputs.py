@@ -68,7 +68,7 @@ def _readers(card: Card) -> dict[str, Callable[[Path], Tensor]]:
     if card.dataset == "speech_commands":
         return {".wav": _recording}
     if len(card.shape) == 3 and card.shape[0] in (1, 3):
-        return dict.fromkeys(IMAGES, partial(_image, shape=card.shape))
+        return dict.fromkeys(IMAGES, partial(picture, shape=card.shape))
     return {}
 
 
@@ -112,7 +112,7 @@ def _loaded(path: Path) -> NDArray[Any]:
     raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array x, or save it alone")
 
 
-def _image(path: Path, shape: tuple[int, ...]) -> Tensor:
+def picture(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Return a picture as [channels, height, width] in 0..1."""
     channels, height, width = shape
     image = _opened(path)

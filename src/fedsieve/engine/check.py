@@ -104,7 +104,7 @@ class Checks:
         trees = {name: part for name, part in parts.items() if isinstance(part, Mapping)}
         if told.keys() != {*parts, "n"} or len(trees) < len(parts):
             raise Unexpected("not a client's answer")
-        n = _examples(told["n"], len(self.federation.shards[client]))
+        n = _examples(told["n"], self.federation.examples(client))
         expected.check(trees["tree"])
         self._check_metrics(trees["metrics"], expected)
         _check_work(trees["work"])

@@ -8,7 +8,6 @@ An engine carries the bytes; they are counted here, where they exist.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -19,8 +18,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fedsieve.engine.check import Answer, Checks
+from fedsieve.engine.check import Checks
 from fedsieve.engine.letters import Letters
+from fedsieve.engine.tally import Lost, Refused, Tally
 from fedsieve.engine.task import Federation, Run, open_run
 from fedsieve.expected import Norms, expected_of
 from fedsieve.kernels.choice import Kernels
@@ -29,29 +29,15 @@ from fedsieve.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
-from fedsieve.wire import WireError, decode, encode
+from fedsieve.wire import decode, encode
 
-Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
+Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Lost]]"]
 """Take round t's messages to their clients and bring the answers back, in the clients' order."""
 
 Memory: TypeAlias = dict[int, bytes]
 """What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
 
-Passed: TypeAlias = Callable[[Iterable[tuple[int, "Tree | WireError"]], Callable[[int, str], None]], Iterable[Answer]]
-"""``check.Checks.passed`` in one round: the answers that pass; the others go to a function."""
-
-Told: TypeAlias = Callable[[int, bytes], Tree]
-"""Open a client's answer, or raise WireError."""
-
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An answer that the server did not take, and why."""
-
-    client: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -165,77 +151,9 @@ def _saved(worker: Worker) -> dict[str, float]:
     return {"saved_bytes": float(worker.work.sparse.bytes)} if worker.work.sparse else worker.saved.metrics()
 
 
-@dataclass(frozen=True)
-class Notes:
-    """What a client tells about its training: measured, not sent for the method, and no part of the upload's bytes."""
-
-    steps: int
-    seconds: float
-    sparse: bool
-    why: str | None
-    bytes: int
-
-
 def _notes(work: Work) -> Tree:
     why = {work.why: 1.0} if work.why else {}
     return {"steps": float(work.steps), "seconds": work.seconds, "sparse": float(bool(work.sparse)), "why": why}
-
-
-def _read_notes(told: Any) -> Notes:
-    steps, seconds, sparse, why = int(told["steps"]), float(told["seconds"]), bool(told["sparse"]), [*told["why"]]
-    return Notes(steps, seconds, sparse, why[0] if why else None, len(encode({"notes": told})) - len(encode({})))
-
-
-@dataclass
-class Tally:
-    """What a round's answers added up to, counted while they stream by. Their notes are no part of the bytes."""
-
-    bytes_up: int = 0
-    real: float = 0.0
-    dense: float = 0.0
-    weight: float = 0.0
-    weights: dict[str, float] = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
-    refused: list[Refused] = field(default_factory=list)
-    kernels: Counter[str] = field(default_factory=Counter)
-    why: str | None = None
-    steps: int = 0
-    seconds: float = 0.0
-
-    def read(self, answers: Iterable[tuple[int, bytes]], told: Told, passed: Passed) -> Iterator[Update]:
-        """Yield every update that passes the checks; note the others. ``told`` opens a client's letter."""
-        for answer in passed(self._decoded(answers, told), lambda *refusal: self.refused.append(Refused(*refusal))):
-            update = answer.update
-            self._note(_read_notes(answer.notes))
-            self.real += answer.work["real"]
-            self.dense += answer.work["dense"]
-            self.weight += update.n
-            for name, value in update.metrics.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value * update.n
-                self.weights[name] = self.weights.get(name, 0.0) + update.n
-            yield update
-
-    def _decoded(self, answers: Iterable[tuple[int, bytes]], told: Told) -> Iterator[tuple[int, Tree | WireError]]:
-        """Count the bytes and open them, or say why that cannot be."""
-        for client, reply in answers:
-            self.bytes_up += len(reply)
-            found: Tree | WireError
-            try:
-                found = told(client, reply)
-            except WireError as error:
-                found = error
-            yield client, found
-
-    def _note(self, notes: Notes) -> None:
-        self.bytes_up -= notes.bytes
-        self.kernels["sparse" if notes.sparse else "dense"] += 1
-        self.why = self.why or notes.why
-        self.steps, self.seconds = self.steps + notes.steps, self.seconds + notes.seconds
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The clients' metrics, averaged by the numbers of examples of those who tell them."""
-        return {name: value / self.weights[name] for name, value in self.sums.items()}
 
 
 def run(

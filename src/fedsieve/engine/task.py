@@ -186,6 +186,12 @@ class Federation:
     """What is measured on the way (``fedsieve.measures``); no part of the run itself."""
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
     """What this process and those it starts seal their letters with."""
+    own: dict[int, int] | None = field(default=None, compare=False)
+    """How many examples each client has said to have, where they are its own and nobody else sees them."""
+
+    def examples(self, client: int) -> int:
+        """Return how many examples a client has, training and validation."""
+        return len(self.shards[client]) if self.own is None else self.own.get(client, 0)
 
     def model(self) -> nn.Module:
         """Return the plain model, freshly initialised: the same in every process."""

@@ -1,0 +1,43 @@
+"""What a SuperNode's client remembers between rounds: files by round, so that a round can be asked for again."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+KEPT = 4
+"""Versions kept: of the two rounds that a server's checkpoints may go back, the one before, and one to spare."""
+
+
+class Shelf:
+    """The memories of one client in one run, each after a round."""
+
+    def __init__(self, folder: Path, run: str, client: int):
+        if not re.fullmatch(r"[0-9a-f]{8,64}", run):
+            raise ValueError("the server names no run: it is not FedSieve's, or of another version")
+        self.folder = folder / run / str(client)
+
+    def before(self, t: int) -> bytes:
+        """Return what was kept before round ``t``, nothing at the beginning."""
+        known = [r for r in self._rounds() if r < t]
+        return self._path(known[-1]).read_bytes() if known else b""
+
+    def keep(self, t: int, memory: bytes) -> None:
+        """Keep a round's memory, forgetting what came after it in a run that was taken up again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._path(t).with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(memory)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path(t))
+        rounds = self._rounds()
+        for old in [r for r in rounds if r > t] + [r for r in rounds if r <= t][:-KEPT]:
+            self._path(old).unlink(missing_ok=True)
+
+    def _path(self, t: int) -> Path:
+        return self.folder / f"{t:06d}.bin"
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(p.stem) for p in self.folder.glob("*.bin") if p.stem.isdecimal())

@@ -1,0 +1,77 @@
+"""What a Flower app is told: the fields of an ``Order``, which are the settings of ``flwr run -c``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedsieve.data import root_from
+from fedsieve.engine import Federation, Run, open_run
+from fedsieve.recipes import made
+from fedsieve.settings import changed
+from fedsieve.types import InputError
+from fedsieve.wire.seal import key_of_run
+
+
+@dataclass(frozen=True)
+class Order:
+    """A run of a recipe, as the command line gives it to ``fedsieve run``."""
+
+    recipe: str
+    """A built-in recipe, or ``file.py:function`` of a file beside the app's modules."""
+    settings: str = ""
+    """``name=value`` as after ``-s``, apart by blanks, quoted as in a shell."""
+    out: str = ""
+    """The run directory, on the server's machine."""
+    data: str = ""
+    """The folder of the datasets; empty: FEDSIEVE_DATA."""
+    own_data: bool = False
+    """Whether every SuperNode names examples of its own, which the server does not see."""
+    measure: str = ""
+    kernels: str = "auto"
+    until: int = 0
+    resume: bool = False
+    min_clients: int = 0
+    round_timeout: float = 3600.0
+
+    def config(self) -> dict[str, Any]:
+        """Return the order as an app's settings."""
+        return {f.name.replace("_", "-"): getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The further columns."""
+        return tuple(name.strip() for name in self.measure.split(",") if name.strip())
+
+    def run(self, here: Path) -> Run:
+        """Return the run. Raises InputError."""
+        recipe = str(here / self.recipe) if ".py:" in self.recipe else self.recipe
+        return changed(made(recipe), shlex.split(self.settings))
+
+    def federation(self, here: Path) -> Federation:
+        """Return the run with the recipe's own data. Raises InputError."""
+        return open_run(self.run(here), root_from(self.data or None), self.measured)
+
+
+def order_from(config: Mapping[str, Any]) -> Order:
+    """Return the order that an app's settings are. Raises InputError for values of a wrong kind."""
+    values: dict[str, Any] = {}
+    for field in fields(Order):
+        value = config.get(field.name.replace("_", "-"), field.default)
+        kind = str if field.name == "recipe" else type(field.default)
+        if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            wanted = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise InputError(f"-c {field.name.replace('_', '-')} must be {wanted}, got {value!r}")
+        values[field.name] = value
+    return Order(**values)
+
+
+def sealing_key(simulations: bytes | None) -> bytes:
+    """Return what letters are sealed with: the key of the environment, or else a simulation's. Raises InputError."""
+    if simulations is not None and not {"FEDSIEVE_KEY", "FEDSIEVE_KEY_FILE"} & os.environ.keys():
+        return simulations
+    return key_of_run()

@@ -1,0 +1,71 @@
+"""The server's half of the app: the ordinary loop, in an ordinary run directory, over what carries letters."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedsieve.engine import Federation
+from fedsieve.engine.flower import Patience
+from fedsieve.engine.flower.server import Carrier
+from fedsieve.flower_app.order import Order, order_from, sealing_key
+from fedsieve.progress import show
+from fedsieve.store import Origin, inputs_of, keep, write_json
+from fedsieve.types import InputError
+
+ENDED = "FEDSIEVE_ENDED"
+"""Names the file that says how the run ended, for whoever started Flower: its own exit codes do not."""
+
+
+def serve(here: Path, carrier: Carrier) -> None:
+    """Run to the end, and say how it ended."""
+    try:
+        _serve(here, carrier)
+    except BaseException as error:
+        _say(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        raise
+    _say("")
+
+
+def _serve(here: Path, carrier: Carrier) -> None:
+    order = order_from(carrier.config)
+    if not order.out:
+        raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
+    federation = replace(opened_for(order, here), key=sealing_key(carrier.key))
+    out, about = Path(order.out).expanduser(), dict[str, str]()
+    engine = carrier.engine(federation, Patience(order.min_clients, order.round_timeout), about)
+    origin = Origin(order.recipe, "flower", "cpu", order.kernels)
+    rounds = keep(
+        out, federation, engine, origin, resume=order.resume and (out / "run.json").exists(), until=order.until
+    )
+    about |= {"run": _name(out), "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(order.own_data)}
+    show(out, federation, rounds, min(order.until or federation.run.rounds, federation.run.rounds))
+
+
+def opened_for(order: Order, here: Path) -> Federation:
+    """Return the server's federation: the recipe's, of whose examples clients with their own have none."""
+    federation = order.federation(here)
+    if not order.own_data:
+        return federation
+    if "kernels" in order.measured:
+        raise InputError("measure=kernels trains on the server, which has no client's data here: leave it out")
+    nothing = torch.arange(0)
+    return replace(federation, shards=(nothing,) * federation.run.task.clients, own={})
+
+
+def _name(out: Path) -> str:
+    """Return what SuperNodes keep their clients' memories of this run under; made once a run."""
+    path = out / "flower.json"
+    if not path.exists():
+        write_json(path, {"run": secrets.token_hex(16)})
+    return str(json.loads(path.read_text())["run"])
+
+
+def _say(error: str) -> None:
+    if path := os.environ.get(ENDED):
+        write_json(Path(path), {"error": error})

@@ -1,0 +1,123 @@
+"""``fedsieve run RECIPE --engine flower``: the app on a SuperLink of this run's own, its rows as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fedsieve.data import root_from
+from fedsieve.engine import Federation
+from fedsieve.flower_app.order import Order
+from fedsieve.flower_app.serving import ENDED
+from fedsieve.flower_app.superlink import SuperLink, last_line, superlink
+from fedsieve.flower_app.template import licence, write_app
+from fedsieve.store import Origin, check, read_rows
+from fedsieve.types import InputError
+
+LOOK, ASK = 0.2, 20.0
+"""Seconds from one look for new rows to the next, and from one question whether Flower is still at it."""
+
+
+def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
+    """Run an order on Ray: ``nodes`` simulated SuperNodes, ``workers`` processes; yield every round's row.
+
+    A row has its columns as attributes. Raises InputError as the run itself does, or if Flower ends without a word.
+    """
+    with _home() as home:
+        ended = home / "ended.json"
+        rows = read_rows(Path(order.out))
+        write_app(home / "app", order, licence())
+        environment = {ENDED: str(ended), "FEDSIEVE_KEY": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
+        with superlink(home, environment) as link:
+            started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
+            yield from _followed(Path(order.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
+
+
+@contextmanager
+def _home() -> Iterator[Path]:
+    """Make Flower's folder for this run, and remove it unless the run fails: its log is all there is to read then."""
+    home = Path(tempfile.mkdtemp(prefix="fedsieve-flower-"))
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _federation(nodes: int, workers: int) -> str:
+    """Return the simulation's settings; the cluster that RAY_ADDRESS names has its own number of workers."""
+    own = "" if os.environ.get("RAY_ADDRESS") else f" init-args-num-cpus={workers}"
+    return f"num-supernodes={nodes} client-resources-num-cpus=1{own}"
+
+
+def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[Any]:
+    """Yield the rows of the rounds after ``last`` until the run has ended."""
+    asked = time.monotonic()
+    while True:
+        over = ended.exists()
+        for row in read_rows(out):
+            if row["round"] > last:
+                last = row["round"]
+                yield _shown(row)
+        if over:
+            break
+        if link.process.poll() is not None:
+            raise InputError(f"Flower's SuperLink died: {last_line(link.log)} (all of it is in {link.log})")
+        if time.monotonic() - asked > ASK:
+            asked = time.monotonic()
+            _check(link, run, ended)
+        time.sleep(LOOK)
+    if error := json.loads(ended.read_text())["error"]:
+        raise InputError(error)
+
+
+def _shown(row: Mapping[str, Any]) -> Any:
+    return SimpleNamespace(**{**row, "t": row["round"], "refused": [SimpleNamespace(**one) for one in row["refused"]]})
+
+
+def _check(link: SuperLink, run: str, ended: Path) -> None:
+    """Raise InputError if Flower's run has ended and ours has not said so."""
+    told = link.flwr("list", "--run-id", run)
+    status: dict[str, Any] = next((one for one in told.get("runs", []) if str(one.get("run-id")) == str(run)), {})
+    if str(status.get("status", "")).startswith("finished") and not ended.exists():
+        raise InputError(
+            f"Flower's run ended ({status.get('status')}) without a word: {last_line(link.log)} "
+            f"(all of it is in {link.log}); --resume goes on"
+        )
+
+
+def simulated(
+    folder: Path,
+    federation: Federation,
+    origin: Origin,
+    settings: list[str],
+    data: str | None,
+    resume: bool,
+    until: int,
+    patience: tuple[int, float],
+) -> Iterator[Any]:
+    """Run in ``folder`` what the command line asks for, and yield every round's row. Raises InputError."""
+    check(folder, federation, origin, resume)
+    run = federation.run
+    root = root_from(data)
+    order = Order(
+        origin.recipe,
+        shlex.join(settings),
+        str(folder.absolute()),
+        str(root or ""),
+        measure=",".join(federation.measure),
+        kernels=origin.kernels,
+        until=until,
+        resume=resume,
+        min_clients=patience[0],
+        round_timeout=patience[1],
+    )
+    number = origin.engine.partition(":")[2]
+    return simulate(order, max(run.per_round, run.warm_up), int(number) if number else os.cpu_count() or 1)

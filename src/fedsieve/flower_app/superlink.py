@@ -1,0 +1,113 @@
+"""A SuperLink of one's own, which ends with whoever started it, and what is asked of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsieve.types import InputError
+
+QUIET = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+"""What keeps Flower and Ray from installing packages, asking for news and telling of us."""
+START = 60.0
+CONNECTION = "fedsieve"
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A SuperLink at work: its folder, which is Flower's home, and its log in it."""
+
+    home: Path
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> Path:
+        """What it and the apps say."""
+        return self.home / "superlink.log"
+
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Ask with Flower's own command line, and return its answer. Raises InputError."""
+        command = [script("flwr"), *arguments, "--format", "json"]
+        done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True, check=False)
+        start = done.stdout.find("{")
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
+        except ValueError:
+            answer = {}
+        if done.returncode or not answer or answer.get("success") is False:
+            said = answer.get("error-message") or (done.stderr or done.stdout).strip()
+            raise InputError(f"flwr {arguments[0]} failed: {said}")
+        return answer
+
+
+@contextmanager
+def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iterator[SuperLink]:
+    """Start a SuperLink on a free port of loopback, simulating; end it, and all it started, with the block."""
+    port = free_port()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    env = {**os.environ, **QUIET, **environment, "FLWR_HOME": str(home)}
+    env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
+    command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", *command, *options]
+    with (home / "superlink.log").open("wb") as log:
+        process = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home)
+    link = SuperLink(home, env, process)
+    try:
+        _wait(link, port)
+        yield link
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        process.wait()
+
+
+def script(name: str) -> str:
+    """Return the path of a command that Flower has installed beside this Python."""
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _wait(link: SuperLink, port: int) -> None:
+    end = time.monotonic() + START
+    while time.monotonic() < end and link.process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise InputError(f"Flower's SuperLink did not start: {last_line(link.log)} (all of it is in {link.log})")
+
+
+def last_line(log: Path) -> str:
+    """Return the last line that a log has."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

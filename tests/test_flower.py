@@ -1,0 +1,267 @@
+"""Flower carries the letters: the same bits as ``local``, and rounds that go on when clients are lost."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from conftest import tiny_run
+from fedsieve import local, run
+from fedsieve.engine.flower import Anywhere, Patience, carried, client_app, inline
+from fedsieve.engine.flower.inline import InlineGrid
+from fedsieve.engine.flower.memory import Shelf
+from fedsieve.engine.flower.nodes import Registered
+from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Worker, rounds
+from fedsieve.engine.task import Federation, open_run
+from fedsieve.methods import FedAvg
+from fedsieve.types import InputError, flatten
+from test_methods import METHODS
+
+
+def tapped(engine: Engine, seen: list[tuple[int, bytes]]) -> Engine:
+    """Note every letter that an engine takes down and brings up."""
+
+    @contextmanager
+    def tap(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        with engine(federation, memory) as exchange:
+
+            def noted(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, Any]]:
+                seen.extend(messages.items())
+                for answer in exchange(t, messages):
+                    seen.append(answer)
+                    yield answer
+
+            yield noted
+
+    return tap
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_states_memories_and_letters_are_locals(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # a letter tells how long training took
+    federation = open_run(tiny_run(METHODS[name], rounds=3))
+    letters = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
+    runs = [
+        [*rounds(federation, tapped(engine, seen))] for engine, seen in zip((local(), inline()), letters, strict=True)
+    ]
+    for one, other in zip(*runs, strict=True):
+        assert_same(one, other)
+    assert letters[0] == letters[1]
+
+
+def assert_same(one: Round, other: Round) -> None:
+    states = flatten(one.state), flatten(other.state)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert (one.memory, one.bytes_up, one.bytes_down) == (other.memory, other.bytes_up, other.bytes_down)
+    assert (one.metrics, one.accuracy, one.refused) == (other.metrics, other.accuracy, other.refused)
+
+
+Faults = dict[tuple[int, int], str]
+
+
+def faulty(federation: Federation, faults: Faults, asked: list[tuple[int, int]], nodes: int = 1) -> InlineGrid:
+    """Return a grid whose clients fail in the rounds given, each once a fault."""
+    worker = Worker(federation)
+    sound = client_app(lambda place: worker)
+
+    class Faulty(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            order = message.content["order"]
+            who = int(order["round"]), int(order["client"])  # type: ignore[call-overload]
+            asked.append(who)
+            if who in faults:
+                return Message(Error(8, faults.pop(who)), reply_to=message)
+            return sound(message, context)
+
+    return InlineGrid(Faulty(), nodes)
+
+
+def over(grid: InlineGrid, **patience: Any) -> Engine:
+    return carried(grid, Anywhere(grid), Patience(**patience), pause=0)
+
+
+def test_a_round_goes_on_without_a_client_that_is_lost_and_says_why() -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=2))
+    first = federation.run.sample(1)[1]
+    grid = faulty(federation, {(1, first): "Traceback:\n  boom\nOSError: the disk is gone\n"}, [])
+    one, two = rounds(federation, over(grid))
+    assert [(r.client, r.reason) for r in one.refused] == [(first, "OSError: the disk is gone")]
+    assert not two.refused
+
+
+def test_a_round_with_a_lost_client_is_the_round_of_the_others() -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=1))
+    clients = federation.run.sample(1)
+
+    @contextmanager
+    def two(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        with local()(federation, memory) as exchange:
+            yield lambda t, messages: [*exchange(t, messages)][1:]
+
+    (lost,) = rounds(federation, over(faulty(federation, {(1, clients[0]): "gone"}, [])))
+    (others,) = rounds(federation, two)
+    assert len(lost.refused) == 1
+    assert_same(replace(lost, refused=()), others)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "nst", "flash"])
+def test_below_the_quorum_the_lost_are_asked_again_and_the_bits_are_the_same(name: str) -> None:
+    federation = open_run(tiny_run(METHODS[name], rounds=2))
+    t = federation.run.first
+    clients, asked = federation.run.sample(t), list[tuple[int, int]]()
+    grid = faulty(federation, {(t, clients[0]): "gone", (t, clients[-1]): "gone"}, asked)
+    for one, other in zip(
+        rounds(federation, local()), rounds(federation, over(grid, min_clients=len(clients))), strict=True
+    ):
+        assert_same(one, other)
+    again = {clients[0], clients[-1]}
+    assert asked[: len(clients) + len(again)] == [(t, c) for c in [*clients, *sorted(again)]]
+
+
+def test_too_few_in_every_attempt_end_the_run_in_one_line() -> None:
+    federation = open_run(tiny_run(FedAvg()))
+
+    def app(message: Message, context: Context) -> Message:
+        raise OSError("no disk")
+
+    grid = InlineGrid(app)  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=r"round 1: 0 of 3 clients answered in 2 attempts, 2 are needed .*no disk.*--re"
+    ):
+        [*rounds(federation, over(grid, attempts=2))]
+
+
+class Deaf(InlineGrid):
+    """A grid that answers nobody."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return []
+
+
+def test_a_round_ends_at_its_time() -> None:
+    federation = open_run(tiny_run(FedAvg()))
+    with pytest.raises(InputError, match=r"no answer within the round's time"):
+        [*rounds(federation, over(Deaf(ClientApp()), attempts=1, round_timeout=0.05))]
+
+
+def test_a_reply_to_another_message_or_without_a_letter_is_no_answer() -> None:
+    federation = open_run(tiny_run(FedAvg()))
+
+    def empty(message: Message, context: Context) -> Message:
+        return Message(message.content.__class__(), reply_to=message)
+
+    with pytest.raises(InputError, match="its answer holds no letter"):
+        [*rounds(federation, over(InlineGrid(empty), attempts=1))]  # type: ignore[arg-type]
+
+    class Stray(InlineGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            for reply in super().pull_messages(message_ids):
+                reply.metadata.__dict__["_reply_to_message_id"] = "another"
+                yield reply
+
+    worker = Worker(federation)
+    with pytest.raises(InputError, match="no answer within"):
+        [*rounds(federation, over(Stray(client_app(lambda place: worker)), attempts=1, round_timeout=0.2))]
+
+
+def test_patience_is_checked() -> None:
+    for wrong in ({"min_clients": -1}, {"round_timeout": 0.0}, {"round_timeout": float("nan")}, {"attempts": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
+            Patience(**wrong)  # type: ignore[arg-type]
+    assert [Patience().quorum(n) for n in (1, 2, 3, 10)] == [1, 1, 2, 5]
+    assert Patience(min_clients=4).quorum(3) == 3
+
+
+class Deployment(InlineGrid):
+    """SuperNodes that are clients, some of which come and go."""
+
+    def __init__(self, federation: Federation, folder: Any, clients: Iterable[Any], **node: Any):
+        worker = Worker(federation)
+        super().__init__(client_app(lambda place: worker))
+        self.contexts = {
+            node_id: Context(
+                1, node_id, {"partition-id": client, "memory": str(folder)}, type(self.contexts[2].state)(), {}
+            )
+            for node_id, client in enumerate(clients, 2)
+        }
+
+
+ABOUT = {"run": "0123456789abcdef"}
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsieve.engine.flower.nodes.PAUSE", 0.001)
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("name", ["nst", "flash", "hetero_flash"])
+def test_supernodes_are_the_clients_they_say_and_keep_their_memories(name: str, tmp_path: Any) -> None:
+    federation = open_run(tiny_run(METHODS[name], rounds=3))
+    grid = Deployment(federation, tmp_path, range(6))
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0)
+    for one, other in zip(rounds(federation, local()), rounds(federation, engine), strict=True):
+        assert not other.memory
+        assert_same(replace(one, memory={}), other)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_supernode_that_has_gone_is_lost_at_once_and_may_come_back(tmp_path: Any) -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=3, per_round=6))
+    grid = Deployment(federation, tmp_path, range(6))
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0)
+    stream = rounds(federation, engine)
+    assert not next(stream).refused
+    gone = grid.contexts.pop(4)
+    assert [(r.client, r.reason) for r in next(stream).refused] == [(2, "its SuperNode is not connected")]
+    grid.contexts[9] = Context(1, 9, gone.node_config, type(gone.state)(), {})
+    assert not next(stream).refused
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize(
+    ("clients", "line"),
+    [
+        ([0, 1, 2, 2], "another one has partition-id 2 already"),
+        ([0, 1, 2, 6], "partition-id 6, but the run has 6 clients"),
+        ([0, 1, 2, "x"], "no partition-id: start the SuperNode with"),
+    ],
+)
+def test_a_supernode_that_is_no_client_takes_no_part(
+    clients: list[Any], line: str, tmp_path: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
+    grid = Deployment(federation, tmp_path, clients)
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
+    (final,) = rounds(federation, engine)
+    assert f"takes no part: {line}" in capfd.readouterr().err
+    assert len(final.refused) == 3
+
+
+def test_a_memory_is_that_before_the_round(tmp_path: Any) -> None:
+    shelf = Shelf(tmp_path, "0123abcd", 3)
+    assert shelf.before(1) == b""
+    for t in (1, 4, 6):
+        shelf.keep(t, bytes([t]))
+    assert [shelf.before(t) for t in (1, 2, 4, 5, 6, 7)] == [b"", b"\1", b"\1", b"\4", b"\4", b"\6"]
+    shelf.keep(4, b"new")
+    assert [shelf.before(t) for t in (5, 7, 99)] == [b"new"] * 3
+    for t in range(5, 20):
+        shelf.keep(t, bytes([t]))
+    assert len([*tmp_path.rglob("*.bin")]) == 4
+    assert not [*tmp_path.rglob("*.tmp")]
+    with pytest.raises(ValueError, match="names no run"):
+        Shelf(tmp_path, "../x", 3)
+
+
+def test_the_last_rounds_of_an_inline_run_are_those_of_the_python_call() -> None:
+    *_, final = run(tiny_run(FedAvg(), rounds=2), inline())
+    *_, same = run(tiny_run(FedAvg(), rounds=2), local())
+    assert_same(final, same)
