@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flower_table import BYTES, bytes_table
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "flower_bytes.json"
 QUICKSTART = HERE.parent / "examples/flower_quickstart"
 NODES = 10
 WAYS = {
@@ -75,25 +75,14 @@ def one(mod: str, grid: str) -> dict[str, Any]:
     return {"up": inside.bytes_up / rounds, "down": inside.bytes_down / rounds, "accuracy": sum(right) / NODES}
 
 
-def table() -> str:
-    """Return the results as the table that the docs show."""
-    found = json.loads(RESULTS.read_text())["ways"]
-    plain = found["plain Flower"]
-    lines = ["| | up, kB a client and round | less | down, kB | less | accuracy, % |", "|---|---|---|---|---|---|"]
-    for name, got in found.items():
-        ways = [f"{got[way] / 1e3:.1f} | {plain[way] / got[way]:.2f}x" for way in ("up", "down")]
-        lines.append(f"| {name} | {ways[0]} | {ways[1]} | {100 * got['accuracy']:.1f} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, store and print."""
     from fedsieve.bench.clock import machine
 
     sys.path.insert(0, str(HERE.parent / "tests"))
     found = {"machine": machine(), "ways": {name: one(*way) for name, way in WAYS.items()}}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(table())
+    BYTES.write_text(json.dumps(found, indent=1) + "\n")
+    print(bytes_table())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import byzantine
+import flower_table
 import performance
 import picture
 from accuracy import LABELS, table, told
@@ -60,6 +61,11 @@ def filled(text: str) -> str:
     def weighed(found: re.Match[str]) -> str:
         return f"<!-- wire: {found[1]} -->\n{messages.table(found[1])}\n<!-- end -->"
 
+    def flower(found: re.Match[str]) -> str:
+        shown = {"bytes": flower_table.bytes_table, "rounds": flower_table.rounds_table}[found[1]]
+        return f"<!-- flower: {found[1]} -->\n{shown()}\n<!-- end -->"
+
+    text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)

@@ -48,7 +48,7 @@ class SparseMod:
     """
 
     _last: ClassVar[tuple[dict[str, bytes], Broadcast, dict[str, ArrayRecord]]] = ({}, Broadcast(), {})
-    """The broadcast that this process opened last: in a simulation it opens it for many nodes, and the app anew for each."""
+    """The broadcast that this process opened last: a simulation sends it to many nodes, and loads the app for each."""
 
     def __init__(self, top: float | None = None, of: Of = "update", values: Values = "f32", feedback: bool = False):
         self.choice = Choice(top, of, values, feedback)
