@@ -1,6 +1,8 @@
 """The layers, held by reading the imports; and what must not be there."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import fedsieve
@@ -72,15 +74,15 @@ def test_flower_is_imported_by_its_engine_and_the_drop_in_alone() -> None:
     inside = (ROOT / "engine/flower", ROOT / "flower")
     outside = [p for p in modules() if not any(p.is_relative_to(folder) for folder in inside)]
     for path in outside:
-        tree = ast.parse(path.read_text())
-        annotations = [
-            node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        ]
-        for node in annotations:
-            node.body = [ast.Pass()]
-        found = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-        found += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-        assert not {name.split(".")[0] for name in found} & {"flwr", "ray"}, path
+        types_only = path == ROOT / "flower_app/__init__.py"
+        assert not {name.split(".")[0] for name in imports(path)} & {"flwr", "ray"} or types_only, path
+
+
+def test_fedsieve_and_its_command_line_need_no_flower() -> None:
+    code = "import sys; sys.modules['flwr'] = None; import fedsieve.cli, fedsieve.engine.flower"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("this needs Flower: pip install 'fedsieve[flower]'")
+    assert "cli" not in done.stderr.splitlines()[-2]
 
 
 def test_exports_exist() -> None:

@@ -1,0 +1,174 @@
+"""A deployment on loopback: SuperLink and SuperNodes as processes of their own, insecure or with TLS and node keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fedsieve.flower_app.superlink import QUIET, free_port, script
+
+KEY = "ab" * 32
+
+
+class Deployment:
+    """Processes and what is asked of them; ``stop`` ends all that were started, and what they started."""
+
+    def __init__(self, folder: Path, tls: Path | None = None, **environment: str):
+        self.folder, self.tls, self.port = folder, tls, free_port()
+        self.environment = {**os.environ, **QUIET, "FEDSIEVE_KEY": KEY, "FLWR_HOME": str(folder), **environment}
+        self.environment["PATH"] = f"{Path(script('flwr')).parent}:{os.environ['PATH']}"
+        self.processes = dict[str, subprocess.Popen[bytes]]()
+        trust = f'root-certificates = "{tls}/ca.crt"' if tls else "insecure = true"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
+        )
+
+    def superlink(self) -> None:
+        """Start the SuperLink."""
+        secure = ["--insecure"]
+        if self.tls:
+            files = {"ca-certfile": "ca.crt", "certfile": "server.pem", "keyfile": "server.key"}
+            secure = [part for o, name in files.items() for part in (f"--ssl-{o}", f"{self.tls}/{name}")]
+            secure.append("--enable-supernode-auth")
+        self.start("superlink", "flower-superlink", *secure, "--host", "127.0.0.1", "--port", str(self.port))
+        self.wait(lambda: "running on" in self.log("superlink").lower(), "the SuperLink", 60)
+
+    def supernode(self, name: str, config: str, *secure: str, **environment: str) -> None:
+        """Start a SuperNode."""
+        link = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
+        self.start(name, "flower-supernode", *(secure or ["--insecure"]), *link, "--node-config", config, **environment)
+
+    def start(self, name: str, command: str, *arguments: str, **environment: str) -> None:
+        """Start a process that ends with this one."""
+        guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", script(command), *arguments]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                guarded,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self.environment | environment,
+                cwd=self.folder,
+            )
+
+    def kill(self, name: str) -> None:
+        """End a process and all that it has started with kill -9, as a power cut would."""
+        guard = self.processes.pop(name)
+        for pid in descendants(guard.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        guard.wait()
+
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Ask the SuperLink."""
+        command = [script("flwr"), *arguments, "--format", "json"]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        assert "{" in done.stdout, done.stdout + done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        return answer
+
+    def run(self, app: Path, **settings: Any) -> str:
+        """Start an app's run, and return its number."""
+        told = " ".join(f"{name.replace('_', '-')}={json.dumps(value)}" for name, value in settings.items())
+        answer = self.flwr("run", str(app), "here", *(["-c", told] if told else []))
+        assert answer.get("success"), answer
+        return str(answer["run-id"])
+
+    def status(self, run: str) -> dict[str, Any]:
+        """Return what Flower says of a run."""
+        (told,) = self.flwr("list", "here", "--run-id", run)["runs"]
+        found: dict[str, Any] = told
+        return found
+
+    def finished(self, run: str, out: Path, seconds: float) -> dict[str, Any]:
+        """Wait for the end of a run, and return what Flower says of it."""
+        ends = [out / "summary.json"]
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if any(p.exists() for p in ends):
+                time.sleep(2)
+            told = self.status(run)
+            if told["status"].startswith("finished"):
+                return told
+            time.sleep(2)
+        raise AssertionError(f"the run is not over after {seconds} s:\n{self.log('superlink')[-5000:]}")
+
+    def log(self, name: str) -> str:
+        """Return what a process has said."""
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait(self, done: Callable[[], bool], what: str, seconds: float) -> None:
+        """Wait until something is so."""
+        end = time.monotonic() + seconds
+        while not done():
+            logs = "\n".join(f"--- {name}\n{self.log(name)[-3000:]}" for name in self.processes)
+            assert time.monotonic() < end, f"{what}: not within {seconds} s\n{logs}"
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End everything, by force what does not end by itself."""
+        below = [pid for process in self.processes.values() for pid in descendants(process.pid)]
+        for process in self.processes.values():
+            assert process.stdin
+            process.stdin.close()
+        for process in self.processes.values():
+            process.wait()
+        for pid in filter(alive, below):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def deployment(folder: Path, tls: Path | None = None, **environment: str) -> Iterator[Deployment]:
+    """Yield a deployment with its SuperLink at work; end it with the block."""
+    it = Deployment(folder, tls, **environment)
+    try:
+        it.superlink()
+        yield it
+    finally:
+        it.stop()
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Return a run's rows so far, whole ones."""
+    path = out / "rounds.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that one has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one."""
+    return [one for child in children(pid) for one in (child, *descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    """Say whether a process is there, zombies aside."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
