@@ -13,7 +13,7 @@ ORDER = [
     {"sparsity"},
     {"wire", "layers", "server", "data", "models"},
     {"kernels", "expected", "flower"},
-    {"local", "robust"},
+    {"local", "robust", "privacy"},
     {"masks"},
     {"measures"},
     {"methods"},
