@@ -12,6 +12,7 @@ import flower_table
 import performance
 import picture
 import private_table
+import scale
 from accuracy import LABELS, table, told
 
 sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
@@ -58,6 +59,10 @@ def filled(text: str) -> str:
     def byzantine_(found: re.Match[str]) -> str:
         return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
 
+    def scaled(found: re.Match[str]) -> str:
+        told = json.loads((HERE / "results" / "scale.json").read_text())
+        return f"<!-- scale -->\n{scale.table(told)}\n<!-- end -->"
+
     def hardware(found: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
@@ -72,6 +77,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
+    text = re.sub(r"<!-- scale -->\n.*?<!-- end -->", scaled, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 

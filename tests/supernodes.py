@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,60 @@ from fedsieve.flower_app.superlink import QUIET, free_port, script
 KEY = "ab" * 32
 
 
+@dataclass(frozen=True)
+class Machines:
+    """The server's address, and what enters each machine: the server's, then the nodes'."""
+
+    server: str
+    enter: tuple[list[str], ...]
+
+
+@contextmanager
+def three_machines() -> Iterator[Machines]:
+    """Yield three network namespaces with wires between them, where this user may make them; else loopback."""
+    names = [f"fedsieve-{os.getpid()}-{i}" for i in range(3)]
+    wires = [f"ip netns add {name}" for name in names] + [f"ip -n {name} link set lo up" for name in names]
+    wires += [
+        f"ip -n {names[0]} link add wire type bridge",
+        f"ip -n {names[0]} addr add 10.77.0.1/24 dev wire",
+        f"ip -n {names[0]} link set wire up",
+    ]
+    for i, name in enumerate(names[1:], 1):
+        wires += [
+            f"ip link add to{i} netns {names[0]} type veth peer name wire netns {name}",
+            f"ip -n {names[0]} link set to{i} master wire",
+            f"ip -n {names[0]} link set to{i} up",
+            f"ip -n {name} addr add 10.77.0.{1 + i}/24 dev wire",
+            f"ip -n {name} link set wire up",
+        ]
+    try:
+        made = all(subprocess.run(one.split(), capture_output=True, check=False).returncode == 0 for one in wires)
+    except FileNotFoundError:
+        made = False
+    try:
+        if made:
+            yield Machines("10.77.0.1", tuple(["ip", "netns", "exec", name] for name in names))
+        else:
+            yield Machines("127.0.0.1", ([], [], []))
+    finally:
+        for name in names:
+            with suppress(FileNotFoundError):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
 class Deployment:
     """Processes and what is asked of them; ``stop`` ends all that were started, and what they started."""
 
-    def __init__(self, folder: Path, tls: Path | None = None, **environment: str):
+    def __init__(self, folder: Path, tls: Path | None = None, machines: Machines | None = None, **environment: str):
         self.folder, self.tls, self.port = folder, tls, free_port()
+        self.machines = machines or Machines("127.0.0.1", ([], []))
         self.environment = {**os.environ, **QUIET, "FEDSIEVE_KEY": KEY, "FLWR_HOME": str(folder), **environment}
         self.environment["PATH"] = f"{Path(script('flwr')).parent}:{os.environ['PATH']}"
         self.processes = dict[str, subprocess.Popen[bytes]]()
         trust = f'root-certificates = "{tls}/ca.crt"' if tls else "insecure = true"
         folder.mkdir(exist_ok=True)
         (folder / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{self.address}"\n{trust}\n'
         )
 
     def superlink(self) -> None:
@@ -39,25 +82,34 @@ class Deployment:
             files = {"ca-certfile": "ca.crt", "certfile": "server.pem", "keyfile": "server.key"}
             secure = [part for o, name in files.items() for part in (f"--ssl-{o}", f"{self.tls}/{name}")]
             secure.append("--enable-supernode-auth")
-        self.start("superlink", "flower-superlink", *secure, "--host", "127.0.0.1", "--port", str(self.port))
-        self.wait(lambda: "running on" in self.log("superlink").lower(), "the SuperLink", 60)
+        before = self.log("superlink").lower().count("running on")
+        here = ["--host", self.machines.server, "--port", str(self.port)]
+        self.start("superlink", self.machines.enter[0], "flower-superlink", *secure, *here)
+        self.wait(lambda: self.log("superlink").lower().count("running on") > before, "the SuperLink", 60)
 
-    def supernode(self, name: str, config: str, *secure: str, **environment: str) -> None:
+    @property
+    def address(self) -> str:
+        """Where the SuperLink is."""
+        return f"{self.machines.server}:{self.port}"
+
+    def supernode(self, name: str, config: str, *secure: str, machine: int = 1) -> None:
         """Start a SuperNode."""
-        link = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
-        self.start(name, "flower-supernode", *(secure or ["--insecure"]), *link, "--node-config", config, **environment)
+        link = ["--superlink", self.address, "--host", "127.0.0.1", "--port", str(free_port())]
+        options = [*(secure or ["--insecure"]), *link, "--node-config", config]
+        self.start(name, self.machines.enter[machine], "flower-supernode", *options)
 
-    def start(self, name: str, command: str, *arguments: str, **environment: str) -> None:
+    def start(self, name: str, enter: list[str], command: str, *arguments: str) -> None:
         """Start a process that ends with this one."""
-        guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", script(command), *arguments]
+        guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", *enter, script(command), *arguments]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 guarded,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=self.environment | environment,
+                env=self.environment,
                 cwd=self.folder,
+                start_new_session=True,
             )
 
     def kill(self, name: str) -> None:
@@ -67,10 +119,12 @@ class Deployment:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         guard.wait()
+        assert guard.stdin
+        guard.stdin.close()
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Ask the SuperLink."""
-        command = [script("flwr"), *arguments, "--format", "json"]
+        command = [*self.machines.enter[0], script("flwr"), *arguments, "--format", "json"]
         done = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
         )
@@ -131,9 +185,11 @@ class Deployment:
 
 
 @contextmanager
-def deployment(folder: Path, tls: Path | None = None, **environment: str) -> Iterator[Deployment]:
+def deployment(
+    folder: Path, tls: Path | None = None, machines: Machines | None = None, **environment: str
+) -> Iterator[Deployment]:
     """Yield a deployment with its SuperLink at work; end it with the block."""
-    it = Deployment(folder, tls, **environment)
+    it = Deployment(folder, tls, machines, **environment)
     try:
         it.superlink()
         yield it

@@ -24,7 +24,7 @@ ORDER = [
     {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},
-    {"flower_app"},
+    {"flower_app", "doctor"},
     {"sweep"},
     {"bench"},
     {"cli"},

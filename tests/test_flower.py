@@ -226,6 +226,22 @@ def test_a_supernode_that_has_gone_is_lost_at_once_and_may_come_back(tmp_path: A
 
 
 @pytest.mark.usefixtures("_quick")
+def test_a_supernode_that_could_not_say_who_it_is_is_asked_again(
+    tmp_path: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=3, per_round=6))
+    grid = Deployment(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
+    stream = rounds(federation, engine)
+    assert [r.client for r in next(stream).refused] == [5]
+    grid.contexts[7].node_config["partition-id"] = 5
+    assert not next(stream).refused
+    said = capfd.readouterr().err.splitlines()
+    assert sum(line.startswith("fedsieve: SuperNode 7 takes no part: no partition-id") for line in said) == 1
+    assert "fedsieve: waiting for the SuperNodes of clients 5" in said
+
+
+@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     ("clients", "line"),
     [
@@ -243,6 +259,15 @@ def test_a_supernode_that_is_no_client_takes_no_part(
     (final,) = rounds(federation, engine)
     assert f"takes no part: {line}" in capfd.readouterr().err
     assert len(final.refused) == 3
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_supernode_with_another_key_is_lost_to_every_round(tmp_path: Any) -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=1))
+    grid = Deployment(replace(federation, key=b"x" * 32), tmp_path, range(6))
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(attempts=1), pause=0)
+    with pytest.raises(InputError, match=r"0 of 3 clients answered.*the seal does not fit round 1 and client"):
+        [*rounds(federation, engine)]
 
 
 def test_a_memory_is_that_before_the_round(tmp_path: Any) -> None:

@@ -23,7 +23,7 @@ from fedsieve.flower_app.superlink import script
 from fedsieve.recipes import made
 from fedsieve.settings import changed
 from fedsieve.types import flatten
-from supernodes import alive, deployment, descendants, rows
+from supernodes import Machines, alive, deployment, descendants, rows, three_machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RECIPE = f"{faulty_recipe.__file__}:recipe"
@@ -140,10 +140,16 @@ def test_clients_that_fail_are_lost_and_a_killed_server_goes_on(tmp_path: Path) 
     assert_same_run(federation, out)
 
 
-def keys(folder: Path) -> Path:
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    with three_machines() as found:
+        yield found
+
+
+def keys(folder: Path, host: str) -> Path:
     """Make a CA, certificates and keys."""
     script = Path(__file__).parent.parent / "scripts/keys"
-    subprocess.run([script, folder, "127.0.0.1", "3"], check=True, capture_output=True)
+    subprocess.run([script, folder, host, "3"], check=True, capture_output=True)
     return folder
 
 
@@ -152,14 +158,14 @@ def trust(ca: Path, key: Path | None = None) -> list[str]:
     return ["--root-certificates", f"{ca}/ca.crt", *(["--auth-supernode-private-key", str(key)] if key else [])]
 
 
-def test_with_tls_only_registered_nodes_get_a_model_and_all_keep_their_data(tmp_path: Path) -> None:
+def test_with_tls_only_registered_nodes_get_a_model_and_all_keep_their_data(tmp_path: Path, machines: Machines) -> None:
     """Nodes 0 and 1 train on files of their own; nobody else gets anything; Flower counts the bytes that we count."""
     settings = ["task.clients=2", "per_round=2", "rounds=3"]
     federation, out = open_run(changed(made("fedavg.digits"), settings)), tmp_path / "run"
     options = [part for setting in settings for part in ("-s", setting)]
     folder = app(tmp_path, "fedavg.digits", *options, "--own-data")
-    ours, foreign = keys(tmp_path / "keys"), keys(tmp_path / "foreign")
-    with deployment(tmp_path / "flower", ours) as it:
+    ours, foreign = (keys(tmp_path / name, machines.server) for name in ("keys", "foreign"))
+    with deployment(tmp_path / "flower", ours, machines) as it:
         for client in range(2):
             assert it.flwr("supernode", "register", str(ours / f"node_{client}.pub"), "here")["success"]
         strangers = {
@@ -183,6 +189,7 @@ def test_with_tls_only_registered_nodes_get_a_model_and_all_keep_their_data(tmp_
                 f"node {client}",
                 f'partition-id={client} data="{tmp_path}/own {client}.npz"',
                 *trust(ours, ours / f"node_{client}"),
+                machine=1 + client,
             )
         told = it.finished(run, out, 150)
         assert told["status"] == "finished:completed"

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, list, report, figure, bench, predict, export.
+"""The command line: run, sweep, doctor, list, report, figure, bench, predict, export, flower.
 
 Mistakes of the user's end in one line on stderr, exit code 2.
 """
@@ -128,6 +128,17 @@ def sweep_command(
             show_table(whole, folder, save=True)
         if trouble:
             raise InputError(trouble)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Look for what bites users of Flower and Ray: a line each, exit code 1 if something is to be mended."""
+    from fedsieve.doctor import examine
+
+    found = list(examine())
+    for finding in found:
+        typer.echo(f"{finding.level}  {finding.line}")
+    raise typer.Exit(int(any(finding.level == "mend" for finding in found)))
 
 
 @app.command("list")

@@ -24,6 +24,7 @@ from fedsieve.flower_app.template import licence, write_app
 from fedsieve.store import Origin, check, read_rows
 from fedsieve.types import InputError
 
+LOG = "flower.log"
 LOOK, ASK = 0.2, 20.0
 """Seconds from one look for new rows to the next, and from one question whether Flower is still at it."""
 
@@ -33,22 +34,26 @@ def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
 
     A row has its columns as attributes. Raises InputError as the run itself does, or if Flower ends without a word.
     """
-    with _home() as home:
+    with _home(Path(order.out)) as home:
         ended = home / "ended.json"
         rows = read_rows(Path(order.out))
         write_app(home / "app", order, licence())
-        environment = {ENDED: str(ended), "FEDSIEVE_KEY": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
+        environment = {ENDED: str(ended), "FEDSIEVE_KEY": secrets.token_hex(32), "FEDSIEVE_KEY_FILE": ""}
         with superlink(home, environment) as link:
             started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
             yield from _followed(Path(order.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
 
 
 @contextmanager
-def _home() -> Iterator[Path]:
-    """Make Flower's folder for this run, and remove it unless the run fails: its log is all there is to read then."""
+def _home(out: Path) -> Iterator[Path]:
+    """Make Flower's folder for this run, and remove it; what Flower said stays in the run directory."""
     home = Path(tempfile.mkdtemp(prefix="fedsieve-flower-"))
-    yield home
-    shutil.rmtree(home, ignore_errors=True)
+    try:
+        yield home
+    finally:
+        if (out / "run.json").exists() and (home / "superlink.log").exists():
+            shutil.copy(home / "superlink.log", out / LOG)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _federation(nodes: int, workers: int) -> str:
@@ -69,10 +74,10 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
         if over:
             break
         if link.process.poll() is not None:
-            raise InputError(f"Flower's SuperLink died: {last_line(link.log)} (all of it is in {link.log})")
+            raise InputError(f"Flower's SuperLink died: {last_line(link.log)} (see {out / LOG}); --resume goes on")
         if time.monotonic() - asked > ASK:
             asked = time.monotonic()
-            _check(link, run, ended)
+            _check(link, run, ended, out)
         time.sleep(LOOK)
     if error := json.loads(ended.read_text())["error"]:
         raise InputError(error)
@@ -82,14 +87,14 @@ def _shown(row: Mapping[str, Any]) -> Any:
     return SimpleNamespace(**{**row, "t": row["round"], "refused": [SimpleNamespace(**one) for one in row["refused"]]})
 
 
-def _check(link: SuperLink, run: str, ended: Path) -> None:
+def _check(link: SuperLink, run: str, ended: Path, out: Path) -> None:
     """Raise InputError if Flower's run has ended and ours has not said so."""
     told = link.flwr("list", "--run-id", run)
     status: dict[str, Any] = next((one for one in told.get("runs", []) if str(one.get("run-id")) == str(run)), {})
     if str(status.get("status", "")).startswith("finished") and not ended.exists():
         raise InputError(
             f"Flower's run ended ({status.get('status')}) without a word: {last_line(link.log)} "
-            f"(all of it is in {link.log}); --resume goes on"
+            f"(see {out / LOG}); --resume goes on"
         )
 
 

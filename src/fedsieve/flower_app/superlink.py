@@ -72,7 +72,9 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     guarded = [sys.executable, "-m", "fedsieve.flower_app.guard", *command, *options]
     with (home / "superlink.log").open("wb") as log:
-        process = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home)
+        process = subprocess.Popen(
+            guarded, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
+        )
     link = SuperLink(home, env, process)
     try:
         _wait(link, port)
@@ -104,7 +106,7 @@ def _wait(link: SuperLink, port: int) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise InputError(f"Flower's SuperLink did not start: {last_line(link.log)} (all of it is in {link.log})")
+    raise InputError(f"Flower's SuperLink did not start: {last_line(link.log)}")
 
 
 def last_line(log: Path) -> str:

@@ -40,7 +40,7 @@ class Anywhere:
 
 
 class Registered:
-    """A deployment's SuperNodes. Each is asked once who it is, and told ``about`` the run.
+    """A deployment's SuperNodes. Each is asked who it is, and told ``about`` the run, until it has said so.
 
     The first round waits for all of its clients. Later ones wait only for as many as make a round: Flower takes a node
     off its list when it stops to give signs of life, and nobody is to wait for it again until it is back.
@@ -49,11 +49,14 @@ class Registered:
     def __init__(self, grid: Grid, federation: Federation, about: Mapping[str, str]):
         self.grid, self.federation, self.about = grid, federation, about
         self.clients = dict[int, int]()
-        self.met = set[int]()
+        self.asked = dict[str, int]()
+        self.met, self.failed = set[int](), set[int]()
+        self.said = set[str]()
         self.complete = False
 
     def find(self, clients: Collection[int], deadline: float, enough: int) -> Mapping[int, int]:
         """Return the nodes of the clients that are connected."""
+        self.met, self.failed = self.met - self.failed, set()
         while True:
             self._meet()
             nodes = {client: node for node, client in self.clients.items()}
@@ -62,42 +65,44 @@ class Registered:
             if whole or time.monotonic() > deadline or (self.complete and len(found) >= enough):
                 self.complete = True
                 return found
+            self._say(f"waiting for the SuperNodes of clients {', '.join(map(str, sorted({*clients} - {*found})))}")
             time.sleep(PAUSE)
 
     def _meet(self) -> None:
-        """Ask the new nodes who they are; forget those that have gone."""
+        """Ask the new nodes who they are, hear those that have said it, and forget those that have gone."""
         here = set(self.grid.get_node_ids())
         self.clients = {node: client for node, client in self.clients.items() if node in here}
-        new, self.met = sorted(here - self.met), here
-        content = packed({}, self.about)
-        sent = {id_: node for node in new for id_ in self.grid.push_messages([_query(content, node)]) if id_}
-        end = time.monotonic() + MEETING
-        while sent and time.monotonic() < end:
-            for reply in self.grid.pull_messages([*sent]):
-                if node := sent.pop(reply.metadata.reply_to_message_id, 0):
-                    self._register(node, reply)
-            time.sleep(PAUSE)
-        for node in sent.values():
-            _say(node, "it has not said who it is")
+        content, new = packed({}, self.about), sorted(here - self.met)
+        self.asked |= {id_: node for node in new for id_ in self.grid.push_messages([_query(content, node)]) if id_}
+        self.met = here
+        while self.asked and (replies := [*self.grid.pull_messages([*self.asked])]):
+            for reply in replies:
+                node = self.asked.pop(reply.metadata.reply_to_message_id, None)
+                if node in here and (why := self._refused(node, reply)):
+                    self.failed.add(node)
+                    self._say(f"SuperNode {node} takes no part: {plain(why)}")
 
-    def _register(self, node: int, reply: Message) -> None:
+    def _refused(self, node: int, reply: Message) -> str:
+        """Register a node, or return why not."""
         told = {} if reply.has_error() else order_of(reply.content)
         client, examples, clients = told.get("client"), told.get("examples"), self.federation.run.task.clients
         if reply.has_error():
-            _say(node, reason(reply.error))
-        elif not isinstance(client, int) or not isinstance(examples, int) or not 0 <= client < clients or examples < 0:
-            _say(node, f"its partition-id must be from 0 to {clients - 1}, it says {client}")
-        elif client in self.clients.values():
-            _say(node, f"another one has partition-id {client} already")
-        else:
-            self.clients[node] = client
-            if self.federation.own is not None:
-                self.federation.own[client] = examples
+            return reason(reply.error)
+        if not isinstance(client, int) or not isinstance(examples, int) or not 0 <= client < clients or examples < 0:
+            return f"its partition-id must be from 0 to {clients - 1}, it says {client}"
+        if client in self.clients.values():
+            return f"another one has partition-id {client} already"
+        self.clients[node] = client
+        if self.federation.own is not None:
+            self.federation.own[client] = examples
+        return ""
+
+    def _say(self, line: str) -> None:
+        """Print a line, once."""
+        if line not in self.said:
+            self.said.add(line)
+            print(f"fedsieve: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _query(content: object, node: int) -> Message:
     return Message(content, node, MessageType.QUERY, ttl=MEETING)  # type: ignore[call-overload,no-any-return]
-
-
-def _say(node: int, why: str) -> None:
-    print(f"fedsieve: SuperNode {node} takes no part: {plain(why)}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,200 @@
+"""The Flower app: what is written, what it is told, and a SuperNode's own examples."""
+
+import io
+import tomllib
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from fedsieve import cli
+from fedsieve.engine.flower import Place
+from fedsieve.flower_app.client import opened
+from fedsieve.flower_app.guard import main as guard
+from fedsieve.flower_app.order import Order, order_from, sealing_key
+from fedsieve.flower_app.own import Inputs, own_examples
+from fedsieve.flower_app.serving import opened_for
+from fedsieve.flower_app.template import write_app
+from fedsieve.types import InputError
+
+DIGITS = Inputs(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # Flower's
+def test_a_written_app_is_one_of_flowers(tmp_path: Path) -> None:
+    order = Order("zerofl.digits", "rounds=3", str(tmp_path / "run"), min_clients=2)
+    write_app(tmp_path / "app", order, "a licence")
+    config, warnings = load_and_validate(tmp_path / "app/pyproject.toml")
+    assert not warnings
+    assert order_from(config["tool"]["flwr"]["app"]["config"]) == order
+    fab = build_fab_from_disk(tmp_path / "app")
+    names = zipfile.ZipFile(io.BytesIO(fab)).namelist()
+    assert {"pyproject.toml", "LICENSE", "fedsieve_app/server_app.py", "fedsieve_app/client_app.py"} <= {*names}
+    assert all(len(p.read_text().splitlines()) < 10 for p in (tmp_path / "app/fedsieve_app").glob("*.py"))
+
+
+def test_the_command_writes_an_app_with_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Path(__file__).parent / "faulty_recipe.py"
+    options = ["-s", "rounds=2", "-s", "method.policy=conv?, fc1", "--own-data", "--round-timeout", "60"]
+    done = CliRunner().invoke(cli.app, ["flower", "app", f"{recipe}:recipe", str(tmp_path / "app"), *options])
+    assert done.exit_code == 0, done.output
+    config = tomllib.loads((tmp_path / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    order = order_from(config)
+    assert order.recipe == "faulty_recipe.py:recipe"
+    assert (order.own_data, order.round_timeout, order.out) == (True, 60.0, str(tmp_path / "app/run"))
+    assert (tmp_path / "app/fedsieve_app/faulty_recipe.py").read_text() == recipe.read_text()
+    run = replace(order, recipe=f"{recipe}:recipe").run(tmp_path)
+    assert (run.rounds, run.method.policy) == (2, "conv?, fc1")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["zerofl.digitz"], "unknown recipe"),
+        (["zerofl.digits", "-s", "round=3"], "unknown field 'round'"),
+        (["zerofl.digits", "--round-timeout", "0"], "round_timeout must be"),
+        (["zerofl.digits", "--kernels", "fast"], "fast"),
+        (["zerofl.digits", "--measure", "all"], "all"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(arguments: list[str], line: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["flower", "app", arguments[0], str(tmp_path / "app"), *arguments[1:]])
+    assert isinstance(done.exception, InputError)
+    assert line in str(done.exception)
+    assert not (tmp_path / "app").exists()
+
+
+def test_an_app_does_not_go_where_something_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(InputError, match="is there already: name a new folder"):
+        write_app(tmp_path, Order("zerofl.digits"), "")
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({}, "-c recipe must be text"),
+        ({"recipe": "a", "until": "3"}, "-c until must be a whole number, got '3'"),
+        ({"recipe": "a", "until": True}, "-c until must be a whole number"),
+        ({"recipe": "a", "resume": 1}, "-c resume must be true or false"),
+        ({"recipe": "a", "round-timeout": "long"}, "-c round-timeout must be a number"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(config: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        order_from(config)
+
+
+def test_letters_are_sealed_with_the_environments_key_else_a_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FEDSIEVE_KEY", "FEDSIEVE_KEY_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert sealing_key(b"s" * 32) == b"s" * 32
+    with pytest.raises(InputError, match="no key: set FEDSIEVE_KEY"):
+        sealing_key(None)
+    monkeypatch.setenv("FEDSIEVE_KEY", "ab" * 32)
+    assert sealing_key(None) == sealing_key(b"s" * 32) == bytes.fromhex("ab" * 32)
+
+
+def test_own_examples_are_read_from_every_form(tmp_path: Path) -> None:
+    x, y = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.tensor([3, 1, 3, 0])
+    np.savez(tmp_path / "own.npz", x=x.numpy(), y=y.numpy().astype(np.int32))
+    save_file({"x": x, "y": y}, tmp_path / "own.safetensors")
+    for name in ("own.npz", "own.safetensors"):
+        data = own_examples(tmp_path / name, DIGITS)
+        assert torch.equal(data.x, x)
+        assert torch.equal(data.y, y)
+    for i in (3, 0, 1):
+        folder = tmp_path / "pictures" / str(y[i].item())
+        folder.mkdir(parents=True)
+        Image.fromarray(x[i, 0].numpy()).save(folder / f"{i}.png")
+    data = own_examples(tmp_path / "pictures", DIGITS)
+    assert data.y.tolist() == [0, 1, 3]
+    torch.testing.assert_close(data.x, x[[3, 1, 0]].float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "line"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), np.zeros(3, int), "x must be uint8 or float32 of shape"),
+        (np.zeros((3, 1, 8, 8)), np.zeros(3, int), "x must be uint8 or float32 of shape"),
+        (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(2, int), "y must hold a whole number for each of the 3"),
+        (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(3), "y must hold a whole number"),
+        (np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, int), "at least one"),
+        (np.zeros((3, 1, 8, 8), np.uint8), np.full(3, 10), "y must be from 0 to 9, it is 10 to 10"),
+        (np.zeros((3, 1, 8, 8), np.uint8), np.array(["a"] * 3), "cannot be read"),
+    ],
+)
+def test_own_examples_that_do_not_fit_are_named(x: Any, y: Any, line: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    with pytest.raises(InputError, match=line):
+        own_examples(tmp_path / "own.npz", DIGITS)
+
+
+def test_places_without_examples_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is nothing; name a"):
+        own_examples(tmp_path / "x.npz", DIGITS)
+    (tmp_path / "x.txt").write_text("1")
+    with pytest.raises(InputError, match="is of no known form"):
+        own_examples(tmp_path / "x.txt", DIGITS)
+    (tmp_path / "x.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="cannot be read"):
+        own_examples(tmp_path / "x.npz", DIGITS)
+    (tmp_path / "pictures/3").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds no picture"):
+        own_examples(tmp_path / "pictures", DIGITS)
+    (tmp_path / "pictures/cat").mkdir()
+    with pytest.raises(InputError, match="cat is no class"):
+        own_examples(tmp_path / "pictures", DIGITS)
+
+
+def test_a_supernode_and_the_run_must_agree_on_whose_data_it_is(tmp_path: Path) -> None:
+    order = Order("fedavg.digits", "task.clients=2 per_round=2")
+    mine, its = replace(order, own_data=True).config(), order.config()
+    cases: list[tuple[dict[str, Any], dict[str, Any], bytes | None, str]] = [
+        (mine, {"partition-id": 0}, None, "the run is on the SuperNodes' own data"),
+        (its, {"partition-id": 0, "data": "/x"}, None, "has data of its own, which the run is not on"),
+        (mine, {"data": "/x"}, None, "needs a partition-id= as well"),
+        (mine, {}, b"k" * 32, "a simulation has no data but the recipe's"),
+    ]
+    for config, node, key, line in cases:
+        with pytest.raises(InputError, match=line):
+            opened(tmp_path, Place(config, node, {}, key))
+
+
+def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> None:
+    federation = opened_for(Order("fedavg.digits", own_data=True), tmp_path)
+    assert [federation.examples(c) for c in range(20)] == [0] * 20
+    with pytest.raises(InputError, match="leave it out"):
+        opened_for(Order("fedavg.digits", own_data=True, measure="kernels"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--engine", "flower:0"], "unknown engine 'flower:0'"),
+        (["--engine", "flower:x"], "unknown engine 'flower:x'"),
+        (["--engine", "flower", "--device", "cuda"], "computes on the CPU"),
+        (["--engine", "flower", "--round-timeout", "-1"], "round_timeout must be"),
+    ],
+)
+def test_engines_that_are_none_are_named(options: list[str], line: str) -> None:
+    done = CliRunner().invoke(cli.app, ["run", "fedavg.digits", *options])
+    assert isinstance(done.exception, InputError)
+    assert line in str(done.exception)
+
+
+def test_a_guard_returns_its_commands_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["guard", "sh", "-c", "exit 7"])
+    monkeypatch.setattr("fedsieve.flower_app.guard._watch", lambda _: None)
+    with pytest.raises(SystemExit) as ended:
+        guard()
+    assert ended.value.code == 7
