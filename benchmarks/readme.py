@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import byzantine
+import flower_table
 import performance
 import picture
+import private_table
 import scale
 from accuracy import LABELS, table, told
 
@@ -36,6 +38,8 @@ def filled(text: str) -> str:
         return f"<!-- round: {found[1]} -->{shown}<!-- end -->"
 
     def card(found: re.Match[str]) -> str:
+        if found[1] == "private":
+            return f"<!-- measured: private -->\n{private_table.table()}\n<!-- end -->"
         lines = [told(results, found[1]) for task, results in digits.items() if found[1] in LABELS[task]]
         return f"<!-- measured: {found[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
 
@@ -65,6 +69,11 @@ def filled(text: str) -> str:
     def weighed(found: re.Match[str]) -> str:
         return f"<!-- wire: {found[1]} -->\n{messages.table(found[1])}\n<!-- end -->"
 
+    def flower(found: re.Match[str]) -> str:
+        shown = {"bytes": flower_table.bytes_table, "rounds": flower_table.rounds_table}[found[1]]
+        return f"<!-- flower: {found[1]} -->\n{shown()}\n<!-- end -->"
+
+    text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)

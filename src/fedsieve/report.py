@@ -58,6 +58,7 @@ def _page(runs: list[Recorded]) -> str:
         _section("The papers’ figures", gallery(runs)),
         _section("Who holds what", _partitions(runs)),
         _section("Refused updates", _refused(runs)),
+        _section("Privacy", _privacy(runs)),
         _section("Settings", _fields(runs, [run.settings for run in runs])),
         _section("Machines and versions", _fields(runs, [run.machine for run in runs])),
     ]
@@ -288,6 +289,18 @@ def _reasons(run: Recorded) -> str:
     refused = run.refused()
     items = "".join(f"<li>{n} × {escape(reason)}</li>" for reason, n in refused.most_common())
     return f"<p><strong>{escape(run.label)}</strong>: {refused.total()} refused</p><ul class=reasons>{items}</ul>\n"
+
+
+def _privacy(runs: list[Recorded]) -> str:
+    """Return what the rounds of private runs have spent."""
+    lines = [
+        f"<li><strong>{escape(run.label)}</strong>: ε = {three(spent)} at δ = "
+        f"{escape(run.settings.get('method.delta', '?'))}, after {run.done} round{'s' * (run.done != 1)}</li>\n"
+        for run in runs
+        if (spent := run.last("epsilon")) is not None
+    ]
+    about = "One client\u2019s data for another\u2019s; seen in sum: docs/methods/private.md says against whom."
+    return f"<p><small>{about}</small></p><ul class=reasons>{''.join(lines)}</ul>" if lines else ""
 
 
 def _fields(runs: list[Recorded], fields: list[dict[str, str]]) -> str:

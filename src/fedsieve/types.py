@@ -167,8 +167,9 @@ S = TypeVar("S", bound=HasParams)
 class Method(Protocol[S]):
     """One paper's algorithm: a frozen dataclass whose fields are the hyper-parameters.
 
-    It may also have ``warm_up`` (the clients of a round 0), ``tiers`` (how many device classes it serves), and
-    ``expected(state, tier)`` (an ``expected.Expected``: what its clients send).
+    It may also have ``warm_up`` (the clients of a round 0), ``tiers`` (how many device classes it serves),
+    ``expected(state, tier)`` (an ``expected.Expected``: what its clients send), and ``spent(t, per_round, clients)``
+    (the epsilon of all rounds to t).
     """
 
     @property

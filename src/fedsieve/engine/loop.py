@@ -234,6 +234,8 @@ def _measured(
         kept = positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
     if "pruned" in federation.measure and test:
         columns |= of_pruned(run.method, state, plain, test)
+    if spent := getattr(run.method, "spent", None):
+        columns["epsilon"] = spent(t, run.per_round, run.task.clients)
     return {"measures": columns, "positions": kept}
 
 

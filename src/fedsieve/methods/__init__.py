@@ -4,6 +4,7 @@ from fedsieve.methods.fedavg import FedAdam, FedAvg
 from fedsieve.methods.flash import FLASH, HeteroFLASH
 from fedsieve.methods.nst import DNR, NST
 from fedsieve.methods.pdst import PDST
+from fedsieve.methods.private import Private
 from fedsieve.methods.sparsefedpp import SparseFedPP
 from fedsieve.methods.swat import Swat
 from fedsieve.methods.topk import TopK
@@ -18,6 +19,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "HeteroFLASH",
+    "Private",
     "SparseFedPP",
     "Swat",
     "TopK",
@@ -36,4 +38,5 @@ METHODS = {
     "pdst": PDST,
     "flash": FLASH,
     "hetero_flash": HeteroFLASH,
+    "private": Private,
 }

@@ -24,6 +24,7 @@ MODULES = (
     "pdst",
     "flash",
     "hetero_flash",
+    "private",
 )
 
 

@@ -1,0 +1,49 @@
+"""The tables of benchmarks/flower.py and benchmarks/flower_bytes.py, from their results: without Flower and Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS, BYTES = RESULTS / "flower.json", RESULTS / "flower_bytes.json"
+CLIENTS = 10
+WAYS = {
+    "plain": "plain app",
+    "engine": "FedSieve's engine",
+    "bytes_engine": "plain app, as many bytes",
+    "same": "plain app with SparseMod",
+    "bytes_same": "plain app, as many bytes",
+    "plain_moved": "plain app, moved",
+    "moved": "SparseMod, moved",
+    "bytes_moved": "plain app, as many bytes",
+    "tenth": "SparseMod(top=0.1), moved",
+}
+
+
+def rounds_table() -> str:
+    """Return the seconds of rounds, and a client's share of their processor seconds."""
+    lines = [
+        "| model | way | MB down, up a client | a round, s (fastest to slowest) | a client, s | CPU-s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in json.loads(ROUNDS.read_text())["models"].items():
+        for way, got in own["ways"].items():
+            sizes = ", ".join(f"{got[f'bytes_{d}'] / 1e6:.2f}" for d in ("down", "up"))
+            spread = f"{got['seconds']:.2f} ({got['fastest']:.2f} to {got['slowest']:.2f})"
+            each = f"{got['seconds'] / CLIENTS:.3f} | {got['cpu_seconds'] / CLIENTS:.3f}"
+            label = f"{name}, {own['parameters'] / 1e6:.2f} M" if way == "plain" else ""
+            lines.append(f"| {label} | {WAYS[way]} | {sizes} | {spread} | {each} |")
+    return "\n".join(lines)
+
+
+def bytes_table() -> str:
+    """Return the kilobytes of a client's messages in a round of the quickstart, and the model's accuracy."""
+    found: dict[str, Any] = json.loads(BYTES.read_text())["ways"]
+    plain = found["plain Flower"]
+    lines = ["| | up, kB a client and round | less | down, kB | less | accuracy, % |", "|---|---|---|---|---|---|"]
+    for name, got in found.items():
+        ways = [f"{got[way] / 1e3:.1f} | {plain[way] / got[way]:.2f}x" for way in ("up", "down")]
+        lines.append(f"| {name} | {ways[0]} | {ways[1]} | {100 * got['accuracy']:.1f} |")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""A Flower app: federated learning on handwritten digits."""

@@ -1,0 +1,139 @@
+"""What travels in place of an ArrayRecord: one Array that holds a FedSieve message, beside arrays that fit into none.
+
+The message is a tree of two entries: ``means``, a number that says what its tensors stand for, and ``arrays``, the
+tensors by name, in order; a number there stands for an array that travels as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedsieve.types import Sparse
+from fedsieve.wire import Known, Manifest, WireError, decode, encode
+
+KEY, OTHER = "fedsieve", "+"
+"""The name of the Array with the message, and what is put before the names of the others."""
+STYPE = "fedsieve/2"
+"""The serialization type of the Array with the message: Flower's own is numpy.ndarray."""
+COPIES = 4.0
+"""How many times its base a message may unfold to: sparse tensors with all their positions come to three."""
+ITSELF, MOVED, ADDED = range(3)
+"""What tensors stand for: themselves, sparse ones 0 elsewhere; sparse ones the base elsewhere; changes of the base."""
+NUMPY = "numpy.ndarray"
+PACKED = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
+
+Held: TypeAlias = Tensor | Array
+"""An array as a tensor or, where a message cannot hold it, as it is."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The arrays of a record that both sides hold, and what a message against them need not say."""
+
+    arrays: Mapping[str, Held] = field(default_factory=dict)
+    known: Known = field(default_factory=lambda: Known(finite=False))
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Held]) -> Base:
+        """Return the base that a broadcast's record is to its answers."""
+        tensors = {name: v for name, v in arrays.items() if isinstance(v, Tensor)}
+        floats = {name: v for name, v in tensors.items() if v.dtype == torch.float32}
+        return cls(arrays, Known(Manifest.of(tensors), floats, finite=False, copies=COPIES))
+
+    def like(self, name: str, value: Tensor | Sparse) -> Tensor | None:
+        """Return the base's float32 tensor of that name, if ``value`` can be told as a change of it."""
+        found, values = self.arrays.get(name), value.values if isinstance(value, Sparse) else value
+        fits = isinstance(found, Tensor) and found.dtype == values.dtype == torch.float32
+        return found if fits and isinstance(found, Tensor) and found.shape == torch.Size(value.shape) else None
+
+
+NOTHING = Base()
+"""The base of a broadcast, and of an answer to a broadcast without arrays."""
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """The records of arrays that a client was sent, each the base of the record of that name in its answer."""
+
+    bases: Mapping[str, Base] = field(default_factory=dict)
+
+    def base(self, name: str) -> Base:
+        """Return the base of an answer's record: its namesake, or the only one."""
+        only = next(iter(self.bases.values())) if len(self.bases) == 1 else NOTHING
+        return self.bases.get(name, only)
+
+
+def held(record: ArrayRecord) -> dict[str, Held]:
+    """Return a record's arrays."""
+    return {name: _tensor(array) if _fits(array) else array for name, array in record.items()}
+
+
+def record_of(arrays: Mapping[str, Held]) -> ArrayRecord:
+    """Return the record of arrays."""
+    return ArrayRecord({name: v if isinstance(v, Array) else Array(v.numpy()) for name, v in arrays.items()})
+
+
+def packed(
+    arrays: Mapping[str, Held | Sparse], base: Base, means: int = ITSELF, values: str = "f32"
+) -> tuple[ArrayRecord, int]:
+    """Return the record that travels, and the bytes of its arrays."""
+    others = {f"{OTHER}{name}": v for name, v in arrays.items() if isinstance(v, Array)}
+    tensors = {name: 0.0 if isinstance(v, Array) else v for name, v in arrays.items()}
+    data = encode({"means": float(means), "arrays": tensors}, base.known, values)
+    message = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
+    return ArrayRecord({KEY: message, **others}), len(data) + sum(len(v.data) for v in others.values())
+
+
+def is_packed(record: ArrayRecord) -> bool:
+    """Tell whether a record is one that travels."""
+    return KEY in record and record[KEY].stype == STYPE
+
+
+def unpacked(record: ArrayRecord, base: Base) -> dict[str, Held]:
+    """Return the arrays of a record that travelled. Raises WireError unless it is exactly what ``packed`` makes."""
+    if not is_packed(record):
+        raise WireError("its arrays are not FedSieve's: the other side uses no SparseMod or SparseGrid")
+    told = decode(record[KEY].data, base.known)
+    means, arrays = told.get("means"), told.get("arrays")
+    if told.keys() != {"means", "arrays"} or means not in (ITSELF, MOVED, ADDED) or not isinstance(arrays, Mapping):
+        raise WireError("a FedSieve message, but none of arrays")
+    others = {name.removeprefix(OTHER): v for name, v in record.items() if name != KEY}
+    if [*others] != [name for name, v in arrays.items() if isinstance(v, float)] or len(others) + 1 != len(record):
+        raise WireError("the arrays that travel as they are differ from those that the message names")
+    assert isinstance(means, float)
+    return {n: others[n] if isinstance(v, float) else _whole(n, v, base, int(means)) for n, v in arrays.items()}
+
+
+def mapped(content: RecordDict, change: Callable[[str, ArrayRecord], ArrayRecord]) -> RecordDict:
+    """Return the same records in the same order, those of arrays changed."""
+    return RecordDict({n: change(n, v) if isinstance(v, ArrayRecord) else v for n, v in content.items()})
+
+
+def _fits(array: Array) -> bool:
+    return array.stype == NUMPY and array.dtype in PACKED
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(array.numpy()).contiguous()
+
+
+def _whole(name: str, value: object, base: Base, means: int) -> Tensor:
+    """Return the tensor that an entry of a message stands for."""
+    if not isinstance(value, Tensor | Sparse):
+        raise WireError(f"{name!r} is a tree where an array is due")
+    like = base.like(name, value) if means != ITSELF else None
+    if isinstance(value, Tensor):
+        return value if means != ADDED or like is None else like + value
+    if means == ITSELF:
+        return value.dense()
+    if like is None:
+        raise WireError(f"a part of {name!r}, of which no base is known")
+    whole = like.reshape(-1).clone()
+    whole[value.index] = value.values if means == MOVED else whole[value.index] + value.values
+    return whole.view(value.shape)

@@ -1,0 +1,172 @@
+"""Differential privacy for methods whose clients all send values at the same positions: clip, then add noise there.
+
+McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", Algorithm 1 (an update is clipped as
+a whole, every client counts alike); Kairouz et al. 2021, "The Distributed Discrete Gaussian Mechanism for Federated
+Learning with Secure Aggregation", Sec. 1 (the clients add the noise, a share each, so that the sum has it). On a frozen
+mask (FLASH, PDST) clip and noise fall on the mask's values alone, and all clients send vectors of one length.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.expected import Expected, Whole
+from fedsieve.privacy import Release, check_accountant, epsilon
+from fedsieve.server import is_statistic, mean
+from fedsieve.types import Device, HasParams, InputError, Method, Params, Tree, Update
+
+
+class TooFew(UserWarning):
+    """A round's answers were fewer than its noise needs."""
+
+
+@dataclass(frozen=True)
+class Private:
+    """Any such method, its updates clipped and noised on the clients; the mean has ``noise * clip`` over its number."""
+
+    inner: Method[Any]
+    clip: float = 1.0
+    """The norm that an update is shortened to."""
+    noise: float = 1.0
+    """The standard deviation of the sum's noise, in clips."""
+    cohort: int = 5
+    """How many clients' noise adds up to that: a round with fewer answers changes nothing."""
+    delta: float = 1e-5
+    secret: bool = False
+    """Whether noise comes from the system in place of the run's seed, which the server knows; runs then differ."""
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "noise"):
+            if not 0 < getattr(self, name) < 1e6:
+                raise InputError(f"{name} must lie in (0, 1e6), got {getattr(self, name)}")
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta must lie in (0, 1), got {self.delta}")
+        if self.cohort < 1:
+            raise InputError(f"cohort must be at least 1, got {self.cohort}")
+        if getattr(self.inner, "tiers", 1) > 1 or not hasattr(self.inner, "expected"):
+            raise InputError(
+                f"of {self.inner.name} clients send values at different positions: take flash, pdst, fedavg"
+            )
+        if 0 < self.warm_up < self.cohort:
+            raise InputError(
+                f"a warm-up of {self.warm_up} clients is below the cohort of {self.cohort}: raise inner.c_d"
+            )
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the method."""
+        return "private"
+
+    @property
+    def warm_up(self) -> int:
+        """The clients of round 0."""
+        return int(getattr(self.inner, "warm_up", 0))
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Prepare as without privacy."""
+        return self.inner.prepare(model)
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> Any:
+        """Start as without privacy, if it can be accounted for."""
+        check_accountant()
+        state = self.inner.init(model, rng)
+        if statistics := [name for name in state.params if is_statistic(name)]:
+            raise InputError(
+                f"{statistics[0]}: running statistics would drown in noise; take a model without BatchNorm"
+            )
+        if chosen := self.inner.expected(state, 0).chosen():  # type: ignore[attr-defined]
+            raise InputError(
+                f"every client of {self.inner.name} chooses its own positions ({chosen[0]}): take flash, pdst"
+            )
+        return state
+
+    def broadcast(self, state: HasParams, tier: int) -> Tree:
+        """Send what is sent without privacy."""
+        return self.inner.broadcast(state, tier)
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train as without privacy; answer with a change that is clipped and noised, and with no metrics."""
+        update = self.inner.client(down, device)
+        sent = down.get("params", down)
+        before = {name: _base(sent, name, value) for name, value in update.tree.items()}
+        change = {name: value - before[name] for name, value in _tensors(update.tree)}
+        shorter = self.clip / max(self.clip, _norm(change))
+        noise = torch.Generator().manual_seed(secrets.randbits(63)) if self.secret else device.rng
+        share = self.noise * self.clip / self.cohort**0.5
+        tree = {
+            name: before[name] + v * shorter + share * torch.randn(v.shape, generator=noise, dtype=v.dtype)
+            for name, v in change.items()
+        }
+        return Update(tree, 1)
+
+    def expected(self, state: HasParams, tier: int) -> Expected:
+        """Expect what is sent without privacy, noise and all: any finite values."""
+        plain: Expected = self.inner.expected(state, tier)  # type: ignore[attr-defined]
+        entries = {n: Whole(v.base, counts=v.counts) if isinstance(v, Whole) else v for n, v in plain.tree.items()}
+        return replace(plain, tree=entries, metrics=(), rule=None)
+
+    def aggregate(self, state: HasParams, updates: Iterable[Update]) -> Any:
+        """Take the plain mean of the answers, brought back to values that can be, as the only answer."""
+        every = [0]
+        found = mean(_counted(updates, every), "equal")
+        if every[0] < self.cohort:
+            lost = (
+                f"{every[0]} answers, whose noise is not that of a cohort of {self.cohort}: the model stays as it was"
+            )
+            warnings.warn(lost, TooFew, stacklevel=2)
+            return state
+        plain: Expected = self.inner.expected(state, 0)  # type: ignore[attr-defined]
+        return self.inner.aggregate(state, [Update({n: _possible(plain, n, v) for n, v in found.items()}, 1)])
+
+    def deploy(self, state: HasParams) -> Params:
+        """Ship what is shipped without privacy."""
+        return self.inner.deploy(state)
+
+    def paper_bytes(self, model: nn.Module) -> float | None:
+        """Return what the method's paper says: noise costs no byte."""
+        return self.inner.paper_bytes(model)
+
+    def spent(self, t: int, per_round: int, clients: int) -> float:
+        """Return the epsilon that rounds up to t have spent, at ``delta``. Raises InputError."""
+        if per_round < self.cohort:
+            raise InputError(f"method.cohort is {self.cohort} but per_round {per_round}: lower it, or raise per_round")
+        rounds = Release(clients, per_round, self.noise, t)
+        first = Release(clients, self.warm_up, self.noise, 1)
+        return epsilon(tuple(one for one in (first, rounds) if one.clients and one.times), self.delta)
+
+
+def _tensors(tree: Tree) -> Iterable[tuple[str, Tensor]]:
+    return ((name, value) for name, value in tree.items() if isinstance(value, Tensor))
+
+
+def _base(sent: object, name: str, value: object) -> Tensor:
+    """Return what a client was sent of a tensor that it answers with; zeros where it was sent none."""
+    assert isinstance(value, Tensor)
+    found = sent.get(name) if isinstance(sent, Mapping) else None
+    return found if isinstance(found, Tensor) and found.shape == value.shape else torch.zeros_like(value)
+
+
+def _norm(change: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(v.double().square().sum()) for v in change.values()))
+
+
+def _counted(updates: Iterable[Update], every: list[int]) -> Iterable[Update]:
+    for update in updates:
+        every[0] += 1
+        yield update
+
+
+def _possible(plain: Expected, name: str, value: Tensor) -> Tensor:
+    """Return a mean within the bounds of what clients send without noise."""
+    entry = plain.tree[name]
+    assert isinstance(entry, Whole)
+    low, high = (torch.as_tensor(bound, dtype=value.dtype) for bound in (entry.least, entry.most))
+    return value.clamp(low, high)
