@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -162,6 +163,7 @@ def trust(ca: Path, key: Path | None = None) -> list[str]:
     return ["--root-certificates", f"{ca}/ca.crt", *(["--auth-supernode-private-key", str(key)] if key else [])]
 
 
+@pytest.mark.skipif(not (which("openssl") and which("ssh-keygen")), reason="needs openssl and ssh-keygen")
 def test_with_tls_only_registered_nodes_get_a_model_and_all_keep_their_data(tmp_path: Path, machines: Machines) -> None:
     """Nodes 0 and 1 train on files of their own; nobody else gets anything; Flower counts the bytes that we count."""
     settings = ["task.clients=2", "per_round=2", "rounds=3"]
