@@ -8,7 +8,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BYTES = RESULTS / "flower.json", RESULTS / "flower_bytes.json"
-CLIENTS = 10
+CLIENTS, WORKERS = 10, 2
 WAYS = {
     "plain": "plain app",
     "engine": "FedSieve's engine",
@@ -35,6 +35,21 @@ def rounds_table() -> str:
             each = f"{got['seconds'] / CLIENTS:.3f} | {got['cpu_seconds'] / CLIENTS:.3f}"
             label = f"{name}, {own['parameters'] / 1e6:.2f} M" if way == "plain" else ""
             lines.append(f"| {label} | {WAYS[way]} | {sizes} | {spread} | {each} |")
+    return "\n".join(lines)
+
+
+def costs_table() -> str:
+    """Return what FedSieve's engine costs a client that does nothing, and what larger rounds then take at least."""
+    lines = [
+        "| model | a client: seconds of a worker, CPU-s | 100 a round, 2 workers | 1,000 a round, 100 workers |",
+        "|---|---|---|---|",
+    ]
+    for name, own in json.loads(ROUNDS.read_text())["models"].items():
+        got = own["ways"]["engine"]
+        worker = got["seconds"] * WORKERS / CLIENTS
+        rounds = " | ".join(f"{k * worker / w:.2g} s" for k, w in ((100, 2), (1000, 100)))
+        label = f"{name}, {own['parameters'] / 1e6:.2f} M parameters"
+        lines.append(f"| {label} | {worker:.3f}, {got['cpu_seconds'] / CLIENTS:.3f} | {rounds} |")
     return "\n".join(lines)
 
 

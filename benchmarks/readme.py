@@ -70,7 +70,7 @@ def filled(text: str) -> str:
         return f"<!-- wire: {found[1]} -->\n{messages.table(found[1])}\n<!-- end -->"
 
     def flower(found: re.Match[str]) -> str:
-        shown = {"bytes": flower_table.bytes_table, "rounds": flower_table.rounds_table}[found[1]]
+        shown = getattr(flower_table, f"{found[1]}_table")
         return f"<!-- flower: {found[1]} -->\n{shown()}\n<!-- end -->"
 
     text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
