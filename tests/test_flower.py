@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from conftest import tiny_run
@@ -223,6 +223,57 @@ def test_a_supernode_that_has_gone_is_lost_at_once_and_may_come_back(tmp_path: A
     assert [(r.client, r.reason) for r in next(stream).refused] == [(2, "its SuperNode is not connected")]
     grid.contexts[9] = Context(1, 9, gone.node_config, type(gone.state)(), {})
     assert not next(stream).refused
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_supernode_that_starts_again_under_its_own_id_is_told_of_the_run_again(tmp_path: Any) -> None:
+    """With node keys an id is the node's for good, and a restart between two looks is not to be seen."""
+    federation = open_run(tiny_run(METHODS["nst"], rounds=3, per_round=6))
+    grid = Deployment(federation, tmp_path, range(6))
+    stream = rounds(federation, carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0))
+    assert not next(stream).refused
+    old = grid.contexts[4]
+    grid.contexts[4] = Context(1, 4, old.node_config, type(old.state)(), {})
+    for one, other in zip(stream, [*rounds(federation, local())][1:], strict=True):
+        assert_same(one, replace(other, memory={}))
+
+
+class Watched(Deployment):
+    """Notes the times that letters have."""
+
+    ttls: ClassVar[list[float]] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = [*messages]
+        self.ttls.extend(m.metadata.ttl for m in messages if m.metadata.message_type == MessageType.TRAIN)
+        return super().push_messages(messages)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_who_waits_for_an_absent_supernode_has_all_of_a_rounds_time_afterwards(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsieve.engine.flower.nodes.MEETING", 0.3)
+    monkeypatch.setattr(Watched, "ttls", [])
+    federation = open_run(tiny_run(FedAvg(), rounds=2, per_round=6))
+    grid = Watched(federation, tmp_path, range(5))
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=60.0), pause=0)
+    began = time.monotonic()
+    assert [[r.client for r in one.refused] for one in rounds(federation, engine)] == [[5], [5]]
+    assert 0.3 < time.monotonic() - began < 30
+    assert len(grid.ttls) == 10
+    assert min(grid.ttls) > 50
+
+
+@pytest.mark.usefixtures("_quick")
+def test_nobody_trains_for_a_round_that_cannot_be_one(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watched, "ttls", [])
+    federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
+    grid = Watched(federation, tmp_path, range(2))
+    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=0.1), pause=0)
+    with pytest.raises(InputError, match=r"0 of 6 clients answered in 3 attempts, 3 are needed .* is not connected"):
+        [*rounds(federation, engine)]
+    assert grid.ttls == []
 
 
 @pytest.mark.usefixtures("_quick")

@@ -25,7 +25,8 @@ class Patience:
     min_clients: int = 0
     """The answers that a round needs; 0: half of its clients, rounded up."""
     round_timeout: float = 3600.0
-    """Seconds after which a client that has not answered is lost to the round."""
+    """Seconds after which a client that has not answered is lost to the round; and those that the round waits for its
+    clients to be there, too few of them."""
     attempts: int = 3
     """How often a round is tried: the lost ones are asked again, the other answers stay good."""
 
@@ -51,10 +52,14 @@ def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, paus
             answers, quorum = dict[int, bytes | Lost](), patience.quorum(len(messages))
             for _ in range(patience.attempts):
                 lost = [client for client in messages if not isinstance(answers.get(client), bytes)]
-                deadline = time.monotonic() + patience.round_timeout
-                found = nodes.find(lost, deadline, quorum - len(messages) + len(lost))
+                wanting = quorum - len(messages) + len(lost)
+                found = nodes.find(lost, patience.round_timeout, wanting)
                 answers |= {client: Lost("its SuperNode is not connected") for client in lost}
-                answers |= _Asked(grid, t, found, messages, _memory(nodes, memory), deadline).answers(at_once, pause)
+                if len(found) < wanting:  # who is there would train for nothing
+                    continue
+                deadline = time.monotonic() + patience.round_timeout
+                asked = _Asked(grid, t, found, messages, nodes.about, _memory(nodes, memory), deadline)
+                answers |= asked.answers(at_once, pause)
                 if sum(isinstance(one, bytes) for one in answers.values()) >= quorum:
                     break
             else:
@@ -89,11 +94,12 @@ class _Asked:
         t: int,
         found: Mapping[int, int],
         letters: Mapping[int, bytes],
+        about: Mapping[str, str],
         memory: Memory | None,
         deadline: float,
     ):
         self.grid, self.t, self.found, self.letters, self.deadline = grid, t, found, letters, deadline
-        self.memory = memory
+        self.about, self.memory = about, memory
         self.under_way = dict[str, int]()
 
     def answers(self, at_once: int, pause: float) -> dict[int, bytes | Lost]:
@@ -118,7 +124,7 @@ class _Asked:
         parts = {"letter": self.letters[client]}
         if self.memory is not None:
             parts["memory"] = self.memory.get(client, b"")
-        content = packed(parts, {"round": self.t, "client": client})
+        content = packed(parts, {**self.about, "round": self.t, "client": client})
         left = max(self.deadline - time.monotonic(), 1.0)
         message = Message(content, self.found[client], MessageType.TRAIN, group_id=str(self.t), ttl=left)
         ids = [*self.grid.push_messages([message])]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from flwr.app import ConfigRecord, Context, Error, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.supercore.utils import get_flwr_home
@@ -24,13 +24,13 @@ from fedsieve.types import InputError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a client's function runs: the app's settings, the node's, and what the server told the node."""
+    """Where a client's function runs: the app's settings, the node's, and what the server tells of the run."""
 
     config: Mapping[str, Any]
     node: Mapping[str, Any]
     about: Mapping[str, Any]
     key: bytes | None
-    """A simulation's, where nobody has set one; None in a deployment, where somebody must."""
+    """A simulation's; None in a deployment, where somebody must set one."""
 
 
 Opened: TypeAlias = Callable[[Place], Worker]
@@ -60,7 +60,7 @@ def _revive_workers() -> None:
 
 
 def simulation_key(run_id: int) -> bytes:
-    """Return what a simulation's letters are sealed with: it guards nothing, since all of it is one machine's."""
+    """Return what a simulation's letters are sealed with: it guards nothing, since all of it is one user's."""
     return hashlib.sha256(f"fedsieve simulation {run_id}".encode()).digest()
 
 
@@ -77,12 +77,13 @@ def _told(do: Callable[[Message, Context], Message], message: Message, context: 
 
 def _train(opened: Opened, message: Message, context: Context) -> Message:
     """Be a client for one round."""
-    content, place = message.content, _place(context)
+    content = message.content
     letter, carried = part_of(content, "letter"), part_of(content, "memory")
     order = order_of(content)
-    t, client = int(order["round"]), int(order["client"])
+    t, client = int(order.pop("round")), int(order.pop("client"))
     if letter is None:
         raise ValueError("the server's message holds no letter")
+    place = _place(context, order)
     if carried is not None:
         reply, kept = answer(opened(place), t, client, letter, carried)
         return Message(packed({"letter": reply, "memory": kept}), reply_to=message)
@@ -96,9 +97,8 @@ def _train(opened: Opened, message: Message, context: Context) -> Message:
 
 
 def _introduce(opened: Opened, message: Message, context: Context) -> Message:
-    """Say which client this SuperNode is and how many examples it has, and remember what the server says of the run."""
-    context.state["about"] = ConfigRecord({**order_of(message.content)})
-    place = _place(context)
+    """Say which client this SuperNode is and how many examples it has."""
+    place = _place(context, order_of(message.content))
     client = place.node.get("partition-id")
     if not isinstance(client, int):
         raise InputError("no partition-id: start the SuperNode with --node-config 'partition-id=0' (or 1, 2, ...)")
@@ -108,10 +108,8 @@ def _introduce(opened: Opened, message: Message, context: Context) -> Message:
     return Message(packed({}, {"client": client, "examples": federation.examples(client)}), reply_to=message)
 
 
-def _place(context: Context) -> Place:
-    about = context.state.get("about")
-    known = {**about} if isinstance(about, ConfigRecord) else {}
-    return Place(context.run_config, context.node_config, known, simulated(context.run_id))
+def _place(context: Context, about: Mapping[str, Any]) -> Place:
+    return Place(context.run_config, context.node_config, about, simulated(context.run_id))
 
 
 def simulated(run_id: int) -> bytes | None:

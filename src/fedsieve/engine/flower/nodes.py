@@ -22,8 +22,12 @@ MEETING = 300.0
 class Nodes(Protocol):
     """Where clients are."""
 
-    def find(self, clients: Collection[int], deadline: float, enough: int) -> Mapping[int, int]:
-        """Return the node of every client that is there; wait until ``deadline`` (monotonic) while too few are."""
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What every node is told of the run."""
+
+    def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
+        """Return the node of every client that is there; wait for ``enough``, but not longer than ``seconds``."""
 
 
 class Anywhere:
@@ -31,9 +35,11 @@ class Anywhere:
 
     def __init__(self, grid: Grid):
         self.grid = grid
+        self.about: Mapping[str, str] = {}
 
-    def find(self, clients: Collection[int], deadline: float, enough: int) -> Mapping[int, int]:
+    def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
         """Deal the clients out to the nodes."""
+        deadline = time.monotonic() + seconds
         while not (nodes := sorted(self.grid.get_node_ids())) and time.monotonic() < deadline:
             time.sleep(0.05)
         return {client: nodes[i % len(nodes)] for i, client in enumerate(clients)} if nodes else {}
@@ -42,8 +48,9 @@ class Anywhere:
 class Registered:
     """A deployment's SuperNodes. Each is asked who it is, and told ``about`` the run, until it has said so.
 
-    The first round waits for all of its clients. Later ones wait only for as many as make a round: Flower takes a node
-    off its list when it stops to give signs of life, and nobody is to wait for it again until it is back.
+    The first round waits for all of its clients, once there are enough no longer than ``MEETING``. Later ones wait only
+    for as many as make a round: Flower takes a node off its list when it stops to give signs of life, and nobody is to
+    wait for it again until it is back.
     """
 
     def __init__(self, grid: Grid, federation: Federation, about: Mapping[str, str]):
@@ -54,16 +61,17 @@ class Registered:
         self.said = set[str]()
         self.complete = False
 
-    def find(self, clients: Collection[int], deadline: float, enough: int) -> Mapping[int, int]:
+    def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
         """Return the nodes of the clients that are connected."""
+        began = time.monotonic()
         self.met, self.failed = self.met - self.failed, set()
         while True:
             self._meet()
             nodes = {client: node for node, client in self.clients.items()}
             found = {client: nodes[client] for client in clients if client in nodes}
-            whole = len(found) == len(clients)
-            if whole or time.monotonic() > deadline or (self.complete and len(found) >= enough):
-                self.complete = True
+            waited, patience = time.monotonic() - began, 0.0 if self.complete else MEETING
+            if len(found) == len(clients) or waited > seconds or (len(found) >= enough and waited >= patience):
+                self.complete = self.complete or len(found) >= enough
                 return found
             self._say(f"waiting for the SuperNodes of clients {', '.join(map(str, sorted({*clients} - {*found})))}")
             time.sleep(PAUSE)
