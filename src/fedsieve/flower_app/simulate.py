@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shlex
 import shutil
 import tempfile
@@ -38,8 +37,7 @@ def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
         ended = home / "ended.json"
         rows = read_rows(Path(order.out))
         write_app(home / "app", order, licence())
-        environment = {ENDED: str(ended), "FEDSIEVE_KEY": secrets.token_hex(32), "FEDSIEVE_KEY_FILE": ""}
-        with superlink(home, environment) as link:
+        with superlink(home, {ENDED: str(ended)}) as link:
             started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
             yield from _followed(Path(order.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
 

@@ -30,7 +30,7 @@ class Place:
     node: Mapping[str, Any]
     about: Mapping[str, Any]
     key: bytes | None
-    """A simulation's, where nobody has set one; None in a deployment, where somebody must."""
+    """A simulation's; None in a deployment, which has one of its own."""
 
 
 Opened: TypeAlias = Callable[[Place], Worker]

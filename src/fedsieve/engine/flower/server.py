@@ -27,7 +27,7 @@ class Carrier:
     config: Mapping[str, Any]
     grid: Grid
     key: bytes | None
-    """A simulation's, where nobody has set one; None in a deployment, where somebody must."""
+    """A simulation's; None in a deployment, which has one of its own."""
 
     @property
     def simulated(self) -> bool:
