@@ -7,18 +7,20 @@ import struct
 import torch
 from common import Outcome, report, tried, varint
 
-from fedsieve.wire import Known, decode
+from fedsieve.wire import Known, Manifest, decode
 
 MANY = 1_000_000
 
 
 def attack() -> list[Outcome]:
     """Try it."""
-    known = Known(base={"x": torch.randn(MANY, generator=torch.Generator().manual_seed(0))})
+    base = {"x": torch.randn(MANY, generator=torch.Generator().manual_seed(0))}
+    manifest = Manifest.of(base)
+    known = Known(manifest, base)
 
     def one(edge: int) -> bytes:
         plan = varint(1) + b"\3\0\1x\0\1" + varint(MANY) + b"\4" + varint(1) + varint(0) + varint(edge)
-        head = b"FSV3\2" + known.digest + struct.pack("<II", len(plan), 0)
+        head = b"FSV3\3" + manifest.digest + known.digest + struct.pack("<II", len(plan), 0)
         return head + plan + varint(4 * 4) + struct.pack("<f", 1.0)
 
     return [
