@@ -28,6 +28,7 @@ from fedsieve.flower_app.guard import GUARD, alive
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.flower_app.own import Inputs, own_examples
 from fedsieve.flower_app.serving import opened_for
+from fedsieve.flower_app.superlink import unproxied
 from fedsieve.flower_app.template import write_app
 from fedsieve.types import InputError
 
@@ -236,3 +237,8 @@ def test_the_pages_connection_leaves_the_readers_own_as_they_are(own: str) -> No
     before, after = tomllib.loads(own), tomllib.loads(own + added[1])
     assert after["superlink"].pop("here")["address"] == "localhost:8000"
     assert after["superlink"] == before.get("superlink", {})
+
+
+def test_flowers_processes_reach_loopback_without_a_proxy() -> None:
+    loopback = "127.0.0.1,localhost"
+    assert unproxied({"NO_PROXY": "example.org"}) == {"NO_PROXY": f"example.org,{loopback}", "no_proxy": loopback}
