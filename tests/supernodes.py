@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.flower_app.guard import GUARD, alive, descendants
-from fedsieve.flower_app.superlink import QUIET, free_port, script
+from fedsieve.flower_app.superlink import QUIET, free_port, script, unproxied
 
 KEY = "ab" * 32
 
@@ -66,7 +66,8 @@ class Deployment:
     def __init__(self, folder: Path, tls: Path | None = None, machines: Machines | None = None, **environment: str):
         self.folder, self.tls, self.port = folder, tls, free_port()
         self.machines = machines or Machines("127.0.0.1", ([], []))
-        self.environment = {**os.environ, **QUIET, "FEDSIEVE_KEY": KEY, "FLWR_HOME": str(folder), **environment}
+        ours = {**QUIET, **unproxied(os.environ), "FEDSIEVE_KEY": KEY, "FLWR_HOME": str(folder)}
+        self.environment = {**os.environ, **ours, **environment}
         self.environment["PATH"] = f"{Path(script('flwr')).parent}:{os.environ['PATH']}"
         self.processes = dict[str, subprocess.Popen[bytes]]()
         trust = f'root-certificates = "{tls}/ca.crt"' if tls else "insecure = true"

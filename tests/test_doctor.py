@@ -1,5 +1,6 @@
 """Every finding of the doctor, from a machine that has it and from one that has not."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -39,6 +40,8 @@ def test_a_well_set_machine_has_nothing_to_mend(monkeypatch: pytest.MonkeyPatch)
         ({"RAY_USAGE_STATS_ENABLED": "1"}, "export RAY_USAGE_STATS_ENABLED=0"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY=active"),
         ({"OMP_NUM_THREADS": "5"}, "OMP_NUM_THREADS=5 on 4 cores"),
+        ({"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "abc"}, "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=abc is no port"),
+        ({"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "65536"}, "is no port: unset it"),
     ],
 )
 def test_settings_to_mend(environment: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +60,9 @@ def test_missing_kernels_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_or_old_flower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", lambda name: {"flwr": "1.40.2", "ray": "2"}[name])
     assert "1.41 is the oldest" in doctor._extra().line
+    for new in ("1.41", "1.42.0rc1", "1.42rc1.dev3", "2.0rc1"):
+        monkeypatch.setattr(doctor, "version", lambda name, new=new: {"flwr": new, "ray": "2"}[name])
+        assert doctor._extra().level == "fine"
 
     def missing(name: str) -> str:
         raise doctor.PackageNotFoundError(name)
@@ -90,6 +96,29 @@ def test_a_superlink_that_was_left_over(superlink: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "reason", lambda: None)
     (found,) = lines("mend", FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=superlink)
     assert f"on port {superlink}" in found
+
+
+def test_a_superlink_is_found_whatever_proxy_is_named(superlink: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert doctor._superlink({"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": superlink}).level == "mend"
+
+
+def test_a_listener_that_speaks_no_http_is_no_superlink() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        found = doctor._superlink({"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(server.getsockname()[1])})
+        thread.join()
+    assert found.line == "no local SuperLink is left over"
 
 
 def test_little_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

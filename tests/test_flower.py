@@ -337,6 +337,13 @@ def test_a_memory_is_that_before_the_round(tmp_path: Any) -> None:
         Shelf(tmp_path, "../x", 3)
 
 
+def test_a_memory_is_its_owners_alone(tmp_path: Any) -> None:
+    (tmp_path / "0123abcd").mkdir(mode=0o755)
+    Shelf(tmp_path, "0123abcd", 3).keep(1, b"mine")
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "0123abcd", *tmp_path.rglob("*/*"))}
+    assert modes == {"0123abcd": 0o700, "3": 0o700, "000001.bin": 0o600}
+
+
 def test_the_last_rounds_of_an_inline_run_are_those_of_the_python_call() -> None:
     *_, final = run(tiny_run(FedAvg(), rounds=2), inline())
     *_, same = run(tiny_run(FedAvg(), rounds=2), local())

@@ -1,10 +1,13 @@
 """The Flower app: what is written, what it is told, and a SuperNode's own examples."""
 
 import io
+import re
+import shlex
 import subprocess
 import tomllib
 import zipfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
+from flwr.cli.constant import DEFAULT_FLOWER_CONFIG_TOML
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -24,9 +28,11 @@ from fedsieve.flower_app.guard import GUARD, alive
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.flower_app.own import Inputs, own_examples
 from fedsieve.flower_app.serving import opened_for
+from fedsieve.flower_app.superlink import unproxied
 from fedsieve.flower_app.template import write_app
 from fedsieve.types import InputError
 
+DEPLOY = (Path(__file__).parent.parent / "docs/deploy.md").read_text()
 DIGITS = Inputs(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
 
 
@@ -213,3 +219,27 @@ def test_a_guard_ends_all_that_its_command_started_when_nobody_holds_it() -> Non
         process.stdin.close()
         process.wait()
         assert not any(map(alive, pids))
+
+
+def test_the_pages_next_run_keeps_the_settings_of_its_first() -> None:
+    first = re.search(r"^fedsieve flower app .*$", DEPLOY, re.M)
+    again = re.search(r"""flwr run myapp here -c '.*settings="([^"]*)""", DEPLOY)
+    assert first
+    assert again
+    words = shlex.split(first[0])
+    given = [after for option, after in pairwise(words) if option == "-s"]
+    assert [one.partition("=")[0] for one in given] == [one.partition("=")[0] for one in again[1].split()]
+
+
+@pytest.mark.parametrize("own", ["", DEFAULT_FLOWER_CONFIG_TOML])
+def test_the_pages_connection_leaves_the_readers_own_as_they_are(own: str) -> None:
+    added = re.search(r"cat >> ~/.flwr/config.toml <<EOF\n(.*?)^EOF$", DEPLOY, re.M | re.S)
+    assert added
+    before, after = tomllib.loads(own), tomllib.loads(own + added[1])
+    assert after["superlink"].pop("here")["address"] == "localhost:8000"
+    assert after["superlink"] == before.get("superlink", {})
+
+
+def test_flowers_processes_reach_loopback_without_a_proxy() -> None:
+    loopback = "127.0.0.1,localhost"
+    assert unproxied({"NO_PROXY": "example.org"}) == {"NO_PROXY": f"example.org,{loopback}", "no_proxy": loopback}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
+from fedsieve.flower_app.superlink import healthy
 from fedsieve.kernels import reason
 
 OLDEST = (1, 41)
@@ -53,7 +53,7 @@ def _extra() -> Finding:
         version("ray")
     except PackageNotFoundError as error:
         return Finding("mend", f"no {error.name}: --engine flower needs it: pip install 'fedsieve[flower]'")
-    if tuple(int(part) for part in flwr.split(".")[:2]) < OLDEST:
+    if tuple(int(part) for part in re.findall(r"\d+", flwr)[:2]) < OLDEST:
         return Finding("mend", f"Flower is {flwr}: 1.41 is the oldest that works: pip install -U 'flwr[simulation]'")
     return Finding("fine", f"Flower {flwr}, Ray {version('ray')}")
 
@@ -70,11 +70,11 @@ def _dependencies(environment: Environment) -> Finding:
 
 
 def _superlink(environment: Environment) -> Finding:
-    port = environment.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", PORT)
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-            pass
-    except (urllib.error.URLError, OSError, ValueError):
+    name = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+    port = environment.get(name, PORT)
+    if not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        return Finding("mend", f"{name}={port} is no port: unset it, or set it to one of 1 to 65535")
+    if not healthy(int(port)):
         return Finding("fine", "no local SuperLink is left over")
     who = _listener(port)
     named, stop = (f", process {who[0]} in {who[1]}", f"kill {who[0]}") if who else ("", "end flower-superlink")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
 import subprocess
 import sysconfig
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
 }
 """What keeps Flower and Ray from installing packages, asking for news and telling of us."""
+LOOPBACK = "127.0.0.1,localhost"
 START = 60.0
 CONNECTION = "fedsieve"
 
@@ -67,7 +68,7 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    env = {**os.environ, **QUIET, **environment, "FLWR_HOME": str(home)}
+    env = {**os.environ, **QUIET, **unproxied(os.environ), **environment, "FLWR_HOME": str(home)}
     env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     guarded = [*GUARD, *command, *options]
@@ -83,6 +84,21 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
         assert process.stdin
         process.stdin.close()
         process.wait()
+
+
+def unproxied(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep loopback from going through a proxy; hosts that are named already stay so."""
+    return {name: ",".join(filter(None, (environment.get(name), LOOPBACK))) for name in ("NO_PROXY", "no_proxy")}
+
+
+def healthy(port: int) -> bool:
+    """Say whether a SuperLink answers on a port of loopback, whatever proxies the environment names."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=1):
+            return True
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
 
 
 def script(name: str) -> str:
@@ -101,11 +117,9 @@ def free_port() -> int:
 def _wait(link: SuperLink, port: int) -> None:
     end = time.monotonic() + START
     while time.monotonic() < end and link.process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+        if healthy(port):
+            return
+        time.sleep(0.1)
     raise InputError(f"Flower's SuperLink did not start: {last_line(link.log)}")
 
 

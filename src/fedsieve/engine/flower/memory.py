@@ -25,9 +25,11 @@ class Shelf:
 
     def keep(self, t: int, memory: bytes) -> None:
         """Keep a round's memory, forgetting what came after it in a run that was taken up again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
         temporary = self._path(t).with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_private) as file:
             file.write(memory)
             file.flush()
             os.fsync(file.fileno())
@@ -41,3 +43,8 @@ class Shelf:
 
     def _rounds(self) -> list[int]:
         return sorted(int(p.stem) for p in self.folder.glob("*.bin") if p.stem.isdecimal())
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that nobody but its owner may read."""
+    return os.open(path, flags, 0o600)
