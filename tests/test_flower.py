@@ -172,7 +172,8 @@ def test_a_reply_to_another_message_or_without_a_letter_is_no_answer() -> None:
 
 
 def test_patience_is_checked() -> None:
-    for wrong in ({"min_clients": -1}, {"round_timeout": 0.0}, {"round_timeout": float("nan")}, {"attempts": 0}):
+    times = [{"round_timeout": float(seconds)} for seconds in ("0", "nan", "inf")]
+    for wrong in ({"min_clients": -1}, *times, {"attempts": 0}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
             Patience(**wrong)  # type: ignore[arg-type]
     assert [Patience().quorum(n) for n in (1, 2, 3, 10)] == [1, 1, 2, 5]

@@ -192,6 +192,9 @@ def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> 
         (["--engine", "flower:x"], "unknown engine 'flower:x'"),
         (["--engine", "flower", "--device", "cuda"], "computes on the CPU"),
         (["--engine", "flower", "--round-timeout", "-1"], "round_timeout must be"),
+        (["--engine", "flower", "--round-timeout", "inf"], "round_timeout must be"),
+        (["--min-clients", "2"], "are for --engine flower"),
+        (["--engine", "pool:2", "--round-timeout", "9"], "are for --engine flower"),
     ],
 )
 def test_engines_that_are_none_are_named(options: list[str], line: str) -> None:
@@ -243,3 +246,10 @@ def test_the_pages_connection_leaves_the_readers_own_as_they_are(own: str) -> No
 def test_flowers_processes_reach_loopback_without_a_proxy() -> None:
     loopback = "127.0.0.1,localhost"
     assert unproxied({"NO_PROXY": "example.org"}) == {"NO_PROXY": f"example.org,{loopback}", "no_proxy": loopback}
+
+
+def test_a_recipe_that_bundles_leave_out_leaves_no_half_written_app(tmp_path: Path) -> None:
+    for name in ("test_mine.py", "mine_test.py", "server_app.py"):
+        with pytest.raises(InputError, match=f"need the name {name} or leave it out"):
+            write_app(tmp_path / "app", Order(f"{tmp_path}/{name}:recipe"), "")
+        assert not (tmp_path / "app").exists()

@@ -20,6 +20,8 @@ from fedsieve.types import InputError
 
 STOPPED = 130
 """The exit code of a run that Ctrl-C ended."""
+PATIENCE = (0, 3600.0)
+"""min_clients and round_timeout where nobody has set them: see ``engine.flower.Patience``."""
 
 app = typer.Typer(
     add_completion=False,
@@ -61,8 +63,8 @@ def run_command(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
     kernels: Kernels = None,
-    min_clients: Annotated[int, typer.Option(help="flower: answers that a round needs (0: half).", min=0)] = 0,
-    round_timeout: Annotated[float, typer.Option(help="flower: seconds a round waits for answers.")] = 3600.0,
+    min_clients: Annotated[int, typer.Option(help="flower: answers a round needs (0: half).", min=0)] = PATIENCE[0],
+    round_timeout: Annotated[float, typer.Option(help="flower: seconds a round waits for answers.")] = PATIENCE[1],
 ) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.data import root_from
@@ -261,6 +263,8 @@ def _engine(name: str, device: str, kernels: str, patience: tuple[int, float]) -
         from fedsieve.engine.flower import Patience, inline
 
         return inline(device, kernels, Patience(*patience))
+    if patience != PATIENCE and kind in ("local", "pool"):
+        raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
     if kind == "local" and not number:
         return local(device, kernels)
     if kind == "pool" and number.isdecimal():

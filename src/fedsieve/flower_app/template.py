@@ -68,6 +68,7 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
     """Write the app of an order into a new folder. Raises InputError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder")
+    _check_name(order)
     package = folder / PACKAGE
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('"""A Flower app of FedSieve\'s."""\n')
@@ -82,14 +83,20 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
     (folder / "LICENSE").write_text(licence)
 
 
+def _check_name(order: Order) -> None:
+    """Raise InputError for a recipe's file that could not be in a bundle."""
+    name = Path(order.recipe.rsplit(":", 1)[0]).name
+    taken = ("__init__.py", "server_app.py", "client_app.py")
+    if ".py:" in order.recipe and (name in taken or name.startswith("test_") or name.endswith("_test.py")):
+        raise InputError(f"Flower's bundles need the name {name} or leave it out: rename the recipe's file")
+
+
 def _with_recipe(package: Path, order: Order) -> Order:
     """Copy a recipe of the user's own beside the modules, and return the order that names it there."""
     if ".py:" not in order.recipe:
         return order
     path, function = order.recipe.rsplit(":", 1)
     file = Path(path)
-    if (package / file.name).exists() or file.name.startswith("test_") or file.name.endswith("_test.py"):
-        raise InputError(f"{path}: Flower's bundles need the name {file.name} or leave it out: rename the file")
     shutil.copy(file, package / file.name)
     return replace(order, recipe=f"{file.name}:{function}")
 

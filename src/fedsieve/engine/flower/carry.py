@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Patience:
     def __post_init__(self) -> None:
         if self.min_clients < 0:
             raise InputError(f"min_clients must be at least 1 (0: half of the round's), got {self.min_clients}")
-        if not self.round_timeout > 0:
+        if not 0 < self.round_timeout < math.inf:
             raise InputError(f"round_timeout must be a positive number of seconds, got {self.round_timeout}")
         if self.attempts < 1:
             raise InputError(f"attempts must be at least 1, got {self.attempts}")
