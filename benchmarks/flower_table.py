@@ -9,6 +9,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BYTES = RESULTS / "flower.json", RESULTS / "flower_bytes.json"
 CLIENTS, WORKERS = 10, 2
+AIM = 0.1
+"""How much longer than a plain app's a round without work may take."""
 WAYS = {
     "plain": "plain app",
     "engine": "FedSieve's engine",
@@ -35,6 +37,22 @@ def rounds_table() -> str:
             each = f"{got['seconds'] / CLIENTS:.3f} | {got['cpu_seconds'] / CLIENTS:.3f}"
             label = f"{name}, {own['parameters'] / 1e6:.2f} M" if way == "plain" else ""
             lines.append(f"| {label} | {WAYS[way]} | {sizes} | {spread} | {each} |")
+    return "\n".join(lines)
+
+
+def aim_table() -> str:
+    """Return how much longer rounds take than a plain app's, and than one's that sends as many bytes."""
+    lines = [
+        "| model | way | s a round: it, plain app, as many bytes | beyond the plain app | beyond as many bytes | aim |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in json.loads(ROUNDS.read_text())["models"].items():
+        for way in ("engine", "same"):
+            it, plain, alike = (own["ways"][w]["seconds"] for w in (way, "plain", f"bytes_{way}"))
+            beyond = [it / other - 1 for other in (plain, alike)]
+            met = "met" if max(beyond) <= AIM else "missed"
+            label = f"{name}, {own['parameters'] / 1e6:.2f} M | {WAYS[way]} | {it:.2f}, {plain:.2f}, {alike:.2f}"
+            lines.append(f"| {label} | {100 * beyond[0]:+.0f} % | {100 * beyond[1]:+.0f} % | {met} |")
     return "\n".join(lines)
 
 

@@ -135,7 +135,12 @@ def test_own_examples_are_read_from_every_form(tmp_path: Path) -> None:
         (np.zeros((3, 8, 8), np.uint8), np.zeros(3, int), "x must be uint8 or float32 of shape"),
         (np.zeros((3, 1, 8, 8)), np.zeros(3, int), "x must be uint8 or float32 of shape"),
         (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(2, int), "y must hold a whole number for each of the 3"),
-        (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(3), "y must hold a whole number"),
+        (np.full((3, 1, 8, 8), np.nan, np.float32), np.zeros(3, int), "x holds NaN or infinity"),
+        (np.full((3, 1, 8, 8), np.inf, np.float32), np.zeros(3, int), "x holds NaN or infinity"),
+        *(
+            (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(3, kind), f"y must hold whole numbers, .* not torch.{kind}")
+            for kind in ("float64", "complex64", "uint16", "bool")
+        ),
         (np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, int), "at least one"),
         (np.zeros((3, 1, 8, 8), np.uint8), np.full(3, 10), "y must be from 0 to 9, it is 10 to 10"),
         (np.zeros((3, 1, 8, 8), np.uint8), np.array(["a"] * 3), "cannot be read"),

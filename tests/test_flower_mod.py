@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import (
 
 from conftest import TinyNet
 from fedsieve.flower import SparseGrid, SparseMod
-from fedsieve.flower.records import KEY, NOTHING, STYPE, Base, held, packed
+from fedsieve.flower.records import KEY, NOTHING, STYPE, Base, held, packed, unpacked
 from fedsieve.sparsity import top
 from fedsieve.types import InputError
 from fedsieve.wire import Known, decode, encode, rounded
@@ -271,6 +271,14 @@ def named(reply: Message, **metrics: Any) -> Message:
     return changed(reply, metrics=MetricRecord({**reply.content["metrics"], **metrics}))
 
 
+def unchanged(records: int) -> Callable[[Message], Message]:
+    """The same answer with more records, each of a few bytes and as large as the model when it is opened."""
+    base = held(initial())
+    record = packed(base, Base.of(base))[0]
+    assert len(record[KEY].data) < 300
+    return lambda reply: changed(reply, **{f"own {i}": record for i in range(records)})
+
+
 TREE = {"means": 0.0, "arrays": {"fc1.bias": torch.zeros(24)}}
 LIES: dict[str, tuple[Callable[[Message], Message], str]] = {
     "no message": (lying(b"rubbish"), "not a FedSieve message"),
@@ -287,6 +295,7 @@ LIES: dict[str, tuple[Callable[[Message], Message], str]] = {
     "one too many": (replaced(own=torch.zeros(3)), "not of the form"),
     "an array as it is": (replaced(**{"fc1.bias": Array(np.zeros(24, np.int8))}), "travels as it is"),
     "a second record": (lambda reply: changed(reply, more=packed({}, NOTHING)[0]), "manifest|base"),
+    "records without end": (unchanged(150), "its records unfold to more than "),
     "another metric": (lambda reply: named(reply, own=1.0), "not of the form"),
     "a longer list": (lambda reply: named(reply, each=[1.0]), "not of the form"),
     "examples that are no number": (lambda reply: named(reply, **{"num-examples": math.nan}), "'num-examples' is not"),
@@ -311,6 +320,25 @@ def test_a_lie_is_that_clients_error_alone(lie: str, name: str, caplog: pytest.L
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("SparseGrid: the answer of node 3 is refused: ")
     assert re.search(why, line)
+
+
+def test_what_an_answer_unfolds_to_is_bounded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two records may be told from one that was broadcast; of 150 no more are opened than come to a few models."""
+    opened: list[int] = []
+
+    def counted(record: ArrayRecord, base: Base) -> Any:
+        opened.append(len(record))
+        return unpacked(record, base)
+
+    monkeypatch.setattr("fedsieve.flower.grid.unpacked", counted)
+    inside = InProcessGrid(app_of(SparseMod()), 1)
+    content = RecordDict({"arrays": initial(), "config": ConfigRecord({"server-round": 1})})
+    for more, refused in ((1, False), (150, True)):
+        opened.clear()
+        inside.answer = unchanged(more)
+        (reply,) = SparseGrid(inside).send_and_receive([Message(content, 2, "train")])
+        assert reply.has_error() == refused
+        assert len(opened) < 12
 
 
 def test_errors_of_clients_pass_through() -> None:

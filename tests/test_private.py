@@ -19,6 +19,7 @@ from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, Top
 from fedsieve.methods.private import TooFew
 from fedsieve.privacy import Release, epsilon
 from fedsieve.report import report
+from fedsieve.robust import Clipped, Median, Multiple, Trimmed
 from fedsieve.store import Origin, keep
 from fedsieve.types import InputError, Update, flatten, rng
 
@@ -68,6 +69,7 @@ def test_it_learns_repeats_and_goes_on(name: str) -> None:
 
 def answers(method: Private, n: int = 1) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
     """The state on the server, what ``n`` clients answer, and what they would without privacy: their changes."""
+    torch.manual_seed(0)
     federation = open_run(private_run(method, lr=0.5))
     state = method.init(Plain(), rng(0, "init"))
     down, model = method.broadcast(state, 0), method.prepare(Plain())
@@ -97,7 +99,7 @@ def test_an_update_is_shortened_to_the_clip_and_no_more() -> None:
 
 
 def test_noise_has_its_share_of_the_deviation_on_the_mask_alone_and_vectors_of_one_length() -> None:
-    method = Private(PDST(density=0.5), clip=0.1, noise=3.0, cohort=4)
+    method = Private(PDST(density=0.5), clip=0.1, noise=3.0, cohort=3)
     state, given, plain = answers(method, n=3)
     lengths = {tuple(v.numel() for v in one.values()) for one in given}
     assert len(lengths) == 1
@@ -105,7 +107,7 @@ def test_noise_has_its_share_of_the_deviation_on_the_mask_alone_and_vectors_of_o
     noise = torch.cat(
         [(g[n] - p[n] * min(1, 0.1 / norm(p))).reshape(-1) for g, p in zip(given, plain, strict=True) for n in g]
     )
-    share = 3.0 * 0.1 / math.sqrt(4)
+    share = 3.0 * 0.1 / math.sqrt(3)
     assert float(noise.std()) == pytest.approx(share, rel=4 / math.sqrt(2 * len(noise)))
     assert abs(float(noise.mean())) < 4 * share / math.sqrt(len(noise))
 
@@ -166,17 +168,31 @@ def test_epsilon_falls_with_the_population_and_grows_with_rounds() -> None:
     found = [epsilon((Release(n, 10, 2.0, 20),), 1e-5) for n in (10, 100, 1000)]
     assert found == sorted(found, reverse=True)
     assert found[0] > 4 * found[2]
-    assert METHODS["flash"].spent(3, 3, 6) > METHODS["pdst"].spent(3, 3, 6) > METHODS["pdst"].spent(2, 3, 6)
+    flash, pdst, shorter = (METHODS[name].spent(t, 3, 6) for name, t in (("flash", 3), ("pdst", 3), ("pdst", 2)))
+    assert flash["epsilon_rehearsed"] > pdst["epsilon_rehearsed"] > shorter["epsilon_rehearsed"] > 0
 
 
-def test_rows_and_report_tell_it(tmp_path: Path) -> None:
-    run_ = private_run(replace(METHODS["pdst"], noise=5.0), rounds=2)
+@pytest.mark.parametrize("secret", [True, False])
+def test_rows_and_report_tell_it_as_a_rehearsals_unless_the_noise_is_secret(secret: bool, tmp_path: Path) -> None:
+    run_ = private_run(replace(METHODS["pdst"], noise=5.0, secret=secret), rounds=2)
     [*keep(tmp_path / "run", open_run(run_), local(), Origin("private"))]
     rows = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
-    assert [row["epsilon"] for row in rows] == [epsilon((Release(6, 3, 5.0, t),), 1e-5) for t in (1, 2)]
+    told, other = ("epsilon", "epsilon_rehearsed")[:: 1 if secret else -1]
+    assert [row[told] for row in rows] == [epsilon((Release(6, 3, 5.0, t),), 1e-5) for t in (1, 2)]
+    assert all(other not in row for row in rows)
     report([tmp_path / "run"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert f"ε = {rows[1]['epsilon']:.3g} at δ = 1e-05, after 2 rounds" in page
+    assert f"ε = {rows[1][told]:.3g} at δ = 1e-05, after 2 rounds" in page
+    assert ("a rehearsal" in page) != secret
+
+
+def test_noise_repeats_for_whoever_has_the_seed_unless_it_is_secret() -> None:
+    method = replace(METHODS["pdst"], noise=5.0)
+    _, (first,), _ = answers(method)
+    _, (again,), _ = answers(method)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    _, (own,), _ = answers(replace(method, secret=True))
+    assert not any(torch.equal(first[name], own[name]) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +213,21 @@ def test_rows_and_report_tell_it(tmp_path: Path) -> None:
 def test_what_would_not_be_private_is_refused(make: Any, line: str) -> None:
     with pytest.raises(InputError, match=line):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"mean": Median()}, "mean=median cannot be private: private accounts for the plain sum"),
+        ({"mean": Trimmed(0.2)}, "mean=trimmed cannot be private"),
+        ({"mean": Clipped(1.0)}, "mean=clipped cannot be private"),
+        ({"bound": Multiple()}, "bound=multiple cannot be private"),
+        ({"per_round": 2}, "method.cohort is 3 but per_round 2"),
+    ],
+)
+def test_what_would_not_be_private_or_never_train_is_refused_before_a_run_begins(changes: Any, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        open_run(private_run(METHODS["pdst"], **changes))
 
 
 def test_without_the_accountant_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 
 from fedsieve.types import InputError
 
+EPSILON, REHEARSED = "epsilon", "epsilon_rehearsed"
+"""Columns of a run's rows: what holds, and what would hold if the noise did not come from the run's seed."""
 ORDERS = (1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 """Renyi orders that are tried: epsilon is the best of them, so fewer never claim more."""
 

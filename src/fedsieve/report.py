@@ -21,6 +21,7 @@ from fedsieve.drawing import Axis, Line
 from fedsieve.figures import STYLE, chart, heat, palette_css, swatch
 from fedsieve.gallery import gallery
 from fedsieve.output import check_place, save
+from fedsieve.privacy import EPSILON, REHEARSED
 from fedsieve.recorded import Recorded, labelled, number, read
 from fedsieve.types import InputError
 from fedsieve.units import count, duration, megabytes, milliseconds, percent, size, three
@@ -38,6 +39,13 @@ NOTE = """Bytes are those of the encoded messages, as counted; 1 MB is 10<sup>6<
 federated averaging of the same model costs in the same rounds. A factor is the reference over the measured value. A
 step is a client's, with what goes before and after its steps; sparse is by the kernels, dense by PyTorch. Below, if it
 was measured at the end of the run: one step each way, alone, and the peak memory of a process that takes it."""
+
+ABOUT_NOISE = {
+    EPSILON: "",
+    REHEARSED: " – of a rehearsal: the noise came from the run\u2019s seed, and whoever has run.json can subtract it. "
+    "With method.secret=true it would hold",
+}
+"""What is said after an epsilon, by its column."""
 
 
 def report(dirs: list[Path], out: Path) -> None:
@@ -292,15 +300,19 @@ def _reasons(run: Recorded) -> str:
 
 
 def _privacy(runs: list[Recorded]) -> str:
-    """Return what the rounds of private runs have spent."""
-    lines = [
-        f"<li><strong>{escape(run.label)}</strong>: ε = {three(spent)} at δ = "
-        f"{escape(run.settings.get('method.delta', '?'))}, after {run.done} round{'s' * (run.done != 1)}</li>\n"
-        for run in runs
-        if (spent := run.last("epsilon")) is not None
-    ]
-    about = "One client\u2019s data for another\u2019s; seen in sum: docs/methods/private.md says against whom."
+    """Return what the rounds of private runs have spent, and of rehearsals what they would have."""
+    lines = [_spent(run, spent, kind) for run in runs for kind in ABOUT_NOISE if (spent := run.last(kind)) is not None]
+    about = (
+        "One client\u2019s data for another\u2019s; seen in sum, by who does not know the run\u2019s seed: "
+        "docs/methods/private.md says against whom."
+    )
     return f"<p><small>{about}</small></p><ul class=reasons>{''.join(lines)}</ul>" if lines else ""
+
+
+def _spent(run: Recorded, spent: float, kind: str) -> str:
+    delta, rounds = escape(run.settings.get("method.delta", "?")), f"{run.done} round{'s' * (run.done != 1)}"
+    number = f"ε = {three(spent)} at δ = {delta}, after {rounds}"
+    return f"<li><strong>{escape(run.label)}</strong>: {number}{ABOUT_NOISE[kind]}</li>\n"
 
 
 def _fields(runs: list[Recorded], fields: list[dict[str, str]]) -> str:

@@ -152,6 +152,11 @@ def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bo
             f"{what}={chosen} needs to know what {method.name}'s clients send: give it a function expected "
             f"(docs/method.md)"
         )
+    if hasattr(method, "spent"):
+        raise InputError(
+            f"{what}={chosen} cannot be private: {method.name} accounts for the plain sum of all answers, "
+            f"and each alone has only a share of the noise: use mean=plain and bound=off"
+        )
     if isinstance(mean, Plain):
         return
     every = [expected_of(method, state, tier) for tier in range(tiers)]

@@ -169,7 +169,7 @@ class Method(Protocol[S]):
 
     It may also have ``warm_up`` (the clients of a round 0), ``tiers`` (how many device classes it serves),
     ``expected(state, tier)`` (an ``expected.Expected``: what its clients send), and ``spent(t, per_round, clients)``
-    (the epsilon of all rounds to t).
+    (the column with the epsilon of all rounds to t).
     """
 
     @property

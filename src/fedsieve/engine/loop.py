@@ -235,7 +235,7 @@ def _measured(
     if "pruned" in federation.measure and test:
         columns |= of_pruned(run.method, state, plain, test)
     if spent := getattr(run.method, "spent", None):
-        columns["epsilon"] = spent(t, run.per_round, run.task.clients)
+        columns |= spent(t, run.per_round, run.task.clients)
     return {"measures": columns, "positions": kept}
 
 

@@ -262,6 +262,8 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     run.method.prepare(federation.model())
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
+    if spent := getattr(run.method, "spent", None):
+        spent(0, run.per_round, task.clients)
     return federation
 
 

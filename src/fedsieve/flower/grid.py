@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from logging import getLogger
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedsieve.flower.checked import check_array, check_metrics, odd
 from fedsieve.flower.choice import Values, check_values
@@ -17,11 +18,13 @@ from fedsieve.flower.records import (
     NOTHING,
     Base,
     Broadcast,
+    Held,
     held,
     is_packed,
     mapped,
     packed,
     record_of,
+    size_of,
     unpacked,
 )
 from fedsieve.types import InputError
@@ -120,20 +123,35 @@ class SparseGrid(Grid):
     def _answer(self, reply: Message, message: Message, broadcast: Broadcast) -> Message:
         """Return an answer opened, or the error that takes its place."""
         try:
-            reply.content = mapped(reply.content, lambda name, record: self._arrays(record, broadcast.base(name)))
+            reply.content = self._records(reply.content, broadcast)
             if message.metadata.message_type.partition(".")[0] == "train":
                 check_metrics(reply.content)
         except WireError as error:
             return _refused(message, str(error))
         return reply
 
-    def _arrays(self, record: ArrayRecord, base: Base) -> ArrayRecord:
-        self.bytes_up += sum(len(array.data) for array in record.values())
+    def _records(self, answer: RecordDict, broadcast: Broadcast) -> RecordDict:
+        """Return an answer's records opened, one after another while all of them stay within one budget."""
+        budget = broadcast.allowed(answer)
+        left = budget
+
+        def opened(name: str, record: ArrayRecord) -> ArrayRecord:
+            nonlocal left
+            arrays = self._arrays(record, broadcast.base(name))
+            left -= sum(v.nbytes if isinstance(v, Tensor) else len(v.data) for v in arrays.values())
+            if left < 0:
+                raise WireError(f"its records unfold to more than {budget} bytes in all")
+            return record_of(arrays)
+
+        return mapped(answer, opened)
+
+    def _arrays(self, record: ArrayRecord, base: Base) -> dict[str, Held]:
+        """Return the arrays of an answer's record, in the order of the broadcast's."""
+        self.bytes_up += size_of(record)
         arrays = unpacked(record, base)
         for name, value in arrays.items():
             check_array(name, value, base)
-        order = base.arrays if base.arrays.keys() == arrays.keys() else arrays
-        return record_of({name: arrays[name] for name in order})
+        return {name: arrays[name] for name in (base.arrays if base.arrays.keys() == arrays.keys() else arrays)}
 
     def set_run(self, run: Any) -> None:
         """Set the run of the grid inside."""

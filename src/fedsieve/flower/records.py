@@ -6,6 +6,7 @@ tensors by name, in order; a number there stands for an array that travels as it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
+from fedsieve.wire.layout import allowed
 
 KEY, OTHER = "fedsieve", "+"
 """The name of the Array with the message, and what is put before the names of the others."""
@@ -68,10 +70,22 @@ class Broadcast:
         only = next(iter(self.bases.values())) if len(self.bases) == 1 else NOTHING
         return self.bases.get(name, only)
 
+    def allowed(self, answer: RecordDict) -> int:
+        """Return how many bytes the arrays of a whole answer may unfold to: a base justifies its copies once."""
+        sizes = Counter[str]()
+        for name, record in answer.array_records.items():
+            sizes[name if name in self.bases or len(self.bases) != 1 else next(iter(self.bases))] += size_of(record)
+        return sum(allowed(self.base(name).known, size) for name, size in sizes.items())
+
 
 def held(record: ArrayRecord) -> dict[str, Held]:
     """Return a record's arrays."""
     return {name: _tensor(array) if _fits(array) else array for name, array in record.items()}
+
+
+def size_of(record: ArrayRecord) -> int:
+    """Return the bytes of a record's arrays."""
+    return sum(len(array.data) for array in record.values())
 
 
 def record_of(arrays: Mapping[str, Held]) -> ArrayRecord:

@@ -17,6 +17,7 @@ from fedsieve.deployed.inputs import IMAGES, picture
 from fedsieve.types import Data, InputError
 
 FORMS = "a .npz or .safetensors file with arrays x and y, or a folder of pictures, a sub-folder for each class"
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,14 @@ def own_examples(path: Path, inputs: Inputs) -> Data:
         raise InputError(
             f"data={path}: x must be uint8 or float32 of shape {['n', *shape]}, it is {x.dtype} {[*x.shape]}"
         )
-    if y.shape != x.shape[:1] or not len(y) or y.is_floating_point():
+    if x.is_floating_point() and not x.isfinite().all():
+        raise InputError(f"data={path}: x holds NaN or infinity: take those examples out")
+    if y.shape != x.shape[:1] or not len(y):
         raise InputError(f"data={path}: y must hold a whole number for each of the {len(x)} examples, at least one")
+    if y.dtype not in WHOLE:
+        raise InputError(
+            f"data={path}: y must hold whole numbers, as uint8, int8, int16, int32 or int64, not {y.dtype}"
+        )
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise InputError(f"data={path}: y must be from 0 to {classes - 1}, it is {int(y.min())} to {int(y.max())}")
     return Data(x, y.long(), inputs.mean, inputs.std)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.expected import Expected, Whole
-from fedsieve.privacy import Release, check_accountant, epsilon
+from fedsieve.privacy import EPSILON, REHEARSED, Release, check_accountant, epsilon
 from fedsieve.server import is_statistic, mean
 from fedsieve.types import Device, HasParams, InputError, Method, Params, Tree, Update
 
@@ -41,7 +41,8 @@ class Private:
     """How many clients' noise adds up to that: a round with fewer answers changes nothing."""
     delta: float = 1e-5
     secret: bool = False
-    """Whether noise comes from the system in place of the run's seed, which the server knows; runs then differ."""
+    """Whether noise comes from the system. From the run's seed, which stands in run.json, it can be subtracted: that
+    is a rehearsal, which repeats and protects nobody."""
 
     def __post_init__(self) -> None:
         for name in ("clip", "noise"):
@@ -134,13 +135,14 @@ class Private:
         """Return what the method's paper says: noise costs no byte."""
         return self.inner.paper_bytes(model)
 
-    def spent(self, t: int, per_round: int, clients: int) -> float:
-        """Return the epsilon that rounds up to t have spent, at ``delta``. Raises InputError."""
+    def spent(self, t: int, per_round: int, clients: int) -> dict[str, float]:
+        """Return the epsilon, at ``delta``, of rounds up to t; as that of a rehearsal unless noise is secret."""
         if per_round < self.cohort:
             raise InputError(f"method.cohort is {self.cohort} but per_round {per_round}: lower it, or raise per_round")
         rounds = Release(clients, per_round, self.noise, t)
         first = Release(clients, self.warm_up, self.noise, 1)
-        return epsilon(tuple(one for one in (first, rounds) if one.clients and one.times), self.delta)
+        releases = tuple(one for one in (first, rounds) if one.clients and one.times)
+        return {EPSILON if self.secret else REHEARSED: epsilon(releases, self.delta)}
 
 
 def _tensors(tree: Tree) -> Iterable[tuple[str, Tensor]]:
