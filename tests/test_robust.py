@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_run
@@ -58,6 +58,7 @@ def test_nothing_trimmed_is_the_mean_in_which_all_count_alike() -> None:
     assert taken(Trimmed(0.0), given) == pytest.approx(values.astype(np.float64).mean(0), rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.floats(0.1, 5))
 def test_clipping_shortens_what_is_longer(m: int, norm: float) -> None:
     values, given = updates(m, seed=m)
