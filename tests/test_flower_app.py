@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from fedsieve import cli
 from fedsieve.engine.flower import Place
+from fedsieve.flower_app import simulate as simulation
 from fedsieve.flower_app.client import opened
 from fedsieve.flower_app.guard import GUARD, alive
 from fedsieve.flower_app.order import Order, order_from, sealing_key
@@ -258,3 +259,21 @@ def test_a_recipe_that_bundles_leave_out_leaves_no_half_written_app(tmp_path: Pa
         with pytest.raises(InputError, match=f"need the name {name} or leave it out"):
             write_app(tmp_path / "app", Order(f"{tmp_path}/{name}:recipe"), "")
         assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(("address", "used"), [("", "local"), ("head:6379", "head:6379")])
+def test_a_simulation_joins_a_cluster_only_if_it_is_named(
+    address: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray by itself joins any cluster whose address lies about on the machine, be it gone or not."""
+    given: list[Any] = []
+
+    def started(home: Path, environment: Any) -> Any:
+        given.append(environment["RAY_ADDRESS"])
+        raise InputError("that is all")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(simulation, "superlink", started)
+    with pytest.raises(InputError, match="that is all"):
+        next(simulation.simulate(Order("fedavg.digits", out=str(tmp_path / "run")), 2, 2))
+    assert given == [used]

@@ -37,7 +37,8 @@ def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
         ended = home / "ended.json"
         rows = read_rows(Path(order.out))
         write_app(home / "app", order, licence())
-        with superlink(home, {ENDED: str(ended)}) as link:
+        ray = os.environ.get("RAY_ADDRESS") or "local"  # without it, any cluster that happens to run on this machine
+        with superlink(home, {ENDED: str(ended), "RAY_ADDRESS": ray}) as link:
             started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
             yield from _followed(Path(order.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
 
