@@ -17,6 +17,8 @@ const char* fs_isa(void) { return FS_ISA; }
 
 int fs_abi(void) { return 4; }
 
+int fs_lanes(void) { return LANES; }
+
 int64_t fs_size(int kind) {
     static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
                                          sizeof(Pool), sizeof(Copy), sizeof(Pack), sizeof(Loss),
