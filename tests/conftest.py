@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsieve import Data, Dataset, Run, Task
 from fedsieve.kernels import library
+from fedsieve.methods import Private
 
 DATA = os.environ.get("FEDSIEVE_DATA")
 TIMES = {"seconds": 0, "cpu_seconds": 0, "ms_per_step": 0}
@@ -61,6 +62,19 @@ class TinyNet(nn.Module):
         return logits
 
 
+class PlainNet(TinyNet):
+    """The same without BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.Identity()  # type: ignore[assignment]
+
+
+def net(method: object) -> type[TinyNet]:
+    """Return the network that a method is tried on: noise on updates cannot bear running statistics."""
+    return PlainNet if isinstance(method, Private) else TinyNet
+
+
 def blobs() -> Dataset:
     """Three classes of noisy patterns: learnt in a few rounds."""
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +90,7 @@ def tiny_run(method: object, **changes: object) -> Run:
     """Six clients, three a round, four rounds."""
     settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
     tiers = getattr(method, "tiers", 1)
-    return Run(method, Task(TinyNet, blobs, 6, "iid", tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
+    return Run(method, Task(net(method), blobs, 6, "iid", tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -6,13 +6,26 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TinyNet, blobs, tiny_run
+from conftest import TinyNet, blobs, net, tiny_run
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.task import open_run
 from fedsieve.kernels import reason
 from fedsieve.local import accuracy, load_, params_of
-from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, Swat, TopK, ZeroFL
+from fedsieve.methods import (
+    DNR,
+    FLASH,
+    NST,
+    PDST,
+    FedAdam,
+    FedAvg,
+    HeteroFLASH,
+    Private,
+    SparseFedPP,
+    Swat,
+    TopK,
+    ZeroFL,
+)
 from fedsieve.models import MODELS
 from fedsieve.server import Adam
 from fedsieve.sparsity import density, policy
@@ -40,6 +53,8 @@ METHODS: dict[str, Method[Any]] = {
     "flash": FLASH(density=0.5, c_d=3, E_d=3),
     "flash, sum, clip, adam": FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
     "hetero_flash": HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
+    "private": Private(PDST(density=0.5), noise=1e-3, cohort=3),
+    "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=3),
 }
 SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
 
@@ -95,16 +110,16 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(method: Method[Any], kernels: 
 
 
 def test_it_keeps_the_names_of_the_plain_model(method: Method[Any]) -> None:
-    plain = TinyNet()
+    plain = net(method)()
     names = set(params_of(plain))
     state = method.init(plain, rng(0, "init"))
     assert set(state.params) == set(method.deploy(state)) == names
-    assert set(params_of(method.prepare(TinyNet()))) == names
+    assert set(params_of(method.prepare(net(method)()))) == names
 
 
 def test_what_it_deploys_is_what_was_tested(method: Method[Any], kernels: str) -> None:
     final = last(tiny_run(method), kernels)
-    model = load_(TinyNet(), final.model)
+    model = load_(net(method)(), final.model)
     assert accuracy(model, blobs().test) == final.accuracy
     assert density(final.model) == final.density
 
@@ -151,6 +166,7 @@ def test_the_global_model_is_finite_and_float32(method: Method[Any], kernels: st
         "pdst",
         "flash",
         "hetero_flash",
+        "private, flash",
     ],
 )
 def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from conftest import TinyNet, blobs, tiny_run
-from fedsieve import Run, Task, local, run
+from conftest import PlainNet, TinyNet, tiny_run
+from fedsieve import Run, local, run
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.task import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
@@ -22,20 +21,6 @@ from fedsieve.report import report
 from fedsieve.robust import Clipped, Median, Multiple, Trimmed
 from fedsieve.store import Origin, keep
 from fedsieve.types import InputError, Update, flatten, rng
-
-
-class Plain(TinyNet):
-    """The same without BatchNorm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn = nn.Identity()  # type: ignore[assignment]
-
-
-def private_run(method: Any, **changes: Any) -> Run:
-    first = tiny_run(method, **changes)
-    return replace(first, task=Task(Plain, blobs, 6, "iid"))
-
 
 QUIET = {"clip": 1.0, "noise": 1e-3, "cohort": 3}
 METHODS = {
@@ -57,9 +42,9 @@ def same(a: Round, b: Round) -> bool:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns_repeats_and_goes_on(name: str) -> None:
-    run_ = private_run(METHODS[name], rounds=15, lr=0.3)
+    run_ = tiny_run(METHODS[name], rounds=15, lr=0.3)
     assert (last(run_).accuracy or 0) > 0.8
-    federation = open_run(private_run(METHODS[name]))
+    federation = open_run(tiny_run(METHODS[name]))
     whole = [*rounds(federation, local())]
     second = whole[-3]
     resumed = [*rounds(federation, local(), start=Start(2, flatten(second.state), second.memory))]
@@ -70,9 +55,9 @@ def test_it_learns_repeats_and_goes_on(name: str) -> None:
 def answers(method: Private, n: int = 1) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
     """The state on the server, what ``n`` clients answer, and what they would without privacy: their changes."""
     torch.manual_seed(0)
-    federation = open_run(private_run(method, lr=0.5))
-    state = method.init(Plain(), rng(0, "init"))
-    down, model = method.broadcast(state, 0), method.prepare(Plain())
+    federation = open_run(tiny_run(method, lr=0.5))
+    state = method.init(PlainNet(), rng(0, "init"))
+    down, model = method.broadcast(state, 0), method.prepare(PlainNet())
     before: Any = down.get("params", down)
     given, plain = [], []
     for client in range(n):
@@ -114,15 +99,15 @@ def test_noise_has_its_share_of_the_deviation_on_the_mask_alone_and_vectors_of_o
 
 def test_noise_from_the_system_does_not_repeat() -> None:
     secret = Private(PDST(density=0.5), cohort=3, secret=True)
-    a, b = (last(private_run(secret, rounds=1)) for _ in range(2))
+    a, b = (last(tiny_run(secret, rounds=1)) for _ in range(2))
     assert not same(a, b)
 
 
 def test_clients_tell_neither_their_number_of_examples_nor_their_loss() -> None:
     method = METHODS["pdst"]
-    federation = open_run(private_run(method))
-    state = method.init(Plain(), rng(0, "init"))
-    device = federation.device(1, 0, method.prepare(Plain()), "cpu", {})
+    federation = open_run(tiny_run(method))
+    state = method.init(PlainNet(), rng(0, "init"))
+    device = federation.device(1, 0, method.prepare(PlainNet()), "cpu", {})
     update = method.client(method.broadcast(state, 0), device)
     assert (update.n, dict(update.metrics)) == (1, {})
     assert len(device.data) > 1
@@ -130,7 +115,7 @@ def test_clients_tell_neither_their_number_of_examples_nor_their_loss() -> None:
 
 def test_a_round_below_the_cohort_changes_nothing() -> None:
     method = METHODS["pdst"]
-    state = method.init(Plain(), rng(0, "init"))
+    state = method.init(PlainNet(), rng(0, "init"))
     ones = {name: torch.ones_like(v) for name, v in method.broadcast(state, 0)["params"].items()}  # type: ignore[union-attr]
     with pytest.warns(TooFew, match="2 answers, whose noise is not that of a cohort of 3"):
         assert method.aggregate(state, [Update(ones, 1)] * 2) is state
@@ -139,7 +124,7 @@ def test_a_round_below_the_cohort_changes_nothing() -> None:
 
 def test_sensed_densities_are_noised_and_brought_back_to_what_can_be() -> None:
     method = Private(FLASH(density=0.5, c_d=3, E_d=3), clip=1.0, noise=50.0, cohort=3)
-    first = next(iter(run(private_run(method), local())))
+    first = next(iter(run(tiny_run(method), local())))
     assert first.t == 0
     assert first.density <= 0.7
     assert all(0 < int(own.sum()) <= own.numel() for own in first.state.mask.values())
@@ -174,7 +159,7 @@ def test_epsilon_falls_with_the_population_and_grows_with_rounds() -> None:
 
 @pytest.mark.parametrize("secret", [True, False])
 def test_rows_and_report_tell_it_as_a_rehearsals_unless_the_noise_is_secret(secret: bool, tmp_path: Path) -> None:
-    run_ = private_run(replace(METHODS["pdst"], noise=5.0, secret=secret), rounds=2)
+    run_ = tiny_run(replace(METHODS["pdst"], noise=5.0, secret=secret), rounds=2)
     [*keep(tmp_path / "run", open_run(run_), local(), Origin("private"))]
     rows = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     told, other = ("epsilon", "epsilon_rehearsed")[:: 1 if secret else -1]
@@ -198,8 +183,8 @@ def test_noise_repeats_for_whoever_has_the_seed_unless_it_is_secret() -> None:
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: Private(TopK()).init(Plain(), rng(0, "init")), "every client of topk chooses its own positions"),
-        (lambda: Private(NST()).init(Plain(), rng(0, "init")), "every client of nst chooses its own positions"),
+        (lambda: Private(TopK()).init(PlainNet(), rng(0, "init")), "every client of topk chooses its own positions"),
+        (lambda: Private(NST()).init(PlainNet(), rng(0, "init")), "every client of nst chooses its own positions"),
         (lambda: Private(HeteroFLASH()), "at different positions"),
         (lambda: Private(PDST()).init(TinyNet(), rng(0, "init")), "take a model without BatchNorm"),
         (lambda: Private(PDST(), clip=0.0), r"clip must lie in \(0, 1e6\), got 0.0"),
@@ -227,10 +212,10 @@ def test_what_would_not_be_private_is_refused(make: Any, line: str) -> None:
 )
 def test_what_would_not_be_private_or_never_train_is_refused_before_a_run_begins(changes: Any, line: str) -> None:
     with pytest.raises(InputError, match=line):
-        open_run(private_run(METHODS["pdst"], **changes))
+        open_run(tiny_run(METHODS["pdst"], **changes))
 
 
 def test_without_the_accountant_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsieve.privacy.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'fedsieve\[dp\]'"):
-        last(private_run(METHODS["pdst"]))
+        last(tiny_run(METHODS["pdst"]))
