@@ -39,7 +39,8 @@ from flwr.simulation import run_simulation
 
 from fedsieve import Federation
 from fedsieve.bench.clock import machine, stolen
-from fedsieve.engine.flower import Anywhere, Patience, carried
+from fedsieve.engine import Patience
+from fedsieve.engine.flower import Anywhere, carried
 from fedsieve.engine.loop import rounds
 from fedsieve.flower import SparseGrid
 from fedsieve.local import params_of

@@ -25,7 +25,7 @@ ORDER = [
     {"gallery"},
     {"report", "progress", "catalogue"},
     {"flower_app"},
-    {"doctor"},
+    {"doctor", "launch"},
     {"sweep"},
     {"bench"},
     {"cli"},

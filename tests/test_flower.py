@@ -13,7 +13,8 @@ from flwr.clientapp import ClientApp
 
 from conftest import tiny_run
 from fedsieve import local, run
-from fedsieve.engine.flower import Anywhere, Patience, carried, client_app, inline
+from fedsieve.engine import Patience
+from fedsieve.engine.flower import Anywhere, carried, client_app, inline
 from fedsieve.engine.flower.inline import InlineGrid
 from fedsieve.engine.flower.memory import Shelf
 from fedsieve.engine.flower.nodes import Registered

@@ -4,6 +4,8 @@ import io
 import re
 import shlex
 import subprocess
+import sys
+import time
 import tomllib
 import zipfile
 from dataclasses import replace
@@ -24,8 +26,9 @@ from typer.testing import CliRunner
 from fedsieve import cli
 from fedsieve.engine.flower import Place
 from fedsieve.flower_app import simulate as simulation
+from fedsieve.flower_app import superlink
 from fedsieve.flower_app.client import opened
-from fedsieve.flower_app.guard import GUARD, alive
+from fedsieve.flower_app.guard import GUARD, REMOVE, alive
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.flower_app.own import Inputs, own_examples
 from fedsieve.flower_app.serving import opened_for
@@ -70,6 +73,7 @@ def test_the_command_writes_an_app_with_a_recipe_of_ones_own(tmp_path: Path, mon
         (["zerofl.digitz"], "unknown recipe"),
         (["zerofl.digits", "-s", "round=3"], "unknown field 'round'"),
         (["zerofl.digits", "--round-timeout", "0"], "round_timeout must be"),
+        (["zerofl.digits", "--min-clients", "6"], "min_clients is 6 but a round has 5 clients: lower it"),
         (["zerofl.digits", "--kernels", "fast"], "fast"),
         (["zerofl.digits", "--measure", "all"], "all"),
     ],
@@ -95,6 +99,7 @@ def test_an_app_does_not_go_where_something_is(tmp_path: Path) -> None:
         ({"recipe": "a", "until": True}, "-c until must be a whole number"),
         ({"recipe": "a", "resume": 1}, "-c resume must be true or false"),
         ({"recipe": "a", "round-timeout": "long"}, "-c round-timeout must be a number"),
+        ({"recipe": "a", "until": -1}, "-c until must be a round, or 0 for the last, got -1"),
     ],
 )
 def test_settings_of_a_wrong_kind_are_named(config: dict[str, Any], line: str) -> None:
@@ -200,6 +205,7 @@ def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> 
         (["--engine", "flower", "--round-timeout", "-1"], "round_timeout must be"),
         (["--engine", "flower", "--round-timeout", "inf"], "round_timeout must be"),
         (["--min-clients", "2"], "are for --engine flower"),
+        (["--engine", "flower", "--min-clients", "6"], "min_clients is 6 but a round has 5 clients: lower it"),
         (["--engine", "pool:2", "--round-timeout", "9"], "are for --engine flower"),
     ],
 )
@@ -228,6 +234,71 @@ def test_a_guard_ends_all_that_its_command_started_when_nobody_holds_it() -> Non
         process.stdin.close()
         process.wait()
         assert not any(map(alive, pids))
+
+
+def test_a_guard_ends_what_a_command_that_has_ended_left_behind() -> None:
+    with guarded("sh", "-c", "setsid sh -c 'setsid sleep 300 & echo $!'; exit 3") as process:
+        assert process.stdout
+        left = int(process.stdout.readline())
+        assert process.wait() == 3
+        assert not alive(left)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_guard_removes_the_folder_of_a_parent_that_died(dies: bool, tmp_path: Path) -> None:
+    """One that lives has a use for it yet."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    command = [*GUARD, REMOVE, str(folder), "sleep", "300"]
+    ending = "os.kill(os.getpid(), 9)" if dies else "p.stdin.write(b'.'); p.stdin.close(); p.wait()"
+    start = f"import os, subprocess as s; p = s.Popen({command!r}, stdin=s.PIPE); print(p.pid, flush=True); {ending}"
+    parent = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    end = time.monotonic() + 30
+    while alive(int(parent.stdout)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert folder.exists() != dies
+
+
+class Deaf:
+    """A SuperLink at work that answers the questions of the numbers given, counted from 1."""
+
+    def __init__(self, log: Path, *answers: int, status: str = "running"):
+        self.log, self.answers, self.status, self.asked, self.process = log, answers, status, 0, self
+        log.write_text("busy\n")
+
+    def poll(self) -> None:
+        """It is alive."""
+
+    def flwr(self, *arguments: str, seconds: float) -> dict[str, Any]:
+        self.asked += 1
+        if self.asked not in self.answers:
+            raise InputError("no answer")
+        return {"runs": [{"run-id": 7, "status": self.status}]}
+
+
+def test_a_superlink_may_be_silent_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "ASK", 0.0)
+    monkeypatch.setattr(simulation, "LOOK", 0.0)
+    link: Any = Deaf(tmp_path / "log", simulation.SILENT)
+    with pytest.raises(InputError, match=f"has not answered {simulation.SILENT} times in a row: busy"):
+        [*simulation._followed(tmp_path, link, "7", tmp_path / "ended", -1)]
+    assert link.asked == 2 * simulation.SILENT
+    link = Deaf(tmp_path / "log", 2, status="finished:failed")
+    with pytest.raises(InputError, match=re.escape("ended (finished:failed) without a word: busy")):
+        [*simulation._followed(tmp_path, link, "7", tmp_path / "ended", -1)]
+    assert link.asked == 2
+
+
+def test_a_question_to_flower_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = tmp_path / "flwr"
+    sleeps.write_text("#!/bin/sh\nsleep 60\n")
+    sleeps.chmod(0o755)
+    (tmp_path / "superlink.log").write_text("at work\n")
+    monkeypatch.setattr(superlink, "script", lambda name: str(tmp_path / name))
+    link = superlink.SuperLink(tmp_path, {}, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"flwr list gave no answer in 0\.2 s: at work"):
+        link.flwr("list", seconds=0.2)
 
 
 def test_the_pages_next_run_keeps_the_settings_of_its_first() -> None:

@@ -51,3 +51,8 @@ def _commit() -> str | None:
     except OSError:
         return None
     return said.stdout.strip() or None if tracked.returncode == 0 else None
+
+
+def cores() -> int:
+    """Return how many cores this process may use, where the system tells, or else how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

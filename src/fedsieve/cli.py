@@ -5,23 +5,21 @@ Mistakes of the user's end in one line on stderr, exit code 2.
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from fedsieve.bench.commands import bench
+from fedsieve.engine import Patience
 from fedsieve.flower_app.commands import flower
 from fedsieve.local import warn_in_one_line
 from fedsieve.types import InputError
 
 STOPPED = 130
 """The exit code of a run that Ctrl-C ended."""
-PATIENCE = (0, 3600.0)
-"""min_clients and round_timeout where nobody has set them: see ``engine.flower.Patience``."""
 
 app = typer.Typer(
     add_completion=False,
@@ -63,34 +61,36 @@ def run_command(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
     kernels: Kernels = None,
-    min_clients: Annotated[int, typer.Option(help="flower: answers a round needs (0: half).", min=0)] = PATIENCE[0],
-    round_timeout: Annotated[float, typer.Option(help="flower: seconds a round waits for answers.")] = PATIENCE[1],
+    min_clients: Annotated[
+        int, typer.Option(help="flower: answers a round needs (0: half).", min=0)
+    ] = Patience.min_clients,
+    round_timeout: Annotated[
+        float, typer.Option(help="flower: seconds a round waits for answers.")
+    ] = Patience.round_timeout,
 ) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.data import root_from
     from fedsieve.engine import open_run
     from fedsieve.engine.loop import chosen
-    from fedsieve.flower_app.simulate import simulated
+    from fedsieve.flower_app.order import Words
+    from fedsieve.launch import launcher, run_folder
     from fedsieve.progress import show
     from fedsieve.recipes import made
     from fedsieve.settings import changed
-    from fedsieve.store import Origin, keep, kernels_of
+    from fedsieve.store import Origin, kernels_of
 
     run = changed(made(recipe), set_ or [])
-    folder = out or (_folder(recipe, resume) if resume else None)
+    folder = out or (run_folder(recipe, resume) if resume else None)
     choice = kernels or (kernels_of(folder) if folder else None) or "auto"
-    patience = min_clients, round_timeout
-    carrier = None if _on_ray(engine, device, patience) else _engine(engine, device, choice, patience)
+    patience = Patience(min_clients, round_timeout)
+    patience.check(run)
+    launch = launcher(engine, device, choice, patience, Words(tuple(set_ or []), data))
     federation = open_run(run, root_from(data), _names(measure))
     chosen(federation, choice, device)
-    folder = folder or _folder(recipe, resume)
+    folder = folder or run_folder(recipe, resume)
     if resume and not (folder / "run.json").exists():
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    origin = Origin(recipe, engine, device, choice)
-    if carrier:
-        rounds = keep(folder, federation, carrier, origin, resume=resume, until=until)
-    else:
-        rounds = simulated(folder, federation, origin, set_ or [], data, resume, until, patience)
+    rounds = launch(folder, federation, Origin(recipe, engine, device, choice), resume, until)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
 
@@ -239,56 +239,6 @@ def export_command(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _on_ray(name: str, device: str, patience: tuple[int, float]) -> bool:
-    """Say whether an engine is Flower's simulation. Raises InputError if it cannot be one."""
-    if name.partition(":")[0] != "flower" or name == "flower:inline":
-        return False
-    from fedsieve.engine.flower import Patience
-
-    Patience(*patience)
-    if name != "flower" and not (name[7:].isdecimal() and int(name[7:])):
-        raise InputError(f"unknown engine {name!r}: flower:N has N processes; flower:inline needs none")
-    if device != "cpu":
-        raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")
-    return True
-
-
-def _engine(name: str, device: str, kernels: str, patience: tuple[int, float]) -> Any:
-    from fedsieve.engine import local, pool
-
-    kind, _, number = name.partition(":")
-    if name == "flower:inline":
-        from fedsieve.engine.flower import Patience, inline
-
-        return inline(device, kernels, Patience(*patience))
-    if patience != PATIENCE and kind in ("local", "pool"):
-        raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
-    if kind == "local" and not number:
-        return local(device, kernels)
-    if kind == "pool" and number.isdecimal():
-        return pool(int(number), device, kernels)
-    raise InputError(f"unknown engine {name!r}; the engines are local, pool:N (pool:2: two processes) and flower")
-
-
-def _folder(recipe: str, resume: bool) -> Path:
-    """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
-    name = Path(recipe).name.replace(".py:", ".")
-    numbered = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
-    found = {int(number): p for number, p in numbered.items() if number.isdecimal()}
-    begun = [number for number, p in found.items() if (p / "run.json").exists()]
-    if resume and begun:
-        return found[max(begun)]
-    if resume:
-        raise InputError(f"there is no run of {recipe} under runs/ to go on with: drop --resume, or name it with --out")
-    last = max(found, default=0)
-    folder = Path("runs") / f"{name}-{last + 1}"
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return _folder(recipe, resume)
-    return folder
 
 
 def main() -> None:

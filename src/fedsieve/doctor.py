@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
+from fedsieve import circumstances
 from fedsieve.flower_app.superlink import healthy
 from fedsieve.kernels import reason
 
@@ -40,8 +41,8 @@ def examine(environment: Environment | None = None, cores: int | None = None) ->
     yield _dependencies(environment)
     yield _superlink(environment)
     yield _telemetry(environment)
-    yield _threads(environment, cores or os.cpu_count() or 1)
-    yield _actors(cores or os.cpu_count() or 1)
+    yield _threads(environment, cores or circumstances.cores())
+    yield _actors(cores or circumstances.cores())
     yield _shared_memory(Path("/dev/shm"))
     yield _kernels(reason)
     yield _key(environment)

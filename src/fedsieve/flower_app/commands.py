@@ -29,7 +29,7 @@ def app_command(
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
 ) -> None:
     """Write a Flower app that runs a recipe: `flwr run DIR` takes it to a simulation or to a deployment."""
-    from fedsieve.engine.flower import Patience
+    from fedsieve.engine import Patience
     from fedsieve.flower_app.order import Order
     from fedsieve.flower_app.template import licence, write_app
     from fedsieve.kernels.choice import check_choice
@@ -37,8 +37,7 @@ def app_command(
     from fedsieve.recipes import made
     from fedsieve.settings import changed
 
-    changed(made(recipe), set_ or [])
-    Patience(min_clients, round_timeout)
+    Patience(min_clients, round_timeout).check(changed(made(recipe), set_ or []))
     check_choice(kernels)
     order = Order(
         recipe,

@@ -1,46 +1,71 @@
 """Run a command for as long as somebody holds the other end of standard input: nothing outlives a killed parent.
 
 Flower's processes look after one another, some of Ray's stay for minutes: what is still there after a while is killed
-(on Linux, which tells who started whom).
+(on Linux, which tells who started whom, and gives this process the children of those that died).
+
+    python guard.py [--remove FOLDER] COMMAND ...
+
+FOLDER goes with a parent that died and could not remove it: one that lives writes a byte before it lets go.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 GUARD = [sys.executable, "-P", __file__]
 """What goes before a command to guard it: this file by itself, which needs nothing else."""
+REMOVE = "--remove"
 GRACE = 10.0
 """Seconds between asking to end and ending."""
 LOOK = 0.2
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
-    """Run the arguments as a command in a session of its own, and end all of it when standard input ends."""
-    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    """Run the arguments as a command in a session of its own, and end all of it with it, or with standard input."""
+    command, folder = sys.argv[1:], None
+    if command[0] == REMOVE:
+        folder, command = command[1], command[2:]
+    _adopt()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not select.select([0], [], [], LOOK)[0]:
         pass
-    if process.poll() is None:
-        _end(process)
+    _end(process)
+    if folder and select.select([0], [], [], 0)[0] and not os.read(0, 1):
+        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(process.wait())
 
 
+def _adopt() -> None:
+    """Be the parent of whatever loses its own below this process, where the system can do that."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    below, end = [process.pid, *descendants(process.pid)], time.monotonic() + GRACE
-    with suppress(ProcessLookupError):
+    below, end = descendants(os.getpid()), time.monotonic() + GRACE
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGTERM)
+    _signal(below, signal.SIGTERM)
     while (process.poll() is None or any(map(alive, below))) and time.monotonic() < end:
         time.sleep(LOOK)
-    for pid in filter(alive, below):
+    _signal({*below, *descendants(os.getpid())}, signal.SIGKILL)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in filter(alive, pids):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 def descendants(pid: int) -> list[int]:

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.data import root_from
-from fedsieve.engine import Federation, Run, open_run
+from fedsieve.engine import Federation, Patience, Run, open_run
 from fedsieve.recipes import made
 from fedsieve.settings import changed
 from fedsieve.types import InputError
 from fedsieve.wire.seal import key_of_run
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the user wrote: other processes open the same run from it."""
+
+    settings: tuple[str, ...]
+    data: str | None
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,17 @@ class Order:
     kernels: str = "auto"
     until: int = 0
     resume: bool = False
-    min_clients: int = 0
-    round_timeout: float = 3600.0
+    min_clients: int = Patience.min_clients
+    round_timeout: float = Patience.round_timeout
+
+    def __post_init__(self) -> None:
+        if self.until < 0:
+            raise InputError(f"-c until must be a round, or 0 for the last, got {self.until}")
+
+    @property
+    def patience(self) -> Patience:
+        """How long the server waits for clients. Raises InputError."""
+        return Patience(self.min_clients, self.round_timeout)
 
     def config(self) -> dict[str, Any]:
         """Return the order as an app's settings."""

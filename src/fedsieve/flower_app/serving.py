@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from fedsieve.engine import Federation
-from fedsieve.engine.flower import Patience
 from fedsieve.engine.flower.server import Carrier
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.progress import show
@@ -37,8 +36,9 @@ def _serve(here: Path, carrier: Carrier) -> None:
     if not order.out:
         raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
     federation = replace(opened_for(order, here), key=sealing_key(carrier.key))
+    order.patience.check(federation.run)
     out, about = Path(order.out).expanduser(), dict[str, str]()
-    engine = carrier.engine(federation, Patience(order.min_clients, order.round_timeout), about)
+    engine = carrier.engine(federation, order.patience, about)
     origin = Origin(order.recipe, "flower", "cpu", order.kernels)
     rounds = keep(
         out, federation, engine, origin, resume=order.resume and (out / "run.json").exists(), until=order.until

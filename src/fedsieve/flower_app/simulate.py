@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from fedsieve.data import root_from
-from fedsieve.engine import Federation
-from fedsieve.flower_app.order import Order
+from fedsieve.engine import Federation, Patience
+from fedsieve.flower_app.order import Order, Words
 from fedsieve.flower_app.serving import ENDED
 from fedsieve.flower_app.superlink import SuperLink, last_line, superlink
 from fedsieve.flower_app.template import licence, write_app
@@ -26,6 +26,8 @@ from fedsieve.types import InputError
 LOG = "flower.log"
 LOOK, ASK = 0.2, 20.0
 """Seconds from one look for new rows to the next, and from one question whether Flower is still at it."""
+SILENT = 15
+"""Questions in a row to which a SuperLink at work may give no answer: on a busy machine some are late."""
 
 
 def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
@@ -63,7 +65,7 @@ def _federation(nodes: int, workers: int) -> str:
 
 def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[Any]:
     """Yield the rows of the rounds after ``last`` until the run has ended."""
-    asked = time.monotonic()
+    asked, silent = time.monotonic(), 0
     while True:
         over = ended.exists()
         for row in read_rows(out):
@@ -75,8 +77,10 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
         if link.process.poll() is not None:
             raise InputError(f"Flower's SuperLink died: {last_line(link.log)} (see {out / LOG}); --resume goes on")
         if time.monotonic() - asked > ASK:
-            asked = time.monotonic()
-            _check(link, run, ended, out)
+            status = _status(link, run)
+            asked, silent = time.monotonic(), silent + 1 if status is None else 0
+            if not ended.exists():
+                _check(status, silent, f"{last_line(link.log)} (see {out / LOG}); --resume goes on")
         time.sleep(LOOK)
     if error := json.loads(ended.read_text())["error"]:
         raise InputError(error)
@@ -86,42 +90,48 @@ def _shown(row: Mapping[str, Any]) -> Any:
     return SimpleNamespace(**{**row, "t": row["round"], "refused": [SimpleNamespace(**one) for one in row["refused"]]})
 
 
-def _check(link: SuperLink, run: str, ended: Path, out: Path) -> None:
-    """Raise InputError if Flower's run has ended and ours has not said so."""
-    told = link.flwr("list", "--run-id", run)
-    status: dict[str, Any] = next((one for one in told.get("runs", []) if str(one.get("run-id")) == str(run)), {})
-    if str(status.get("status", "")).startswith("finished") and not ended.exists():
-        raise InputError(
-            f"Flower's run ended ({status.get('status')}) without a word: {last_line(link.log)} "
-            f"(see {out / LOG}); --resume goes on"
-        )
+def _status(link: SuperLink, run: str) -> str | None:
+    """Return what Flower says of a run; None if it says nothing."""
+    try:
+        told = link.flwr("list", "--run-id", run, seconds=ASK)
+    except InputError:
+        return None
+    return next((str(one.get("status")) for one in told.get("runs", []) if str(one.get("run-id")) == str(run)), None)
+
+
+def _check(status: str | None, silent: int, known: str) -> None:
+    """Raise InputError if Flower's run has ended and ours has not said so, or nobody knows for too long."""
+    if status is not None and status.startswith("finished"):
+        raise InputError(f"Flower's run ended ({status}) without a word: {known}")
+    if silent >= SILENT:
+        raise InputError(f"Flower's SuperLink has not answered {silent} times in a row: {known}")
 
 
 def simulated(
     folder: Path,
     federation: Federation,
     origin: Origin,
-    settings: list[str],
-    data: str | None,
+    words: Words,
+    patience: Patience,
+    workers: int,
+    *,
     resume: bool,
     until: int,
-    patience: tuple[int, float],
 ) -> Iterator[Any]:
     """Run in ``folder`` what the command line asks for, and yield every round's row. Raises InputError."""
     check(folder, federation, origin, resume)
     run = federation.run
-    root = root_from(data)
+    root = root_from(words.data)
     order = Order(
         origin.recipe,
-        shlex.join(settings),
+        shlex.join(words.settings),
         str(folder.absolute()),
         str(root or ""),
         measure=",".join(federation.measure),
         kernels=origin.kernels,
         until=until,
         resume=resume,
-        min_clients=patience[0],
-        round_timeout=patience[1],
+        min_clients=patience.min_clients,
+        round_timeout=patience.round_timeout,
     )
-    number = origin.engine.partition(":")[2]
-    return simulate(order, max(run.per_round, run.warm_up), int(number) if number else os.cpu_count() or 1)
+    return simulate(order, max(run.per_round, run.warm_up), workers)

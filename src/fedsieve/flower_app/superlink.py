@@ -11,12 +11,13 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsieve.flower_app.guard import GUARD
+from fedsieve.flower_app.guard import GUARD, REMOVE
 from fedsieve.types import InputError
 
 QUIET = {
@@ -45,10 +46,14 @@ class SuperLink:
         """What it and the apps say."""
         return self.home / "superlink.log"
 
-    def flwr(self, *arguments: str) -> dict[str, Any]:
-        """Ask with Flower's own command line, and return its answer. Raises InputError."""
+    def flwr(self, *arguments: str, seconds: float = 300.0) -> dict[str, Any]:
+        """Ask with Flower's own command line, and return its answer. Raises InputError, also after ``seconds``."""
         command = [script("flwr"), *arguments, "--format", "json"]
-        done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True, check=False)
+        ask = partial(subprocess.run, capture_output=True, text=True, check=False)
+        try:
+            done = ask(command, env=self.environment, cwd=self.home, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"flwr {arguments[0]} gave no answer in {seconds:g} s: {last_line(self.log)}") from None
         start = done.stdout.find("{")
         try:
             answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -71,7 +76,7 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
     env = {**os.environ, **QUIET, **unproxied(os.environ), **environment, "FLWR_HOME": str(home)}
     env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-    guarded = [*GUARD, *command, *options]
+    guarded = [*GUARD, REMOVE, str(home), *command, *options]
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
             guarded, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
@@ -82,7 +87,11 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
         yield link
     finally:
         assert process.stdin
-        process.stdin.close()
+        with suppress(BrokenPipeError):
+            process.stdin.write(b".")
+            process.stdin.flush()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         process.wait()
 
 

@@ -28,7 +28,7 @@ PROJECT = """\
 [project]
 name = "{name}"
 version = "1.0.0"
-description = "{recipe}, run by FedSieve over Flower."
+description = {description}
 license = {{ file = "LICENSE" }}
 dependencies = ["flwr[simulation]>=1.41", "fedsieve[flower]>={fedsieve}"]
 
@@ -76,8 +76,14 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
         (package / f"{half}.py").write_text(MODULE.format(half=half, what=what))
     order = _with_recipe(package, order)
     names = {"recipe": order.recipe, "package": PACKAGE, "folder": folder}
-    name = re.sub("[^a-z0-9]+", "-", f"fedsieve-{order.recipe}".lower())
-    text = PROJECT.format(**names, name=name, config=_toml(order), fedsieve=version("fedsieve"), flwr=version("flwr"))
+    text = PROJECT.format(
+        **names,
+        name=re.sub("[^a-z0-9]+", "-", f"fedsieve-{order.recipe}".lower()).strip("-"),
+        description=json.dumps(f"{order.recipe}, run by FedSieve over Flower."),
+        config=_toml(order),
+        fedsieve=version("fedsieve"),
+        flwr=version("flwr"),
+    )
     (folder / "pyproject.toml").write_text(text)
     (folder / "README.md").write_text(README.format(**names))
     (folder / "LICENSE").write_text(licence)

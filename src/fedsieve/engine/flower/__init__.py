@@ -16,10 +16,10 @@ try:
 except ImportError:
     raise InputError("this needs Flower: pip install 'fedsieve[flower]'") from None
 
-from fedsieve.engine.flower.carry import Patience, carried
+from fedsieve.engine.flower.carry import carried
 from fedsieve.engine.flower.client import Place, client_app
 from fedsieve.engine.flower.inline import inline
 from fedsieve.engine.flower.nodes import Anywhere, Registered
 from fedsieve.engine.flower.server import server_app
 
-__all__ = ["Anywhere", "Patience", "Place", "Registered", "carried", "client_app", "inline", "server_app"]
+__all__ = ["Anywhere", "Place", "Registered", "carried", "client_app", "inline", "server_app"]

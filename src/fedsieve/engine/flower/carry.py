@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -14,34 +12,10 @@ from flwr.serverapp import Grid
 from fedsieve.engine.flower.messages import packed, part_of, reason
 from fedsieve.engine.flower.nodes import Anywhere, Nodes
 from fedsieve.engine.loop import Engine, Exchange, Memory
+from fedsieve.engine.patience import Patience
 from fedsieve.engine.tally import Lost
 from fedsieve.engine.task import Federation
 from fedsieve.types import InputError
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the server waits, and with how few answers a round is a round."""
-
-    min_clients: int = 0
-    """The answers that a round needs; 0: half of its clients, rounded up."""
-    round_timeout: float = 3600.0
-    """Seconds after which a client that has not answered is lost to the round; and those that the round waits for its
-    clients to be there, too few of them."""
-    attempts: int = 3
-    """How often a round is tried: the lost ones are asked again, the other answers stay good."""
-
-    def __post_init__(self) -> None:
-        if self.min_clients < 0:
-            raise InputError(f"min_clients must be at least 1 (0: half of the round's), got {self.min_clients}")
-        if not 0 < self.round_timeout < math.inf:
-            raise InputError(f"round_timeout must be a positive number of seconds, got {self.round_timeout}")
-        if self.attempts < 1:
-            raise InputError(f"attempts must be at least 1, got {self.attempts}")
-
-    def quorum(self, asked: int) -> int:
-        """Return how many of the asked must answer."""
-        return min(self.min_clients or (asked + 1) // 2, asked)
 
 
 def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, pause: float = 0.05) -> Engine:

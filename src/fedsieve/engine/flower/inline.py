@@ -11,11 +11,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsieve.engine.flower.carry import Patience, carried
+from fedsieve.engine.flower.carry import carried
 from fedsieve.engine.flower.client import client_app
 from fedsieve.engine.flower.nodes import Anywhere
 from fedsieve.engine.local import check_device
 from fedsieve.engine.loop import Engine, Exchange, Memory, Worker
+from fedsieve.engine.patience import Patience
 from fedsieve.engine.task import Federation
 from fedsieve.kernels.choice import check_choice
 

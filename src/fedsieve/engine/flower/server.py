@@ -10,10 +10,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 
-from fedsieve.engine.flower.carry import Patience, carried
+from fedsieve.engine.flower.carry import carried
 from fedsieve.engine.flower.client import simulation_key
 from fedsieve.engine.flower.nodes import Anywhere, Registered
 from fedsieve.engine.loop import Engine
+from fedsieve.engine.patience import Patience
 from fedsieve.engine.task import Federation
 
 UNDER_WAY = 32
