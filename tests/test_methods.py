@@ -53,8 +53,8 @@ METHODS: dict[str, Method[Any]] = {
     "flash": FLASH(density=0.5, c_d=3, E_d=3),
     "flash, sum, clip, adam": FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
     "hetero_flash": HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
-    "private": Private(PDST(density=0.5), noise=1e-3, cohort=3),
-    "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=3),
+    "private": Private(PDST(density=0.5), noise=1e-3, cohort=2),
+    "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
 }
 SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
 

@@ -139,7 +139,7 @@ def test_the_median_of_a_round_is_that_of_its_updates() -> None:
         assert (value.numpy() == wanted.astype(np.float32)).all()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ONE_SUPPORT])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ONE_SUPPORT and "private" not in name])
 def test_other_methods_say_why_not(name: str) -> None:
     why = (
         "device classes hold different weights" if name == "hetero_flash" else "every client chooses its own positions"
