@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsieve.flower.records import ADDED, ITSELF, MOVED, Base, Held
 from fedsieve.sparsity import check_share, top
 from fedsieve.types import InputError, Sparse
-from fedsieve.wire import rounded
+from fedsieve.wire import finite, rounded
 
 Of: TypeAlias = Literal["update", "weights"]
 Values: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
@@ -61,9 +61,16 @@ class Choice:
             if like is None or not isinstance(value, Tensor):
                 sent[name] = value
                 continue
-            sent[name], residual = self._of_update(value, like, left.get(name))
-            if self.feedback and value.dim() > 1 and bool(torch.isfinite(residual).all()):
-                kept[name] = residual
+            change = value - like
+            if (before := left.get(name)) is not None and before.shape == value.shape:
+                change += before
+                value = like + change
+            support = self._support(change)
+            told = value if self.values == "f32" else change
+            sent[name] = told if support is None else Sparse.of(told, support)
+            if self.feedback and value.dim() > 1:
+                residual = change - self._arrived(change, value - like, support)
+                kept |= {name: residual} if finite(residual) else {}
         return sent, MOVED if self.values == "f32" else ADDED, kept
 
     def _cut(self, value: Held) -> Held | Sparse:
@@ -71,19 +78,22 @@ class Choice:
         weights = isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point()
         return Sparse.of(value, top(value, self.top or 1.0)) if weights and isinstance(value, Tensor) else value
 
-    def _of_update(self, value: Tensor, like: Tensor, left: Tensor | None) -> tuple[Tensor | Sparse, Tensor]:
-        """Return what is sent of a tensor's change, and what of the change is left."""
-        change = value - like
-        if left is not None and left.shape == value.shape:
-            change = change + left
-            value = like + change
-        support = top(change, self.top) if self.top is not None and value.dim() > 1 else torch.ones_like(value).bool()
-        whole = bool(support.all())
+    def _support(self, change: Tensor) -> Tensor | None:
+        """Return where a tensor's change is sent; None: everywhere."""
+        if self.top is None or change.dim() < 2:
+            return None
+        support = top(change, self.top)
+        return None if bool(support.all()) else support
+
+    def _arrived(self, change: Tensor, exact: Tensor, support: Tensor | None) -> Tensor:
+        """Return what the server sees of a weight tensor's change; ``exact`` is what it sees of values sent whole."""
         if self.values == "f32":
-            return (value if whole else Sparse.of(value, support)), change - (value - like) * support
+            return exact if support is None else exact * support
+        if support is None:
+            return rounded(change, self.values)
         arrived = torch.zeros_like(change)
-        arrived[support] = rounded(change[support], self.values if value.dim() > 1 else "bf16")
-        return (change if whole else Sparse.of(change, support)), change - arrived
+        arrived[support] = rounded(change[support], self.values)
+        return arrived
 
 
 def check_values(values: str) -> None:
