@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from common import KEY, Outcome, report, tried
 
-from fedsieve.wire import Envelope, encode, opened, seal
+from fedsieve.wire import Body, Envelope, encode, opened, seal
 
 
 def attack() -> list[Outcome]:
     """Try it."""
     body, envelope = encode({"n": 100.0}), Envelope("run-1", 3, 7, "up")
-    sealed = seal(body, envelope, KEY)
+    sealed = seal(Body(body), envelope, KEY)
     forged = {
         "no tag": body,
         "a tag of zeros": bytes(32) + body,
         "a cut tag": sealed[1:],
-        "another key's tag": seal(body, envelope, KEY[::-1]),
+        "another key's tag": seal(Body(body), envelope, KEY[::-1]),
         "a changed number": sealed[:32] + encode({"n": 1e12}),
         "more behind it": sealed + b"\0",
     }

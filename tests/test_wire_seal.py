@@ -9,22 +9,34 @@ from pathlib import Path
 import pytest
 
 from fedsieve.types import InputError
-from fedsieve.wire import Envelope, WireError, encode, key_of_run, opened, seal
+from fedsieve.wire import Body, Envelope, WireError, encode, key_of_run, opened, seal
 
 KEY = bytes(range(32))
-BODY = encode({"n": 2.0})
+BODY = Body(encode({"n": 2.0}))
 OURS = Envelope("run-1", 7, 3, "up", b"base")
 SEALED = seal(BODY, OURS, KEY)
 
 
 def test_a_sealed_message_opens_and_is_32_bytes_longer() -> None:
     assert opened(SEALED, OURS, KEY) == BODY
-    assert len(SEALED) == len(BODY) + 32
+    assert len(SEALED) == len(BODY.data) + 32
 
 
 def test_the_tag_is_what_the_page_says() -> None:
-    told = b"fedsieve seal 1\0" + struct.pack("<IIIqq", 5, 2, 4, 7, 3) + b"run-1" + b"up" + b"base"
-    assert SEALED[:32] == hmac.new(KEY, told + BODY, hashlib.sha256).digest()
+    told = b"fedsieve seal 2\0" + struct.pack("<IIIqq", 5, 2, 4, 7, 3) + b"run-1" + b"up" + b"base"
+    assert SEALED[:32] == hmac.new(KEY, told + hashlib.sha256(BODY.data).digest(), hashlib.sha256).digest()
+
+
+def test_a_message_that_was_opened_before_is_the_same_one_and_no_other_passes_for_it() -> None:
+    first = opened(SEALED, OURS, KEY)
+    again = seal(first, replace(OURS, client=4), KEY)
+    assert opened(again, replace(OURS, client=4), KEY, first) is first
+    other = seal(Body(BODY.data[:-1] + b"!"), OURS, KEY)
+    assert opened(other, OURS, KEY, first).data == BODY.data[:-1] + b"!"
+    longer = seal(Body(b"!" + BODY.data), OURS, KEY)
+    assert opened(longer, OURS, KEY, first).data == b"!" + BODY.data
+    with pytest.raises(WireError, match="the seal does not fit"):
+        opened(other[:32] + BODY.data, OURS, KEY, first)
 
 
 OTHERS = {

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from fedsieve.engine.task import Federation
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import TAG, Envelope, Known, Manifest, compensated, decode, encode, opened, seal
+from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensated, decode, encode, finite, opened, seal
 
 COPIES = 4.0
 """How many times the dense model a letter may unfold to: sparse tensors with all their positions come to three."""
@@ -37,22 +36,22 @@ class Letters:
         """Return what both sides know of the answers to a broadcast."""
         return Known(self.plain.manifest, dict(_floats(down)), finite=False, copies=COPIES)
 
-    def down(self, t: int, client: int, message: bytes) -> bytes:
+    def down(self, t: int, client: int, message: Body) -> bytes:
         """Return a broadcast's letter to one client."""
         return seal(message, Envelope(self.run, t, client, "down"), self.key)
 
-    def message(self, t: int, client: int, letter: bytes) -> bytes:
-        """Return the message in a letter to a client. Raises WireError."""
-        return opened(letter, Envelope(self.run, t, client, "down"), self.key)
+    def message(self, t: int, client: int, letter: bytes, last: Body | None = None) -> Body:
+        """Return the message in a letter to a client: ``last`` itself if it is the same. Raises WireError."""
+        return opened(letter, Envelope(self.run, t, client, "down"), self.key, last)
 
-    def read(self, message: bytes) -> Tree:
+    def read(self, message: Body) -> Tree:
         """Return a broadcast's tree. Raises WireError."""
-        return decode(message, self.plain)
+        return decode(message.data, self.plain)
 
     def up(self, t: int, client: int, told: Tree, known: Known) -> bytes:
         """Return a client's letter. One that is not finite keeps every bit: the server says what is wrong with it."""
         values = self.values if _finite(told) else "f32"
-        return seal(encode(told, known, values), Envelope(self.run, t, client, "up", known.digest), self.key)
+        return seal(Body(encode(told, known, values)), Envelope(self.run, t, client, "up", known.digest), self.key)
 
     def compensated(self, tree: Tree, memory: dict[str, Tensor]) -> Tree:
         """Return what a client sends of its update where values are rounded: with what was lost the last time.
@@ -69,13 +68,13 @@ class Letters:
 
     def answer(self, t: int, client: int, letter: bytes, known: Known) -> Tree:
         """Return what a client told. Raises WireError."""
-        return decode(opened(letter, Envelope(self.run, t, client, "up", known.digest), self.key), known)
+        return decode(opened(letter, Envelope(self.run, t, client, "up", known.digest), self.key).data, known)
 
     def round(
         self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]
     ) -> tuple[Outgoing, Callable[[int, bytes], Tree]]:
         """Return a round's letters, given each client's tier and each tier's broadcast, and what opens the answers."""
-        messages = {tier: encode(tree, self.plain) for tier, tree in trees.items()}
+        messages = {tier: Body(encode(tree, self.plain)) for tier, tree in trees.items()}
         known = {tier: self.based(tree) for tier, tree in trees.items()}
 
         def told(client: int, letter: bytes) -> Tree:
@@ -87,13 +86,13 @@ class Letters:
 class Outgoing(Mapping[int, bytes]):
     """A round's letters by client, each sealed when it is asked for: the message itself is held once."""
 
-    def __init__(self, letters: Letters, t: int, messages: Mapping[int, bytes]):
+    def __init__(self, letters: Letters, t: int, messages: Mapping[int, Body]):
         self.letters, self.t, self.messages = letters, t, messages
 
     @property
     def size(self) -> int:
         """The bytes of all letters."""
-        return sum(len(message) + TAG for message in self.messages.values())
+        return sum(len(message.data) + TAG for message in self.messages.values())
 
     def __getitem__(self, client: int) -> bytes:
         return self.letters.down(self.t, client, self.messages[client])
@@ -114,5 +113,4 @@ def _floats(tree: Tree) -> Iterator[tuple[str, Tensor | Sparse]]:
 
 
 def _finite(tree: Tree) -> bool:
-    tensors = (value.values if isinstance(value, Sparse) else value for _, value in _floats(tree))
-    return all(bool(torch.isfinite(values).all()) for values in tensors)
+    return all(finite(value.values if isinstance(value, Sparse) else value) for _, value in _floats(tree))

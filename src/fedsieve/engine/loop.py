@@ -29,7 +29,7 @@ from fedsieve.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
-from fedsieve.wire import decode, encode
+from fedsieve.wire import Body, decode, encode
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Lost]]"]
 """Take round t's messages to their clients and bring the answers back, in the clients' order."""
@@ -113,11 +113,13 @@ class Worker:
         self.work = Work(self.model, chosen(federation, kernels, where, self.model))
         self.saved = Saved(self.model) if "masks" in federation.measure else None
         self.letters = Letters(federation)
-        self._message, self._down, self.known = b"", dict[str, Any](), self.letters.plain
+        self._message: Body | None = None
+        self._down, self.known = dict[str, Any](), self.letters.plain
 
-    def read(self, message: bytes) -> Tree:
-        """Return a decoded message, to be read only: clients that are sent the same bytes share it."""
-        if message != self._message:
+    def read(self, t: int, client: int, letter: bytes) -> Tree:
+        """Return what a letter says, to be read only: clients that are sent the same bytes share it."""
+        message = self.letters.message(t, client, letter, self._message)
+        if message is not self._message:
             self._message, self._down = message, dict(self.letters.read(message))
             self.known = self.letters.based(self._down)
         return self._down
@@ -133,7 +135,7 @@ def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b
     with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
         device.steps = work.begin
-        down = worker.read(worker.letters.message(t, client, letter))
+        down = worker.read(t, client, letter)
         update = worker.method.client(down, device)
     told: Tree = {
         "tree": worker.letters.compensated(update.tree, device.memory),

@@ -12,7 +12,7 @@ from flwr.app import Array, Message, RecordDict
 from torch import Tensor
 
 from fedsieve.flower.records import NUMPY, Base, Held, record_of
-from fedsieve.wire import WireError
+from fedsieve.wire import WireError, finite
 
 Form: TypeAlias = frozenset[tuple[str, frozenset[Hashable]]]
 """Of every record of arrays and metrics, the names with their shapes or lengths."""
@@ -24,13 +24,8 @@ def check_array(name: str, value: Held, base: Base) -> None:
     if isinstance(value, Array):
         if not isinstance(like, Array) or _head(value, like) != _head(like, like):
             raise WireError(f"{name!r} travels as it is, but the broadcast had no array like it")
-    elif not _finite(value) and (not isinstance(like, Tensor) or _finite(like)):
+    elif not finite(value) and (not isinstance(like, Tensor) or finite(like)):
         raise WireError(f"{name!r} is not finite")
-
-
-def _finite(value: Tensor) -> bool:
-    """Tell whether all numbers are finite: quickly if their sum is."""
-    return math.isfinite(float(value.sum())) or bool(value.isfinite().all())
 
 
 def _head(array: Array, like: Array) -> tuple[Hashable, ...]:

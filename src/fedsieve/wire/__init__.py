@@ -9,12 +9,14 @@ from fedsieve.wire.encoder import encode
 from fedsieve.wire.feedback import compensated, rounded
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
 from fedsieve.wire.layout import MAGIC
-from fedsieve.wire.seal import TAG, Envelope, key_of_run, opened, seal
+from fedsieve.wire.seal import TAG, Body, Envelope, key_of_run, opened, seal
+from fedsieve.wire.values import finite
 
 __all__ = [
     "MAGIC",
     "TAG",
     "TYPES",
+    "Body",
     "Envelope",
     "Known",
     "Manifest",
@@ -22,6 +24,7 @@ __all__ = [
     "compensated",
     "decode",
     "encode",
+    "finite",
     "key_of_run",
     "opened",
     "rounded",

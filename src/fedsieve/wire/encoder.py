@@ -282,6 +282,8 @@ def _smallest(words: Array, base: Array | None, back: str) -> int:
         return DISTANCE if np.log2(steps + 1).mean() + 2 < plain else SIGNED
     step = max(1, len(words) // SAMPLE)
     some = np.ascontiguousarray(words[::step][:SAMPLE])
+    if base is not None and np.array_equal(some, base[::step][:SAMPLE]):
+        return DISTANCE
     sizes = {
         SIGNED: len(packed(magnitudes(some), back)[1]) + (len(some) // 8) * bool(negative(some).any()),
         TYPED: len(packed(some.view(np.float32), back, True)[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -37,6 +38,23 @@ def packed(numbers: Array, back: str, free: bool = False) -> tuple[int, bytes]:
 
     ``free``: pcodec is to look for structure in the numbers (multiples, runs) itself; else it takes them as they come.
     """
+    if len(numbers) >= SHORT and _constant(numbers.view(f"u{numbers.itemsize}")):
+        return _of_constant(numbers[:1].tobytes(), numbers.dtype.str, len(numbers), back, free)
+    return _packed(numbers, back, free)
+
+
+def _constant(bits: Array) -> bool:
+    """Tell whether all are the same, as distances are of what nobody changed; in most cases three numbers say no."""
+    return bool(bits[0] == bits[-1] == bits[len(bits) // 2]) and bool((bits == bits[0]).all())
+
+
+@lru_cache(maxsize=256)
+def _of_constant(one: bytes, dtype: str, count: int, back: str, free: bool) -> tuple[int, bytes]:
+    """Return what ``packed`` does for one number many times."""
+    return _packed(np.repeat(np.frombuffer(one, dtype), count), back, free)
+
+
+def _packed(numbers: Array, back: str, free: bool) -> tuple[int, bytes]:
     best = RAW, numbers.nbytes
     frame: bytes = b""
     if len(numbers) and numbers.itemsize > 1 and numbers.dtype.kind == "u" and int(numbers.max()) < 256:
