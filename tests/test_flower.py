@@ -294,6 +294,27 @@ def test_a_supernode_that_could_not_say_who_it_is_is_asked_again(
     assert "fedsieve: waiting for the SuperNodes of clients 5" in said
 
 
+class Late(Deployment):
+    """One node's data appears when its node has been asked in vain."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = [*super().pull_messages(message_ids)]
+        if any(reply.has_error() for reply in replies):
+            self.contexts[7].node_config["partition-id"] = 5
+        return replies
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_supernode_that_is_waited_for_is_asked_again_after_a_while(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsieve.engine.flower.nodes.AGAIN", 0.05)
+    federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
+    grid = Late(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
+    (final,) = rounds(federation, carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0))
+    assert not final.refused
+
+
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     ("clients", "line"),

@@ -17,6 +17,8 @@ from fedsieve.engine.task import Federation
 PAUSE = 0.5
 MEETING = 300.0
 """Seconds that a new SuperNode has to say who it is: it starts a process and reads its data for that."""
+AGAIN = 30.0
+"""Seconds after which one that could not say it is asked again while it is waited for."""
 
 
 class Nodes(Protocol):
@@ -57,15 +59,16 @@ class Registered:
         self.grid, self.federation, self.about = grid, federation, about
         self.clients = dict[int, int]()
         self.asked = dict[str, int]()
-        self.met, self.failed = set[int](), set[int]()
+        self.met, self.failed = set[int](), dict[int, float]()
         self.said = set[str]()
         self.complete = False
 
     def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
         """Return the nodes of the clients that are connected."""
         began = time.monotonic()
-        self.met, self.failed = self.met - self.failed, set()
+        self._forget_failed(before=began)
         while True:
+            self._forget_failed(before=time.monotonic() - AGAIN)
             self._meet()
             nodes = {client: node for node, client in self.clients.items()}
             found = {client: nodes[client] for client in clients if client in nodes}
@@ -75,6 +78,12 @@ class Registered:
                 return found
             self._say(f"waiting for the SuperNodes of clients {', '.join(map(str, sorted({*clients} - {*found})))}")
             time.sleep(PAUSE)
+
+    def _forget_failed(self, before: float) -> None:
+        """Let those be asked again who could not say who they are when they were asked before a time."""
+        again = {node for node, when in self.failed.items() if when <= before}
+        self.met -= again
+        self.failed = {node: when for node, when in self.failed.items() if node not in again}
 
     def _meet(self) -> None:
         """Ask the new nodes who they are, hear those that have said it, and forget those that have gone."""
@@ -87,7 +96,7 @@ class Registered:
             for reply in replies:
                 node = self.asked.pop(reply.metadata.reply_to_message_id, None)
                 if node in here and (why := self._refused(node, reply)):
-                    self.failed.add(node)
+                    self.failed[node] = time.monotonic()
                     self._say(f"SuperNode {node} takes no part: {plain(why)}")
 
     def _refused(self, node: int, reply: Message) -> str:
