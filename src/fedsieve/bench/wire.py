@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsieve.local import threads
 from fedsieve.models import ResNet18
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, decode, encode
@@ -72,7 +73,12 @@ class Row:
 
 
 def measured(case: Case, repeats: int = 5) -> Row:
-    """Encode and decode a case, best of some times, and weigh it."""
+    """Encode and decode a case with one thread, best of some times, and weigh it."""
+    with threads(1):
+        return _measured(case, repeats)
+
+
+def _measured(case: Case, repeats: int) -> Row:
     manifest = case.context.manifest
     dense, nnz = manifest.size if manifest else _dense_bytes(case.tree), sum(map(_count, case.tree.values()))
     message = encode(case.tree, case.context, case.values)

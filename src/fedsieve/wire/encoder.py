@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
+from fedsieve.wire.packing import Packing, Stream
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, order_of
 from fedsieve.wire.streams import back_ends, packed
 from fedsieve.wire.values import (
@@ -48,20 +50,21 @@ def encode(tree: Tree, known: Known | None = None, values: str = "f32", back_end
     installed = back_ends()
     if not installed or (back_end and back_end not in installed):
         raise WireError(f"{back_end or 'pcodec or zstandard'} is not installed here")
-    writer = _Writer(known or NOTHING, LOSSY[values], back_end or installed[0])
-    writer.tree(tree, 1)
-    return writer.message()
+    with Packing(torch.get_num_threads()) as packing:
+        writer = _Writer(known or NOTHING, LOSSY[values], back_end or installed[0], packing)
+        writer.tree(tree, 1)
+        return writer.message()
 
 
 class _Writer:
     """The plan so far, and the columns of numbers: short ones to be pooled, long ones packed already."""
 
-    def __init__(self, known: Known, lossy: int, back: str):
-        self.known, self.lossy, self.back = known, lossy, back
+    def __init__(self, known: Known, lossy: int, back: str, packing: Packing):
+        self.known, self.lossy, self.back, self.packing = known, lossy, back, packing
         self.place = known.manifest.place if known.manifest else {}
         self.plan, self.last, self.unfolded = bytearray(), -1, 0
         self.kind = ""
-        self.columns: list[list[tuple[str, Array, bytes]]] = [[] for _ in layout.COLUMNS]
+        self.columns: list[list[tuple[str, Array, Stream | None]]] = [[] for _ in layout.COLUMNS]
         """Of every column the tensors' kinds and numbers, or the stream of those that have one of their own."""
         self.bits: list[Array] = []
 
@@ -90,7 +93,7 @@ class _Writer:
             owned = []
             for kind, numbers, stream in filled:
                 if stream or (by_kind and len(numbers) >= OWN_BY_KIND):
-                    owned.append(stream or self.stream(at, numbers))
+                    owned.append(stream() if stream else self.stream(at, numbers))
                 else:
                     pools.setdefault(kind if by_kind else "", []).append(numbers)
             found += [self.stream(at, np.concatenate(pool)) for pool in pools.values()] + owned
@@ -104,9 +107,10 @@ class _Writer:
         """Add to a column, the stream if it is packed already."""
         numbers = numbers.astype(layout.DTYPES[at], copy=False)
         if len(numbers) >= OWN:
-            self.columns[at].append((self.kind, np.zeros(0, layout.DTYPES[at]), stream or self.stream(at, numbers)))
+            later = (lambda: stream) if stream else self.packing.begun(partial(self.stream, at), numbers)
+            self.columns[at].append((self.kind, np.zeros(0, layout.DTYPES[at]), later))
         elif len(numbers):
-            self.columns[at].append((self.kind, numbers, b""))
+            self.columns[at].append((self.kind, numbers, None))
 
     def tree(self, tree: Tree, depth: int) -> None:
         if depth > layout.DEEPEST:

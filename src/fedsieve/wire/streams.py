@@ -45,7 +45,8 @@ def packed(numbers: Array, back: str, free: bool = False) -> tuple[int, bytes]:
 
 def _constant(bits: Array) -> bool:
     """Tell whether all are the same, as distances are of what nobody changed; in most cases three numbers say no."""
-    return bool(bits[0] == bits[-1] == bits[len(bits) // 2]) and bool((bits == bits[0]).all())
+    few = bits[0] == bits[-1] == bits[len(bits) // 2]
+    return bool(few) and (bits.strides == (0,) or bool((bits == bits[0]).all()))
 
 
 @lru_cache(maxsize=256)

@@ -36,7 +36,7 @@ def ordered(words: Array) -> Array:
 def distance(words: Array, base: Array) -> Array:
     """Return how many representable floats lie between each base value and the value, modulo 2^32, as int32."""
     if _alike(words, base):
-        return np.zeros(len(words), np.int32)
+        return np.broadcast_to(np.int32(0), len(words))
     into, spare = np.empty(len(words), np.int32), np.empty((2, min(len(words), BLOCK)), np.int32)
     for at in _blocks(len(words)):
         here = into[at]
