@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod
 
 from fedsieve.flower import SparseGrid, SparseMod
-from fedsieve.flower.records import KEY, STYPE
+from fedsieve.flower.records import KEY, STYPE, record_of
 from fedsieve.sparsity import top
 from fedsieve.types import InputError
 from fedsieve.wire import Known, decode, rounded
@@ -213,3 +213,11 @@ def test_what_travels_is_a_fedsieve_message() -> None:
     ((name, array),) = seen[0]["arrays"].items()
     assert (name, array.stype, array.dtype, array.shape) == (KEY, STYPE, "uint8", (len(array.data),))
     assert decode(array.data, Known(finite=False))["means"] == 0.0
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (5, 4), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "uint8", "bool"])
+def test_records_are_made_as_flower_makes_them(dtype: str, shape: tuple[int, ...]) -> None:
+    value = np.asarray(np.random.default_rng(0).normal(0, 50, shape)).astype(dtype)
+    (made,) = record_of({"x": torch.from_numpy(value.copy())}).values()
+    assert made == Array(value)
