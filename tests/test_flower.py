@@ -21,7 +21,8 @@ from fedsieve.engine.flower.nodes import Registered
 from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Worker, rounds
 from fedsieve.engine.task import Federation, open_run
 from fedsieve.methods import FedAvg
-from fedsieve.types import InputError, flatten
+from fedsieve.robust import Fixed
+from fedsieve.types import InputError, flatten, rng
 from test_methods import METHODS
 
 
@@ -124,6 +125,45 @@ def test_below_the_quorum_the_lost_are_asked_again_and_the_bits_are_the_same(nam
         assert_same(one, other)
     again = {clients[0], clients[-1]}
     assert asked[: len(clients) + len(again)] == [(t, c) for c in [*clients, *sorted(again)]]
+
+
+class Backwards(InlineGrid):
+    """The last of the clients answers first."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages([*message_ids][::-1])
+
+
+@pytest.mark.parametrize(("kind", "trained"), [(InlineGrid, [1, 2, 3]), (Backwards, [3, 3, 3])])
+def test_an_answer_is_given_on_when_it_is_its_turn(kind: type[InlineGrid], trained: list[int]) -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=1))
+    worker, asked = Worker(federation), list[int]()
+    sound = client_app(lambda place: worker)
+
+    class Counting(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            asked.append(1)
+            return sound(message, context)
+
+    clients = federation.run.sample(1)
+    with over(kind(Counting()))(federation, {}) as exchange, local()(federation, {}) as plain:
+        outgoing, _ = worker.letters.round(1, dict.fromkeys(clients, 0), {0: params(federation)})
+        wanted = [client for client, _ in plain(1, outgoing)]
+        found = [(client, len(asked)) for client, _ in exchange(1, outgoing)]
+    assert found == [*zip(wanted, trained, strict=True)]
+
+
+def params(federation: Federation) -> Any:
+    return federation.run.method.init(federation.model(), rng(0, "init")).params
+
+
+def test_a_quorum_that_is_missed_is_told_though_answers_were_refused() -> None:
+    """One client of three answers, with an update that no bound lets through."""
+    federation = open_run(tiny_run(FedAvg(), rounds=1, bound=Fixed(1e-9)))
+    silent = dict.fromkeys([(1, client) for client in federation.run.sample(1)[1:]], "gone")
+    grid = faulty(federation, silent, [])
+    with pytest.raises(InputError, match="1 of 3 clients answered in 1 attempts, 2 are needed"):
+        [*rounds(federation, over(grid, attempts=1))]
 
 
 def test_too_few_in_every_attempt_end_the_run_in_one_line() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedsieve.engine.check import Checks
 from fedsieve.engine.letters import Letters
+from fedsieve.engine.patience import QuorumMissed
 from fedsieve.engine.tally import Lost, Refused, Tally
 from fedsieve.engine.task import Federation, Run, open_run
 from fedsieve.expected import Norms, expected_of
@@ -246,6 +247,8 @@ def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: T
         updates = combined(run.mean, updates, expected_of(run.method, state, 0))
     try:
         return run.method.aggregate(state, updates)
+    except QuorumMissed:
+        raise
     except InputError:
         if not tally.refused or tally.weight:
             raise

@@ -9,6 +9,10 @@ from fedsieve.engine.task import Run
 from fedsieve.types import InputError
 
 
+class QuorumMissed(InputError):
+    """Too few clients have answered, however often they were asked."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """What an engine whose clients may be lost is told; the others have no use for it."""
