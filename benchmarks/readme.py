@@ -9,6 +9,7 @@ from pathlib import Path
 
 import byzantine
 import flower_table
+import node_cost
 import performance
 import picture
 import private_table
@@ -77,6 +78,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
+    text = re.sub(r"<!-- node -->.*?<!-- end -->", lambda _: f"<!-- node -->{node_cost.sentence()}<!-- end -->", text)
     text = re.sub(r"<!-- scale -->\n.*?<!-- end -->", scaled, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
