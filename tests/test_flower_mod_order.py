@@ -22,9 +22,13 @@ def asked(*mods: Any, config: dict[str, Any] | None = None, grid: Any = SparseGr
     return str(reply.error.reason) if reply.has_error() else ""
 
 
-@pytest.mark.parametrize("mod", [fixedclipping_mod, adaptiveclipping_mod, LocalDpMod(1.0, 1.0, 1.0, 1e-5)], ids=str)
+def named(mod: Any) -> str:
+    return str(getattr(mod, "__name__", type(mod).__name__))
+
+
+@pytest.mark.parametrize("mod", [fixedclipping_mod, adaptiveclipping_mod, LocalDpMod(1.0, 1.0, 1.0, 1e-5)], ids=named)
 def test_a_mod_that_computes_with_arrays_must_stand_inside(mod: Any) -> None:
-    name = getattr(mod, "__name__", type(mod).__name__)
+    name = named(mod)
     config = {"clipping_norm": 1.0}
     assert f"{name} stands before it" in asked(mod, SparseMod(), config=config)
     assert name == "LocalDpMod" or not asked(SparseMod(), mod, config=config).startswith("SparseMod")
