@@ -1,7 +1,7 @@
 """The format: exact round trips in every mode, what knowledge saves, and rounding with error feedback."""
 
+import multiprocessing
 import struct
-import threading
 import tracemalloc
 from collections.abc import Mapping
 from contextlib import suppress
@@ -451,11 +451,28 @@ def test_the_bytes_do_not_depend_on_the_threads_that_pack(back: str) -> None:
     assert len(found) == 1
 
 
-def test_what_fails_while_others_pack_is_told_and_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_while_others_pack_is_told_and_the_next_message_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(numbers: Any, back: str, free: bool = False) -> Any:
         raise WireError("no room")
 
-    monkeypatch.setattr("fedsieve.wire.encoder.packed", fails)
-    with threads(2), pytest.raises(WireError, match="no room"):
-        encode({"n": torch.arange(200_000), "m": torch.arange(200_000)})
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    tree: Any = {name: torch.arange(200_000) for name in "nmop"}
+    with threads(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("fedsieve.wire.encoder.packed", fails)
+            with pytest.raises(WireError, match="no room"):
+                encode(tree)
+        assert same(decode(encode(tree)), tree)
+
+
+def packs(tree: Any) -> int:
+    torch.set_num_threads(2)
+    return len(encode(tree))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_packs_with_threads_of_its_own() -> None:
+    tree: Any = {name: torch.arange(200_000) for name in "nm"}
+    with threads(2):
+        size = packs(tree)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(packs, (tree,)).get(60) == size
