@@ -1,7 +1,6 @@
 """A FEMNIST recipe over Flower and Ray: 100 clients, 10 rounds, and the memory of all processes after every round.
 
-Claim: the run ends well on two cores; from round 3 to 10 the memory of its workers and of Ray grows by less than 3 %,
-and the server's goes up and down with the letters that it holds.
+Claim: the run ends well on two cores; from round 3 to 10 the memory of all processes together grows by less than 3 %.
 Memory is the proportional set size of the command and all that it started (SuperLink, the simulation, Ray, two
 workers), each shared page counted once over all, taken when a round's row appears; n: 1 run.
 

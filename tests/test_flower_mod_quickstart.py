@@ -4,6 +4,7 @@ import importlib
 import re
 import shutil
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedsieve.flower_app.superlink import superlink
 from flower_grid import InProcessGrid, served
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +67,18 @@ def test_the_model_is_the_same_to_the_bit_in_fewer_bytes(tmp_path: Path, monkeyp
     assert not [reply for reply in (*before.replies.values(), *after.replies.values()) if reply.has_error()]
     assert after.bytes_up < 0.8 * before.bytes_up
     assert after.bytes_down < 0.95 * before.bytes_down
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_flwr_run_takes_the_changed_app_to_its_end(tmp_path: Path) -> None:
+    app, settings = patched(tmp_path / "app"), "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2"
+    with superlink(tmp_path, {"RAY_ADDRESS": "local"}) as link:
+        options = ["--federation-config", settings, "-c", "num-server-rounds=1 local-epochs=1"]
+        number = str(link.flwr("run", str(app), *options)["run-id"])
+        status = ""
+        while not status.startswith("finished"):
+            time.sleep(1)
+            status = link.flwr("list", "--run-id", number)["runs"][0]["status"]
+        said = link.log.read_text()
+    assert status == "finished:completed", said[-3000:]
