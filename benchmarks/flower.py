@@ -1,15 +1,15 @@
 """What a client costs in a Flower simulation, and what FedSieve's messages add: rounds without work, over Ray.
 
-Claim: a round without work of FedSieve's engine takes at most 10 % longer than one of a plain Flower app that sends
-the same model; at MNISTNet's size, also than one that sends as many bytes and has no model in them. A client loads
-the weights and sends them back; the server averages (FedAvg). "SparseMod": the plain app with SparseMod and
-SparseGrid. "Moved": a fixed step is added to every weight, as training would, and has to be told. "As many bytes": a
-plain app whose arrays are one of bytes, as many as the messages of the line above have, and that loads nothing. n:
-100 nodes, 10 a round, two actors of one thread; the ways take turns in one simulation, and a round from which the
-hypervisor took more than 2 % of a core's time does not count. Processor seconds are those of the server, Ray and its
-actors together. Hardware and versions stand in the results, benchmarks/results/flower.json. The simulation is begun
-by flwr.simulation's run_simulation: in one process with the measurement, which `flwr run` is not; messages, actors
-and polls are the same.
+Claim: at MNISTNet's size a round without work of FedSieve's engine takes at most 10 % longer than one of a plain
+Flower app, whether that sends the same model or as many bytes; at ResNet-18's up to two fifths longer than one that
+sends the same model. A client loads the weights and sends them back; the server averages (FedAvg). "SparseMod": the
+plain app with SparseMod and SparseGrid. "Moved": a fixed step is added to every weight, as training would, and has to
+be told. "As many bytes": a plain app whose arrays are one of bytes, as many as the messages of the line above have,
+and that loads nothing. n: 100 nodes, 10 a round, two actors of one thread; the ways take turns in one simulation, and
+a round from which the hypervisor took more than 2 % of a core's time does not count. Processor seconds are those of
+the server, Ray and its actors together. Hardware and versions stand in the results, benchmarks/results/flower.json.
+The simulation is begun by flwr.simulation's run_simulation: in one process with the measurement, which `flwr run` is
+not; messages, actors and polls are the same.
 
     python benchmarks/flower.py mnist_net      (2 minutes)
     python benchmarks/flower.py resnet18       (4 minutes)
