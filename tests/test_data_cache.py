@@ -1,0 +1,114 @@
+"""Where datasets are looked for, and the cache: kept, made again, done without."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedsieve.data as data
+from fedsieve.data import cache
+from fedsieve.types import InputError
+from small_files import _cache, homeless, refuses  # noqa: F401 (the cache is every test's)
+
+
+def test_import_is_light():
+    code = (
+        "import sys, fedsieve.data; print([m for m in ('PIL', 'librosa', 'soundfile', 'sklearn') if m in sys.modules])"
+    )
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert lines.strip() == "[]"
+
+
+def test_root_from_option_then_environment(monkeypatch):
+    monkeypatch.setenv("FEDSIEVE_DATA", "/there")
+    assert data.root_from("here") == Path.cwd() / "here"
+    assert data.root_from(None) == Path("/there")
+    monkeypatch.delenv("FEDSIEVE_DATA")
+    assert data.root_from(None) is None
+
+
+@pytest.mark.parametrize(("said", "root"), [("./hub", "hub"), ("hub/", "hub"), ("../hub", "../hub"), ("HUB", "HUB")])
+def test_only_exactly_hub_is_the_hub(monkeypatch, said, root):
+    assert data.root_from("hub") == Path("hub")
+    assert data.root_from(said) == Path.cwd() / root
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert data.root_from("~/hub") == Path("/home/ada/hub")
+    assert data.status("mnist", data.root_from("hub")).startswith("huggingface.co")
+    assert data.status("mnist", data.root_from(said)).startswith("not found")
+
+
+def test_root_in_an_unknown_home_is_refused(monkeypatch):
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(InputError, match="write the whole path"):
+        data.root_from("~/data")
+
+
+def test_unknown_name_lists_the_names():
+    refuses("cifar", None, "'cifar'", *data.NAMES)
+    with pytest.raises(InputError, match="speech_commands"):
+        data.status("cifar", None)
+
+
+@pytest.mark.parametrize("name", data.NAMES[1:])
+def test_nothing_there_says_how_to_get_it(name, tmp_path):
+    assert "https://" in data.status(name, None) or "http://" in data.status(name, None)
+    assert data.status(name, tmp_path).startswith("not found: ")
+    refuses(name, None, name, "--data", "FEDSIEVE_DATA", "http")
+    refuses(name, tmp_path / "nowhere", str(tmp_path / "nowhere" / name), "missing", "--data", "http")
+
+
+# The cache
+
+
+def test_cache_keeps_and_remakes_what_is_damaged(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"a": np.arange(1000), "names": np.array(["x", "yz"])}
+
+    for _ in range(2):
+        found = cache.cached_arrays("toy/1", make)
+        assert found["a"].tolist() == list(range(1000))
+        assert found["names"].tolist() == ["x", "yz"]
+    assert len(calls) == 1
+    (entry,) = (tmp_path / "cache").iterdir()
+    whole = entry.read_bytes()
+    for contents in (whole[:-100], b"", b"nonsense", whole[:500] + b"\xff" + whole[501:]):
+        entry.write_bytes(contents)
+        assert cache.cached_arrays("toy/1", make)["a"].tolist() == list(range(1000))
+    assert len(calls) == 5
+    assert list((tmp_path / "cache").iterdir()) == [entry]
+
+
+def test_cache_that_cannot_be_written_warns_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
+        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+
+
+def test_cache_without_a_home_warns_and_goes_on(monkeypatch):
+    monkeypatch.delenv("FEDSIEVE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
+        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+
+
+def test_cache_leaves_nothing_behind_when_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    assert cache.folder() == tmp_path / "cache"
+    monkeypatch.delenv("FEDSIEVE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache.folder() == Path("/xdg/fedsieve")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.folder() == Path.home() / ".cache" / "fedsieve"
