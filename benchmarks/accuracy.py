@@ -31,6 +31,7 @@ from fedsieve.data import root_from
 from fedsieve.recipes import made
 from fedsieve.settings import changed
 from fedsieve.store import Origin, keep, read_rows
+from fedsieve.units import times
 
 HERE = Path(__file__).parent
 ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30}
@@ -103,7 +104,7 @@ def table(found: dict[str, Any]) -> str:
         seeds = ", ".join(f"{100 * v:.1f}" for v in got["accuracy"])
         accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} ({seeds})"
         size, paper = mean(got["upload_bytes"]), got["paper_bytes"][0]
-        factor = f"{mean(got['dense_bytes']) / size:.1f}x less"
+        factor = times(mean(got["dense_bytes"]), size)
         by_formula = f"{paper / 1e3:.0f} kB" if paper else "-"
         reached = ", ".join(first_at(curve, 0.9) for curve in got["curve"])
         cells = [label, accuracy, reached, f"{size / 1e3:.0f}", factor, by_formula, f"{100 * mean(got['work']):.0f} %"]
@@ -116,8 +117,7 @@ def told(found: dict[str, Any], name: str) -> str:
     got, label = found["recipes"][name], LABELS[found["task"]][name]
     accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} %"
     size, work = mean(got["upload_bytes"]), 100 * mean(got["work"])
-    factor = mean(got["dense_bytes"]) / size
-    sent = f"one upload {size / 1e3:.0f} kB ({factor:.1f} times less than dense)"
+    sent = f"one upload {size / 1e3:.0f} kB ({times(mean(got['dense_bytes']), size, than='dense')})"
     dense = f"multiply-adds {work:.0f} % of dense, density as shipped {100 * mean(got['density']):.1f} %"
     return f"{label}, handwritten digits, LDA 1.0, {len(SEEDS)} seeds: accuracy {accuracy}, {sent}, {dense}."
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedsieve.units import times
+
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BYTES = RESULTS / "flower.json", RESULTS / "flower_bytes.json"
 CLIENTS, WORKERS = 10, 2
@@ -75,8 +77,11 @@ def bytes_table() -> str:
     """Return the kilobytes of a client's messages in a round of the quickstart, and the model's accuracy."""
     found: dict[str, Any] = json.loads(BYTES.read_text())["ways"]
     plain = found["plain Flower"]
-    lines = ["| | up, kB a client and round | less | down, kB | less | accuracy, % |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | up, kB a client and round | than plain | down, kB | than plain | accuracy, % |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, got in found.items():
-        ways = [f"{got[way] / 1e3:.1f} | {plain[way] / got[way]:.2f}x" for way in ("up", "down")]
+        ways = [f"{got[way] / 1e3:.1f} | {times(plain[way], got[way])}" for way in ("up", "down")]
         lines.append(f"| {name} | {ways[0]} | {ways[1]} | {100 * got['accuracy']:.1f} |")
     return "\n".join(lines)

@@ -84,10 +84,10 @@ TIMES = {
     "sparse, ms": "ms_sparse",
     "dense fp32, ms": "ms_dense_fp32",
     "dense bf16, ms": "ms_dense_bf16",
-    "faster": "ratio_fp32",
+    "to fp32": "ratio_fp32",
     "wanted": "least",
     "aim": "aim",
-    "than bf16": "ratio_bf16",
+    "to bf16": "ratio_bf16",
     "samples (dropped)": "samples",
 }
 COLUMNS: dict[str, dict[str, str]] = {
@@ -100,9 +100,9 @@ COLUMNS: dict[str, dict[str, str]] = {
         "sparse, MB": "peak_mb_sparse",
         "dense fp32, MB": "peak_mb_dense",
         "dense bf16, MB": "peak_mb_dense_bf16",
-        "less": "ratio_fp32",
+        "to fp32": "ratio_fp32",
         "wanted": "least",
-        "than bf16": "ratio_bf16",
+        "to bf16": "ratio_bf16",
     },
 }
 """A table's columns, and the fields that they show."""

@@ -26,6 +26,7 @@ from typing import Any
 
 from fedsieve.bench.clock import machine
 from fedsieve.store import read_rows
+from fedsieve.units import times as factor
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 RUNS = Path("runs/kernels")
@@ -92,7 +93,7 @@ def committed() -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """Return the results as a table; dashes where a recipe has not been run, or no time could be had."""
     lines = [
-        "| recipe | rounds | dense, s a round | sparse, s a round | faster | rounds timed (dropped) "
+        "| recipe | rounds | dense, s a round | sparse, s a round | than dense | rounds timed (dropped) "
         "| accuracy dense, % (seeds) | sparse, % |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -109,7 +110,7 @@ def times(got: dict[str, Any]) -> list[str]:
     dense, sparse = (got[kernels]["seconds"] for kernels in KERNELS)
     cells = ["-" if seconds is None else f"{seconds:.2f}" for seconds in (dense, sparse)]
     kept, dropped = (sum(got[kernels][f"rounds_{what}"] for kernels in KERNELS) for what in ("kept", "dropped"))
-    return [*cells, f"{dense / sparse:.1f}x" if dense and sparse else "-", f"{kept} ({dropped})"]
+    return [*cells, factor(dense or 0, sparse or 0, ("faster", "slower")) or "-", f"{kept} ({dropped})"]
 
 
 def accuracies(got: dict[str, Any]) -> str:

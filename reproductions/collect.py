@@ -18,6 +18,7 @@ from typing import Any
 
 from fedsieve.published import Published, published
 from fedsieve.store import described, read_rows
+from fedsieve.units import times
 
 HERE = Path(__file__).parent
 KEPT = ("round", "accuracy", "density", "loss", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down")
@@ -103,8 +104,8 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
         f"{mean(ends) - row.accuracy:+.2f}" if tested[-1] == head["rounds"] else "-",
         f"{100 * trained[-1]['density']:.1f} %",
         f"{sums['bytes_up'] / len(trained) / head['clients'] / 1e3:.1f}",
-        f"{sums['bytes_dense_up'] / sums['bytes_up']:.1f}x",
-        f"{sums['bytes_dense_down'] / sums['bytes_down']:.1f}x",
+        times(sums["bytes_dense_up"], sums["bytes_up"]),
+        times(sums["bytes_dense_down"], sums["bytes_down"]),
     ]
     return f"| {' | '.join(cells)} |"
 

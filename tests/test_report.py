@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -15,10 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from fedsieve.figures import swatch
+from fedsieve.progress import _summary
 from fedsieve.report import _columns, report
 from fedsieve.types import InputError
+from fedsieve.units import times
 
 CHROMIUM = shutil.which("chromium")
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
@@ -223,7 +228,7 @@ def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path, done: int) -> No
     assert density == (f"{100 * rows[-1]['density']:.1f} %", [rows[-1]["density"]])
     for cell, name in ((up, "up"), (down, "down")):
         assert cell[1] == [total[f"bytes_{name}"], total[f"bytes_dense_{name}"]]
-        assert f"{total[f'bytes_dense_{name}'] / total[f'bytes_{name}']:.2f}× less" in cell[0]
+        assert f"{total[f'bytes_dense_{name}'] / total[f'bytes_{name}']:.1f}x less" in cell[0]
     assert upload[1] == [total["bytes_up"] / (5 * done), *[93_600.0] * (done == 12)]
     assert work[1] == [total["multiply_adds"], total["multiply_adds_dense"]]
     assert time == (f"{total['seconds']:.1f} s", [total["seconds"]])
@@ -234,9 +239,9 @@ def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path, done: int) -> No
     ("size", "dense", "said"),
     [
         (999, 999, "999 Bdense 999 Bthe same"),
-        (1_000, 12_345, "1.00 kBdense 12.3 kB12.3× less"),
-        (999_999, 500_000, "1.00 MBdense 500 kB2.00× more"),
-        (2.5e9, 2.5e12, "2.50 GBdense 2.50 TB1,000× less"),
+        (1_000, 12_345, "1.00 kBdense 12.3 kB12.3x less"),
+        (999_999, 500_000, "1.00 MBdense 500 kB2.0x more"),
+        (2.5e9, 2.5e12, "2.50 GBdense 2.50 TB1,000x less"),
         (0, 10, "0 Bdense 10 B"),
     ],
 )
@@ -244,6 +249,39 @@ def test_bytes_read_well(tmp_path: Path, size: float, dense: float, said: str) -
     run = write_run(tmp_path / "run")
     change(run / "summary.json", bytes_up=size, bytes_dense_up=dense)
     assert page_of(tmp_path, run).result("zerofl.digits")[3][0] == said
+
+
+def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> None:
+    for reference, measured, cell, sentence in (
+        (9.64, 1, "9.6x less", "9.6 times less than dense"),
+        (0.34, 1, "2.9x more", "2.9 times more than dense"),
+        (1.04, 1, "1.04x less", "1.04 times less than dense"),
+        (1, 1.004, "the same", "the same as dense"),
+        (2e5, 1, "200,000x less", "200,000 times less than dense"),
+        (0, 1, "", ""),
+        (1, 0, "", ""),
+        (math.inf, 1, "", ""),
+        (math.nan, 1, "", ""),
+    ):
+        assert (times(reference, measured), times(reference, measured, than="dense")) == (cell, sentence)
+    assert times(1, 3, ("fewer", "more"), "dense") == "3.0 times more than dense"
+    run = write_run(tmp_path / "run")
+    change(
+        run / "summary.json",
+        multiply_adds=1.2e11,
+        multiply_adds_dense=4.1e10,
+        upload_bytes=1e3,
+        kernels={"sparse": 3},
+        ms_per_step=1.5,
+        bytes_up=2000,
+        bytes_dense_up=1000,
+    )
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(_summary(run))
+    said = console.export_text()
+    assert "2.9 times more than dense" in said
+    assert "2.0 times more than dense" in said
+    assert "fewer" not in said
 
 
 @pytest.mark.parametrize(

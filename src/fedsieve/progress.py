@@ -18,6 +18,7 @@ from rich.table import Table
 from fedsieve.engine import Federation
 from fedsieve.recorded import trained_by
 from fedsieve.store import read_rows
+from fedsieve.units import times
 
 
 class Shown(Protocol):
@@ -103,7 +104,7 @@ def line(round: Shown, accuracy: float | None) -> str:
 
 
 def _sent(size: int, dense: int) -> str:
-    return megabytes(size) + (f" ({dense / max(size, 1):.1f}x)" if dense else "")
+    return megabytes(size) + (f" ({factor})" if (factor := times(dense, size)) else "")
 
 
 def megabytes(size: float) -> str:
@@ -129,12 +130,12 @@ def _summary(folder: Path) -> Table:
         table.add_row("pruned", f"{told['accuracy_pruned']:.2%}", "accuracy of the model cut to the target density")
     table.add_row("density", f"{told['density']:.2%}", "of its weights")
     for way in ("up", "down"):
-        factor = told[f"bytes_dense_{way}"] / max(told[f"bytes_{way}"], 1)
-        table.add_row(f"sent {way}", megabytes(told[f"bytes_{way}"]), f"{factor:.2f} times less than dense")
+        sent, dense = told[f"bytes_{way}"], told[f"bytes_dense_{way}"]
+        table.add_row(f"sent {way}", megabytes(sent), times(dense, sent, than="dense"))
     table.add_row("one upload", decimal(int(told["upload_bytes"])), f"measured{paper}")
-    work, skipped = told["multiply_adds_dense"] / max(told["multiply_adds"], 1), list(told["kernels"]) == ["sparse"]
-    ratio = f"{work:.2f} times fewer than dense{'' if skipped else ', were zeros skipped'}"
-    table.add_row("multiply-adds", f"{told['multiply_adds']:.3g}", ratio)
+    work, skipped = told["multiply_adds"], list(told["kernels"]) == ["sparse"]
+    factor = times(told["multiply_adds_dense"], work, ("fewer", "more"), "dense")
+    table.add_row("multiply-adds", f"{work:.3g}", factor if skipped else f"{factor}, were zeros skipped")
     table.add_row("time", clock(told["seconds"]), f"peak memory {told['peak_memory_mb']:.0f} MB")
     if told["kernels"]:
         table.add_row("kernels", trained_by(told["kernels"]), _step(told))

@@ -24,7 +24,7 @@ from fedsieve.output import check_place, save
 from fedsieve.privacy import EPSILON, REHEARSED
 from fedsieve.recorded import Recorded, labelled, number, read
 from fedsieve.types import InputError
-from fedsieve.units import count, duration, megabytes, milliseconds, percent, size, three
+from fedsieve.units import count, duration, megabytes, milliseconds, percent, size, three, times
 
 NONE = "<span class=soft>–</span>"
 HEAD = """<!doctype html>
@@ -165,14 +165,8 @@ def _measured(value: float | None, form: Callable[[float], str], what: str, refe
     """Return a measure, and under it what it stands against, with the factor between the two."""
     if value is None or reference is None:
         return _value(value, form)
-    factor = f"<small>{_factor(reference / value)}</small>" if value else ""
+    factor = f"<small>{text}</small>" if (text := times(reference, value)) else ""
     return f"{_value(value, form)}<small>{what} {_value(reference, form)}</small>{factor}"
-
-
-def _factor(ratio: float) -> str:
-    if 0.995 < ratio < 1.005:
-        return "the same"
-    return f"{three(ratio)}× less" if ratio > 1 else f"{three(1 / ratio) if ratio else '∞'}× more"
 
 
 def _sent(run: Recorded, place: int) -> Line:

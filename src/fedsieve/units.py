@@ -13,6 +13,21 @@ def three(value: float) -> str:
     return f"{rounded:,.{min(max(digits, 0), 9)}f}"
 
 
+def times(reference: float, measured: float, words: tuple[str, str] = ("less", "more"), than: str = "") -> str:
+    """Return how many times below or above a reference a measure is: ``9.6x less``, ``2.9x more``, ``the same``.
+
+    With ``than``, in a sentence: ``9.6 times less than dense``. Empty where there is no such number.
+    """
+    if not (0 < measured < math.inf and 0 < reference < math.inf):
+        return ""
+    ratio = max(reference / measured, measured / reference)
+    if ratio < 1.005:
+        return f"the same as {than}" if than else "the same"
+    number = f"{ratio:.2f}" if ratio < 1.095 else f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}"
+    word = words[measured > reference]
+    return f"{number} times {word} than {than}" if than else f"{number}x {word}"
+
+
 def percent(share: float) -> str:
     """Return a share in percent."""
     return f"{three(100 * share) if abs(share) < 0.01 else format(100 * share, '.1f')} %"

@@ -27,7 +27,7 @@ HEADS = {
     "ms_sparse": "sparse, ms",
     "ms_dense_fp32": "dense, ms",
     "ms_dense_bf16": "bf16, ms",
-    "ratio_fp32": "ratio",
+    "ratio_fp32": "to fp32",
     "ratio_bf16": "to bf16",
     "peak_mb_sparse": "sparse, MB",
     "peak_mb_dense": "dense, MB",

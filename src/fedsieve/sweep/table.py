@@ -22,6 +22,7 @@ from fedsieve.published import Published, published_of
 from fedsieve.recorded import Recorded, number, read
 from fedsieve.store import write, write_json
 from fedsieve.sweep.grid import Cell, Grid, Job, short
+from fedsieve.units import times
 
 MEASURES = ("recipe", "work", "density")
 """Columns of the table whose titles could be a setting's short name."""
@@ -153,7 +154,7 @@ def columns(rows: list[Row]) -> dict[str, list[str]]:
     if not all(row.whole for row in rows):
         table["rounds run"] = [_rounds(row) for row in rows]
     table["MB up"] = [_number(row.mb_up, ".3g") for row in rows]
-    table["than dense"] = [_number(row.factor, ".1f", "x less") for row in rows]
+    table["than dense"] = [times(row.factor or 0, 1) or "-" for row in rows]
     table["work"] = [_number(row.work, ".1%") for row in rows]
     table["density"] = [_number(row.density, ".1%") for row in rows]
     if any(row.paper for row in rows):
