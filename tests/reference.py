@@ -249,7 +249,7 @@ def cross_entropy(logits: Array, y: NDArray[np.int64]) -> tuple[float, Array]:
 
 
 def learning_rate(t: int, rounds: int, first: float, last: float) -> float:
-    """Return ``lr0 * exp(t/T * log(lrT/lr0))``, t = 0 .. T-1 (METHODS sec. 1)."""
+    """Return ``lr0 * exp(t/T * log(lrT/lr0))`` (METHODS sec. 1): t = 0 .. T-1 in ZeroFL, 1 .. T in the others."""
     return first * math.exp(t / rounds * math.log(last / first))
 
 

@@ -279,11 +279,14 @@ class Learner:
 
 @dataclass
 class NST:
-    """Clients that learn a mask of their own and keep it from round to round; FedAvg, zeros counting."""
+    """Clients that learn a mask of their own and keep it from round to round; FedAvg, zeros counting.
+
+    The first state is masked by one random mask, from which every client starts (METHODS sec. 6).
+    """
 
     state: State
     masks: dict[int, dict[str, Support]]
-    """Every client's."""
+    """Every client's, from its first round on."""
     p0: float = 0.25
     epochs: int = 1
     margin: float = math.inf

@@ -167,6 +167,7 @@ class Case:
     eta: float | None = None
     """FedAdam's, where the server is one."""
     weight_decay: float = 0.0
+    lr_offset: int = 0
 
 
 INNER = ("conv1", "conv2", "fc1")
@@ -194,7 +195,7 @@ def swat(policy: str, layers: tuple[str, ...], sp: float, period: int = 1) -> Ca
 
 def topk(sp: float) -> Case:
     rule = {"upload": "global", "sparsity": sp, "layers": ref.LAYERS}
-    return Case(f"topk-{sp}", methods.TopK(sp, policy="all"), rule)
+    return Case(f"topk-{sp}", methods.TopK(sp, policy="all"), rule, lr_offset=1)
 
 
 def cases() -> Iterator[Case]:
@@ -255,7 +256,7 @@ def reference_rounds(name: str) -> list[tuple[ref.State, ref.State, float]]:
     server_adam = ref.Adam(case.eta) if case.eta else None
     federation = ref.Federation(float64(fresh().state_dict()), adam=server_adam, **case.rule)
     for t, clients in enumerate(SAMPLED):
-        lr = ref.learning_rate(t, ROUNDS, *LR)
+        lr = ref.learning_rate(t + case.lr_offset, ROUNDS, *LR)
         orders = [batches(SIZES[c], chance(t, c)) for c in clients]
         federation.round(
             [ref.Answer(*data[c], order, lr, case.weight_decay) for c, order in zip(clients, orders, strict=True)]
@@ -267,7 +268,8 @@ def reference_rounds(name: str) -> list[tuple[ref.State, ref.State, float]]:
 def package_rounds(case: Case) -> Iterator[tuple[ref.State, ref.State]]:
     """Yield the package's server state and deployed model after every round; one resident model serves every client."""
     data, method = dataset(), case.method
-    schedule = Run(method, Task("digits_net", "digits", len(SIZES)), ROUNDS, len(SAMPLED[0]), lr=LR[0], lr_end=LR[1])
+    task, (lr, lr_end) = Task("digits_net", "digits", len(SIZES)), LR
+    schedule = Run(method, task, ROUNDS, len(SAMPLED[0]), lr=lr, lr_end=lr_end, lr_offset=case.lr_offset)
     resident = method.prepare(fresh())
     state = method.init(fresh(), rng(SEED, "init"))
     for t, clients in enumerate(SAMPLED):

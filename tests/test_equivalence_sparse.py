@@ -20,6 +20,7 @@ from fedsieve import masks
 from fedsieve.layers import powerprop_
 from fedsieve.local import params_of
 from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, nst
+from fedsieve.models import truncated_normal_
 from fedsieve.types import Data, Device, Mask, Method, Params, Sparse, Tree, Update, rng
 from fedsieve.wire import decode, encode
 from test_equivalence import (
@@ -177,15 +178,26 @@ def test_powerprop_gradient_equals_reference(alpha: float, zeros: float, emptied
     assert step.margin > FLOAT32_ROUNDING
 
 
-def test_powerprop_starts_from_the_truncated_normal() -> None:
-    """Std sqrt(1 / fan_in) after the cut at 2 std of sqrt(1 / fan_in) / 0.8796; ``th`` is its root (METHODS sec. 5)."""
-    state = SparseFedPP(0.8).init(fresh(), rng(1, "init"))
-    theta = float64(state.params)
+def test_the_truncated_normal_initialisation() -> None:
+    """Std sqrt(1 / fan_in) after the cut at 2 std of sqrt(1 / fan_in) / 0.8796 (METHODS sec. 5); the rest stays."""
+    plain, model = float64(params_of(fresh())), fresh()
+    truncated_normal_(model, rng(1, "initialisation"))
+    drawn = float64(params_of(model))
     for name in NAMES:
-        w, std = sparse.effective(theta[name], 1.25), math.sqrt(1 / theta[name][0].size)
+        w, std = drawn[name], math.sqrt(1 / drawn[name][0].size)
         assert np.abs(w).max() <= 2 * std / 0.8796 * (1 + 1e-6)
         assert np.sqrt((w**2).mean()) == pytest.approx(std, rel=4 / math.sqrt(2 * w.size))
+    assert all(np.array_equal(drawn[name], plain[name]) for name in plain.keys() - set(NAMES))
+
+
+def test_sparsefedpp_keeps_the_weights_that_a_model_starts_from() -> None:
+    """``th`` is the root of the given weights, so that what is deployed before round 1 is the given model."""
+    state = SparseFedPP(0.8).init(fresh(), rng(1, "init"))
+    theta, given = float64(state.params), float64(params_of(fresh()))
+    for name in NAMES:
+        np.testing.assert_allclose(theta[name], sparse.root(given[name], 1.25), rtol=1e-6)
     assert_equal(sparse.SparseFedPP(theta, 0.8).deployed(), float64(SparseFedPP(0.8).deploy(state)), "round 0")
+    assert_equal(given, float64(SparseFedPP(0.8).deploy(state)), "the given weights")
 
 
 @pytest.mark.parametrize(
@@ -242,19 +254,32 @@ def test_pdst_equals_reference(decay: float, epochs: int, weighting: Any, monkey
     assert sparse.mismatch(mask_, numpy_masks(state.mask)) == 0
 
 
-def first_masks(state: ref.State, seen: dict[int, Mask]) -> dict[int, dict[str, sparse.Support]]:
-    """Return every client's first mask, after checking that each is of uniform density and its own."""
+def first_masks(state: ref.State, seen: dict[int, Mask], common: sparse.Masks | None) -> dict[int, Any]:
+    """Return every client's first mask, after checking that each is of uniform density, and the common or its own."""
     first = {c: numpy_masks(own) for c, own in seen.items()}
     for c, own in first.items():
         assert counts(own) == uniform_counts(state, "0.3")
-        assert all(sparse.mismatch(own, other) > 0.3 for d, other in first.items() if d != c)
+        if common is None:
+            assert all(sparse.mismatch(own, other) > 0.3 for d, other in first.items() if d != c)
+        else:
+            assert sparse.mismatch(own, common) == 0
     return first
 
 
-@pytest.mark.parametrize(("share", "epochs", "p0"), [("mean", 1, 0.25), ("sum", 1, 0.3), ("mean", 3, 0.25)])
-def test_nst_equals_reference(share: Any, epochs: int, p0: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("share", "epochs", "p0", "first_mask"),
+    [
+        ("mean", 1, 0.25, "common"),
+        ("sum", 1, 0.3, "common"),
+        ("mean", 3, 0.25, "common"),
+        ("mean", 1, 0.25, "independent"),
+    ],
+)
+def test_nst_equals_reference(
+    share: Any, epochs: int, p0: float, first_mask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three rounds: the server, every client's mask, and the number that each update pruned and regrew."""
-    method = NST(0.3, p0, share=share, policy=PATTERN)
+    method = NST(0.3, p0, share=share, first_mask=first_mask, policy=PATTERN)
     watch, state = Watch(method, monkeypatch, epochs=epochs), method.init(fresh(), rng(SEED, "init"))
     used, original = dict[int, Mask](), nst.learn
 
@@ -263,13 +288,20 @@ def test_nst_equals_reference(share: Any, epochs: int, p0: float, monkeypatch: p
         return original(device, mask, *rest)
 
     monkeypatch.setattr(nst, "learn", learn)
-    server, done = sparse.NST(float64(state.params), {}, p0, epochs), list[bool]()
+    initial, common = float64(params_of(fresh())), None
+    if first_mask == "common":
+        common = numpy_masks(state.mask)
+        assert counts(common) == uniform_counts(initial, "0.3")
+        initial = sparse.masked(initial, common)
+    assert_equal(initial, float64(state.params), "init")
+    server, done = sparse.NST(initial, {}, p0, epochs), list[bool]()
     for t, clients in enumerate(SAMPLED):
         updates, used = [], {}
         for current in clients:
             updates.append(watch.client(method.broadcast(state, 0), current, t))
         state = method.aggregate(state, iter(updates))
-        server.masks |= first_masks(server.state, {c: own for c, own in used.items() if c not in server.masks})
+        new = {c: own for c, own in used.items() if c not in server.masks}
+        server.masks |= first_masks(server.state, new, common)
         for c in clients:
             assert sparse.mismatch(server.masks[c], numpy_masks(used[c])) == 0, "a client forgot its mask"
         chances = {c: replay(watch.seen[t, c], share, done) for c in clients}

@@ -193,10 +193,20 @@ def test_a_tier_that_no_round_would_sample_is_refused() -> None:
         Run(HeteroFLASH(c_d=2), Task(TinyNet, blobs, 20, tiers=(0.4, 0.3, 0.3)), 3, 1)
 
 
-def test_a_client_of_nst_keeps_its_own_mask() -> None:
-    final = list(run(tiny_run(NST(density=0.3), rounds=6), local()))[-1]
-    assert len(final.memory) == 6
-    assert len(set(final.memory.values())) == 6
+def test_clients_of_nst_start_from_one_mask_and_keep_their_own() -> None:
+    """All alike while masks do not move; with prune and regrow every client's differs."""
+    for p, different in ((0.0, 1), (0.25, 6)):
+        final = list(run(tiny_run(NST(density=0.3, p=p), rounds=6), local()))[-1]
+        assert len(final.memory) == 6
+        assert len(set(final.memory.values())) == different
+
+
+def test_nst_serves_the_common_mask_before_the_first_round() -> None:
+    state = NST(density=0.3).init(TinyNet(), rng(0, "init"))
+    assert state.counts.tolist() == [int(own.sum()) for own in state.mask.values()]
+    assert all(torch.equal(state.params[n] != 0, own) for n, own in state.mask.items())
+    dense = NST(density=0.3, first_mask="independent").init(TinyNet(), rng(0, "init"))
+    assert all(own.all() for own in dense.mask.values())
 
 
 def test_when_nst_learns() -> None:
@@ -257,7 +267,7 @@ def test_a_warm_up_takes_its_clients_from_the_first_tier() -> None:
     run_ = Run(HeteroFLASH(c_d=4), Task(TinyNet, blobs, 20, tiers=(0.4, 0.3, 0.3)), 3, 10)
     assert (run_.warm_up, run_.first, len(run_.sample(0))) == (4, 0, 4)
     assert max(run_.sample(0)) < 8
-    assert run_.lr_at(0) == run_.lr_at(1) == run_.lr
+    assert run_.lr_at(0) == run_.lr_at(1) == run_.lr == replace(run_, lr_offset=1).lr_at(0)
 
 
 @pytest.mark.parametrize(

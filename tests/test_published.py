@@ -117,7 +117,7 @@ def test_zerofls_other_tables() -> None:
 FLASHS = {
     "mnist": ("mnist", "mnist_net", 100, 10, 400, 1, 32, 0.1, 0.001),
     "cifar10": ("cifar10", "resnet18", 100, 10, 600, 1, 16, 0.1, 0.001),
-    "femnist": ("femnist", "leaf_cnn", 3400, 34, 1000, 1, 32, 0.1, 0.001),
+    "femnist": ("femnist", "leaf_cnn", 3400, 34, 1000, 1, 16, 0.1, 0.001),
 }
 
 

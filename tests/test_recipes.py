@@ -43,6 +43,23 @@ def test_the_papers_settings() -> None:
     speech, femnist = recipes()["zerofl.speech_iid"](), recipes()["zerofl.femnist"]()
     assert (speech.rounds, speech.lr, speech.lr_end) == (200, 0.01, 0.001)
     assert (femnist.rounds, femnist.per_round, femnist.lr, femnist.lr_end) == (1000, 35, 0.004, 0.001)
+    assert all(r.task.validation == 0.1 and r.lr_offset == 0 for r in (run, speech, femnist))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_zerofl_holds_examples_out_and_counts_rounds_from_0(method: str) -> None:
+    """FLASH and SparseFedPP train on all and decay from t = 1; SparseFedPP's experiments draw all weights alike."""
+    for name, recipe in recipes().items():
+        run = recipe()
+        if not name.startswith(f"{method}.") or "central" in name:
+            continue
+        flash, power = (run.rounds, run.lr_end) in ((400, 0.001), (600, 0.001), (1000, 0.001)), run.lr == 0.5
+        ours = run.task.dataset == "digits"
+        flash = flash and run.lr == 0.1
+        assert run.lr_offset == int(flash or power), name
+        assert run.task.validation == (0.0 if flash or power or ours else 0.1), name
+        assert run.task.initialisation == ("truncated_normal" if power else "model"), name
+        assert run.batch == (32 if run.task.dataset == "mnist" else 8 if method == "private" else 16), name
 
 
 @pytest.mark.parametrize("method", METHODS)

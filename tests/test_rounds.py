@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Device, Run, Task, Update, local, pool, run
+from fedsieve.data.partition import hold_out
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.task import open_run
-from fedsieve.methods import FedAvg
+from fedsieve.local import accuracy, load_
+from fedsieve.methods import FedAvg, SparseFedPP
 from fedsieve.server import ServerState
-from fedsieve.types import InputError, Params, Tree, flatten
+from fedsieve.types import InputError, Params, Tree, flatten, rng
 
 
 def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:
@@ -22,6 +24,41 @@ def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:
     assert run_.lr_at(1) == 0.1
     assert run_.lr_at(51) == pytest.approx(0.1 * (0.001 / 0.1) ** 0.5)
     assert 0.001 < run_.lr_at(100) < 0.00105
+    ahead = replace(run_, lr_offset=1)  # rounds count from 1
+    assert (ahead.lr_at(0), ahead.lr_at(100)) == (0.1, pytest.approx(0.001))
+    assert [ahead.lr_at(t) for t in (1, 50)] == [run_.lr_at(t + 1) for t in (1, 50)]
+
+
+def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
+    """The share of the deployed model's right answers on every client's held-out examples, none of them trained on."""
+    run_ = tiny_run(FedAvg(), evaluate_every=2)
+    run_ = replace(run_, task=replace(run_.task, validation=0.2))
+    federation = open_run(run_)
+    found = [*rounds(federation, local())]
+    model, every = load_(federation.model(), found[-1].model), list[torch.Tensor]()
+    for client in range(6):
+        device = federation.device(1, client, model, "cpu", {})
+        assert (len(device.data), len(device.validation)) == (32, 8)
+        every.append(device.validation.x)
+    index = torch.cat([hold_out(shard, 0.2, 0, client)[1] for client, shard in enumerate(federation.shards)])
+    assert torch.equal(torch.cat(every), federation.dataset.train.x[index])
+    assert found[-1].accuracy_validation == accuracy(model, federation.dataset.train.subset(index))
+    assert [r.accuracy_validation is None for r in found] == [True, False, True, False]
+    assert all(r.accuracy_validation is None for r in run(tiny_run(FedAvg(), rounds=1), local()))
+
+
+def test_the_initialisation_is_the_experiments_whatever_the_method() -> None:
+    """Every method starts from the same truncated normal draw where the task asks for it, else from the model's."""
+    for how in ("model", "truncated_normal"):
+        starts = []
+        for method in (FedAvg(), SparseFedPP()):
+            run_ = tiny_run(method)
+            federation = open_run(replace(run_, task=replace(run_.task, initialisation=how)))
+            starts.append(method.deploy(method.init(federation.model(), rng(0, "init"))))
+        assert all(torch.allclose(v, starts[1][name], atol=1e-7) for name, v in starts[0].items())
+        largest = float(starts[0]["conv1.weight"].abs().max())
+        assert largest <= 2 / 0.8796 / 18**0.5
+        assert (largest > 0.25) == (how != "model")
 
 
 def test_clients_are_sampled_without_replacement_and_anew_each_round() -> None:

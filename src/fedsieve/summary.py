@@ -14,6 +14,7 @@ def summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any
     method = federation.run.method
     added = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
     tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
+    validated = [v for r in rows if (v := r.get("accuracy_validation")) is not None]
     pruned = [r["accuracy_pruned"] for r in rows if "accuracy_pruned" in r]
     trained = [r for r in rows if r["round"] > 0]
     return {
@@ -21,6 +22,7 @@ def summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any
         "dataset": federation.dataset.name,
         "rounds": rows[-1]["round"],
         "accuracy": tested[-1] if tested else None,
+        "accuracy_validation": validated[-1] if validated else None,
         **({"accuracy_pruned": pruned[-1]} if pruned else {}),
         "density": rows[-1]["density"],
         **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},

@@ -54,6 +54,9 @@ class Round:
     model: Params
     """The deployed model."""
     accuracy: float | None
+    """On the test set; None in rounds without a test."""
+    accuracy_validation: float | None
+    """On what all clients hold out; None without a test, or where nothing is held out."""
     density: float
     metrics: Mapping[str, float]
     bytes_up: int
@@ -184,6 +187,7 @@ def rounds(
     checks = Checks(federation, start.norms if start else (), {"round", *(f.name for f in fields(Round))})
     letters = Letters(federation)
     plain, test = plain.to(device), federation.test().to(device)
+    held_out = None if (validation := federation.validation()) is None else validation.to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
         for t in range(start.t + 1 if start else run.first, last + 1):
@@ -206,6 +210,7 @@ def rounds(
                 state=state,
                 model=model,
                 accuracy=accuracy(load_(plain, model), test) if tested else None,
+                accuracy_validation=accuracy(load_(plain, model), held_out) if tested and held_out else None,
                 density=density(model),
                 metrics=tally.metrics,
                 bytes_up=tally.bytes_up,

@@ -16,7 +16,7 @@ from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.partition import hold_out, partition
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
-from fedsieve.models import MODELS
+from fedsieve.models import MODELS, truncated_normal_
 from fedsieve.robust import Bound, Mean, Off, Plain, check_fit
 from fedsieve.types import Data, Device, InputError, Method, rng
 
@@ -33,16 +33,19 @@ class Task:
     client's examples that is held out. ``test_limit`` bounds the test examples used (0: all). ``tiers`` are the shares
     of the clients that belong to each device class, in the order of their numbers. ``augment`` is what training does to
     its inputs: nothing, or random crops and mirror images (images of 32x32 pixels and the like).
+    ``initialisation``: the weights of convolutions and linear layers as the model comes with them (PyTorch's own draw,
+    or weights that it was given), or drawn anew from a truncated normal distribution (``models.truncated_normal_``).
     """
 
     model: str | Callable[[], nn.Module]
     dataset: str | Callable[[], Dataset]
     clients: int
     partition: str = "iid"
-    validation: float = 0.1
+    validation: float = 0.0
     test_limit: int = 0
     tiers: tuple[float, ...] = (1.0,)
     augment: Literal["none", "crop_flip"] = "none"
+    initialisation: Literal["model", "truncated_normal"] = "model"
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str) and self.model not in MODELS:
@@ -82,6 +85,9 @@ class Run:
     batch: int = 16
     lr: float = 0.1
     lr_end: float = 0.01
+    lr_offset: int = 0
+    """By how many rounds the learning rate's decay is ahead of the first: 0 where rounds count from 0 (ZeroFL), 1
+    where they count from 1 (FLASH, SparseFedPP)."""
     momentum: float = 0.0
     weight_decay: float = 0.0
     evaluate_every: int = 1
@@ -108,6 +114,8 @@ class Run:
             raise InputError(f"batch must be below 2^31, got {self.batch}")
         if not (0 < self.lr <= 1e6 and 0 < self.lr_end <= 1e6):
             raise InputError(f"lr and lr_end must be positive and at most 1e6, got {self.lr} and {self.lr_end}")
+        if self.lr_offset not in (0, 1):
+            raise InputError(f"lr_offset must be 0 or 1, got {self.lr_offset}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), got {self.momentum}")
         if not 0 <= self.weight_decay <= 1e6:
@@ -155,11 +163,11 @@ class Run:
         return 0 if self.warm_up else 1
 
     def lr_at(self, t: int) -> float:
-        """Return the learning rate of round t = 1 ... T, from lr down to (almost) lr_end: lr (lr_end/lr)^((t-1)/T).
+        """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / T).
 
-        A warm-up, round 0, has that of round 1.
+        A warm-up, round 0, has ``lr``.
         """
-        return self.lr * math.exp(max(t - 1, 0) / self.rounds * math.log(self.lr_end / self.lr))
+        return self.lr * math.exp(max(t - 1 + self.lr_offset, 0) / self.rounds * math.log(self.lr_end / self.lr))
 
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``.
@@ -200,19 +208,35 @@ class Federation:
         """Return the plain model, freshly initialised: the same in every process."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng(self.run.seed, "model").initial_seed())
-            if not isinstance(self.run.task.model, str):
-                return self.run.task.model()
-            x = self.dataset.train.x
-            return MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
+            if isinstance(self.run.task.model, str):
+                x = self.dataset.train.x
+                model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
+            else:
+                model = self.run.task.model()
+        if self.run.task.initialisation == "truncated_normal":
+            truncated_normal_(model, rng(self.run.seed, "initialisation"))
+        return model
 
     def test(self) -> Data:
         """Return the test examples that the task uses."""
         return limited(self.dataset.test, self.run.task.test_limit)
 
+    def validation(self) -> Data | None:
+        """Return the examples that all clients hold out, together; None if there are none, or others own them."""
+        if self.own is not None or not self.run.task.validation:
+            return None
+        split = (self._split(client)[1] for client in range(len(self.shards)))
+        index = torch.cat([*split])
+        return self.dataset.train.subset(index) if len(index) else None
+
+    def _split(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return a client's examples, int64 indices into the training set: to train on, and held out."""
+        return hold_out(self.shards[client], self.run.task.validation, self.run.seed, client)
+
     def device(self, t: int, client: int, model: nn.Module, where: str, memory: dict[str, Tensor]) -> Device:
         """Return what a client owns in round t."""
         run = self.run
-        training, validation = hold_out(self.shards[client], run.task.validation, run.seed, client)
+        training, validation = self._split(client)
         return Device(
             model=model,
             data=self.dataset.train.subset(training).to(where),

@@ -1,23 +1,25 @@
 """NST: every client learns a mask of its own; and DNR, the same in one place.
 
 The baseline of Babakniya et al. 2022, "Federated Sparse Training: Lottery Aware Model Compression for Resource
-Constrained Edge", Sec. 3: naive sparse training. A client keeps its mask from round to round, learns it by DNR (Kundu
-et al. 2021, "DNR: A Tunable Robust Pruning Framework Through Dynamic Network Rewiring of DNNs"), and sends the weights
-on it; the server averages, zeros counting, and so serves the union of the masks.
+Constrained Edge", Sec. 3: naive sparse training. The server draws one random mask and starts from the weights on it.
+A client begins with that mask, keeps its own from round to round, learns it by DNR (Kundu et al. 2021, "DNR: A Tunable
+Robust Pruning Framework Through Dynamic Network Rewiring of DNNs"), and sends the weights on it; the server averages,
+zeros counting, and so serves the union of the masks. In a training of one epoch the mask moves in its middle (the
+authors' code), not at its end (the paper).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsieve.expected import Expected, weights
 from fedsieve.local import load_, params_of
-from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, unpacked
+from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, projected, received, unpacked
 from fedsieve.server import Weighting, mean, tensors
 from fedsieve.sparsity import check_share, cut, non_zeros, on_support, policy, uniform
 from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Update
@@ -25,10 +27,14 @@ from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Updat
 
 @dataclass(frozen=True)
 class State:
-    """The global model, and the union of the masks that its clients last sent."""
+    """The global model, the union of the masks that its clients last sent, and what the first mask is drawn from."""
 
     params: Params
     mask: Mask
+    seed: Tensor
+    """int64 []: see ``masks.drawn``."""
+    counts: Tensor
+    """int64 [layers]: how many weights of each layer a mask keeps at first."""
     sparse: tuple[str, ...]
 
 
@@ -45,6 +51,8 @@ class NST:
     """Where weights grow: by the mean |w| of a layer's non-zeros (the authors' code), or their sum (the text)."""
     deployment: Literal["aggregate", "pruned"] = "aggregate"
     """What is tested and shipped: the union of the clients' masks, or its top weights, layer by layer."""
+    first_mask: Literal["common", "independent"] = "common"
+    """What clients start from: the server's mask, or each a random one of its own (which does not learn)."""
     weighting: Weighting = "samples"
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
     policy: str = "flash"
@@ -64,18 +72,28 @@ class NST:
         return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> State:
-        """Start from the fresh model, dense: each client takes its own part of it."""
+        """Draw the common mask, and keep the fresh model's weights on it; independent masks need all of them."""
         params, names = params_of(model), policy(self.policy, model)
-        return State(params, {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}, names)
+        like = {name: params[name] for name in names}
+        seed, counts = torch.randint(2**62, (), generator=rng), counts_of(uniform(names, self.density), params)
+        if self.first_mask == "common":
+            mask = dict(drawn(int(seed), counts, like))
+        else:
+            mask = {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}
+        return State(projected(params, mask), mask, seed, counts, names)
 
     def broadcast(self, state: State, tier: int) -> Tree:
-        """Send the global model: what no client holds need not travel."""
-        return non_zeros(state.params, state.sparse)
+        """Send the global model, without what no client's mask keeps, and what the first mask is drawn from."""
+        mask = {"seed": state.seed, "counts": state.counts}
+        return {"mask": mask, "params": non_zeros(state.params, state.sparse)}
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the client's own mask, learn it on the way, remember it, and send the weights on it."""
-        load_(device.model, tensors(down))
-        metrics, mask = learn(device, self._own(device), self.rates(device), self.share)
+        sent = down["params"]
+        if not isinstance(sent, Mapping):
+            raise InputError("the message holds no parameters")
+        load_(device.model, tensors(sent))
+        metrics, mask = learn(device, self._own(down["mask"], device), self.rates(device), self.share)
         device.memory |= packed(mask)
         return Update(on_support(params_of(device.model), mask), len(device.data), metrics)
 
@@ -88,19 +106,20 @@ class NST:
         updates = range(epoch, steps, epoch) if device.epochs > 1 else [max(1, epoch // 2)]
         return {s: self.p * (1 - s / steps) for s in updates}
 
-    def _own(self, device: Device) -> Mask:
-        """Return the client's mask: what it remembers, or in its first round a random one."""
+    def _own(self, first: object, device: Device) -> Mask:
+        """Return the client's mask: what it remembers, or in its first round the server's, or a random one."""
         like = {name: device.model.get_parameter(name) for name in policy(self.policy, device.model)}
         if device.memory:
             return unpacked(device.memory, like)
+        if self.first_mask == "common":
+            return dict(received(first, device.model, tuple(like)))
         seed = int(torch.randint(2**62, (), generator=device.rng))
         return dict(drawn(seed, counts_of(uniform(tuple(like), self.density), like), like))
 
     def expected(self, state: State, tier: int) -> Expected:
         """Expect the weights on a mask: prune and regrow moves its positions, and keeps their number."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
-        kept = counts_of(uniform(state.sparse, self.density), state.params)
-        return Expected(weights(state.params, sizes), int(kept.sum()))
+        return Expected(weights(state.params, sizes), int(state.counts.sum()))
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         """Average, zeros counting; the union of the clients' masks survives."""

@@ -9,13 +9,12 @@ from the same weights, this is Top-k.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedsieve.expected import Expected, weights
 from fedsieve.layers import powered, powerprop_, unpowered
@@ -53,9 +52,9 @@ class SparseFedPP:
         return powerprop_(model, policy(self.policy, model), self.a, self.activations == "pruned")
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
-        """Draw the weights from a truncated normal distribution, and start from their th, dense: round 1 is."""
+        """Start from the th of the model's weights, dense: round 1 is."""
         params, names = params_of(model), policy(self.policy, model)
-        return ServerState(params | {n: unpowered(_normal(params[n], rng), self.a) for n in names}, sparse=names)
+        return ServerState(params | {n: unpowered(params[n], self.a) for n in names}, sparse=names)
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send th: its zeros (what all clients cut) need not travel."""
@@ -93,9 +92,3 @@ class SparseFedPP:
     def paper_bytes(self, model: nn.Module) -> None:
         """The paper's 145 times has no closed form in the paper."""
         return
-
-
-def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Return a truncated normal draw of variance 1 / fan_in (std sqrt(1/fan_in)/0.8796, cut at 2 std)."""
-    std = math.sqrt(1 / like[0].numel()) / 0.8796
-    return nn.init.trunc_normal_(torch.empty_like(like), std=std, a=-2 * std, b=2 * std, generator=rng)

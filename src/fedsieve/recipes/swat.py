@@ -51,5 +51,5 @@ def central_digits() -> Run:
 
 def central_cifar10() -> Run:
     """SWAT at 90 % on CIFAR-10 in one place (ZeroFL, Fig. 1): one client, a round an epoch."""
-    task = Task("resnet18", "cifar10", 1)
+    task = Task("resnet18", "cifar10", 1, validation=presets.HELD_OUT)
     return Run(Swat(sparsity=0.9, period=10), task, 150, 1, batch=128, lr=0.1, lr_end=0.001, weight_decay=5e-4)

@@ -21,12 +21,12 @@ def mnist() -> Run:
 
 def cifar10_iid() -> Run:
     """Top-k at 95 % on CIFAR-10, LDA 1000 (SparseFedPP)."""
-    return replace(presets.cifar10(TopK(sparsity=0.95), "lda:1000"), lr=0.5, weight_decay=1e-3)
+    return presets.sparsefedpp_cifar10(TopK(sparsity=0.95), "lda:1000")
 
 
 def cifar10_niid() -> Run:
     """Top-k at 95 % on CIFAR-10, LDA 1.0 (SparseFedPP)."""
-    return replace(presets.cifar10(TopK(sparsity=0.95), "lda:1.0"), lr=0.5, weight_decay=1e-3)
+    return presets.sparsefedpp_cifar10(TopK(sparsity=0.95), "lda:1.0")
 
 
 def femnist() -> Run:
