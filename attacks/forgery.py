@@ -9,7 +9,7 @@ from fedsieve.wire import Body, Envelope, encode, opened, seal
 
 def attack() -> list[Outcome]:
     """Try it."""
-    body, envelope = encode({"n": 100.0}), Envelope("run-1", 3, 7, "up")
+    body, envelope = encode({"n": 100.0}), Envelope("run-1", "lr .1", 3, 7, "up")
     sealed = seal(Body(body), envelope, KEY)
     forged = {
         "no tag": body,

@@ -11,9 +11,9 @@ from fedsieve.wire import Body, Envelope, encode, opened, seal
 
 def attack() -> list[Outcome]:
     """Try it."""
-    was = Envelope("run-1", 3, 7, "up", bytes(16))
+    was = Envelope("run-1", "lr .1", 3, 7, "up", bytes(16))
     sealed = seal(Body(encode({"n": 1.0})), was, KEY)
-    others = {"round": 4, "client": 8, "run": "run-2", "direction": "down", "base": b"\1" * 16}
+    others = {"round": 4, "client": 8, "run": "run-2", "settings": "lr .2", "direction": "down", "base": b"\1" * 16}
     return [
         tried(f"another {name}", lambda name=name, value=value: opened(sealed, replace(was, **{name: value}), KEY))
         for name, value in others.items()

@@ -1,6 +1,7 @@
 """The Flower app: what is written, what it is told, and a SuperNode's own examples."""
 
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -25,16 +26,19 @@ from typer.testing import CliRunner
 
 from fedsieve import cli
 from fedsieve.engine.flower import Place
+from fedsieve.engine.letters import Letters
 from fedsieve.flower_app import simulate as simulation
 from fedsieve.flower_app import superlink
 from fedsieve.flower_app.client import opened
 from fedsieve.flower_app.guard import GUARD, REMOVE, alive
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.flower_app.own import Inputs, own_examples
-from fedsieve.flower_app.serving import opened_for
+from fedsieve.flower_app.serving import name_of, opened_for
 from fedsieve.flower_app.superlink import unproxied
 from fedsieve.flower_app.template import write_app
+from fedsieve.store import inputs_of
 from fedsieve.types import InputError
+from fedsieve.wire import WireError
 
 DEPLOY = (Path(__file__).parent.parent / "docs/deploy.md").read_text()
 DIGITS = Inputs(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
@@ -194,6 +198,41 @@ def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> 
     assert [federation.examples(c) for c in range(20)] == [0] * 20
     with pytest.raises(InputError, match="leave it out"):
         opened_for(Order("fedavg.digits", own_data=True, measure="kernels"), tmp_path)
+
+
+def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each computes the fingerprint of its own settings; the name is the server's, and with data of their own too."""
+    monkeypatch.setenv("FEDSIEVE_KEY", "ab" * 32)
+    np.savez(tmp_path / "own.npz", x=np.zeros((3, 1, 8, 8), np.float32), y=np.arange(3))
+    for own in (False, True):
+        order = Order("fedavg.digits", "task.clients=2 per_round=2", own_data=own)
+        node = {"partition-id": 1} | ({"data": str(tmp_path / "own.npz")} if own else {})
+        federation = replace(opened_for(order, tmp_path), key=bytes.fromhex("ab" * 32), name=name_of(tmp_path))
+        about = {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset))}
+        place = Place(order.config(), node, about, None)
+        params = federation.run.method.init(federation.model(), torch.Generator()).params
+        outgoing, _ = Letters(federation).round(1, {1: 0}, {0: params})
+        worker = opened(tmp_path, place)
+        assert worker.read(1, 1, outgoing[1]).keys() == params.keys()
+        assert worker.federation.examples(1) == (3 if own else len(federation.shards[1]))
+        for other in (
+            replace(place, about={**about, "run": "cd" * 16}),
+            replace(place, config=replace(order, settings=f"{order.settings} lr=0.5").config()),
+        ):
+            with pytest.raises(WireError, match="the seal does not fit"):
+                opened(tmp_path, other).read(1, 1, outgoing[1])
+
+
+def test_a_run_keeps_its_name(tmp_path: Path) -> None:
+    first = name_of(tmp_path)
+    assert first != name_of(tmp_path)
+    for there, line in ((json.dumps({"run": first}), None), ("{", "is damaged"), ('{"run": "../x"}', "is damaged")):
+        (tmp_path / "flower.json").write_text(there)
+        if line is None:
+            assert name_of(tmp_path) == first
+        else:
+            with pytest.raises(InputError, match=line):
+                name_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,31 @@ def test_each_federation_has_its_own_key() -> None:
             answer(Worker(worker, kernels="dense"), t, client, outgoing[0])
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "lr": {"lr": 0.05},
+    "batch": {"batch": 5},
+    "rounds": {"rounds": 4},
+    "seed": {"seed": 1},
+    "method": {"method": ZeroFL(0.9, 0.0)},
+    "partition": {"task": replace(tiny_run(FedAvg()).task, partition="lda:0.5")},
+    "the same again": {},
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_letters_of_another_run_with_the_same_key_are_refused_in_both_directions(setting: str) -> None:
+    run_ = everyone(FedAvg())
+    ours, theirs = open_run(run_), open_run(replace(run_, **OTHERS[setting]))
+    theirs = replace(theirs, key=ours.key, name=theirs.name if setting == "the same again" else ours.name)
+    server, mine = Letters(theirs), Letters(ours)
+    params = ours.run.method.init(ours.model(), torch.Generator()).params
+    outgoing, told = server.round(1, {0: 0}, {0: params})
+    with pytest.raises(WireError, match="other settings"):
+        mine.message(1, 0, outgoing[0])
+    with pytest.raises(WireError, match="other settings"):
+        told(0, mine.up(1, 0, {"n": 1.0}, mine.based(params)))
+
+
 def test_an_answer_to_another_broadcast_is_refused() -> None:
     federation = open_run(everyone(FedAvg()))
     letters, params = Letters(federation), federation.run.method.init(federation.model(), torch.Generator()).params

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from fedsieve import local, pool
+from fedsieve.engine.fingerprint import described
 from fedsieve.engine.task import open_run
 from fedsieve.methods import ZeroFL
 from fedsieve.recipes import recipes
 from fedsieve.settings import changed
-from fedsieve.store import Origin, described, keep, read_rows
+from fedsieve.store import Origin, keep, read_rows
 
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
 METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")

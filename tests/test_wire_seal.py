@@ -13,7 +13,7 @@ from fedsieve.wire import Body, Envelope, WireError, encode, key_of_run, opened,
 
 KEY = bytes(range(32))
 BODY = Body(encode({"n": 2.0}))
-OURS = Envelope("run-1", 7, 3, "up", b"base")
+OURS = Envelope("run-1", "lr .1", 7, 3, "up", b"base")
 SEALED = seal(BODY, OURS, KEY)
 
 
@@ -23,7 +23,7 @@ def test_a_sealed_message_opens_and_is_32_bytes_longer() -> None:
 
 
 def test_the_tag_is_what_the_page_says() -> None:
-    told = b"fedsieve seal 2\0" + struct.pack("<IIIqq", 5, 2, 4, 7, 3) + b"run-1" + b"up" + b"base"
+    told = b"fedsieve seal 3\0" + struct.pack("<IIIIqq", 5, 5, 2, 4, 7, 3) + b"run-1" + b"lr .1" + b"up" + b"base"
     assert SEALED[:32] == hmac.new(KEY, told + hashlib.sha256(BODY.data).digest(), hashlib.sha256).digest()
 
 
@@ -41,6 +41,8 @@ def test_a_message_that_was_opened_before_is_the_same_one_and_no_other_passes_fo
 
 OTHERS = {
     "another run": replace(OURS, run="run-2"),
+    "other settings": replace(OURS, settings="lr .2"),
+    "the run's name longer, its settings cut": replace(OURS, run="run-1l", settings="r .1"),
     "another round (a replay)": replace(OURS, round=8),
     "another client": replace(OURS, client=4),
     "another direction (its own message sent back)": replace(OURS, direction="down"),

@@ -21,8 +21,7 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from fedsieve.circumstances import circumstances
 from fedsieve.data import Dataset
 from fedsieve.data.partition import counts
 from fedsieve.engine import Engine, Federation, Round
+from fedsieve.engine.fingerprint import described, fingerprint
 from fedsieve.engine.loop import Start, rounds
 from fedsieve.engine.probe import of_both
 from fedsieve.expected import Norms
@@ -119,38 +119,10 @@ def row(round: Round) -> dict[str, Any]:
     return known | dict(round.metrics) | dict(round.measures)
 
 
-def described(thing: Any) -> Any:
-    """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names.
-
-    A field that came later (``engine.task.LATER``) is told where it is not the default.
-    """
-    if is_dataclass(thing) and not isinstance(thing, type):
-        told = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
-        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in told}
-    if isinstance(thing, partial):
-        return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
-    if callable(thing):
-        return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
-    if isinstance(thing, Mapping):
-        return {str(name): described(part) for name, part in thing.items()}
-    if isinstance(thing, tuple | list):
-        return [described(part) for part in thing]
-    return thing
-
-
 def inputs_of(dataset: Dataset) -> dict[str, Any]:
     """Return what a model of a dataset takes and tells apart, as plain JSON."""
     train = dataset.train
     return {"classes": dataset.classes, "shape": train.x.shape[1:], "mean": train.mean, "std": train.std}
-
-
-def fingerprint(federation: Federation) -> str:
-    """Return a hash of what the run computes: its settings, and who holds which examples."""
-    text = json.dumps(described(federation.run), sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    for shard in federation.shards:
-        digest.update(shard.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:

@@ -20,12 +20,13 @@ from fedsieve.data import NAMES, Dataset, load, root_from
 from fedsieve.deployed import sparse_file
 from fedsieve.deployed.card import Card, card_of
 from fedsieve.engine import Task
+from fedsieve.engine.fingerprint import described
 from fedsieve.engine.task import limited, read_dataset
 from fedsieve.models import MODELS
 from fedsieve.recipes import made
 from fedsieve.recorded import json_in
 from fedsieve.sparsity import density
-from fedsieve.store import described, inputs_of
+from fedsieve.store import inputs_of
 from fedsieve.types import Data, InputError, Params, Sparse, normalised
 
 

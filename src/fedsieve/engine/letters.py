@@ -1,4 +1,4 @@
-"""Letters between the server and its clients: sealed to their round and client, answers against the model just sent.
+"""Letters between the server and its clients: sealed to run, round and client, answers against the model just sent.
 
 Both sides know the plain model's manifest and, of an answer, the broadcast that it answers: its float32 tensors, by
 their own names, are the base that values and positions are told from.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
+from fedsieve.engine.fingerprint import fingerprint
 from fedsieve.engine.task import Federation
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensated, decode, encode, finite, opened, seal
@@ -28,7 +29,7 @@ class Letters:
         model = federation.model().state_dict()
         manifest = Manifest.of({name: v for name, v in model.items() if v.is_floating_point()})
         self.key = federation.key
-        self.run = f"{type(federation.run.method).__name__}, seed {federation.run.seed}"
+        self.run, self.settings = federation.name, fingerprint(federation)
         self.plain = Known(manifest, finite=False, copies=COPIES)
         self.values = federation.run.values
 
@@ -36,13 +37,17 @@ class Letters:
         """Return what both sides know of the answers to a broadcast."""
         return Known(self.plain.manifest, dict(_floats(down)), finite=False, copies=COPIES)
 
+    def envelope(self, t: int, client: int, direction: str, known: Known) -> Envelope:
+        """Return what a letter is bound to; ``known`` is what its message is encoded against."""
+        return Envelope(self.run, self.settings, t, client, direction, known.digest)
+
     def down(self, t: int, client: int, message: Body) -> bytes:
         """Return a broadcast's letter to one client."""
-        return seal(message, Envelope(self.run, t, client, "down"), self.key)
+        return seal(message, self.envelope(t, client, "down", self.plain), self.key)
 
     def message(self, t: int, client: int, letter: bytes, last: Body | None = None) -> Body:
         """Return the message in a letter to a client: ``last`` itself if it is the same. Raises WireError."""
-        return opened(letter, Envelope(self.run, t, client, "down"), self.key, last)
+        return opened(letter, self.envelope(t, client, "down", self.plain), self.key, last)
 
     def read(self, message: Body) -> Tree:
         """Return a broadcast's tree. Raises WireError."""
@@ -51,7 +56,7 @@ class Letters:
     def up(self, t: int, client: int, told: Tree, known: Known) -> bytes:
         """Return a client's letter. One that is not finite keeps every bit: the server says what is wrong with it."""
         values = self.values if _finite(told) else "f32"
-        return seal(Body(encode(told, known, values)), Envelope(self.run, t, client, "up", known.digest), self.key)
+        return seal(Body(encode(told, known, values)), self.envelope(t, client, "up", known), self.key)
 
     def compensated(self, tree: Tree, memory: dict[str, Tensor]) -> Tree:
         """Return what a client sends of its update where values are rounded: with what was lost the last time.
@@ -68,7 +73,7 @@ class Letters:
 
     def answer(self, t: int, client: int, letter: bytes, known: Known) -> Tree:
         """Return what a client told. Raises WireError."""
-        return decode(opened(letter, Envelope(self.run, t, client, "up", known.digest), self.key).data, known)
+        return decode(opened(letter, self.envelope(t, client, "up", known), self.key).data, known)
 
     def round(
         self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]

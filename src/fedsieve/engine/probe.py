@@ -29,9 +29,9 @@ def of_both(federation: Federation, state: Any, start: Start) -> dict[str, dict[
     """Return what a step costs each way on this machine's CPU; or why one of them cannot be, in ``because``."""
     client = federation.run.sample(start.t)[0]
     tree = federation.run.method.broadcast(state, federation.run.task.tier(client))
-    outgoing, _ = Letters(federation).round(start.t, {client: 0}, {0: tree})
-    message = outgoing[client]
     small, memory = _small(federation, client), start.memory.get(client, b"")
+    outgoing, _ = Letters(small).round(start.t, {client: 0}, {0: tree})
+    message = outgoing[client]
     return {way: _of_one(way, small, start.t, client, message, memory) for way in ("sparse", "dense")}
 
 

@@ -197,6 +197,8 @@ class Federation:
     """What is measured on the way (``fedsieve.measures``); no part of the run itself."""
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
     """What this process and those it starts seal their letters with."""
+    name: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
+    """What tells this run from every other one, also of the same settings: letters are bound to it, no result is."""
     own: dict[int, int] | None = field(default=None, compare=False)
     """How many examples each client has said to have, where they are its own and nobody else sees them."""
 

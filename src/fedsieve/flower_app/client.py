@@ -23,11 +23,12 @@ _kept: tuple[Any, Worker] | None = None
 def opened(here: Path, place: Place) -> Worker:
     """Return this process's worker: the last one, unless it is another's; in a simulation it serves all clients."""
     global _kept
-    own = [] if place.key else [sorted(place.node.items()), sorted(place.about.items())]
-    mark = (here, place.key, sorted(place.config.items()), own)
+    own = [] if place.key else sorted(place.node.items())
+    mark = (here, place.key, sorted(place.config.items()), sorted(place.about.items()), own)
     if _kept is None or _kept[0] != mark:
         order = order_from(place.config)
-        federation = replace(_federation(order, here, place), key=sealing_key(place.key))
+        name = str(place.about.get("run", ""))
+        federation = replace(_federation(order, here, place), key=sealing_key(place.key), name=name)
         _kept = mark, Worker(federation, "cpu", order.kernels)
     return _kept[1]
 
@@ -56,6 +57,5 @@ def _own(order: Order, here: Path, path: Path, client: int, inputs: Inputs) -> F
     run, data = order.run(here), own_examples(path, inputs)
     nothing, all_ = torch.arange(0), torch.arange(len(data))
     dataset = Dataset(path.name, data, data.subset(nothing), inputs.classes)
-    return Federation(
-        run, dataset, tuple(all_ if i == client else nothing for i in range(run.task.clients)), order.measured
-    )
+    shards = tuple(all_ if i == client else nothing for i in range(run.task.clients))
+    return Federation(run, dataset, shards, order.measured, own={client: len(data)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from fedsieve.progress import show
 from fedsieve.store import Origin, inputs_of, keep, write_json
 from fedsieve.types import InputError
 
+NAME = "flower.json"
+"""Holds the run's random name: letters are bound to it, and SuperNodes keep their clients' memories under it."""
 ENDED = "FEDSIEVE_ENDED"
 """Names the file that says how the run ended, for whoever started Flower: its own exit codes do not."""
 
@@ -35,15 +38,16 @@ def _serve(here: Path, carrier: Carrier) -> None:
     order = order_from(carrier.config)
     if not order.out:
         raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
-    federation = replace(opened_for(order, here), key=sealing_key(carrier.key))
-    order.patience.check(federation.run)
     out, about = Path(order.out).expanduser(), dict[str, str]()
+    federation = replace(opened_for(order, here), key=sealing_key(carrier.key), name=name_of(out))
+    order.patience.check(federation.run)
     engine = carrier.engine(federation, order.patience, about)
     origin = Origin(order.recipe, "flower", "cpu", order.kernels)
     rounds = keep(
         out, federation, engine, origin, resume=order.resume and (out / "run.json").exists(), until=order.until
     )
-    about |= {"run": _name(out), "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(order.own_data)}
+    write_json(out / NAME, {"run": federation.name})
+    about |= {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(order.own_data)}
     show(out, federation, rounds, min(order.until or federation.run.rounds, federation.run.rounds))
 
 
@@ -58,12 +62,16 @@ def opened_for(order: Order, here: Path) -> Federation:
     return replace(federation, shards=(nothing,) * federation.run.task.clients, own={})
 
 
-def _name(out: Path) -> str:
-    """Return what SuperNodes keep their clients' memories of this run under; made once a run."""
-    path = out / "flower.json"
-    if not path.exists():
-        write_json(path, {"run": secrets.token_hex(16)})
-    return str(json.loads(path.read_text())["run"])
+def name_of(out: Path) -> str:
+    """Return what nodes know the run of a directory by, drawn where it has none. Raises InputError if it is damaged."""
+    path = out / NAME
+    try:
+        name = json.loads(path.read_text())["run"] if path.exists() else secrets.token_hex(16)
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{32}", name):
+        raise InputError(f"{path} is damaged: put back what stood there, or choose another out")
+    return name
 
 
 def _say(error: str) -> None:

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedsieve.store import alone, described, write_json
+from fedsieve.engine.fingerprint import described
+from fedsieve.store import alone, write_json
 from fedsieve.sweep.grid import Grid, short
 from fedsieve.types import InputError
 

@@ -25,10 +25,12 @@ SHORTEST = 16
 class Envelope:
     """What a message is bound to. It is not sent: the receiver knows it, and the tag tells whether it is the same.
 
-    ``direction`` is ``down`` (to the client) or ``up``; ``base`` the digest of the model that the message is against.
+    ``run`` is the run's random name, ``settings`` the hash of what it computes; ``direction`` is ``down`` (to the
+    client) or ``up``; ``base`` the digest of the model that the message is against (``Known.digest``).
     """
 
     run: str
+    settings: str
     round: int
     client: int
     direction: str
@@ -36,9 +38,9 @@ class Envelope:
 
     def told(self) -> bytes:
         """Return the envelope in bytes, of which no two are alike."""
-        run, way = self.run.encode(), self.direction.encode()
-        lengths = struct.pack("<IIIqq", len(run), len(way), len(self.base), self.round, self.client)
-        return b"fedsieve seal 2\0" + lengths + run + way + self.base
+        texts = [self.run.encode(), self.settings.encode(), self.direction.encode(), self.base]
+        numbers = struct.pack("<IIIIqq", *map(len, texts), self.round, self.client)
+        return b"fedsieve seal 3\0" + numbers + b"".join(texts)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def opened(data: bytes, envelope: Envelope, key: bytes, last: Body | None = None
     if not hmac.compare_digest(_tag(body, envelope, key), data[:TAG]):
         raise WireError(
             f"the seal does not fit round {envelope.round} and client {envelope.client} ({envelope.direction}): "
-            "the message is damaged, or of another run, round, client, base or key"
+            "the message is damaged, or of another run, other settings, another round, client, base or key"
         )
     return body
 

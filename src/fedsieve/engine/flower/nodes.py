@@ -35,9 +35,8 @@ class Nodes(Protocol):
 class Anywhere:
     """A simulation's nodes: any of them can be any client, so that their number need not be the clients'."""
 
-    def __init__(self, grid: Grid):
-        self.grid = grid
-        self.about: Mapping[str, str] = {}
+    def __init__(self, grid: Grid, about: Mapping[str, str] | None = None):
+        self.grid, self.about = grid, {} if about is None else about
 
     def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
         """Deal the clients out to the nodes."""

@@ -36,9 +36,9 @@ class Carrier:
         return self.key is not None
 
     def engine(self, federation: Federation, patience: Patience, about: Mapping[str, str]) -> Engine:
-        """Return the engine; ``about`` is what every SuperNode is told of the run."""
+        """Return the engine; ``about`` is what every node is told of the run."""
         if self.simulated:
-            return carried(self.grid, Anywhere(self.grid), patience, UNDER_WAY)
+            return carried(self.grid, Anywhere(self.grid, about), patience, UNDER_WAY)
         return carried(self.grid, Registered(self.grid, federation, about), patience, pause=0.5)
 
 
