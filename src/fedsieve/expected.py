@@ -7,7 +7,7 @@ asks: names, shapes, types, how many values, and what the model would be without
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -85,6 +85,13 @@ class Expected:
             raise Unexpected(f"{sent} values at positions of the client's choice, where {self.most} are allowed")
         if self.rule and (wrong := self.rule(tree)):
             raise Unexpected(wrong)
+
+    def filled(self, tree: Tree, frozen: Set[str]) -> Tree:
+        """Return the tree with what is frozen, as it is on the server. Raises Unexpected if a client sends of it."""
+        if given := sorted(frozen & tree.keys()):
+            raise Unexpected(f"{given[0]} is frozen: nobody sends it")
+        bases = {name: entry.base for name, entry in self.tree.items() if not isinstance(entry, Number)}
+        return {**tree, **{name: base for name, base in bases.items() if name in frozen}}
 
     def chosen(self) -> list[str]:
         """Return the names of which every client sends a part of its own."""

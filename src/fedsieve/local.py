@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.kernels.choice import Kernels, Sparse
-from fedsieve.sparsity import layers
+from fedsieve.sparsity import layers, still
 from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
 
 DENSE = (1.0, 1.0, 1.0)
@@ -34,7 +34,7 @@ class Training:
 
     def __init__(self, device: Device, mask: Mask | None = None):
         self.device = device
-        device.model.train()
+        train_(device.model)
         self.steps: Steps = (device.steps or Dense)(device, mask or {})
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -45,6 +45,15 @@ class Training:
             for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
                 yield self.steps.step(*data.batch(index.to(data.y.device), change))
         self.steps.write_()
+
+
+def train_(model: nn.Module) -> nn.Module:
+    """Put the model in training mode, and return it; a frozen BatchNorm computes with its running statistics."""
+    model.train()
+    for module in model.modules():
+        if still(module):
+            module.eval()
+    return model
 
 
 class Dense:

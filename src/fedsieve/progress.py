@@ -54,6 +54,8 @@ def show(
         f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
         f"{task.clients} clients a round ({task.partition}), {len(federation.dataset.train)} training examples"
     )
+    for remark in federation.remarks:
+        console.print(remark)
     rows = read_rows(folder)
     done = rows[-1]["round"] if rows else 0
     (_live if console.is_terminal else _plain)(rounds, done, last, console)
@@ -128,7 +130,8 @@ def _summary(folder: Path) -> Table:
     table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")
     if "accuracy_pruned" in told:
         table.add_row("pruned", f"{told['accuracy_pruned']:.2%}", "accuracy of the model cut to the target density")
-    table.add_row("density", f"{told['density']:.2%}", "of its weights")
+    whole = f"of its weights; {told['density_of_all']:.2%} of all its parameters"
+    table.add_row("density", f"{told['density']:.2%}", whole)
     for way in ("up", "down"):
         sent, dense = told[f"bytes_{way}"], told[f"bytes_dense_{way}"]
         table.add_row(f"sent {way}", megabytes(sent), times(dense, sent, than="dense"))

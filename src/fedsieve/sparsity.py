@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -64,11 +66,76 @@ def non_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Spar
     return on_support(params, {name: params[name] != 0 for name in names})
 
 
-def density(params: Params) -> float:
-    """Return the share of non-zeros among all weights (tensors of two or more dimensions)."""
-    weights = [v for v in params.values() if v.dim() >= 2]
+def density(params: Params, names: Collection[str] | None = None) -> float:
+    """Return the share of non-zeros among all weights (tensors of two or more dimensions), or those of ``names``."""
+    weights = [v for name, v in params.items() if (v.dim() >= 2 if names is None else name in names)]
     total = sum(v.numel() for v in weights)
     return sum(int(v.count_nonzero()) for v in weights) / total if total else 1.0
+
+
+def frozen(model: nn.Module) -> frozenset[str]:
+    """Return the names of what training leaves as it is.
+
+    These are the parameters whose ``requires_grad`` is False, and the statistics of ``still`` layers.
+    """
+    every = model.named_parameters(remove_duplicate=False)
+    fixed = {name for name, w in every if not w.requires_grad}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if still(module):
+            fixed |= {f"{path}.{name}".lstrip(".") for name, v in module.named_buffers() if v.is_floating_point()}
+    return frozenset(fixed)
+
+
+def still(module: nn.Module) -> bool:
+    """Tell a BatchNorm (or the like) all of whose parameters are frozen: its running statistics stay too."""
+    own = [*module.parameters(recurse=False)]
+    tracked = getattr(module, "track_running_stats", False)
+    return bool(tracked and own) and not any(w.requires_grad for w in own)
+
+
+def shared(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that have more than one: tied weights, a layer in two places."""
+    every = [*model.named_parameters(remove_duplicate=False)]
+    uses = Counter(id(w) for _, w in every)
+    return frozenset(name for name, w in every if uses[id(w)] > 1)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model a method makes sparse. Numbers are of single parameters, biases and norms among them."""
+
+    total: int
+    frozen: int
+    dense: Mapping[str, int]
+    """The parameters that are in no sparse layer, the largest first."""
+    sparse: bool
+    """Whether the method makes any layer sparse."""
+
+    @classmethod
+    def of(cls, model: nn.Module, sparse: Collection[str]) -> Coverage:
+        """Return what of a model is outside the weights named in ``sparse``."""
+        every = dict(model.named_parameters())
+        outside = {name: w.numel() for name, w in every.items() if name not in sparse}
+        fixed = sum(w.numel() for w in every.values() if not w.requires_grad)
+        ordered = dict(sorted(outside.items(), key=lambda item: -item[1]))
+        return cls(sum(w.numel() for w in every.values()), fixed, ordered, bool(sparse))
+
+    @property
+    def share(self) -> float:
+        """The share of all parameters that stays dense."""
+        return sum(self.dense.values()) / max(self.total, 1)
+
+    def lines(self, policy: str) -> list[str]:
+        """Return what a person should know of it, a line each."""
+        lines, names = list[str](), [*self.dense]
+        if self.sparse and names:
+            more = f" ({len(names) - 3} more)" if len(names) > 3 else ""
+            which = f"the policy {policy}" if policy else "the method"
+            lines.append(f"{which} leaves {self.share:.1%} of all weights dense: {', '.join(names[:3])}{more}")
+        if self.frozen:
+            what = f"{self.frozen:,} of {self.total:,} weights are frozen (requires_grad=False)"
+            lines.append(f"{what}: they stay as they are, in no policy, and are not sent up")
+        return lines
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -83,16 +150,29 @@ def policy(name: str, model: nn.Module) -> tuple[str, ...]:
     ``name`` is one of ``POLICIES``, or layer names and patterns joined by commas (``"conv*,fc1"``). A model may name
     its own layers for a policy in an attribute ``policies`` (a mapping to tuples of layer names); otherwise:
     ``all``: every convolution and linear layer; ``swat``: all but the first convolution; ``flash``: all but the last
-    layer; ``zerofl``: neither the first nor the last layer, nor 1x1 convolutions. Raises InputError if none matches.
+    layer; ``zerofl``: neither the first nor the last layer, nor 1x1 convolutions.
+
+    Weights that are frozen (``requires_grad`` is False) or that two layers share are in no policy. Raises InputError
+    if none is left, or none of a pattern's, or if a layer's weight is no parameter of its own.
     """
     found = layers(model)
     own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
-    chosen = own[name] if name in own else _rule(name, found)
+    left_out = frozen(model) | shared(model)
+    free = [layer for layer in found if f"{layer}.weight" not in left_out]
+    chosen = [*own[name]] if name in own else _rule(name, found, free)
+    kept = tuple(f"{layer}.weight" for layer in chosen if f"{layer}.weight" not in left_out)
+    if chosen and not kept:
+        raise InputError(
+            f"policy {name!r} matches no layer that is trained: {_some(chosen)} are frozen (requires_grad=False) or "
+            f"share their weights; {_others(free)}"
+        )
     if not chosen:
         raise InputError(
             f"policy {name!r} matches no layer; the layers are {', '.join(found)} (policies: {', '.join(POLICIES)})"
         )
-    return tuple(f"{layer}.weight" for layer in chosen)
+    for weight in kept:
+        _check_own(model, weight)
+    return kept
 
 
 def uniform(names: tuple[str, ...], q: float) -> dict[str, float]:
@@ -152,7 +232,7 @@ def _ascending(keys: Tensor, place: int) -> Tensor:
     return keys.sort().values[place] if keys.is_cuda else keys.kthvalue(place + 1).values
 
 
-def _rule(name: str, found: Mapping[str, nn.Module]) -> list[str]:
+def _rule(name: str, found: Mapping[str, nn.Module], free: Collection[str]) -> list[str]:
     names = list(found)
     if name == "all":
         return names
@@ -166,7 +246,46 @@ def _rule(name: str, found: Mapping[str, nn.Module]) -> list[str]:
     patterns = [pattern.strip() for pattern in name.split(",")]
     if unused := [p for p in patterns if not any(fnmatchcase(n, p) for n in names)]:
         raise InputError(f"policy {unused[0]!r} matches no layer; the layers are {', '.join(names)}")
+    if fixed := [p for p in patterns if not any(fnmatchcase(n, p) for n in free)]:
+        raise InputError(
+            f"policy {fixed[0]!r} matches only layers that are frozen (requires_grad=False) or share their weights: "
+            f"leave it out; {_others(free)}"
+        )
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _others(free: Collection[str]) -> str:
+    return f"name others, -s method.policy={','.join(free)}" if free else "train another layer, or take a dense method"
+
+
+REPARAMETRISED = {
+    "parametrizations": "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
+    "weight_mask": "torch.nn.utils.prune.remove(layer, 'weight')",
+    "weight_g": "torch.nn.utils.remove_weight_norm(layer)",
+    "weight_u": "torch.nn.utils.remove_spectral_norm(layer)",
+}
+"""What shows that PyTorch computes a layer's weight from other parameters, and the call that ends it."""
+
+
+def _check_own(model: nn.Module, weight: str) -> None:
+    """Raise InputError unless a layer's weight is a parameter of its own, of floats."""
+    path = weight.removesuffix(".weight")
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        raise InputError(f"the model's own policies name {path}, but it has no such layer") from None
+    if any(name == "weight" for name, _ in layer.named_parameters(recurse=False)):
+        return
+    remedy = next((call for mark, call in REPARAMETRISED.items() if hasattr(layer, mark)), None)
+    raise InputError(
+        f"layer {path} has no parameter 'weight' of its own"
+        + (f", it is computed from others: call {remedy} first" if remedy else "")
+        + ", or leave the layer out (-s method.policy=...)"
+    )
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ def summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any
         "accuracy_validation": validated[-1] if validated else None,
         **({"accuracy_pruned": pruned[-1]} if pruned else {}),
         "density": rows[-1]["density"],
+        "density_of_all": rows[-1]["density_of_all"],
         **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},
         "uploads": sum(len(r["clients"]) for r in trained),
         "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),

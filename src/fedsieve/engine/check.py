@@ -14,6 +14,7 @@ from typing import Any
 from fedsieve.engine.task import Federation
 from fedsieve.expected import Expected, Norms, Unexpected, expected_of, shown
 from fedsieve.robust import Fixed, Multiple, Off, within
+from fedsieve.sparsity import frozen
 from fedsieve.types import Tree, Update
 from fedsieve.wire import WireError
 
@@ -40,6 +41,7 @@ class Checks:
 
     def __init__(self, federation: Federation, norms: Iterable[Norms] = (), columns: Collection[str] = ()):
         self.federation, self.norms, self.columns = federation, [*norms], columns
+        self.frozen = frozen(federation.model())
 
     def passed(
         self,
@@ -105,12 +107,13 @@ class Checks:
         if told.keys() != {*parts, "n"} or len(trees) < len(parts):
             raise Unexpected("not a client's answer")
         n = _examples(told["n"], self.federation.examples(client))
-        expected.check(trees["tree"])
+        tree = expected.filled(trees["tree"], self.frozen)
+        expected.check(tree)
         self._check_metrics(trees["metrics"], expected)
         _check_work(trees["work"])
         _check_notes(trees["notes"])
-        norms = None if isinstance(self.federation.run.bound, Off) else expected.norms(trees["tree"])
-        update = Update(trees["tree"], n, dict(trees["metrics"]))  # type: ignore[arg-type]
+        norms = None if isinstance(self.federation.run.bound, Off) else expected.norms(tree)
+        update = Update(tree, n, dict(trees["metrics"]))  # type: ignore[arg-type]
         return Answer(client, update, trees["work"], trees["notes"], norms)  # type: ignore[arg-type]
 
     def _check_metrics(self, metrics: Tree, expected: Expected) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsieve.engine.fingerprint import fingerprint
 from fedsieve.engine.task import Federation
+from fedsieve.sparsity import frozen
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensated, decode, encode, finite, opened, seal
 
@@ -26,8 +27,10 @@ class Letters:
     """What a federation's processes write and read letters with."""
 
     def __init__(self, federation: Federation):
-        model = federation.model().state_dict()
-        manifest = Manifest.of({name: v for name, v in model.items() if v.is_floating_point()})
+        model = federation.model()
+        floats = {name: v for name, v in model.state_dict().items() if v.is_floating_point()}
+        self.frozen = frozen(model)
+        manifest = Manifest.of(floats)
         self.key = federation.key
         self.run, self.settings = federation.name, fingerprint(federation)
         self.plain = Known(manifest, finite=False, copies=COPIES)
@@ -57,6 +60,10 @@ class Letters:
         """Return a client's letter. One that is not finite keeps every bit: the server says what is wrong with it."""
         values = self.values if _finite(told) else "f32"
         return seal(Body(encode(told, known, values)), self.envelope(t, client, "up", known), self.key)
+
+    def trained(self, tree: Tree) -> Tree:
+        """Return what a client sends of its update: all but what is frozen, which the server has."""
+        return {name: value for name, value in tree.items() if name not in self.frozen}
 
     def compensated(self, tree: Tree, memory: dict[str, Tensor]) -> Tree:
         """Return what a client sends of its update where values are rounded: with what was lost the last time.

@@ -8,6 +8,7 @@ An engine carries the bytes; they are counted here, where they exist.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -31,6 +32,11 @@ from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import Body, decode, encode
+
+
+class MostlyDense(UserWarning):
+    """A sparse method's policy does not reach a good part of the weights."""
+
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Lost]]"]
 """Take round t's messages to their clients and bring the answers back, in the clients' order."""
@@ -58,6 +64,9 @@ class Round:
     accuracy_validation: float | None
     """On what all clients hold out; None without a test, or where nothing is held out."""
     density: float
+    """The share of non-zeros among the weights of two or more dimensions."""
+    density_of_all: float
+    """The share of non-zeros among all parameters, those that no policy reaches, biases and norms included."""
     metrics: Mapping[str, float]
     bytes_up: int
     bytes_down: int
@@ -142,7 +151,7 @@ def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b
         down = worker.read(t, client, letter)
         update = worker.method.client(down, device)
     told: Tree = {
-        "tree": worker.letters.compensated(update.tree, device.memory),
+        "tree": worker.letters.compensated(worker.letters.trained(update.tree), device.memory),
         "n": float(update.n),
         "metrics": {**update.metrics, **_saved(worker)},
         "work": {"real": work.real, "dense": work.dense},
@@ -167,8 +176,15 @@ def _notes(work: Work) -> Tree:
 def run(
     run: Run, engine: Engine, data: Path | str | None = None, device: str = "cpu", measure: tuple[str, ...] = ()
 ) -> Iterator[Round]:
-    """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops."""
-    return rounds(open_run(run, data, measure), engine, device)
+    """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops.
+
+    Warns (MostlyDense) where the method's policy leaves more than a tenth of all weights dense.
+    """
+    federation = open_run(run, data, measure)
+    coverage = federation.coverage
+    if coverage and coverage.sparse and coverage.share > 0.1:
+        warnings.warn(federation.remarks[0], MostlyDense, stacklevel=2)
+    return rounds(federation, engine, device)
 
 
 def rounds(
@@ -180,12 +196,12 @@ def rounds(
     """
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
-    dense_up, dense_down = _dense_bytes(state.params)
+    letters, names = Letters(federation), dict(plain.named_parameters()).keys()
+    dense_up, dense_down = (_dense_bytes(tree) for tree in (letters.trained(state.params), state.params))
     if start:
         state = unflatten(state, start.tensors)
     memory = dict(start.memory) if start else {}
     checks = Checks(federation, start.norms if start else (), {"round", *(f.name for f in fields(Round))})
-    letters = Letters(federation)
     plain, test = plain.to(device), federation.test().to(device)
     held_out = None if (validation := federation.validation()) is None else validation.to(device)
     with engine(federation, memory) as exchange:
@@ -212,6 +228,7 @@ def rounds(
                 accuracy=accuracy(load_(plain, model), test) if tested else None,
                 accuracy_validation=accuracy(load_(plain, model), held_out) if tested and held_out else None,
                 density=density(model),
+                density_of_all=density(model, names),
                 metrics=tally.metrics,
                 bytes_up=tally.bytes_up,
                 bytes_down=outgoing.size,
@@ -269,7 +286,6 @@ def _looser(run: Run) -> str:
     return f"; if the bound is too tight, raise {remedy}" if remedy else ""
 
 
-def _dense_bytes(params: Params) -> tuple[int, int]:
-    """Return what dense federated averaging would send up and down for one client: its plain numbers, unpacked."""
-    size = sum(value.numel() * value.element_size() for value in params.values())
-    return size, size
+def _dense_bytes(tree: Tree) -> int:
+    """Return what dense federated averaging would send one way for one client: its plain numbers, unpacked."""
+    return sum(value.numel() * value.element_size() for value in tree.values() if isinstance(value, Tensor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
 from fedsieve.robust import Bound, Mean, Off, Plain, check_fit
+from fedsieve.sparsity import Coverage
 from fedsieve.types import Data, Device, InputError, Method, rng
 
 LATER = {"later": True}
@@ -199,8 +200,17 @@ class Federation:
     """What this process and those it starts seal their letters with."""
     name: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
     """What tells this run from every other one, also of the same settings: letters are bound to it, no result is."""
+    coverage: Coverage | None = field(default=None, compare=False)
+    """What of the model the method makes sparse."""
     own: dict[int, int] | None = field(default=None, compare=False)
     """How many examples each client has said to have, where they are its own and nobody else sees them."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know before the run: which weights no policy reaches, and which are frozen."""
+        method = self.run.method
+        named = getattr(getattr(method, "inner", method), "policy", "")
+        return self.coverage.lines(named) if self.coverage else []
 
     def examples(self, client: int) -> int:
         """Return how many examples a client has, training and validation."""
@@ -290,7 +300,7 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
     if spent := getattr(run.method, "spent", None):
         spent(0, run.per_round, task.clients)
-    return federation
+    return replace(federation, coverage=Coverage.of(federation.model(), getattr(state, "sparse", ())))
 
 
 def _check_labels(dataset: Dataset) -> None:
