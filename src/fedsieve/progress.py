@@ -128,6 +128,8 @@ def _summary(folder: Path) -> Table:
     paper = f", {decimal(int(told['paper_bytes_up']))} by the paper's formula" if told["paper_bytes_up"] else ""
     table = Table.grid(padding=(0, 2))
     table.add_row("accuracy", "-" if told["accuracy"] is None else f"{told['accuracy']:.2%}", "of the deployed model")
+    if told["accuracy_validation"] is not None:
+        table.add_row("validation", f"{told['accuracy_validation']:.2%}", "accuracy on what all clients hold out")
     if "accuracy_pruned" in told:
         table.add_row("pruned", f"{told['accuracy_pruned']:.2%}", "accuracy of the model cut to the target density")
     whole = f"of its weights; {told['density_of_all']:.2%} of all its parameters"
