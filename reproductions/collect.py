@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fedsieve.engine.fingerprint import described
 from fedsieve.published import Published, published
-from fedsieve.store import described, read_rows
+from fedsieve.store import read_rows
 from fedsieve.units import times
 
 HERE = Path(__file__).parent

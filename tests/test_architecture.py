@@ -10,7 +10,7 @@ import fedsieve
 ROOT = Path(fedsieve.__file__).parent
 ORDER = [
     {"types"},
-    {"sparsity"},
+    {"sparsity", "files", "failures"},
     {"wire", "layers", "server", "data", "models"},
     {"kernels", "expected", "flower"},
     {"local", "robust", "privacy"},
@@ -19,6 +19,7 @@ ORDER = [
     {"methods"},
     {"engine"},
     {"recipes", "settings", "circumstances", "summary"},
+    {"run_json", "checkpoints", "source"},
     {"store"},
     {"recorded", "drawing", "output", "published", "units"},
     {"figures", "plots", "deployed"},

@@ -226,7 +226,8 @@ def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monk
 def test_a_run_keeps_its_name(tmp_path: Path) -> None:
     first = name_of(tmp_path)
     assert first != name_of(tmp_path)
-    for there, line in ((json.dumps({"run": first}), None), ("{", "is damaged"), ('{"run": "../x"}', "is damaged")):
+    damaged = {"{": "is not a JSON object", '{"run": "../x"}': "is damaged"}
+    for there, line in ((json.dumps({"run": first}), None), *damaged.items()):
         (tmp_path / "flower.json").write_text(there)
         if line is None:
             assert name_of(tmp_path) == first

@@ -559,6 +559,10 @@ def test_a_directory_in_a_files_place_is_named(tmp_path: Path, name: str) -> Non
     (run / name).mkdir()
     with pytest.raises(InputError, match=rf"{re.escape(str(run / name))} cannot be read \(Is a directory\)"):
         report([run], tmp_path / "report.html")
+    (run / name).rmdir()
+    os.mkfifo(run / name)  # which nobody ever writes to
+    with pytest.raises(InputError, match=rf"{re.escape(str(run / name))} cannot be read \(Not a regular file\)"):
+        report([run], tmp_path / "report.html")
 
 
 def test_what_is_not_a_regular_file_is_not_written_over(tmp_path: Path) -> None:
@@ -573,9 +577,11 @@ def test_what_is_not_a_regular_file_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    for length in (250, 300):
-        with pytest.raises(InputError, match="cannot be written"):
-            report([write_run(tmp_path / f"{length}")], tmp_path / ("r" * length))
+    run = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match="cannot be written"):
+        report([run], tmp_path / ("r" * 256))
+    report([run], tmp_path / ("r" * 255))
+    assert (tmp_path / ("r" * 255)).exists()
 
 
 def test_a_place_that_cannot_take_the_page_is_named(tmp_path: Path) -> None:

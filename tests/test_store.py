@@ -203,7 +203,7 @@ def test_a_directory_that_contradicts_itself_is_not_gone_on_with(tmp_path: Path,
     go(tmp_path, run, until=3)
     INCONSISTENT[how](tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
-    with pytest.raises(InputError, match="but rows of rounds"):
+    with pytest.raises(InputError, match=r"rounds\.jsonl (is not as it was|has 3 rows)"):
         go(tmp_path, run, resume=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")} == before
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     go(tmp_path, run, until=2)
     federation = open_run(run)
     other = replace(federation, shards=(*federation.shards[1:], federation.shards[0]))
-    with pytest.raises(InputError, match="belongs to a run on other data"):
+    with pytest.raises(InputError, match="holds a run on other data"):
         list(keep(tmp_path, other, local(), ORIGIN, resume=True))
 
 

@@ -14,6 +14,7 @@ import typer
 
 from fedsieve.bench.commands import bench
 from fedsieve.engine import Patience
+from fedsieve.failures import of_machine
 from fedsieve.flower_app.commands import flower
 from fedsieve.local import warn_in_one_line
 from fedsieve.types import InputError
@@ -45,6 +46,7 @@ Kernels = Annotated[
 ]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
 
+Accept = typer.Option("--accept-changes", help="Go on though the recipe's file, or what it imports, has changed.")
 Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
 Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
@@ -57,6 +59,7 @@ def run_command(
     data: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE-NUMBER.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    accept: Annotated[bool, Accept] = False,
     until: Annotated[int, typer.Option(help="Stop after this round (0: the last); --resume goes on.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
@@ -76,8 +79,8 @@ def run_command(
     from fedsieve.launch import launcher, run_folder
     from fedsieve.progress import show
     from fedsieve.recipes import made
+    from fedsieve.run_json import FILE, Origin, kernels_of
     from fedsieve.settings import changed
-    from fedsieve.store import Origin, kernels_of
 
     run = changed(made(recipe), set_ or [])
     folder = out or (run_folder(recipe, resume) if resume else None)
@@ -88,9 +91,10 @@ def run_command(
     federation = open_run(run, root_from(data), _names(measure))
     chosen(federation, choice, device)
     folder = folder or run_folder(recipe, resume)
-    if resume and not (folder / "run.json").exists():
+    if resume and not (folder / FILE).exists():
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    rounds = launch(folder, federation, Origin(recipe, engine, device, choice), resume, until)
+    origin = Origin(recipe, engine, device, choice)
+    rounds = launch(folder, federation, origin, resume=resume, until=until, accept_changes=accept)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
 
@@ -105,6 +109,7 @@ def sweep_command(
     until: Annotated[int, typer.Option(help="Stop every run after this round (0: the last).", min=0)] = 0,
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
     kernels: Kernels = None,
+    accept: Annotated[bool, Accept] = False,
     table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
 ) -> None:
     """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
@@ -126,7 +131,7 @@ def sweep_command(
         root = root_from(data)
         check(whole.cells, root, whole.kernels)
         with open_folder(folder, whole):
-            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured, whole.kernels)
+            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured, whole.kernels, accept)
             show_table(whole, folder, save=True)
         if trouble:
             raise InputError(trouble)
@@ -255,18 +260,22 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing more
         code = 1
-    except OSError as error:
-        _fail(f"{error.strerror}: {error.filename or 'the output'}: free the place, or choose another")
     except Exception as error:
+        if line := of_machine(error):
+            _fail(line + _kept())
         if not hasattr(error, "format_message"):
             raise
         _fail(error.format_message())
     if code == STOPPED:
-        kept = "every finished round is on disk"
-        told = {"sweep": f"{kept}: the same command goes on", "bench": "nothing was kept"}
-        how = told.get("".join(sys.argv[1:2]), f"{kept}: --resume goes on")
-        typer.echo(f"\nfedsieve: stopped; {how}", err=True)
+        typer.echo(f"\nfedsieve: stopped{_kept()}", err=True)
     sys.exit(code)
+
+
+def _kept() -> str:
+    """Return what is left of a command that ended early, and how to go on."""
+    kept = "; every finished round is on disk"
+    goes = {"run": f"{kept}: --resume goes on", "sweep": f"{kept}: the same command goes on"}
+    return (goes | {"bench": "; nothing was kept"}).get("".join(sys.argv[1:2]), "")
 
 
 def _fail(line: str) -> NoReturn:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fedsieve.circumstances import cores
 from fedsieve.engine import Engine, Federation, Patience, local, pool
 from fedsieve.flower_app.order import Words
 from fedsieve.progress import Shown
-from fedsieve.store import Origin, keep
+from fedsieve.run_json import Origin
+from fedsieve.store import keep
 from fedsieve.types import InputError
 
-Launch: TypeAlias = Callable[[Path, Federation, Origin, bool, int], Iterator[Shown]]
-"""Run a federation in a directory, from its last checkpoint if the flag says so, to a round (0: the last)."""
+Launch: TypeAlias = Callable[..., Iterator[Shown]]
+"""Run a federation in a directory: what ``store.keep`` takes, the engine aside."""
 
 
 def launcher(name: str, device: str, kernels: str, patience: Patience, words: Words) -> Launch:
@@ -25,8 +26,8 @@ def launcher(name: str, device: str, kernels: str, patience: Patience, words: Wo
         return _on_ray(number, device, patience, words)
     engine = _here(name, device, kernels, patience)
 
-    def launch(folder: Path, federation: Federation, origin: Origin, resume: bool, until: int) -> Iterator[Shown]:
-        return keep(folder, federation, engine, origin, resume=resume, until=until)
+    def launch(folder: Path, federation: Federation, origin: Origin, **how: Any) -> Iterator[Shown]:
+        return keep(folder, federation, engine, origin, **how)
 
     return launch
 
@@ -39,9 +40,9 @@ def _on_ray(number: str, device: str, patience: Patience, words: Words) -> Launc
     import fedsieve.engine.flower  # noqa: F401 (Flower must be there)
     from fedsieve.flower_app.simulate import simulated
 
-    def launch(folder: Path, federation: Federation, origin: Origin, resume: bool, until: int) -> Iterator[Shown]:
+    def launch(folder: Path, federation: Federation, origin: Origin, **how: Any) -> Iterator[Shown]:
         workers = int(number) if number else cores()
-        return simulated(folder, federation, origin, words, patience, workers, resume=resume, until=until)
+        return simulated(folder, federation, origin, words, patience, workers, **how)
 
     return launch
 

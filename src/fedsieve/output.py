@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
+from fedsieve.files import write
 from fedsieve.types import InputError
 
 
@@ -23,13 +22,8 @@ def check_place(out: Path, example: str) -> None:
 
 
 def save(out: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that a failure leaves the old one."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    """Write a file so that a failure leaves the old one. Raises InputError."""
     try:
-        partial.write_bytes(content)
-        partial.replace(out)
+        write(out, content)
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedsieve.engine import Federation
+from fedsieve.files import read_json
 from fedsieve.recorded import trained_by
 from fedsieve.store import read_rows
 from fedsieve.units import times
@@ -123,7 +123,7 @@ def clock(seconds: float) -> str:
 
 def _summary(folder: Path) -> Table:
     """Return the summary of a run as a table."""
-    told, rows = json.loads((folder / "summary.json").read_text()), read_rows(folder)
+    told, rows = read_json(folder / "summary.json") or {}, read_rows(folder)
     refused = sum(len(row["refused"]) for row in rows)
     paper = f", {decimal(int(told['paper_bytes_up']))} by the paper's formula" if told["paper_bytes_up"] else ""
     table = Table.grid(padding=(0, 2))

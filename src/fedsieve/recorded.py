@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsieve.files import object_of, read_json
+from fedsieve.files import read as read_file
 from fedsieve.types import InputError
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Numbers beyond these are no measurement: their sums and quotients overflow."""
-DEEPEST = 50
-"""How far JSON may be nested."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class Recorded:
 
 def read(folder: Path) -> Recorded:
     """Return what a run directory holds; InputError names the file that is missing or broken, and the remedy."""
-    about = json_in(folder / "run.json")
+    about = read_json(folder / "run.json")
     if about is None:
         raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
     classes, counts = _partition(folder / "partition.json")
-    rows, summary = _rows(folder / "rounds.jsonl"), json_in(folder / "summary.json")
+    rows, summary = _rows(folder / "rounds.jsonl"), read_json(folder / "summary.json")
     run = Recorded(folder, about, rows, summary, classes, counts)
     current = summary is not None and number(summary.get("rounds")) == run.done
     return run if current else replace(run, summary=None)
@@ -158,12 +158,6 @@ def number(value: Any) -> float | None:
     return value if plain and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
 
 
-def json_in(path: Path) -> dict[str, Any] | None:
-    """Return the object that a JSON file holds, None where there is no such file. Raises InputError."""
-    text = _text(path)
-    return None if text is None else _object(text, str(path))
-
-
 def _name(run: Recorded, siblings: list[Recorded]) -> str:
     apart = [key for key in run.settings if len({other.settings.get(key) for other in siblings}) > 1]
     apart = [key for key in apart if key != "seed"][:3] + ["seed"] * ("seed" in apart)
@@ -176,52 +170,22 @@ def _flat(node: Any, name: str = "") -> dict[str, str]:
     return {name: node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)} if name else {}
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): allow it, or leave this run out") from error
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict) or _nested(value) > DEEPEST:
-        raise InputError(f"{where} is not a JSON object: restore the file, or leave this run out")
-    return value
-
-
-def _nested(value: Any) -> int:
-    """Return how deeply lists and objects are nested, without recursion; more than DEEPEST is not told apart."""
-    level = [value]
-    for depth in range(DEEPEST + 1):
-        level = [one for one in level if isinstance(one, dict | list)]
-        if not level:
-            return depth
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return DEEPEST + 1
-
-
 def _counts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(n, int) for n in value.values())
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the rounds in order, the last written of each; a last line that was cut off is a round not yet over."""
-    *lines, rest = (_text(path) or "").split("\n")
-    rows = [_object(line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    *lines, rest = (read_file(path) or b"").split(b"\n")
+    rows = [object_of(line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
     with suppress(InputError):
-        rows.append(_object(rest, "the last line"))
+        rows.append(object_of(rest, "the last line"))
     by_round = {t: row for row in rows if (t := number(row.get("round"))) is not None}
     return [by_round[t] for t in sorted(by_round)]
 
 
 def _partition(path: Path) -> tuple[list[str], NDArray[np.float64] | None]:
-    held = json_in(path)
+    held = read_json(path)
     if held is None:
         return [], None
     with suppress(KeyError, TypeError, ValueError, OverflowError):

@@ -11,12 +11,12 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
 from fedsieve.data.dataset import Arrays
 from fedsieve.data.files import UNREADABLE
+from fedsieve.files import replacing
 
 VERSION = 1
 """Part of every key: to be raised when the same key comes to mean other arrays."""
@@ -64,13 +64,5 @@ def _read(path: Path) -> Arrays | None:
 
 def _write(path: Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-        part = Path(file.name)
-        try:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink()
-            raise
+    with replacing(path, 0o600) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

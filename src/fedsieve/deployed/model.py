@@ -22,9 +22,9 @@ from fedsieve.deployed.card import Card, card_of
 from fedsieve.engine import Task
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.task import limited, read_dataset
+from fedsieve.files import read_json
 from fedsieve.models import MODELS
 from fedsieve.recipes import made
-from fedsieve.recorded import json_in
 from fedsieve.sparsity import density
 from fedsieve.store import inputs_of
 from fedsieve.types import Data, InputError, Params, Sparse, normalised
@@ -84,10 +84,10 @@ def own_test_set(card: Card, recipe: str = "", data: str | None = None) -> Data:
 
 
 def _card_of_run(folder: Path, recipe: str, data: str | None) -> Card:
-    about = json_in(folder / "run.json")
+    about = read_json(folder / "run.json")
     if about is None:
         raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
-    inputs = json_in(folder / "inputs.json")
+    inputs = read_json(folder / "inputs.json")
     if inputs is None:  # a run from before it was written
         run = about.get("run")
         task = run.get("task") if isinstance(run, dict) else None

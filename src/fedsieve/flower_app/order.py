@@ -42,6 +42,8 @@ class Order:
     kernels: str = "auto"
     until: int = 0
     resume: bool = False
+    accept_changes: bool = False
+    """Whether to go on although the recipe's file, or what it imports, has changed."""
     min_clients: int = Patience.min_clients
     round_timeout: float = Patience.round_timeout
 

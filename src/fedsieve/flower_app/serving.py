@@ -13,9 +13,12 @@ import torch
 
 from fedsieve.engine import Federation
 from fedsieve.engine.flower.server import Carrier
+from fedsieve.failures import of_machine
+from fedsieve.files import read_json, write_json
 from fedsieve.flower_app.order import Order, order_from, sealing_key
 from fedsieve.progress import show
-from fedsieve.store import Origin, inputs_of, keep, write_json
+from fedsieve.run_json import FILE, Origin
+from fedsieve.store import inputs_of, keep
 from fedsieve.types import InputError
 
 NAME = "flower.json"
@@ -29,7 +32,8 @@ def serve(here: Path, carrier: Carrier) -> None:
     try:
         _serve(here, carrier)
     except BaseException as error:
-        _say(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        said = str(error) if isinstance(error, InputError) else of_machine(error)
+        _say(said or f"{type(error).__name__}: {error}")
         raise
     _say("")
 
@@ -44,7 +48,13 @@ def _serve(here: Path, carrier: Carrier) -> None:
     engine = carrier.engine(federation, order.patience, about)
     origin = Origin(order.recipe, "flower", "cpu", order.kernels)
     rounds = keep(
-        out, federation, engine, origin, resume=order.resume and (out / "run.json").exists(), until=order.until
+        out,
+        federation,
+        engine,
+        origin,
+        resume=order.resume and (out / FILE).exists(),
+        until=order.until,
+        accept_changes=order.accept_changes,
     )
     write_json(out / NAME, {"run": federation.name})
     about |= {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(order.own_data)}
@@ -64,13 +74,13 @@ def opened_for(order: Order, here: Path) -> Federation:
 
 def name_of(out: Path) -> str:
     """Return what nodes know the run of a directory by, drawn where it has none. Raises InputError if it is damaged."""
-    path = out / NAME
-    try:
-        name = json.loads(path.read_text())["run"] if path.exists() else secrets.token_hex(16)
-    except (OSError, ValueError, KeyError, TypeError):
-        name = None
+    path, remedy = out / NAME, "put back what stood there, or choose another out"
+    found = read_json(path, remedy)
+    if found is None:
+        return secrets.token_hex(16)
+    name = found.get("run")
     if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{32}", name):
-        raise InputError(f"{path} is damaged: put back what stood there, or choose another out")
+        raise InputError(f"{path} is damaged: {remedy}")
     return name
 
 

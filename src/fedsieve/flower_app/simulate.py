@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -16,11 +15,13 @@ from typing import Any
 
 from fedsieve.data import root_from
 from fedsieve.engine import Federation, Patience
+from fedsieve.files import read_json, write
 from fedsieve.flower_app.order import Order, Words
 from fedsieve.flower_app.serving import ENDED
 from fedsieve.flower_app.superlink import SuperLink, last_line, superlink
 from fedsieve.flower_app.template import licence, write_app
-from fedsieve.store import Origin, check, read_rows
+from fedsieve.run_json import FILE, Origin
+from fedsieve.store import check, read_rows
 from fedsieve.types import InputError
 
 LOG = "flower.log"
@@ -52,8 +53,8 @@ def _home(out: Path) -> Iterator[Path]:
     try:
         yield home
     finally:
-        if (out / "run.json").exists() and (home / "superlink.log").exists():
-            shutil.copy(home / "superlink.log", out / LOG)
+        if (out / FILE).exists() and (home / "superlink.log").exists():
+            write(out / LOG, (home / "superlink.log").read_bytes())
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -82,7 +83,7 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
             if not ended.exists():
                 _check(status, silent, f"{last_line(link.log)} (see {out / LOG}); --resume goes on")
         time.sleep(LOOK)
-    if error := json.loads(ended.read_text())["error"]:
+    if error := (read_json(ended) or {}).get("error"):
         raise InputError(error)
 
 
@@ -117,9 +118,10 @@ def simulated(
     *,
     resume: bool,
     until: int,
+    accept_changes: bool,
 ) -> Iterator[Any]:
     """Run in ``folder`` what the command line asks for, and yield every round's row. Raises InputError."""
-    check(folder, federation, origin, resume)
+    check(folder, federation, origin, resume, accept_changes)
     run = federation.run
     root = root_from(words.data)
     order = Order(
@@ -131,6 +133,7 @@ def simulated(
         kernels=origin.kernels,
         until=until,
         resume=resume,
+        accept_changes=accept_changes,
         min_clients=patience.min_clients,
         round_timeout=patience.round_timeout,
     )

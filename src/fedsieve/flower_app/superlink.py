@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedsieve.files import write
 from fedsieve.flower_app.guard import GUARD, REMOVE
 from fedsieve.types import InputError
 
@@ -69,10 +70,8 @@ class SuperLink:
 def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iterator[SuperLink]:
     """Start a SuperLink on a free port of loopback, simulating; end it, and all it started, with the block."""
     port = free_port()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f'address = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
+    config = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+    write(home / "config.toml", f'{config}address = "127.0.0.1:{port}"\ninsecure = true\n'.encode())
     env = {**os.environ, **QUIET, **unproxied(os.environ), **environment, "FLWR_HOME": str(home)}
     env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]

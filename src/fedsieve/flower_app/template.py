@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from fedsieve.files import write
 from fedsieve.flower_app.order import Order
 from fedsieve.types import InputError
 
@@ -71,9 +71,9 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
     _check_name(order)
     package = folder / PACKAGE
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text('"""A Flower app of FedSieve\'s."""\n')
+    write(package / "__init__.py", b'"""A Flower app of FedSieve\'s."""\n')
     for half, what in (("server_app", "The server's loop."), ("client_app", "The client's function.")):
-        (package / f"{half}.py").write_text(MODULE.format(half=half, what=what))
+        write(package / f"{half}.py", MODULE.format(half=half, what=what).encode())
     order = _with_recipe(package, order)
     names = {"recipe": order.recipe, "package": PACKAGE, "folder": folder}
     text = PROJECT.format(
@@ -84,9 +84,9 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
         fedsieve=version("fedsieve"),
         flwr=version("flwr"),
     )
-    (folder / "pyproject.toml").write_text(text)
-    (folder / "README.md").write_text(README.format(**names))
-    (folder / "LICENSE").write_text(licence)
+    write(folder / "pyproject.toml", text.encode())
+    write(folder / "README.md", README.format(**names).encode())
+    write(folder / "LICENSE", licence.encode())
 
 
 def _check_name(order: Order) -> None:
@@ -103,7 +103,7 @@ def _with_recipe(package: Path, order: Order) -> Order:
         return order
     path, function = order.recipe.rsplit(":", 1)
     file = Path(path)
-    shutil.copy(file, package / file.name)
+    write(package / file.name, file.read_bytes())
     return replace(order, recipe=f"{file.name}:{function}")
 
 

@@ -67,6 +67,11 @@ class NST:
         """What tables and figures call the method."""
         return "nst" if self.decay == "round" else "dnr"
 
+    @property
+    def uses_rounds(self) -> bool:
+        """Whether the prune rate falls over the whole run."""
+        return self.decay == "run"
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

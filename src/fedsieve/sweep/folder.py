@@ -8,7 +8,6 @@ table.md      the table
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine.fingerprint import described
-from fedsieve.store import alone, write_json
+from fedsieve.files import is_leftover, read_json, write_json
+from fedsieve.store import alone
 from fedsieve.sweep.grid import Grid, short
 from fedsieve.types import InputError
 
@@ -49,7 +49,7 @@ def open_folder(folder: Path, grid: Grid) -> Iterator[None]:
     lock = alone(folder)
     try:
         if not (folder / FILE).exists():
-            if any(not p.name.endswith(".tmp") for p in folder.iterdir()):
+            if any(not is_leftover(path) for path in folder.iterdir()):
                 raise InputError(f"{folder} is not empty and holds no sweep: choose another --out")
             write_json(folder / FILE, told(grid))
         check_same(folder, grid)
@@ -71,10 +71,10 @@ def check_same(folder: Path, grid: Grid) -> None:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        found = read_json(folder / FILE)
+    except InputError:
         return None
-    return {"kernels": "dense"} | found if isinstance(found, dict) else None  # before there were any: dense
+    return None if found is None else {"kernels": "dense"} | found  # before there were any: dense
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsieve.files import write, write_json
 from fedsieve.published import Published, published_of
 from fedsieve.recorded import Recorded, number, read
-from fedsieve.store import write, write_json
 from fedsieve.sweep.grid import Cell, Grid, Job, short
 from fedsieve.units import times
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Generator
@@ -14,9 +13,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fedsieve.files import read_json
 from fedsieve.progress import clock
 from fedsieve.recorded import number
-from fedsieve.store import read_rows
+from fedsieve.store import check_source, read_rows
 from fedsieve.sweep.grid import Job
 from fedsieve.sweep.work import News, work
 from fedsieve.types import InputError
@@ -29,9 +29,16 @@ def run_sweep(
     until: int,
     measure: tuple[str, ...] = (),
     kernels: str = "auto",
+    accept_changes: bool = False,
     console: Console | None = None,
 ) -> str:
-    """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing."""
+    """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing.
+
+    Raises InputError, before anything runs, if a run that is there was run with other code, unless that is accepted.
+    """
+    if not accept_changes:
+        for job in jobs:
+            check_source(job.folder, job.run, job.cell.recipe)
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     stand = Standing(jobs, until)
     todo = [job for job in jobs if not finished(job, stand.last(job))]
@@ -40,7 +47,7 @@ def run_sweep(
     )
     failed = dict[Job, str]()
     if todo:
-        with closing(work(todo, processes, data, until, measure, kernels)) as news:
+        with closing(work(todo, processes, data, until, measure, kernels, accept_changes)) as news:
             (_live if console.is_terminal else _plain)(news, stand, failed, console)
     if not failed:
         return ""
@@ -89,10 +96,10 @@ class Standing:
 def finished(job: Job, last: int) -> bool:
     """Tell whether a run has got to its last round and all of its files are written."""
     try:
-        told = json.loads((job.folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        found = read_json(job.folder / "summary.json") or {}
+    except InputError:
         return False
-    rounds = told.get("rounds") if isinstance(told, dict) and number(told.get("accuracy")) is not None else None
+    rounds = found.get("rounds") if number(found.get("accuracy")) is not None else None
     return isinstance(rounds, int) and rounds >= last
 
 
@@ -101,7 +108,7 @@ def _done(job: Job) -> int:
     try:
         rows = read_rows(job.folder)
         return int(rows[-1]["round"]) if rows else 0
-    except (InputError, OSError, KeyError, TypeError):
+    except InputError:
         return 0  # the run itself says what is wrong
 
 

@@ -19,9 +19,11 @@ import torch
 
 from fedsieve.engine import local, open_run
 from fedsieve.engine.pool import follow_parent
+from fedsieve.failures import of_machine
 from fedsieve.recipes import made
+from fedsieve.run_json import Origin
 from fedsieve.settings import changed
-from fedsieve.store import Origin, keep
+from fedsieve.store import keep
 from fedsieve.sweep.grid import Job
 from fedsieve.types import InputError
 
@@ -50,6 +52,7 @@ class Order:
     until: int
     measure: tuple[str, ...]
     kernels: str
+    accept_changes: bool
 
 
 def work(
@@ -59,6 +62,7 @@ def work(
     until: int,
     measure: tuple[str, ...] = (),
     kernels: str = "auto",
+    accept_changes: bool = False,
 ) -> Generator[News]:
     """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
     waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
@@ -66,7 +70,7 @@ def work(
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.popleft()
-                mouth, process = _start(_order(job, data, until, measure, kernels))
+                mouth, process = _start(_order(job, data, until, measure, kernels, accept_changes))
                 running[mouth] = job, process
                 yield News(job, "started")
             spoke = wait(list(running))
@@ -85,9 +89,11 @@ def work(
             process.join()
 
 
-def _order(job: Job, data: Path | None, until: int, measure: tuple[str, ...], kernels: str) -> Order:
+def _order(
+    job: Job, data: Path | None, until: int, measure: tuple[str, ...], kernels: str, accept_changes: bool
+) -> Order:
     settings = *(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"
-    return Order(job.cell.recipe, settings, job.folder, data, until, measure, kernels)
+    return Order(job.cell.recipe, settings, job.folder, data, until, measure, kernels, accept_changes)
 
 
 def _start(order: Order) -> tuple[Connection, ForkServerProcess]:
@@ -137,12 +143,20 @@ def _work(order: Order, mouth: Connection) -> None:
         origin = Origin(order.recipe, kernels=order.kernels)
         federation = open_run(run, order.data, order.measure)
         for round in keep(
-            order.folder, federation, local(kernels=order.kernels), origin, resume=True, until=order.until
+            order.folder,
+            federation,
+            local(kernels=order.kernels),
+            origin,
+            resume=True,
+            until=order.until,
+            accept_changes=order.accept_changes,
         ):
             say(("round", round.t, round.accuracy, ""))
     except InputError as error:
         say(("failed", 0, None, str(error)))
-    except OSError as error:
-        say(("failed", 0, None, f"{error.strerror}: {error.filename}: free the place, or choose another"))
+    except Exception as error:
+        if (line := of_machine(error)) is None:
+            raise
+        say(("failed", 0, None, line))
     else:
         say(("done", 0, None, ""))

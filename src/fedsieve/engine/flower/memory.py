@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from fedsieve.files import write
 
 KEPT = 4
 """Versions kept: of the two rounds that a server's checkpoints may go back, the one before, and one to spare."""
@@ -28,12 +29,7 @@ class Shelf:
         for folder in (self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
-        temporary = self._path(t).with_suffix(".tmp")
-        with open(temporary, "wb", opener=_private) as file:
-            file.write(memory)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path(t))
+        write(self._path(t), memory, 0o600)
         rounds = self._rounds()
         for old in [r for r in rounds if r > t] + [r for r in rounds if r <= t][:-KEPT]:
             self._path(old).unlink(missing_ok=True)
@@ -43,8 +39,3 @@ class Shelf:
 
     def _rounds(self) -> list[int]:
         return sorted(int(p.stem) for p in self.folder.glob("*.bin") if p.stem.isdecimal())
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file that nobody but its owner may read."""
-    return os.open(path, flags, 0o600)

@@ -1,0 +1,26 @@
+"""What a machine could not do, a full disk or too little memory, in one line."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+import torch
+
+MEMORY = ("allocate memory", "out of memory", "could not create a primitive", "can't start new thread")
+"""What PyTorch, oneDNN and Python say where memory is lacking and no MemoryError is raised."""
+
+
+def of_machine(error: BaseException) -> str | None:
+    """Return what was lacking and what to do; None if the error is of another kind."""
+    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    lacking |= isinstance(error, RuntimeError) and any(said in str(error) for said in MEMORY)
+    lacking |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if lacking:
+        return "there is not enough memory: free some, or lower batch, or give the process more (ulimit -v)"
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or 'the output'}: free the place, or choose another"
+    if isinstance(error, RecursionError):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"something is nested too deeply ({error}; {last.filename} line {last.lineno})"
+    return None

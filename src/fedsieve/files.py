@@ -1,0 +1,141 @@
+"""Files: written whole or not at all, without following links; read in one line or refused in one line.
+
+A file is written under a random name beside its place, a name that must be new, synced, and renamed: a crash leaves the
+old file or the new one, and a link that somebody has put in its place is replaced, never written through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedsieve.types import InputError
+
+DEEPEST = 50
+"""How far JSON may be nested."""
+LEAVE_OUT = "restore the file, or leave this run out"
+NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``path`` when the block ends; if it fails, the old one stays.
+
+    ``mode`` are the permissions, less the process's umask. An OSError names ``path``.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    with _naming(path):
+        descriptor = os.open(temporary, NEW | os.O_EXCL, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def write(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    with replacing(path, mode) as file:
+        file.write(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, so that a crash leaves the old file or the new one."""
+    write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file and sync it; a crash may leave a part of ``content`` at its end. A link is not followed."""
+    with _naming(path), os.fdopen(os.open(path, NEW | os.O_APPEND, 0o666), "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_leftover(path: Path) -> bool:
+    """Say whether a file is what a crash left of one that was being written."""
+    return path.name.endswith(".tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what crashes left of files being written in ``folder``, where nobody else writes now."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def read(path: Path, remedy: str = LEAVE_OUT) -> bytes | None:
+    """Return what a regular file holds, None where there is nothing. Raises InputError, which ends in ``remedy``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
+        try:
+            if not stat.S_ISREG(kind := os.fstat(descriptor).st_mode):
+                why = "Is a directory" if stat.S_ISDIR(kind) else "Not a regular file"
+                raise InputError(f"{path} cannot be read ({why}): {remedy}")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
+
+
+def read_json(path: Path, remedy: str = LEAVE_OUT) -> dict[str, Any] | None:
+    """Return the object that a JSON file holds, None where there is no file. Raises InputError."""
+    content = read(path, remedy)
+    return None if content is None else object_of(content, str(path), remedy)
+
+
+def object_of(content: bytes, where: str, remedy: str = LEAVE_OUT) -> dict[str, Any]:
+    """Return the object that JSON says, whatever the bytes are. Raises InputError, naming ``where`` they stood."""
+    try:
+        value = json.loads(content.decode(errors="replace"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be escaped, and never be printed
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or _nested(value) > DEEPEST:
+        raise InputError(f"{where} is not a JSON object: {remedy}")
+    return value
+
+
+def _nested(value: Any) -> int:
+    """Return how deeply lists and objects are nested, without recursion; more than DEEPEST is not told apart."""
+    level = [value]
+    for depth in range(DEEPEST + 1):
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return depth
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return DEEPEST + 1
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name the file that was meant, not a temporary one or none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
