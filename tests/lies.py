@@ -215,6 +215,20 @@ LIES: dict[str, Callable[[Told, Any], Any]] = {
     "nothing": says("tree", {}),
     "no tree": says("tree", 3.0),
     "swapped names": swapped,
+    "extra part": says("more", torch.zeros(1000)),
+    "flooded": flooded,
+    "one value too many": one_more,
+    "off the mask": on_the_mask(lambda values, whole: torch.ones_like(whole)),
+    "one value off the mask": on_the_mask(lambda values, whole: torch.cat([values, torch.ones(1)])),
+    "negative variance": negative_variance,
+    "other tier": other_tier,
+    "sensed everything": sensed(1.0),
+    "sensed nothing": sensed(0.0),
+    "sensed more than is": sensed(1.5),
+}
+
+
+BESIDE: dict[str, Callable[[Told, Any], Any]] = {
     "extra metric": says("metrics/accuracy_of_others", 1.0),
     "a column as a metric": says("metrics/seconds", 1.0),
     "nan metric": says("metrics/loss", float("nan")),
@@ -233,17 +247,21 @@ LIES: dict[str, Callable[[Told, Any], Any]] = {
     "a tensor for a flag": says("notes/sparse", torch.zeros(3)),
     "a tensor of steps": says("notes/steps", torch.zeros(3)),
     "extra note": says("notes/more", torch.zeros(1000)),
-    "extra part": says("more", torch.zeros(1000)),
-    "flooded": flooded,
-    "one value too many": one_more,
-    "off the mask": on_the_mask(lambda values, whole: torch.ones_like(whole)),
-    "one value off the mask": on_the_mask(lambda values, whole: torch.cat([values, torch.ones(1)])),
-    "negative variance": negative_variance,
-    "other tier": other_tier,
-    "sensed everything": sensed(1.0),
-    "sensed nothing": sensed(0.0),
-    "sensed more than is": sensed(1.5),
+    "no finite metric": says("metrics/loss", float("inf")),
+    "a million metrics": says("metrics", {f"m{i}": 1.0 for i in range(10**6)}),
+    "a metric with a hostile name": says("metrics/" + "[bold]\x1b[31m\n" * 99, 1.0),
+    "a tree for metrics": says("metrics", {"loss": {"loss": {"loss": 1.0}}}),
+    "a metric in place of metrics": says("metrics", torch.zeros(1000)),
+    "no work": lambda told, state: {name: part for name, part in told.items() if name != "work"},
+    "empty work": says("work", {}),
+    "endless work": says("work/real", float("inf")),
+    "no notes": lambda told, state: {name: part for name, part in told.items() if name != "notes"},
+    "a number for notes": says("notes", 3.0),
+    "a long reason": says("notes/why", {"h.view(*h.shape[:-1], 4, 8)" * 99: 1.0}),
+    "a reason that is none": says("notes/why", 3.0),
+    "no metrics at all": lambda told, state: {name: part for name, part in told.items() if name != "metrics"},
 }
+"""What a client may say of its training that is not so: none of it costs its update."""
 
 
 def flipped(times: float) -> Callable[[Tree, Told], Told]:

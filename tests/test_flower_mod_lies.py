@@ -113,6 +113,32 @@ def test_what_an_answer_unfolds_to_is_bounded_as_a_whole(monkeypatch: pytest.Mon
         assert len(opened) < 12
 
 
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyError])
+def test_whatever_reading_an_answer_raises_is_its_clients_error(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(record: ArrayRecord, base: Base) -> Any:
+        raise error
+
+    grid = SparseGrid(InProcessGrid(app_of(SparseMod()), 1))
+    content = RecordDict({"arrays": initial(), "config": ConfigRecord({"server-round": 1})})
+    monkeypatch.setattr("fedsieve.flower.grid.unpacked", broken)
+    (reply,) = grid.send_and_receive([Message(content, 2, "train")])
+    assert f"it cannot be read ({error.__name__}" in str(reply.error.reason)
+
+
+def test_an_odd_answer_to_an_earlier_message_is_none_of_this_exchange() -> None:
+    inside = InProcessGrid(app_of(SparseMod()), 3)
+    grid = SparseGrid(inside)
+    content = RecordDict({"arrays": initial(), "config": ConfigRecord({"server-round": 1})})
+    inside.answer = LIES["another shape"][0]
+    (late,) = grid.push_messages([Message(content, 4, "train")])
+    inside.answer = lambda reply: reply
+    inside.push_messages = lambda messages: [late, *InProcessGrid.push_messages(inside, messages)]  # type: ignore[method-assign]
+    replies = [*grid.send_and_receive([Message(content, node, "train") for node in (2, 3)])]
+    assert [reply.has_error() for reply in replies] == [False, False, False]
+
+
 def test_errors_of_clients_pass_through() -> None:
     def broken(name: str, value: np.ndarray, node: int, t: int) -> np.ndarray:
         return moved(name, value, node, t) if node != 3 else 1 / 0  # type: ignore[return-value]

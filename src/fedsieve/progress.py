@@ -42,6 +42,8 @@ class Shown(Protocol):
     def dense_because(self) -> str | None: ...  # noqa: D102
     @property
     def refused(self) -> Iterable[Any]: ...  # noqa: D102
+    @property
+    def warnings(self) -> Iterable[Any]: ...  # noqa: D102
 
 
 def show(
@@ -90,10 +92,14 @@ def _plain(rounds: Iterator[Shown], done: int, last: int, console: Console) -> N
 
 
 def _complain(round: Shown, console: Console, said: set[str]) -> None:
-    """Print what was refused, and once why clients train densely."""
-    if round.dense_because and not said:
-        said.add(round.dense_because)
+    """Print what was refused; once why clients train densely, and once what of their metrics and notes is left out."""
+    if round.dense_because and "dense" not in said:
+        said.add("dense")
         console.print(f"kernels: dense, because {round.dense_because}")
+    for remark in round.warnings:
+        if remark.reason not in said:
+            said.add(remark.reason)
+            console.print(f"round {round.t}: client {remark.client}: {remark.reason}")
     for refusal in round.refused:
         console.print(f"round {round.t}: the update of client {refusal.client} was refused: {refusal.reason}")
 

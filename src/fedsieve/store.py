@@ -191,8 +191,8 @@ def row(round: Round) -> dict[str, Any]:
     numbers = {f.name: getattr(round, f.name) for f in fields(round)}
     for name in ("t", "state", "model", "memory", "norms", "metrics", "measures", "positions"):
         del numbers[name]
-    refused = [asdict(refusal) for refusal in round.refused]
-    known = {"round": round.t, **numbers, "clients": list(round.clients), "refused": refused}
+    lines = {name: [asdict(line) for line in getattr(round, name)] for name in ("refused", "warnings")}
+    known = {"round": round.t, **numbers, "clients": list(round.clients), **lines}
     if taken := sorted(known.keys() & round.metrics.keys()):
         raise InputError(f"a client's metric has the name of a column of rounds.jsonl ({', '.join(taken)}): rename it")
     return known | dict(round.metrics) | dict(round.measures)

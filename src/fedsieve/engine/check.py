@@ -9,29 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from fedsieve.engine.diagnostics import PARTS, SAVED, Diagnostics, checked, plain, readable
 from fedsieve.engine.task import Federation
-from fedsieve.expected import Expected, Norms, Unexpected, expected_of, shown
+from fedsieve.expected import Expected, Norms, Unexpected, expected_of
 from fedsieve.robust import Fixed, Multiple, Off, within
 from fedsieve.sparsity import frozen
 from fedsieve.types import Tree, Update
 from fedsieve.wire import WireError
 
-SAVED = ("saved_bytes", "saved_nonzero")
-"""The metrics that clients add where masks are measured."""
-LARGEST = 1e30
-"""No metric and no count of work is larger: sums of them stay finite."""
+Letter: TypeAlias = Callable[[], Tree]
+"""Open and read a client's letter, or raise what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A client's answer that passed: its update, and what it tells of its work."""
+    """A client's answer that passed: its update, and what it tells of its training."""
 
     client: int
     update: Update
-    work: Mapping[str, float]
-    notes: Mapping[str, Any]
+    diagnostics: Diagnostics
+    warnings: tuple[str, ...]
+    """What of the diagnostics does not count, a line each."""
     norms: Norms | None
     """How long the update is; None if that was not asked for, or it changes nothing."""
 
@@ -47,7 +47,7 @@ class Checks:
         self,
         state: Any,
         asked: Mapping[int, int],
-        answers: Iterable[tuple[int, Tree | WireError]],
+        answers: Iterable[tuple[int, Letter]],
         refuse: Callable[[int, str], None],
     ) -> Iterator[Answer]:
         """Yield the answers that pass, in their order; ``asked`` holds every client's device class.
@@ -79,59 +79,52 @@ class Checks:
         self,
         state: Any,
         asked: Mapping[int, int],
-        answers: Iterable[tuple[int, Tree | WireError]],
+        answers: Iterable[tuple[int, Letter]],
         refuse: Callable[[int, str], None],
     ) -> Iterator[Answer]:
         """Yield the answers that are sound in themselves."""
         method, heard = self.federation.run.method, set[int]()
         expected = {tier: expected_of(method, state, tier) for tier in sorted({*asked.values()})}
-        for client, told in answers:
+        for client, letter in answers:
+            if client not in asked:
+                refuse(client, "it was not asked in this round")
+                continue
+            if client in heard:
+                refuse(client, "a second answer in one round")
+                continue
+            heard.add(client)
             try:
-                if client not in asked:
-                    raise Unexpected("it was not asked in this round")
-                if client in heard:
-                    raise Unexpected("a second answer in one round")
-                heard.add(client)
-                if isinstance(told, WireError):
-                    raise told
-                answer = self._answer(client, told, expected[asked[client]])
-            except (Unexpected, WireError) as error:
-                refuse(client, plain(str(error)))
+                answer = self._answer(client, letter(), expected[asked[client]])
+            except Exception as error:  # whatever it takes to read it: one client's answer never ends a run
+                refuse(client, _reason(error))
                 continue
             yield answer
 
     def _answer(self, client: int, told: Tree, expected: Expected) -> Answer:
         """Return a client's answer, checked. Raises Unexpected."""
-        parts = {name: told.get(name) for name in ("tree", "metrics", "work", "notes")}
-        trees = {name: part for name, part in parts.items() if isinstance(part, Mapping)}
-        if told.keys() != {*parts, "n"} or len(trees) < len(parts):
+        tree = told.get("tree")
+        if not isinstance(tree, Mapping) or not told.keys() <= {"tree", "n", *PARTS}:
             raise Unexpected("not a client's answer")
-        n = _examples(told["n"], self.federation.examples(client))
-        tree = expected.filled(trees["tree"], self.frozen)
+        n = _examples(told.get("n"), self.federation.examples(client))
+        tree = expected.filled(tree, self.frozen)
         expected.check(tree)
-        self._check_metrics(trees["metrics"], expected)
-        _check_work(trees["work"])
-        _check_notes(trees["notes"])
-        norms = None if isinstance(self.federation.run.bound, Off) else expected.norms(tree)
-        update = Update(tree, n, dict(trees["metrics"]))  # type: ignore[arg-type]
-        return Answer(client, update, trees["work"], trees["notes"], norms)  # type: ignore[arg-type]
-
-    def _check_metrics(self, metrics: Tree, expected: Expected) -> None:
         known = expected.metrics
         if known is not None and "masks" in self.federation.measure:
             known += SAVED
-        for name, value in metrics.items():
-            if known is not None and name not in known:
-                raise Unexpected(f"{shown(name)} is no metric of this method")
-            if name in self.columns:
-                raise Unexpected(f"the metric {name} has the name of a column of rounds.jsonl: rename it")
-            if not _number(value, -LARGEST):
-                raise Unexpected(f"the metric {shown(name)} is no finite number")
+        diagnostics, warnings = checked(readable(told), known, self.columns)
+        norms = None if isinstance(self.federation.run.bound, Off) else expected.norms(tree)
+        return Answer(client, Update(tree, n, diagnostics["metrics"]), diagnostics, warnings, norms)
 
 
-def plain(reason: str) -> str:
-    """Return a reason as it may be printed: a client's text in it is one line, cut short."""
-    return "".join(c if c.isprintable() else "?" for c in reason[:300])
+def _reason(error: Exception) -> str:
+    """Return why an answer is refused, in one line."""
+    if isinstance(error, Unexpected | WireError):
+        return plain(str(error))
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to read it"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply to read it"
+    return plain(f"it cannot be read ({type(error).__name__}: {error})")
 
 
 def _too_long(norms: Norms, limits: Norms) -> str:
@@ -148,23 +141,3 @@ def _examples(n: object, registered: int) -> int:
     if n > registered:
         raise Unexpected(f"an answer from {n:.6g} examples, where the client has {registered}")
     return int(n)
-
-
-def _check_work(work: Tree) -> None:
-    if work.keys() != {"real", "dense"} or not all(_number(value) for value in work.values()):
-        raise Unexpected("its count of multiply-adds is none")
-
-
-def _check_notes(notes: Tree) -> None:
-    """Raise Unexpected unless the notes are numbers that can be, and one line of text at most."""
-    steps, seconds, sparse, why = (notes.get(name) for name in ("steps", "seconds", "sparse", "why"))
-    numbers = isinstance(steps, float) and _number(steps) and steps.is_integer() and _number(seconds)
-    flag = isinstance(sparse, float) and sparse in (0.0, 1.0)
-    reasons = [*why.items()] if isinstance(why, Mapping) else [("", None)]
-    text = len(reasons) <= 1 and all(plain(line) == line and _number(value) for line, value in reasons)
-    if len(notes) != 4 or not (numbers and flag and text):
-        raise Unexpected("its notes on its training are none")
-
-
-def _number(value: object, least: float = 0.0) -> bool:
-    return isinstance(value, float) and least <= value <= LARGEST

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.engine.check import Checks
+from fedsieve.engine.diagnostics import readable
 from fedsieve.engine.letters import Letters
-from fedsieve.engine.patience import QuorumMissed
-from fedsieve.engine.tally import Lost, Refused, Tally
+from fedsieve.engine.tally import NOBODY, Lost, Refused, Remark, Tally
 from fedsieve.engine.task import Federation, Run, open_run
 from fedsieve.expected import Norms, expected_of
 from fedsieve.kernels.choice import Kernels
@@ -87,6 +87,8 @@ class Round:
     cpu_seconds: float
     """What of it this process computed: of a round of one process less than ``seconds`` if the machine was busy."""
     refused: tuple[Refused, ...]
+    warnings: tuple[Remark, ...]
+    """What clients told of their training that does not count."""
     memory: Memory
     norms: tuple[Norms, ...] = ()
     """The norms that the next round's bound is taken from, where it is a multiple of their median."""
@@ -150,13 +152,10 @@ def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b
         device.steps = work.begin
         down = worker.read(t, client, letter)
         update = worker.method.client(down, device)
-    told: Tree = {
-        "tree": worker.letters.compensated(worker.letters.trained(update.tree), device.memory),
-        "n": float(update.n),
-        "metrics": {**update.metrics, **_saved(worker)},
-        "work": {"real": work.real, "dense": work.dense},
-        "notes": _notes(work),
-    }
+    diagnostics = readable({"metrics": update.metrics, **_counted(work)})
+    diagnostics["metrics"] |= _saved(worker)
+    sent = worker.letters.compensated(worker.letters.trained(update.tree), device.memory)
+    told: Tree = {"tree": sent, "n": float(update.n), **diagnostics}
     reply = worker.letters.up(t, client, told, worker.known)
     return reply, encode(device.memory) if device.memory else b""
 
@@ -168,9 +167,11 @@ def _saved(worker: Worker) -> dict[str, float]:
     return {"saved_bytes": float(worker.work.sparse.bytes)} if worker.work.sparse else worker.saved.metrics()
 
 
-def _notes(work: Work) -> Tree:
+def _counted(work: Work) -> dict[str, Any]:
+    """Return a training's multiply-adds, and the notes on it."""
     why = {work.why: 1.0} if work.why else {}
-    return {"steps": float(work.steps), "seconds": work.seconds, "sparse": float(bool(work.sparse)), "why": why}
+    notes = {"steps": float(work.steps), "seconds": work.seconds, "sparse": float(bool(work.sparse)), "why": why}
+    return {"work": {"real": work.real, "dense": work.dense}, "notes": notes}
 
 
 def run(
@@ -243,6 +244,7 @@ def rounds(
                 seconds=seconds,
                 cpu_seconds=computed,
                 refused=tuple(sorted(tally.refused, key=lambda refusal: refusal.client)),
+                warnings=tuple(tally.warnings),
                 memory=dict(memory),
                 norms=tuple(checks.norms),
                 **_measured(federation, t, before, state, plain, test if tested else None),
@@ -269,14 +271,15 @@ def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: T
         updates = combined(run.mean, updates, expected_of(run.method, state, 0))
     try:
         return run.method.aggregate(state, updates)
-    except QuorumMissed:
-        raise
     except InputError:
-        if not tally.refused or tally.weight:
+        if tally.weight or not tally.complete:
             raise
+    if not tally.refused:
+        raise InputError(f"round {t}: the engine brought no answer")
     first = tally.refused[0]
+    who = f"client {first.client}: {first.reason}" if first.client != NOBODY else first.reason
     raise InputError(
-        f"round {t}: no client's update could be taken (client {first.client}: {first.reason}); "
+        f"round {t}: no client's update could be taken ({who}); "
         f"if training diverged, lower lr (now {run.lr}){_looser(run)}"
     )
 

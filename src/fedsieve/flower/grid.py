@@ -71,8 +71,8 @@ class SparseGrid(Grid):
             self._sent.pop(late, None)
         bases = [base for _, broadcast in asked.values() for base in broadcast.bases.values()]
         for place in odd(opened, bases) if self.alike else ():
-            message, _ = asked[opened[place].metadata.reply_to_message_id]
-            opened[place] = _refused(message, "its records are not of the form that most clients' have")
+            if found := asked.get(opened[place].metadata.reply_to_message_id):  # else of an earlier exchange
+                opened[place] = _refused(found[0], "its records are not of the form that most clients' have")
         return opened
 
     def _packed(self, messages: Iterable[Message]) -> list[tuple[Message, Broadcast]]:
@@ -128,6 +128,8 @@ class SparseGrid(Grid):
                 check_metrics(reply.content)
         except WireError as error:
             return _refused(message, str(error))
+        except Exception as error:  # whatever it takes to read it: one client's answer never ends a round
+            return _refused(message, f"it cannot be read ({type(error).__name__}: {error})")
         return reply
 
     def _records(self, answer: RecordDict, broadcast: Broadcast) -> RecordDict:

@@ -88,7 +88,8 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
 
 
 def _shown(row: Mapping[str, Any]) -> Any:
-    return SimpleNamespace(**{**row, "t": row["round"], "refused": [SimpleNamespace(**one) for one in row["refused"]]})
+    lines = {name: [SimpleNamespace(**one) for one in row[name]] for name in ("refused", "warnings")}
+    return SimpleNamespace(**{**row, "t": row["round"], **lines})
 
 
 def _status(link: SuperLink, run: str) -> str | None:

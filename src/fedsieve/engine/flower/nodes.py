@@ -10,7 +10,7 @@ from typing import Protocol
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedsieve.engine.check import plain
+from fedsieve.engine.diagnostics import plain
 from fedsieve.engine.flower.messages import order_of, packed, reason
 from fedsieve.engine.task import Federation
 
