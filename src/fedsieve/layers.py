@@ -55,11 +55,14 @@ class SwatConv2d(nn.Conv2d):
         self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
         self.densities = (1.0, 1.0, 1.0)
 
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with: its top share."""
+        return self.weight * top(self.weight, self.cut_weight.density)
+
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] -> [n, out, h', w']."""
         if not self.training:
-            w = self.weight * top(self.weight, self.cut_weight.density)
-            return F.conv2d(x, w, self.bias, *self.geometry)
+            return F.conv2d(x, self.effective(), self.bias, *self.geometry)
         with torch.no_grad():
             w, a = self.cut_weight(self.weight), self.cut_input(x)
         self.densities = _densities(w, a)
@@ -76,10 +79,14 @@ class SwatLinear(nn.Linear):
         self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
         self.densities = (1.0, 1.0, 1.0)
 
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with: its top share."""
+        return self.weight * top(self.weight, self.cut_weight.density)
+
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
         if not self.training:
-            return F.linear(x, self.weight * top(self.weight, self.cut_weight.density), self.bias)
+            return F.linear(x, self.effective(), self.bias)
         with torch.no_grad():
             w, a = self.cut_weight(self.weight), self.cut_input(x)
         self.densities = _densities(w, a)
@@ -114,9 +121,13 @@ class PowerConv2d(nn.Conv2d):
         self.a, self.prune = a, prune
         self.densities = (1.0, 1.0, 1.0)
 
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        return powered(self.weight, self.a)
+
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] -> [n, out, h', w']."""
-        w = powered(self.weight, self.a)
+        w = self.effective()
         if not self.training:
             return F.conv2d(x, w, self.bias, *self.geometry)
         kept, self.densities = _kept(w, x, self.prune)
@@ -133,9 +144,13 @@ class PowerLinear(nn.Linear):
         self.a, self.prune = a, prune
         self.densities = (1.0, 1.0, 1.0)
 
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        return powered(self.weight, self.a)
+
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
-        w = powered(self.weight, self.a)
+        w = self.effective()
         if not self.training:
             return F.linear(x, w, self.bias)
         kept, self.densities = _kept(w, x, self.prune)
@@ -179,7 +194,19 @@ def _replace_(model: nn.Module, name: str, twin: Callable[[nn.Conv2d | nn.Linear
             f"layer {path} cannot be trained sparsely: a Linear, or a Conv2d with numeric zero padding, is needed"
         )
     assert isinstance(plain, nn.Conv2d | nn.Linear)
-    setattr(parent, path.rpartition(".")[2], twin(plain))
+    new = twin(plain)
+    new.register_forward_hook(_pass)
+    setattr(parent, path.rpartition(".")[2], new)
+
+
+def _pass(*_: object) -> None:
+    """Do nothing: PyTorch's fused encoder layer, which calls none of its layers, is not used where one has a hook."""
+
+
+def replaced(model: nn.Module) -> dict[str, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear]:
+    """Return the layers of a prepared model that took the place of plain ones, by name."""
+    kinds = (SwatConv2d, SwatLinear, PowerConv2d, PowerLinear)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def _swat_twin(plain: nn.Conv2d | nn.Linear, density: float, period: int) -> nn.Module:

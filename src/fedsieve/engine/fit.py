@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fedsieve.data import Dataset
+from fedsieve.layers import replaced
+from fedsieve.local import load_, params_of, train_
 from fedsieve.types import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +53,75 @@ def check_model(federation: Federation) -> None:
         model.train()(x[:1])
     except ValueError:
         _check_last_batches(federation)
+
+
+@torch.no_grad()
+def check_prepared(federation: Federation, prepared: nn.Module) -> None:
+    """Raise InputError if a layer that the method replaced is used without being called: it would stay a plain one.
+
+    The prepared model is run on two examples, in training and in testing, beside the plain model with the weights that
+    the replaced layers compute with. ``prepared`` is of no use afterwards.
+    """
+    layers, plain = replaced(prepared), federation.model()
+    x, _ = federation.dataset.train.batch(slice(0, 2))
+    if not layers:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for w in prepared.parameters():  # what starts at zero would hide what follows it
+            w.add_(torch.randn_like(w) * (float(w.std(correction=0)) or 0.1) / 4)
+        load_(plain, params_of(prepared) | {f"{name}.weight": layer.effective() for name, layer in layers.items()})
+        past = set[str]()
+        for mode in (train_, nn.Module.eval):
+            try:
+                wanted = _drawn(mode(plain), x)
+            except (RuntimeError, ValueError):
+                continue  # one example too few for BatchNorm: the plain model's own affair
+            with _Uses(prepared) as uses:
+                found = _drawn(mode(prepared), x)
+            if not torch.allclose(found, wanted, 1e-3, 1e-4 * float(wanted.abs().max()), equal_nan=True):
+                past |= uses.past
+    if past:
+        method, others = federation.run.method, [name for name in layers if name not in past]
+        remedy = f"leave it out, -s method.policy={','.join(others)}" if others else "take flash, pdst, nst or topk"
+        raise InputError(
+            f"the model uses the weight of {', '.join(sorted(past))} without calling the layer, so that {method.name} "
+            f"cannot replace it: {remedy}"
+        )
+
+
+def _drawn(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits under one draw of the model's own chance."""
+    torch.manual_seed(1)
+    logits: Tensor = model(x)
+    return logits
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which replaced layers' weights are read outside of their own forward (``past``)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.past, self.inside, self.handles = set[str](), list[nn.Module](), []
+        self.weights = {id(layer.weight): (name, layer) for name, layer in replaced(model).items()}
+        for _, layer in self.weights.values():
+            self.handles.append(layer.register_forward_pre_hook(lambda layer, _: self.inside.append(layer)))
+            self.handles.append(layer.register_forward_hook(lambda *_: self.inside.pop() and None, always_call=True))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as without the mode."""
+        found = func(*args, **(kwargs or {}))
+        for given in (*args, *(kwargs or {}).values()):
+            name, layer = self.weights.get(id(given), ("", None))
+            if layer is not None and layer not in self.inside and isinstance(found, Tensor | tuple):
+                self.past.add(name)
+        return found
+
+    def __exit__(self, *error: Any) -> None:
+        """Take the hooks off the model."""
+        for handle in self.handles:
+            handle.remove()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def _check_last_batches(federation: Federation) -> None:

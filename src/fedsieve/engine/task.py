@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.partition import hold_out, partition
-from fedsieve.engine.fit import check_labels, check_model
+from fedsieve.engine.fit import check_labels, check_model, check_prepared
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
@@ -296,7 +296,7 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     check_labels(dataset)
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     check_model(federation)
-    run.method.prepare(federation.model())
+    check_prepared(federation, run.method.prepare(federation.model()))
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
     if spent := getattr(run.method, "spent", None):
