@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,10 @@ def test_a_malformed_line_of_sha256sums_is_named(tmp_path, monkeypatch, line):
 
 
 @pytest.mark.parametrize("form", ["{sum}  {name}", "{sum} *{name}", "{sum}  ./{name}", "{upper}  {name}\r"])
-@pytest.mark.parametrize("name", ["cifar10/cifar-10-batches-bin/data_batch_1.bin", "femnist/train/a.json", "other/a"])
+@pytest.mark.parametrize(
+    "name",
+    ["cifar10/cifar-10-batches-bin/a.bin", "femnist/train/a.json", "other/a", "mnist/MNIST/raw/a", "MNIST/raw/a"],
+)
 def test_sha256sums_of_nested_files_are_checked(tmp_path, form, name):
     file = tmp_path / name
     file.parent.mkdir(parents=True)
@@ -252,3 +256,79 @@ def test_femnist_subset_keeps_unseen_writers_apart(tmp_path):
     refuses("femnist", tmp_path, femnist.SUBSET, "damaged")
     with pytest.raises(InputError, match="writers kept out"):
         femnist.unseen_writers(None)
+
+
+# As other tools unpack them
+
+
+@pytest.mark.parametrize("above", ["", "mnist"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_as_torchvision_unpacks_it(tmp_path, monkeypatch, above, packed):
+    arrays = mnist_files(tmp_path, monkeypatch, packed)
+    raw = tmp_path / above / "MNIST" / "raw"
+    (tmp_path / "mnist").rename(tmp_path / "moved")
+    raw.parent.mkdir(parents=True)
+    (tmp_path / "moved").rename(raw)
+    found = data.load("mnist", tmp_path)
+    assert np.array_equal(found.test.x.numpy(), arrays["t10k"][0][:, None])
+    assert data.status("mnist", tmp_path).startswith(f"{raw}: idx")
+    labels = raw / ("t10k-labels-idx1-ubyte" + ".gz" * packed)
+    labels.unlink()
+    refuses("mnist", tmp_path, "t10k-labels-idx1-ubyte", f"missing: {mnist.HOW}")
+
+
+@pytest.mark.parametrize("above", ["", "cifar10"])
+def test_cifar10_as_archives_unpack_it(tmp_path, monkeypatch, above):
+    folder = tmp_path / above / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    made = batches(6, monkeypatch)
+    for name, batch in made.items():
+        (folder / f"{name}.bin").write_bytes(batch.tobytes())
+    check_cifar10(tmp_path, made)
+    assert data.status("cifar10", tmp_path) == f"{folder}: binary version"
+
+
+def pickled(batch: np.ndarray, call: bytes = b"numpy.core.multiarray\n_reconstruct") -> bytes:
+    """Return a batch as Python 2 pickled it: labels, then an array, whose parts a pickle names and calls."""
+    labels = b"]q\x05(" + b"".join(bytes([ord("K"), label]) for label in batch[:, 0]) + b"e"
+    array = b"c" + call + b"\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\x09U\x01b\x87Rq\x0a(K\x01"
+    array += b"J" + len(batch).to_bytes(4, "little") + b"M\x00\x0c\x86"
+    array += b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    images = batch[:, 1:].tobytes()
+    array += b"\x89T" + len(images).to_bytes(4, "little") + images + b"tb"
+    start = b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U\x06labelsq\x04"
+    names = b"U\x09filenamesq\x0b]q\x0c(" + b"".join(b"U\x06%02d.png" % i for i in range(len(batch))) + b"e"
+    return start + labels + b"U\x04dataq\x06" + array + names + b"u."
+
+
+@pytest.mark.parametrize("inside", ["cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"])
+def test_cifar10_python_version_is_read_and_never_unpickled(tmp_path, monkeypatch, inside):
+    folder = tmp_path / inside
+    folder.mkdir(parents=True)
+    made = batches(6, monkeypatch)
+    files_ = {name: pickled(batch) for name, batch in made.items()}
+    again = pickle.loads(files_["test_batch"], encoding="latin1")  # what anybody else makes of it
+    assert np.array_equal(again["data"], made["test_batch"][:, 1:])
+    assert again["labels"] == made["test_batch"][:, 0].tolist()
+    files_["data_batch_2"] = pickled(made["data_batch_2"], b"os\nmkdir")
+    monkeypatch.setattr(cifar10, "PYTHON_MD5", {name: md5(content) for name, content in files_.items()})
+    for name, content in files_.items():
+        (folder / name).write_bytes(content)
+    check_cifar10(tmp_path, made)
+    assert data.status("cifar10", tmp_path) == f"{folder}: python version"
+    test = made["test_batch"]
+    for content in (b"", b"\x80\x02", pickled(test)[:200], b"cos\nsystem\n(S'id'\ntR.", pickled(test[:, :-1])):
+        monkeypatch.setitem(cifar10.PYTHON_MD5, "test_batch", md5(content))
+        (folder / "test_batch").write_bytes(content)
+        refuses("cifar10", tmp_path, "test_batch is damaged (no batch of the python version", "cifar-10-binary.tar.gz")
+    (folder / "test_batch").write_bytes(files_["test_batch"])
+    refuses("cifar10", tmp_path, "test_batch is damaged", "md5")
+
+
+@pytest.mark.parametrize("above", ["", "femnist"])
+def test_femnist_in_a_clone_of_leaf(tmp_path, above):
+    for part in ("train", "test"):
+        file = tmp_path / above / "data" / part / f"all_data_0_niid_05_keep_0_{part}_9.json"
+        leaf_json(file, {"f1": (pixels(1, 28, 28), [36])})
+    assert data.load("femnist", tmp_path).train.y.tolist() == [36]
+    assert data.status("femnist", tmp_path) == f"{tmp_path / above / 'data'}: LEAF json"

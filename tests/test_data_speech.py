@@ -38,10 +38,14 @@ def tone(seconds: float) -> np.ndarray:
     return RNG.normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
 
 
-def test_speech_commands_public_folders(tmp_path):
+@pytest.mark.parametrize(
+    "inside",
+    ["speech_commands", "SpeechCommands/speech_commands_v0.02", "speech_commands/SpeechCommands/speech_commands_v0.01"],
+)
+def test_speech_commands_public_folders(tmp_path, inside):
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("librosa")
-    folder = tmp_path / "speech_commands"
+    folder = tmp_path / inside
     people = {part: speakers(part, count) for part, count in (("training", 10), ("testing", 5), ("validation", 1))}
     for word in ("yes", "go", "bed"):
         (folder / word).mkdir(parents=True)
@@ -51,7 +55,7 @@ def test_speech_commands_public_folders(tmp_path):
     (folder / "_background_noise_").mkdir()
     soundfile.write(folder / "_background_noise_" / "hum.wav", tone(20), 16_000)
     found = data.load("speech_commands", tmp_path)
-    assert data.status("speech_commands", tmp_path).endswith("public wav folders")
+    assert data.status("speech_commands", tmp_path) == f"{folder}: public wav folders"
     # 10 and 5 speakers x 3 words, and a tenth as much silence; bed is unknown; the validation speaker is left out.
     assert found.train.y.bincount(minlength=12).tolist() == [10] + [0] * 8 + [10, 3, 10]
     assert found.test.y.bincount(minlength=12).tolist() == [5] + [0] * 8 + [5, 1, 5]

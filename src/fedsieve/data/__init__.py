@@ -23,13 +23,17 @@ class _Source(NamedTuple):
     how: str
     form: Callable[[Path], str | None]
     load: Callable[[Path], Dataset]
+    folders: tuple[str, ...]
+    """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
 
 
 _SOURCES = {
-    "mnist": _Source(mnist.HOW, mnist.form, mnist.load),
-    "cifar10": _Source(cifar10.HOW, cifar10.form, cifar10.load),
-    "femnist": _Source(femnist.HOW, femnist.form, femnist.load),
-    "speech_commands": _Source(speech_commands.HOW, speech_commands.form, speech_commands.load),
+    "mnist": _Source(mnist.HOW, mnist.form, mnist.load, mnist.FOLDERS),
+    "cifar10": _Source(cifar10.HOW, cifar10.form, cifar10.load, cifar10.FOLDERS),
+    "femnist": _Source(femnist.HOW, femnist.form, femnist.load, femnist.FOLDERS),
+    "speech_commands": _Source(
+        speech_commands.HOW, speech_commands.form, speech_commands.load, speech_commands.FOLDERS
+    ),
 }
 NAMES = ("digits", *_SOURCES)
 
@@ -46,7 +50,10 @@ def root_from(data: str | None) -> Path | None:
 
 
 def load(name: str, root: Path | None) -> Dataset:
-    """Return a dataset from ``root/name/``; digits need no root. Raises InputError in one line that says what to do."""
+    """Return a dataset from ``root/name/``, or from where other tools unpack it; digits need no root.
+
+    Raises InputError in one line that says what to do.
+    """
     _check(name)
     if name == "digits":
         return digits.load()
@@ -54,7 +61,7 @@ def load(name: str, root: Path | None) -> Dataset:
         return hub.load(name)
     if root is None:
         raise InputError(f"{name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {_SOURCES[name].how}")
-    return _SOURCES[name].load(root / name)
+    return _SOURCES[name].load(_folder(name, root))
 
 
 def status(name: str, root: Path | None) -> str:
@@ -64,8 +71,15 @@ def status(name: str, root: Path | None) -> str:
         return "comes with scikit-learn"
     if root == hub.ROOT:
         return hub.status(name)
-    form = _SOURCES[name].form(root / name) if root else None
-    return f"{root}/{name}: {form}" if form else f"not found: {_SOURCES[name].how}"
+    form = _SOURCES[name].form(folder := _folder(name, root)) if root else None
+    return f"{folder}: {form}" if form else f"not found: {_SOURCES[name].how}"
+
+
+def _folder(name: str, root: Path) -> Path:
+    """Return the folder that holds a dataset: ``root/name``, or the first of the others that does."""
+    source = _SOURCES[name]
+    others = [place / inner for place in (root / name, root) for inner in source.folders]
+    return next((folder for folder in (root / name, *others) if source.form(folder)), root / name)
 
 
 def _check(name: str) -> None:

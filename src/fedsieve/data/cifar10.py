@@ -1,18 +1,22 @@
 """CIFAR-10: 50,000 + 10,000 colour images, 32x32, 10 classes (Krizhevsky 2009).
 
-Read from ``cifar10/``, in either form:
+Read from ``cifar10/``, in one of these forms:
 
 - the published binary version, ``data_batch_1..5.bin`` and ``test_batch.bin`` there or in ``cifar-10-batches-bin/``;
+- the published python version, ``data_batch_1..5`` and ``test_batch`` there or, as torchvision unpacks it, in
+  ``cifar-10-batches-py/``: pickles, of which numbers and strings are read and nothing is executed;
 - lossless WebP sheets of 32x32 tiles in the original order, ``data_batch_1..5.webp`` and ``test_batch.webp``, with
   ``labels.npz`` (``train``, ``test``), from which the binary version is rebuilt.
 
-Both are checked by the published md5 sums of the binary version.
+All are checked by the published md5 sums, the last one by those of the binary version.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from pickletools import genops
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +35,26 @@ MD5 = {
     "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
+PYTHON_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
+"""As torchvision, or tar, unpacks the archives."""
 WEBP_TEST_MD5 = "4fd89b928a74095080b56355876466c0"
 """Of the WebP form's test batch, in which 20 images (19 ships, 1 horse) come from JPEG copies."""
 
 
 def form(folder: Path) -> str | None:
     """Return what ``folder`` holds, or None."""
-    if any((place / "data_batch_1.bin").is_file() for place in _binary_places(folder)):
+    if (folder / "data_batch_1.bin").is_file():
         return "binary version"
+    if (folder / "data_batch_1").is_file():
+        return "python version"
     return "WebP sheets" if (folder / "data_batch_1.webp").is_file() else None
 
 
@@ -46,7 +62,9 @@ def load(folder: Path) -> Dataset:
     """Return CIFAR-10, uint8 [n, 3, 32, 32] in red, green, blue."""
     match form(folder):
         case "binary version":
-            return dataset(_arrays({name: _binary(folder, name) for name in MD5}))
+            return dataset(_arrays({name: _binary(folder / f"{name}.bin", MD5[name]) for name in MD5}))
+        case "python version":
+            return dataset(_arrays({name: _pickled(folder / name, PYTHON_MD5[name]) for name in MD5}))
         case "WebP sheets":
             sheets = [*folder.glob("*.webp"), folder / "labels.npz"]
             if not sheets[-1].is_file():
@@ -71,13 +89,28 @@ def _arrays(batches: dict[str, NDArray[np.uint8]]) -> Arrays:
     }
 
 
-def _binary_places(folder: Path) -> tuple[Path, Path]:
-    return folder / "cifar-10-batches-bin", folder
+def _binary(path: Path, md5_: str) -> NDArray[np.uint8]:
+    return np.frombuffer(bytearray(read(path, HOW, [md5_])), np.uint8).reshape(-1, 3073)
 
 
-def _binary(folder: Path, name: str) -> NDArray[np.uint8]:
-    place = next(p for p in _binary_places(folder) if (p / "data_batch_1.bin").is_file())
-    return np.frombuffer(bytearray(read(place / f"{name}.bin", HOW, [MD5[name]])), np.uint8).reshape(-1, 3073)
+def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
+    """Return the binary version's rows of a pickled batch: its opcodes are gone through, and none is executed."""
+    labels, images, name = list[int](), b"", ""
+    try:
+        value: Any
+        for opcode, value, _ in genops(read(path, HOW, [md5_])):
+            if opcode.name == "BININT1" and name == "labels":
+                labels.append(value)
+            elif opcode.name == "BINSTRING":
+                images = value.encode("latin-1")
+            elif opcode.name == "SHORT_BINSTRING":
+                name = value
+        if not labels:
+            raise ValueError("it has no labels")
+        rows = np.frombuffer(images, np.uint8).reshape(len(labels), 3072)
+        return np.concatenate([np.array(labels, np.uint8)[:, None], rows], axis=1)
+    except (ValueError, OverflowError) as error:
+        raise damaged(path, f"no batch of the python version: {error}", HOW) from None
 
 
 def _sheets(folder: Path) -> dict[str, NDArray[np.uint8]]:

@@ -2,7 +2,8 @@
 
 Read from ``femnist/``, in either form:
 
-- LEAF's own ``all_data_*_train_*.json`` and ``all_data_*_test_*.json``, there or in ``train/`` and ``test/``;
+- LEAF's own ``all_data_*_train_*.json`` and ``all_data_*_test_*.json``, there or in ``train/`` and ``test/``, or in
+  ``data/``, as in a clone of LEAF;
 - ``femnist_leaf_subset.npz``: ``X`` uint8, ``y``, ``writer`` (index into ``writers``), and ``split``: 0 and 1 are
   LEAF's training and test images of the same 300 writers, 2 is the test images of 240 other writers.
 
@@ -26,6 +27,8 @@ from fedsieve.data.files import UNREADABLE, damaged, fingerprint, missing, read
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+FOLDERS = ("data",)
+"""In a clone of LEAF, whose own folder ``data`` is then the root."""
 SUBSET = "femnist_leaf_subset.npz"
 HOW = (
     "in a clone of https://github.com/TalwalkarLab/leaf run data/femnist/preprocess.sh -s niid --sf 0.05 -k 0 -t sample"

@@ -19,6 +19,8 @@ UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.
 
 FOLDERS = ("mnist", "cifar10", "femnist", "speech_commands")
 """What lies directly in the data folder."""
+UNPACKED = ("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "SpeechCommands")
+"""What other tools put there, or into those folders."""
 
 
 def missing(path: Path, how: str) -> InputError:
@@ -45,10 +47,10 @@ def read(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     if sums and md5(contents) not in sums:
         raise damaged(path, "its md5 is not the published one", how)
-    root = _place(path).parent
-    stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
-    if stated and hashlib.sha256(contents).hexdigest() != stated:
-        raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
+    for root in _roots(path):
+        stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
+        if stated and hashlib.sha256(contents).hexdigest() != stated:
+            raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
     return contents
 
 
@@ -76,7 +78,14 @@ def package(name: str, extra: str) -> Any:
 
 def _place(path: Path) -> Path:
     """Return the data set's folder that holds a file: the nearest above it with a known name, else the one it is in."""
-    return next((folder for folder in path.parents if folder.name in FOLDERS), path.parent)
+    named = [folder for known in (FOLDERS, UNPACKED) for folder in path.parents if folder.name in known]
+    return next(iter(named), path.parent)
+
+
+def _roots(path: Path) -> list[Path]:
+    """Return what may be the data folder of a file: those that hold a folder of a known name above it."""
+    known = (*FOLDERS, *UNPACKED)
+    return [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]
 
 
 @lru_cache

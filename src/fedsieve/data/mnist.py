@@ -1,6 +1,7 @@
 """MNIST: 60,000 + 10,000 handwritten digits, 28x28 grey (LeCun, Bottou, Bengio and Haffner 1998).
 
-Read from the four original idx files, gzipped or not, in ``mnist/``; each is checked by its published md5.
+Read from the four original idx files, gzipped or not, in ``mnist/`` or torchvision's ``MNIST/raw/``; each is checked by
+its published md5.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from fedsieve.data.files import missing, read
 
 CLASSES = tuple("0123456789")
 HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"
+FOLDERS = ("MNIST/raw",)
+"""As torchvision unpacks it."""
 MD5 = {  # as published, gzipped; and of what is inside
     "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),

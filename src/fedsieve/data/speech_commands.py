@@ -2,10 +2,11 @@
 
 Read from ``speech_commands/``, in either form:
 
-- the public archive, unpacked: a folder of wav files a word, and ``_background_noise_``. The split is the official one,
-  by a hash of the speaker: the training partition trains, the testing partition tests, the validation partition is left
-  out. Silence is a tenth as many clips as there are words in a partition, evenly spaced over the noise recordings:
-  their first 80 % for training, their last 10 % for testing.
+- the public archive, unpacked there or by torchaudio (``SpeechCommands/speech_commands_v0.02/``): a folder of wav files
+  a word, and ``_background_noise_``. The split is the official one, by a hash of the speaker: the training partition
+  trains, the testing partition tests, the validation partition is left out. Silence is a tenth as many clips as there
+  are words in a partition, evenly spaced over the noise recordings: their first 80 % for training, their last 10 % for
+  testing.
 - ``index.csv`` beside one Ogg file of clips end to end a class: mostly the official *test* set, so with few training
   clips. The split is by the column ``fold``, a hash of the speaker: folds 0 to 3 train, fold 4 tests. **Its accuracy is
   not the official test accuracy.**
@@ -39,6 +40,8 @@ from fedsieve.types import InputError
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
 HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"
+FOLDERS = tuple(f"{above}speech_commands_v0.0{n}" for above in ("SpeechCommands/", "") for n in (2, 1))
+"""As torchaudio unpacks it."""
 NOISE = "_background_noise_"
 RATE = 16_000
 COLUMNS = {"file", "start", "samples", "word", "clip", "speaker", "fold"}
