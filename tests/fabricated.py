@@ -9,6 +9,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+CLASSES = {
+    "FedAvg": "fedavg",
+    "ZeroFL": "zerofl",
+    "FLASH": "flash",
+    "HeteroFLASH": "flash",
+    "SparseFedPP": "sparsefedpp",
+    "TopK": "topk",
+    "NST": "nst",
+    "PDST": "pdst",
+    "Swat": "swat",
+}
 LAYERS = {"conv1.weight": 100, "conv2.weight": 5_000, "fc1.weight": 36_864}
 
 
@@ -23,14 +34,15 @@ def fabricate(
     warm_up: bool = False,
     every: int = 1,
     layers: dict[str, int] = LAYERS,
+    about: dict[str, Any] | None = None,
     **task: Any,
 ) -> Path:
-    """Write a run directory and return it; ``task``: clients, partition, dataset."""
+    """Write a run directory and return it; ``task``: clients, partition, dataset; ``about``: more of run.json."""
     folder.mkdir(parents=True)
     done = rounds if done is None else done
     held = {"model": "net", "dataset": "digits", "partition": "lda:1.0", "clients": 20} | task
     run = {"method": method, "task": held, "rounds": rounds, "per_round": 5, "lr": 0.1, "seed": seed}
-    (folder / "run.json").write_text(json.dumps({"recipe": "made.up", "run": run}))
+    (folder / "run.json").write_text(json.dumps({"recipe": "made.up", **declared(method), "run": run} | (about or {})))
     noise = np.random.default_rng([seed, len(str(method))])
     turns = range(0 if warm_up else 1, done + 1)
     rows = [_row(t, rounds, method, noise, measure, layers, every) for t in turns]
@@ -40,6 +52,14 @@ def fabricate(
     if measure:
         _masks(folder / "masks", sorted({1, *range(20, done + 1, 20), done}), noise, layers)
     return folder
+
+
+def declared(method: dict[str, Any]) -> dict[str, Any]:
+    """Return what a method says of itself in run.json: the class of its kind, and the density that it aims at."""
+    kind = method["kind"]
+    where = f"fedsieve.methods.{CLASSES[kind]}:{kind}" if kind in CLASSES else f"own:{kind}"
+    target = max(method["densities"]) if "densities" in method else kept(method)
+    return {"class": where, "target_density": target}
 
 
 def kept(method: dict[str, Any]) -> float:

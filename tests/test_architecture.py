@@ -22,6 +22,7 @@ ORDER = [
     {"run_json", "checkpoints", "source"},
     {"store"},
     {"recorded", "drawing", "output", "published", "units"},
+    {"configurations"},
     {"figures", "plots", "deployed"},
     {"gallery"},
     {"report", "progress", "catalogue"},

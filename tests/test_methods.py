@@ -75,6 +75,28 @@ def kernels(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def test_a_method_says_what_density_it_aims_at(method: Method[Any]) -> None:
+    """A number that is one of its own fields, or 1 less one; dense methods say 1."""
+    target = tiny_run(method).target_density
+    inner = getattr(method, "inner", method)
+    of = [getattr(inner, name) for name in ("density", "sparsity", "densities") if hasattr(inner, name)]
+    value = max(of[0]) if of and isinstance(of[0], tuple) else of[0] if of else 1.0
+    assert target in (value, 1 - value)
+    assert (target == 1) == (method.name in ("fedavg", "fedadam"))
+
+
+def test_a_target_density_that_is_none_is_named() -> None:
+    class Odd(FedAvg):
+        target_density = 10
+
+    for value in (10, 0, -0.1, float("nan"), "0.1", True, [0.1]):
+        Odd.target_density = value  # type: ignore[assignment]
+        with pytest.raises(InputError, match=r"target_density must be a number in \(0, 1\], or None"):
+            tiny_run(Odd())
+    Odd.target_density = None  # type: ignore[assignment]
+    assert tiny_run(Odd()).target_density is None
+
+
 def last(run_: Run, kernels: str = "auto") -> Round:
     *_, final = run(run_, local(kernels=kernels))
     return final

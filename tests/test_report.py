@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import math
@@ -19,9 +21,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fedsieve.configurations import configurations
 from fedsieve.figures import swatch
+from fedsieve.plots import pictures
 from fedsieve.progress import _summary
-from fedsieve.report import _columns, report
+from fedsieve.recorded import Recorded, read
+from fedsieve.report import report
+from fedsieve.report.partitions import _columns
 from fedsieve.types import InputError
 from fedsieve.units import times
 
@@ -91,7 +97,7 @@ def about_of(recipe: str, rounds: int, seed: int = 0, **spec: Any) -> dict[str, 
             "rounds": rounds,
             "per_round": 5,
             "epochs": 1,
-            "batch": 16,
+            "batch": spec.get("batch", 16),
             "lr": spec.get("lr", 0.1),
             "lr_end": 0.01,
             "momentum": 0.0,
@@ -195,19 +201,97 @@ def test_every_run_is_listed_and_told_apart_by_what_differs(tmp_path: Path) -> N
         write_run(tmp_path / "dense", recipe="fedavg.digits", method={"kind": "FedAvg", "server": {"kind": "Average"}})
     )
     page = page_of(tmp_path, *runs)
-    names = ["lr 0.1 · seed 0", "lr 0.1 · seed 1", "lr 0.01 · seed 1"]
-    for label in [*(f"zerofl.digits · {name}" for name in names), "fedavg.digits"]:
+    assert "4 runs of 3 configurations on digits" in page.text
+    for label in ("ZeroFL, lr 0.1", "ZeroFL, lr 0.01", "FedAvg, lr 0.1"):
+        assert [row for row in page.rows if len(row) == 10 and row[0][0].strip().startswith(label)]
+    for label in ("ZeroFL, lr 0.1, seed 0run-0", "ZeroFL, lr 0.1, seed 1run-1", "FedAvg, lr 0.1, seed 0dense"):
         assert page.result(label)
     assert "ZeroFL(sparsity=0.9, r_mask=0.1, upload=top_weights)" in page.text
     assert "FedAvg(server=Average)" in page.text
-    assert page.text.count("finished, 12 rounds") == 4
+    assert page.text.count("finished, 12 rounds") == 3
 
 
-def test_runs_with_the_same_settings_are_told_apart_by_folder_then_by_number(tmp_path: Path) -> None:
+def test_of_runs_with_the_same_settings_one_counts(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / place, commit=place) for place in ("old", "new", "going")]
+    for day, run in enumerate(runs[:2], 1):
+        change(run / "run.json", started=f"2026-02-{day:02d}T09:30:00+00:00")
+    (runs[2] / "summary.json").unlink()
+    with pytest.warns(UserWarning, match=r"one counts .*: .*/new, not .*/old, .*/going$"):
+        page = page_of(tmp_path, *runs)
+    assert page.result("ZeroFL")
+    assert "new" in page.texts
+    assert not {"old", "going"} & set(page.texts)
+
+
+def test_runs_that_say_nothing_of_their_settings_are_called_by_their_folders(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / place) for place in ("here/a", "here/b", "there/b")]
+    for run in runs:
+        (run / "run.json").write_text("{}")
     page = page_of(tmp_path, *runs)
-    for label in ("zerofl.digits · a", "zerofl.digits · b (2)", "zerofl.digits · b (3)"):
+    for label in ("a", "b (2)", "b (3)"):
         assert page.result(label)
+
+
+def run_of(method: str = "ZeroFL", seed: int = 0, about: dict[str, Any] | None = None, **fields: Any) -> Recorded:
+    """Return a run of nothing but settings, their names written with two underscores for a dot."""
+    run: dict[str, Any] = {"method": {"kind": method}, "seed": seed}
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        node = run
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return Recorded(Path("x"), {"run": run} | (about or {}), [], None, [], None)
+
+
+@pytest.mark.parametrize(
+    ("runs", "labels"),
+    [
+        ([run_of()], ["ZeroFL"]),
+        ([run_of("FLASH"), run_of("NST", lr=0.2)], ["FLASH", "NST"]),
+        ([run_of(lr=0.1), run_of(lr=0.2), run_of(lr=0.2, seed=1)], ["lr 0.1", "lr 0.2"]),
+        (
+            [run_of(method__sparsity=s, task__partition=p, lr=s) for s in (0.9, 0.95) for p in ("iid", "lda:1.0")],
+            [f"sparsity {s}, partition {p}" for s in (0.9, 0.95) for p in ("iid", "lda:1.0")],
+        ),
+        (
+            [
+                run_of(kind, about={"target_density": d}, **{f"method__{name}": of(d)})
+                for kind, name, of in (("ZeroFL", "sparsity", lambda d: 1 - d), ("FLASH", "density", float))
+                for d in (0.1, 0.25)
+            ],
+            [f"{kind}, density {d}" for kind in ("ZeroFL", "FLASH") for d in (0.1, 0.25)],
+        ),
+        ([run_of(), run_of(bound__kind="Running")], ["default", "bound Running"]),
+        ([run_of(about={"kernels": k}) for k in ("sparse", "dense")], ["kernels sparse", "kernels dense"]),
+        ([run_of(about={"engine": e}) for e in ("local", "pool:2")], ["engine local", "engine pool:2"]),
+        ([run_of(about={"engine": e}, seed=i) for i, e in enumerate(("local", "pool:2"))], ["ZeroFL"]),
+        ([run_of(about={"class": c}) for c in ("a:ZeroFL", "b:ZeroFL")], ["class a:ZeroFL", "class b:ZeroFL"]),
+        ([run_of(x="a" * 40 + c) for c in "bc"], [f"x {'a' * 27}… ({i})" for i in (1, 2)]),
+    ],
+)
+def test_labels_are_the_fewest_settings_that_tell_configurations_apart(runs: list[Recorded], labels: list[str]) -> None:
+    assert [one.label for one in configurations(runs)] == labels
+
+
+def test_seeds_are_one_row_of_means_with_their_spread(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"z{seed}", seed=seed) for seed in (2, 0, 1)]
+    runs.append(write_run(tmp_path / "going", seed=3, done=7))
+    runs.append(write_run(tmp_path / "alone", method={"kind": "FedAvg"}))
+    for i, run in enumerate(runs[:3]):
+        change(run / "summary.json", accuracy=0.9 + i / 50, accuracy_validation=0.8, bytes_up=1e6 + 2e5 * i)
+        change(run / "summary.json", density_of_all=0.5 + i / 10)
+    page = page_of(tmp_path, *runs)
+    (row,) = (row for row in page.rows if len(row) == 10 and row[0][0].strip().startswith("ZeroFL4 seeds"))
+    assert "3 of 4 finished, 7 to 12 of 12 rounds" in row[0][0]
+    assert row[1] == ("92.0 ± 2.0 %validation 80.0 %", [pytest.approx(0.92), pytest.approx(0.8)])
+    assert "of all 60.0 ± 10.0 %" in row[2][0]
+    assert row[3][0].startswith("1.20 ± 0.20 MBdense 31.2 MB26.0x less")
+    assert page.result("FedAvg, seed 0alone")[1][0].count("±") == 0
+    for seed in range(4):
+        assert page.result(f"ZeroFL, seed {seed}")
+    bands = (tmp_path / "report.html").read_text().count('id="accuracy-FillBetween')
+    assert bands == 1
 
 
 def test_a_directory_given_twice_counts_once(tmp_path: Path) -> None:
@@ -222,7 +306,7 @@ def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path, done: int) -> No
     run = write_run(tmp_path / "run", done=done)
     rows = rows_in(run)
     total = {name: sum(row[name] for row in rows) for name, value in rows[0].items() if isinstance(value, int | float)}
-    label, accuracy, density, up, down, upload, work, time, memory = page_of(tmp_path, run).result("zerofl.digits")
+    label, accuracy, density, up, down, upload, work, time, memory = page_of(tmp_path, run).result("ZeroFL")
     assert ("7 of 12 rounds" in label[0]) == (done == 7)
     assert accuracy == (f"{100 * rows[-1]['accuracy']:.1f} %", [rows[-1]["accuracy"]])
     assert density == (f"{100 * rows[-1]['density']:.1f} %", [rows[-1]["density"]])
@@ -248,7 +332,7 @@ def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path, done: int) -> No
 def test_bytes_read_well(tmp_path: Path, size: float, dense: float, said: str) -> None:
     run = write_run(tmp_path / "run")
     change(run / "summary.json", bytes_up=size, bytes_dense_up=dense)
-    assert page_of(tmp_path, run).result("zerofl.digits")[3][0] == said
+    assert page_of(tmp_path, run).result("ZeroFL")[3][0] == said
 
 
 def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> None:
@@ -271,6 +355,8 @@ def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> N
         multiply_adds=1.2e11,
         multiply_adds_dense=4.1e10,
         upload_bytes=1e3,
+        accuracy_validation=None,
+        density_of_all=0.1,
         kernels={"sparse": 3},
         ms_per_step=1.5,
         bytes_up=2000,
@@ -290,7 +376,7 @@ def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> N
 def test_durations_read_well(tmp_path: Path, seconds: float, said: str) -> None:
     run = write_run(tmp_path / "run")
     change(run / "summary.json", seconds=seconds)
-    assert page_of(tmp_path, run).result("zerofl.digits")[7][0] == said
+    assert page_of(tmp_path, run).result("ZeroFL")[7][0] == said
 
 
 def test_the_page_is_whole_and_closed_to_the_outside(tmp_path: Path) -> None:
@@ -299,9 +385,12 @@ def test_the_page_is_whole_and_closed_to_the_outside(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert "http://" not in text
     assert "https://" not in text
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "embed", "base", "form")]
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "object", "embed", "base", "form")]
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page.named("script") == [{}]
     (policy,) = (meta["content"] for meta in page.named("meta") if meta.get("http-equiv"))
-    assert "default-src 'none'" in (policy or "")
+    assert policy == f"default-src 'none';script-src 'sha256-{digest}';style-src 'unsafe-inline';img-src data:"
     for attributes in (attributes for _, attributes in page.tags):
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
@@ -323,24 +412,57 @@ def test_every_picture_says_what_it_shows(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     page = page_of(tmp_path, run)
     says = [svg.get("aria-label") or "" for svg in page.named("svg") if svg.get("role") == "img"]
-    assert [line.partition(".")[0] for line in says[:4]] == [
+    assert [line.partition(".")[0] for line in says[:5]] == [
         "Accuracy over rounds",
         "Accuracy over bytes sent",
         "Density over rounds",
-        "Bytes in a round",
+        "Bytes up in a round",
+        "Bytes down in a round",
     ]
     ends = [100 * rows_in(run)[place]["accuracy"] for place in (0, -1)]
-    assert f"zerofl.digits: {ends[0]:.4g} to {ends[1]:.4g}" in says[0]
-    assert "20 clients" in says[4]
+    assert f"ZeroFL: {ends[0]:.4g} to {ends[1]:.4g}" in says[0]
+    assert "20 clients" in says[5]
     assert all(svg.get("role") == "img" or svg.get("aria-hidden") == "true" for svg in page.named("svg"))
 
 
-def test_runs_differ_by_colour_and_marker_together() -> None:
-    samples = [re.sub(r'"?#?\bkey-[^"]*"', "", swatch("key", run)) for run in range(14)]
-    assert len(set(samples)) == 14
-    shapes = [re.sub(r"var\(--\w+\)", "", sample) for sample in samples[:7]]
-    assert len(set(shapes)) == 7
+def test_looks_differ_by_colour_dash_and_marker_together() -> None:
+    samples = [re.sub(r'"?#?\bkey-[^"]*"', "", swatch("key", look)) for look in range(49)]
+    assert len(set(samples)) == 49
+    shapes = [re.sub(r"var\(--\w+\)", "", sample) for sample in samples]
+    assert len(set(shapes[:7])) == 7
+    assert all(len({shapes[i + 7 * k] for k in range(4)}) == 4 for i in range(7))
     assert swatch("key", 3) == swatch("key", 3)
+
+
+def test_a_configuration_has_one_label_and_one_look_wherever_it_stands(tmp_path: Path) -> None:
+    """Of eleven methods with three seeds, and of two of them at a second density."""
+    methods = [{"kind": f"M{i}", "density": 0.1} for i in range(11)] + [
+        {"kind": f"M{i}", "density": 0.2} for i in (3, 8)
+    ]
+    runs = []
+    for i, method in enumerate(methods):
+        for seed in range(3):
+            run = write_run(tmp_path / f"{i}-{seed}", seed=seed, method=method, rounds=3, refuse=(2,) if i else ())
+            change(run / "run.json", target_density=method["density"], **{"class": f"own:{method['kind']}"})
+            runs.append(run)
+    every = configurations([read(run) for run in runs])
+    names = {one.label: one.look for one in every}
+    assert list(names) == [f"{method['kind']}, density {method['density']}" for method in methods]
+    drawn = {one.name: one for one in pictures([run for one in every for run in one.runs])}
+    assert drawn.keys() == {"zerofl-1", "flash-1", "sparsefedpp-1"}
+    for panel in (*drawn["zerofl-1"].panels, drawn["flash-1"].panels[0]):
+        assert {label: line.run for label, line in panel.lines.items()} == names
+    for panel in (drawn["flash-1"].panels[1], *drawn["sparsefedpp-1"].panels):
+        looks = {label: line.run for label, line in panel.lines.items()}
+        assert {label: look for label, look in looks.items() if label in names}.items() <= names.items()
+        assert {label for label in looks if label not in names} == {"M3", "M8"}
+        assert not {looks["M3"], looks["M8"]} & set(names.values())
+    page = page_of(tmp_path, *runs)
+    assert len([one for one in page.named("ul") if one.get("class") == "legend many"]) == 4
+    assert len([row for row in page.rows if len(row) == 10]) == 1 + 13 + 1 + 39
+    assert [attributes["class"] for attributes in page.named("table")][:2] == ["results sorts"] * 2
+    assert "36 × values that are not finite" in page.text
+    assert len(page.named("image")) == 2
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -362,7 +484,7 @@ def test_what_files_say_is_text_never_markup(tmp_path: Path) -> None:
     with (run / "rounds.jsonl").open("a") as file:
         file.write(json.dumps(row_of(12, 12) | {"refused": [{"client": 1, "reason": bad}]}) + "\n")
     page = page_of(tmp_path, run, tmp_path / "other")
-    assert not page.named("script")
+    assert page.named("script") == [{}]
     assert not page.named("img")
     assert bad in page.text
     assert f"1 × {bad}" in page.text
@@ -377,7 +499,7 @@ def test_a_row_that_a_crash_tore_off_is_left_out(tmp_path: Path) -> None:
         file.write(torn[: torn.index("é".encode()) + 1])
     page = page_of(tmp_path, run)
     assert "5 of 12 rounds" in page.text
-    assert page.result("zerofl.digits")[3][1][0] == sum(row_of(t, 12)["bytes_up"] for t in range(1, 6))
+    assert page.result("ZeroFL")[3][1][0] == sum(row_of(t, 12)["bytes_up"] for t in range(1, 6))
 
 
 def test_a_run_stopped_early_is_not_called_finished(tmp_path: Path) -> None:
@@ -397,14 +519,14 @@ def test_a_round_run_again_counts_once_as_last_written(tmp_path: Path) -> None:
         file.write(json.dumps(row_of(3, 12) | {"accuracy": 0.625}) + "\n")
     page = page_of(tmp_path, run)
     assert "3 of 12 rounds" in page.text
-    assert page.result("zerofl.digits")[1][1] == [0.625]
+    assert page.result("ZeroFL")[1][1] == [0.625]
 
 
 def test_a_run_without_a_round_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=0)
     page = page_of(tmp_path, run)
     assert "0 of 12 rounds" in page.text
-    assert page.text.count("Nothing measured yet.") == 4
+    assert page.text.count("Nothing measured yet.") == 5
     (run / "rounds.jsonl").unlink()
     (run / "partition.json").unlink()
     assert "Who holds what" not in page_of(tmp_path, run).text
@@ -416,8 +538,8 @@ def test_values_that_are_not_numbers_are_left_out(tmp_path: Path, lost: Any) -> 
     names = [name for name, value in row_of(1, 12).items() if isinstance(value, int | float) and name != "round"]
     (run / "rounds.jsonl").write_text(json.dumps(row_of(1, 12) | dict.fromkeys(names, lost)) + "\n")
     page = page_of(tmp_path, run)
-    assert page.text.count("Nothing measured yet.") == 4
-    assert [text for text, _ in page.result("zerofl.digits")[1:]] == ["–"] * 8
+    assert page.text.count("Nothing measured yet.") == 5
+    assert [text for text, _ in page.result("ZeroFL")[1:]] == ["–"] * 8
 
 
 def test_numbers_that_nothing_measures_are_left_out(tmp_path: Path) -> None:
@@ -426,7 +548,7 @@ def test_numbers_that_nothing_measures_are_left_out(tmp_path: Path) -> None:
         fields = ["clients", "refused"] + ["bytes_up", "bytes_dense_up", "seconds", "multiply_adds"] * (lost != 5)
         rows = [row | dict.fromkeys(fields, lost) for row in rows_in(run)]
         (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        cells = page_of(tmp_path, run).result("zerofl.digits")
+        cells = page_of(tmp_path, run).result("ZeroFL")
         assert cells[5][0] == "–"
         assert (cells[3][0] == cells[6][0] == cells[7][0] == "–") == (lost != 5)
         assert cells[1][1] == [rows[-1]["accuracy"]]
@@ -437,7 +559,7 @@ def test_an_upload_is_not_guessed_where_a_round_does_not_say_who_answered(tmp_pa
     rows = rows_in(run)
     rows[1]["clients"] = 5
     (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert page_of(tmp_path, run).result("zerofl.digits")[5] == ("–", [])
+    assert page_of(tmp_path, run).result("ZeroFL")[5] == ("–", [])
 
 
 @pytest.mark.parametrize("rounds", [10, 13, None, "12", [12]])
@@ -446,9 +568,9 @@ def test_a_summary_of_other_rounds_is_passed_over(tmp_path: Path, rounds: Any) -
     change(run / "summary.json", rounds=rounds, accuracy=0.125, bytes_up=1)
     page = page_of(tmp_path, run)
     rows = rows_in(run)
-    assert page.result("zerofl.digits")[1][1] == [rows[-1]["accuracy"]]
-    assert page.result("zerofl.digits")[3][1][0] == sum(row["bytes_up"] for row in rows)
-    assert page.result("zerofl.digits")[8] == ("–", [])
+    assert page.result("ZeroFL")[1][1] == [rows[-1]["accuracy"]]
+    assert page.result("ZeroFL")[3][1][0] == sum(row["bytes_up"] for row in rows)
+    assert page.result("ZeroFL")[8] == ("–", [])
 
 
 def test_one_round_and_missing_fields_still_make_a_page(tmp_path: Path) -> None:
@@ -465,7 +587,7 @@ def test_one_round_and_missing_fields_still_make_a_page(tmp_path: Path) -> None:
 def test_rounds_without_a_test_are_passed_over(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=5, every=2)
     page = page_of(tmp_path, run)
-    assert page.result("zerofl.digits")[1][1] == [rows_in(run)[3]["accuracy"]]
+    assert page.result("ZeroFL")[1][1] == [rows_in(run)[3]["accuracy"]]
 
 
 def test_settings_that_differ_come_first_and_the_rest_is_folded(tmp_path: Path) -> None:
@@ -491,7 +613,24 @@ def test_runs_that_share_a_partition_share_its_map(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"{i}", seed=i, alpha=alpha) for i, alpha in enumerate((1.0, 1.0, 0.1))]
     page = page_of(tmp_path, *runs)
     assert len(page.named("image")) == 2 * 2
-    assert "Runs: zerofl.digits · seed 0; zerofl.digits · seed 1" in page.text
+    assert "digits, lda:1.0, seed 0, 1" in page.text
+    assert "The clients of other seeds (1)" in page.text
+    page = page_of(tmp_path, *runs, write_run(tmp_path / "other", alpha=0.5, lr=0.2, task={"partition": "lda:0.5"}))
+    assert page.text.count("Of: partition lda:1.0") == page.text.count("Of: partition lda:0.5") == 1
+
+
+def test_many_configurations_have_a_row_for_each_value_of_a_setting(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"{lr}{b}", lr=lr, batch=b, rounds=2) for lr in (0.1, 0.2, 0.4) for b in (8, 16)]
+    dense = {"kind": "FedAvg", "server": {"kind": "Average"}}
+    runs += [write_run(tmp_path / f"dense{lr}", lr=lr, batch=8, rounds=2, method=dense) for lr in (0.1, 0.2)]
+    page = page_of(tmp_path, *runs)
+    rows = [[text for text, _ in row] for row in page.rows]
+    assert ["batch", "16", "; ".join(f"ZeroFL, lr {lr}, batch 16" for lr in (0.1, 0.2, 0.4))] in rows
+    assert ["8", "all others"] in rows
+    assert ["method.sparsity", "0.9", "ZeroFL (all 6)"] in rows
+    assert ["method.server.kind", "Average", "FedAvg (all 2)"] in rows
+    many = [write_run(tmp_path / f"many{i}", lr=i / 100 + 0.01, rounds=2) for i in range(12)]
+    assert "12 values from 0.01 to 0.12" in page_of(tmp_path, *many).text
 
 
 @pytest.mark.parametrize(("clients", "columns"), [(5, 5), (200, 200), (201, 201), (3600, 400)])
@@ -610,19 +749,62 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monke
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_browser_renders_the_page_and_asks_for_nothing(tmp_path: Path, width: int) -> None:
-    runs = [write_run(tmp_path / f"{i}", seed=i, density=0.05 * 4**i) for i in range(3)]
+    runs = [write_run(tmp_path / f"{i}", seed=i, lr=0.1 + i, density=0.05 * 4**i) for i in range(3)]
     page_of(tmp_path, *runs)
-    shot, profile = tmp_path / "shot.png", tmp_path / "profile"
-    wanted = [f"--user-data-dir={profile}", f"--window-size={width},2400", f"--screenshot={shot}", "--dump-dom"]
-    url = (tmp_path / "report.html").as_uri()
-    done = subprocess.run(
-        [str(CHROMIUM), *QUIET, *wanted, url], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert "CONSOLE" not in done.stderr  # where the browser notes what the page's policy refused
-    if done.stdout:
-        assert len([svg for svg in Page(done.stdout).named("svg") if svg.get("role") == "img"]) == 5
+    shot = tmp_path / "shot.png"
+    said = in_browser(tmp_path / "report.html", f"--window-size={width},2400", f"--screenshot={shot}", "--dump-dom")
+    assert "CONSOLE" not in said.stderr  # where the browser notes what the page's policy refused
+    if said.stdout:
+        assert len([svg for svg in Page(said.stdout).named("svg") if svg.get("role") == "img"]) == 7
+        assert len(Page(said.stdout).named("button")) == 10  # made by the script, which the policy let run
     with Image.open(shot) as image:
         picture = np.asarray(image.convert("RGB"))
     assert picture.shape[1] == width
     for colour in ((0, 114, 178), (213, 94, 0), (0, 158, 115)):
         assert (picture == colour).all(2).sum() > 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_table_sorts_by_a_click_and_no_page_is_wider_than_a_phone(tmp_path: Path) -> None:
+    tops = {"b10": 0.7, "b9": 0.9, "c": None, "a": 0.8}
+    runs = []
+    for name, top in tops.items():
+        method = {"kind": name, "sparsity": 0.9, "a_rather_long_name_of_a_field": "a" * 60}
+        for seed in range(2):
+            runs.append(
+                write_run(tmp_path / f"{name}-{seed}", seed=seed, method=method, rounds=3, done=3 if top else 0)
+            )
+            if top:
+                change(runs[-1] / "summary.json", accuracy=top)
+    page_of(tmp_path, *runs)
+    page = tmp_path / "report.html"
+    ask = """
+    const heads = document.querySelectorAll("table.sorts")[0].tHead.rows[0].cells, found = [];
+    const names = () => [...document.querySelectorAll("table.sorts")[0].tBodies[0].rows].map(
+      (row) => row.querySelector(".named").textContent.trim()).join(" ");
+    for (const i of [1, 1, 0, 0]) {
+      heads[i].querySelector("button").click();
+      found.push(names() + " " + heads[i].ariaSort);
+    }
+    document.querySelectorAll("details").forEach((one) => one.open = true);
+    const frame = document.documentElement;
+    document.title = JSON.stringify([found, frame.scrollWidth <= frame.clientWidth]);"""
+    text = re.sub("<meta http-equiv[^>]*>", "", page.read_text())
+    page.write_text(text.replace("</body>", f"<script>{ask}</script></body>"))
+    found = re.search("<title>(.*?)</title>", in_browser(page, "--window-size=390,2400", "--dump-dom").stdout)
+    assert found
+    assert json.loads(found[1]) == [
+        [
+            "b9 a b10 c descending",
+            "b10 a b9 c ascending",
+            "a b9 b10 c ascending",
+            "c b10 b9 a descending",
+        ],
+        True,
+    ]
+
+
+def in_browser(page: Path, *wanted: str) -> subprocess.CompletedProcess[str]:
+    options = [*QUIET, f"--user-data-dir={page.parent / 'profile'}", *wanted, page.as_uri()]
+    return subprocess.run([str(CHROMIUM), *options], capture_output=True, text=True, timeout=120, check=True)

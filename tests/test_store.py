@@ -53,6 +53,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "run/run.json").read_text())
     assert told["run"]["method"] | {"kind": "ZeroFL", "sparsity": 0.7, "r_mask": 0.1} == told["run"]["method"]
     assert told["run"]["task"]["model"] == "conftest:TinyNet"
+    assert (told["class"], told["target_density"]) == ("fedsieve.methods.zerofl:ZeroFL", pytest.approx(0.3))
     assert {"version", "commit", "hardware", "engine", "device", "kernels", "recipe", "started"} <= told.keys()
 
     inputs = json.loads((tmp_path / "run/inputs.json").read_text())

@@ -1,7 +1,7 @@
 """What every plot shares: its palette, its lines and axes as plain data, and how they are drawn with matplotlib.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; a run is a colour and a marker, a
-direction is a dash.
+Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart. The looks of lines are numbered: the
+first seven differ in colour and marker, the next seven in dash and marker too, and so on, 196 of them all different.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ PALETTE = {  # name: (light, dark)
 
 MARKERS = "os^DvPX"
 COLOURS = 7
+DASHES = ("-", "--", "-.", (0, (1, 1.2)))
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -68,7 +69,7 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: its points, the place of its run in the legend (None: a reference), and its dash.
+    """One line of a plot: its points and the place of its look (None: a reference, dotted).
 
     ``spread`` is a standard deviation for each point: a band, or ``bars`` where points stand for runs. A point is
     ``hollow`` if one of its runs is not finished. A ``level`` has no points of its own.
@@ -77,7 +78,6 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     run: int | None
-    dash: str = "-"
     spread: Sequence[float] = ()
     bars: bool = False
     hollow: Sequence[bool] = ()
@@ -156,7 +156,7 @@ def style(line: Line, runs: int) -> dict[str, Any]:
     if line.run is None:
         return {
             "color": PALETTE["soft"][0],
-            "linestyle": line.dash,
+            "linestyle": ":",
             "linewidth": 1.1,
             "marker": "_" if len(line.x) == 1 else "",
         }
@@ -165,11 +165,10 @@ def style(line: Line, runs: int) -> dict[str, Any]:
     larger = 1 - (line.run + 1) / runs if every == 1 and not line.bars else 0
     return {
         "color": colour,
-        "linestyle": line.dash,
+        "linestyle": DASHES[line.run // COLOURS % len(DASHES)],
         "marker": marker,
         "markevery": [] if line.level else (line.run * every // runs, every),  # lines that coincide take turns,
         "markersize": (0.7 + 0.67 * larger) * mpl.rcParams["lines.markersize"],  # or show one behind the other
-        "markerfacecolor": colour if line.dash == "-" else PALETTE["page"][0],
         "markeredgewidth": 0.9,
         "clip_on": False,  # a marker at 0 or 100 % is whole
     }

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from fedsieve.drawing import PALETTE, RC, Axis, Bits, Line, map_bits, plot, style
 
+MANY = 7
 SIZE = (4.6, 2.9)
 """Inches at 100 px: small enough that a phone does not shrink the text much."""
 
@@ -58,14 +59,14 @@ def heat(name: str, classes: Sequence[str], counts: NDArray[np.float64], clients
         step = math.ceil(len(classes) / 22)
         shown = range(0, len(classes), step)
         axes.set_yticks(list(shown), [_short(classes[i]) for i in shown])
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.set_xlabel(x_name)
         axes.set_title("class", y=1.035, pad=0)
         _key(axes, norm, look)
         return _svg(figure, name, says)
 
 
-def swatch(name: str, run: int | None, dash: str = "-", level: bool = False) -> str:
+def swatch(name: str, run: int | None, level: bool = False) -> str:
     """Return the sample of a line for a legend, drawn as the plots draw it; it says nothing to a screen reader."""
     with mpl.rc_context(RC):
         figure = Figure(figsize=(0.3, 0.12), dpi=100)
@@ -75,9 +76,15 @@ def swatch(name: str, run: int | None, dash: str = "-", level: bool = False) -> 
         axes.plot(
             [0.1, 1, 1.9],
             [0, 0, 0],
-            **{**style(Line([], [], run, dash), (run or 0) + 1), "markevery": [1] * (not level)},
+            **{**style(Line([], [], run), (run or 0) + 1), "markevery": [1] * (not level)},
         )
         return _svg(figure, name, "")
+
+
+def legend_list(items: Sequence[str]) -> str:
+    """Return samples with their labels side by side, in columns where they are many."""
+    kind = "legend many" if len(items) > MANY else "legend"
+    return f"<ul class='{kind}'>{''.join(f'<li>{item}</li>' for item in items)}</ul>\n"
 
 
 def palette_css() -> str:
@@ -138,6 +145,7 @@ p{margin:.25rem 0;max-width:75ch}
 .soft,small{color:var(--soft)}
 small{font-size:.8125rem}
 svg{max-width:100%;height:auto;font-family:inherit;stroke-linejoin:round}
+.swatch{flex:none}
 .swatch svg{width:1.9rem;height:.75rem;vertical-align:baseline;flex:none}
 ul{list-style:none;margin:0;padding:0}
 .runs{margin-top:1.5rem;border-top:1px solid var(--rule)}
@@ -152,21 +160,27 @@ border-bottom:1px solid var(--rule)}
 figure{margin:0;min-width:0;break-inside:avoid}
 figure svg[role=img]{display:block;width:100%}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.15rem 0 .5rem;font-size:.8125rem}
-.legend li{display:flex;align-items:center;gap:.35rem;overflow-wrap:anywhere}
+.legend li{display:flex;align-items:baseline;gap:.35rem;overflow-wrap:anywhere}
+.many{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,15rem),1fr))}
 .paper{margin:0 0 2.75rem}
 .paper h4{font-size:.875rem;margin:.5rem 0 .1rem}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.75rem 2rem;
 align-items:end;max-width:75rem}
 .panels>div:only-child{max-width:36rem}
 figcaption{font-size:.875rem;color:var(--soft)}
-.map{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:.75rem 2.5rem}
+.map{margin:0 0 2rem;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:.75rem 2.5rem}
 .wide{overflow-x:auto;margin:0 -1.25rem;padding:0 1.25rem}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{text-align:left;vertical-align:top;padding:.5rem .75rem;border-bottom:1px solid var(--rule)}
 th{font-weight:600}
 thead th{vertical-align:bottom;border-bottom-color:var(--soft)}
-tbody th{min-width:9rem;max-width:18rem;overflow-wrap:anywhere;background:var(--page);position:sticky;left:0}
+tbody th{min-width:10.5rem;max-width:18rem;overflow-wrap:anywhere;background:var(--page);position:sticky;left:0}
 .number{text-align:right;white-space:nowrap}
+.results td,.results thead th{padding:.5rem .6rem}
+.sorts button{all:unset;cursor:pointer;text-decoration:underline dotted var(--soft);text-underline-offset:.25em}
+.sorts button:focus-visible{outline:2px solid var(--run0)}
+.sorts [aria-sort=ascending] button::before{content:"↑ "}
+.sorts [aria-sort=descending] button::before{content:"↓ "}
 td small,th small{display:block;font-weight:400;font-size:.93em}
 .fields td,.fields th{padding:.3rem .75rem}
 .fields td{overflow-wrap:anywhere;min-width:6rem}
@@ -177,8 +191,8 @@ summary{cursor:pointer;padding:.25rem 0}
 @media screen and (prefers-color-scheme:dark){figure image{filter:invert(1) hue-rotate(180deg)}}
 @media(min-width:60rem){.runs{display:grid;grid-template-columns:auto repeat(2,minmax(0,auto)) repeat(3,auto) 1fr}
 .runs li{display:grid;grid-column:1/-1;grid-template-columns:subgrid;gap:0 1.25rem}.runs .state{text-align:right}}
-@media(max-width:40rem){main{padding-top:1.5rem}.runs .state{margin-left:0}tbody th{max-width:8rem}
-.results .swatch,.results .method{display:none}figure svg{overflow:visible}figure svg text{font-size:13.5px!important}}
+@media(max-width:40rem){main{padding-top:1.5rem}.runs .state{margin-left:0}tbody th{min-width:6.5rem;max-width:8rem}
+.results .swatch{display:none}figure svg{overflow:visible}figure svg text{font-size:13.5px!important}}
 @media print{main{max-width:none;padding:0}h2{break-after:avoid}.plots,.map,.panels{grid-template-columns:1fr 1fr}
 .wide{overflow:visible}table{font-size:.7rem}th,td{padding:.25rem .35rem}tbody th{position:static}}
 """

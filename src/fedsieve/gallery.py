@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from fedsieve.drawing import Line
-from fedsieve.figures import bits, chart, swatch
+from fedsieve.figures import MANY, bits, chart, legend_list, swatch
 from fedsieve.plots import Map, Panel, Picture, pictures
 from fedsieve.recorded import Recorded
 
@@ -20,7 +20,9 @@ def _figure(picture: Picture) -> str:
     name = picture.name
     panels = [_panel(f"{name}-{i}", picture, panel) for i, panel in enumerate(picture.panels)]
     maps = [_map(f"{name}-{i}", picture, shown) for i, shown in enumerate(picture.maps)]
-    plots = f"<div class=panels>{''.join(panels + maps)}</div>"
+    lines = {label: line for panel in reversed(picture.panels) for label, line in panel.lines.items()}
+    legend = _legend(name, lines) if len(lines) > 1 else ""
+    plots = f"{legend}<div class=panels>{''.join(panels + maps)}</div>"
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
     return f"<figure class=paper><h3>{escape(picture.title)}</h3>{plots}{caption}</figure>\n"
 
@@ -29,7 +31,7 @@ def _panel(name: str, picture: Picture, panel: Panel) -> str:
     ends = "; ".join(f"{label}: {line.y[0]:.4g} to {line.y[-1]:.4g}" for label, line in panel.lines.items())
     says = f"{picture.title}. {panel.title or panel.x.name}: {panel.y.name}, first to last: {ends}."
     drawn = chart(name, list(panel.lines.values()), panel.x, panel.y, says)
-    return f"<div>{_title(panel.title)}{_legend(name, panel.lines)}{drawn}</div>"
+    return f"<div>{_title(panel.title)}{drawn}</div>"
 
 
 def _map(name: str, picture: Picture, shown: Map) -> str:
@@ -44,8 +46,10 @@ def _title(text: str) -> str:
 
 
 def _legend(name: str, lines: Mapping[str, Line]) -> str:
-    """Return a sample and the label of each line."""
-    numbered = ((f"{name}-key{i}", label, line) for i, (label, line) in enumerate(lines.items()))
-    samples = ((label, swatch(key, line.run, line.dash, line.level)) for key, label, line in numbered)
-    items = (f"<li><span class=swatch>{drawn}</span>{escape(label)}</li>" for label, drawn in samples)
-    return f"<ul class=legend>{''.join(items)}</ul>"
+    """Return a sample and the label of each line, in the order of their looks; many are folded."""
+    ordered = sorted(lines.items(), key=lambda item: item[1].run or 0)
+    samples = [(label, swatch(f"{name}-key{i}", line.run, line.level)) for i, (label, line) in enumerate(ordered)]
+    listed = legend_list([f"<span class=swatch>{drawn}</span><span>{escape(label)}</span>" for label, drawn in samples])
+    if len(samples) <= MANY:
+        return listed
+    return f"<details><summary>Legend <small>({len(samples)})</small></summary>{listed}</details>"

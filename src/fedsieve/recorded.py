@@ -24,6 +24,8 @@ from fedsieve.types import InputError
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Numbers beyond these are no measurement: their sums and quotients overflow."""
+DECLARED = ("class", "target_density")
+"""What run.json says of the method beside its fields."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Recorded:
     classes: list[str]
     counts: NDArray[np.float64] | None
     label: str = ""
-    """What the report calls the run, no two the same."""
+    """What a page calls the run's configuration."""
+    look: int | None = None
+    """The place of its configuration among the looks of a page's lines."""
 
     @property
     def recipe(self) -> str:
@@ -48,6 +52,12 @@ class Recorded:
     def settings(self) -> dict[str, str]:
         """Every field of the run, by its dotted name."""
         return _flat(self.about.get("run"))
+
+    @property
+    def target(self) -> float | None:
+        """The density that the method says it aims at; None where it says nothing."""
+        known = number(self.about.get("target_density"))
+        return round(known, 12) if known is not None and 0 < known <= 1 else None
 
     @property
     def whole(self) -> bool:
@@ -62,8 +72,15 @@ class Recorded:
     @property
     def machine(self) -> dict[str, str]:
         """Version, engine, device and hardware, by name."""
-        plain = {key: value for key, value in self.about.items() if key not in ("recipe", "run", "hardware")}
+        other = ("recipe", "run", "hardware", "method", *DECLARED)
+        plain = {key: value for key, value in self.about.items() if key not in other}
         return _flat(plain) | _flat(self.about.get("hardware"))
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """What the method says of itself beside its fields."""
+        known = {"class": self.about.get("class"), "target_density": self.target and f"{self.target:g}"}
+        return _flat({"method": {key: value for key, value in known.items() if value is not None}})
 
     @property
     def method(self) -> str:
@@ -142,26 +159,19 @@ def trained_by(kernels: Mapping[str, int]) -> str:
     return ", ".join(kernels) if len(kernels) < 2 else ", ".join(f"{way} {n}" for way, n in kernels.items())
 
 
-def labelled(runs: list[Recorded]) -> list[Recorded]:
-    """Return the runs with labels: the recipe, what differs within it, and the folder or a number if need be."""
-    names = [_name(run, [other for other in runs if other.recipe == run.recipe]) for run in runs]
-    twins = {name for name in names if names.count(name) > 1}
-    names = [f"{name} · {run.folder.name}" if name in twins else name for name, run in zip(names, runs, strict=True)]
-    twins = {name for name in names if names.count(name) > 1}
-    names = [f"{name} ({i})" if name in twins else name for i, name in enumerate(names, 1)]
-    return [replace(run, label=name) for name, run in zip(names, runs, strict=True)]
-
-
 def number(value: Any) -> float | None:
     """Return ``value`` if it is a number that a run can have measured: zero, or from 1e-30 to 1e30 either way."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return value if plain and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
 
 
-def _name(run: Recorded, siblings: list[Recorded]) -> str:
-    apart = [key for key in run.settings if len({other.settings.get(key) for other in siblings}) > 1]
-    apart = [key for key in apart if key != "seed"][:3] + ["seed"] * ("seed" in apart)
-    return " · ".join([run.recipe, *(f"{key.split('.')[-1]} {run.settings[key]}" for key in apart)])
+def numeric(text: str) -> float | None:
+    """Return the number that a setting says, or the largest of several."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        known = [number(one) for one in (value if isinstance(value, list) else [value])]
+        return max((one for one in known if one is not None), default=None)
+    return None
 
 
 def _flat(node: Any, name: str = "") -> dict[str, str]:

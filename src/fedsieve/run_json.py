@@ -2,7 +2,8 @@
 
     recipe, engine, device, kernels, measure     how it was started
     version, commit, hardware, ...               by what, and where
-    method, run                                  every setting
+    method, class, target_density                what the method says of itself beside its settings
+    run                                          every setting
     source                                       the sha256 of every file of the user's own code
     changes                                      what changed while it ran: from which round on, before and after
 
@@ -41,8 +42,9 @@ class Origin:
 
 def new(federation: Federation, origin: Origin, source: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of a new run's file."""
-    run = described(federation.run)
-    about = {"method": federation.run.method.name, "measure": list(federation.measure), "run": run}
+    run, method = federation.run, federation.run.method
+    about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
+    about |= {"measure": list(federation.measure), "run": described(run)}
     return asdict(origin) | circumstances() | about | {"source": dict(source), "changes": []}
 
 

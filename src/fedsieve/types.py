@@ -167,9 +167,10 @@ S = TypeVar("S", bound=HasParams)
 class Method(Protocol[S]):
     """One paper's algorithm: a frozen dataclass whose fields are the hyper-parameters.
 
-    It may also have ``warm_up`` (the clients of a round 0), ``tiers`` (how many device classes it serves),
-    ``expected(state, tier)`` (an ``expected.Expected``: what its clients send), and ``spent(t, per_round, clients)``
-    (the column with the epsilon of all rounds to t).
+    It may also have ``target_density`` (the share of non-zeros that it aims at in the layers of its policy, of several
+    device classes the largest; 1: dense), ``warm_up`` (the clients of a round 0), ``tiers`` (how many device classes it
+    serves), ``expected(state, tier)`` (an ``expected.Expected``: what its clients send), and
+    ``spent(t, per_round, clients)`` (the column with the epsilon of all rounds to t).
     """
 
     @property

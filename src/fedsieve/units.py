@@ -28,41 +28,50 @@ def times(reference: float, measured: float, words: tuple[str, str] = ("less", "
     return f"{number} times {word} than {than}" if than else f"{number}x {word}"
 
 
-def percent(share: float) -> str:
-    """Return a share in percent."""
-    return f"{three(100 * share) if abs(share) < 0.01 else format(100 * share, '.1f')} %"
+def percent(share: float, spread: float | None = None) -> str:
+    """Return a share in percent, with its standard deviation if there is one."""
+    text = three(100 * share) if abs(share) < 0.01 else f"{100 * share:.1f}"
+    return _with(text, None if spread is None else 100 * spread, "%")
 
 
-def _units(value: float, units: Sequence[str]) -> str:
+def _with(text: str, spread: float | None, unit: str) -> str:
+    """Return a number with its standard deviation, unless that is zero to as many digits, and its unit."""
+    digits = len(text.partition(".")[2])
+    by = "" if spread is None or round(spread, digits) == 0 else f"± {spread:,.{digits}f}"
+    return " ".join(filter(None, [text, by, unit]))
+
+
+def _units(value: float, spread: float | None, units: Sequence[str]) -> str:
     power = min(int(math.log10(value) // 3), len(units) - 1) if value >= 1 else 0
     power += round(value / 1000**power) >= 1000 and power < len(units) - 1
     scaled = value / 1000**power
-    return f"{three(scaled) if power or scaled % 1 else format(scaled, '.0f')} {units[power]}".strip()
+    text = three(scaled) if power or scaled % 1 else f"{scaled:.0f}"
+    return _with(text, None if spread is None else spread / 1000**power, units[power])
 
 
-def size(value: float) -> str:
+def size(value: float, spread: float | None = None) -> str:
     """Return bytes in the unit that suits."""
-    return _units(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+    return _units(value, spread, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
-def count(value: float) -> str:
+def count(value: float, spread: float | None = None) -> str:
     """Return a count with the prefix that suits."""
-    return _units(value, ("", "k", "M", "G", "T", "P", "E"))
+    return _units(value, spread, ("", "k", "M", "G", "T", "P", "E"))
 
 
-def megabytes(value: float) -> str:
+def megabytes(value: float, spread: float | None = None) -> str:
     """Return megabytes of 10^6 bytes in the unit that suits."""
-    return size(value * 1e6)
+    return size(value * 1e6, None if spread is None else spread * 1e6)
 
 
-def milliseconds(value: float) -> str:
+def milliseconds(value: float, spread: float | None = None) -> str:
     """Return milliseconds."""
-    return f"{three(value)} ms"
+    return _with(three(value), spread, "ms")
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as minutes and hours, where they are many."""
+def duration(seconds: float, spread: float | None = None) -> str:
+    """Return seconds; as minutes and hours, where they are many, which say no spread."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return _with(f"{seconds:.1f}", spread, "s")
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

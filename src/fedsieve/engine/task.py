@@ -126,6 +126,9 @@ class Run:
 
     def _check_method(self) -> None:
         """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
+        density: object = self.target_density
+        if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
+            raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")
         tiers, served = len(self.task.tiers), getattr(self.method, "tiers", None)
         if served not in (None, tiers):
             raise InputError(
@@ -158,6 +161,12 @@ class Run:
         """The clients of round 0, which some methods need before round 1 (FLASH's c_d); 0: there is no such round."""
         clients: int = getattr(self.method, "warm_up", 0)
         return clients
+
+    @property
+    def target_density(self) -> float | None:
+        """The share of non-zeros that the method says it aims at in its policy's layers; None: it says nothing."""
+        density: float | None = getattr(self.method, "target_density", None)
+        return density
 
     @property
     def first(self) -> int:

@@ -29,6 +29,11 @@ class FedAvg:
         """What tables and figures call the method."""
         return "fedavg" if isinstance(self.server, Average) else "fedadam"
 
+    @property
+    def target_density(self) -> float:
+        """Every weight is kept."""
+        return 1.0
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

@@ -68,6 +68,11 @@ class FLASH:
         return "flash"
 
     @property
+    def target_density(self) -> float:
+        """The share of the weights that the mask keeps."""
+        return self.density
+
+    @property
     def warm_up(self) -> int:
         """The clients of round 0."""
         return self.c_d
@@ -133,6 +138,11 @@ class HeteroFLASH:
     def name(self) -> str:
         """What tables and figures call the method."""
         return "hetero_flash"
+
+    @property
+    def target_density(self) -> float:
+        """The share of the weights that the largest mask keeps."""
+        return max(self.densities)
 
     @property
     def warm_up(self) -> int:

@@ -72,6 +72,11 @@ class NST:
         """Whether the prune rate falls over the whole run."""
         return self.decay == "run"
 
+    @property
+    def target_density(self) -> float:
+        """The share of the weights that a client's mask keeps."""
+        return self.density
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

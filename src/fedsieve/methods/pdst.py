@@ -39,6 +39,11 @@ class PDST:
         """What tables and figures call the method."""
         return "pdst"
 
+    @property
+    def target_density(self) -> float:
+        """The share of a layer's weights that the mask keeps."""
+        return self.density
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

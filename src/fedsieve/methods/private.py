@@ -67,6 +67,11 @@ class Private:
         return "private"
 
     @property
+    def target_density(self) -> float | None:
+        """What the method aims at without privacy."""
+        return getattr(self.inner, "target_density", None)
+
+    @property
     def warm_up(self) -> int:
         """The clients of round 0."""
         return int(getattr(self.inner, "warm_up", 0))

@@ -47,6 +47,11 @@ class SparseFedPP:
         """What tables and figures call the method."""
         return "sparsefedpp"
 
+    @property
+    def target_density(self) -> float:
+        """The share of the model's weights that a client keeps."""
+        return 1 - self.sparsity
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by powerpropagation."""
         return powerprop_(model, policy(self.policy, model), self.a, self.activations == "pruned")

@@ -41,6 +41,11 @@ class Swat:
         """What tables and figures call the method."""
         return "swat"
 
+    @property
+    def target_density(self) -> float:
+        """The share of a layer's weights that training computes with and that is shipped."""
+        return 1 - self.sparsity
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
         return swat_(model, self.densities(params_of(model), policy(self.policy, model)), self.period)

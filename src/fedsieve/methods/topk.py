@@ -38,6 +38,11 @@ class TopK:
         """What tables and figures call the method."""
         return "topk"
 
+    @property
+    def target_density(self) -> float:
+        """The share of the model's weights that a client keeps."""
+        return 1 - self.sparsity
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the plain model."""
         return model

@@ -60,6 +60,11 @@ class ZeroFL:
         """What tables and figures call the method."""
         return "zerofl"
 
+    @property
+    def target_density(self) -> float:
+        """The share of a layer's weights that training computes with and that is shipped."""
+        return 1 - self.sparsity
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
         return swat_(model, uniform(policy(self.policy, model), 1 - self.sparsity), self.period)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from fedsieve.configurations import Runs, once, seeds
 from fedsieve.output import check_place, save
 from fedsieve.plots import papers, positions
-from fedsieve.plots.data import LackingError, Map, Panel, Picture, Runs
+from fedsieve.plots.data import LackingError, Map, Panel, Picture
 from fedsieve.plots.sheet import drawn
-from fedsieve.recorded import Recorded, read
+from fedsieve.recorded import Recorded, number, read
 from fedsieve.types import InputError
 
 __all__ = ["FIGURES", "Map", "Panel", "Picture", "figure", "picture", "pictures"]
@@ -39,8 +41,7 @@ def figure(name: str, dirs: Sequence[Path], out: Path, layers: Sequence[str] = (
     if not dirs:
         raise InputError("figure: no run directory given: name at least one that `fedsieve run` wrote")
     check_place(out, f"{name}.{kind}")
-    runs = [read(folder) for folder in dict.fromkeys(dirs)]
-    _check_once(runs)
+    runs = once([read(folder) for folder in dict.fromkeys(dirs)], partial(_holds, name=name))
     save(out, drawn(picture(name, runs, layers), kind))
 
 
@@ -51,23 +52,24 @@ def picture(name: str, runs: Runs, layers: Sequence[str] = ()) -> Picture:
 
 def pictures(runs: Runs) -> list[Picture]:
     """Return those figures that ``runs``, or some of them, have something to show in."""
-    longest = {_same(run): run for run in sorted(runs, key=lambda run: len(run.rows))}
-    once = [run for run in runs if longest[_same(run)] is run]
     made: list[Picture] = []
     for name in FIGURES:
-        held = [run for run in once if _holds(run, name)]
+        held = [run for run in runs if name == "flash-2" or _holds(run, name)]
+        held = [group[0] for group in seeds(held)] if name == "zerofl-3" else held
         with suppress(LackingError):
             made += [picture(name, held)] if held else []
     return [one for one in made if _compares(one)]
 
 
 def _holds(run: Recorded, name: str) -> bool:
-    """Tell whether a run belongs in a figure that not all runs do."""
+    """Tell whether a run was measured for a figure."""
     if name == "zerofl-2":
         return any(row.get("layers") for row in run.rows)
     if name == "zerofl-3":
         return bool(positions.recorded_rounds(run))
-    return name != "zerofl-4" or "method.r_mask" in run.settings
+    if name == "flash-2":
+        return any(number(row.get("mismatch")) is not None for row in run.rows)
+    return name != "zerofl-4" or papers.is_zerofl(run)
 
 
 def _compares(one: Picture) -> bool:
@@ -78,22 +80,8 @@ def _compares(one: Picture) -> bool:
     return one.name != "zerofl-1" or any(len(panel.lines) > 1 for panel in one.panels)
 
 
-def _same(run: Recorded) -> frozenset[tuple[str, str]]:
-    return frozenset(run.settings.items())
-
-
 def _check_name(name: str, layers: Sequence[str]) -> None:
     if name not in FIGURES:
         raise InputError(f"unknown figure {name!r}; the figures are {', '.join(FIGURES)}")
     if layers and name not in BY_LAYER:
         raise InputError(f"{name} has no layers to choose: drop --layers, or draw {' or '.join(BY_LAYER)}")
-
-
-def _check_once(runs: Runs) -> None:
-    """Raise InputError if a run is there twice: it would count as two seeds."""
-    seen: dict[frozenset[tuple[str, str]], Recorded] = {}
-    for run in runs:
-        twin = seen.setdefault(_same(run), run)
-        if twin is not run:
-            seed = run.settings.get("seed", "unknown")
-            raise InputError(f"{twin.folder} and {run.folder} are the same run (seed {seed}): name one of them")

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 
+from fedsieve.configurations import TARGET, Runs, Without, apart, nothing, seeds, unique
 from fedsieve.drawing import Axis, Bits, Line
-from fedsieve.recorded import Recorded, number
+from fedsieve.recorded import Recorded, number, numeric
 from fedsieve.types import InputError
 
-Runs = list[Recorded]
 Points = dict[float, tuple[float, float]]
 """By round: x and y."""
-
-SEED = "seed"
-WRITTEN = {
-    "fedavg": "FedAvg",
-    "fedadam": "FedAdam",
-    "swat": "SWAT",
-    "zerofl": "ZeroFL",
-    "topk": "Top-k",
-    "sparsefedpp": "SparseFedPP",
-    "dnr": "DNR",
-    "nst": "NST",
-    "pdst": "PDST",
-    "flash": "FLASH",
-    "hetero_flash": "hetero-FLASH",
-}
-DASHES = ("--", "-.", ":")
-CUTS = ("method.sparsity", "method.density", "method.densities")
-"""The fields that say how sparse a run is; the densities of several device classes count as the largest."""
+DENSE = 0.995
+"""From this measured density on, a model counts as dense: some weights of a dense one are zero by chance."""
 
 
 class LackingError(InputError):
@@ -62,7 +44,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Picture:
-    """A whole figure. Its legend is one for all panels, or ``apart``: each panel has its own."""
+    """A whole figure: panels of the same measure have one scale, unless they stand ``apart``."""
 
     name: str
     title: str
@@ -79,45 +61,38 @@ def share(value: Any) -> float | None:
     return known if known is not None and 0 <= known <= 1 else None
 
 
-def seeds(runs: Iterable[Recorded], without: Sequence[str] = ()) -> list[Runs]:
-    """Return the runs that differ in nothing but the seed and the fields ``without``, group by group."""
-    groups: dict[frozenset[tuple[str, str]], Runs] = {}
-    for run in runs:
-        kept = frozenset(item for item in run.settings.items() if item[0] not in (SEED, *without))
-        groups.setdefault(kept, []).append(run)
-    return list(groups.values())
-
-
-def series(runs: Iterable[Recorded], base: Callable[[Recorded], str], without: Sequence[str] = ()) -> dict[str, Runs]:
+def series(runs: Iterable[Recorded], base: Callable[[Recorded], str], without: Without = nothing) -> dict[str, Runs]:
     """Return groups of ``seeds`` by their labels: ``base``, and what tells apart those of which it says the same."""
-    return labelled(seeds(runs, without), base, (SEED, *without))
+    return labelled(seeds(runs, without), base, without)
 
 
-def labelled(groups: list[Runs], base: Callable[[Recorded], str], without: Sequence[str] = ()) -> dict[str, Runs]:
+def labelled(groups: list[Runs], base: Callable[[Recorded], str], without: Without = nothing) -> dict[str, Runs]:
     """Return the groups by labels, no two the same.
 
-    What ``base`` says of several is told apart by the method, then by up to three settings, then by a number.
+    A group that is one configuration of a page is called as it is all over the page. Of others, what ``base`` says of
+    several is followed by what tells them apart.
     """
-    first = [group[0] for group in groups]
-    names = [_name(run, [other for other in first if base(other) == base(run)], base(run), without) for run in first]
-    twins = {name for name in names if names.count(name) > 1}
-    names = [f"{name} ({i})" if name in twins else name for i, name in enumerate(names, 1)]
-    return dict(zip(names, groups, strict=True))
+    names = [_own(group) or base(group[0]) for group in groups]
+    full = list(names)
+    for name in set(names):
+        peers = [i for i, other in enumerate(names) if other == name]
+        parts = apart([groups[i][0] for i in peers], without)
+        full = [", ".join(filter(None, [name, parts[peers.index(i)]])) if i in peers else n for i, n in enumerate(full)]
+    return dict(zip(unique(full), groups, strict=True))
 
 
-def _name(run: Recorded, peers: Runs, base: str, without: Sequence[str]) -> str:
-    alike = [peer for peer in peers if kind(peer) == kind(run)]
-    if len(alike) < len(peers):
-        return _name(run, alike, f"{base}, {kind(run)}", without)
-    apart = [key for key in run.settings if len({peer.settings.get(key) for peer in peers}) > 1 and key not in without]
-    told = (f"{key.removesuffix('.kind').split('.')[-1]} {run.settings[key]}" for key in apart[:3])
-    return ", ".join(filter(None, [base, *told]))
+def _own(group: Runs) -> str:
+    """Return the label that a page has for the runs, if it is one."""
+    labels = {run.label for run in group}
+    return labels.pop() if len(labels) == 1 else ""
 
 
-def kind(run: Recorded) -> str:
-    """Return the method's name, as its paper writes it."""
-    name = str(run.about.get("method", ""))
-    return WRITTEN.get(name, name) or run.settings.get("method.kind", run.recipe)
+def looks(groups: Mapping[str, Runs]) -> dict[str, int]:
+    """Return the places of the groups' looks: that of the configuration on a page, else one that nothing has."""
+    every = {label: {run.look for run in group} for label, group in groups.items()}
+    fresh = count(1 + max((look for own in every.values() for look in own if look is not None), default=-1))
+    return {label: only if len(own) == 1 and (only := next(iter(own))) is not None else next(fresh)
+            for label, own in every.items()}  # fmt: skip
 
 
 def field(run: Recorded, name: str) -> float | None:
@@ -125,20 +100,36 @@ def field(run: Recorded, name: str) -> float | None:
     return numeric(run.settings.get(name, ""))
 
 
-def numeric(text: str) -> float | None:
-    """Return the number that a setting says, or the largest of several."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(text)
-        known = [number(one) for one in (value if isinstance(value, list) else [value])]
-        return max((one for one in known if one is not None), default=None)
-    return None
+def density(runs: Runs) -> float | None:
+    """Return the density that the method of one configuration aims at, or else the mean of what was measured last."""
+    if runs[0].target is not None:
+        return runs[0].target
+    known = [d for run in runs if (d := share(run.last("density"))) is not None]
+    mean = statistics.fmean(known) if known else None
+    return 1.0 if mean is not None and mean >= DENSE else float(f"{mean:.3g}") if mean else mean
 
 
-def density(run: Recorded) -> float | None:
-    """Return the share of the weights that a run's method keeps; None if it is dense."""
-    if (sparsity := share(field(run, "method.sparsity"))) is not None:
-        return round(1 - sparsity, 12)
-    return next((d for name in CUTS[1:] if (d := share(field(run, name))) is not None), None)
+def aims(runs: Runs) -> Without:
+    """Return what does not count where runs of a method are one line over density: the settings that say the target.
+
+    They are those that equal the target, or 1 less it, in every run of the method.
+    """
+    of: dict[object, set[str]] = {}
+    for run in runs:
+        said = {name for name in run.settings if name.startswith("method.") and _says(run, name)}
+        of[_method(run)] = of.get(_method(run), said) & said
+    return lambda run: of[_method(run)] | {TARGET} if run.target is not None else set()
+
+
+def _method(run: Recorded) -> tuple[object, ...]:
+    return str(run.about.get("class")), run.settings.get("method.kind"), run.target is None
+
+
+def _says(run: Recorded, name: str) -> bool:
+    value, target = field(run, name), run.target
+    return None not in (value, target) and any(
+        math.isclose(v, target or 0, rel_tol=1e-9) for v in (value or 0, 1 - (value or 0))
+    )
 
 
 def over_rounds(run: Recorded, measured: str) -> Points:
@@ -175,11 +166,10 @@ def ending(runs: Runs, place: int) -> tuple[float, float, bool] | None:
     return (line.y[-1], line.spread[-1], not all(run.whole for run in runs)) if line.x else None
 
 
-def swept(runs: Runs, at: Callable[[Recorded], float | None], place: int, steps: Mapping[float, int] | None) -> Line:
-    """Return the accuracy at the end over ``at``, a setting; or over the place of its value in ``steps``."""
-    values = sorted({x for run in runs if (x := at(run)) is not None})
-    ends = [(x, ending([run for run in runs if at(run) == x], place)) for x in values]
-    known = [(steps[x] if steps else x, *end) for x, end in ends if end]
+def swept(runs: Runs, at: Callable[[Runs], float | None], place: int, steps: Mapping[float, int] | None) -> Line:
+    """Return the accuracy at the end over ``at``, of a configuration; or over the place of its value in ``steps``."""
+    points = [(x, end) for group in seeds(runs) if (x := at(group)) is not None and (end := ending(group, place))]
+    known = [(steps[x] if steps else x, *end) for x, end in sorted(points)]
     xs, ys, spread, hollow = ([point[i] for point in known] for i in range(4))
     return Line(xs, ys, place, spread=spread, bars=True, hollow=[bool(one) for one in hollow])
 
@@ -190,4 +180,4 @@ def level(runs: Runs, place: int, ends: tuple[float, float]) -> Line:
     if reached is None:
         return Line((), (), place)
     middle, spread, hollow = reached
-    return Line(ends, (middle,) * 2, place, DASHES[place % 3], (spread,) * 2, hollow=(hollow,) * 2, level=True)
+    return Line(ends, (middle,) * 2, place, spread=(spread,) * 2, hollow=(hollow,) * 2, level=True)

@@ -9,30 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsieve.configurations import Runs, Without, kind, nothing, seeds
 from fedsieve.drawing import Axis, Bits, Line
 from fedsieve.plots import positions
 from fedsieve.plots.data import (
-    CUTS,
     LackingError,
     Map,
     Panel,
     Picture,
     Points,
-    Runs,
+    aims,
     averaged,
     density,
     field,
-    kind,
     labelled,
     level,
-    numeric,
+    looks,
     over_bytes,
     over_rounds,
     series,
     share,
     swept,
 )
-from fedsieve.recorded import Recorded
+from fedsieve.recorded import Recorded, numeric
 
 ROUND, REACHED = Axis("round", whole=True), Axis("accuracy, %", percent=True)
 MISMATCH, NONZERO = Axis("mask mismatch, %", percent=True, zero=True), Axis("non-zero, %", percent=True, zero=True)
@@ -41,8 +40,10 @@ MOST_IID = 100
 """From this alpha on, an LDA partition counts as IID: the papers' IID is 1000."""
 UNTESTED = "no run given has a tested round yet: let one go on, or name others"
 MEASURE = "run with --measure masks"
+ZEROFL = "fedsieve.methods.zerofl:ZeroFL"
 SPREAD = " Bands and bars: the standard deviation over seeds."
 HOLLOW = " Hollow: a run that is not finished."
+MEASURED = " A density is what the method aims at; where it declares none, what was measured."
 
 
 def zerofl_1(runs: Runs) -> Picture:
@@ -50,7 +51,7 @@ def zerofl_1(runs: Runs) -> Picture:
     parts = [(title, [run for run in runs if _setting(run) == title], "accuracy", REACHED) for title in SETTINGS]
     panels = _by_round(parts, _sparsity)
     _need(panels, UNTESTED)
-    caption = "Accuracy over rounds, a line for each sparsity."
+    caption = "Accuracy over rounds, by sparsity."
     return _noted(Picture("zerofl-1", "ZeroFL, Fig. 1: accuracy by sparsity", caption, panels))
 
 
@@ -70,12 +71,16 @@ def zerofl_2(runs: Runs, layers: Sequence[str] = ()) -> Picture:
 def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
     """Where each layer's aggregated top 10 % lie, over the recorded rounds: a panel for each layer of each run."""
     maps: list[Map] = []
-    names = labelled([[run] for run in runs], kind)
+    alone = [group[0] for group in seeds(runs) if len(group) == 1]
+    names = labelled(
+        [[run] for run in runs],
+        lambda run: kind(run) if any(run is one for one in alone) else f"{kind(run)}, {_seed(run)}",
+    )
     for label, (run,) in names.items():
         files = positions.recorded_rounds(run)
         _need(files, f"{run.folder} holds no masks: {MEASURE}, or leave it out")
         numels = positions.sizes(next(iter(files.values())))
-        for layer in _chosen(list(numels), layers, 6):
+        for layer in _chosen(list(numels), layers, max(1, min(6, 24 // len(names)))):
             maps.append(Map(_title(layer, label, len(names)), _bits(files, layer, numels[layer])))
     caption = (
         "Positions of each layer's aggregated top 10 % of weights, flattened; a mark: present. "
@@ -87,19 +92,20 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> Picture:
 
 def zerofl_4(runs: Runs) -> Picture:
     """Accuracy over r_mask, a line for each way to upload."""
-    _need([run for run in runs if _r_mask(run) is not None], "no run given has an r_mask: name runs of zerofl")
-    panel = Panel("", Axis("r_mask"), REACHED, _swept(runs, _r_mask, _upload, ("method.r_mask",)))
+    _need([run for run in runs if _r_mask([run]) is not None], "no run given has an r_mask: name runs of zerofl")
+    panel = Panel("", Axis("r_mask"), REACHED, _swept(runs, _r_mask, _upload, _but_r_mask))
     caption = "Accuracy at the end over the share of further weights that travel."
     return _noted(Picture("zerofl-4", "ZeroFL, Fig. 4: accuracy by r_mask", caption, (panel,)))
 
 
 def flash_1(runs: Runs) -> Picture:
     """Accuracy over all bytes sent, a line for each run; and at the end over density, a line for each method."""
-    every = series(runs, lambda run: kind(run) if density(run) is None else f"{kind(run)}, {_density(run)}")
-    sent = {label: averaged(map(over_bytes, group), i) for i, (label, group) in enumerate(every.items())}
-    looks = {run.folder: i for i, group in enumerate(every.values()) for run in group}
-    kept = [value for run in runs if (value := density(run))]
-    swept = _swept(runs, density, kind, CUTS, looks=looks) if kept else {}
+    every = series(runs, lambda run: f"{kind(run)}, {_density(run)}" if (run.target or 1) < 1 else kind(run))
+    places = looks(every)
+    sent = {label: averaged(map(over_bytes, group), places[label]) for label, group in every.items()}
+    kept = [value for group in every.values() if (value := _sparse(group))]
+    seen = [replace(run, look=places[label]) for label, group in every.items() for run in group]
+    swept = _swept(seen, _sparse, kind, aims(runs)) if kept else {}
     panels = [
         Panel("accuracy by bytes", Axis("sent up and down, MB", log=True), REACHED, _drawn(sent)),
         Panel("accuracy by density", Axis("density", log=bool(kept) and max(kept) > 4 * min(kept)), REACHED, swept),
@@ -108,7 +114,7 @@ def flash_1(runs: Runs) -> Picture:
     _need(panels, UNTESTED)
     caption = "Accuracy over the bytes of all clients so far, and at the end over density."
     title = "FLASH, Fig. 1: accuracy by bytes and by density"
-    return _noted(Picture("flash-1", title, caption, _lettered(panels), apart=True))
+    return _noted(Picture("flash-1", title, caption + _measured_some(runs), _lettered(panels), apart=True))
 
 
 def flash_2(runs: Runs) -> Picture:
@@ -128,11 +134,11 @@ def flash_2(runs: Runs) -> Picture:
 
 def sparsefedpp_1(runs: Runs) -> Picture:
     """Accuracy at the end over sparsity, a line for each method."""
-    known = sorted({x for run in runs if (x := _cut(run)) is not None})
+    known = sorted({x for group in seeds(runs) if (x := _cut(group)) is not None})
     _need(known, "no run given has a sparsity: name runs of a sparse method")
-    lines = _swept(runs, _cut, kind, CUTS, steps={x: i for i, x in enumerate(known)})
+    lines = _swept(runs, _cut, kind, aims(runs), steps={x: i for i, x in enumerate(known)})
     panel = Panel("", Axis("sparsity", steps=tuple(f"{x:g}" for x in known)), REACHED, lines)
-    caption = "Accuracy at the end over sparsity, a line for each method."
+    caption = "Accuracy at the end over sparsity, a line for each method." + _measured_some(runs)
     return _noted(Picture("sparsefedpp-1", "SparseFedPP, Fig. 1: accuracy by sparsity", caption, (panel,)))
 
 
@@ -145,28 +151,55 @@ def _setting(run: Recorded) -> str:
 
 
 def _sparsity(run: Recorded) -> str:
-    return "dense" if (d := density(run)) is None else f"{100 * (1 - d):.4g} % sparse"
+    """Return what a method aims at, or its name where it does not say."""
+    return kind(run) if run.target is None else "dense" if run.target == 1 else f"{100 * (1 - run.target):.4g} % sparse"
 
 
 def _density(run: Recorded) -> str:
-    return "dense" if (d := density(run)) is None else f"d = {d:g}"
+    """Return what a method aims at, or its name where it does not say, or is dense."""
+    return kind(run) if run.target is None else "dense" if run.target == 1 else f"d = {run.target:g}"
 
 
-def _cut(run: Recorded) -> float | None:
-    return None if (d := density(run)) is None else round(1 - d, 12)
+def _sparse(runs: Runs) -> float | None:
+    """Return the density of a configuration that is not dense."""
+    return d if (d := density(runs)) is not None and d < 1 else None
 
 
-def _rank(run: Recorded) -> float:
-    return -2.0 if (d := density(run)) is None else -d
+def _cut(runs: Runs) -> float | None:
+    return None if (d := _sparse(runs)) is None else round(1 - d, 12)
+
+
+def _rank(runs: Runs) -> float:
+    return -(density(runs) or 0)
+
+
+def _seed(run: Recorded) -> str:
+    return f"seed {run.settings.get('seed', 'unknown')}"
+
+
+def _measured_some(runs: Runs) -> str:
+    """Return the sentence that says so where a run's place is a measured density."""
+    return MEASURED if any(run.target is None and _sparse([run]) for run in runs) else ""
 
 
 def _upload(run: Recorded) -> str:
-    return run.settings.get("method.upload", kind(run)).replace("_", " ")
+    return run.settings.get("method.upload", "").replace("_", " ") if is_zerofl(run) else kind(run)
 
 
-def _r_mask(run: Recorded) -> float | None:
-    """Return r_mask where it decides what is sent."""
-    return None if run.settings.get("method.upload") == "full" else share(field(run, "method.r_mask"))
+def is_zerofl(run: Recorded) -> bool:
+    """Tell whether a run's method is ZeroFL itself, whose r_mask and upload a figure shows."""
+    return run.about.get("class") == ZEROFL
+
+
+def _r_mask(runs: Runs) -> float | None:
+    """Return ZeroFL's r_mask where it decides what is sent."""
+    run = runs[0]
+    there = is_zerofl(run) and run.settings.get("method.upload") != "full"
+    return share(field(run, "method.r_mask")) if there else None
+
+
+def _but_r_mask(run: Recorded) -> tuple[str, ...]:
+    return ("method.r_mask",) if is_zerofl(run) else ()
 
 
 def _layers(run: Recorded) -> list[str]:
@@ -220,8 +253,8 @@ def _chosen(known: list[str], wanted: Sequence[str], most: int) -> list[str]:
 def _by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Callable[[Recorded], str]) -> tuple[Panel, ...]:
     """Return panels of a measure over rounds, the denser lines first; the same label looks the same in all panels."""
     grouped = [series(runs, base) for _, runs, _, _ in parts]
-    ranks = {label: _rank(group[0]) for groups in grouped for label, group in groups.items()}
-    places = {label: place for place, label in enumerate(sorted(ranks, key=lambda label: ranks[label]))}
+    every = {label: group for groups in reversed(grouped) for label, group in groups.items()}
+    places = looks(dict(sorted(every.items(), key=lambda item: _rank(item[1]))))
     panels = []
     for (title, _, name, axis), groups in zip(parts, grouped, strict=True):
         known = {label: groups[label] for label in places if label in groups}
@@ -232,23 +265,22 @@ def _by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Callable[[Reco
 
 def _swept(
     runs: Runs,
-    at: Callable[[Recorded], float | None],
+    at: Callable[[Runs], float | None],
     base: Callable[[Recorded], str],
-    without: Sequence[str],
+    without: Without = nothing,
     *,
     steps: dict[float, int] | None = None,
-    looks: dict[Path, int] | None = None,
 ) -> dict[str, Line]:
     """Return the accuracy at the end over a setting, with level lines for those that do not have it.
 
-    ``steps`` are the places of the values on an axis of names, ``looks`` the places of lines that stand elsewhere too.
+    ``at`` is the value of runs that differ in their seed alone, ``steps`` the places of values on an axis of names.
     """
     groups = series(runs, base, without)
-    places = {name: looks[group[0].folder] if looks else i for i, (name, group) in enumerate(groups.items())}
+    places = looks(groups)
     lines = {name: swept(group, at, places[name], steps) for name, group in groups.items()}
     xs = [x for line in lines.values() for x in line.x]
     _need(xs, UNTESTED)
-    flat = {name: group for name, group in groups.items() if all(at(run) is None for run in group)}
+    flat = {name: group for name, group in groups.items() if all(at(runs) is None for runs in seeds(group))}
     return _drawn(lines | {name: level(group, places[name], (min(xs), max(xs))) for name, group in flat.items()})
 
 

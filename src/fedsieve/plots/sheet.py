@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +23,8 @@ COLUMN, PAGE = 3.4, 7.0
 """Inches: one column of a paper, and both with the gap between them."""
 ALONE, PANEL, MAP, LINE, CHARACTER = 2.2, 1.75, 2.1, 0.16, 0.065
 """Inches: the heights of a panel, of one of several, of a map, of a line of the legend; the width of a letter in it."""
+MANY, SMALL = 12, 6
+"""A legend of more lines than that is in points so small, to stay shorter than the panels."""
 INK, SOFT = PALETTE["ink"][0], PALETTE["soft"][0]
 
 PAPER: dict[Any, Any] = {
@@ -70,9 +72,9 @@ def sheet(picture: Picture) -> Figure:
     parts: list[Panel | Map] = [*picture.panels, *picture.maps]
     columns = min(picture.columns, len(parts))
     width, rows = COLUMN if columns == 1 else PAGE, math.ceil(len(parts) / columns)
-    legend = _legend_rows(picture, width / columns if picture.apart else width)
+    legend = _legend_height(picture, width)
     each = ALONE if len(parts) == 1 else MAP if picture.maps else PANEL
-    figure = Figure(figsize=(width, each * rows + LINE * legend), layout="constrained")
+    figure = Figure(figsize=(width, each * rows + legend), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for i, (part, one) in enumerate(zip(parts, axes, strict=False)):
         if isinstance(part, Map):
@@ -83,7 +85,7 @@ def sheet(picture: Picture) -> Figure:
     for spare in axes[len(parts) :]:
         spare.remove()
     _same_scale(figure, picture)
-    _legends(figure, picture, width)
+    _legend(figure, picture, width)
     return figure
 
 
@@ -101,42 +103,33 @@ def _panel(axes: Axes, panel: Panel, named: bool) -> None:
     axes.set(title=panel.title, xlabel=panel.x.name, ylabel=panel.y.name if named else "")
 
 
-def _legends(figure: Figure, picture: Picture, width: float) -> None:
-    """Put one legend under all panels, or one under each."""
-    if picture.apart:
-        for axes, panel in zip(figure.axes, picture.panels, strict=True):
-            labels = list(panel.lines)
-            columns = _fitting(labels, width / len(picture.panels))
-            axes.legend(
-                _handles(panel.lines),
-                labels,
-                ncols=columns,
-                loc="upper center",
-                bbox_to_anchor=(0.45, 0),
-                borderaxespad=4,
-            )
-        return
+def _legend(figure: Figure, picture: Picture, width: float) -> None:
+    """Put one legend under all panels."""
     lines = _labelled(picture)
     if len(lines) > 1:
-        figure.legend(_handles(lines), list(lines), loc="outside lower center", ncols=_fitting(list(lines), width))
+        look = {"ncols": _columns(lines, width), "fontsize": 8 * _scale(lines)}
+        figure.legend(_handles(lines), list(lines), loc="outside lower center", **look)
 
 
 def _labelled(picture: Picture) -> dict[str, Line]:
-    """Return every line once, in the order of its looks."""
-    lines = {label: line for panel in picture.panels for label, line in panel.lines.items()}
+    """Return every line once, as the first panel that has it shows it, in the order of its looks."""
+    lines = {label: line for panel in reversed(picture.panels) for label, line in panel.lines.items()}
     return dict(sorted(lines.items(), key=lambda item: item[1].run or 0))
 
 
-def _legend_rows(picture: Picture, width: float) -> int:
-    """Return how many lines the (longest) legend takes."""
-    every = [list(panel.lines) for panel in picture.panels] if picture.apart else [list(_labelled(picture))]
-    return max((math.ceil(len(labels) / _fitting(labels, width)) for labels in every if len(labels) > 1), default=0)
+def _legend_height(picture: Picture, width: float) -> float:
+    """Return how many inches the legend takes."""
+    lines = _labelled(picture)
+    return LINE * _scale(lines) * math.ceil(len(lines) / _columns(lines, width)) if len(lines) > 1 else 0
 
 
-def _fitting(labels: list[str], width: float) -> int:
+def _scale(lines: Collection[str]) -> float:
+    return SMALL / 8 if len(lines) > MANY else 1
+
+
+def _columns(labels: Collection[str], width: float) -> int:
     """Return how many columns of a legend fit side by side."""
-    each = 0.5 + CHARACTER * max(map(len, labels))
-    return min(max(1, int(width / each)), len(labels))
+    return min(max(1, int(width / _scale(labels) / (0.5 + CHARACTER * max(map(len, labels))))), len(labels))
 
 
 def _handles(lines: Mapping[str, Line]) -> list[Line2D]:
