@@ -84,7 +84,7 @@ def test_flower_is_imported_by_its_engine_and_the_drop_in_alone() -> None:
 def test_fedsieve_and_its_command_line_need_no_flower() -> None:
     code = "import sys; sys.modules['flwr'] = None; import fedsieve.cli, fedsieve.engine.flower"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith("this needs Flower: pip install 'fedsieve[flower]'")
+    assert done.stderr.splitlines()[-1].endswith("this needs Flower: pip install '.[flower]' in FedSieve's checkout")
     assert "cli" not in done.stderr.splitlines()[-2]
 
 

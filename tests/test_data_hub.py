@@ -60,7 +60,7 @@ def test_hub_femnist_holds_out_a_tenth_of_every_writer(hub):
 
 def test_hub_refusals(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refuses("mnist", Path("hub"), 'pip install "fedsieve[hub]"')
+    refuses("mnist", Path("hub"), "pip install '.[hub]' in FedSieve's checkout")
     refuses("speech_commands", Path("hub"), "download the public archive")
     assert "download" in data.status("speech_commands", Path("hub"))
 

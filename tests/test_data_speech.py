@@ -129,5 +129,5 @@ def test_speech_commands_without_a_speaker_is_refused(monkeypatch):
 
 def test_speech_commands_without_librosa(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
-    with pytest.raises(InputError, match=r'pip install "fedsieve\[speech\]"'):
+    with pytest.raises(InputError, match=r"pip install '\.\[speech\]'"):
         speech_commands.mfcc(np.zeros(16_000, np.float32))

@@ -89,3 +89,14 @@ def test_the_example_of_a_model_and_data_runs(
     final = capsys.readouterr().out.splitlines()[-1]
     assert float(re.findall(r"accuracy ([\d.]+)%", final)[0]) > 85
     assert len((ROOT / "examples/own_model.py").read_text().splitlines()) <= 40
+
+
+def test_every_supernode_in_the_docs_names_its_port() -> None:
+    found = [c for page in PAGES for c in re.findall(r"^flower-supernode(?:.*\\\n)*.*$", page.read_text(), re.M)]
+    assert found
+    assert all(" --port 909" in command for command in found)
+
+
+def test_nothing_tells_users_to_install_fedsieve_from_pypi() -> None:
+    files = [*PAGES, *(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*")]
+    assert not [file for file in files if file.is_file() and re.search(rb"fedsieve ?\[", file.read_bytes())]

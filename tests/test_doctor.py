@@ -68,7 +68,7 @@ def test_a_missing_or_old_flower(monkeypatch: pytest.MonkeyPatch) -> None:
         raise doctor.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor, "version", missing)
-    assert doctor._extra().line == "no flwr: --engine flower needs it: pip install 'fedsieve[flower]'"
+    assert doctor._extra().line == "no flwr: --engine flower needs it: pip install '.[flower]' in FedSieve's checkout"
 
 
 @pytest.fixture

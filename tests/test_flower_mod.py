@@ -202,7 +202,7 @@ import fedsieve.cli
 try: import fedsieve.flower
 except ImportError as error: print(error)"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "fedsieve.flower needs Flower: pip install 'fedsieve[flower]'\n"
+    assert run.stdout == "fedsieve.flower needs Flower: pip install '.[flower]' in FedSieve's checkout\n"
 
 
 def test_what_travels_is_a_fedsieve_message() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fedsieve import circumstances
+from fedsieve.failures import install
 from fedsieve.flower_app.superlink import healthy
 from fedsieve.kernels import reason
 
@@ -53,7 +54,7 @@ def _extra() -> Finding:
         flwr = version("flwr")
         version("ray")
     except PackageNotFoundError as error:
-        return Finding("mend", f"no {error.name}: --engine flower needs it: pip install 'fedsieve[flower]'")
+        return Finding("mend", f"no {error.name}: --engine flower needs it: {install('flower')}")
     if tuple(int(part) for part in re.findall(r"\d+", flwr)[:2]) < OLDEST:
         return Finding("mend", f"Flower is {flwr}: 1.41 is the oldest that works: pip install -U 'flwr[simulation]'")
     return Finding("fine", f"Flower {flwr}, Ray {version('ray')}")

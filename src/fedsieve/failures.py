@@ -1,4 +1,4 @@
-"""What a machine could not do, a full disk or too little memory, in one line."""
+"""What a machine could not do or has not got, in one line: a full disk, too little memory, an optional package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch
 
 MEMORY = ("allocate memory", "out of memory", "could not create a primitive", "can't start new thread")
 """What PyTorch, oneDNN and Python say where memory is lacking and no MemoryError is raised."""
+
+
+def install(extra: str) -> str:
+    """Return the command that brings what an optional part of FedSieve needs."""
+    return f"pip install '.[{extra}]' in FedSieve's checkout"
 
 
 def of_machine(error: BaseException) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
+from fedsieve.failures import install
 from fedsieve.types import InputError
 
 EPSILON, REHEARSED = "epsilon", "epsilon_rehearsed"
@@ -33,7 +34,7 @@ class Release:
 def check_accountant() -> None:
     """Raise InputError unless the accountant is installed."""
     if find_spec("dp_accounting") is None:
-        raise InputError("private training needs an accountant: pip install 'fedsieve[dp]'")
+        raise InputError(f"private training needs an accountant: {install('dp')}")
 
 
 @lru_cache(maxsize=64)

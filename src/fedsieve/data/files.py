@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedsieve.failures import install
 from fedsieve.types import InputError
 
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -73,7 +74,7 @@ def package(name: str, extra: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise InputError(f'the package {name} is not installed: pip install "fedsieve[{extra}]"') from None
+        raise InputError(f"the package {name} is not installed: {install(extra)}") from None
 
 
 def _place(path: Path) -> Path:

@@ -4,12 +4,14 @@
 in FedSieve's format, and strategy and client functions see the same records as without.
 """
 
+from fedsieve.failures import install
+
 try:
     import flwr  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "flwr":
         raise
-    raise ModuleNotFoundError("fedsieve.flower needs Flower: pip install 'fedsieve[flower]'", name="flwr") from None
+    raise ModuleNotFoundError(f"fedsieve.flower needs Flower: {install('flower')}", name="flwr") from None
 
 from fedsieve.flower.grid import SparseGrid
 from fedsieve.flower.mod import SparseMod

@@ -30,7 +30,7 @@ name = "{name}"
 version = "1.0.0"
 description = {description}
 license = {{ file = "LICENSE" }}
-dependencies = ["flwr[simulation]>=1.41", "fedsieve[flower]>={fedsieve}"]
+dependencies = ["flwr[simulation]>=1.41"]  # and FedSieve {fedsieve} on every machine, from its checkout
 
 [tool.flwr.app]
 publisher = "fedsieve"

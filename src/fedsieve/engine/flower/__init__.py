@@ -9,12 +9,13 @@ memory to itself, in files by round (``memory.py``), since it is no business of 
 asked for again, or a run that goes on after a crash, finds the memory as it was before that round.
 """
 
+from fedsieve.failures import install
 from fedsieve.types import InputError
 
 try:
     import flwr.app  # noqa: F401
 except ImportError:
-    raise InputError("this needs Flower: pip install 'fedsieve[flower]'") from None
+    raise InputError(f"this needs Flower: {install('flower')}") from None
 
 from fedsieve.engine.flower.carry import carried
 from fedsieve.engine.flower.client import Place, client_app
