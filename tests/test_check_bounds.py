@@ -15,9 +15,9 @@ from fedsieve import InputError, Run, Sparse, local
 from fedsieve.engine.check import Checks
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.task import open_run
-from fedsieve.expected import Expected, Whole, weights
+from fedsieve.expected import Expected, Norms, Whole, weights
 from fedsieve.methods import FedAvg
-from fedsieve.robust import Fixed, Multiple
+from fedsieve.robust import Fixed, Loose, Multiple, Off
 from fedsieve.settings import changed as set_
 from fedsieve.store import Origin, keep
 from fedsieve.types import Tree, flatten
@@ -34,7 +34,7 @@ def shout(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tr
 def test_a_long_update_is_above_the_bound(bound: str) -> None:
     run_ = tiny_run(FedAvg(), per_round=6, lr=0.02, lr_end=0.02)
     honest = [*rounds(open_run(replace(run_, bound=Multiple(1e6))), local())]
-    limit = 3 * max(weights for weights, _ in honest[-1].norms)
+    limit = 3 * max(norms[0] for norms in honest[-1].norms)
     run_ = replace(run_, bound=Fixed(limit) if bound == "fixed" else Multiple(3.0))
     every = [*rounds(open_run(run_), changed(shout))]
     assert [[r.client for r in one.refused] for one in every] == [[2], [], [2], [2]]
@@ -58,22 +58,36 @@ def test_the_norm_is_that_of_the_change() -> None:
     statistics = {"bn.running_mean": torch.tensor([2.0, 2.0]), "bn.running_var": torch.tensor([3.0, 3.0])}
     expected = Expected(weights(params, {"w": 2}))
     sent = Sparse(torch.tensor([4.0, 8.0]), torch.tensor([0, 3]), (2, 2))
-    assert expected.norms({"w": sent, "b": torch.tensor([13.0]), **statistics}) == (13.0, 4.0)
+    assert expected.norms({"w": sent, "b": torch.tensor([13.0]), **statistics}) == (13.0, 4.0, 12.0, 2.0)
     assert Expected({"s": Whole(torch.ones(2), counts=False)}).norms({"s": torch.zeros(2)}) is None
 
 
+def pairs(*given: tuple[float, float]) -> list[Norms]:
+    return [(weights, others, 0.0, 0.0) for weights, others in given]
+
+
 def test_the_running_median_and_the_first_rounds() -> None:
-    bound = Multiple(times=2.0, window=3)
-    assert bound.limits([(1.0, 10.0), (5.0, 20.0), (3.0, 60.0)]) == (6.0, 40.0)
-    assert bound.first([]) == (float("inf"), float("inf"))
-    assert bound.first([(1.0, 0.0)]) == (2.0, 0.0)
-    assert bound.first([(norm, 1.0) for norm in (3.0, 1.0, 100.0, 2.0, 1e9)]) == (4.0, 2.0)
-    assert bound.first([(norm, 0.0) for norm in (0.0, 0.0, 5.0)]) == (0.0, 0.0)
-    assert bound.first([(2.0, 1.0), (1.0, 2.0), (3.0, 3.0), (2.0, 99.0), (99.0, 1.0)]) == (4.0, 4.0)
-    checks = Checks(open_run(tiny_run(FedAvg(), bound=bound)), [(9.0, 0.0), (8.0, 0.0)])
-    for norms in ((1.0, 0.0), None, (2.0, 0.0)):
+    bound, inf = Multiple(times=2.0, window=3), float("inf")
+    assert bound.limits(pairs((1.0, 10.0), (5.0, 20.0), (3.0, 60.0))) == (6.0, 40.0)
+    assert bound.first([]) == (inf, inf)
+    assert bound.first(pairs((1.0, 0.0))) == (2.0, 0.0)
+    assert bound.first(pairs(*((norm, 1.0) for norm in (3.0, 1.0, 100.0, 2.0, 1e9)))) == (4.0, 2.0)
+    assert bound.first(pairs(*((norm, 0.0) for norm in (0.0, 0.0, 5.0)))) == (0.0, 0.0)
+    assert bound.first(pairs((2.0, 1.0), (1.0, 2.0), (3.0, 3.0), (2.0, 99.0), (99.0, 1.0))) == (4.0, 4.0)
+    checks = Checks(open_run(tiny_run(FedAvg(), bound=bound)), pairs((9.0, 0.0), (8.0, 0.0)))
+    for norms in (*pairs((1.0, 0.0)), None, *pairs((2.0, 0.0))):
         checks._remember(norms)
-    assert checks.norms == [(8.0, 0.0), (1.0, 0.0), (2.0, 0.0)]
+    assert checks.norms == pairs((8.0, 0.0), (1.0, 0.0), (2.0, 0.0))
+
+
+def test_a_loose_bound_is_many_times_what_is_usual_and_never_below_the_model() -> None:
+    bound, inf = Loose(times=10.0), float("inf")
+    model = (8.0, 3.0, 0.5, 2.0)
+    usual = [(4.0, 1.0, 0.2, 0.5), (5.0, 1.0, 0.3, 0.5), (6.0, 1.0, 0.4, 0.1)]
+    assert bound.limits(usual, model) == (50.0, 10.0, 3.0, 5.0)
+    assert bound.limits([(1e-6, 0.0, 1e-9, 0.0)] * 3, model) == (8.0, 3.0, 1.0, 2.0)
+    assert bound.limits(usual[:2], model) == (80.0, inf, 10.0, inf)  # of two, one may lie
+    assert bound.limits([], (0.0, 0.0, 0.0, 0.0)) == (10.0, inf, 10.0, inf)
 
 
 def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
@@ -111,14 +125,16 @@ def test_the_bound_is_a_setting_like_any_other() -> None:
     run_: Run = tiny_run(FedAvg())
     assert set_(run_, ["bound=fixed", "bound.norm=2.5"]).bound == Fixed(2.5)
     assert set_(run_, ["bound=multiple", "bound.times=4", "bound.window=50"]).bound == Multiple(4.0, 50)
-    assert set_(run_, ["bound=off"]) == run_
+    assert set_(run_, ["bound=off"]).bound == Off()
+    assert run_.bound == Loose()
+    assert set_(run_, ["bound.times=50"]).bound == Loose(50.0)
     for setting, line in (("norm=0", "bound.norm must be positive"), ("norm=nan", "bound.norm must be positive")):
         with pytest.raises(InputError, match=line):
             set_(run_, ["bound=fixed", f"bound.{setting}"])
     for setting, line in (("times=.5", "bound.times must lie"), ("window=0", "bound.window must be at least 1")):
         with pytest.raises(InputError, match=line):
             set_(run_, ["bound=multiple", f"bound.{setting}"])
-    with pytest.raises(InputError, match="bound must be one of off, fixed, multiple, got '10'"):
+    with pytest.raises(InputError, match="bound must be one of off, fixed, multiple, loose, got '10'"):
         set_(run_, ["bound=10"])
 
 

@@ -70,7 +70,7 @@ def _paths(out: Path) -> list[Path]:
 
 
 def _norms(tensors: Mapping[str, Tensor]) -> tuple[Norms, ...]:
-    return tuple((weights, others) for weights, others in tensors["norms"].tolist()) if "norms" in tensors else ()
+    return tuple((a, b, c, d) for a, b, c, d in tensors["norms"].tolist()) if "norms" in tensors else ()
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ asks: names, shapes, types, how many values, and what the model would be without
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from fedsieve.server import is_statistic
 from fedsieve.types import HasParams, Params, Sparse, Tree
 
-Norms: TypeAlias = tuple[float, float]
-"""The lengths of what an update changes: of the weights, and of BatchNorm's running statistics, which know no scale."""
+Norms: TypeAlias = tuple[float, float, float, float]
+"""What an update changes: Euclidean norms, of the weights and of BatchNorm's running statistics, which know no scale;
+then the largest absolute values, of either."""
 
 
 class Unexpected(ValueError):
@@ -99,13 +100,24 @@ class Expected:
 
     def norms(self, tree: Tree) -> Norms | None:
         """Return how long an update is, where it sends anything; None if it changes no model."""
-        squares = {name: _square(entry, tree[name]) for name, entry in self.tree.items() if _counts(entry)}
-        sums = [math.fsum(v for name, v in squares.items() if is_statistic(name) == kind) for kind in (False, True)]
-        return (math.sqrt(sums[0]), math.sqrt(sums[1])) if squares else None
+        changed = ((name, _change(entry, tree[name])) for name, entry in self.tree.items() if _counts(entry))
+        return norms_of(changed) if any(map(_counts, self.tree.values())) else None
 
-    def scaled(self, tree: Tree, factors: Norms) -> dict[str, Any]:
+    def scaled(self, tree: Tree, factors: tuple[float, float]) -> dict[str, Any]:
         """Return the tree with what it changes multiplied by a factor for each of its norms; every tensor is whole."""
         return {name: _scaled(self.tree[name], v, factors[is_statistic(name)]) for name, v in tree.items()}
+
+
+def norms_of(tensors: Iterable[tuple[str, Tensor]]) -> Norms:
+    """Return the norms of tensors by name, all weights together and all running statistics."""
+    squares: tuple[list[float], list[float]] = ([], [])
+    largest = [0.0, 0.0]
+    for name, value in tensors:
+        kind = is_statistic(name)
+        squares[kind].append(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2)
+        if value.numel():
+            largest[kind] = max(largest[kind], float(torch.linalg.vector_norm(value, math.inf)))
+    return math.sqrt(math.fsum(squares[0])), math.sqrt(math.fsum(squares[1])), largest[0], largest[1]
 
 
 def weights(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
@@ -192,14 +204,13 @@ def _counts(entry: Entry) -> bool:
     return isinstance(entry, Part) or (isinstance(entry, Whole) and entry.counts)
 
 
-def _square(entry: Entry, sent: object) -> float:
+def _change(entry: Entry, sent: object) -> Tensor:
+    """Return by how much what is sent differs from what a client sends that changes nothing."""
     assert not isinstance(entry, Number)
     if isinstance(sent, Sparse):
-        change = sent.values.double() - entry.base.reshape(-1)[sent.index]
-    else:
-        assert isinstance(sent, Tensor)
-        change = sent.double() - entry.base
-    return float(change.square_().sum())
+        return sent.values - entry.base.reshape(-1)[sent.index]
+    assert isinstance(sent, Tensor)
+    return sent - entry.base
 
 
 def _scaled(entry: Entry, sent: object, factor: float) -> object:

@@ -20,6 +20,11 @@ from fedsieve.types import InputError, Method, Update
 
 CHUNK = 2**20
 """Coordinates that are sorted at a time."""
+FEW = 3
+"""Of fewer updates one that lies may be the median."""
+
+Limits: TypeAlias = tuple[float, ...]
+"""Bounds on ``Norms``, as many as there are: the first two, or all."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,14 @@ class Multiple:
     """How many updates the median is taken over."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.times <= 1e6:
-            raise InputError(f"bound.times must lie in [1, 1e6], got {self.times}")
-        if self.window < 1:
-            raise InputError(f"bound.window must be at least 1, got {self.window}")
+        _check_running(self.times, self.window)
 
-    def limits(self, norms: list[Norms]) -> Norms:
+    def limits(self, norms: list[Norms]) -> Limits:
         """Return the bounds after updates of these norms."""
-        weights, others = zip(*norms, strict=True)
+        weights, others, *_ = zip(*norms, strict=True)
         return self.times * median(weights), self.times * median(others)
 
-    def first(self, norms: list[Norms]) -> Norms:
+    def first(self, norms: list[Norms]) -> Limits:
         """Return the bounds of a first round, whose updates have these norms."""
         while True:
             limit = self._first([one[0] for one in norms])
@@ -78,7 +80,32 @@ class Multiple:
         return next((limits[k] for k in reversed(range(len(rising))) if rising[k] <= limits[k]), math.inf)
 
 
-Bound: TypeAlias = Off | Fixed | Multiple
+@dataclass(frozen=True)
+class Loose:
+    """An update is refused if it changes the model ``times`` as much as is usual, and by more than the model itself.
+
+    That is so much that no honest client does it. It is held of norm and largest element, of weights and of running
+    statistics: usual is the running median of each, that of the last updates taken. Before there are ``FEW`` of them,
+    the bound is ``times`` the model itself, and running statistics, whose scale is the data's, have none.
+    """
+
+    times: float = 100.0
+    window: int = 100
+    """How many updates the median is taken over."""
+
+    def __post_init__(self) -> None:
+        _check_running(self.times, self.window)
+
+    def limits(self, norms: list[Norms], model: Norms) -> Limits:
+        """Return the bounds after updates of these norms, for a model of those; a model of zeros counts as 1."""
+        own = [max(1.0, norm) for norm in model]
+        if len(norms) < FEW:
+            return self.times * own[0], math.inf, self.times * own[2], math.inf
+        usual = map(median, zip(*norms, strict=True))
+        return tuple(max(self.times * middle, least) for middle, least in zip(usual, own, strict=True))
+
+
+Bound: TypeAlias = Off | Fixed | Multiple | Loose
 
 
 @dataclass(frozen=True)
@@ -143,7 +170,7 @@ def combined(mean: Mean, updates: Iterable[Update], expected: Expected) -> Itera
 
 def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bound) -> None:
     """Raise InputError unless a method's clients send what the bound and the mean can judge."""
-    if isinstance(mean, Plain) and isinstance(bound, Off):
+    if isinstance(mean, Plain) and isinstance(bound, Off | Loose):
         return
     what = "mean" if not isinstance(mean, Plain) else "bound"
     chosen = type(mean if what == "mean" else bound).__name__.lower()
@@ -155,7 +182,7 @@ def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bo
     if hasattr(method, "spent"):
         raise InputError(
             f"{what}={chosen} cannot be private: {method.name} accounts for the plain sum of all answers, "
-            f"and each alone has only a share of the noise: use mean=plain and bound=off"
+            f"and each alone has only a share of the noise: use mean=plain and bound=loose, which leaves them alone"
         )
     if isinstance(mean, Plain):
         return
@@ -177,12 +204,12 @@ def _layout(expected: Expected) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(getattr(entry, "base", torch.empty(())).shape)) for name, entry in expected.tree.items())
 
 
-def within(norms: Norms, limits: Norms) -> bool:
-    """Tell whether neither norm is above its bound."""
-    return norms[0] <= limits[0] and norms[1] <= limits[1]
+def within(norms: Norms, limits: Limits) -> bool:
+    """Tell whether no norm is above its bound."""
+    return all(norm <= limit for norm, limit in zip(norms, limits, strict=False))
 
 
-def _clipped(update: Update, most: Norms, expected: Expected) -> Update:
+def _clipped(update: Update, most: tuple[float, float], expected: Expected) -> Update:
     norms = expected.norms(update.tree)
     if norms is None or within(norms, most):
         return update
@@ -213,6 +240,13 @@ def _inner(values: list[Any], drop: int) -> Any:
 
 def _kept_mean(rows: Tensor, drop: int) -> Tensor:
     return rows.sort(dim=0).values[drop : len(rows) - drop].double().mean(0)
+
+
+def _check_running(times: float, window: int) -> None:
+    if not 1 <= times <= 1e6:
+        raise InputError(f"bound.times must lie in [1, 1e6], got {times}")
+    if window < 1:
+        raise InputError(f"bound.window must be at least 1, got {window}")
 
 
 def _check_positive(what: str, norm: float) -> None:

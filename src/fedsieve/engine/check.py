@@ -6,21 +6,28 @@ client registered, what the method sends (``fedsieve.expected``), and how long u
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from fedsieve.engine.diagnostics import PARTS, SAVED, Diagnostics, checked, plain, readable
 from fedsieve.engine.task import Federation
-from fedsieve.expected import Expected, Norms, Unexpected, expected_of
-from fedsieve.robust import Fixed, Multiple, Off, within
+from fedsieve.expected import Expected, Norms, Unexpected, expected_of, norms_of
+from fedsieve.robust import FEW, Fixed, Limits, Loose, Multiple, Off, within
 from fedsieve.sparsity import frozen
 from fedsieve.types import Tree, Update
 from fedsieve.wire import WireError
 
 Letter: TypeAlias = Callable[[], Tree]
 """Open and read a client's letter, or raise what is wrong with it."""
+
+NORMS = (
+    "its norm",
+    "the norm of its running statistics",
+    "its largest change",
+    "its largest running statistic's change",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Checks:
     def __init__(self, federation: Federation, norms: Iterable[Norms] = (), columns: Collection[str] = ()):
         self.federation, self.norms, self.columns = federation, [*norms], columns
         self.frozen = frozen(federation.model())
+        accounted = hasattr(federation.run.method, "spent")  # for the plain sum of all answers, whatever is in them
+        self.bound = Off() if accounted else federation.run.bound
 
     def passed(
         self,
@@ -55,14 +64,7 @@ class Checks:
         The others go to ``refuse``, with the reason. None of them leaves a trace.
         """
         sound = self._sound(state, asked, answers, refuse)
-        limits, bound = (math.inf, math.inf), self.federation.run.bound
-        if isinstance(bound, Fixed):
-            limits = bound.norm, bound.statistics
-        elif isinstance(bound, Multiple) and self.norms:
-            limits = bound.limits(self.norms)
-        elif isinstance(bound, Multiple):
-            sound = iter(every := [*sound])
-            limits = bound.first([answer.norms for answer in every if answer.norms is not None])
+        limits, sound = self._limits(state, sound)
         for answer in sound:
             if answer.norms is not None and not within(answer.norms, limits):
                 refuse(answer.client, _too_long(answer.norms, limits))
@@ -70,10 +72,24 @@ class Checks:
             self._remember(answer.norms)
             yield answer
 
+    def _limits(self, state: Any, sound: Iterator[Answer]) -> tuple[Limits, Iterator[Answer]]:
+        """Return the bounds of a round, and its answers, of which they may depend on the first, or on all."""
+        bound = self.bound
+        if isinstance(bound, Off):
+            return (), sound
+        if isinstance(bound, Fixed):
+            return (bound.norm, bound.statistics), sound
+        if isinstance(bound, Loose):
+            head = [*islice(sound, FEW)] if len(self.norms) < FEW else []
+            return bound.limits([*self.norms, *_norms(head)], norms_of(state.params.items())), chain(head, sound)
+        if self.norms:
+            return bound.limits(self.norms), sound
+        every = [*sound]
+        return bound.first(_norms(every)), iter(every)
+
     def _remember(self, norms: Norms | None) -> None:
-        bound = self.federation.run.bound
-        if isinstance(bound, Multiple) and norms is not None:
-            self.norms = [*self.norms, norms][-bound.window :]
+        if isinstance(self.bound, Multiple | Loose) and norms is not None:
+            self.norms = [*self.norms, norms][-self.bound.window :]
 
     def _sound(
         self,
@@ -112,7 +128,7 @@ class Checks:
         if known is not None and "masks" in self.federation.measure:
             known += SAVED
         diagnostics, warnings = checked(readable(told), known, self.columns)
-        norms = None if isinstance(self.federation.run.bound, Off) else expected.norms(tree)
+        norms = None if isinstance(self.bound, Off) else expected.norms(tree)
         return Answer(client, Update(tree, n, diagnostics["metrics"]), diagnostics, warnings, norms)
 
 
@@ -127,10 +143,13 @@ def _reason(error: Exception) -> str:
     return plain(f"it cannot be read ({type(error).__name__}: {error})")
 
 
-def _too_long(norms: Norms, limits: Norms) -> str:
-    kind = int(norms[0] <= limits[0])
-    what = "the norm of its running statistics" if kind else "its norm"
-    return f"{what} {norms[kind]:.4g} is above the bound {limits[kind]:.4g}"
+def _norms(answers: Iterable[Answer]) -> list[Norms]:
+    return [answer.norms for answer in answers if answer.norms is not None]
+
+
+def _too_long(norms: Norms, limits: Limits) -> str:
+    kind = next(i for i, limit in enumerate(limits) if norms[i] > limit)
+    return f"{NORMS[kind]} {norms[kind]:.4g} is above the bound {limits[kind]:.4g}"
 
 
 def _examples(n: object, registered: int) -> int:

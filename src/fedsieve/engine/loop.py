@@ -91,7 +91,7 @@ class Round:
     """What clients told of their training that does not count."""
     memory: Memory
     norms: tuple[Norms, ...] = ()
-    """The norms that the next round's bound is taken from, where it is a multiple of their median."""
+    """The norms that the next round's bound is taken from."""
     measures: Mapping[str, Any] = field(default_factory=dict)
     """Further columns, where they were asked for."""
     positions: Mask = field(default_factory=dict)
@@ -285,7 +285,7 @@ def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: T
 
 
 def _looser(run: Run) -> str:
-    remedy = {"Fixed": "bound.norm", "Multiple": "bound.times"}.get(type(run.bound).__name__)
+    remedy = {"Fixed": "bound.norm", "Multiple": "bound.times", "Loose": "bound.times"}.get(type(run.bound).__name__)
     return f"; if the bound is too tight, raise {remedy}" if remedy else ""
 
 

@@ -18,7 +18,7 @@ from fedsieve.engine.fit import check_labels, check_model, check_prepared
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
-from fedsieve.robust import Bound, Mean, Off, Plain, check_fit
+from fedsieve.robust import Bound, Loose, Mean, Plain, check_fit
 from fedsieve.sparsity import Coverage
 from fedsieve.types import Data, Device, InputError, Method, rng
 
@@ -95,8 +95,9 @@ class Run:
     evaluate_every: int = 1
     """Rounds from one test to the next; the last round is always tested."""
     seed: int = 0
-    bound: Bound = field(default=Off(), metadata=LATER)
-    """Above what norm an update is refused: off, fixed (``bound.norm``), or a multiple of the running median."""
+    bound: Bound = field(default=Loose(), metadata=LATER)
+    """Above what norm an update is refused: loose (what no honest client sends), off, fixed (``bound.norm``), or a
+    multiple of the running median."""
     mean: Mean = field(default=Plain(), metadata=LATER)
     """What the method's own mean is taken of: plain or clipped updates, or their median or trimmed mean."""
 

@@ -13,6 +13,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,18 +107,36 @@ class Private:
         change = {name: value - before[name] for name, value in _tensors(update.tree)}
         shorter = self.clip / max(self.clip, _norm(change))
         noise = torch.Generator().manual_seed(secrets.randbits(63)) if self.secret else device.rng
-        share = self.noise * self.clip / self.cohort**0.5
         tree = {
-            name: before[name] + v * shorter + share * torch.randn(v.shape, generator=noise, dtype=v.dtype)
+            name: before[name] + v * shorter + self._share * torch.randn(v.shape, generator=noise, dtype=v.dtype)
             for name, v in change.items()
         }
         return Update(tree, 1)
 
     def expected(self, state: HasParams, tier: int) -> Expected:
-        """Expect what is sent without privacy, noise and all: any finite values."""
+        """Expect what is sent without privacy, noise and all, no longer than clip and noise together can be.
+
+        That bound depends on no client's data, so that what is refused tells nothing: the accounting stays as it is.
+        """
         plain: Expected = self.inner.expected(state, tier)  # type: ignore[attr-defined]
-        entries = {n: Whole(v.base, counts=v.counts) if isinstance(v, Whole) else v for n, v in plain.tree.items()}
-        return replace(plain, tree=entries, metrics=(), rule=None)
+        whole = {name: entry for name, entry in plain.tree.items() if isinstance(entry, Whole)}
+        down = self.broadcast(state, tier)
+        before = {name: _base(down.get("params", down), name, entry.base) for name, entry in whole.items()}
+        entries = {name: Whole(entry.base, counts=entry.counts) for name, entry in whole.items()}
+        rule = partial(_too_long, before, self._longest(sum(v.numel() for v in before.values())))
+        return replace(plain, tree={**plain.tree, **entries}, metrics=(), rule=rule)
+
+    def _longest(self, numel: int) -> float:
+        """Return the norm that one honest answer in 2^60 is above.
+
+        A Gaussian vector is longer than the root of its dimension by t with a chance of exp(-t² / 2) at most.
+        """
+        return self.clip + self._share * (math.sqrt(numel) + math.sqrt(2 * 60 * math.log(2)))
+
+    @property
+    def _share(self) -> float:
+        """The standard deviation of one client's noise."""
+        return self.noise * self.clip / math.sqrt(self.cohort)
 
     def aggregate(self, state: HasParams, updates: Iterable[Update]) -> Any:
         """Take the plain mean of the answers, brought back to values that can be, as the only answer."""
@@ -163,6 +182,14 @@ def _base(sent: object, name: str, value: object) -> Tensor:
 
 def _norm(change: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float(v.double().square().sum()) for v in change.values()))
+
+
+def _too_long(before: Mapping[str, Tensor], longest: float, tree: Tree) -> str | None:
+    """Return what is wrong with the length of an answer, or None; what float32 rounds off is no part of it."""
+    norm = _norm({name: value - before[name] for name, value in _tensors(tree) if name in before})
+    if norm <= longest * (1 + 1e-5) + 1e-6 * _norm(before):
+        return None
+    return f"its norm {norm:.4g} is above the {longest:.4g} that clip and noise come to"
 
 
 def _counted(updates: Iterable[Update], every: list[int]) -> Iterable[Update]:
