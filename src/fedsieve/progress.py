@@ -52,9 +52,10 @@ def show(
     """Follow the rounds to the end of the run in ``folder``, then print its summary."""
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     run, task = federation.run, federation.run.task
+    dealt = task.partition if isinstance(task.partition, str) else "a partition of its own"
     console.print(
         f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
-        f"{task.clients} clients a round ({task.partition}), {len(federation.dataset.train)} training examples"
+        f"{task.clients} clients a round ({dealt}), {len(federation.dataset.train)} training examples"
     )
     for remark in federation.remarks:
         console.print(remark)

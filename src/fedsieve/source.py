@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from torch import nn
+
 from fedsieve.types import InputError
 
 INSTALLED = (
@@ -65,6 +67,8 @@ def _modules(thing: Any) -> Iterator[str]:
     elif isinstance(thing, Mapping):
         for part in thing.values():
             yield from _modules(part)
+    elif isinstance(thing, nn.Module):
+        yield from (home for module in thing.modules() if (home := _home(module)))
     elif isinstance(thing, tuple | list):
         for part in thing:
             yield from _modules(part)

@@ -254,21 +254,18 @@ def _rule(name: str, found: Mapping[str, nn.Module], free: Collection[str]) -> l
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
 
 
+def _kernel(layer: nn.Module) -> tuple[int, ...]:
+    kernel = layer.kernel_size
+    assert isinstance(kernel, tuple)
+    return kernel
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _others(free: Collection[str]) -> str:
     return f"name others, -s method.policy={','.join(free)}" if free else "train another layer, or take a dense method"
-
-
-REPARAMETRISED = {
-    "parametrizations": "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
-    "weight_mask": "torch.nn.utils.prune.remove(layer, 'weight')",
-    "weight_g": "torch.nn.utils.remove_weight_norm(layer)",
-    "weight_u": "torch.nn.utils.remove_spectral_norm(layer)",
-}
-"""What shows that PyTorch computes a layer's weight from other parameters, and the call that ends it."""
 
 
 def _check_own(model: nn.Module, weight: str) -> None:
@@ -280,15 +277,18 @@ def _check_own(model: nn.Module, weight: str) -> None:
         raise InputError(f"the model's own policies name {path}, but it has no such layer") from None
     if any(name == "weight" for name, _ in layer.named_parameters(recurse=False)):
         return
-    remedy = next((call for mark, call in REPARAMETRISED.items() if hasattr(layer, mark)), None)
     raise InputError(
-        f"layer {path} has no parameter 'weight' of its own"
-        + (f", it is computed from others: call {remedy} first" if remedy else "")
-        + ", or leave the layer out (-s method.policy=...)"
+        f"layer {path} has no parameter 'weight' of its own, it is computed from others: call {computed(layer)} first, "
+        "or leave the layer out (-s method.policy=...)"
     )
 
 
-def _kernel(layer: nn.Module) -> tuple[int, ...]:
-    kernel = layer.kernel_size
-    assert isinstance(kernel, tuple)
-    return kernel
+def computed(layer: nn.Module, name: str = "weight") -> str:
+    """Return the call after which a layer that PyTorch computes a weight for has it as a parameter again."""
+    calls = {
+        "parametrizations": f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})",
+        f"{name}_mask": f"torch.nn.utils.prune.remove(layer, {name!r})",
+        f"{name}_g": f"torch.nn.utils.remove_weight_norm(layer, {name!r})",
+        f"{name}_u": f"torch.nn.utils.remove_spectral_norm(layer, {name!r})",
+    }
+    return next((call for mark, call in calls.items() if hasattr(layer, mark)), "what undoes that")

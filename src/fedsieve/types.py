@@ -59,12 +59,13 @@ def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Te
     return (x - x.new_tensor(mean).view(channels)) / x.new_tensor(std).view(channels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """Labelled examples.
 
-    ``x`` [n, ...] is float32, or uint8 that stands for x / 255; ``y`` [n] is int64. A batch comes out as
-    ``(x - mean) / std`` in float32, ``mean`` and ``std`` holding one number, or one a channel (dimension 1 of ``x``).
+    ``x`` [n, ...] is float32, or uint8 that stands for x / 255; ``y`` [n] is int64. Arrays and lists become tensors. A
+    batch comes out as ``(x - mean) / std`` in float32, ``mean`` and ``std`` holding one number, or one a channel
+    (dimension 1 of ``x``).
     """
 
     x: Tensor
@@ -73,11 +74,23 @@ class Data:
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        if len(self.x) != len(self.y):
-            raise InputError(f"data: {len(self.x)} examples but {len(self.y)} labels")
-        for name, given in (("mean", self.mean), ("std", self.std)):
+        for name in ("x", "y"):
+            object.__setattr__(self, name, _tensor(name, getattr(self, name)))
+        if self.y.dim() != 1:
+            raise InputError(
+                f"data: y must hold one whole number for each example, it has the shape {list(self.y.shape)}: "
+                "of a one-hot y give y.argmax(1)"
+            )
+        if self.x.dim() == 0 or len(self.x) != len(self.y):
+            raise InputError(f"data: {len(self.x) if self.x.dim() else 'no'} examples but {len(self.y)} labels")
+        for name in ("mean", "std"):
+            given: Any = getattr(self, name)
+            given = (given,) if isinstance(given, int | float) else tuple(map(float, given))
+            object.__setattr__(self, name, given)
             if len(given) != 1 and (self.x.dim() < 2 or len(given) != self.x.shape[1]):
                 raise InputError(f"data: {name} must hold one number, or one a channel, got {len(given)}")
+            if name == "std" and not all(value > 0 for value in given):
+                raise InputError(f"data: std must be above 0, got {given}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -94,6 +107,17 @@ class Data:
         """Return normalised inputs [b, ...] float32, raw ones passed through ``change``, and labels [b] int64."""
         x = self.x[index] if change is None else change(self.x[index])
         return normalised(x, self.mean, self.std), self.y[index]
+
+
+def _tensor(name: str, given: Any) -> Tensor:
+    """Return what a user gave as examples or labels as a tensor. Raises InputError."""
+    if isinstance(given, Tensor):
+        return given.detach()
+    try:
+        tensor = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"data: {name} must be a tensor, an array or a list of numbers ({error})") from None
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 class Augment(Protocol):

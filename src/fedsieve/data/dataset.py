@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsieve.types import Data
+from fedsieve.types import Data, InputError
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 """``train_x``, ``train_y``, ``test_x``, ``test_y``, and where examples have owners ``group`` and ``groups``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A task's data: training and test examples, class names, and who each training example belongs to.
 
+    ``classes`` may also be their number: their names are then 0, 1 and so on.
     ``group`` int64 [len(train)] numbers the writer or speaker of every training example (None where there is no such
     thing); ``groups`` names them.
     """
@@ -30,6 +34,51 @@ class Dataset:
     classes: tuple[str, ...]
     group: Tensor | None = None
     groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            if not isinstance(given := getattr(self, part), Data):
+                raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {kind(given)}")
+        object.__setattr__(self, "classes", _names(self.name, self.classes))
+        if self.group is not None:
+            group = torch.as_tensor(self.group)
+            object.__setattr__(self, "group", group)
+            if group.shape != self.train.y.shape:
+                raise InputError(
+                    f"dataset {self.name}: group must number the owner of each of the {len(self.train)} training "
+                    f"examples, it has the shape {list(group.shape)}"
+                )
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that it holds."""
+        digest = hashlib.sha256(repr((self.name, self.classes, self.groups)).encode())
+        for data in (self.train, self.test):
+            digest.update(repr((data.x.shape, data.x.dtype, data.y.shape, data.mean, data.std)).encode())
+        parts = (self.train.x, self.train.y, self.test.x, self.test.y, self.group)
+        for part in (part for part in parts if part is not None and part.numel()):
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def empty(self) -> Dataset:
+        """Return it without its examples, and with its digest: what a process needs that has them otherwise."""
+        digest, none = self.digest, torch.arange(0)
+        bare = replace(self, train=self.train.subset(none), test=self.test.subset(none), group=None)
+        vars(bare)["digest"] = digest
+        return bare
+
+
+def kind(thing: object) -> str:
+    """Return what a user gave, in a word."""
+    return thing.__name__ if isinstance(thing, type) else type(thing).__name__
+
+
+def _names(dataset: str, given: Any) -> tuple[str, ...]:
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return tuple(map(str, range(given)))
+    if isinstance(given, str | int) or not isinstance(given, Iterable):
+        raise InputError(f"dataset {dataset}: classes must be the classes' names, or their number, got {given!r}")
+    return tuple(map(str, given))
 
 
 def assemble(name: str, arrays: Arrays, classes: tuple[str, ...], mean: float = 0.0, std: float = 1.0) -> Dataset:

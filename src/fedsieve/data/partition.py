@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,11 +19,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsieve.data.cache import cached_arrays
-from fedsieve.data.dataset import Arrays, Dataset
+from fedsieve.data.dataset import Arrays, Dataset, kind
 from fedsieve.types import InputError, rng
 
 ALPHA_MIN = 1e-6
 """Every client of ``lda`` draws from one class at a time long before; much smaller ones overflow."""
+
+
+@dataclass(frozen=True, eq=False)
+class Indices:
+    """A partition as a user gave it: every client's training examples, int64, sorted, none twice in one client."""
+
+    shards: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, given: object) -> Indices:
+        """Return the indices in a list, one entry a client: tensors, arrays or lists. Raises InputError."""
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+            raise InputError(f"partition: a list of indices for each client is needed, got {kind(given)}")
+        return cls(tuple(_shard(client, shard) for client, shard in enumerate(given)))
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of them."""
+        return hashlib.sha256(repr([shard.tolist() for shard in self.shards]).encode()).hexdigest()
+
+    def checked(self, n: int, clients: int) -> list[Tensor]:
+        """Return the indices if they fit ``n`` examples and that many clients. Raises InputError."""
+        if len(self.shards) != clients:
+            raise InputError(
+                f"partition: it holds the indices of {len(self.shards)} clients, but task.clients is {clients}"
+            )
+        for client, shard in enumerate(self.shards):
+            if shard[0] < 0 or shard[-1] >= n:
+                wrong = int(shard[0] if shard[0] < 0 else shard[-1])
+                raise InputError(f"partition: client {client} has example {wrong} of {n}")
+        return [*self.shards]
+
+
+Partition: TypeAlias = str | Callable[[Dataset, int, int], Sequence[Tensor]] | Sequence[Tensor] | Indices
+"""Its name; or a function of dataset, clients and seed that gives every client's indices; or these themselves."""
 
 
 def iid(n: int, clients: int, seed: int) -> list[Tensor]:
@@ -62,8 +99,15 @@ def by_group(group: Tensor, clients: int, seed: int) -> list[Tensor]:
     return [shards[i] for i in chosen.sort().values.tolist()]
 
 
-def partition(spec: str, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
-    """Return every client's training examples, int64 and sorted, by ``spec``: iid, lda:ALPHA, or group. Cached."""
+def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
+    """Return every client's training examples, int64 and sorted. Raises InputError.
+
+    ``spec`` is iid, lda:ALPHA, or group (these are cached), the users' own indices, or a function that gives them.
+    """
+    if not isinstance(spec, str):
+        given = spec(dataset, clients, seed) if callable(spec) else spec
+        own = given if isinstance(given, Indices) else Indices.of(given)
+        return own.checked(len(dataset.train), clients)
     owned = dataset.group if spec == "group" else dataset.train.y
     if owned is None:
         raise InputError(f"partition group: {dataset.name} does not say whose its examples are; use iid or lda:ALPHA")
@@ -97,6 +141,27 @@ def _maker(spec: str, owned: Tensor, clients: int, seed: int) -> Callable[[], li
     except ValueError:
         pass
     raise InputError(f"partition {spec!r}: write iid, lda:ALPHA (such as lda:1.0), or group")
+
+
+def _shard(client: int, given: Any) -> Tensor:
+    try:
+        index = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"partition: client {client} has no list of whole numbers ({error})") from None
+    if index.dim() != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+        if not index.numel():
+            raise InputError(f"partition: client {client} has no example: give it one, or lower task.clients")
+        remedy = ", of a mask give mask.nonzero().squeeze(1)" if index.dtype == torch.bool else ""
+        raise InputError(
+            f"partition: client {client} needs the numbers of its examples, whole and in one dimension, got "
+            f"{index.dtype} {list(index.shape)}{remedy}"
+        )
+    found = index.long().sort().values
+    if not len(found):
+        raise InputError(f"partition: client {client} has no example: give it one, or lower task.clients")
+    if (again := found[1:][found[1:] == found[:-1]]).numel():
+        raise InputError(f"partition: client {client} has example {int(again[0])} twice")
+    return found
 
 
 def _pack(shards: list[Tensor]) -> Arrays:

@@ -21,6 +21,7 @@ from fedsieve.deployed import sparse_file
 from fedsieve.deployed.card import Card, card_of
 from fedsieve.engine import Task
 from fedsieve.engine.fingerprint import described
+from fedsieve.engine.given import given_model
 from fedsieve.engine.task import limited, read_dataset
 from fedsieve.files import read_json
 from fedsieve.models import MODELS
@@ -112,7 +113,7 @@ def _network(card: Card, recipe: str) -> nn.Module:
             return MODELS[card.network](card.shape[0], len(card.classes))
     network = _own_task(card.run["task"], "model", card.recipe, recipe).model
     assert not isinstance(network, str)
-    return network()
+    return given_model(network)
 
 
 def _dataset(told: dict[str, Any], trained_by: str, recipe: str, data: str | None) -> Dataset:
@@ -129,6 +130,9 @@ def _own_task(told: dict[str, Any], field: str, trained_by: str, recipe: str) ->
         name = trained_by if ".py:" in trained_by else "FILE.py:FUNCTION"
         raise InputError(f"the {field} {wanted} is code of your own: name the recipe that trained it, --recipe {name}")
     task = made(recipe).task
-    if described(getattr(task, field)) != wanted:
+    found = described(getattr(task, field))
+    if isinstance(task.model, nn.Module) and field == "model":  # whose weights are those that training began with
+        wanted, found = str(wanted).split(" ")[0], found.split(" ")[0]
+    if found != wanted:
         raise InputError(f"--recipe {recipe} has another {field} than {wanted}: name the recipe that trained the model")
     return task

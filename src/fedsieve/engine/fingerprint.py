@@ -9,19 +9,32 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch import nn
+
+from fedsieve.data import Dataset
+from fedsieve.data.partition import Indices
 from fedsieve.engine.task import Federation
 
 
 def described(thing: Any) -> Any:
     """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names.
 
+    A model, a dataset or indices that were given as they are come with a hash of what they hold.
+
     A field that came later (``engine.task.LATER``) is told where it is not the default.
     """
+    if isinstance(thing, Dataset):
+        return f"{thing.name} {thing.digest}"
+    if isinstance(thing, Indices):
+        return f"indices {thing.digest}"
     if is_dataclass(thing) and not isinstance(thing, type):
         told = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
         return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in told}
     if isinstance(thing, partial):
         return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
+    if isinstance(thing, nn.Module):
+        return f"{type(thing).__module__}:{type(thing).__qualname__} {_digest(thing)}"
     if callable(thing):
         return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
     if isinstance(thing, Mapping):
@@ -29,6 +42,15 @@ def described(thing: Any) -> Any:
     if isinstance(thing, tuple | list):
         return [described(part) for part in thing]
     return thing
+
+
+def _digest(model: nn.Module) -> str:
+    """Return a hash of a model that was given as it is: its layers, and all that they hold."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def fingerprint(federation: Federation) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedsieve.data import Dataset
+from fedsieve.data.dataset import kind
+from fedsieve.engine.given import line
 from fedsieve.layers import replaced
 from fedsieve.local import load_, params_of, train_
 from fedsieve.types import InputError
@@ -22,25 +24,35 @@ def check_labels(dataset: Dataset) -> None:
     for what, data in (("training", dataset.train), ("test", dataset.test)):
         if not len(data):
             raise InputError(f"{dataset.name} has no {what} example")
-        low, high = int(data.y.min()), int(data.y.max())
+        low, high = data.y.min().item(), data.y.max().item()
         if data.y.dtype != torch.int64 or low < 0 or high >= len(dataset.classes):
             raise InputError(
                 f"{dataset.name}: {what} labels must be int64 from 0 to {len(dataset.classes) - 1} "
                 f"({len(dataset.classes)} classes), got {data.y.dtype} from {low} to {high}"
             )
+        if data.x.is_floating_point() and not bool(data.x.isfinite().all()):
+            raise InputError(f"{dataset.name}: a {what} example holds NaN or infinity: take it out")
 
 
 @torch.no_grad()
 def check_model(federation: Federation) -> None:
     """Raise InputError unless the model takes the dataset's examples, tells its classes apart, and can be trained."""
     dataset, model, named = federation.dataset, federation.model(), federation.run.task.model
-    what = named if isinstance(named, str) else getattr(named, "__name__", "of yours")
+    what = (
+        named
+        if isinstance(named, str)
+        else kind(named)
+        if isinstance(named, nn.Module)
+        else getattr(named, "__name__", "of yours")
+    )
     fits = f"model {what} does not fit {dataset.name}"
     x, _ = dataset.train.batch(slice(0, 2))
     try:
-        logits = model.eval()(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"{fits}: given examples of shape {list(x.shape[1:])} it fails ({error})") from None
+        logits: object = model.eval()(x)
+    except Exception as error:
+        raise InputError(f"{fits}: given examples of shape {list(x.shape[1:])} it fails ({line(error)})") from error
+    if not isinstance(logits, Tensor):
+        raise InputError(f"{fits}: it returns {kind(logits)}, where the logits alone are needed, a tensor [n, classes]")
     if logits.shape != (len(x), len(dataset.classes)):
         raise InputError(
             f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"

@@ -16,6 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 import torch
 from torch import Tensor
 
+from fedsieve.data import Dataset
 from fedsieve.engine.local import check_device
 from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer, chosen
 from fedsieve.engine.task import Federation
@@ -68,8 +69,11 @@ def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     """Return the federation with its training examples in memory that all processes share, its shards as one tensor."""
     dataset, shards = federation.dataset, federation.shards
     train = replace(dataset.train, x=_share(dataset.train.x), y=_share(dataset.train.y))
-    dataset = replace(dataset, train=train, test=train.subset(torch.arange(0)), group=None)
-    return replace(federation, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
+    dataset, task = replace(dataset, train=train, test=train.subset(torch.arange(0)), group=None), federation.run.task
+    if isinstance(task.dataset, Dataset):
+        task = replace(task, dataset=task.dataset.empty())
+    run = replace(federation.run, task=task)
+    return replace(federation, run=run, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
 
 
 def check_sendable(federation: Federation) -> None:

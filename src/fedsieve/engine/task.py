@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.data import Dataset, load, root_from
-from fedsieve.data.partition import hold_out, partition
+from fedsieve.data.dataset import kind
+from fedsieve.data.partition import Indices, Partition, hold_out, partition
 from fedsieve.engine.fit import check_labels, check_model, check_prepared
+from fedsieve.engine.given import NO_DATASET, check_whole, given_dataset, given_model, shares
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
@@ -30,8 +32,10 @@ LATER = {"later": True}
 class Task:
     """A model, a dataset, and who holds what of it.
 
-    ``model`` and ``dataset`` are names (``fedsieve list``) or functions of your own that return them. ``partition`` is
-    ``iid``, ``lda:ALPHA`` (equal shards) or ``group`` (by writer or speaker). ``validation`` is the share of every
+    ``model`` and ``dataset`` are names (``fedsieve list``), a module and a ``Dataset`` of your own, or functions that
+    return them; a module is copied, and its weights are where the run starts. ``partition`` is ``iid``, ``lda:ALPHA``
+    (equal shards) or ``group`` (by writer or speaker); or the indices of every client's training examples, or a
+    function of dataset, number of clients and seed that returns them. ``validation`` is the share of every
     client's examples that is held out. ``test_limit`` bounds the test examples used (0: all). ``tiers`` are the shares
     of the clients that belong to each device class, in the order of their numbers. ``augment`` is what training does to
     its inputs: nothing, or random crops and mirror images (images of 32x32 pixels and the like).
@@ -39,10 +43,10 @@ class Task:
     or weights that it was given), or drawn anew from a truncated normal distribution (``models.truncated_normal_``).
     """
 
-    model: str | Callable[[], nn.Module]
-    dataset: str | Callable[[], Dataset]
+    model: str | nn.Module | Callable[[], nn.Module]
+    dataset: str | Dataset | Callable[[], Dataset]
     clients: int
-    partition: str = "iid"
+    partition: Partition = "iid"
     validation: float = 0.0
     test_limit: int = 0
     tiers: tuple[float, ...] = (1.0,)
@@ -52,6 +56,14 @@ class Task:
     def __post_init__(self) -> None:
         if isinstance(self.model, str) and self.model not in MODELS:
             raise InputError(f"unknown model {self.model!r}; the models are {', '.join(MODELS)}")
+        if not isinstance(self.model, str) and not callable(self.model):
+            raise InputError(f"task.model must be a name, a module, or a function that gives one: {kind(self.model)}")
+        if not isinstance(self.dataset, str | Dataset) and not callable(self.dataset):
+            raise InputError(f"task.dataset {NO_DATASET.format(kind(self.dataset))}")
+        if not isinstance(self.partition, str | Indices) and not callable(self.partition):
+            object.__setattr__(self, "partition", Indices.of(self.partition))
+        check_whole("task", self, "clients", "test_limit")
+        object.__setattr__(self, "tiers", shares(self.tiers))
         if self.clients < 1:
             raise InputError(f"task.clients must be at least 1, got {self.clients}")
         if not 0 <= self.validation < 1:
@@ -105,6 +117,10 @@ class Run:
     """What clients round the float32 values that they send to; they add what was lost to what they send next."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.task, Task) or isinstance(self.method, type):
+            wrong = "a Task" if not isinstance(self.task, Task) else f"{kind(self.method)}(), not {kind(self.method)}"
+            raise InputError(f"Run(method, task, ...) needs {wrong}")
+        check_whole("", self, "rounds", "per_round", "epochs", "batch", "evaluate_every", "seed")
         for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -235,7 +251,7 @@ class Federation:
                 x = self.dataset.train.x
                 model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
             else:
-                model = self.run.task.model()
+                model = given_model(self.run.task.model)
         if self.run.task.initialisation == "truncated_normal":
             truncated_normal_(model, rng(self.run.seed, "initialisation"))
         return model
@@ -297,7 +313,7 @@ def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] 
 def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
     """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
     root = root_from(data) if isinstance(data, str) else data
-    return load(task.dataset, root) if isinstance(task.dataset, str) else task.dataset()
+    return load(task.dataset, root) if isinstance(task.dataset, str) else given_dataset(task.dataset)
 
 
 def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:

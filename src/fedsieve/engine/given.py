@@ -1,0 +1,102 @@
+"""What a user gives as a task's parts: objects, or functions that return them. They are checked; models are copied."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from fedsieve.data import Dataset
+from fedsieve.data.dataset import kind
+from fedsieve.sparsity import computed
+from fedsieve.types import InputError
+
+NO_DATASET = (
+    "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
+)
+
+
+def check_whole(where: str, holder: object, *names: str) -> None:
+    """Raise InputError unless fields hold whole numbers."""
+    for name in names:
+        if not isinstance(value := getattr(holder, name), int) or isinstance(value, bool):
+            raise InputError(f"{where}{'.' if where else ''}{name} must be a whole number, got {value!r}")
+
+
+def shares(given: Any) -> tuple[float, ...]:
+    """Return what a user gave as shares. Raises InputError."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {given!r}")
+    return tuple(given)
+
+
+def given_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
+    """Return a user's dataset, itself or what its function gives. Raises InputError."""
+    dataset: object = own if isinstance(own, Dataset) else _called("dataset", own)
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"task.dataset {NO_DATASET.format(kind(dataset))}")
+    return dataset
+
+
+def given_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """Return a copy, on the CPU, of a user's model or of what its function gives. Raises InputError."""
+    model: object = own if isinstance(own, nn.Module) else _called("model", own)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"task.model must give a torch.nn.Module, its function gives {kind(model)}")
+    _check_plain(model)
+    try:
+        return copy.deepcopy(model).to("cpu")
+    except Exception as error:
+        raise InputError(f"the model cannot be copied ({line(error)})") from error
+
+
+def _called(what: str, function: Callable[[], object]) -> object:
+    """Return what a user's function gives. Raises InputError if it needs arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InputError(
+            f"task.{what}: {kind(function)} needs arguments ({error}): give it without, such as functools.partial"
+        ) from None
+    except ValueError:
+        pass  # a builtin tells no signature
+    return function()
+
+
+def line(error: BaseException) -> str:
+    """Return what an error of the user's own code says, in one line."""
+    return (str(error).splitlines() or [""])[0] or kind(error)
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Raise InputError unless a model is ordinary: float32 weights by their own names, in a state of tensors."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is compiled by TorchScript, and its layers are out of reach: give the plain module")
+    compiled = hasattr(model, "_orig_mod")
+    if compiled or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = "_orig_mod" if compiled else "module"
+        raise InputError(f"the model is wrapped ({kind(model)}): give what is inside, model.{inner}")
+    for path, module in model.named_modules():
+        if attributes := [n for n, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
+            what = f"layer {path} has no parameter {attributes[0]!r} of its own"
+            raise InputError(f"{what}, it is computed from others: call {computed(module, attributes[0])} first")
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, w in named.items():
+        if isinstance(w, UninitializedParameter):
+            raise InputError(f"{name} has no shape yet: call the lazy model on an example before you give it")
+        if w.is_meta:
+            raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
+        if w.dtype != torch.float32:
+            raise InputError(f"{name} is of {w.dtype}, where float32 is trained: give model.float()")
+    state = model.state_dict()
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"the model's state holds {odd[0]}, which is no tensor (is it quantised?): give a plain model")
+    if odd := sorted(named.keys() - state.keys()):
+        raise InputError(f"the model's state_dict has no {odd[0]}: a parameter must stand there by its own name")
+    if odd := [name for name, value in state.items() if value.is_floating_point() and value.dtype != torch.float32]:
+        raise InputError(f"{odd[0]} is of {state[odd[0]].dtype}, where float32 is needed: give model.float()")

@@ -1,0 +1,324 @@
+"""What a user gives as model, dataset and partition: objects and functions alike, and a line for everything else."""
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
+
+from conftest import TinyNet, blobs, tiny_run
+from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run
+from fedsieve.cli import app
+from fedsieve.engine.fingerprint import described
+from fedsieve.engine.loop import Round, rounds
+from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
+from fedsieve.run_json import Origin
+from fedsieve.settings import changed
+from fedsieve.source import sources
+from fedsieve.store import keep
+from fedsieve.types import InputError
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def last(run_: Run, engine: Any = None) -> Round:
+    *_, final = run(run_, engine or local())
+    return final
+
+
+def halves(dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
+    """Every client has some of all examples: others may have them too."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(len(dataset.train), generator=generator)[:40] for _ in range(clients)]
+
+
+def alike(a: Round, b: Round) -> bool:
+    return all(torch.equal(v, b.model[name]) for name, v in a.model.items())
+
+
+@pytest.mark.filterwarnings("ignore::fedsieve.engine.loop.MostlyDense")
+def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    x = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    data = Data(x, (x[:, 0] > 0).long())
+    network = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    exec(block, {"my_network": network, "my_data": Dataset("mine", data, data, 2)})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(line[0]) for line in lines] == [*range(1, 51)]
+    assert float(lines[-1][1]) > 0.6
+
+
+@pytest.mark.parametrize("method", [FedAvg(), ZeroFL(0.7), SparseFedPP(0.6), PDST(0.5)], ids=lambda m: m.name)
+def test_objects_are_as_good_as_functions_and_are_left_alone(method: Any) -> None:
+    base = tiny_run(method, rounds=2)
+    model, dataset = open_run(base).model(), blobs()
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    task = Task(model, dataset, 6, halves(dataset, 6, base.seed))
+    final = last(replace(base, task=task))
+    assert all(torch.equal(v, model.state_dict()[name]) for name, v in before.items())
+    assert [type(m) for m in model.modules()] == [type(m) for m in TinyNet().modules()]
+    assert not model.training
+    given = Task(lambda: model, lambda: dataset, 6, halves)  # a function may give the same object every time
+    assert alike(final, last(replace(base, task=given)))
+    assert not alike(final, last(replace(base, task=replace(task, model=TinyNet), seed=1)))
+
+
+def test_weights_that_a_model_comes_with_are_where_a_run_starts() -> None:
+    for method in (FedAvg(), TopK(0.0), SparseFedPP(0.0)):
+        model = TinyNet()
+        base = tiny_run(method, rounds=1, lr=1e-6, lr_end=1e-6)
+        final = last(replace(base, task=replace(base.task, model=model)))
+        for name, w in model.named_parameters():
+            assert torch.allclose(final.model[name], w, atol=1e-4), (method, name)
+
+
+def test_objects_reach_other_processes() -> None:
+    base = tiny_run(PDST(0.5), rounds=1)
+    there = replace(base, task=Task(TinyNet(), blobs(), 6, halves(blobs(), 6, 0)))
+    assert alike(last(there), last(there, pool(2)))
+
+
+def test_a_run_directory_knows_the_objects_of_its_run(tmp_path: Path) -> None:
+    base, model, dataset = tiny_run(FedAvg(), rounds=2), TinyNet(), blobs()
+    mine, before = replace(base, task=Task(model, dataset, 6, halves(dataset, 6, 0))), copy.deepcopy(model.state_dict())
+    origin = Origin("mine")
+    [*keep(tmp_path, open_run(mine), local(), origin, until=1)]
+    with torch.no_grad():
+        model.fc2.bias[0] += 1
+    with pytest.raises(InputError, match=r"task.model conftest:TinyNet \w{64} there, conftest:TinyNet \w{64} here"):
+        [*keep(tmp_path, open_run(mine), local(), origin, resume=True)]
+    model.load_state_dict(before)
+    other = replace(dataset, test=dataset.test.subset(torch.arange(7)))
+    for wrong in (replace(mine.task, dataset=other), replace(mine.task, partition=halves(dataset, 6, 1))):
+        with pytest.raises(
+            InputError, match=r"holds another run \(task\.(dataset blobs|partition indices) \w{64} there"
+        ):
+            [*keep(tmp_path, open_run(replace(mine, task=wrong)), local(), origin, resume=True)]
+    same = replace(mine, task=replace(mine.task, model=copy.deepcopy(model), dataset=blobs()))
+    assert [r.t for r in keep(tmp_path, open_run(same), local(), origin, resume=True)] == [2]
+    assert {"conftest.py"} <= sources(mine).keys()
+
+
+RECIPE = """
+import torch
+from torch import nn
+from fedsieve import Data, Dataset, Run, Task
+from fedsieve.methods import PDST
+
+def recipe():
+    x = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
+    data = Data(x, (x[:, 0] > 0).long())
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    task = Task(model, Dataset("mine", data, data, 2), 4, tiers=[1.0])
+    return Run(PDST(0.5), task, rounds=3, per_round=2)
+"""
+
+
+def test_the_command_line_takes_a_recipe_of_objects(tmp_path: Path) -> None:
+    (tmp_path / "objects_recipe.py").write_text(RECIPE)
+    recipe, out = f"{tmp_path}/objects_recipe.py:recipe", str(tmp_path / "out")
+    ran = CliRunner().invoke(app, ["run", recipe, "--out", out, "-s", "task.partition=lda:1.0"])
+    assert "(lda:1.0), 120 training examples" in ran.output, ran.output
+    # the network's first weights, which the recipe draws at every call, are of no consequence
+    told = CliRunner().invoke(app, ["predict", out, "test:0-9", "--recipe", recipe])
+    assert "accuracy" in told.output, told.output
+
+
+def text(make: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as said:
+        make()
+    assert "\n" not in str(said.value)
+    return str(said.value)
+
+
+X, Y = torch.randn(60, 4), torch.arange(60) % 2
+GOOD = Dataset("good", Data(X, Y), Data(X, Y), 2)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+
+
+class Gives(nn.Module):
+    """Something else than logits."""
+
+    def __init__(self, how: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.fc, self.how = nn.Linear(4, 2), how
+
+    def forward(self, x: Tensor) -> Any:
+        return self.how(self.fc(x))
+
+
+class Renamed(nn.Linear):
+    """A layer whose state bears other names."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {f"other.{name}": v for name, v in super().state_dict(*args, **kwargs).items()}
+
+
+class Complex(nn.Linear):
+    """A layer with a number that no message holds."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+
+
+def pruned() -> nn.Module:
+    model = small()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    return model
+
+
+def pruned_lstm() -> nn.Module:
+    model = Gives(lambda y: y)
+    model.lstm = nn.LSTM(4, 4)
+    prune.random_unstructured(model.lstm, "weight_hh_l0", 0.5)
+    return model
+
+
+def used() -> nn.Module:
+    """Until it is called, the old spectral_norm leaves a plain tensor."""
+    model = last_is(lambda layer: spectral_norm(layer))()
+    model(X)
+    return model
+
+
+def meta() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Linear(4, 2)
+
+
+def last_is(wrap: Callable[[nn.Linear], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(4, 5), wrap(nn.Linear(5, 2)))
+
+
+MODELS: dict[str, tuple[Callable[[], Any], str]] = {
+    "a tuple": (lambda: Gives(lambda y: (y, y)), "it returns tuple, where the logits alone are needed"),
+    "a dictionary": (lambda: Gives(lambda y: {"logits": y}), "it returns dict, where the logits alone"),
+    "an error of its own": (lambda: Gives(lambda y: {}["x"]), r"given examples of shape \[4\] it fails \('x'\)"),
+    "probabilities of one": (lambda: nn.Linear(4, 1), r"it answers \[2, 1\] for 2 examples of 2 classes"),
+    "a class with arguments": (nn.Linear, "task.model: Linear needs arguments"),
+    "a function's number": (lambda: 3, "must give a torch.nn.Module, its function gives int"),
+    "a number": (3, "must be a name, a module, or a function that gives one: int"),  # type: ignore[dict-item]
+    "pruned": (pruned, r"layer 0 has no parameter 'weight' of its own.*prune.remove\(layer, 'weight'\) first"),
+    "pruned elsewhere": (pruned_lstm, r"layer lstm has no .*prune.remove\(layer, 'weight_hh_l0'\) first"),
+    "weight_norm": (last_is(lambda layer: weight_norm(layer)), r"layer 1 .*remove_weight_norm\(layer, 'weight'\)"),
+    "spectral_norm": (used, r"layer 1 .*remove_spectral_norm\(layer, 'weight'\)"),
+    "half": (lambda: nn.Linear(4, 2).half(), "weight is of torch.float16, where float32 is trained: give model.float"),
+    "double": (lambda: nn.Linear(4, 2).double(), "weight is of torch.float64"),
+    "complex": (Complex, "phase is of torch.complex64"),
+    "meta": (meta, "weight is on the meta device"),
+    "lazy": (lambda: nn.LazyLinear(2), "weight has no shape yet: call the lazy model"),
+    "scripted": (lambda: torch.jit.trace(nn.Linear(4, 2), X), "compiled by TorchScript"),
+    "compiled": (lambda: torch.compile(nn.Linear(4, 2)), r"wrapped \(OptimizedModule\): .* model._orig_mod"),
+    "DataParallel": (lambda: nn.DataParallel(nn.Linear(4, 2)), "give what is inside, model.module"),
+    "other names": (lambda: Renamed(4, 2), "the model's state_dict has no bias"),
+    "frozen": (lambda: nn.Linear(4, 2).requires_grad_(False), "it has no parameter to train"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*torch.nn.utils:UserWarning"
+)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", ["object", "function"])
+def test_a_model_that_cannot_be_is_one_line(name: str, form: str) -> None:
+    make, line = MODELS[name]
+    if form == "object" and name in ("a class with arguments", "a function's number", "a number"):
+        pytest.skip("it is no object")
+    given = make() if form == "object" else make
+    assert re.search(line, text(lambda: open_run(Run(FedAvg(), Task(given, GOOD, 4), rounds=1, per_round=2))))
+
+
+def test_parametrisations_train_densely_and_are_named_where_a_layer_is_to_be_sparse() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), parametrizations.weight_norm(nn.Linear(5, 2)))
+    run_ = Run(FedAvg(), Task(model, GOOD, 4), rounds=1, per_round=2)
+    assert last(run_).accuracy is not None
+    said = text(lambda: open_run(replace(run_, method=PDST(0.5, "all"))))
+    assert re.search(r"layer 1 has no .*remove_parametrizations\(layer, 'weight'\) first, or leave the layer out", said)
+    assert open_run(replace(run_, method=PDST(0.5, "0")))
+
+
+def data(**changes: Any) -> Callable[[], object]:
+    return lambda: open_run(Run(FedAvg(), Task(small, replace(GOOD, **changes), 4), rounds=1, per_round=2))
+
+
+def labels(y: Any) -> Callable[[], object]:
+    return lambda: data(train=Data(X, y))()
+
+
+def owner(**changes: Any) -> Callable[[], object]:
+    return lambda: open_run(Run(FedAvg(), Task(**{"model": small, "dataset": GOOD, "clients": 4} | changes), 1, 2))
+
+
+def dealt(*shards: Any) -> Callable[[], object]:
+    return owner(clients=2, partition=[*shards])
+
+
+IDS = torch.arange(30)
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "one-hot": (labels(torch.eye(2)[Y]), r"has the shape \[60, 2\]: of a one-hot y give y.argmax\(1\)"),
+    "float labels": (labels(Y.float()), "labels must be int64 from 0 to 1 .*got torch.float32"),
+    "NaN labels": (labels(Y / 0), "got torch.float32"),
+    "negative": (labels(Y - 1), "labels must be int64 .* from -1 to 0"),
+    "too short": (labels(Y[:-1]), "60 examples but 59 labels"),
+    "ragged": (lambda: Data([[1.0], [1.0, 2.0]], [0, 1]), "x must be a tensor, an array or a list of numbers"),  # type: ignore[arg-type]
+    "one number": (lambda: Data(torch.ones(()), torch.zeros(1).long()), "no examples but 1 labels"),
+    "NaN examples": (data(train=Data(X / 0, Y)), "a training example holds NaN or infinity"),
+    "std of zero": (lambda: Data(X, Y, std=(0.0,)), r"std must be above 0, got \(0.0,\)"),
+    "no class": (data(classes=0), "classes must be the classes' names, or their number, got 0"),
+    "classes in a word": (data(classes="ab"), "classes must be the classes' names"),
+    "pairs": (data(train=(X, Y)), r"dataset good: train must be fedsieve.Data\(x, y\), got tuple"),
+    "a short group": (data(group=torch.arange(3)), r"owner of each of the 60 .* it has the shape \[3\]"),
+    "TensorDataset": (owner(dataset=TensorDataset(X, Y)), r"fedsieve.Dataset\(name, Data\(x, y\).*: TensorDataset"),
+    "DataLoader": (owner(dataset=DataLoader(TensorDataset(X, Y))), "gives one: DataLoader"),
+    "a function's pair": (owner(dataset=lambda: (X, Y)), "gives one: tuple"),
+    "a dataset with arguments": (owner(dataset=lambda path: GOOD), "task.dataset: function needs arguments"),
+    "an unknown dataset": (owner(dataset="imagenet"), "no dataset is called 'imagenet'"),
+    "a share alone": (owner(tiers=0.5), "task.tiers must be shares that add up to 1"),
+    "half a client": (owner(clients=2.5), "task.clients must be a whole number, got 2.5"),
+    "a method's class": (lambda: Run(FedAvg, Task(small, GOOD, 4), 1, 2), r"needs FedAvg\(\), not FedAvg"),  # type: ignore[arg-type]
+    "no task": (lambda: Run(FedAvg(), small, 1, 2), "needs a Task"),  # type: ignore[arg-type]
+    "rounds in words": (lambda: Run(FedAvg(), Task(small, GOOD, 4), "10", 2), "rounds must be a whole number"),  # type: ignore[arg-type]
+    "too few shards": (dealt(IDS), "holds the indices of 1 clients, but task.clients is 2"),
+    "an empty shard": (dealt(IDS, []), "client 1 has no example"),
+    "out of range": (dealt(IDS, IDS + 31), "client 1 has example 60 of 60"),
+    "below zero": (dealt(IDS - 1, IDS), "client 0 has example -1 of 60"),
+    "twice": (dealt(IDS, [3, 4, 3]), "client 1 has example 3 twice"),
+    "a mask": (dealt(IDS, X[:, 0] > 0), r"got torch.bool \[60\], of a mask give mask.nonzero"),
+    "floats": (dealt(IDS, IDS / 2), "whole and in one dimension"),
+    "words": (dealt(IDS, ["a"]), "client 1 has no list of whole numbers"),
+    "a function's dictionary": (owner(partition=lambda d, n, s: {0: IDS}), "a list of indices .* got dict"),
+    "a name that is none": (owner(partition="dirichlet"), "write iid, lda:ALPHA"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_is_one_line(name: str) -> None:
+    make, line = WRONG[name]
+    assert re.search(line, text(make))
+
+
+def test_arrays_lists_and_numbers_are_taken() -> None:
+    a = Data(X.double().numpy(), Y.tolist(), 0.5, 2)  # type: ignore[arg-type]
+    assert (a.x.dtype, a.y.dtype, a.mean, a.std) == (torch.float32, torch.int64, (0.5,), (2,))
+    assert Data(np.zeros((3, 1), np.uint8), np.arange(3)).x.dtype == torch.uint8  # type: ignore[arg-type]
+    assert GOOD.classes == ("0", "1")
+    task = Task(small, replace(GOOD, classes=["no", "yes"]), 2, [range(0, 60, 2), np.arange(20)])  # type: ignore[arg-type]
+    federation = open_run(Run(FedAvg(), task, 1, 2))
+    assert federation.dataset.classes == ("no", "yes")
+    assert [len(shard) for shard in federation.shards] == [30, 20]  # clients may share examples
+    assert next(iter(rounds(federation, local()))).t == 1
+    assert described(changed(Run(FedAvg(), task, 1, 2), ["task.partition=lda:0.5"]))["task"]["partition"] == "lda:0.5"
