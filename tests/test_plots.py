@@ -288,7 +288,7 @@ def test_flash_1_places_the_end_over_density_and_rings_what_goes_on(tmp_path: Pa
     close(kept.lines["FLASH"], [0.05, 0.1], [mean for mean, _ in ends], [spread for _, spread in ends])
     assert list(kept.lines["FLASH"].hollow) == [False, True]
     close(kept.lines["FedAvg"], [0.05, 0.2], [accuracy([dense])[0]] * 2, [0, 0])
-    close(kept.lines["HeteroFLASH"], [0.2], [accuracy([hetero])[0]], [0])
+    close(kept.lines["HeteroFLASH, d = 0.2"], [0.2], [accuracy([hetero])[0]], [0])
     assert "Hollow" in picture("flash-1", [read(runs[0.1][0])]).caption
     assert "Hollow" not in picture("flash-1", [read(runs[0.05][0])]).caption
 
@@ -328,7 +328,7 @@ def test_a_field_of_a_strangers_method_is_never_taken_for_its_density(tmp_path: 
     (panel,) = panels("sparsefedpp-1", folders)
     assert panel.x.steps == ("0.88", "0.95")
     assert list(panels("zerofl-1", folders)[0].lines) == [names[0], names[1], "95 % sparse"]
-    assert list(panels("flash-1", [measured(cut[0], None), folders[-1]])[1].lines) == ["mine", "FLASH"]
+    assert list(panels("flash-1", [measured(cut[0], None), folders[-1]])[1].lines) == ["mine", "FLASH, d = 0.05"]
 
 
 def test_a_method_that_declares_its_target_is_one_line_over_it(tmp_path: Path) -> None:
@@ -346,10 +346,20 @@ def test_a_method_that_declares_its_target_is_one_line_over_it(tmp_path: Path) -
     _, kept = panels("flash-1", [*folders, other, *private])
     assert {name: list(line.x) for name, line in kept.lines.items()} == {
         "mine": [0.1, 0.2],
-        "other": [0.1],
+        "other, d = 0.1": [0.1],
         "Private": [0.1, 0.25],
     }
     assert "measured" not in picture("flash-1", [read(folder) for folder in folders]).caption
+
+
+def test_a_level_has_a_length_where_all_runs_are_of_one_density_and_a_lone_line_one_label(tmp_path: Path) -> None:
+    dense, lone = fabricate(tmp_path / "dense", DENSE, rounds=3), fabricate(tmp_path / "lone", flash(0.1), rounds=3)
+    sent, kept = panels("flash-1", [dense, lone])
+    assert list(kept.lines) == list(sent.lines) == ["FedAvg", "FLASH, d = 0.1"]
+    assert [line.run for line in kept.lines.values()] == [0, 1]
+    np.testing.assert_allclose(kept.lines["FedAvg"].x, [0.09, 0.11])
+    (panel,) = panels("sparsefedpp-1", [dense, lone])
+    np.testing.assert_allclose(panel.lines["FedAvg"].x, [-0.1, 0.1])
 
 
 def test_r_mask_is_that_of_zerofl_alone(tmp_path: Path) -> None:

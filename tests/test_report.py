@@ -211,6 +211,15 @@ def test_every_run_is_listed_and_told_apart_by_what_differs(tmp_path: Path) -> N
     assert page.text.count("finished, 12 rounds") == 3
 
 
+def test_the_way_of_training_is_counted_over_all_seeds(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"{seed}", seed=seed, rounds=3) for seed in (0, 1)]
+    for kernels, run in zip(({"sparse": 3, "dense": 2}, {"sparse": 5}), runs, strict=True):
+        rows = [row | {"kernels": kernels, "ms_per_step": 2.0, "steps": 7} for row in rows_in(run)]
+        (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [row[7][0] for row in page_of(tmp_path, *runs).rows if len(row) == 10]
+    assert steps == ["A step", "2.00 mssparse 24, dense 6", "A step", "2.00 mssparse 9, dense 6", "2.00 mssparse"]
+
+
 def test_of_runs_with_the_same_settings_one_counts(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / place, commit=place) for place in ("old", "new", "going")]
     for day, run in enumerate(runs[:2], 1):

@@ -111,10 +111,10 @@ class Recorded:
         return final if final is not None else sum(known) if known else None
 
     @property
-    def kernels(self) -> str:
-        """Which way the clients trained, as ``trained_by`` says it."""
-        held = (row.get("kernels") for row in self.rows)
-        return trained_by(sum((Counter(one) for one in held if _counts(one)), Counter[str]()))
+    def kernels(self) -> Counter[str]:
+        """How many clients trained which way."""
+        each = (row.get("kernels") for row in self.rows)
+        return sum((Counter(one) for one in each if _counts(one)), Counter[str]())
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:

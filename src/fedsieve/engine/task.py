@@ -183,7 +183,7 @@ class Run:
     def target_density(self) -> float | None:
         """The share of non-zeros that the method says it aims at in its policy's layers; None: it says nothing."""
         density: float | None = getattr(self.method, "target_density", None)
-        return density
+        return round(density, 12) if isinstance(density, float) else density
 
     @property
     def first(self) -> int:

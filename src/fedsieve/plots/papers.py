@@ -104,7 +104,7 @@ def flash_1(runs: Runs) -> Picture:
     places = looks(every)
     sent = {label: averaged(map(over_bytes, group), places[label]) for label, group in every.items()}
     kept = [value for group in every.values() if (value := _sparse(group))]
-    seen = [replace(run, look=places[label]) for label, group in every.items() for run in group]
+    seen = [replace(run, look=places[label], label=label) for label, group in every.items() for run in group]
     swept = _swept(seen, _sparse, kind, aims(runs)) if kept else {}
     panels = [
         Panel("accuracy by bytes", Axis("sent up and down, MB", log=True), REACHED, _drawn(sent)),
@@ -280,8 +280,9 @@ def _swept(
     lines = {name: swept(group, at, places[name], steps) for name, group in groups.items()}
     xs = [x for line in lines.values() for x in line.x]
     _need(xs, UNTESTED)
+    ends = (min(xs), max(xs)) if min(xs) < max(xs) else (xs[0] - (0.1 * xs[0] or 0.1), xs[0] + (0.1 * xs[0] or 0.1))
     flat = {name: group for name, group in groups.items() if all(at(runs) is None for runs in seeds(group))}
-    return _drawn(lines | {name: level(group, places[name], (min(xs), max(xs))) for name, group in flat.items()})
+    return _drawn(lines | {name: level(group, places[name], ends) for name, group in flat.items()})
 
 
 def _drawn(lines: Mapping[str, Line]) -> dict[str, Line]:

@@ -51,7 +51,7 @@ def _page(every: list[Configuration]) -> str:
         section("Who holds what", partitions(every)),
         section("Refused updates", refused(every)),
         section("Privacy", privacy(every)),
-        section("Settings", fields(every, lambda run: run.settings | run.declared)),
+        section("Settings", fields(every, lambda run: {"recipe": run.recipe} | run.settings | run.declared)),
         section("Machines and versions", fields(every, lambda run: run.machine)),
     ]
     title = f"<title>FedSieve report: {escape(what)}</title>\n<style>\n{palette_css()}{STYLE}</style>\n</head>\n"

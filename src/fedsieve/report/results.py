@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from html import escape
 from typing import TypeAlias
 
 from fedsieve.configurations import Configuration
-from fedsieve.recorded import Recorded, number
+from fedsieve.recorded import Recorded, number, trained_by
 from fedsieve.report.parts import NONE, folded, sample, soft, wide
 from fedsieve.units import count, duration, megabytes, milliseconds, percent, size, times
 
@@ -137,7 +138,7 @@ def _against(runs: list[Recorded], get: Get, form: Form, what: str, reference: G
 
 def _step(runs: list[Recorded]) -> str:
     """Return the milliseconds of a training step and which way it was computed; and both ways, where measured."""
-    ways = "; ".join(dict.fromkeys(run.kernels for run in runs if run.kernels))
+    ways = trained_by(sum((run.kernels for run in runs), Counter[str]()))
     both = dict.fromkeys(way for run in runs for way in run.measured)
     measured = "".join(
         f"<small>{escape(way)} {_value(runs, _both(way, 'ms_per_step'), milliseconds)}, "
