@@ -87,10 +87,10 @@ def blobs() -> Dataset:
 
 
 def tiny_run(method: object, **changes: object) -> Run:
-    """Six clients, three a round, four rounds."""
+    """Six clients of 36 examples and 4 held out, three a round, four rounds."""
     settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
     tiers = getattr(method, "tiers", 1)
-    return Run(method, Task(net(method), blobs, 6, "iid", tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
+    return Run(method, Task(net(method), blobs, 6, "iid", 0.1, tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture

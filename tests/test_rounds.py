@@ -44,7 +44,8 @@ def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
     assert torch.equal(torch.cat(every), federation.dataset.train.x[index])
     assert found[-1].accuracy_validation == accuracy(model, federation.dataset.train.subset(index))
     assert [r.accuracy_validation is None for r in found] == [True, False, True, False]
-    assert all(r.accuracy_validation is None for r in run(tiny_run(FedAvg(), rounds=1), local()))
+    none = replace(run_, rounds=1, task=replace(run_.task, validation=0.0))
+    assert all(r.accuracy_validation is None for r in run(none, local()))
 
 
 def test_the_initialisation_is_the_experiments_whatever_the_method() -> None:

@@ -71,7 +71,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [FedAdam(), Odd("remember"), SparseFedPP(), DNR(), NST(), PDST(), FLASH(c_d=3), HeteroFLASH(c_d=2)],
+    [FedAdam(), Odd("remember"), SparseFedPP(0.8), DNR(), NST(), PDST(), FLASH(c_d=3), HeteroFLASH(c_d=2)],
     ids=["adam", "memory", "sparsefedpp", "dnr", "nst", "pdst", "flash", "hetero_flash"],
 )
 def test_stopping_and_resuming_changes_no_byte(tmp_path: Path, method: Any) -> None:
