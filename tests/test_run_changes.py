@@ -150,6 +150,8 @@ EDITS: dict[str, Callable[[Path], None]] = {
     "an empty run.json": raw("run.json", b""),
     "a folder for run.json": folder("run.json"),
     "a folder for inputs.json": folder("inputs.json"),
+    "no folder for the checkpoints": lambda out: shutil.rmtree(out / "checkpoints") or (out / "checkpoints").touch(),
+    "a folder for a checkpoint": folder("checkpoints/000002.safetensors"),
 }
 
 
@@ -170,7 +172,7 @@ def test_what_was_edited_is_one_line_before_any_training(stopped: Path, tmp_path
         next(keep(out, open_run(flat(PDST(), 4)), local(), ORIGIN, resume=True))
     said = str(error.value)
     assert "\n" not in said
-    assert any(f"{out}/{part}" in said for part in ("rounds.jsonl", "run.json", "inputs.json"))
+    assert any(f"{out}/{part}" in said for part in ("rounds.jsonl", "run.json", "inputs.json", "checkpoints"))
     assert {p.name for p in out.iterdir()} == kept
 
 

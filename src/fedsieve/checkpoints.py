@@ -32,9 +32,8 @@ def save(out: Path, round: Round, about: Mapping[str, str]) -> None:
     if round.norms:
         tensors["norms"] = torch.tensor(round.norms, dtype=torch.float64)
     header = {**about, "round": str(round.t)}
-    folder = out / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    write(folder / f"{round.t:06d}.safetensors", packed(tensors, header | {"sha256": _digest(header, tensors)}))
+    header["sha256"] = _digest(header, tensors)
+    write(out / "checkpoints" / f"{round.t:06d}.safetensors", packed(tensors, header))
     for old in _paths(out)[:-KEPT]:
         old.unlink()
 

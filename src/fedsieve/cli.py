@@ -91,10 +91,10 @@ def run_command(
     federation = open_run(run, root_from(data), _names(measure))
     chosen(federation, choice, device)
     folder = folder or run_folder(recipe, resume)
-    if resume and not (folder / FILE).exists():
-        typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    origin = Origin(recipe, engine, device, choice)
+    origin, new = Origin(recipe, engine, device, choice), not (folder / FILE).exists()
     rounds = launch(folder, federation, origin, resume=resume, until=until, accept_changes=accept)
+    if resume and new:
+        typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
     show(folder, federation, rounds, min(until or run.rounds, run.rounds))
 
 

@@ -135,6 +135,7 @@ def _lines(out: Path, count: int, digest: str | None) -> list[bytes]:
 
 def _prepare(out: Path, federation: Federation, found: _Found) -> None:
     """Write what stands in a directory before the next round."""
+    (out / "checkpoints").mkdir(exist_ok=True)
     for folder in (out, out / "checkpoints", out / "masks"):
         remove_leftovers(folder)
     write_json(out / run_json.FILE, found.about)
