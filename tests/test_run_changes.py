@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from conftest import tiny_run
+from conftest import TinyNet, tiny_run
 from fedsieve import InputError, Run, checkpoints, local
 from fedsieve.cli import main
 from fedsieve.engine.schedule import uses_rounds
@@ -20,6 +21,7 @@ from fedsieve.engine.task import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import made, recipes
 from fedsieve.run_json import Origin
+from fedsieve.source import sources
 from fedsieve.store import check, keep, read_rows
 from test_store import ORIGIN, go, same_run
 
@@ -294,6 +296,15 @@ def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, 
     own.write(speed=2)  # back at the first state of one file: still another than the last
     with pytest.raises(InputError, match=rf"/{own.nets}\.py changed since .*source/000003"):
         own.go(out, resume=True)
+
+
+def test_the_layers_of_a_model_that_is_given_as_it_is_are_the_users_own_code() -> None:
+    run = flat(FedAvg(), 4)
+    assert sources(run).keys() == {"conftest.py"}
+    model = nn.Sequential(nn.Flatten(), TinyNet())
+    run = replace(run, task=replace(run.task, model=model, dataset="digits"))
+    assert sources(run) == {"conftest.py": Path(__file__).parent / "conftest.py"}
+    assert not sources(replace(run, task=replace(run.task, model=nn.Linear(2, 2))))
 
 
 def test_a_run_of_fedsieves_own_code_keeps_none_of_it(tmp_path: Path) -> None:

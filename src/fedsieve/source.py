@@ -72,6 +72,8 @@ def _modules(thing: Any) -> Iterator[str]:
     elif isinstance(thing, tuple | list):
         for part in thing:
             yield from _modules(part)
+    elif isinstance(thing, nn.Module):
+        yield from (type(layer).__module__ for layer in thing.modules())
     elif home := _home(thing):
         yield home
         if is_dataclass(thing) and not isinstance(thing, type):
