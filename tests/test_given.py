@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
@@ -45,7 +46,6 @@ def alike(a: Round, b: Round) -> bool:
     return all(torch.equal(v, b.model[name]) for name, v in a.model.items())
 
 
-@pytest.mark.filterwarnings("ignore::fedsieve.engine.loop.MostlyDense")
 def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     x = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
@@ -160,6 +160,10 @@ class Gives(nn.Module):
         return self.how(self.fc(x))
 
 
+def reentrant(y: Tensor) -> Any:
+    return checkpoint(torch.tanh, y, use_reentrant=True)
+
+
 class Renamed(nn.Linear):
     """A layer whose state bears other names."""
 
@@ -208,6 +212,8 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "a tuple": (lambda: Gives(lambda y: (y, y)), "it returns tuple, where the logits alone are needed"),
     "a dictionary": (lambda: Gives(lambda y: {"logits": y}), "it returns dict, where the logits alone"),
     "an error of its own": (lambda: Gives(lambda y: {}["x"]), r"given examples of shape \[4\] it fails \('x'\)"),
+    "without a gradient": (lambda: Gives(lambda y: y.detach()), "a training step on 2 examples fails"),
+    "checkpointed": (lambda: Gives(reentrant), r"a training step on 2 examples fails \(.*\.grad\(\)"),
     "probabilities of one": (lambda: nn.Linear(4, 1), r"it answers \[2, 1\] for 2 examples of 2 classes"),
     "a class with arguments": (nn.Linear, "task.model: Linear needs arguments"),
     "a function's number": (lambda: 3, "must give a torch.nn.Module, its function gives int"),
@@ -230,7 +236,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*torch.nn.utils:UserWarning"
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:None of the inputs have requires_grad"
 )
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("form", ["object", "function"])

@@ -19,7 +19,7 @@ from fedsieve.kernels import isa, library, reason
 from fedsieve.kernels.choice import Kernels, multiply_adds, not_worth
 from fedsieve.kernels.graph import Graph
 from fedsieve.layers import powerprop_, swat_
-from fedsieve.local import Work, params_of, train
+from fedsieve.local import params_of, train
 from fedsieve.masks import counts_of, drawn, learn
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
@@ -27,6 +27,7 @@ from fedsieve.sparsity import policy
 from fedsieve.store import Origin, keep, read_rows
 from fedsieve.sweep import grid
 from fedsieve.types import InputError, Mask, Tree, rng
+from fedsieve.work import Work
 from lies import Told, changed
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Run, Task, local, run
-from fedsieve.local import Work, params_of
+from fedsieve.local import params_of
 from fedsieve.masks import (
     apportioned,
     calibrated,
@@ -34,6 +34,7 @@ from fedsieve.models import MODELS
 from fedsieve.sparsity import EmptyLayer, policy
 from fedsieve.types import Device, InputError, Update, rng
 from fedsieve.wire import decode, encode
+from fedsieve.work import Work
 
 LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3), "c": torch.zeros(4, 2, 3, 3)}
 

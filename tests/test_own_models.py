@@ -47,7 +47,6 @@ def frozen_run(method: Method[Any], **changes: Any) -> Run:
     return replace(tiny, task=replace(tiny.task, model=net))
 
 
-@pytest.mark.filterwarnings("ignore::fedsieve.engine.loop.MostlyDense")
 @pytest.mark.parametrize(
     ("name", "values"),
     [*((name, "f32") for name in METHODS), ("fedadam", "int8"), ("zerofl top_diff", "bf16"), ("private", "int4")],
@@ -144,7 +143,6 @@ class Tied(nn.Module):
         return logits
 
 
-@pytest.mark.filterwarnings("ignore::fedsieve.engine.loop.MostlyDense")
 @pytest.mark.parametrize(
     "method", [FedAvg(), TopK(policy="all"), PDST(0.5, "all"), NST(0.5, policy="all"), ZeroFL(policy="all")]
 )

@@ -29,7 +29,7 @@ COLUMNS += ["seconds", "cpu_seconds", "refused", "multiply_adds", "multiply_adds
 COLUMNS += ["dense_because", "steps", "ms_per_step", "density_of_all"]
 SUMMARY = ["method", "dataset", "rounds", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up"]
 SUMMARY += ["bytes_dense_down", "multiply_adds", "multiply_adds_dense", "seconds", "peak_memory_mb", "kernels", "steps"]
-SUMMARY += ["ms_per_step", "dense_because", "density_of_all"]
+SUMMARY += ["ms_per_step", "dense_because", "density_of_all", "multiply_adds_not_counted"]
 
 
 def go(out: Path, run: Run, **options: Any) -> list[int]:

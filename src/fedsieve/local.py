@@ -1,26 +1,22 @@
-"""What a client does with its data: stochastic gradient descent, accuracy, and the count of its multiply-adds."""
+"""What a client does with its data: stochastic gradient descent, accuracy, and what that keeps in memory."""
 
 from __future__ import annotations
 
 import ctypes
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsieve.kernels.choice import Kernels, Sparse
-from fedsieve.sparsity import layers, still
+from fedsieve.sparsity import still
 from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
 
-DENSE = (1.0, 1.0, 1.0)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -161,85 +157,6 @@ def accuracy(model: nn.Module, data: Data, batch: int = 500) -> float:
     model.eval()
     batches = (data.batch(slice(i, i + batch)) for i in range(0, len(data), batch))
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(data)
-
-
-class Work:
-    """What a client's training took: steps, seconds, and multiply-adds, at the real densities and were all dense.
-
-    These are forward, input gradient and weight gradient. In dense steps a layer tells the densities of its last three
-    products in an attribute ``densities``; without one it is dense.
-    """
-
-    def __init__(self, model: nn.Module, kernels: Kernels | None = None):
-        self.kernels = kernels
-        self.restart()
-        for layer in layers(model).values():
-            layer.register_forward_hook(self._count)
-
-    def restart(self) -> None:
-        """Forget what was counted."""
-        self.real = self.dense = self.seconds = 0.0
-        self.times, self.why = list[float](), ""
-        self.sparse: Sparse | None = None
-
-    def begin(self, device: Device, mask: Mask) -> Steps:
-        """Return the steps of a training, sparse or dense, which will be counted; ``why`` holds the reason if dense."""
-        with self.clock():
-            found = self.kernels.take(device, mask) if self.kernels else ""
-            if isinstance(found, str):
-                self.why = found
-                return _Counted(Dense(device, mask), self)
-            self.sparse = found
-            return _Counted(found, self)
-
-    @property
-    def steps(self) -> int:
-        """The number of steps; ``times`` has the seconds of each, ``seconds`` those before and after them as well."""
-        return len(self.times)
-
-    @contextmanager
-    def clock(self) -> Iterator[None]:
-        """Count the seconds of the block."""
-        began = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - began
-
-    def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not layer.training:
-            return
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        products = output.numel() * weight[0].numel()
-        forward, grad_in, grad_w = getattr(layer, "densities", DENSE)
-        needed = float(inputs[0].requires_grad)
-        self.real += products * (forward + grad_in * needed + grad_w)
-        self.dense += products * (2 + needed)
-
-
-@dataclass
-class _Counted:
-    """Steps whose cost is counted."""
-
-    steps: Dense | Sparse
-    work: Work
-
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        before = self.work.seconds
-        with self.work.clock():
-            loss = self.steps.step(x, y)
-        self.work.times.append(self.work.seconds - before)
-        if isinstance(self.steps, Sparse):
-            real, dense = self.steps.multiply_adds(len(x))
-            self.work.real, self.work.dense = self.work.real + real, self.work.dense + dense
-        return loss
-
-    def put_(self, mask: Mask) -> None:
-        with self.work.clock():
-            self.steps.put_(mask)
-
-    def write_(self) -> None:
-        with self.work.clock():
-            self.steps.write_()
 
 
 class Saved:

@@ -148,6 +148,8 @@ def _summary(folder: Path) -> Table:
     work, skipped = told["multiply_adds"], list(told["kernels"]) == ["sparse"]
     factor = times(told["multiply_adds_dense"], work, ("fewer", "more"), "dense")
     table.add_row("multiply-adds", f"{work:.3g}", factor if skipped else f"{factor}, were zeros skipped")
+    if told["multiply_adds_not_counted"]:
+        table.add_row("", "not counted", ", ".join(told["multiply_adds_not_counted"]))
     table.add_row("time", clock(told["seconds"]), f"peak memory {told['peak_memory_mb']:.0f} MB")
     if told["kernels"]:
         table.add_row("kernels", trained_by(told["kernels"]), _step(told))

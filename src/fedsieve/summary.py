@@ -27,6 +27,7 @@ def summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any
         "density": rows[-1]["density"],
         "density_of_all": rows[-1]["density_of_all"],
         **{name: sum(r[name] for r in rows) for name in (*added, "seconds")},
+        "multiply_adds_not_counted": [*federation.not_counted],
         "uploads": sum(len(r["clients"]) for r in trained),
         "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),
         "paper_bytes_up": method.paper_bytes(federation.model()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -65,6 +66,19 @@ def check_model(federation: Federation) -> None:
         model.train()(x[:1])
     except ValueError:
         _check_last_batches(federation)
+    if not isinstance(named, str):
+        _check_step(model, x, fits)
+
+
+def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
+    """Raise InputError unless a training step can be taken."""
+    trained = [w for w in model.parameters() if w.requires_grad]
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            loss = F.cross_entropy(train_(model)(x), torch.zeros(len(x), dtype=torch.int64))
+            torch.autograd.grad(loss, trained, allow_unused=True)
+    except Exception as error:
+        raise InputError(f"{fits}: a training step on {len(x)} examples fails ({line(error)})") from error
 
 
 @torch.no_grad()
@@ -118,7 +132,10 @@ class _Uses(TorchFunctionMode):
         self.weights = {id(layer.weight): (name, layer) for name, layer in replaced(model).items()}
         for _, layer in self.weights.values():
             self.handles.append(layer.register_forward_pre_hook(lambda layer, _: self.inside.append(layer)))
-            self.handles.append(layer.register_forward_hook(lambda *_: self.inside.pop() and None, always_call=True))
+            self.handles.append(layer.register_forward_hook(self._leave, always_call=True))
+
+    def _leave(self, *_: object) -> None:
+        self.inside.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as without the mode."""

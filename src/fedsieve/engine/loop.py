@@ -26,12 +26,13 @@ from fedsieve.engine.tally import NOBODY, Lost, Refused, Remark, Tally
 from fedsieve.engine.task import Federation, Run, open_run
 from fedsieve.expected import Norms, expected_of
 from fedsieve.kernels.choice import Kernels
-from fedsieve.local import Saved, Work, accuracy, chance, keep_freed_memory, load_, threads
+from fedsieve.local import Saved, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import Body, decode, encode
+from fedsieve.work import Work
 
 
 class MostlyDense(UserWarning):
@@ -125,7 +126,8 @@ class Worker:
         self.cuda = [torch.device(where)] if where != "cpu" else []
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
-        self.work = Work(self.model, chosen(federation, kernels, where, self.model))
+        examples = None if (x := federation.few()) is None else x.to(where)
+        self.work = Work(self.model, chosen(federation, kernels, where, self.model), examples)
         self.saved = Saved(self.model) if "masks" in federation.measure else None
         self.letters = Letters(federation)
         self._message: Body | None = None

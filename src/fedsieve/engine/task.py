@@ -20,9 +20,11 @@ from fedsieve.engine.given import NO_DATASET, check_whole, given_dataset, given_
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
+from fedsieve.products import SIZES
 from fedsieve.robust import Bound, Loose, Mean, Plain, check_fit
 from fedsieve.sparsity import Coverage
 from fedsieve.types import Data, Device, InputError, Method, rng
+from fedsieve.work import Work
 
 LATER = {"later": True}
 """Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
@@ -229,15 +231,18 @@ class Federation:
     """What tells this run from every other one, also of the same settings: letters are bound to it, no result is."""
     coverage: Coverage | None = field(default=None, compare=False)
     """What of the model the method makes sparse."""
+    not_counted: tuple[str, ...] = field(default=(), compare=False)
+    """The parts of the model whose multiply-adds no round counts."""
     own: dict[int, int] | None = field(default=None, compare=False)
     """How many examples each client has said to have, where they are its own and nobody else sees them."""
 
     @property
     def remarks(self) -> list[str]:
-        """What a person should know before the run: which weights no policy reaches, and which are frozen."""
+        """What a person should know before the run: what no policy reaches, what is frozen, what is not counted."""
         method = self.run.method
         named = getattr(getattr(method, "inner", method), "policy", "")
-        return self.coverage.lines(named) if self.coverage else []
+        lines = self.coverage.lines(named) if self.coverage else []
+        return [*lines, f"multiply-adds not counted: {', '.join(self.not_counted)}"] if self.not_counted else lines
 
     def examples(self, client: int) -> int:
         """Return how many examples a client has, training and validation."""
@@ -255,6 +260,11 @@ class Federation:
         if self.run.task.initialisation == "truncated_normal":
             truncated_normal_(model, rng(self.run.seed, "initialisation"))
         return model
+
+    def few(self) -> Tensor | None:
+        """Return some examples, as the model takes them, to count what it multiplies; None of a built-in model."""
+        known = isinstance(self.run.task.model, str)
+        return None if known or not len(self.dataset.train) else self.dataset.train.batch(slice(0, max(SIZES)))[0]
 
     def test(self) -> Data:
         """Return the test examples that the task uses."""
@@ -327,4 +337,6 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
     if spent := getattr(run.method, "spent", None):
         spent(0, run.per_round, task.clients)
-    return replace(federation, coverage=Coverage.of(federation.model(), getattr(state, "sparse", ())))
+    coverage = Coverage.of(federation.model(), getattr(state, "sparse", ()))
+    unknown = Work(run.method.prepare(federation.model()), examples=federation.few()).beside.unknown
+    return replace(federation, coverage=coverage, not_counted=unknown)
