@@ -200,10 +200,15 @@ def stream(data: Reader, many: int, form: np.dtype[Any]) -> list[Any]:
         file, at = wrapped.FileDecompressor.new(body)
         out = np.empty(many, form)
         chunk, read = file.chunk_decompressor(body[at:], f"{form.kind}{8 * form.itemsize}")
-        chunk.read_page_into(body[at + read :], many, out)
+        at, pages = at + read, max(1, min(8, many // 1024), many // 65536)
+        for page in np.array_split(out, pages):
+            at += chunk.read_page_into(body[at:], len(page), page)[1]
         return list(out) if form.kind == "f" else list(out.tolist())
-    planes = zstandard.ZstdDecompressor().decompress(body)
-    whole = [int.from_bytes(planes[i::many], "little") for i in range(many)]
+    planes, at = [], 4 * form.itemsize
+    for size in struct.unpack_from(f"<{form.itemsize}I", body):
+        planes.append(zstandard.ZstdDecompressor().decompress(body[at : at + size]))
+        at += size
+    whole = [int.from_bytes(bytes(parts), "little") for parts in zip(*planes, strict=True)]
     if form.kind == "f":
         return list(np.array(whole, f"<u{form.itemsize}").view(form))
     return [n >> 1 ^ -(n & 1) for n in whole] if signed else whole

@@ -257,9 +257,9 @@ def test_positions_are_checked_here_too() -> None:
     part.check({"w": good})
     for index in ([4, 1], [1, 1], [-1, 2], [1, 6], [1], [1, 2, 3]):
         with pytest.raises(Unexpected, match="positions that are none of 6"):
-            part.check({"w": replace(good, index=torch.tensor(index))})
+            part.check({"w": replace(good, positions=torch.tensor(index))})
     with pytest.raises(Unexpected, match="positions"):
-        part.check({"w": replace(good, index=torch.tensor([1.0, 4.0]))})
+        part.check({"w": replace(good, positions=torch.tensor([1.0, 4.0]))})
 
 
 def test_a_variance_may_shrink_to_nothing_but_not_below() -> None:

@@ -54,11 +54,18 @@ def flipped(way: int, count: int, changed: int, flips: list[int], edge: int = 20
 
 
 def zstd(content: bytes, **how: bool) -> bytes:
-    return framed(zstandard.ZstdCompressor(**how).compress(content), 2)
+    """Four planes of floats, each a frame."""
+    size = len(content) // 4
+    return planes(*(zstandard.ZstdCompressor(**how).compress(content[i * size : (i + 1) * size]) for i in range(4)))
+
+
+def planes(*frames: bytes) -> bytes:
+    return framed(struct.pack(f"<{len(frames)}I", *map(len, frames)) + b"".join(frames), 2)
 
 
 BOMB = zstandard.ZstdCompressor().compress(bytes(1 << 20))
 CLAIM = bytes.fromhex("28b52ffd") + b"\xe0" + struct.pack("<Q", 2**40) + b"\x01\0\0"
+ZERO = zstandard.ZstdCompressor().compress(bytes(64))
 PLANES = np.array([1.0] * 64, "<f4").view(np.uint8).reshape(64, 4).T.tobytes()
 LARGE = leaf(DENSE, (3000,))[1:]
 DOUBLES = stream(X[:64].double().numpy(), "<f8", 1)
@@ -92,13 +99,23 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "a number of ten groups": (message(b"\xff" * 9 + b"\1"), None, "beyond 2\\^63"),
     "a number longer than it needs to be": (message(b"\x80\0"), None, "more groups than it needs"),
     # entries
-    "more entries than bytes": (message(varint(2**40)), None, "ends early"),
+    "more entries than bytes": (message(varint(2000)), None, "ends early"),
     "unknown kind": (message(varint(1) + named(16) + bytes(8)), None, "unknown kind 16"),
     "a name that is not UTF-8": (message(varint(1) + named(1, b"\xff") + bytes(8)), None, "not UTF-8"),
     "a name twice": (message(varint(2) + 2 * (named(1) + bytes(8))), None, "'x' comes twice"),
     "the manifest's name and the same written out": (
         plain(varint(2) + b"\5" + bytes(8) + named(1) + bytes(8)), PLAIN, "'x' comes twice"),
-    "a name longer than the plan": (message(varint(1) + b"\1\0" + varint(2**40)), None, "ends early"),
+    "a name longer than the plan": (message(varint(1) + b"\1\0" + varint(4000)), None, "ends early"),
+    "a name longer than any": (message(varint(1) + b"\1\0" + varint(4097) + bytes(5000)), None, "4096 are allowed"),
+    "more entries than a message may have": (message(varint(2**40)), None, "entries announced, 4096 more are"),
+    "more entries than a model justifies": (
+        plain(varint(69) + b"".join(named(1, b"%d" % i) + bytes(8) for i in range(69))), PLAIN, "69 entries announced"),
+    "more entries than a model justifies, tree by tree": (
+        plain(varint(35) + b"".join(named(0, b"%d" % i) + varint(1) + named(1) + bytes(8) for i in range(35))), PLAIN,
+        "1 entries announced, 0 more are allowed"),
+    "more entries, all of them empty tensors": (
+        message(varint(5000) + b"".join(b"\2\0\2" + struct.pack("<H", i) + b"\0\1\0\0" for i in range(5000))), None,
+        "5000 entries announced"),
     "a name by number without a manifest": (message(varint(1) + b"\1\1" + bytes(8)), None, "a manifest of 0"),
     "a name beyond the manifest": (plain(varint(1) + b"\1\3" + bytes(8)), PLAIN, "name 2 of a manifest of 2"),
     "a name after the manifest's last": (
@@ -112,7 +129,8 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "unknown type": (message(leaf(DENSE, (2,), dtype=8), raw(1, 2)), None, "unknown type 8"),
     "a shape that overflows": (message(leaf(DENSE, (2**32,) * 4), b""), None, "no tensor has the shape"),
     "a shape that overflows though it is empty": (message(leaf(DENSE, (0, 2**62, 2**62))), None, "no tensor has"),
-    "more dimensions than bytes": (message(varint(1) + named(DENSE) + b"\0\xff"), None, "ends early"),
+    "more dimensions than bytes": (message(varint(1) + named(DENSE) + b"\0\x40"), None, "ends early"),
+    "more dimensions than any": (message(varint(1) + named(DENSE) + b"\0\x41" + 65 * b"\1"), None, "65 dimensions"),
     "unknown way of positions": (message(leaf(DENSE, (2,), TYPED, 5), raw(1, 2)), None, "unknown way 5"),
     "unknown mode of values": (message(leaf(DENSE, (2,), 9), raw(1, 2)), None, "mode 9"),
     "a mode for float32 with int64": (message(leaf(DENSE, (2,), SIGNED, dtype=4)), None, "in a mode for float32"),
@@ -123,8 +141,8 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "the model twice": (
         plain(varint(2) + LARGE + LARGE.replace(b"x", b"z")), PLAIN, "tensors announced"),
     "an order for each of many empty tensors": (
-        known(varint(20) + b"".join(named(0, bytes([97 + i])) + leaf(SPARSE, (300,), TYPED, RANKED, b"\0\0\0")
-                                    for i in range(20))), KNOWN, "6000 bytes of tensors announced"),
+        known(varint(30) + b"".join(named(0, bytes([97 + i])) + leaf(SPARSE, (300,), TYPED, RANKED, b"\0\0\0")
+                                    for i in range(30))), KNOWN, "9000 bytes of tensors announced"),
     "padding one byte short": (
         message(leaf(DENSE, (40, 1000), UNSIGNED, GAPS, varint(0)), pad=bytes(131)), None, "announced|due"),
     "more positions than elements": (gaps([0] * 10), None, "10 positions announced in 9"),
@@ -166,15 +184,21 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "bytes for floats": (message(FLOATS, stream([1, 2], "<u1", 3)), None, "2 bytes announced"),
     "a frame with more behind it": (
         message(SIXTY_FOUR, framed(FRAME + b"junk", 1)), None, "4 bytes after 64 numbers"),
-    "a zstd frame that claims 2^40 bytes": (message(SIXTY_FOUR, framed(CLAIM, 2)), None, "256 bytes announced"),
-    "a zstd frame that holds a megabyte": (message(SIXTY_FOUR, framed(BOMB, 2)), None, "a frame of 1048576"),
+    "a zstd frame that claims 2^40 bytes": (
+        message(SIXTY_FOUR, planes(CLAIM, ZERO, ZERO, ZERO)), None, "64 bytes announced"),
+    "a zstd frame that holds a megabyte": (
+        message(SIXTY_FOUR, planes(BOMB, ZERO, ZERO, ZERO)), None, "a frame of 1048576"),
     "a zstd frame that says nothing of its size": (
-        message(SIXTY_FOUR, zstd(PLANES, write_content_size=False)), None, "256 bytes announced"),
+        message(SIXTY_FOUR, zstd(PLANES, write_content_size=False)), None, "64 bytes announced"),
     "a zstd frame with more behind it": (
-        message(SIXTY_FOUR, framed(zstandard.ZstdCompressor().compress(PLANES) + b"junk", 2)), None, "damaged"),
+        message(SIXTY_FOUR, planes(ZERO + b"junk", ZERO, ZERO, ZERO)), None, "damaged"),
     "a zstd frame cut": (
-        message(SIXTY_FOUR, framed(zstandard.ZstdCompressor().compress(PLANES)[:-3], 2)), None, "damaged|announced"),
-    "zstd noise": (message(SIXTY_FOUR, framed(b"not a frame", 2)), None, "damaged numbers"),
+        message(SIXTY_FOUR, planes(ZERO[:-3], ZERO, ZERO, ZERO)), None, "damaged|announced"),
+    "fewer frames than planes": (message(SIXTY_FOUR, planes(ZERO, ZERO, ZERO)), None, "4 frames announced"),
+    "more frames than planes": (message(SIXTY_FOUR, planes(*5 * [ZERO])), None, "4 frames announced"),
+    "zstd noise": (message(SIXTY_FOUR, planes(b"not a frame", ZERO, ZERO, ZERO)), None, "damaged numbers"),
+    "a stream that is longer than its numbers": (
+        message(SIXTY_FOUR, framed(FRAME + bytes(300), 1)), None, "64 numbers announced, 3.. bytes found"),
     "a magnitude with a sign": (
         message(leaf(DENSE, (1,), UNSIGNED), stream([2**31], "<u4")), None, "a magnitude with a sign"),
     "a bf16 magnitude with a sign": (
@@ -279,11 +303,24 @@ def test_nothing_is_set_aside_for_a_bomb(name: str) -> None:
 
 
 def test_a_message_may_unfold_to_what_its_receiver_allows() -> None:
-    both = {"a": {"x": X, "y": X.view(20, 15)}, "b": {"x": X, "y": X.view(20, 15)}}
     zeros = {"a": torch.zeros(30_000)}
-    message = encode(both, PLAIN)
-    assert decode(message, PLAIN).keys() == both.keys()  # its bytes pay for the second copy
-    assert len(encode(zeros, PLAIN)) > 30_000 * 4 / 2 > 2000 > len(encode(zeros, Known(MANIFEST, copies=60)))
+    with pytest.raises(WireError, match="120000 bytes of tensors, more than 1 times the model justifies"):
+        encode(zeros, PLAIN)
+    for known, size in ((Known(MANIFEST, copies=60), 200), (Known(MANIFEST, unfolds=1), 120_000)):
+        message = encode(zeros, known)
+        assert decode(message, known)["a"].shape == (30_000,)  # type: ignore[union-attr]
+        assert len(message) < size
+
+
+def test_a_message_may_have_what_entries_its_receiver_allows() -> None:
+    """Without a manifest zeros justify them; with one no number of bytes does."""
+    many = {f"{i}": float(i) for i in range(6000)}
+    message = encode(many)
+    assert decode(message) == many
+    assert len(message) == 4096 * (6000 - 4096)
+    with pytest.raises(WireError, match="6000 entries, more than 1 times the model justifies"):
+        encode(many, PLAIN)
+    assert decode(encode({f"{i}": 0.0 for i in range(68)}, PLAIN), PLAIN)
 
 
 def test_a_sparse_tensor_of_more_values_than_positions_cannot_be_sent() -> None:

@@ -81,7 +81,7 @@ class Expected:
             if name not in tree:
                 raise Unexpected(f"{name} is missing")
             _check(name, entry, tree[name])
-        sent = sum(len(v.index) for v in tree.values() if isinstance(v, Sparse))
+        sent = sum(len(v.values) for v in tree.values() if isinstance(v, Sparse))
         if self.most is not None and sent > self.most:
             raise Unexpected(f"{sent} values at positions of the client's choice, where {self.most} are allowed")
         if self.rule and (wrong := self.rule(tree)):
@@ -163,8 +163,8 @@ def _check(name: str, entry: Entry, sent: object) -> None:
     elif isinstance(sent, Sparse) and isinstance(entry, Part):
         _check_positions(name, sent)
         _check_values(name, sent.values, tuple(sent.shape), entry.base)
-        if len(sent.index) > entry.most:
-            raise Unexpected(f"{name} has {len(sent.index)} values, where {entry.most} are allowed")
+        if len(sent.values) > entry.most:
+            raise Unexpected(f"{name} has {len(sent.values)} values, where {entry.most} are allowed")
     else:
         raise Unexpected(f"{name} is {_kind(sent)}, not {_kind(entry)}")
 

@@ -28,11 +28,23 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Sparse:
-    """``values`` [nnz] at the flat positions ``index`` (int64 [nnz], strictly increasing) of a tensor of ``shape``."""
+    """``values`` [nnz] at flat positions of a tensor of ``shape``.
+
+    ``positions`` are these (int64 [nnz], strictly increasing) or a bit for each element of the tensor, the lowest first
+    (uint8 [ceil(numel / 8)]): of many positions a 64th of the memory.
+    """
 
     values: Tensor
-    index: Tensor
+    positions: Tensor
     shape: tuple[int, ...]
+
+    @property
+    def index(self) -> Tensor:
+        """The positions, int64 [nnz]; worked out anew each time where they are kept as bits."""
+        if self.positions.dtype != torch.uint8:
+            return self.positions
+        bits = (self.positions[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and_(1).view(torch.bool)
+        return bits.view(-1)[: math.prod(self.shape)].nonzero().squeeze(1)
 
     @classmethod
     def of(cls, dense: Tensor, support: Tensor) -> Sparse:

@@ -282,7 +282,7 @@ def _binary(p: float) -> float:
 
 
 def _count(value: Tensor | Sparse) -> int:
-    return len(value.index) if isinstance(value, Sparse) else value.numel()
+    return len(value.values) if isinstance(value, Sparse) else value.numel()
 
 
 def _dense_bytes(tree: Params) -> int:
@@ -309,7 +309,7 @@ def _weight(result: object) -> int:
     if isinstance(result, Mapping):
         return sum(map(_weight, result.values()))
     if isinstance(result, Sparse):
-        return result.values.nbytes + result.index.nbytes
+        return result.values.nbytes + result.positions.nbytes
     return result.nbytes if isinstance(result, Tensor) else len(result) if isinstance(result, bytes) else 0
 
 

@@ -7,6 +7,7 @@ their own names, are the base that values and positions are told from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -15,9 +16,6 @@ from fedsieve.engine.task import Federation
 from fedsieve.sparsity import frozen
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensated, decode, encode, finite, opened, seal
-
-COPIES = 4.0
-"""How many times the dense model a letter may unfold to: sparse tensors with all their positions come to three."""
 
 UNSENT = "unsent:"
 """Before the name of a parameter in a client's memory: what rounding took from it, to be sent the next time."""
@@ -33,12 +31,12 @@ class Letters:
         manifest = Manifest.of(floats)
         self.key = federation.key
         self.run, self.settings = federation.name, fingerprint(federation)
-        self.plain = Known(manifest, finite=False, copies=COPIES)
+        self.plain = Known(manifest, finite=False, copies=getattr(federation.run.method, "copies", 1.0))
         self.values = federation.run.values
 
     def based(self, down: Tree) -> Known:
         """Return what both sides know of the answers to a broadcast."""
-        return Known(self.plain.manifest, dict(_floats(down)), finite=False, copies=COPIES)
+        return replace(self.plain, base=dict(_floats(down)))
 
     def envelope(self, t: int, client: int, direction: str, known: Known) -> Envelope:
         """Return what a letter is bound to; ``known`` is what its message is encoded against."""

@@ -6,6 +6,7 @@ tensors by name, in order; a number there stands for an array that travels as it
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,18 +19,18 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.lib import format
 from torch import Tensor
 
-from fedsieve.types import Sparse
+from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
-from fedsieve.wire.layout import allowed
+from fedsieve.wire.budget import allowed
 
 KEY, OTHER = "fedsieve", "+"
 """The name of the Array with the message, and what is put before the names of the others."""
 STYPE = "fedsieve/2"
 """The serialization type of the Array with the message: Flower's own is numpy.ndarray."""
-COPIES = 4.0
-"""How many times its base a message may unfold to: sparse tensors with all their positions come to three."""
 ITSELF, MOVED, ADDED = range(3)
 """What tensors stand for: themselves, sparse ones 0 elsewhere; sparse ones the base elsewhere; changes of the base."""
+THIN = 8
+"""How many times what a message may unfold to its sparse tensors may be, once zeros stand between their values."""
 NUMPY = "numpy.ndarray"
 PACKED = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 
@@ -49,7 +50,7 @@ class Base:
         """Return the base that a broadcast's record is to its answers."""
         tensors = {name: v for name, v in arrays.items() if isinstance(v, Tensor)}
         floats = {name: v for name, v in tensors.items() if v.dtype == torch.float32}
-        return cls(arrays, Known(Manifest.of(tensors), floats, finite=False, copies=COPIES))
+        return cls(arrays, Known(Manifest.of(tensors), floats, finite=False, unfolds=1))
 
     def like(self, name: str, value: Tensor | Sparse) -> Tensor | None:
         """Return the base's float32 tensor of that name, if ``value`` can be told as a change of it."""
@@ -124,6 +125,7 @@ def unpacked(record: ArrayRecord, base: Base) -> dict[str, Held]:
     if [*others] != [name for name, v in arrays.items() if isinstance(v, float)] or len(others) + 1 != len(record):
         raise WireError("the arrays that travel as they are differ from those that the message names")
     assert isinstance(means, float)
+    _check_dense(arrays, THIN * allowed(base.known, len(record[KEY].data)))
     return {n: others[n] if isinstance(v, float) else _whole(n, v, base, int(means)) for n, v in arrays.items()}
 
 
@@ -146,6 +148,13 @@ def _array(value: npt.NDArray[Any]) -> Array:
 
 def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(array.numpy()).contiguous()
+
+
+def _check_dense(arrays: Tree, most: int) -> None:
+    """Raise WireError if sparse tensors would come to more than ``most`` bytes once they are whole."""
+    sparse = [v for v in arrays.values() if isinstance(v, Sparse)]
+    if (size := sum(math.prod(v.shape) * v.values.element_size() for v in sparse)) > most:
+        raise WireError(f"its sparse tensors would come to {size} bytes")
 
 
 def _whole(name: str, value: object, base: Base, means: int) -> Tensor:

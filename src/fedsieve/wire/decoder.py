@@ -1,9 +1,8 @@
-"""The decoder: unpacks the streams that the plan tells of, and puts the tensors together."""
+"""The decoder: puts together the tensors that the plan tells of, within the message's budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from fedsieve.types import Sparse
 from fedsieve.wire import layout
+from fedsieve.wire.columns import Columns, Pool
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import BITS, GAP, OWN, OWN_BY_KIND, SPARSE
+from fedsieve.wire.layout import BITS, BOOL, DENSE, DTYPES, GAP, HALF, MULTIPLE, PLAIN
 from fedsieve.wire.plan import Decoded, Leaf, Plan
-from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, from_gaps, order_of
+from fedsieve.wire.positions import ALL, GAPS, MASK, RANKED, from_gaps, kept_of, order_of, parts, spread
 from fedsieve.wire.streams import unpacked
 from fedsieve.wire.values import (
     BF16,
@@ -34,156 +34,200 @@ from fedsieve.wire.values import (
     to_bf16,
 )
 
+STORED = tuple(map(np.dtype, ("<f4", "<f8", "<i2", "<i2", "<i8", "<i4", "u1", "?")))
+"""As what a tensor of each of ``TYPES`` is made: the bits of what numpy does not know, or does not tell apart."""
+NARROW = {HALF, MULTIPLE, PLAIN + TYPES.index(torch.uint8)}
+"""Columns whose numbers have another size than the elements they stand for."""
+UNSIGNED = np.zeros(1, bool)
+
 
 def decode(data: bytes, known: Known | None = None) -> Decoded:
     """Return the tree that ``encode`` was given, under the same ``known``.
 
-    Raises WireError for anything that is not exactly a message. Without ``known``, NaN and infinities are let through,
-    and the message may unfold to 1,024 times its bytes.
+    Raises WireError for anything that is not exactly a message, or that would set aside more than it may (``budget``):
+    with a manifest, twice the model. Without ``known``, NaN and infinities are let through, and tensors may come to
+    1,024 times the message.
     """
     plan = Plan(data, known or NOTHING)
-    return _filled(plan.root, _Columns(plan))
+    return _filled(plan.root, iter(_Reader(plan).tensors()))
 
 
-def _filled(tree: Decoded, columns: _Columns) -> Decoded:
-    whole: Decoded = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            whole[name] = _filled(value, columns)
-        else:
-            whole[name] = _tensor(value, columns) if isinstance(value, Leaf) else value
-    return whole
+def _filled(tree: Decoded, tensors: Iterator[Tensor | Sparse]) -> Decoded:
+    """Return the plan's tree with tensors, in the plan's order, in the places of its leaves."""
+    return {
+        name: _filled(value, tensors)
+        if isinstance(value, dict)
+        else next(tensors)
+        if isinstance(value, Leaf)
+        else value
+        for name, value in tree.items()
+    }
 
 
-def _tensor(leaf: Leaf, columns: _Columns) -> Tensor | Sparse:
-    index = _index(leaf, columns)
-    values = _values(leaf, columns, index)
-    if leaf.kind == SPARSE:
-        index = np.arange(leaf.numel) if index is None else index
-        return Sparse(values, torch.from_numpy(index), leaf.shape)
-    if index is None:
-        return values.view(leaf.shape)
-    flat = array(values)
-    dense = np.zeros(leaf.numel, flat.dtype)
-    dense[index] = flat
-    return torch.from_numpy(dense).view(values.dtype).view(leaf.shape)
+class _Reader:
+    """Makes the tensors of a plan: first where all of them have values, then the values, of the largest tensor first.
 
-
-def _index(leaf: Leaf, columns: _Columns) -> Array | None:
-    if leaf.way == ALL:
-        return None
-    if leaf.way == MASK:
-        index = columns.known.index(leaf.name)
-        return None if index is None else index.copy()
-    gaps = columns.take(GAP, leaf.count if leaf.way == GAPS else leaf.changed, leaf.pool)
-    index = from_gaps(gaps, leaf.numel)
-    if leaf.way == GAPS:
-        return index
-    order = order_of(columns.known, leaf.name, leaf.edge if leaf.way == RANKED else None)
-    if order is None:
-        raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
-    found = order.from_flips(index, len(order.likely) if leaf.way == CHANGES else min(leaf.count, len(order.likely)))
-    if len(found) != leaf.count:
-        raise WireError(f"{leaf.count} positions announced, {len(found)} found")
-    return found
-
-
-def _values(leaf: Leaf, columns: _Columns, index: Array | None) -> Tensor:
-    at = layout.column(leaf.mode, leaf.dtype)
-    if at == BITS:
-        return torch.from_numpy(columns.bits(leaf.count))
-    numbers = columns.take(at, leaf.count, leaf.pool)
-    if leaf.mode == TYPED:
-        return _checked(columns.known, leaf, _of_type(leaf.dtype, numbers))
-    signs = columns.bits(leaf.count) if leaf.mode in (SIGNED, BF16) else np.zeros(1, bool)
-    if leaf.mode in (INT8, INT4):
-        words = multiples(numbers, leaf.scale, leaf.mode)
-    elif leaf.mode in (DISTANCE, BF16_DISTANCE):
-        base = columns.plan.base(leaf.name, leaf.way, leaf.shape)
-        base = base if index is None else base[index]
-        near = leaf.mode == DISTANCE
-        words = at_distance(numbers, base) if near else from_bf16(at_bf16_distance(numbers, to_bf16(base)))
-    elif leaf.mode in (BF16, BF16_UNSIGNED):
-        words = from_bf16(signed(numbers, signs))
-    else:
-        words = signed(numbers, signs)
-    return _checked(columns.known, leaf, torch.from_numpy(words.view(np.float32)))
-
-
-def _checked(known: Known, leaf: Leaf, values: Tensor) -> Tensor:
-    """Let values pass that are finite, where they must be."""
-    if known.finite and values.is_floating_point() and not finite(values):
-        raise WireError(f"{leaf.name} is not finite")
-    return values
-
-
-def _of_type(dtype: int, numbers: Array) -> Tensor:
-    if TYPES[dtype] == torch.uint8:
-        if len(numbers) and numbers.max() > 255:
-            raise WireError("a byte beyond 255")
-        return torch.from_numpy(numbers.astype(np.uint8))
-    if TYPES[dtype] in (torch.float16, torch.bfloat16):
-        return torch.from_numpy(numbers.view(np.int16)).view(TYPES[dtype])
-    return torch.from_numpy(numbers)
-
-
-Stream: TypeAlias = tuple[int, memoryview, int]
-"""How it is packed, its bytes, and how many numbers it holds."""
-
-
-class _Columns:
-    """The streams of every column, unpacked when they are asked for, in the plan's order."""
+    So gaps are gone before there are values, and streams are unpacked while little else is set aside.
+    """
 
     def __init__(self, plan: Plan):
-        self.plan, self.known, self.at_bit = plan, plan.known, 0
-        self.own = OWN_BY_KIND if plan.by_kind else OWN
-        self.pools: list[dict[str, Stream]] = []
-        self.owned: list[Iterator[Stream]] = []
-        self.held = self.find()
-        self.open: dict[tuple[int, str], Array] = {}
+        self.plan, self.known, self.budget, self.block = plan, plan.known, plan.budget, plan.budget.block
+        self.columns = Columns(plan)
 
-    def find(self) -> Array:
-        """Find every stream of every column, the pools first, and return the bits; nothing may follow them."""
-        pools: list[dict[str, int]] = [{} for _ in range(BITS)]
-        owned: list[list[int]] = [[] for _ in range(BITS)]
-        many = 0
-        for leaf in self.plan.leaves:
-            for at, count in leaf.columns():
-                if at == BITS:
-                    many += count
-                elif count >= self.own:
-                    owned[at].append(count)
-                elif count:
-                    pools[at][leaf.pool] = pools[at].get(leaf.pool, 0) + count
-        for at in range(BITS):
-            self.pools.append({kind: self.stream(count) for kind, count in pools[at].items()})
-            self.owned.append(iter([self.stream(count) for count in owned[at]]))
-        held = np.frombuffer(self.plan.take((many + 7) // 8), np.uint8)
-        if many % 8 and held[-1] >> (many % 8):
-            raise WireError("bits set beyond the last one")
-        if self.plan.at != self.plan.end:
-            raise WireError(f"{self.plan.end - self.plan.at} bytes after the end of the message")
-        return held
+    def tensors(self) -> list[Tensor | Sparse]:
+        """Return all tensors."""
+        leaves, found = self.plan.leaves, dict[int, Tensor | Sparse]()
+        self.columns.unpack(GAP)
+        kept = [self.kept(i, leaf) for i, leaf in enumerate(leaves)]
+        self.columns.forget(GAP)
+        for at in range(GAP + 1, BITS):
+            if at in NARROW:
+                self.columns.unpack(at)
+                continue
+            for pool in self.columns.pools[at]:
+                found.update(self.pooled(at, pool, kept))
+        left = [i for i in range(len(leaves)) if i not in found]
+        for i in sorted(left, key=lambda i: -leaves[i].count * STORED[leaves[i].dtype].itemsize):
+            found[i] = self.own(i, leaves[i], kept[i])
+            kept[i] = None
+        return [found[i] for i in range(len(leaves))]
 
-    def stream(self, count: int) -> Stream:
-        """Find the next stream."""
-        size, way = divmod(self.plan.varint(), 4)
-        return way, self.plan.take(size), count
+    def pooled(self, at: int, pool: Pool, kept: list[Array | None]) -> Iterator[tuple[int, Tensor | Sparse]]:
+        """Yield a pool's tensors, all in one array: unpacked at its end, each moves to its place in turn."""
+        leaves, form, stream = self.plan.leaves, DTYPES[at], pool.stream
+        sizes = {i: leaves[i].numel if leaves[i].kind == DENSE else count for i, count in pool.members}
+        total = sum(sizes.values())
+        self.budget.draw(total * form.itemsize)
+        array = np.empty(total, form)
+        source, place = total - stream.count, 0
+        unpacked(stream.way, stream.data, array[source:], self.budget)
+        for i, count in pool.members:
+            numbers, whole = array[source : source + count], array[place : place + sizes[i]]
+            source, place = source + count, place + sizes[i]
+            yield i, self.placed(i, leaves[i], kept[i], numbers, whole)
+            kept[i] = None
 
-    def take(self, at: int, count: int, pool: str) -> Array:
-        """Return the next tensor's numbers in a column."""
-        if count >= self.own:
-            return unpacked(*next(self.owned[at]), layout.DTYPES[at])
-        if not count:
-            return np.zeros(0, layout.DTYPES[at])
-        if (at, pool) not in self.open:
-            self.open[at, pool] = unpacked(*self.pools[at][pool], layout.DTYPES[at])
-        numbers = self.open[at, pool]
-        self.open[at, pool] = numbers[count:]
-        return numbers[:count].copy()
+    def own(self, i: int, leaf: Leaf, kept: Array | None) -> Tensor | Sparse:
+        """Return a tensor of streams of its own, or whose numbers are narrower than its elements."""
+        at, stored = layout.column(leaf.mode, leaf.dtype), STORED[leaf.dtype]
+        size = leaf.numel if leaf.kind == DENSE else leaf.count
+        self.budget.draw(size * stored.itemsize)
+        whole = np.empty(size, stored)
+        values = whole[size - leaf.count :]
+        if at == BITS:
+            return self.placed(i, leaf, kept, values, whole)
+        if at in NARROW:
+            numbers, drawn = self.columns.take(i, at)
+        else:
+            numbers, drawn = self.columns.take(i, at, values)
+        found = self.placed(i, leaf, kept, numbers, whole)
+        self.budget.give(drawn)
+        return found
 
-    def bits(self, count: int) -> Array:
-        """Return the next bits."""
-        first, self.at_bit = self.at_bit, self.at_bit + count
-        window = np.unpackbits(self.held[first // 8 : (self.at_bit + 7) // 8], bitorder="little")
-        return window[first % 8 : first % 8 + count].view(bool)
+    def placed(self, i: int, leaf: Leaf, kept: Array | None, numbers: Array, whole: Array) -> Tensor | Sparse:
+        """Return a tensor in ``whole``, made of its column's numbers, which may stand in the same memory."""
+        stored = STORED[leaf.dtype]
+        whole = whole.view(stored)
+        values = numbers.view(stored) if numbers.dtype.itemsize == stored.itemsize else whole[len(whole) - leaf.count :]
+        self.convert(i, leaf, kept, numbers, values)
+        where = kept if leaf.kind == DENSE else None
+        if where is not None or values.ctypes.data != whole.ctypes.data:
+            with self.budget.at_work(len(whole)):
+                spread(values, whole, where, self.block)
+        if where is not None:
+            self.budget.give(where.nbytes)
+        found = torch.from_numpy(whole).view(TYPES[leaf.dtype])
+        if self.known.finite and found.is_floating_point() and not finite(found):
+            raise WireError(f"{leaf.name} is not finite")
+        if leaf.kind == DENSE:
+            return found.view(leaf.shape)
+        return Sparse(found, torch.from_numpy(self.everywhere(leaf.numel) if kept is None else kept), leaf.shape)
+
+    def everywhere(self, numel: int) -> Array:
+        """Return the positions of all elements as they are kept."""
+        self.budget.draw((numel + 7) // 8)
+        bits = np.full((numel + 7) // 8, 255, np.uint8)
+        if numel % 8:
+            bits[-1] = (1 << numel % 8) - 1
+        return bits
+
+    def kept(self, i: int, leaf: Leaf) -> Array | None:
+        """Return where a tensor has values, as it is kept (``positions.kept_of``); None: everywhere."""
+        if leaf.way == ALL:
+            return None
+        if leaf.way == MASK:
+            return self.kept_of(array(self.known.masks[leaf.name]), leaf.count)
+        gaps, size = self.columns.take(i, GAP)
+        if leaf.way == GAPS and 8 * leaf.count <= leaf.numel:
+            self.budget.draw(8 * leaf.count)
+            found = np.empty(leaf.count, np.int64)
+            with self.budget.at_work(leaf.count):
+                for part, index in from_gaps(gaps, leaf.numel, self.block):
+                    found[part] = index
+        else:
+            with self.budget.lent(leaf.numel):
+                found = self.kept_of(self.mask(leaf, gaps), leaf.count)
+        self.budget.give(size)
+        return found
+
+    def kept_of(self, mask: Array, count: int) -> Array:
+        """Return where a mask is true, as it is kept."""
+        self.budget.draw(min(8 * count, (len(mask) + 7) // 8))
+        return kept_of(mask, count)
+
+    def mask(self, leaf: Leaf, gaps: Array) -> Array:
+        """Return a mask of the positions that gaps tell of, by themselves or as flips."""
+        if leaf.way == GAPS:
+            mask = np.zeros(leaf.numel, bool)
+            with self.budget.at_work(len(gaps)):
+                for _, index in from_gaps(gaps, leaf.numel, self.block):
+                    mask[index] = True
+            return mask
+        order = order_of(self.known, leaf.name, leaf.edge if leaf.way == RANKED else None, self.budget)
+        if order is None:
+            raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
+        mask = order.first(leaf.count)
+        with self.budget.at_work(len(gaps)):
+            for _, places in from_gaps(gaps, leaf.numel, self.block):
+                mask[order.elements(places)] ^= True
+        if (found := int(np.count_nonzero(mask))) != leaf.count:
+            raise WireError(f"{leaf.count} positions announced, {found} found")
+        return mask
+
+    def convert(self, i: int, leaf: Leaf, kept: Array | None, numbers: Array, values: Array) -> None:
+        """Make values of a column's numbers: in ``values``, which may be the numbers themselves."""
+        if leaf.mode != TYPED:
+            with self.budget.at_work(leaf.numel):
+                words = values.view(np.uint32)
+                for part, base in self.bases(leaf, kept):
+                    words[part] = self.words(i, leaf, numbers[part], part, base)
+        elif leaf.dtype == BOOL or numbers.dtype.itemsize != values.dtype.itemsize:
+            with self.budget.at_work(leaf.count):
+                for part, _ in parts(None, leaf.count, self.block):
+                    values[part] = self.columns.bits(i, part) if leaf.dtype == BOOL else _byte(numbers[part])
+
+    def bases(self, leaf: Leaf, kept: Array | None) -> Iterable[tuple[slice, Array]]:
+        """Yield a tensor's values block by block, and what of the base distances count from."""
+        if leaf.mode not in (DISTANCE, BF16_DISTANCE):
+            return ((part, UNSIGNED) for part, _ in parts(None, leaf.count, self.block))
+        words, mask = self.plan.base(leaf.name, leaf.way, leaf.shape, leaf.count)
+        where = kept if mask is None else kept_of(mask, leaf.count)
+        return ((part, words[elements]) for part, elements in parts(where, len(words), self.block))
+
+    def words(self, i: int, leaf: Leaf, numbers: Array, part: slice, base: Array) -> Array:
+        """Return the float32 bits (uint32) of a block of values."""
+        if leaf.mode in (INT8, INT4):
+            return multiples(numbers, leaf.scale, leaf.mode)
+        if leaf.mode == DISTANCE:
+            return at_distance(numbers, base)
+        if leaf.mode == BF16_DISTANCE:
+            return from_bf16(at_bf16_distance(numbers, to_bf16(base)))
+        signs = self.columns.bits(i, part) if leaf.mode in (SIGNED, BF16) else UNSIGNED
+        words = signed(numbers, signs)
+        return from_bf16(words) if leaf.mode in (BF16, BF16_UNSIGNED) else words
+
+
+def _byte(numbers: Array) -> Array:
+    if len(numbers) and numbers.max() > 255:
+        raise WireError("a byte beyond 255")
+    return numbers

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
+from fedsieve.wire.budget import padding
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
 from fedsieve.wire.packing import Packing, Stream
@@ -62,7 +63,7 @@ class _Writer:
     def __init__(self, known: Known, lossy: int, back: str, packing: Packing):
         self.known, self.lossy, self.back, self.packing = known, lossy, back, packing
         self.place = known.manifest.place if known.manifest else {}
-        self.plan, self.last, self.unfolded = bytearray(), -1, 0
+        self.plan, self.last, self.unfolded, self.many = bytearray(), -1, 0, 0
         self.kind = ""
         self.columns: list[list[tuple[str, Array, Stream | None]]] = [[] for _ in layout.COLUMNS]
         """Of every column the tensors' kinds and numbers, or the stream of those that have one of their own."""
@@ -81,7 +82,7 @@ class _Writer:
         if self.bits:
             parts.append(np.packbits(np.concatenate(self.bits), bitorder="little").tobytes())
             self.bits.clear()
-        pad = layout.padding(known, sum(map(len, parts)) + 8, self.unfolded)
+        pad = padding(known, sum(map(len, parts)) + 8, self.unfolded, self.many)
         parts[3] = struct.pack("<II", len(self.plan), pad)
         return b"".join([*parts, bytes(pad)])
 
@@ -116,6 +117,7 @@ class _Writer:
         if depth > layout.DEEPEST:
             raise WireError(f"trees nest at most {layout.DEEPEST} deep")
         self.plan += varint(len(tree))
+        self.many += len(tree)
         for name, value in tree.items():
             if isinstance(value, Mapping):
                 self.head(TREE, name)
@@ -130,6 +132,8 @@ class _Writer:
 
     def head(self, kind: int, name: str, dtype: torch.dtype | None = None, shape: tuple[int, ...] = ()) -> None:
         place, text = self.place.get(name, -1), name.encode()
+        if len(text) > layout.LONGEST or len(shape) > layout.DIMENSIONS:
+            raise WireError(f"a name of {len(text)} bytes or a tensor of {len(shape)} dimensions cannot be sent")
         alike = False
         if dtype is not None:
             if dtype not in TYPES:
@@ -150,7 +154,7 @@ class _Writer:
         """Add a tensor: every element, or those that are not +0.0 where many are."""
         shape = tuple(value.shape)
         self.head(DENSE, name, value.dtype, shape)
-        self.unfolded += value.numel() * value.element_size()
+        self.unfolded += layout.unfolded(value.numel(), value.element_size(), None, False)
         flat = array(value)
         if value.dtype != torch.float32:
             self.plan.append(8 * TYPED + ALL)
@@ -192,8 +196,8 @@ class _Writer:
             how = MASK, b""
         else:
             how = self.positions(name, index, base)
-        found = len(index) * (8 + value.values.element_size())
-        self.unfolded += max(found, numel) if how[0] in (CHANGES, RANKED) else found
+        ordered = how[0] in (CHANGES, RANKED)
+        self.unfolded += layout.unfolded(numel, value.values.element_size(), len(index), ordered)
         flat = array(value.values)
         if value.values.dtype == torch.float32:
             here = None if base is None else base[index]
@@ -222,12 +226,12 @@ class _Writer:
         """Yield the ways to tell positions by the base: the flips' gaps, the way, and what the plan says of it."""
         support = order_of(self.known, name, None) if np.count_nonzero(base) < 0.9 * len(base) else None
         if support is not None:
-            changed = support.flips(index, len(support.likely))
+            changed = support.flips(index, support.many)
             yield gaps_of(changed), CHANGES, varint(len(changed))
         edge = edge_of(base, len(index))
         sizes = order_of(self.known, name, edge)
         if sizes is not None:
-            changed = sizes.flips(index, min(len(index), len(sizes.likely)))
+            changed = sizes.flips(index, min(len(index), sizes.many))
             yield gaps_of(changed), RANKED, varint(len(changed)) + varint(edge)
 
     def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:

@@ -88,7 +88,8 @@ class Known:
     ``manifest``: the model's names, types and shapes; their digest travels instead. ``base``: float32 tensors that
     both sides hold, as a rule the model last exchanged; positions and values go as changes against it where that is
     smaller. ``masks``: boolean supports that both sides hold or draw from a seed; they cost nothing. ``finite``: NaN
-    and infinities are refused. ``copies``: how many times the model's dense bytes a message may unfold to.
+    and infinities are refused. ``copies``: how many models a message may stand for; ``unfolds``: how many bytes beyond
+    these each byte of it justifies (``budget``).
     """
 
     manifest: Manifest | None = None
@@ -96,6 +97,7 @@ class Known:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     finite: bool = True
     copies: float = 1.0
+    unfolds: int = 0
     orders: dict[str, tuple[int, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What ``positions.order_of`` keeps from one message to the next."""
     _flat: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)

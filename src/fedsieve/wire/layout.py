@@ -18,11 +18,10 @@ NEXT, ALIKE = 4, 8
 """Added to a kind: the name is the manifest's next one; type and shape are the manifest's."""
 
 DEEPEST = 8
+LONGEST, DIMENSIONS = 4096, 64
+"""Bytes that a name may have, and dimensions that a tensor may have."""
 OWN, OWN_BY_KIND = 4096, 512
 """From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, all or kind by kind."""
-
-UNFOLDS, UNFOLDS_KNOWN = 1024, 1
-"""Bytes of tensors that a byte of a message justifies: without a manifest, and beyond what the manifest does."""
 
 COLUMNS = ("<u4", "<u4", "<i4", "<u2", "<u2", "<f4", "<f8", "<u2", "<u2", "<i8", "<i4", "<u2")
 """The columns: gaps, magnitudes, distances, bf16 ones of either, multiples, then one for every type but bool."""
@@ -49,17 +48,15 @@ def kind_of(known: Known, name: str, shape: Sequence[int]) -> str:
     return f"{known.dimensions(name, shape) < 2} {name.rsplit('.', 1)[-1]}"
 
 
-def allowed(known: Known, size: int) -> int:
-    """Return how many bytes of tensors a message of ``size`` bytes may unfold to."""
-    if known.manifest is None:
-        return UNFOLDS * size
-    return int(known.copies * known.manifest.size) + UNFOLDS_KNOWN * size
+def unfolded(numel: int, size: int, count: int | None, ordered: bool) -> int:
+    """Return the bytes that a tensor of elements of ``size`` bytes counts as: all, or those at ``count`` positions.
 
-
-def padding(known: Known, size: int, unfolded: int) -> int:
-    """Return how many zero bytes a message of ``size`` bytes needs at its end to justify what it unfolds to."""
-    per = UNFOLDS if known.manifest is None else UNFOLDS_KNOWN
-    return max(0, -(-(unfolded - allowed(known, size)) // per))
+    Positions are 8 bytes each, or a byte for every element where that is less; a tensor whose elements must be put in
+    order counts as a byte for every element at least.
+    """
+    if count is None:
+        return numel * size
+    return max(count * size + min(8 * count, numel), numel * ordered)
 
 
 def varint(number: int) -> bytes:

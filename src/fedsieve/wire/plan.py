@@ -7,20 +7,23 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
-from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError
+from fedsieve.wire.budget import Budget, allowed, padding
+from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, LAST_EDGE, MASK, RANKED
 from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
 
+SHOWN = 60
 Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """A tensor as the plan tells it.
 
@@ -47,10 +50,9 @@ class Leaf:
 
     @property
     def unfolded(self) -> int:
-        """The bytes of the tensor that comes out; at least one for each element that must be put in order."""
-        size = TYPES[self.dtype].itemsize
-        found = self.numel * size if self.kind == DENSE else self.count * (8 + size)
-        return max(found, self.numel) if self.way in (CHANGES, RANKED) else found
+        """The bytes of the tensor that comes out, as they are counted (``layout.unfolded``)."""
+        count = None if self.kind == DENSE else self.count
+        return layout.unfolded(self.numel, TYPES[self.dtype].itemsize, count, self.way in (CHANGES, RANKED))
 
     def columns(self) -> list[tuple[int, int]]:
         """Return the columns that the tensor fills, and with how many numbers each."""
@@ -67,6 +69,7 @@ class Plan:
 
     def __init__(self, data: bytes, known: Known):
         self.data, self.at, self.end, self.known = memoryview(data), 0, len(data), known
+        self.budget, self.many = Budget(known, len(data)), 0
         self.last, self.leaves = -1, list[Leaf]()
         self.root = self.plan()
 
@@ -99,7 +102,7 @@ class Plan:
         length, pad = self.numbers("<II")
         if pad > self.end - self.at:
             raise WireError(f"{pad} bytes of padding announced, {self.end - self.at} left")
-        if any(self.data[self.end - pad :]):
+        if np.count_nonzero(np.frombuffer(self.data, np.uint8)[self.end - pad :]):
             raise WireError("padding that is not zero")
         self.end -= pad
         if length > self.end - self.at:
@@ -110,9 +113,9 @@ class Plan:
             raise WireError(f"{self.end - self.at} bytes after the end of the plan")
         self.end = whole
         unfolded = sum(leaf.unfolded for leaf in self.leaves)
-        if unfolded > layout.allowed(self.known, len(self.data)):
+        if unfolded > allowed(self.known, len(self.data)):
             raise WireError(f"{unfolded} bytes of tensors announced in a message of {len(self.data)}")
-        if pad != layout.padding(self.known, len(self.data) - pad, unfolded):
+        if pad != padding(self.known, len(self.data) - pad, unfolded, self.many):
             raise WireError(f"{pad} bytes of padding where others are due")
         return tree
 
@@ -144,13 +147,16 @@ class Plan:
         if depth > layout.DEEPEST:
             raise WireError(f"trees nest deeper than {layout.DEEPEST}")
         tree: Decoded = {}
-        for _ in range(self.varint()):
+        many = self.varint()
+        self.budget.enter(many)
+        self.many += many
+        for _ in range(many):
             head = self.take(1)[0]
             if head > SPARSE + NEXT + ALIKE:
                 raise WireError(f"unknown kind {head}")
             name = self.name(bool(head & NEXT))
             if name in tree:
-                raise WireError(f"the name {name!r} comes twice")
+                raise WireError(f"the name {_shown(name)} comes twice")
             kind = head & 3
             if kind in (TREE, NUMBER) and head & ALIKE:
                 raise WireError("a tree or a number with a tensor's shape")
@@ -179,8 +185,12 @@ class Plan:
         if place >= 0:
             self.last = place
             return entries[place][0]
+        length = self.varint()
+        if length > layout.LONGEST:
+            raise WireError(f"a name of {length} bytes, {layout.LONGEST} are allowed")
+        self.budget.draw(4 * length)
         try:
-            return str(self.take(self.varint()), "utf-8")
+            return str(self.take(length), "utf-8")
         except UnicodeDecodeError:
             raise WireError("a name that is not UTF-8") from None
 
@@ -189,15 +199,17 @@ class Plan:
         if alike:
             manifest = self.known.manifest
             if manifest is None or name not in manifest.place:
-                raise WireError(f"the shape of {name!r} is not known")
+                raise WireError(f"the shape of {_shown(name)} is not known")
             _, dtype, shape = manifest.entries[manifest.place[name]]
         else:
             dtype, dimensions = self.take(2)
             if dtype >= len(TYPES):
                 raise WireError(f"unknown type {dtype}")
+            if dimensions > layout.DIMENSIONS:
+                raise WireError(f"no tensor has {dimensions} dimensions")
             shape = tuple(self.varint() for _ in range(dimensions))
             if math.prod(max(size, 1) for size in shape) >= 2**63 // 8:
-                raise WireError(f"no tensor has the shape {shape}")
+                raise WireError(f"no tensor has the shape {shape[:8]}")
         way, mode, numel = *divmod(self.take(1)[0], 8)[::-1], math.prod(shape)
         if way > RANKED or mode > BF16_DISTANCE:
             raise WireError(f"unknown way {way} of positions or mode {mode} of values")
@@ -206,7 +218,7 @@ class Plan:
         count, changed, edge = self.positions(name, way, numel)
         scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
         if mode in (DISTANCE, BF16_DISTANCE):
-            self.base(name, way, shape)
+            self.base(name, way, shape, count)
         pool = layout.kind_of(self.known, name, shape) if self.by_kind else ""
         return Leaf(name, kind, dtype, shape, way, mode, count, changed, edge, scale, pool)
 
@@ -215,10 +227,10 @@ class Plan:
         if way == ALL:
             return numel, 0, 0
         if way == MASK:
-            index = self.known.index(name)
-            if index is None or self.known.masks[name].numel() != numel:
-                raise WireError(f"no mask of {name!r} is known")
-            return len(index), 0, 0
+            mask = self.known.masks.get(name)
+            if mask is None or mask.numel() != numel:
+                raise WireError(f"no mask of {_shown(name)} is known")
+            return int(np.count_nonzero(array(mask))), 0, 0
         count = self.varint()
         if count > numel:
             raise WireError(f"{count} positions announced in {numel} elements")
@@ -226,7 +238,7 @@ class Plan:
             return count, 0, 0
         changed, base = self.varint(), self.known.words(name)
         if base is None or len(base) != numel:
-            raise WireError(f"no base of {name!r} is known")
+            raise WireError(f"no base of {_shown(name)} is known")
         if changed > numel:
             raise WireError(f"{changed} changes announced in {numel} elements")
         edge = self.varint() if way == RANKED else 0
@@ -234,12 +246,18 @@ class Plan:
             raise WireError(f"an edge at step {edge} of {LAST_EDGE}")
         return count, changed, edge
 
-    def base(self, name: str, way: int, shape: tuple[int, ...]) -> Array:
-        """Return the known values that distances count from: of all elements, or of a mask's, for values alone."""
-        words, index = self.known.words(name), self.known.index(name)
-        numel = math.prod(shape)
-        if words is not None and way == ALL and len(shape) == 1 and index is not None and len(index) == numel:
-            return words[index]
-        if words is None or len(words) != numel:
-            raise WireError(f"no base of {name!r} is known")
-        return words
+    def base(self, name: str, way: int, shape: tuple[int, ...], count: int) -> tuple[Array, Array | None]:
+        """Return the known values that distances count from, and a mask where only those on it count."""
+        words, mask = self.known.words(name), self.known.masks.get(name)
+        if words is not None and mask is not None and way == ALL and len(shape) == 1 and len(words) == mask.numel():
+            on = array(mask)
+            if np.count_nonzero(on) == count:
+                return words, on
+        if words is None or len(words) != math.prod(shape):
+            raise WireError(f"no base of {_shown(name)} is known")
+        return words, None
+
+
+def _shown(name: str) -> str:
+    """Return a name for an error's text, cut short."""
+    return repr(name if len(name) <= SHOWN else name[:SHOWN] + "…")

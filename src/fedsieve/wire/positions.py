@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
+from fedsieve.wire.budget import LARGEST, SMALLEST, Budget
 from fedsieve.wire.known import Array, Known, WireError
 
 ALL, MASK, GAPS, CHANGES, RANKED = range(5)
@@ -16,7 +18,8 @@ STEP, ABOVE, BELOW = 19, 16, 8
 """A step is a sixteenth of an octave (the exponent and four bits of the mantissa); so many are told apart."""
 
 LAST_EDGE = 0x7FFFFFFF >> STEP
-BLOCK = 1 << 16
+SORTING = 28
+"""Bytes that are set aside for every element of a block that is sorted."""
 LARGE, SAMPLED, APART = 1 << 17, 1 << 15, 61
 """What a large tensor is; and of those with more elements than SAMPLED every 61st is looked at, a prime: all taps."""
 
@@ -33,105 +36,230 @@ def gaps_of(index: Array) -> Array:
     return gaps
 
 
-def from_gaps(gaps: Array, numel: int) -> Array:
-    """Return the positions (int64). Raises WireError where one lies beyond the last element."""
-    index = np.cumsum(gaps, dtype=np.int64)
-    index += np.arange(len(gaps))
-    if len(index) and index[-1] >= numel:
-        raise WireError(f"a position beyond the last of {numel} elements")
-    return index
+def from_gaps(gaps: Array, numel: int, block: int) -> Iterator[tuple[slice, Array]]:
+    """Yield, block by block, which positions, and these (int64). Raises WireError where one lies beyond the last."""
+    start = 0
+    for first in range(0, len(gaps), block):
+        index = np.cumsum(gaps[first : first + block], dtype=np.int64)
+        index += np.arange(start, start + len(index))
+        if index[-1] >= numel:
+            raise WireError(f"a position beyond the last of {numel} elements")
+        start = int(index[-1]) + 1
+        yield slice(first, first + len(index)), index
+
+
+def kept_of(mask: Array, count: int) -> Array:
+    """Return where a mask is true as it is kept: few positions as int64, many as bits, the lowest first (uint8)."""
+    return np.packbits(mask, bitorder="little") if 8 * count > len(mask) else np.flatnonzero(mask)
+
+
+def parts(kept: Array | None, numel: int, block: int) -> Iterator[tuple[slice, Array | slice]]:
+    """Yield, block by block, which values there are, and where: at kept positions or, with None, at all of them."""
+    if kept is None or kept.dtype != np.uint8:
+        for first in range(0, numel if kept is None else len(kept), block):
+            at = slice(first, min(first + block, numel if kept is None else len(kept)))
+            yield at, at if kept is None else kept[at]
+        return
+    many = 0
+    for first in range(0, numel, block):
+        where = _true(kept, first, block, numel)
+        where += first
+        yield slice(many, many + len(where)), where
+        many += len(where)
+
+
+def _true(bits: Array, first: int, block: int, numel: int) -> Array:
+    """Return which elements of a block are true, counted from its start: ``bits`` are all elements', ``numel``."""
+    some = np.unpackbits(bits[first // 8 : (first + block) // 8], count=min(block, numel - first), bitorder="little")
+    return np.flatnonzero(some.view(bool))
+
+
+def spread(values: Array, whole: Array, kept: Array | None, block: int) -> None:
+    """Write values at the kept positions of a tensor, 0 everywhere else; with None, at all positions.
+
+    Values may stand at the end of the tensor's own memory or behind it, in the same array: no element lies behind where
+    its value stands, so that none is overwritten before its turn.
+    """
+    many, numel = 0, len(whole)
+    for first in range(0, numel, block):
+        here = whole[first : first + block]
+        if kept is None:
+            here[:] = values[first : first + block].copy()
+            continue
+        if kept.dtype == np.uint8:
+            where = _true(kept, first, block, numel)
+        else:
+            start, end = np.searchsorted(kept, (first, first + block))
+            where = kept[start:end] - first
+        some = values[many : many + len(where)].copy()
+        here[:] = 0
+        here[where] = some
+        many += len(where)
 
 
 @dataclass(frozen=True)
 class Order:
-    """All elements in the order that a base makes likely: some by class, then position; after them the rest."""
+    """All elements in the order that a base makes likely: some by class, then position; after them the rest.
 
-    numel: int
-    likely: Array
-    """The positions (uint32, ascending) of those that have a class."""
-    way: Array | None
-    """Their places in ``likely`` in order (uint32); None: as they are."""
+    It is kept by blocks of elements, whose places in a block need two bytes.
+    """
+
+    words: Array
+    """The base's bits."""
+    least: int
+    """Likely are magnitudes of so many bits or more."""
+    block: int
+    before: Array
+    """How many likely elements come before each block, and at last how many there are (int64)."""
+    near: Array | None = None
+    """The likely elements of every block by class, then position, counted from its start (uint16); None: one class."""
+    starts: Array | None = None
+    """Where in the order the elements of each class and block begin, a row a class (uint32)."""
+    slots: Array | None = None
+    """Where in ``near`` they begin."""
+
+    @property
+    def many(self) -> int:
+        """How many elements are likely."""
+        return int(self.before[-1])
+
+    @property
+    def weight(self) -> int:
+        """The bytes that it takes once the likely elements are sorted: two for each, and eight a class and block."""
+        return 2 * self.many + 8 * (ABOVE + BELOW + 1) * (len(self.before) - 1)
+
+    def likely(self, at: int) -> Array:
+        """Tell which elements of a block are likely."""
+        result: Array = self.words[at * self.block : (at + 1) * self.block] & _MAGNITUDE >= np.uint32(self.least)
+        return result
+
+    def first(self, count: int) -> Array:
+        """Return a mask of the first ``count`` likely elements: of one class, of all."""
+        mask = np.zeros(len(self.words), bool)
+        for at, first in enumerate(range(0, len(mask), self.block)):
+            here = mask[first : first + self.block]
+            if self.near is None or self.starts is None or self.slots is None:
+                here[:] = self.likely(at)
+                continue
+            start, end = self.before[at : at + 2]
+            last = max(0, int(np.searchsorted(self.starts[:, at], count)) - 1)  # the class that the count ends in
+            behind = int(self.slots[last + 1, at]) if last + 1 < len(self.slots) else int(end)
+            end = min(behind, int(self.slots[last, at]) + max(0, count - int(self.starts[last, at])))
+            here[self.near[start:end]] = True
+        return mask
+
+    def elements(self, places: Array) -> Array:
+        """Return the elements (int64) at ascending places in the order."""
+        split = int(np.searchsorted(places, self.many))
+        found = np.empty(len(places), np.int64)
+        if self.near is None or self.starts is None or self.slots is None:
+            self._pick(places[:split], self.before, True, found[:split])
+        else:
+            cell = np.searchsorted(self.starts.reshape(-1), places[:split], side="right") - 1
+            slots = places[:split] - self.starts.reshape(-1)[cell] + self.slots.reshape(-1)[cell]
+            cell %= len(self.before) - 1
+            np.add(cell * self.block, self.near[slots], out=found[:split])
+        rest = np.minimum(np.arange(len(self.before)) * self.block, len(self.words)) - self.before
+        self._pick(places[split:] - self.many, rest, False, found[split:])
+        return found
 
     def flips(self, index: Array, foreseen: int) -> Array:
         """Return the places (uint32, ascending) in the order where positions differ from its first ``foreseen``."""
-        mask = np.zeros(self.numel, bool)
+        mask = np.zeros(len(self.words), bool)
         mask[index] = True
-        told = mask[self.likely]
-        if self.way is not None:
-            told = told[self.way]
-        many = int(np.count_nonzero(told))
-        told[:foreseen] ^= True
-        near = np.flatnonzero(told).astype(np.uint32)
-        if many == len(index):
-            return near
-        mask[index] = False
-        mask[self.likely] = True
-        far = index[~mask[index]].astype(np.uint32)
-        for first in range(0, len(far), BLOCK):
-            part = far[first : first + BLOCK]
-            part += (len(self.likely) - np.searchsorted(self.likely, part)).astype(np.uint32)
-        return np.concatenate([near, far])
+        changed, near, far = mask ^ self.first(foreseen), [], []
+        for at, first in enumerate(range(0, len(mask), self.block)):
+            likely, here = self.likely(at), slice(first, first + self.block)
+            start, end = self.before[at : at + 2]
+            if self.near is None or self.starts is None or self.slots is None:
+                near.append(start + np.flatnonzero(changed[here][likely]))
+            else:
+                slot = start + np.flatnonzero(changed[here][self.near[start:end]])
+                kind = np.searchsorted(self.slots[:, at], slot, side="right") - 1
+                near.append(self.starts[kind, at] + (slot - self.slots[kind, at]))
+            if (mask[here] & ~likely).any():
+                far.append(self.many + first - start + np.flatnonzero(mask[here][~likely]))
+        found = np.concatenate([np.sort(np.concatenate(near)), *far]) if near else np.zeros(0)
+        return found.astype(np.uint32)
 
-    def from_flips(self, changed: Array, foreseen: int) -> Array:
-        """Return the positions (int64, ascending) that differ from the first ``foreseen`` of the order as told."""
-        split = int(np.searchsorted(changed, len(self.likely)))
-        near = changed[:split] if self.way is None else self.way[changed[:split]]
-        keep = np.zeros(len(self.likely), bool)
-        if self.way is None or foreseen == len(self.likely):
-            keep[:foreseen] = True
-        else:
-            keep[self.way[:foreseen]] = True
-        keep[near] ^= True
-        index = self.likely[np.flatnonzero(keep)].astype(np.int64)
-        if split == len(changed):
-            return index
-        rest = changed[split:] - len(self.likely)
-        before = np.searchsorted(self.likely - np.arange(len(self.likely)), rest, side="right")
-        index = np.concatenate([index, rest + before])
-        index.sort(kind="stable")  # merges the two, each of which is in order
-        return index
+    def _pick(self, ranks: Array, before: Array, likely: bool, into: Array) -> None:
+        """Find the elements at ascending ranks among those that are likely, or among those that are not."""
+        cuts = np.searchsorted(ranks, before)
+        for at in np.flatnonzero(np.diff(cuts)).tolist():
+            here = slice(cuts[at], cuts[at + 1])
+            elements = np.flatnonzero(self.likely(at) == likely)
+            into[here] = elements[ranks[here] - before[at]]
+            into[here] += at * self.block
 
 
-def order_of(known: Known, name: str, edge: int | None) -> Order | None:
+def order_of(known: Known, name: str, edge: int | None, budget: Budget | None = None) -> Order | None:
     """Return the order that the base's tensor of that name gives: its support's, or of magnitudes, about an edge.
 
-    Kept with ``known``: a server reads many answers against one base. None where there is no such order.
+    Kept with ``known``: a server reads many answers against one base. None where there is no such order. What is set
+    aside is drawn from ``budget``.
     """
     words, key = known.words(name), f"{'support' if edge is None else 'sizes'} of {name}"
     if words is None:
         return None
-    kept = known.orders.get(key)
-    if kept is not None and kept[0] == (edge or 0):
-        same: Order | None = kept[1]
+    held = known.orders.get(key)
+    if held is not None and held[0] == (edge or 0):
+        same: Order | None = held[1]
         return same
-    found = supported(words) if edge is None else ranked(words, edge)
-    if found is None or 2 * len(found.likely) <= len(words):
+    found = supported(words) if edge is None else ranked(words, edge, budget)
+    if found is None or edge is None or 2 * found.many <= len(words):
         known.orders[key] = edge or 0, found
+    elif budget:
+        budget.give(found.weight)  # it goes before there are values
     return found
 
 
 def supported(words: Array) -> Order:
     """Return the base's non-zeros, all of one class, then its zeros."""
-    return Order(len(words), np.concatenate([at for at, _ in _likely(words, 1)]), None)
+    return _counted(words, 1)
 
 
-def ranked(words: Array, edge: int) -> Order | None:
+def ranked(words: Array, edge: int, budget: Budget | None = None) -> Order | None:
     """Return the elements whose step is near ``edge`` or above it, those of the highest steps first; then the rest.
 
     ``ABOVE`` steps above the edge are one class with all that are higher; ``BELOW`` under it, the rest begins. Zeros
     belong to the rest. None if most elements of a large tensor are likely: that tells little, and takes memory.
     """
-    most, top = max(len(words) // 2, LARGE), np.uint32(edge + ABOVE)
-    many, likely, classes = 0, [], []
-    for at, steps in _likely(words, max((edge - BELOW) << STEP, 1)):
-        many += len(at)
-        if many > most:
-            return None
-        likely.append(at)
-        classes.append((top - np.minimum(steps, top)).astype(np.uint8))
-    found = np.concatenate(likely)
-    del likely
-    return Order(len(words), found, _sorted(np.concatenate(classes)))
+    order, top = _counted(words, max((edge - BELOW) << STEP, 1)), np.uint32(edge + ABOVE)
+    if order.many > max(len(words) // 2, LARGE):
+        return None
+    if budget:
+        budget.draw(order.weight)
+        with budget.lent(SORTING * order.block):
+            return _sorted(order, top)
+    return _sorted(order, top)
+
+
+def _sorted(order: Order, top: np.uint32) -> Order:
+    """Return an order whose likely elements are sorted by class, ``top`` being the first step of the highest."""
+    words = order.words
+    near, counts = np.empty(order.many, np.uint16), np.empty((len(order.before) - 1, ABOVE + BELOW + 1), np.uint32)
+    for at, (start, end) in enumerate(pairwise(order.before)):
+        sizes = words[at * order.block : (at + 1) * order.block] & _MAGNITUDE
+        elements = np.flatnonzero(sizes >= np.uint32(order.least))
+        classes = (top - np.minimum(sizes[elements] >> np.uint32(STEP), top)).astype(np.uint8)
+        near[start:end] = elements[np.argsort(classes, kind="stable")]
+        counts[at] = np.bincount(classes, minlength=ABOVE + BELOW + 1)
+    return replace(order, near=near, starts=_starts(counts.T), slots=np.ascontiguousarray(_starts(counts).T))
+
+
+def _starts(counts: Array) -> Array:
+    """Return what comes before each count, row by row (uint32)."""
+    ends = np.cumsum(counts, dtype=np.uint32).reshape(counts.shape)
+    ends -= counts
+    return ends
+
+
+def _counted(words: Array, least: int) -> Order:
+    """Return the order of one class: magnitudes of ``least`` bits or more, then the rest."""
+    block = min(max(len(words) // 16, SMALLEST), LARGEST)
+    blocks = (words[first : first + block] & _MAGNITUDE for first in range(0, len(words), block))
+    many = [np.count_nonzero(sizes >= np.uint32(least)) for sizes in blocks]
+    return Order(words, least, block, np.cumsum([0, *many]))
 
 
 def edge_of(words: Array, count: int) -> int:
@@ -140,26 +268,3 @@ def edge_of(words: Array, count: int) -> int:
     some = words[::apart] & _MAGNITUDE
     some.sort()
     return int(some[max(0, len(some) - 1 - count // apart)]) >> STEP if len(some) else 0
-
-
-def _likely(words: Array, least: int) -> Iterator[tuple[Array, Array]]:
-    """Yield, block by block, the positions (uint32) of magnitudes of ``least`` bits or more, and their steps."""
-    for first in range(0, max(len(words), 1), BLOCK):
-        sizes = words[first : first + BLOCK] & _MAGNITUDE
-        at = np.flatnonzero(sizes >= np.uint32(least))
-        yield (at + first).astype(np.uint32), sizes[at] >> np.uint32(STEP)
-
-
-def _sorted(classes: Array) -> Array:
-    """Return the places (uint32) of small numbers in their order, equal ones as they come."""
-    starts = range(0, len(classes), BLOCK)
-    counts = np.array([np.bincount(classes[i : i + BLOCK], minlength=ABOVE + BELOW + 1) for i in starts])
-    way = np.empty(len(classes), np.uint32)
-    if not len(classes):
-        return way
-    ends = np.cumsum(counts.T).reshape(counts.T.shape).T  # of each class in each block
-    for first, many, end in zip(starts, counts, ends, strict=True):
-        order = np.argsort(classes[first : first + BLOCK], kind="stable") + first
-        for part, to in zip(np.split(order, np.cumsum(many)[:-1]), end, strict=True):
-            way[to - len(part) : to] = part
-    return way

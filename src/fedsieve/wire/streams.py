@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import struct
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from fedsieve.wire.budget import Budget
 from fedsieve.wire.known import Array, WireError
 
 try:
@@ -23,6 +26,9 @@ RAW, PCODEC, ZSTD, BYTES = range(4)
 BACK_ENDS = ("pcodec", "zstd")
 BLOCK = 1 << 22
 """So many numbers make one chunk of pcodec's."""
+HEAD, META = 64, (1 << 10, 1 << 16)
+"""Bytes that hold the head of pcodec's format, and what says how a chunk is packed, as a rule and at most."""
+T = TypeVar("T")
 
 SHORT = 48
 """Shorter streams are not worth a frame's head."""
@@ -67,75 +73,116 @@ def _packed(numbers: Array, back: str, free: bool) -> tuple[int, bytes]:
     return best[0], frame or numbers.tobytes()
 
 
-def unpacked(way: int, data: memoryview, count: int, dtype: np.dtype[Any]) -> Array:
-    """Return exactly ``count`` numbers. Raises WireError where the bytes do not hold exactly those."""
+def unpacked(way: int, data: memoryview, into: Array, budget: Budget) -> None:
+    """Fill an array with a stream's numbers. Raises WireError where the bytes do not hold exactly so many."""
+    count, size = len(into), into.dtype.itemsize
+    if len(data) > into.nbytes or (way == RAW and len(data) < into.nbytes):
+        raise WireError(f"{count} numbers announced, {len(data)} bytes found")
     if way == RAW:
-        if len(data) != count * dtype.itemsize:
-            raise WireError(f"{count} numbers announced, {len(data)} bytes found")
-        return np.frombuffer(data, dtype).copy()
-    if way == BYTES:
-        if len(data) != count or dtype.kind != "u":
+        into[:] = np.frombuffer(data, into.dtype)
+    elif way == BYTES:
+        if len(data) != count or into.dtype.kind != "u":
             raise WireError(f"{count} bytes announced, {len(data)} found")
-        return np.frombuffer(data, np.uint8).astype(dtype)
-    return _from_pco(bytes(data), count, dtype) if way == PCODEC else _from_zstd(bytes(data), count, dtype)
+        into[:] = np.frombuffer(data, np.uint8)
+    elif way == PCODEC:
+        _from_pco(data, into, budget)
+    else:
+        with budget.lent(count):
+            _from_zstd(data, into.view(np.uint8).reshape(count, size))
+        if into.dtype.kind == "i":
+            with budget.at_work(count) as starts:
+                for first in starts:
+                    numbers = into[first : first + budget.block].view(f"<u{size}")
+                    numbers[:] = (numbers >> 1) ^ -(numbers & 1)
+
+
+def _pages(count: int) -> list[int]:
+    """Return how many numbers of a chunk stand in each of its pages, which are unpacked one by one."""
+    many = max(1, min(8, count >> 10), count >> 16)
+    return [count // many + (i < count % many) for i in range(many)]
 
 
 def _pco(numbers: Array, free: bool) -> bytes:
-    """Pack as pcodec's wrapped format: its head, then for every ``BLOCK`` numbers a chunk of one page."""
+    """Pack as pcodec's wrapped format: its head, then for every ``BLOCK`` numbers a chunk of some pages."""
     file = wrapped.FileCompressor()
     parts = [bytes(file.write_header())]
     plain = {} if free else {"mode_spec": ModeSpec.classic(), "delta_spec": DeltaSpec.no_op()}
     for first in range(0, len(numbers), BLOCK):
         block = numbers[first : first + BLOCK]
-        pages = PagingSpec.exact_page_sizes([len(block)])
+        pages = PagingSpec.exact_page_sizes(sizes := _pages(len(block)))
         chunk = file.chunk_compressor(block, ChunkConfig(compression_level=8, paging_spec=pages, **plain))
-        parts += [bytes(chunk.write_meta()), bytes(chunk.write_page(0))]
+        parts += [bytes(chunk.write_meta()), *(bytes(chunk.write_page(i)) for i in range(len(sizes)))]
     return b"".join(parts)
 
 
-def _from_pco(data: bytes, count: int, dtype: np.dtype[Any]) -> Array:
+def _from_pco(data: memoryview, into: Array, budget: Budget) -> None:
     if wrapped is None:
         raise WireError("the message was packed by pcodec, which is not installed here")
-    into, form = np.empty(count, dtype), f"{dtype.kind}{8 * dtype.itemsize}"
+    count, size, form = len(into), into.dtype.itemsize, f"{into.dtype.kind}{8 * into.dtype.itemsize}"
     try:
-        file, at = wrapped.FileDecompressor.new(data)
+        file, at = wrapped.FileDecompressor.new(bytes(data[:HEAD]))
         for first in range(0, count, BLOCK):
-            block = into[first : first + BLOCK]
-            chunk, read = file.chunk_decompressor(data[at:], form)
-            at += read
-            progress, read = chunk.read_page_into(data[at:], len(block), block)
-            at += read
-            if progress.n_processed != len(block) or not progress.finished:
-                raise WireError(f"{count} numbers announced, {first + progress.n_processed} found")
+            chunk, read = _tried(lambda part: file.chunk_decompressor(part, form), data[at:], META, budget)
+            at, begun = at + read, first
+            for many in _pages(len(into[first : first + BLOCK])):
+                page, begun = into[begun : begun + many], begun + many
+                read_page = partial(_page, chunk, page)
+                at += _tried(read_page, data[at:], (size * many + HEAD, 2 * size * many + META[-1]), budget)
     except (RuntimeError, TypeError, ValueError) as error:
         raise error if isinstance(error, WireError) else WireError(f"damaged numbers: {error}") from None
     if at != len(data):
         raise WireError(f"{len(data) - at} bytes after {count} numbers")
-    return into
+
+
+def _page(chunk: Any, into: Array, data: bytes) -> int:
+    """Fill an array from the page of a chunk that begins these bytes; return how many it takes."""
+    progress, read = chunk.read_page_into(data, len(into), into)
+    if progress.n_processed != len(into) or not progress.finished:
+        raise WireError(f"{len(into)} numbers announced, {progress.n_processed} found")
+    return int(read)
+
+
+def _tried(read: Callable[[bytes], T], data: memoryview, sizes: tuple[int, ...], budget: Budget) -> T:
+    """Return what is read from the first bytes, which pcodec wants a copy of: few as a rule, or else more."""
+    for size in sizes:
+        part = data[:size]
+        with budget.lent(len(part)):
+            try:
+                return read(bytes(part))
+            except RuntimeError:
+                if len(part) == len(data) or size == sizes[-1]:
+                    raise
+    raise AssertionError
 
 
 def _zstd(numbers: Array) -> bytes:
-    """Pack the planes of bytes, lowest first; signed numbers fold to 0, -1, 1, -2 ... first."""
+    """Pack each plane of bytes, the lowest first, their lengths before; signed numbers fold to 0, -1, 1 ... first."""
     if numbers.dtype.kind == "i":
         bits = 8 * numbers.itemsize - 1
         numbers = ((numbers << 1) ^ (numbers >> bits)).view(f"<u{numbers.itemsize}")
-    planes = np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, numbers.itemsize).T)
-    return bytes(zstandard.ZstdCompressor(level=3).compress(planes.tobytes()))
+    planes = numbers.view(np.uint8).reshape(-1, numbers.itemsize).T
+    frames = [zstandard.ZstdCompressor(level=3).compress(plane.tobytes()) for plane in planes]
+    return struct.pack(f"<{len(frames)}I", *map(len, frames)) + b"".join(frames)
 
 
-def _from_zstd(data: bytes, count: int, dtype: np.dtype[Any]) -> Array:
+def _from_zstd(data: memoryview, into: Array) -> None:
+    """Fill the columns of ``into`` [count, planes] of bytes, a plane at a time."""
     if zstandard is None:
         raise WireError("the message was packed by zstandard, which is not installed here")
-    size = count * dtype.itemsize
-    try:
-        head = zstandard.get_frame_parameters(data)
-        if head.content_size != size or head.dict_id:
-            raise WireError(f"{size} bytes announced, a frame of {head.content_size} found")
-        plain = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise WireError(f"damaged numbers: {error}") from None
-    if len(plain) != size:
-        raise WireError(f"{size} bytes announced, {len(plain)} found")
-    planes = np.frombuffer(plain, np.uint8).reshape(dtype.itemsize, count)
-    numbers = np.ascontiguousarray(planes.T).reshape(-1).view(f"<u{dtype.itemsize}")
-    return ((numbers >> 1).view(dtype) ^ -(numbers & 1).view(dtype)) if dtype.kind == "i" else numbers.view(dtype)
+    count, planes = into.shape
+    lengths, at = struct.unpack_from(f"<{planes}I", data) if len(data) >= 4 * planes else (), 4 * planes
+    if at + sum(lengths) != len(data):
+        raise WireError(f"{planes} frames announced, that are not {len(data)} bytes")
+    for plane, length in enumerate(lengths):
+        frame, at = data[at : at + length], at + length
+        try:
+            head = zstandard.get_frame_parameters(frame)
+            if head.content_size != count or head.dict_id:
+                raise WireError(f"{count} bytes announced, a frame of {head.content_size} found")
+            plain = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(frame, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise WireError(f"damaged numbers: {error}") from None
+        if len(plain) != count:
+            raise WireError(f"{count} bytes announced, {len(plain)} found")
+        into[:, plane] = np.frombuffer(plain, np.uint8)
+        del plain
