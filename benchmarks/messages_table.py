@@ -71,14 +71,14 @@ def _asked(rows: list[dict[str, Any]]) -> str:
 
 def _fuzz(slices: list[dict[str, Any]]) -> str:
     lines = [
-        "| back end | mutations | taken | refused | peak memory, x the model | seconds |",
-        "|---|---|---|---|---|---|",
+        "| model, elements | back end | mutations | taken | refused | peak memory, x the model | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for back_end in ("pcodec", "zstd"):
-        rows = [row for row in slices if row["back_end"] == back_end]
+    for model, back_end in dict.fromkeys((row["model"], row["back_end"]) for row in slices):
+        rows = [row for row in slices if (row["model"], row["back_end"]) == (model, back_end)]
         taken, refused, seconds = (sum(row[name] for row in rows) for name in ("taken", "refused", "seconds"))
-        memory = max((row["memory"] for row in rows), default=0)
-        lines.append(f"| {back_end} | {taken + refused:,} | {taken:,} | {refused:,} | {memory:.2f} | {seconds:.0f} |")
+        numbers = f"{taken + refused:,} | {taken:,} | {refused:,} | {max(row['memory'] for row in rows):.2f}"
+        lines.append(f"| {model} | {back_end} | {numbers} | {seconds:.0f} |")
     return "\n".join(lines)
 
 

@@ -2,86 +2,28 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from claims import SIZES, hostile, of_one_tensor
 from fedsieve.sparsity import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.budget import LEAST
-from fedsieve.wire.streams import BACK_ENDS, packed
+from fedsieve.wire.streams import BACK_ENDS
 from messages import message, varint
 from test_wire import same
 
-DENSE, SPARSE = 2, 3
-ALL, MASK, GAPS, CHANGES, RANKED = range(5)
-TYPED, SIGNED, UNSIGNED, DISTANCE, BF16, BF16_UNSIGNED, INT8, INT4, BF16_DISTANCE = range(9)
-SIZES = {"4 k": (64, 64), "4 M": (2000, 2000), "11 M": (3400, 3300)}
 OWN = 12 << 10
 """Bytes of Python's and NumPy's own objects: what counts beside a model of a few thousand elements alone."""
-
-
-@lru_cache(maxsize=1)
-def of_one_tensor(size: str) -> Known:
-    """A receiver who knows a model of one tensor, a base and a mask."""
-    base = {"x": torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0))}
-    known = Known(Manifest.of(base), base, {"x": base["x"] > 0})
-    assert known.digest
-    return known
-
-
-def zeros(count: int, dtype: str, back: str) -> bytes:
-    """A stream of zeros, which packs to next to nothing."""
-    way, data = packed(np.zeros(count, dtype), back)
-    return varint(4 * len(data) + way) + data
-
-
-def one(known: Known, back: str, kind: int, way: int, mode: int, count: int, changed: int, edge: int) -> bytes:
-    """A message of one tensor of the known shape, all of whose gaps, distances and magnitudes are 0."""
-    told = b"" if way in (ALL, MASK) else varint(count)
-    told += varint(changed) if way in (CHANGES, RANKED) else b""
-    told += varint(edge) if way == RANKED else b""
-    scale = struct.pack("<f", 1.0) if mode in (INT8, INT4) else b""
-    numel = known.base["x"].numel()  # type: ignore[union-attr]
-    count = {ALL: numel, MASK: int(known.masks["x"].sum())}.get(way, count)
-    form = {TYPED: "<f4", DISTANCE: "<i4", SIGNED: "<u4", UNSIGNED: "<u4"}.get(mode, "<u2")
-    flips = {GAPS: count, CHANGES: changed, RANKED: changed}.get(way, 0)
-    streams = (zeros(flips, "<u4", back) if flips else b"") + (zeros(count, form, back) if count else b"")
-    streams += bytes((count + 7) // 8) if mode in (SIGNED, BF16) else b""
-    assert known.manifest
-    plan = varint(1) + bytes([kind + 4 + 8, 8 * mode + way]) + told + scale
-    return message(plan, streams, b"", 3, known.manifest.digest + known.digest)
-
-
-def hostile(size: str) -> dict[str, bytes]:
-    """Short messages that claim much, of every way of positions and every mode of values."""
-    known, back = of_one_tensor(size), BACK_ENDS[len(size) % 2]
-    n = known.base["x"].numel()  # type: ignore[union-attr]
-    found = {}
-    for kind in (DENSE, SPARSE):
-        for way, mode, count, changed, edge in [
-            (ALL, SIGNED, n, 0, 0), (ALL, BF16_DISTANCE, n, 0, 0), (ALL, TYPED, n, 0, 0),
-            (MASK, SIGNED, n, 0, 0), (MASK, DISTANCE, n, 0, 0),
-            (GAPS, SIGNED, n, 0, 0), (GAPS, INT8, n - 1, 0, 0), (GAPS, TYPED, n // 9, 0, 0), (GAPS, BF16, n // 2, 0, 0),
-            (CHANGES, DISTANCE, n, n, 0), (CHANGES, SIGNED, 0, n, 0), (CHANGES, TYPED, n, 0, 0),
-            (RANKED, DISTANCE, n, n, 2024), (RANKED, SIGNED, n, n, 0), (RANKED, TYPED, n, n, 2032),
-            (RANKED, BF16_DISTANCE, n // 2, n // 2, 2035), (RANKED, UNSIGNED, n // 3, 0, 2040),
-            (RANKED, INT4, n, n, 4095),
-        ]:  # fmt: skip
-            name = f"{'sparse' if kind == SPARSE else 'dense'}, way {way}, mode {mode}, {count} and {changed} at {edge}"
-            found[name] = one(known, back, kind, way, mode, count, changed, edge)
-    return found
 
 
 def peak(call: Callable[[], object]) -> int:
@@ -119,7 +61,7 @@ def test_a_short_message_that_claims_much_takes_less_than_twice_the_model(size: 
 WATCHED = """
 import json, sys
 from pathlib import Path
-from test_wire_budget import hostile, of_one_tensor, tried
+from test_wire_budget import of_one_tensor, tried
 
 known, folder = of_one_tensor("4 M"), Path(sys.argv[1])
 def resident(name):

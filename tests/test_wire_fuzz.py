@@ -16,7 +16,14 @@ def test_mutated_messages_are_taken_or_refused_and_nothing_else(back_end: str) -
     assert found.taken + found.refused > 2_000
     assert found.refused > found.taken / 10 > 0
     assert len(found.kinds) > 20
-    assert found.most_memory <= 2 * found.model
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_and_so_are_those_over_a_model_of_millions(back_end: str) -> None:
+    """Each short message claims up to all of it; what decoding sets aside is held to twice the model."""
+    found = fuzz(1_000_000, 1, back_end, seconds=8, model="4 M")
+    assert found.taken > 5 < found.refused
+    assert 0.2 * found.model < found.most_memory <= 2 * found.model
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
