@@ -4,8 +4,9 @@
     python tests/fuzzing.py --keep [BACK_END] [MODEL]      (into benchmarks/results/fuzz.json; can go on)
 
 It prints how many were taken, the longest decode, and the most memory that one set aside, as a share of the model: more
-than its budget is a failure. The models: of 31 k elements, where half a million mutations are kept for each back end, and of
-4 M and 11 M, where there are as many as minutes allow, of messages that claim all of the model in some hundred bytes.
+than its budget is a failure. The models: of 31 k elements, where half a million mutations are kept for each back end,
+and of 4 M and 11 M, where there are as many as minutes allow, of messages that claim all of the model in some hundred
+bytes.
 """
 
 from __future__ import annotations

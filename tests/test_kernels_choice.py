@@ -327,22 +327,6 @@ def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     assert [row["kernels"] for row in read_rows(tmp_path)] == [{"sparse": 3}] * 4
 
 
-def test_a_run_from_before_the_kernels_was_dense(tmp_path: Path) -> None:
-    federation = open_run(tiny_run(PDST(density=0.1)))
-    list(keep(tmp_path, federation, local(kernels="dense"), Origin("x", kernels="dense"), until=1))
-    about = json.loads((tmp_path / "run.json").read_text())
-    del about["kernels"]
-    (tmp_path / "run.json").write_text(json.dumps(about))
-    rows = read_rows(tmp_path)
-    for name in ("kernels", "dense_because", "steps", "ms_per_step"):
-        del rows[0][name]
-    (tmp_path / "rounds.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(InputError, match="was begun with --kernels dense, not auto"):
-        keep(tmp_path, federation, local(), Origin("x"), resume=True)
-    list(keep(tmp_path, federation, local(kernels="dense"), Origin("x", kernels="dense"), resume=True))
-    assert json.loads((tmp_path / "summary.json").read_text())["kernels"] == {"dense": 9}
-
-
 @pytest.mark.parametrize("make", [local, lambda kernels: pool(2, kernels=kernels), lambda kernels: sweep(kernels)])
 def test_an_unknown_choice_is_refused(make: Any) -> None:
     with pytest.raises(InputError, match="unknown kernels 'fast'; they are auto, sparse, dense"):
