@@ -9,6 +9,7 @@ from pathlib import Path
 
 import byzantine
 import flower_table
+import loose_bound
 import node_cost
 import performance
 import picture
@@ -57,6 +58,9 @@ def filled(text: str) -> str:
     def performed(found: re.Match[str]) -> str:
         return f"<!-- performance: {found[1]} -->\n{performance.table(found[1], performance.committed())}\n<!-- end -->"
 
+    def loose(found: re.Match[str]) -> str:
+        return f"<!-- loose bound -->\n{loose_bound.table()}\n<!-- end -->"
+
     def byzantine_(found: re.Match[str]) -> str:
         return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
 
@@ -80,6 +84,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
     text = re.sub(r"<!-- node -->.*?<!-- end -->", lambda _: f"<!-- node -->{node_cost.sentence()}<!-- end -->", text)
     text = re.sub(r"<!-- scale -->\n.*?<!-- end -->", scaled, text, flags=re.S)
+    text = re.sub(r"<!-- loose bound -->\n.*?<!-- end -->", loose, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 

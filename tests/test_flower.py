@@ -394,7 +394,8 @@ def test_a_memory_is_that_before_the_round(tmp_path: Any) -> None:
     assert [shelf.before(t) for t in (5, 7, 99)] == [b"new"] * 3
     for t in range(5, 20):
         shelf.keep(t, bytes([t]))
-    assert len([*tmp_path.rglob("*.bin")]) == 4
+    assert len([*tmp_path.rglob("*.bin")]) == 5  # a server goes back three rounds, and needs what was before them
+    assert shelf.before(17) == b"\x10"
     assert not [*tmp_path.rglob("*.tmp")]
     with pytest.raises(ValueError, match="names no run"):
         Shelf(tmp_path, "../x", 3)

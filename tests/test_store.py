@@ -66,7 +66,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     model = federation.model()
     model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
     assert accuracy(model, federation.test()) == summary["accuracy"]
-    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write(path: Path, content: bytes, mode: int = 0o666) -> None:
@@ -133,7 +133,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Let what was written, renamed and removed in a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -44,6 +44,8 @@ class Shown(Protocol):
     def refused(self) -> Iterable[Any]: ...  # noqa: D102
     @property
     def warnings(self) -> Iterable[Any]: ...  # noqa: D102
+    @property
+    def left_out(self) -> Iterable[Any]: ...  # noqa: D102
 
 
 def show(
@@ -101,6 +103,8 @@ def _complain(round: Shown, console: Console, said: set[str]) -> None:
         if remark.reason not in said:
             said.add(remark.reason)
             console.print(f"round {round.t}: client {remark.client}: {remark.reason}")
+    for one in round.left_out:
+        console.print(f"round {round.t} again, without the update of client {one.client}: {one.reason}")
     for refusal in round.refused:
         console.print(f"round {round.t}: the update of client {refusal.client} was refused: {refusal.reason}")
 

@@ -158,16 +158,23 @@ def check_source(out: Path, run: Run, recipe: str) -> None:
 
 def _keep(out: Path, federation: Federation, stream: Generator[Round], found: _Found, lock: int) -> Iterator[Round]:
     about = run_json.fingerprints(federation, found.about) | {"rounds": str(federation.run.rounds)}
-    digest = _hash(found.lines)
+    lines, digest = found.lines, _hash(found.lines)
     try:
         with closing(stream):
             for round in stream:
                 for old in ("summary.json", "model.safetensors"):  # of an earlier stop: true no more
                     (out / old).unlink(missing_ok=True)
                 _keep_positions(out, round)
-                line = json.dumps(row(round)).encode() + b"\n"
-                digest.update(line)
-                append(out / ROWS, line)
+                line, before = json.dumps(row(round)).encode(), round.t - federation.run.first
+                if before < len(lines):  # gone back: a crash in between leaves what was before, or a beginning of it
+                    lines = lines[:before]
+                    digest = _hash(lines)
+                    checkpoints.forget(out, round.t - 1)
+                    write(out / ROWS, b"".join(one + b"\n" for one in [*lines, line]))
+                else:
+                    append(out / ROWS, line + b"\n")
+                lines.append(line)
+                digest.update(line + b"\n")
                 checkpoints.save(out, round, about | {"rows": digest.hexdigest()})
                 yield round
         _finish(out, federation)
@@ -190,9 +197,9 @@ def _keep_positions(out: Path, round: Round) -> None:
 def row(round: Round) -> dict[str, Any]:
     """Return a round as the row that ``rounds.jsonl`` holds."""
     numbers = {f.name: getattr(round, f.name) for f in fields(round)}
-    for name in ("t", "state", "model", "memory", "norms", "metrics", "measures", "positions"):
+    for name in ("t", "state", "model", "memory", "norms", "lengths", "returns", "metrics", "measures", "positions"):
         del numbers[name]
-    lines = {name: [asdict(line) for line in getattr(round, name)] for name in ("refused", "warnings")}
+    lines = {name: [asdict(line) for line in getattr(round, name)] for name in ("refused", "warnings", "left_out")}
     known = {"round": round.t, **numbers, "clients": list(round.clients), **lines}
     if taken := sorted(known.keys() & round.metrics.keys()):
         raise InputError(f"a client's metric has the name of a column of rounds.jsonl ({', '.join(taken)}): rename it")

@@ -32,6 +32,7 @@ def summary(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any
         "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),
         "paper_bytes_up": method.paper_bytes(federation.model()),
         "peak_memory_mb": peak_memory_mb(),
+        "left_out": [one for r in rows for one in r.get("left_out", [])],
         **_trained_by([r for r in rows if "kernels" in r]),
     }
 

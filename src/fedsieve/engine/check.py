@@ -40,7 +40,7 @@ class Answer:
     warnings: tuple[str, ...]
     """What of the diagnostics does not count, a line each."""
     norms: Norms | None
-    """How long the update is; None if that was not asked for, or it changes nothing."""
+    """How long the update is; None if it changes nothing, or what is private depends on its length."""
 
 
 class Checks:
@@ -49,8 +49,8 @@ class Checks:
     def __init__(self, federation: Federation, norms: Iterable[Norms] = (), columns: Collection[str] = ()):
         self.federation, self.norms, self.columns = federation, [*norms], columns
         self.frozen = frozen(federation.model())
-        accounted = hasattr(federation.run.method, "spent")  # for the plain sum of all answers, whatever is in them
-        self.bound = Off() if accounted else federation.run.bound
+        self.accounted = hasattr(federation.run.method, "spent")  # for the plain sum, whatever its answers are
+        self.bound = Off() if self.accounted else federation.run.bound
 
     def passed(
         self,
@@ -128,7 +128,7 @@ class Checks:
         if known is not None and "masks" in self.federation.measure:
             known += SAVED
         diagnostics, warnings = checked(readable(told), known, self.columns)
-        norms = None if isinstance(self.bound, Off) else expected.norms(tree)
+        norms = None if self.accounted else expected.norms(tree)
         return Answer(client, Update(tree, n, diagnostics["metrics"]), diagnostics, warnings, norms)
 
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
+from fedsieve.engine.history import Memory
+from fedsieve.engine.loop import Engine, Exchange, Worker, answer
 from fedsieve.engine.task import Federation
 from fedsieve.kernels.choice import check_choice
 from fedsieve.types import InputError

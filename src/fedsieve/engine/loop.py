@@ -19,18 +19,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fedsieve.engine.aggregate import aggregated, check_finite
 from fedsieve.engine.check import Checks
 from fedsieve.engine.diagnostics import readable
+from fedsieve.engine.history import Diverged, History, LeftOut, Memory, Point, Returns
 from fedsieve.engine.letters import Letters
-from fedsieve.engine.tally import NOBODY, Lost, Refused, Remark, Tally
+from fedsieve.engine.tally import Lost, Refused, Remark, Tally
 from fedsieve.engine.task import Federation, Run, open_run
-from fedsieve.expected import Norms, expected_of
+from fedsieve.expected import Norms
 from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
-from fedsieve.robust import Plain, combined
 from fedsieve.sparsity import density
-from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
+from fedsieve.types import Data, Mask, Params, Tree, rng, unflatten
 from fedsieve.wire import Body, decode, encode
 from fedsieve.work import Work
 
@@ -41,9 +42,6 @@ class MostlyDense(UserWarning):
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Lost]]"]
 """Take round t's messages to their clients and bring the answers back, in the clients' order."""
-
-Memory: TypeAlias = dict[int, bytes]
-"""What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
 
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
 
@@ -93,10 +91,19 @@ class Round:
     memory: Memory
     norms: tuple[Norms, ...] = ()
     """The norms that the next round's bound is taken from."""
+    lengths: Mapping[int, Norms] = field(default_factory=dict)
+    """By client, what the updates that were taken change of the model, where that is known."""
+    returns: Returns = Returns()
+    """How often the run has gone back, and what it leaves out for that."""
     measures: Mapping[str, Any] = field(default_factory=dict)
     """Further columns, where they were asked for."""
     positions: Mask = field(default_factory=dict)
     """Where each layer has its top weights, in the rounds that keep it."""
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The updates that were left out of this round when the run went back to it."""
+        return self.returns.of(self.t)
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,14 @@ class Start:
     tensors: Mapping[str, Tensor]
     memory: Memory
     norms: tuple[Norms, ...] = ()
+    lengths: Mapping[int, Norms] = field(default_factory=dict)
+    returns: Returns = Returns()
+    earlier: tuple[Callable[[], Start], ...] = ()
+    """What reads the rounds before, in their order, should the run have to go back."""
+
+    def point(self, template: Any) -> Point:
+        """Return the point that this is, for a state like ``template``. Raises InputError on a misfit."""
+        return Point(self.t, unflatten(template, self.tensors), self.memory, self.norms, self.lengths)
 
 
 def chosen(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
@@ -201,27 +216,41 @@ def rounds(
     state = method.init(plain, rng(run.seed, "init"))
     letters, names = Letters(federation), dict(plain.named_parameters()).keys()
     dense_up, dense_down = (_dense_bytes(tree) for tree in (letters.trained(state.params), state.params))
-    if start:
-        state = unflatten(state, start.tensors)
-    memory = dict(start.memory) if start else {}
-    checks = Checks(federation, start.norms if start else (), {"round", *(f.name for f in fields(Round))})
+    history, memory = _history(Point(run.first - 1, state, {}), start), Memory()
+    checks = Checks(federation, (), {"round", "left_out", *(f.name for f in fields(Round))})
+    point: Point | None = history.points[-1]()
     plain, test = plain.to(device), federation.test().to(device)
     held_out = None if (validation := federation.validation()) is None else validation.to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
-        for t in range(start.t + 1 if start else run.first, last + 1):
+        while True:
+            if point:
+                t, state, checks.norms = point.t, point.state, [*point.norms]
+                memory.clear()
+                memory.update(point.memory)
+            if (t := t + 1) > last:
+                return
             began, computed, tally = time.perf_counter(), time.process_time(), Tally()
-            clients = run.sample(t)
+            away = {one.client for one in history.returns.of(t)}
+            clients = [client for client in run.sample(t) if client not in away]
             tiers = {client: run.task.tier(client) for client in clients}
             sent = {tier: method.broadcast(state, tier) for tier in sorted(set(tiers.values()))}
             outgoing, told = letters.round(t, tiers, sent)
             answers = exchange(t, outgoing)
             before = state
-            with threads(1):
-                passed = partial(checks.passed, state, tiers)
-                state = _aggregate(run, t, state, tally.read(answers, told, passed), tally)
-            model = method.deploy(state)
-            seconds, computed = time.perf_counter() - began, time.process_time() - computed
+            try:
+                with threads(1):
+                    passed = partial(checks.passed, state, tiers)
+                    state = aggregated(run, t, state, tally.read(answers, told, passed), tally)
+                    model = method.deploy(state)
+                seconds, computed = time.perf_counter() - began, time.process_time() - computed
+                check_finite(run, t, state, load_(plain, model), test)
+            except Diverged as error:
+                if not (point := history.back(t, tally.lengths)):
+                    raise Diverged(f"{error}; {history.returns}" if history.returns.count else str(error)) from None
+                continue
+            point = None
+            history.add(Point(t, state, dict(memory), tuple(checks.norms), tally.lengths))
             tested = t % run.evaluate_every == 0 or t == last
             yield Round(
                 t=t,
@@ -249,6 +278,8 @@ def rounds(
                 warnings=tuple(tally.warnings),
                 memory=dict(memory),
                 norms=tuple(checks.norms),
+                lengths=tally.lengths,
+                returns=history.returns,
                 **_measured(federation, t, before, state, plain, test if tested else None),
             )
 
@@ -268,27 +299,18 @@ def _measured(
     return {"measures": columns, "positions": kept}
 
 
-def _aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], tally: Tally) -> Any:
-    if not isinstance(run.mean, Plain):
-        updates = combined(run.mean, updates, expected_of(run.method, state, 0))
-    try:
-        return run.method.aggregate(state, updates)
-    except InputError:
-        if tally.weight or not tally.complete:
-            raise
-    if not tally.refused:
-        raise InputError(f"round {t}: the engine brought no answer")
-    first = tally.refused[0]
-    who = f"client {first.client}: {first.reason}" if first.client != NOBODY else first.reason
-    raise InputError(
-        f"round {t}: no client's update could be taken ({who}); "
-        f"if training diverged, lower lr (now {run.lr}){_looser(run)}"
-    )
+def _history(beginning: Point, start: Start | None) -> History:
+    """Return the points that a run may go back to, the newest of which is where it goes on."""
+    points: list[Callable[[], Point]] = [lambda: beginning]
+    if not start:
+        return History(points, Returns())
+    points += [partial(_read, one, beginning.state) for one in start.earlier]
+    now = start.point(beginning.state)
+    return History([*points, lambda: now], start.returns)
 
 
-def _looser(run: Run) -> str:
-    remedy = {"Fixed": "bound.norm", "Multiple": "bound.times", "Loose": "bound.times"}.get(type(run.bound).__name__)
-    return f"; if the bound is too tight, raise {remedy}" if remedy else ""
+def _read(start: Callable[[], Start], template: Any) -> Point:
+    return start().point(template)
 
 
 def _dense_bytes(tree: Tree) -> int:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fedsieve.data import Dataset
+from fedsieve.engine.history import Memory
 from fedsieve.engine.local import check_device
-from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer, chosen
+from fedsieve.engine.loop import Engine, Exchange, Worker, answer, chosen
 from fedsieve.engine.task import Federation
 from fedsieve.kernels.choice import check_choice
 from fedsieve.local import peak_memory_mb, warn_in_one_line

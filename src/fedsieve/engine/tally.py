@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from fedsieve.engine.check import Answer, Letter
+from fedsieve.expected import Norms
 from fedsieve.types import Tree, Update
 from fedsieve.wire import WireError, encode
 
@@ -64,6 +65,8 @@ class Tally:
     why: str | None = None
     steps: int = 0
     seconds: float = 0.0
+    lengths: dict[int, Norms] = field(default_factory=dict)
+    """By client, what the updates that were taken change of the model, where that is known."""
     complete: bool = False
     """Whether the engine has brought all it has, and has not failed in the middle."""
 
@@ -76,6 +79,8 @@ class Tally:
             self.real += work.get("real", 0.0)
             self.dense += work.get("dense", 0.0)
             self.weight += update.n
+            if answer.norms is not None:
+                self.lengths[answer.client] = answer.norms
             for name, value in update.metrics.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value * update.n
                 self.weights[name] = self.weights.get(name, 0.0) + update.n

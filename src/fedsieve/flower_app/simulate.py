@@ -88,7 +88,7 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
 
 
 def _shown(row: Mapping[str, Any]) -> Any:
-    lines = {name: [SimpleNamespace(**one) for one in row[name]] for name in ("refused", "warnings")}
+    lines = {name: [SimpleNamespace(**one) for one in row[name]] for name in ("refused", "warnings", "left_out")}
     return SimpleNamespace(**{**row, "t": row["round"], **lines})
 
 

@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 
 from fedsieve.engine.flower.messages import packed, part_of, reason
 from fedsieve.engine.flower.nodes import Anywhere, Nodes
-from fedsieve.engine.loop import Engine, Exchange, Memory
+from fedsieve.engine.history import Memory
+from fedsieve.engine.loop import Engine, Exchange
 from fedsieve.engine.patience import Patience, QuorumMissed
 from fedsieve.engine.tally import Lost
 from fedsieve.engine.task import Federation

@@ -14,8 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedsieve.engine.flower.carry import carried
 from fedsieve.engine.flower.client import client_app
 from fedsieve.engine.flower.nodes import Anywhere
+from fedsieve.engine.history import Memory
 from fedsieve.engine.local import check_device
-from fedsieve.engine.loop import Engine, Exchange, Memory, Worker
+from fedsieve.engine.loop import Engine, Exchange, Worker
 from fedsieve.engine.patience import Patience
 from fedsieve.engine.task import Federation
 from fedsieve.kernels.choice import check_choice

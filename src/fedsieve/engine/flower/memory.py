@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fedsieve.engine.history import DEPTH
 from fedsieve.files import write
 
-KEPT = 4
-"""Versions kept: of the two rounds that a server's checkpoints may go back, the one before, and one to spare."""
+KEPT = DEPTH + 2
+"""Versions kept: of the rounds that a server may go back, the one before, and one to spare."""
 
 
 class Shelf:
