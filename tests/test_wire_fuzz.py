@@ -1,4 +1,4 @@
-"""A slice of scripts/fuzz: half a minute of mutated messages, with the seal off."""
+"""A slice of scripts/fuzz: some thousand mutated messages, with the seal off."""
 
 import pytest
 
@@ -12,8 +12,8 @@ from fuzzing import MUTATIONS, corpus, fuzz
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_mutated_messages_are_taken_or_refused_and_nothing_else(back_end: str) -> None:
-    found = fuzz(1_000_000, 0, back_end, seconds=15)
-    assert found.taken + found.refused > 2_000
+    found = fuzz(5_000, 0, back_end)
+    assert found.taken + found.refused == 5_000
     assert found.refused > found.taken / 10 > 0
     assert len(found.kinds) > 20
 
@@ -21,7 +21,7 @@ def test_mutated_messages_are_taken_or_refused_and_nothing_else(back_end: str) -
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_and_so_are_those_over_a_model_of_millions(back_end: str) -> None:
     """Each short message claims up to all of it; what decoding sets aside is held to twice the model."""
-    found = fuzz(1_000_000, 1, back_end, seconds=8, model="4 M")
+    found = fuzz(100, 1, back_end, "4 M")
     assert found.taken > 5 < found.refused
     assert 0.2 * found.model < found.most_memory <= 2 * found.model
 
