@@ -208,7 +208,7 @@ def test_every_way_to_train_counts_the_same(method: Any) -> None:
     counts = [(r.multiply_adds, r.multiply_adds_dense) for way in ways for r in run(run_, way)]
     products = 4 * 6 * 6 * 6  # of maps, forward and for both gradients
     plain = [*run(base, local(kernels="dense"))][-1]
-    extra = 3 * 36 * products * 3
+    extra = 3 * 36 * products * 3  # of 40 examples, 4 are held out
     assert counts[0][1] == plain.multiply_adds_dense + extra
     assert counts[0][0] == plain.multiply_adds + extra
     assert all(c == pytest.approx(counts[0]) for c in counts)
