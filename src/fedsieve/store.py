@@ -128,7 +128,7 @@ def _lines(out: Path, count: int, digest: str | None) -> list[bytes]:
     *lines, _ = (read(path, PUT_BACK) or b"").split(b"\n")
     if digest and _hash(lines[:count]).hexdigest() != digest:
         raise InputError(f"{path} is not as it was at the last checkpoint (rows are missing or changed): {PUT_BACK}")
-    if len(lines) > count + KEPT:
+    if len(lines) >= count + KEPT:
         raise InputError(f"{path} has {len(lines)} rows, but the checkpoints know of {count}: {PUT_BACK}")
     return lines[:count]
 
