@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from fedsieve.engine.fingerprint import described
 from fedsieve.files import write
 from fedsieve.flower_app.order import Order
 from fedsieve.types import InputError
@@ -69,6 +70,7 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder")
     _check_name(order)
+    _check_same(order)
     package = folder / PACKAGE
     package.mkdir(parents=True)
     write(package / "__init__.py", b'"""A Flower app of FedSieve\'s."""\n')
@@ -95,6 +97,18 @@ def _check_name(order: Order) -> None:
     taken = ("__init__.py", "server_app.py", "client_app.py")
     if ".py:" in order.recipe and (name in taken or name.startswith("test_") or name.endswith("_test.py")):
         raise InputError(f"Flower's bundles need the name {name} or leave it out: rename the recipe's file")
+
+
+def _check_same(order: Order) -> None:
+    """Raise InputError for a recipe that gives another run at every call: each process of an app calls it."""
+    if ".py:" not in order.recipe:
+        return
+    first, second = (described(order.run(Path()).task) for _ in range(2))
+    if changing := [name for name, value in first.items() if second[name] != value]:
+        raise InputError(
+            f"{order.recipe} gives another {changing[0]} at every call, and every process of a Flower app calls it: "
+            f"give task.{changing[0]} as a function, or seed what the recipe draws"
+        )
 
 
 def _with_recipe(package: Path, order: Order) -> Order:
