@@ -48,6 +48,7 @@ def honest(run_: Run, last: int = 0) -> tuple[int, float]:
         refused += len(one.refused)
         taken = one.norms[max(0, len(one.norms) - len(one.clients) + len(one.refused)) :]
         limits = bound.limits([*known, *(taken[:FEW] if len(known) < FEW else ())], norms_of(state.params.items()))
+        limits = bound.widened(limits, taken)
         share = max([share, *(n / limit for norms in taken for n, limit in zip(norms, limits, strict=True))])
         state, known = one.state, one.norms
     return refused, share

@@ -88,6 +88,26 @@ def test_a_loose_bound_is_many_times_what_is_usual_and_never_below_the_model() -
     assert bound.limits([(1e-6, 0.0, 1e-9, 0.0)] * 3, model) == (8.0, 3.0, 1.0, 2.0)
     assert bound.limits(usual[:2], model) == (80.0, inf, 10.0, inf)  # of two, one may lie
     assert bound.limits([], (0.0, 0.0, 0.0, 0.0)) == (10.0, inf, 10.0, inf)
+    limits = (50.0, 10.0, 3.0, 5.0)
+    assert bound.widened(limits, [(1e9, 1e9, 1e9, 1e9)]) == limits  # one alone
+    assert bound.widened(limits, [(1e9, 30.0, 0.1, 1.0), (4.0, 1e9, 0.2, 1.0)]) == (50.0, 300.0, 3.0, 10.0)
+    assert bound.widened(limits, [(7.0, 0.0, 0.0, 0.0), (1e9, 0.0, 0.0, 0.0), (6.0, 0.0, 0.0, 0.0)])[0] == 70.0
+
+
+@pytest.mark.parametrize("name", ["bn.running_var", "conv1.weight"])
+def test_where_most_go_far_at_once_none_of_them_is_refused(name: str) -> None:
+    run_ = tiny_run(FedAvg(), rounds=3, per_round=4)
+    liar = run_.sample(3)[1]
+
+    def grown(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        """In round 3 all change a thousand times as much as ever, and one a million times as much again."""
+        factor = 0 if t < 3 else 1e9 if client == liar else 1e3
+        told["tree"][name] = told["tree"][name] + 50 * factor
+        yield client, told
+
+    every = [*rounds(open_run(run_), changed(grown))]
+    assert [[r.client for r in one.refused] for one in every] == [[], [], [liar]]
+    assert len(every[-1].norms) == 11
 
 
 def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:

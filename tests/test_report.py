@@ -366,6 +366,7 @@ def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> N
         upload_bytes=1e3,
         accuracy_validation=None,
         density_of_all=0.1,
+        multiply_adds_not_counted=[],
         kernels={"sparse": 3},
         ms_per_step=1.5,
         bytes_up=2000,

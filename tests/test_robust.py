@@ -182,11 +182,10 @@ def byzantine(many: int) -> Act:
 
 @pytest.fixture(scope="module")
 def ten() -> Run:
-    """Ten clients of the digits, all in every round."""
+    """Ten clients of the digits, all in every round: the setting of ``benchmarks/byzantine.py``."""
     run_ = made("fedavg.digits")
-    return replace(
-        run_, task=replace(run_.task, clients=10, partition="iid"), per_round=10, rounds=24, lr=0.3, evaluate_every=24
-    )
+    task = replace(run_.task, clients=10, partition="iid", validation=0.1)
+    return replace(run_, task=task, per_round=10, rounds=24, lr=0.3, evaluate_every=24)
 
 
 def reached(run_: Run, many: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import median, median_low
 from typing import Any, TypeAlias
 
 import torch
@@ -86,7 +86,8 @@ class Loose:
 
     That is so much that no honest client does it. It is held of norm and largest element, of weights and of running
     statistics: usual is the running median of each, that of the last updates taken. Before there are ``FEW`` of them,
-    the bound is ``times`` the model itself, and running statistics, whose scale is the data's, have none.
+    the bound is ``times`` the model itself, and running statistics, whose scale is the data's, have none. Where most
+    of a round's updates are longer than ever, training went there, and none of them lies: see ``widened``.
     """
 
     times: float = 100.0
@@ -103,6 +104,16 @@ class Loose:
             return self.times * own[0], math.inf, self.times * own[2], math.inf
         usual = map(median, zip(*norms, strict=True))
         return tuple(max(self.times * middle, least) for middle, least in zip(usual, own, strict=True))
+
+    def widened(self, limits: Limits, norms: list[Norms]) -> Limits:
+        """Return a round's bounds, at least ``times`` the median of all its updates, of an even number the lower one.
+
+        So half of them may lie. One update alone widens nothing.
+        """
+        if len(norms) < 2:
+            return limits
+        usual = map(median_low, zip(*norms, strict=True))
+        return tuple(max(limit, self.times * middle) for limit, middle in zip(limits, usual, strict=True))
 
 
 Bound: TypeAlias = Off | Fixed | Multiple | Loose

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from fedsieve.engine.diagnostics import PARTS, SAVED, Diagnostics, checked, plain, readable
 from fedsieve.engine.task import Federation
@@ -59,18 +59,28 @@ class Checks:
         answers: Iterable[tuple[int, Letter]],
         refuse: Callable[[int, str], None],
     ) -> Iterator[Answer]:
-        """Yield the answers that pass, in their order; ``asked`` holds every client's device class.
+        """Yield the answers that pass; ``asked`` holds every client's device class.
 
-        The others go to ``refuse``, with the reason. None of them leaves a trace.
+        They come in their order, after them those that are longer than is usual, but not for this round. The others go
+        to ``refuse``, with the reason. None of them leaves a trace.
         """
-        sound = self._sound(state, asked, answers, refuse)
-        limits, sound = self._limits(state, sound)
+        limits, sound = self._limits(state, self._sound(state, asked, answers, refuse))
+        norms, long = list[Norms](), list[Answer]()
         for answer in sound:
+            norms += _norms([answer])
             if answer.norms is not None and not within(answer.norms, limits):
-                refuse(answer.client, _too_long(answer.norms, limits))
+                long.append(answer)
                 continue
             self._remember(answer.norms)
             yield answer
+        if isinstance(self.bound, Loose):
+            limits = self.bound.widened(limits, norms)
+        for answer in long:
+            if within(cast(Norms, answer.norms), limits):
+                self._remember(answer.norms)
+                yield answer
+            else:
+                refuse(answer.client, _too_long(cast(Norms, answer.norms), limits))
 
     def _limits(self, state: Any, sound: Iterator[Answer]) -> tuple[Limits, Iterator[Answer]]:
         """Return the bounds of a round, and its answers, of which they may depend on the first, or on all."""
