@@ -96,7 +96,8 @@ def assert_as_dense(
     """Assert that the kernels train a model as PyTorch does in float64, nearly as closely as PyTorch in float32.
 
     Where a number is so close to 0 that rounding decides what ReLU does, or two so close that it decides which is the
-    larger, gradients jump: then other data are tried. A mistake shows with all of them.
+    larger, gradients jump: then other data are tried. A mistake shows with all of them; one that takes a tensor as far
+    from where it should be as it went at all, with any. (One ReLU of few can take it a fifth of that way.)
     """
     mask = masks(model) if mask is None else mask
     start = dense(model, mask, [], sgd, torch.float32)
@@ -107,7 +108,7 @@ def assert_as_dense(
         found, theirs = distance(ours, exact, start), distance(single, exact, start)
         for name, m in mask.items():
             assert not bool(ours.state_dict()[name][~m].any()), name
-        assert max(found.values()) < 0.2, found
+        assert max(found.values()) < 1, found
         if max(found.values()) < max(3e-5, 4 * max(theirs.values())):
             return trainer
     raise AssertionError(found, theirs)
