@@ -17,10 +17,10 @@ from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.task import open_run
 from fedsieve.expected import Expected, Norms, Whole, weights
 from fedsieve.methods import FedAvg
-from fedsieve.robust import Fixed, Loose, Multiple, Off
+from fedsieve.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.settings import changed as set_
 from fedsieve.store import Origin, keep
-from fedsieve.types import Tree, flatten
+from fedsieve.types import Params, Tree, flatten
 from lies import Told, changed, flipped
 from test_check import same, told
 
@@ -108,6 +108,22 @@ def test_where_most_go_far_at_once_none_of_them_is_refused(name: str) -> None:
     every = [*rounds(open_run(run_), changed(grown))]
     assert [[r.client for r in one.refused] for one in every] == [[], [], [liar]]
     assert len(every[-1].norms) == 11
+
+
+@pytest.mark.parametrize(("bound", "order"), [(Fixed(1.0), [2, 0, 1, 3]), (Loose(1.0), [0, 1, 3, 2])])
+def test_only_under_a_loose_bound_is_an_answer_held_until_the_rounds_end(bound: Bound, order: list[int]) -> None:
+    federation, seen = open_run(tiny_run(FedAvg(), bound=bound)), list[int]()
+    state = FedAvg().init(federation.model(), torch.Generator())
+    changes = {2: 1e3, 0: 0.0, 1: 0.0, 3: 0.0}
+    letters = [(client, lambda by=by: {"tree": _moved(state.params, by), "n": 1.0}) for client, by in changes.items()]
+    asked = dict.fromkeys(changes, 0)
+    for answer in Checks(federation).passed(state, asked, letters, lambda client, _: seen.append(client)):
+        seen.append(answer.client)
+    assert seen == order
+
+
+def _moved(params: Params, by: float) -> Params:
+    return params | {"fc1.bias": params["fc1.bias"] + by}
 
 
 def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:

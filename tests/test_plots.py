@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -543,6 +544,7 @@ DAMAGES = {
     "text": lambda path: path.write_text("masks"),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-10]),
     "directory": lambda path: (path.unlink(), path.mkdir()),
+    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "no metadata": lambda path: __import__("safetensors.numpy").numpy.save_file({"a": np.zeros(2, np.uint8)}, path),
     "numel too large": lambda path: write_masks(path, {"a": np.ones(20, bool)}, {"a": 10**12}),
     "numel of text": lambda path: write_masks(path, {"a": np.ones(20, bool)}, {"a": "20"}),

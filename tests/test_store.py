@@ -122,6 +122,10 @@ def test_resuming_where_nothing_is_yet_starts_from_the_beginning(tmp_path: Path)
 
 def damaged(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
+    if how == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+        return
     if how == "cut":
         del content[len(content) // 2 :]
     elif how == "flipped":
@@ -133,7 +137,7 @@ def damaged(path: Path, how: str) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "header", "emptied"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "header", "emptied", "a pipe"])
 def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_serves(tmp_path: Path, how: str) -> None:
     run = tiny_run(FedAvg())
     go(tmp_path / "whole", run)

@@ -72,6 +72,8 @@ def _start(path: Path) -> Start:
 def _read(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
     """Return a checkpoint; ``before`` is the one that a run goes on from without it."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         with safe_open(path, "pt") as file:
             about: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -68,11 +68,13 @@ class Checks:
         norms, long = list[Norms](), list[Answer]()
         for answer in sound:
             norms += _norms([answer])
-            if answer.norms is not None and not within(answer.norms, limits):
+            if answer.norms is None or within(answer.norms, limits):
+                self._remember(answer.norms)
+                yield answer
+            elif isinstance(self.bound, Loose):
                 long.append(answer)
-                continue
-            self._remember(answer.norms)
-            yield answer
+            else:
+                refuse(answer.client, _too_long(answer.norms, limits))
         if isinstance(self.bound, Loose):
             limits = self.bound.widened(limits, norms)
         for answer in long:

@@ -29,6 +29,8 @@ def recorded_rounds(run: Recorded) -> dict[int, Path]:
 def sizes(path: Path) -> dict[str, int]:
     """Return how many positions each layer has, in the layers' order; InputError if the file is damaged."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         with safe_open(path, "np") as file:
             told = json.loads((file.metadata() or {})["numel"])
             shapes = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
