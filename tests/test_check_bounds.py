@@ -126,6 +126,18 @@ def _moved(params: Params, by: float) -> Params:
     return params | {"fc1.bias": params["fc1.bias"] + by}
 
 
+def test_a_client_alone_has_no_loose_bound() -> None:
+    def grown(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        told["tree"]["conv1.weight"] = told["tree"]["conv1.weight"] + 1e4 * (t == 4)
+        yield client, told
+
+    run_ = tiny_run(FedAvg(), per_round=1)
+    with pytest.raises(InputError, match=r"round 4: no client's update could be taken .*raise bound.times"):
+        [*rounds(open_run(run_), changed(grown))]
+    alone = replace(run_, task=replace(run_.task, clients=1))
+    assert [len(one.refused) for one in rounds(open_run(alone), changed(grown))] == [0, 0, 0, 0]
+
+
 def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
     run_ = tiny_run(FedAvg(), rounds=5, per_round=6, lr=0.02, lr_end=0.02, bound=Multiple(2.0, window=8))
 
