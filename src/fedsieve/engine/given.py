@@ -93,6 +93,9 @@ def _check_plain(model: nn.Module) -> None:
             raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
         if w.dtype != torch.float32:
             raise InputError(f"{name} is of {w.dtype}, where float32 is trained: give model.float()")
+    for name, value in (*named.items(), *model.named_buffers()):
+        if torch._debug_has_internal_overlap(value) == 1:
+            raise InputError(f"{name} is expanded from fewer numbers than it shows: give it .contiguous()")
     state = model.state_dict()
     if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise InputError(f"the model's state holds {odd[0]}, which is no tensor (is it quantised?): give a plain model")

@@ -204,9 +204,15 @@ class _Shapes(fx.Interpreter):
 
 def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
+    held = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
     modes = {m: m.training for m in model.modules()}
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
+        try:
+            traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
+        finally:
+            kept = _put_back(held)
+        if kept:
+            raise Unsupported(f"the model keeps {kept} from one call to the next")
         for node in traced.graph.find_nodes(op="get_attr"):
             raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()
@@ -222,6 +228,18 @@ def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Gra
     graph = _Reader(model, traced, training).graph()
     _owned(model, graph, training)
     return graph
+
+
+def _put_back(held: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> str:
+    """Give modules back the attributes and buffers they had; return one that had changed, "" if none had."""
+    found = ""
+    for m, attributes, buffers in held:
+        for now, before in ((vars(m), attributes), (m._buffers, buffers)):
+            changed = [n for n in now.keys() | before.keys() if now.get(n) is not before.get(n) and n != "training"]
+            found = found or min(changed, default="")
+            now.clear()
+            now.update(before)
+    return found
 
 
 def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
