@@ -4,7 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from conftest import TinyNet, blobs, tiny_run
-from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run
+from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run, run_json
 from fedsieve.cli import app
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.loop import Round, rounds
 from fedsieve.flower_app.order import Order
 from fedsieve.flower_app.template import write_app
-from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
+from fedsieve.methods import FLASH, PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.run_json import Origin
 from fedsieve.settings import changed
 from fedsieve.source import sources
@@ -213,9 +213,7 @@ def meta() -> nn.Module:
 class Keeps(nn.Module):
     """A model with a buffer, and what it does with it in training."""
 
-    def __init__(
-        self, buffer: Tensor, change: Callable[[Any, Tensor], object] = lambda m, y: None, **how: bool
-    ) -> None:
+    def __init__(self, buffer: Tensor, change: Callable[..., object] = lambda m, y: None, **how: bool) -> None:
         super().__init__()
         self.fc, self.out, self.change = nn.Linear(4, 5), nn.Linear(5, 2), change
         self.register_buffer("kept", buffer, **how)
@@ -257,7 +255,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "infinite": (lambda: Keeps(torch.full((5,), -torch.inf)), "its kept holds NaN or infinity, .* persistent=False"),
     "expanded": (lambda: Keeps(torch.zeros(1).expand(5)), r"kept is expanded .* give it .contiguous\(\)"),
     "counting": (lambda: Keeps(torch.tensor(0), lambda m, y: m.kept.add_(1)), "changes its buffer kept, which is not"),
-    "a secret": (lambda: Keeps(torch.zeros(5), lambda m, y: m.kept.add_(y[0].detach()), persistent=False), "is not sent"),
+    "a secret": (lambda: Keeps(torch.zeros(5), lambda m, y: m.kept.add_(1.0), persistent=False), "is not sent"),
     "frozen": (lambda: nn.Linear(4, 2).requires_grad_(False), "it has no parameter to train"),
 }  # fmt: skip
 
@@ -293,7 +291,7 @@ def test_a_model_may_replace_its_buffers_and_hold_one_twice(tmp_path: Path) -> N
     for method in (FedAvg(), PDST(0.5, "out")):
         out = tmp_path / method.name
         federation = open_run(Run(method, Task(model, GOOD, 4), rounds=1, per_round=2))
-        (final,) = keep(out, federation, local(), Origin("mine"))
+        assert len([*keep(out, federation, local(), Origin("mine"))]) == 1
         shipped = load_file(out / "model.safetensors")
         assert shipped["fc.mask"].all()
         assert shipped["kept"].any()
@@ -327,6 +325,23 @@ def owner(**changes: Any) -> Callable[[], object]:
 
 def dealt(*shards: Any) -> Callable[[], object]:
     return owner(clients=2, partition=[*shards])
+
+
+def settings(**changes: Any) -> Callable[[], object]:
+    some = {"method": FedAvg(), "task": Task(small, GOOD, 4), "rounds": 1, "per_round": 2}
+    return lambda: open_run(Run(**some | changes))  # type: ignore[arg-type]
+
+
+def own(bases: tuple[type, ...] = (FedAvg,), **parts: Any) -> Any:
+    return make_dataclass("Own", [("thing", object, None)], bases=bases, namespace=parts, frozen=True)()
+
+
+def trained(method: Any) -> Callable[[], object]:
+    return lambda: last(Run(method, Task(small, GOOD, 4), 1, 2))
+
+
+def written(method: Any) -> Callable[[], object]:
+    return lambda: run_json.new(open_run(Run(method, Task(small, GOOD, 4), 1, 2)), Origin("mine"), {})
 
 
 IDS = torch.arange(30)
@@ -371,6 +386,31 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "floats": (dealt(IDS, IDS / 2), "whole and in one dimension"),
     "words": (dealt(IDS, ["a"]), "client 1 has no list of whole numbers"),
     "a function's dictionary": (owner(partition=lambda d, n, s: {0: IDS}), "a list of indices .* got dict"),
+    "a function of two": (owner(partition=lambda d, n: [IDS] * n), "a function takes dataset, clients and seed"),
+    "owners in words": (data(group=["a"] * 60), "group must number the examples' owners"),
+    "shares in words": (owner(tiers=("1.0",)), r"shares that add up to 1, such as \(0.5, 0.5\), got"),
+    "a share in words": (owner(validation="0.1"), "task.validation must be a number, got '0.1'"),
+    "an unknown change": (owner(augment="flip"), "task.augment must be one of none, crop_flip, got 'flip'"),
+    "an unknown draw": (owner(initialisation="xavier"), "task.initialisation must be one of model, truncated_normal"),
+    "lr in words": (settings(lr="0.1"), "lr must be a number, got '0.1'"),
+    "lr of a tensor": (settings(lr=torch.tensor(0.1)), r"lr must be a number, got tensor\(0.1"),
+    "true decay": (settings(weight_decay=True), "weight_decay must be a number, got True"),
+    "unknown values": (settings(values="fp16"), "values must be one of f32, bf16, int8, int4, got 'fp16'"),
+    "a mean's name": (settings(mean="median"), r"mean must be one of Plain\(\), Clipped\(\), Median\(\), .*, got"),
+    "a bound's name": (settings(bound="off"), r"bound must be one of Off\(\), .*, got 'off'"),
+    "no method": (settings(method=None), "needs a method: NoneType has no name"),
+    "a method's name": (settings(method="fedavg"), "needs a method: str has no name"),
+    "a share of a method in words": (lambda: ZeroFL("0.9"), r"sparsity must lie in \[0, 1\), got '0.9'"),  # type: ignore[arg-type]
+    "an unknown upload": (lambda: settings(method=ZeroFL(upload="all"))(), "method.upload must be one of full, "),  # type: ignore[arg-type]
+    "layers in a list": (lambda: settings(method=TopK(policy=["0"]))(), "method.policy must be a text"),  # type: ignore[arg-type]
+    "half a warm-up": (lambda: settings(method=FLASH(c_d=2.5))(), "method.c_d must be a whole number"),  # type: ignore[arg-type]
+    "no functions": (settings(method=own((), name="mine", prepare=None)), "Own has no init: docs/method.md"),
+    "a warm-up of a half": (settings(method=own(warm_up=0.5)), "warm_up must be a whole number, 0 or more, got 0.5"),
+    "a size in words": (settings(method=own(paper_bytes=lambda s, m: "1 kB")), "paper_bytes must return a number"),
+    "no state": (settings(method=own(init=lambda s, m, r: {})), "init must return a dataclass of tensors with params"),
+    "no deployed model": (settings(method=own(deploy=lambda s, state: None)), "deploy must return .* got NoneType"),
+    "no update": (trained(own(client=lambda s, down, device: None)), "client must return an Update"),
+    "a set in a method": (written(replace(own(), thing={1})), "holds set, which run.json cannot: give numbers"),
     "a name that is none": (owner(partition="dirichlet"), "write iid, lda:ALPHA"),
 }  # fmt: skip
 

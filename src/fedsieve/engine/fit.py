@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,6 +135,18 @@ def check_prepared(federation: Federation, prepared: nn.Module) -> None:
             f"the model uses the weight of {', '.join(sorted(past))} without calling the layer, so that {method.name} "
             f"cannot replace it: {remedy}"
         )
+
+
+def check_method(federation: Federation, state: Any) -> None:
+    """Raise InputError unless a method gives the state, the model and the number that are asked of it."""
+    method = federation.run.method
+    if not isinstance(getattr(state, "params", None), Mapping):
+        raise InputError(f"{method.name}: init must return a dataclass of tensors with params, got {kind(state)}")
+    if not isinstance(model := method.deploy(state), Mapping):
+        raise InputError(f"{method.name}: deploy must return the model's parameters by name, got {kind(model)}")
+    size: object = method.paper_bytes(federation.model())
+    if size is not None and not isinstance(size, int | float):
+        raise InputError(f"{method.name}: paper_bytes must return a number, or None, got {size!r}")
 
 
 def _drawn(model: nn.Module, x: Tensor) -> Tensor:

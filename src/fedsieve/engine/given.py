@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,31 @@ NO_DATASET = (
 )
 
 
-def check_whole(where: str, holder: object, *names: str) -> None:
-    """Raise InputError unless fields hold whole numbers."""
-    for name in names:
-        if not isinstance(value := getattr(holder, name), int) or isinstance(value, bool):
-            raise InputError(f"{where}{'.' if where else ''}{name} must be a whole number, got {value!r}")
+def check_fields(where: str, holder: object) -> None:
+    """Raise InputError unless fields that are to hold numbers, words, or one of some dataclasses do."""
+    for name, wanted in get_type_hints(type(holder)).items():
+        value, kinds = getattr(holder, name), get_args(wanted)
+        if wanted is int and type(value) is not int:
+            what = "a whole number"
+        elif wanted is float and not (isinstance(value, int | float) and not isinstance(value, bool)):
+            what = "a number"
+        elif wanted is str and not isinstance(value, str):
+            what = "a text"
+        elif get_origin(wanted) is Literal and not (isinstance(value, str) and value in kinds):
+            what = f"one of {', '.join(kinds)}"
+        elif kinds and all(map(is_dataclass, kinds)) and not isinstance(value, kinds):
+            what = f"one of {', '.join(f'{one.__name__}()' for one in kinds)}"
+        else:
+            continue
+        raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
 
 
 def shares(given: Any) -> tuple[float, ...]:
     """Return what a user gave as shares. Raises InputError."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    found = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not found or not all(isinstance(share, int | float) for share in found):
         raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {given!r}")
-    return tuple(given)
+    return found
 
 
 def given_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
