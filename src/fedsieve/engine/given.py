@@ -20,6 +20,8 @@ from fedsieve.types import InputError
 NO_DATASET = (
     "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
 )
+METHOD = ("name", "prepare", "init", "broadcast", "client", "aggregate", "deploy", "paper_bytes")
+"""What every method has."""
 
 
 def check_fields(where: str, holder: object) -> None:
@@ -39,6 +41,18 @@ def check_fields(where: str, holder: object) -> None:
         else:
             continue
         raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
+
+
+def check_parts(method: Any) -> None:
+    """Raise InputError unless a method has all its functions, and numbers where they are needed."""
+    if lacking := [name for name in METHOD if not hasattr(method, name)]:
+        raise InputError(f"Run(method, task, ...) needs a method: {kind(method)} has no {lacking[0]}: docs/method.md")
+    if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
+        check_fields("method", method)
+    for name in ("warm_up", "tiers"):
+        number: object = getattr(method, name, None)
+        if number is not None and (type(number) is not int or number < 0):
+            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
 
 
 def shares(given: Any) -> tuple[float, ...]:

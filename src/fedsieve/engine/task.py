@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.dataset import kind
 from fedsieve.data.partition import Indices, Partition, hold_out, partition
 from fedsieve.engine.fit import check_labels, check_method, check_model, check_prepared
-from fedsieve.engine.given import NO_DATASET, check_fields, given_dataset, given_model, shares
+from fedsieve.engine.given import NO_DATASET, check_fields, check_parts, given_dataset, given_model, shares
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
@@ -28,8 +28,6 @@ from fedsieve.work import Work
 
 LATER = {"later": True}
 """Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
-METHOD = ("name", "prepare", "init", "broadcast", "client", "aggregate", "deploy", "paper_bytes")
-"""What every method has."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +145,7 @@ class Run:
 
     def _check_method(self) -> None:
         """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
-        method, parts = self.method, [name for name in METHOD if not hasattr(self.method, name)]
-        if parts:
-            raise InputError(f"Run(method, task, ...) needs a method: {kind(method)} has no {parts[0]}: docs/method.md")
-        if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
-            check_fields("method", method)
-        for name in ("warm_up", "tiers"):
-            number: object = getattr(method, name, None)
-            if number is not None and (type(number) is not int or number < 0):
-                raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
+        check_parts(self.method)
         density: object = self.target_density
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")

@@ -23,6 +23,7 @@ from fedsieve.kernels.recognise import (
     is_product,
     is_relu,
     is_sum,
+    put_back,
     window,
 )
 
@@ -210,7 +211,7 @@ def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Gra
         try:
             traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
         finally:
-            kept = _put_back(held)
+            kept = put_back(held)
         if kept:
             raise Unsupported(f"the model keeps {kept} from one call to the next")
         for node in traced.graph.find_nodes(op="get_attr"):
@@ -228,18 +229,6 @@ def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Gra
     graph = _Reader(model, traced, training).graph()
     _owned(model, graph, training)
     return graph
-
-
-def _put_back(held: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> str:
-    """Give modules back the attributes and buffers they had; return one that had changed, "" if none had."""
-    found = ""
-    for m, attributes, buffers in held:
-        for now, before in ((vars(m), attributes), (m._buffers, buffers)):
-            changed = [n for n in now.keys() | before.keys() if now.get(n) is not before.get(n) and n != "training"]
-            found = found or min(changed, default="")
-            now.clear()
-            now.update(before)
-    return found
 
 
 def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
