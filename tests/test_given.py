@@ -1,15 +1,17 @@
 """What a user gives as model, dataset and partition: objects and functions alike, and a line for everything else."""
 
 import copy
+import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -17,13 +19,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from conftest import TinyNet, blobs, tiny_run
-from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run
+from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run, run_json
 from fedsieve.cli import app
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.loop import Round, rounds
 from fedsieve.flower_app.order import Order
 from fedsieve.flower_app.template import write_app
-from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
+from fedsieve.methods import FLASH, PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.run_json import Origin
 from fedsieve.settings import changed
 from fedsieve.source import sources
@@ -208,6 +210,21 @@ def meta() -> nn.Module:
         return nn.Linear(4, 2)
 
 
+class Keeps(nn.Module):
+    """A model with a buffer, and what it does with it in training."""
+
+    def __init__(self, buffer: Tensor, change: Callable[..., object] = lambda m, y: None, **how: bool) -> None:
+        super().__init__()
+        self.fc, self.out, self.change = nn.Linear(4, 5), nn.Linear(5, 2), change
+        self.register_buffer("kept", buffer, **how)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc(x)
+        if self.training:
+            self.change(self, y)
+        return self.out(y - self.kept)
+
+
 def last_is(wrap: Callable[[nn.Linear], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Linear(4, 5), wrap(nn.Linear(5, 2)))
 
@@ -235,6 +252,10 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "compiled": (lambda: torch.compile(nn.Linear(4, 2)), r"wrapped \(OptimizedModule\): .* model._orig_mod"),
     "DataParallel": (lambda: nn.DataParallel(nn.Linear(4, 2)), "give what is inside, model.module"),
     "other names": (lambda: Renamed(4, 2), "the model's state_dict has no bias"),
+    "infinite": (lambda: Keeps(torch.full((5,), -torch.inf)), "its kept holds NaN or infinity, .* persistent=False"),
+    "expanded": (lambda: Keeps(torch.zeros(1).expand(5)), r"kept is expanded .* give it .contiguous\(\)"),
+    "counting": (lambda: Keeps(torch.tensor(0), lambda m, y: m.kept.add_(1)), "changes its buffer kept, which is not"),
+    "a secret": (lambda: Keeps(torch.zeros(5), lambda m, y: m.kept.add_(1.0), persistent=False), "is not sent"),
     "frozen": (lambda: nn.Linear(4, 2).requires_grad_(False), "it has no parameter to train"),
 }  # fmt: skip
 
@@ -263,6 +284,33 @@ def test_parametrisations_train_densely_and_are_named_where_a_layer_is_to_be_spa
     assert open_run(replace(run_, method=PDST(0.5, "0")))
 
 
+def test_a_model_may_replace_its_buffers_and_hold_one_twice(tmp_path: Path) -> None:
+    model = Keeps(torch.zeros(5), lambda m, y: setattr(m, "kept", 0.9 * m.kept + y.detach().mean(0)))
+    model.fc.register_buffer("mask", mask := torch.ones(5, dtype=torch.bool))
+    model.out.register_buffer("mask", mask)
+    for method in (FedAvg(), PDST(0.5, "out")):
+        out = tmp_path / method.name
+        federation = open_run(Run(method, Task(model, GOOD, 4), rounds=1, per_round=2))
+        assert len([*keep(out, federation, local(), Origin("mine"))]) == 1
+        shipped = load_file(out / "model.safetensors")
+        assert shipped["fc.mask"].all()
+        assert shipped["kept"].any()
+
+
+def test_sparse_gradients_bear_weight_decay() -> None:
+    def run_(sparse: bool) -> Run:
+        model = nn.Sequential(Tokens(), nn.Embedding(9, 4, sparse=sparse), nn.Flatten(), nn.Linear(16, 2))
+        model.load_state_dict({name: torch.full_like(v, 0.1) for name, v in model.state_dict().items()})
+        return Run(FedAvg(), Task(model, GOOD, 4), rounds=1, per_round=2, weight_decay=0.1)
+
+    assert alike(last(run_(True)), last(run_(False)))
+
+
+class Tokens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs().long().clamp(max=8)
+
+
 def data(**changes: Any) -> Callable[[], object]:
     return lambda: open_run(Run(FedAvg(), Task(small, replace(GOOD, **changes), 4), rounds=1, per_round=2))
 
@@ -279,6 +327,23 @@ def dealt(*shards: Any) -> Callable[[], object]:
     return owner(clients=2, partition=[*shards])
 
 
+def settings(**changes: Any) -> Callable[[], object]:
+    some = {"method": FedAvg(), "task": Task(small, GOOD, 4), "rounds": 1, "per_round": 2}
+    return lambda: open_run(Run(**some | changes))  # type: ignore[arg-type]
+
+
+def own(bases: tuple[type, ...] = (FedAvg,), **parts: Any) -> Any:
+    return make_dataclass("Own", [("thing", object, None)], bases=bases, namespace=parts, frozen=True)()
+
+
+def trained(method: Any) -> Callable[[], object]:
+    return lambda: last(Run(method, Task(small, GOOD, 4), 1, 2))
+
+
+def written(method: Any) -> Callable[[], object]:
+    return lambda: run_json.new(open_run(Run(method, Task(small, GOOD, 4), 1, 2)), Origin("mine"), {})
+
+
 IDS = torch.arange(30)
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "one-hot": (labels(torch.eye(2)[Y]), r"has the shape \[60, 2\]: of a one-hot y give y.argmax\(1\)"),
@@ -289,6 +354,14 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "ragged": (lambda: Data([[1.0], [1.0, 2.0]], [0, 1]), "x must be a tensor, an array or a list of numbers"),  # type: ignore[arg-type]
     "one number": (lambda: Data(torch.ones(()), torch.zeros(1).long()), "no examples but 1 labels"),
     "NaN examples": (data(train=Data(X / 0, Y)), "a training example holds NaN or infinity"),
+    "complex": (lambda: Data(X + 1j, Y), "x must hold plain real numbers, .* got torch.complex64"),
+    "sparse": (lambda: Data(X.to_sparse(), Y), "x must hold plain real numbers, .* torch.sparse_coo"),
+    "masked": (lambda: Data(np.ma.masked_less(X.numpy(), 0), Y), "x must hold plain real numbers, all of them"),  # type: ignore[arg-type]
+    "unsigned labels": (labels(Y.to(torch.uint64)), "labels must be int64 from 0 to 1 .*got torch.uint64"),
+    "a mean of NaN": (lambda: Data(X, Y, (math.nan,)), r"mean must be finite, got \(nan,\)"),
+    "a mean in words": (lambda: Data(X, Y, "0.5"), "mean must be a number, or one a channel, got '0.5'"),  # type: ignore[arg-type]
+    "means that differ": (data(train=Data(X, Y, (1.0,))), "training and test examples differ in mean or std"),
+    "a test set of its own shape": (data(test=Data(X[:, :3], Y)), r"given test examples of shape \[3\] it fails"),
     "std of zero": (lambda: Data(X, Y, std=(0.0,)), r"std must be above 0, got \(0.0,\)"),
     "no class": (data(classes=0), "classes must be the classes' names, or their number, got 0"),
     "classes in a word": (data(classes="ab"), "classes must be the classes' names"),
@@ -313,6 +386,31 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "floats": (dealt(IDS, IDS / 2), "whole and in one dimension"),
     "words": (dealt(IDS, ["a"]), "client 1 has no list of whole numbers"),
     "a function's dictionary": (owner(partition=lambda d, n, s: {0: IDS}), "a list of indices .* got dict"),
+    "a function of two": (owner(partition=lambda d, n: [IDS] * n), "a function takes dataset, clients and seed"),
+    "owners in words": (data(group=["a"] * 60), "group must number the examples' owners"),
+    "shares in words": (owner(tiers=("1.0",)), r"shares that add up to 1, such as \(0.5, 0.5\), got"),
+    "a share in words": (owner(validation="0.1"), "task.validation must be a number, got '0.1'"),
+    "an unknown change": (owner(augment="flip"), "task.augment must be one of none, crop_flip, got 'flip'"),
+    "an unknown draw": (owner(initialisation="xavier"), "task.initialisation must be one of model, truncated_normal"),
+    "lr in words": (settings(lr="0.1"), "lr must be a number, got '0.1'"),
+    "lr of a tensor": (settings(lr=torch.tensor(0.1)), r"lr must be a number, got tensor\(0.1"),
+    "true decay": (settings(weight_decay=True), "weight_decay must be a number, got True"),
+    "unknown values": (settings(values="fp16"), "values must be one of f32, bf16, int8, int4, got 'fp16'"),
+    "a mean's name": (settings(mean="median"), r"mean must be one of Plain\(\), Clipped\(\), Median\(\), .*, got"),
+    "a bound's name": (settings(bound="off"), r"bound must be one of Off\(\), .*, got 'off'"),
+    "no method": (settings(method=None), "needs a method: NoneType has no name"),
+    "a method's name": (settings(method="fedavg"), "needs a method: str has no name"),
+    "a share of a method in words": (lambda: ZeroFL("0.9"), r"sparsity must lie in \[0, 1\), got '0.9'"),  # type: ignore[arg-type]
+    "an unknown upload": (lambda: settings(method=ZeroFL(upload="all"))(), "method.upload must be one of full, "),  # type: ignore[arg-type]
+    "layers in a list": (lambda: settings(method=TopK(policy=["0"]))(), "method.policy must be a text"),  # type: ignore[arg-type]
+    "half a warm-up": (lambda: settings(method=FLASH(c_d=2.5))(), "method.c_d must be a whole number"),  # type: ignore[arg-type]
+    "no functions": (settings(method=own((), name="mine", prepare=None)), "Own has no init: docs/method.md"),
+    "a warm-up of a half": (settings(method=own(warm_up=0.5)), "warm_up must be a whole number, 0 or more, got 0.5"),
+    "a size in words": (settings(method=own(paper_bytes=lambda s, m: "1 kB")), "paper_bytes must return a number"),
+    "no state": (settings(method=own(init=lambda s, m, r: {})), "init must return a dataclass of tensors with params"),
+    "no deployed model": (settings(method=own(deploy=lambda s, state: None)), "deploy must return .* got NoneType"),
+    "no update": (trained(own(client=lambda s, down, device: None)), "client must return an Update"),
+    "a set in a method": (written(replace(own(), thing={1})), "holds set, which run.json cannot: give numbers"),
     "a name that is none": (owner(partition="dirichlet"), "write iid, lda:ALPHA"),
 }  # fmt: skip
 
@@ -324,6 +422,10 @@ def test_what_cannot_be_is_one_line(name: str) -> None:
 
 
 def test_arrays_lists_and_numbers_are_taken() -> None:
+    mean = torch.arange(4) / 3
+    assert Data(X, Y, np.float32(0.5), torch.tensor(2)).mean == (0.5,)  # type: ignore[arg-type]
+    assert Data(X, Y, mean).mean == tuple(map(float, mean))  # type: ignore[arg-type]
+    assert Data(X, Y, (0.1307,)).mean == (0.1307,)
     a = Data(X.double().numpy(), Y.tolist(), 0.5, 2)  # type: ignore[arg-type]
     assert (a.x.dtype, a.y.dtype, a.mean, a.std) == (torch.float32, torch.int64, (0.5,), (2,))
     assert Data(np.zeros((3, 1), np.uint8), np.arange(3)).x.dtype == torch.uint8  # type: ignore[arg-type]

@@ -332,6 +332,24 @@ def test_a_field_of_a_strangers_method_is_never_taken_for_its_density(tmp_path: 
     assert list(panels("flash-1", [measured(cut[0], None), folders[-1]])[1].lines) == ["mine", "FLASH, d = 0.05"]
 
 
+def test_a_band_that_reaches_below_zero_has_a_logarithmic_axis_all_the_same(tmp_path: Path) -> None:
+    folders = [fabricate(tmp_path / f"{seed}", flash(0.1), seed=seed, rounds=3) for seed in (0, 1)]
+    for folder, first in zip(folders, (10**7, 10**3), strict=True):
+        rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        rows = [row | {"bytes_up": first if row["round"] == 1 else 10**4} for row in rows]
+        (folder / "rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    report(folders, tmp_path / "page.html")
+    assert "Bytes up in a round" in (tmp_path / "page.html").read_text()
+
+
+def test_a_seed_whose_target_is_not_known_stands_at_what_was_measured(tmp_path: Path) -> None:
+    older = measured(fabricate(tmp_path / "0", flash(0.1), rounds=4, about={"target_density": None}), 0.2)
+    folders = [older, fabricate(tmp_path / "1", flash(0.1), seed=1, rounds=4)]
+    (panel,) = panels("sparsefedpp-1", folders)
+    assert panel.x.steps == ("0.8", "0.9")
+    assert sorted(line.x for line in panel.lines.values()) == [[0], [1]]
+
+
 def test_a_method_that_declares_its_target_is_one_line_over_it(tmp_path: Path) -> None:
     folders = [
         fabricate(tmp_path / f"{keep}{s}", seed=s, **own("keep", keep, keep)) for keep in (0.1, 0.2) for s in (0, 1)

@@ -105,6 +105,54 @@ def test_dense_training_refuses_none() -> None:
         open_run(made(name, FedAvg()))
 
 
+class Cosine(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight), self.bias)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+class Named(nn.Linear):
+    """Nothing but another name."""
+
+
+def with_a(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
+    layer = nn.Linear(8, 8)
+    change(layer)
+    return lambda: layer
+
+
+OWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a forward": (lambda: Cosine(8, 8), "its own forward"),
+    "a convolution's forward": (lambda: Standardised(1, 1, 3, padding=1), "its own forward"),
+    "an object's forward": (with_a(lambda a: setattr(a, "forward", lambda x: x * 2)), "its own forward"),
+    "a hook": (with_a(lambda a: a.register_forward_hook(lambda a, x, y: 2 * y)), "its hooks"),
+    "a hook before": (with_a(lambda a: a.register_forward_pre_hook(lambda a, x: (2 * x[0],))), "its hooks"),
+    "a parameter": (with_a(lambda a: a.register_parameter("gain", nn.Parameter(torch.ones(1)))), "its own gain"),
+    "a buffer": (with_a(lambda a: a.register_buffer("mask", torch.ones(8))), "its own mask"),
+    "a part": (with_a(lambda a: a.add_module("drop", nn.Dropout())), "its own drop"),
+}
+
+
+@pytest.mark.parametrize("method", REPLACING, ids=lambda m: m.name)
+@pytest.mark.parametrize("name", OWN)
+def test_a_layer_that_is_more_than_a_plain_one_is_not_replaced(name: str, method: Any) -> None:
+    layer, what = OWN[name]
+    base = tiny_run(method)
+
+    def run_(make: Callable[[], nn.Module]) -> Run:
+        return replace(base, task=replace(base.task, model=lambda: Net(make(), lambda m, h: m.a(h[:, None])[:, 0])))
+
+    with pytest.raises(InputError, match=f"layer a cannot .* would lack {what}: leave it out of method.policy, or"):
+        open_run(run_(layer))
+    open_run(replace(run_(layer), method=replace(method, policy="start")))
+    open_run(replace(run_(layer), method=TopK(0.5, policy="all")))
+    open_run(run_(lambda: Named(8, 8)))
+
+
 def test_where_no_other_layer_is_left_other_methods_are_named() -> None:
     class One(nn.Module):
         def __init__(self) -> None:

@@ -298,6 +298,27 @@ def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, 
         own.go(out, resume=True)
 
 
+def test_imports_of_numbers_alone_and_of_functions_are_own_code(own: Files, tmp_path: Path) -> None:
+    kinds = {"number": "from {} import RATE", "later": "def f():\n    from {} import g", "all": "from {} import *"}
+    for kind, line in kinds.items():
+        name = f"{own.name}_{kind}"
+        (tmp_path / f"{name}.py").write_text("RATE = 1\n")
+        with (tmp_path / f"{own.nets}.py").open("a") as file:
+            file.write(f"\n{line.format(name)}\n")
+    (tmp_path / f"{own.name}_later.py").write_text("from . import nothing\ndef g(): ...\n")
+    out = tmp_path / "out"
+    own.go(out, until=1)
+    assert {f"{own.name}_{kind}.py" for kind in kinds} <= about(out)["source"].keys()
+    for kind in kinds:
+        path = tmp_path / f"{own.name}_{kind}.py"
+        before = path.read_text()
+        path.write_text("RATE = 2\n")
+        with pytest.raises(InputError, match=f"^{path} changed since"):
+            own.go(out, resume=True)
+        path.write_text(before)
+    assert own.go(out, resume=True, until=2) == [2]
+
+
 def test_the_layers_of_a_model_that_is_given_as_it_is_are_the_users_own_code() -> None:
     run = flat(FedAvg(), 4)
     assert sources(run).keys() == {"conftest.py"}

@@ -22,7 +22,7 @@ from fedsieve.engine import Round
 from fedsieve.engine.history import DEPTH, LeftOut, Returns
 from fedsieve.engine.loop import Start
 from fedsieve.files import sync, write
-from fedsieve.types import InputError, flatten
+from fedsieve.types import InputError, apart, flatten
 
 KEPT = DEPTH
 """As many as a run may go back to: one that is finite, but poisoned, is never the only one."""
@@ -30,7 +30,7 @@ KEPT = DEPTH
 
 def save(out: Path, round: Round, about: Mapping[str, str]) -> None:
     """Save what a round left, and ``about`` the run; keep the last ones."""
-    tensors = {f"state/{name}": v.contiguous() for name, v in flatten(round.state).items()}
+    tensors = apart({f"state/{name}": v for name, v in flatten(round.state).items()})
     for client, kept in round.memory.items():
         tensors[f"memory/{client}"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
     if round.norms:

@@ -176,6 +176,7 @@ def style(line: Line, runs: int) -> dict[str, Any]:
 
 def _scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:
     """Set one axis: its scale, its ticks, and a range that keeps a single point in the middle."""
+    values = [v for v in values if v > 0] if spec.log else values  # a band may reach below zero
     axis, low, high = getattr(axes, side + "axis"), min(values), max(values)
     if spec.steps:
         axis.set_ticks(range(len(spec.steps)), spec.steps)

@@ -23,6 +23,9 @@ from torch.autograd.function import once_differentiable
 from fedsieve.sparsity import top
 from fedsieve.types import InputError
 
+CALLS = ("__call__", "forward", "_conv_forward")
+"""What computes in a layer of PyTorch's."""
+
 
 class Cut:
     """Keep the top share of a tensor: exactly every ``period`` calls, by the last threshold in between."""
@@ -194,9 +197,25 @@ def _replace_(model: nn.Module, name: str, twin: Callable[[nn.Conv2d | nn.Linear
             f"layer {path} cannot be trained sparsely: a Linear, or a Conv2d with numeric zero padding, is needed"
         )
     assert isinstance(plain, nn.Conv2d | nn.Linear)
+    if own := _own(plain):
+        raise InputError(
+            f"layer {path} cannot be trained sparsely: a plain layer in its place would lack {own}: "
+            "leave it out of method.policy, or take flash, pdst, nst or topk"
+        )
     new = twin(plain)
     new.register_forward_hook(_pass)
     setattr(parent, path.rpartition(".")[2], new)
+
+
+def _own(layer: nn.Conv2d | nn.Linear) -> str:
+    """Return what a layer has beside that of PyTorch: a forward, hooks, parameters or other parts; "" if nothing."""
+    base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    if any(name in vars(layer) or getattr(type(layer), name, None) is not getattr(base, name, None) for name in CALLS):
+        return "its own forward"
+    parts = (*layer.named_parameters(), *layer.named_buffers(), *layer.named_children())
+    more = [name for name, _ in parts if name not in ("weight", "bias")]
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return f"its own {more[0]}" if more else "its hooks" if hooks else ""
 
 
 def _pass(*_: object) -> None:

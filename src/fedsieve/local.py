@@ -70,7 +70,7 @@ class Dense:
             for i, (w, g) in enumerate(zip(self.weights, found, strict=True)):
                 step = torch.zeros_like(w) if g is None else g
                 if device.weight_decay:
-                    step = step.add(w, alpha=device.weight_decay)
+                    step = step.to_dense().add(w, alpha=device.weight_decay)
                 if self.velocity:
                     step = self.velocity[i].mul_(device.momentum).add_(step)
                 w.sub_(step, alpha=device.lr)

@@ -45,7 +45,15 @@ def new(federation: Federation, origin: Origin, source: Mapping[str, str]) -> di
     run, method = federation.run, federation.run.method
     about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
     about |= {"measure": list(federation.measure), "run": described(run)}
+    json.dumps(about, default=_unwritable)
     return asdict(origin) | circumstances() | about | {"source": dict(source), "changes": []}
+
+
+def _unwritable(value: object) -> None:
+    raise InputError(
+        f"a field of the run or its method holds {type(value).__name__}, which {FILE} cannot: give numbers, texts, "
+        "lists, functions or dataclasses of them"
+    )
 
 
 def read(out: Path) -> dict[str, Any] | None:

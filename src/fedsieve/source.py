@@ -5,10 +5,13 @@ Own is what is neither FedSieve's, nor Python's, nor an installed package's: tho
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -37,13 +40,27 @@ def sources(run: Any, recipe: str = "") -> dict[str, Path]:
     seen = set[str]()
     while waiting:
         name = waiting.pop()
-        module = sys.modules.get(name)
-        if name in seen or module is None or (path := _own(module)) is None:
+        if name in seen or (path := _own(name)) is None:
             continue
         seen.add(name)
         found[path.name if name in ("__main__", "__mp_main__") else f"{name}.py"] = path
-        waiting += [other for value in list(vars(module).values()) if (other := _home(value))]
+        waiting += _imported(name, path)
+        if module := sys.modules.get(name):
+            waiting += [other for value in list(vars(module).values()) if (other := _home(value))]
     return found
+
+
+def _imported(name: str, path: Path) -> Iterator[str]:
+    """Yield the names that a file imports, anywhere in it, a number or a function alone among them."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    with suppress(OSError, SyntaxError, ValueError):  # changed since it was imported
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                with suppress(ImportError):
+                    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                    yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 def hashed(contents: Mapping[str, bytes]) -> dict[str, str]:
@@ -72,8 +89,6 @@ def _modules(thing: Any) -> Iterator[str]:
     elif isinstance(thing, tuple | list):
         for part in thing:
             yield from _modules(part)
-    elif isinstance(thing, nn.Module):
-        yield from (type(layer).__module__ for layer in thing.modules())
     elif home := _home(thing):
         yield home
         if is_dataclass(thing) and not isinstance(thing, type):
@@ -89,9 +104,12 @@ def _home(value: Any) -> str | None:
     return home if isinstance(home, str) else None
 
 
-def _own(module: ModuleType) -> Path | None:
-    """Return the file of a module of the user's own; None for all others."""
-    file = getattr(module, "__file__", None)
+def _own(name: str) -> Path | None:
+    """Return the file of a module of the user's own, imported or not yet; None for all others."""
+    file, parent = getattr(sys.modules.get(name), "__file__", None), name.rpartition(".")[0]
+    if name not in sys.modules and (not parent or parent in sys.modules):
+        with suppress(ImportError, ValueError):
+            file = getattr(importlib.util.find_spec(name), "origin", None)
     if not isinstance(file, str) or not file.endswith(".py"):
         return None
     path = Path(file).resolve()

@@ -203,8 +203,8 @@ def scaled(raw: Mapping[str, float], sizes: Mapping[str, int], q: float) -> dict
 
 def check_share(what: str, value: float, *, zero: bool) -> None:
     """Raise InputError unless 0 < value <= 1 (or 0 <= value < 1 where ``zero`` is allowed)."""
-    if not ((0 <= value < 1) if zero else (0 < value <= 1)):
-        raise InputError(f"{what} must lie in {'[0, 1)' if zero else '(0, 1]'}, got {value}")
+    if not isinstance(value, int | float) or not ((0 <= value < 1) if zero else (0 < value <= 1)):
+        raise InputError(f"{what} must lie in {'[0, 1)' if zero else '(0, 1]'}, got {value!r}")
 
 
 def _magnitudes(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from fedsieve.masks import packed
 from fedsieve.run_json import OTHER, Origin
 from fedsieve.source import contents_of, hashed, sources
 from fedsieve.summary import summary
-from fedsieve.types import InputError, rng, unflatten
+from fedsieve.types import InputError, apart, rng, unflatten
 
 ROWS = "rounds.jsonl"
 PUT_BACK = f"put it back as it was, or {OTHER}"
@@ -248,6 +248,6 @@ def _finish(out: Path, federation: Federation) -> None:
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     shipped = plain.state_dict() | run.method.deploy(state)
-    write(out / "model.safetensors", save({name: v.contiguous() for name, v in shipped.items()}))
+    write(out / "model.safetensors", save(apart(shipped)))
     both = {"kernels_measured": of_both(federation, state, start)} if "kernels" in federation.measure else {}
     write_json(out / "summary.json", summary(read_rows(out), federation) | both)

@@ -97,12 +97,18 @@ class Data:
             raise InputError(f"data: {len(self.x) if self.x.dim() else 'no'} examples but {len(self.y)} labels")
         for name in ("mean", "std"):
             given: Any = getattr(self, name)
-            given = (given,) if isinstance(given, int | float) else tuple(map(float, given))
+            try:
+                several = torch.as_tensor(given, dtype=torch.float64).reshape(-1)
+                given = (given,) if isinstance(given, int | float) else tuple(several.tolist())
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError(f"data: {name} must be a number, or one a channel, got {given!r}") from None
             object.__setattr__(self, name, given)
             if len(given) != 1 and (self.x.dim() < 2 or len(given) != self.x.shape[1]):
                 raise InputError(f"data: {name} must hold one number, or one a channel, got {len(given)}")
             if name == "std" and not all(value > 0 for value in given):
                 raise InputError(f"data: std must be above 0, got {given}")
+            if not all(map(math.isfinite, given)):
+                raise InputError(f"data: {name} must be finite, got {given}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -123,12 +129,15 @@ class Data:
 
 def _tensor(name: str, given: Any) -> Tensor:
     """Return what a user gave as examples or labels as a tensor. Raises InputError."""
-    if isinstance(given, Tensor):
-        return given.detach()
     try:
-        tensor = torch.as_tensor(given)
+        tensor = given.detach() if isinstance(given, Tensor) else torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"data: {name} must be a tensor, an array or a list of numbers ({error})") from None
+    odd = tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
+    if odd or tensor.is_meta or hasattr(given, "filled"):  # a masked array
+        raise InputError(f"data: {name} must hold plain real numbers, all of them, got {tensor.dtype}, {tensor.layout}")
+    if isinstance(given, Tensor):
+        return tensor
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
@@ -249,6 +258,17 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
     for name, value in _children(state):
         flat |= flatten(value, f"{prefix}/{name}" if prefix else name)
     return flat
+
+
+def apart(tensors: Mapping[str, Tensor]) -> Params:
+    """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
+    found, seen = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
 
 
 def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:

@@ -41,7 +41,10 @@ class Dataset:
                 raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {kind(given)}")
         object.__setattr__(self, "classes", _names(self.name, self.classes))
         if self.group is not None:
-            group = torch.as_tensor(self.group)
+            try:
+                group = torch.as_tensor(self.group)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"dataset {self.name}: group must number the examples' owners ({error})") from None
             object.__setattr__(self, "group", group)
             if group.shape != self.train.y.shape:
                 raise InputError(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> lis
     ``spec`` is iid, lda:ALPHA, or group (these are cached), the users' own indices, or a function that gives them.
     """
     if not isinstance(spec, str):
+        try:
+            inspect.signature(spec).bind(dataset, clients, seed) if callable(spec) else None
+        except ValueError:
+            pass  # a builtin tells no signature
+        except TypeError as error:
+            raise InputError(f"partition: a function takes dataset, clients and seed ({error})") from None
         given = spec(dataset, clients, seed) if callable(spec) else spec
         own = given if isinstance(given, Indices) else Indices.of(given)
         return own.checked(len(dataset.train), clients)

@@ -23,7 +23,7 @@ from fedsieve.data.files import package
 from fedsieve.deployed import sparse_file
 from fedsieve.deployed.model import Deployed
 from fedsieve.output import check_place, save
-from fedsieve.types import InputError
+from fedsieve.types import InputError, apart
 
 
 def check_out(out: Path) -> None:
@@ -119,7 +119,7 @@ def _fsv(deployed: Deployed) -> bytes:
 
 
 def _safetensors(deployed: Deployed) -> bytes:
-    return safetensors({name: value.contiguous() for name, value in deployed.weights().items()})
+    return safetensors(apart(deployed.weights()))
 
 
 FORMS: dict[str, Callable[[Deployed], bytes]] = {".onnx": _onnx, ".fsv": _fsv, ".safetensors": _safetensors}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 def check_labels(dataset: Dataset) -> None:
     """Raise InputError unless there are examples, and every label is a number of a class."""
+    if (dataset.train.mean, dataset.train.std) != (dataset.test.mean, dataset.test.std):
+        raise InputError(f"{dataset.name}: its training and test examples differ in mean or std: give both the same")
     for what, data in (("training", dataset.train), ("test", dataset.test)):
         if not len(data):
             raise InputError(f"{dataset.name} has no {what} example")
-        low, high = data.y.min().item(), data.y.max().item()
+        low, high = data.y.long().min().item(), data.y.long().max().item()
         if data.y.dtype != torch.int64 or low < 0 or high >= len(dataset.classes):
             raise InputError(
                 f"{dataset.name}: {what} labels must be int64 from 0 to {len(dataset.classes) - 1} "
@@ -47,17 +50,20 @@ def check_model(federation: Federation) -> None:
         else getattr(named, "__name__", "of yours")
     )
     fits = f"model {what} does not fit {dataset.name}"
+    if odd := [n for n, v in model.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())]:
+        raise InputError(
+            f"{fits}: its {odd[0]} holds NaN or infinity, which no message does: give a weight other numbers, register "
+            "a buffer with persistent=False"
+        )
     x, _ = dataset.train.batch(slice(0, 2))
-    try:
-        logits: object = model.eval()(x)
-    except Exception as error:
-        raise InputError(f"{fits}: given examples of shape {list(x.shape[1:])} it fails ({line(error)})") from error
+    logits = _logits(model, x, f"{fits}: given examples")
     if not isinstance(logits, Tensor):
         raise InputError(f"{fits}: it returns {kind(logits)}, where the logits alone are needed, a tensor [n, classes]")
     if logits.shape != (len(x), len(dataset.classes)):
         raise InputError(
             f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
         )
+    _logits(model, dataset.test.batch(slice(0, 2))[0], f"{fits}: given test examples")
     if federation.run.task.augment != "none" and x.dim() != 4:
         raise InputError(f"task.augment=crop_flip needs images, but {dataset.name} has shape {list(x.shape[1:])}")
     if not any(w.requires_grad for w in model.parameters()):
@@ -70,8 +76,18 @@ def check_model(federation: Federation) -> None:
         _check_step(model, x, fits)
 
 
+def _logits(model: nn.Module, x: Tensor, given: str) -> object:
+    """Return what a model makes of examples. Raises InputError if it fails."""
+    try:
+        return model.eval()(x)
+    except Exception as error:
+        raise InputError(f"{given} of shape {list(x.shape[1:])} it fails ({line(error)})") from error
+
+
 def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
-    """Raise InputError unless a training step can be taken."""
+    """Raise InputError unless a training step can be taken, and changes nothing that is not sent."""
+    sent = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    before = {n: v.clone() for n, v in model.named_buffers() if n not in sent and not n.endswith("num_batches_tracked")}
     trained = [w for w in model.parameters() if w.requires_grad]
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -79,6 +95,11 @@ def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
             torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:
         raise InputError(f"{fits}: a training step on {len(x)} examples fails ({line(error)})") from error
+    now = dict(model.named_buffers())
+    if odd := [name for name, value in before.items() if not torch.equal(now[name], value)]:
+        raise InputError(
+            f"{fits}: training changes its buffer {odd[0]}, which is not sent: make it float32, and persistent"
+        )
 
 
 @torch.no_grad()
@@ -114,6 +135,18 @@ def check_prepared(federation: Federation, prepared: nn.Module) -> None:
             f"the model uses the weight of {', '.join(sorted(past))} without calling the layer, so that {method.name} "
             f"cannot replace it: {remedy}"
         )
+
+
+def check_method(federation: Federation, state: Any) -> None:
+    """Raise InputError unless a method gives the state, the model and the number that are asked of it."""
+    method = federation.run.method
+    if not isinstance(getattr(state, "params", None), Mapping):
+        raise InputError(f"{method.name}: init must return a dataclass of tensors with params, got {kind(state)}")
+    if not isinstance(model := method.deploy(state), Mapping):
+        raise InputError(f"{method.name}: deploy must return the model's parameters by name, got {kind(model)}")
+    size: object = method.paper_bytes(federation.model())
+    if size is not None and not isinstance(size, int | float):
+        raise InputError(f"{method.name}: paper_bytes must return a number, or None, got {size!r}")
 
 
 def _drawn(model: nn.Module, x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,47 @@ from fedsieve.types import InputError
 NO_DATASET = (
     "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
 )
+METHOD = ("name", "prepare", "init", "broadcast", "client", "aggregate", "deploy", "paper_bytes")
+"""What every method has."""
 
 
-def check_whole(where: str, holder: object, *names: str) -> None:
-    """Raise InputError unless fields hold whole numbers."""
-    for name in names:
-        if not isinstance(value := getattr(holder, name), int) or isinstance(value, bool):
-            raise InputError(f"{where}{'.' if where else ''}{name} must be a whole number, got {value!r}")
+def check_fields(where: str, holder: object) -> None:
+    """Raise InputError unless fields that are to hold numbers, words, or one of some dataclasses do."""
+    for name, wanted in get_type_hints(type(holder)).items():
+        value, kinds = getattr(holder, name), get_args(wanted)
+        if wanted is int and type(value) is not int:
+            what = "a whole number"
+        elif wanted is float and not (isinstance(value, int | float) and not isinstance(value, bool)):
+            what = "a number"
+        elif wanted is str and not isinstance(value, str):
+            what = "a text"
+        elif get_origin(wanted) is Literal and not (isinstance(value, str) and value in kinds):
+            what = f"one of {', '.join(kinds)}"
+        elif kinds and all(map(is_dataclass, kinds)) and not isinstance(value, kinds):
+            what = f"one of {', '.join(f'{one.__name__}()' for one in kinds)}"
+        else:
+            continue
+        raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
+
+
+def check_parts(method: Any) -> None:
+    """Raise InputError unless a method has all its functions, and numbers where they are needed."""
+    if lacking := [name for name in METHOD if not hasattr(method, name)]:
+        raise InputError(f"Run(method, task, ...) needs a method: {kind(method)} has no {lacking[0]}: docs/method.md")
+    if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
+        check_fields("method", method)
+    for name in ("warm_up", "tiers"):
+        number: object = getattr(method, name, None)
+        if number is not None and (type(number) is not int or number < 0):
+            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
 
 
 def shares(given: Any) -> tuple[float, ...]:
     """Return what a user gave as shares. Raises InputError."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    found = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not found or not all(isinstance(share, int | float) for share in found):
         raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {given!r}")
-    return tuple(given)
+    return found
 
 
 def given_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
@@ -93,6 +121,9 @@ def _check_plain(model: nn.Module) -> None:
             raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
         if w.dtype != torch.float32:
             raise InputError(f"{name} is of {w.dtype}, where float32 is trained: give model.float()")
+    for name, value in (*named.items(), *model.named_buffers()):
+        if torch._debug_has_internal_overlap(value) == 1:
+            raise InputError(f"{name} is expanded from fewer numbers than it shows: give it .contiguous()")
     state = model.state_dict()
     if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise InputError(f"the model's state holds {odd[0]}, which is no tensor (is it quantised?): give a plain model")

@@ -31,7 +31,7 @@ from fedsieve.kernels.choice import Kernels
 from fedsieve.local import Saved, accuracy, chance, keep_freed_memory, load_, threads
 from fedsieve.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.sparsity import density
-from fedsieve.types import Data, Mask, Params, Tree, rng, unflatten
+from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import Body, decode, encode
 from fedsieve.work import Work
 
@@ -169,6 +169,8 @@ def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b
         device.steps = work.begin
         down = worker.read(t, client, letter)
         update = worker.method.client(down, device)
+    if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
+        raise InputError(f"{worker.method.name}: client must return an Update of a tree by names")
     diagnostics = readable({"metrics": update.metrics, **_counted(work)})
     diagnostics["metrics"] |= _saved(worker)
     sent = worker.letters.compensated(worker.letters.trained(update.tree), device.memory)

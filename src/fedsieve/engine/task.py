@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.dataset import kind
 from fedsieve.data.partition import Indices, Partition, hold_out, partition
-from fedsieve.engine.fit import check_labels, check_model, check_prepared
-from fedsieve.engine.given import NO_DATASET, check_whole, given_dataset, given_model, shares
+from fedsieve.engine.fit import check_labels, check_method, check_model, check_prepared
+from fedsieve.engine.given import NO_DATASET, check_fields, check_parts, given_dataset, given_model, shares
 from fedsieve.local import crop_flip
 from fedsieve.measures import check_measures
 from fedsieve.models import MODELS, truncated_normal_
@@ -64,7 +64,7 @@ class Task:
             raise InputError(f"task.dataset {NO_DATASET.format(kind(self.dataset))}")
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
-        check_whole("task", self, "clients", "test_limit")
+        check_fields("task", self)
         object.__setattr__(self, "tiers", shares(self.tiers))
         if self.clients < 1:
             raise InputError(f"task.clients must be at least 1, got {self.clients}")
@@ -122,7 +122,7 @@ class Run:
         if not isinstance(self.task, Task) or isinstance(self.method, type):
             wrong = "a Task" if not isinstance(self.task, Task) else f"{kind(self.method)}(), not {kind(self.method)}"
             raise InputError(f"Run(method, task, ...) needs {wrong}")
-        check_whole("", self, "rounds", "per_round", "epochs", "batch", "evaluate_every", "seed")
+        check_fields("", self)
         for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -145,6 +145,7 @@ class Run:
 
     def _check_method(self) -> None:
         """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
+        check_parts(self.method)
         density: object = self.target_density
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")
@@ -334,6 +335,7 @@ def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Fede
     check_model(federation)
     check_prepared(federation, run.method.prepare(federation.model()))
     state = run.method.init(federation.model(), rng(run.seed, "init"))
+    check_method(federation, state)
     check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
     if spent := getattr(run.method, "spent", None):
         spent(0, run.per_round, task.clients)

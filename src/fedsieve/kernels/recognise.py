@@ -123,3 +123,15 @@ def _one(value: Any) -> int | None:
     if isinstance(value, tuple | list):
         return int(value[0]) if len(set(value)) == 1 else -1
     return None if value is None else int(value)
+
+
+def put_back(held: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> str:
+    """Give modules back the attributes and buffers they had; return one that had changed, "" if none had."""
+    found = ""
+    for m, attributes, buffers in held:
+        for now, before in ((vars(m), attributes), (m._buffers, buffers)):
+            changed = [n for n in now.keys() | before.keys() if now.get(n) is not before.get(n) and n != "training"]
+            found = found or min(changed, default="")
+            now.clear()
+            now.update(before)
+    return found

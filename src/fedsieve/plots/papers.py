@@ -134,7 +134,8 @@ def flash_2(runs: Runs) -> Picture:
 
 def sparsefedpp_1(runs: Runs) -> Picture:
     """Accuracy at the end over sparsity, a line for each method."""
-    known = sorted({x for group in seeds(runs) if (x := _cut(group)) is not None})
+    parts = (part for group in series(runs, kind, aims(runs)).values() for part in seeds(group))  # as ``_swept`` does
+    known = sorted({x for part in parts if (x := _cut(part)) is not None})
     _need(known, "no run given has a sparsity: name runs of a sparse method")
     lines = _swept(runs, _cut, kind, aims(runs), steps={x: i for i, x in enumerate(known)})
     panel = Panel("", Axis("sparsity", steps=tuple(f"{x:g}" for x in known)), REACHED, lines)
