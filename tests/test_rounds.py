@@ -260,7 +260,8 @@ def wrong(**changes: Any) -> Any:
 
     def data() -> Any:
         good = blobs()
-        return replace(good, train=replace(good.train, **{k: v(good.train) for k, v in changes.items()}))
+        both = ((part, getattr(good, part)) for part in ("train", "test"))
+        return replace(good, **{part: replace(d, **{k: v(d) for k, v in changes.items()}) for part, d in both})
 
     return data
 
@@ -278,7 +279,7 @@ class NormNet(nn.Sequential):
         (Task(TinyNet, wrong(y=lambda d: d.y + 1), 6), "training labels must be int64 from 0 to 2"),
         (Task(TinyNet, wrong(y=lambda d: d.y.int()), 6), "got torch.int32"),
         (Task("leaf_cnn", blobs, 6), "model leaf_cnn does not fit blobs: given examples of shape"),
-        (Task("digits_net", wrong(x=lambda d: torch.zeros(240, 1, 8, 8)), 6), ""),
+        (Task("digits_net", wrong(x=lambda d: torch.zeros(len(d), 1, 8, 8)), 6), ""),
         (Task(nn.Flatten, blobs, 6), r"it answers \[2, 72\] for 2 examples of 3 classes"),
         (Task(NormNet, blobs, 6, validation=0.0), "batches of 39 leave a client: -s batch=40 leaves none"),
         (Task(NormNet, blobs, 240, validation=0.0), "use fewer clients"),
