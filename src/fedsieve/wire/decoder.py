@@ -173,7 +173,7 @@ class _Reader:
     def kept_of(self, mask: Array, count: int) -> Array:
         """Return where a mask is true, as it is kept."""
         self.budget.draw(min(8 * count, (len(mask) + 7) // 8))
-        return kept_of(mask, count)
+        return kept_of(mask, count, self.block)
 
     def mask(self, leaf: Leaf, gaps: Array) -> Array:
         """Return a mask of the positions that gaps tell of, by themselves or as flips."""
@@ -186,7 +186,7 @@ class _Reader:
         order = order_of(self.known, leaf.name, leaf.edge if leaf.way == RANKED else None, self.budget)
         if order is None:
             raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
-        mask = order.first(leaf.count)
+        mask = order.first(leaf.count if leaf.way == RANKED else order.many)
         with self.budget.at_work(len(gaps)):
             for _, places in from_gaps(gaps, leaf.numel, self.block):
                 mask[order.elements(places)] ^= True
@@ -211,7 +211,7 @@ class _Reader:
         if leaf.mode not in (DISTANCE, BF16_DISTANCE):
             return ((part, UNSIGNED) for part, _ in parts(None, leaf.count, self.block))
         words, mask = self.plan.base(leaf.name, leaf.way, leaf.shape, leaf.count)
-        where = kept if mask is None else kept_of(mask, leaf.count)
+        where = kept if mask is None else kept_of(mask, leaf.count, self.block)
         return ((part, words[elements]) for part, elements in parts(where, len(words), self.block))
 
     def words(self, i: int, leaf: Leaf, numbers: Array, part: slice, base: Array) -> Array:

@@ -48,9 +48,16 @@ def from_gaps(gaps: Array, numel: int, block: int) -> Iterator[tuple[slice, Arra
         yield slice(first, first + len(index)), index
 
 
-def kept_of(mask: Array, count: int) -> Array:
+def kept_of(mask: Array, count: int, block: int) -> Array:
     """Return where a mask is true as it is kept: few positions as int64, many as bits, the lowest first (uint8)."""
-    return np.packbits(mask, bitorder="little") if 8 * count > len(mask) else np.flatnonzero(mask)
+    if 8 * count > len(mask):
+        return np.packbits(mask, bitorder="little")
+    found, many = np.empty(count, np.int64), 0
+    for first in range(0, len(mask), block):
+        where = np.flatnonzero(mask[first : first + block])
+        np.add(where, first, out=found[many : many + len(where)])
+        many += len(where)
+    return found
 
 
 def parts(kept: Array | None, numel: int, block: int) -> Iterator[tuple[slice, Array | slice]]:
@@ -112,7 +119,8 @@ class Order:
     before: Array
     """How many likely elements come before each block, and at last how many there are (int64)."""
     near: Array | None = None
-    """The likely elements of every block by class, then position, counted from its start (uint16); None: one class."""
+    """The likely elements of every block by class, then position, counted from its start (uint16); None: they are many,
+    and all of one class."""
     starts: Array | None = None
     """Where in the order the elements of each class and block begin, a row a class (uint32)."""
     slots: Array | None = None
@@ -167,18 +175,23 @@ class Order:
         """Return the places (uint32, ascending) in the order where positions differ from its first ``foreseen``."""
         mask = np.zeros(len(self.words), bool)
         mask[index] = True
-        changed, near, far = mask ^ self.first(foreseen), [], []
-        for at, first in enumerate(range(0, len(mask), self.block)):
-            likely, here = self.likely(at), slice(first, first + self.block)
-            start, end = self.before[at : at + 2]
+        expected, near, far = self.first(foreseen), [], []
+        cuts = np.searchsorted(index, np.arange(len(self.before)) * self.block)
+        for at, (start, end) in enumerate(pairwise(self.before.tolist())):
+            first, held = at * self.block, int(cuts[at + 1] - cuts[at])
+            here = slice(first, first + self.block)
             if self.near is None or self.starts is None or self.slots is None:
-                near.append(start + np.flatnonzero(changed[here][likely]))
+                elements = np.flatnonzero(self.likely(at))
+                told = mask[here][elements]
+                near.append(start + np.flatnonzero(told != expected[here][elements]))
             else:
-                slot = start + np.flatnonzero(changed[here][self.near[start:end]])
+                elements = self.near[start:end]
+                told = mask[here][elements]
+                slot = start + np.flatnonzero(told != expected[here][elements])
                 kind = np.searchsorted(self.slots[:, at], slot, side="right") - 1
                 near.append(self.starts[kind, at] + (slot - self.slots[kind, at]))
-            if (mask[here] & ~likely).any():
-                far.append(self.many + first - start + np.flatnonzero(mask[here][~likely]))
+            if np.count_nonzero(told) < held:
+                far.append(self.many + first - start + np.flatnonzero(mask[here][~self.likely(at)]))
         found = np.concatenate([np.sort(np.concatenate(near)), *far]) if near else np.zeros(0)
         return found.astype(np.uint32)
 
@@ -205,17 +218,18 @@ def order_of(known: Known, name: str, edge: int | None, budget: Budget | None = 
     if held is not None and held[0] == (edge or 0):
         same: Order | None = held[1]
         return same
-    found = supported(words) if edge is None else ranked(words, edge, budget)
-    if found is None or edge is None or 2 * found.many <= len(words):
+    found = supported(words, budget) if edge is None else ranked(words, edge, budget)
+    if found is None or found.near is None or 2 * found.many <= len(words):
         known.orders[key] = edge or 0, found
     elif budget:
         budget.give(found.weight)  # it goes before there are values
     return found
 
 
-def supported(words: Array) -> Order:
+def supported(words: Array, budget: Budget | None = None) -> Order:
     """Return the base's non-zeros, all of one class, then its zeros."""
-    return _counted(words, 1)
+    order = _counted(words, 1)
+    return order if 2 * order.many > len(words) else _sorted(order, np.uint32(0), budget)
 
 
 def ranked(words: Array, edge: int, budget: Budget | None = None) -> Order | None:
@@ -227,15 +241,15 @@ def ranked(words: Array, edge: int, budget: Budget | None = None) -> Order | Non
     order, top = _counted(words, max((edge - BELOW) << STEP, 1)), np.uint32(edge + ABOVE)
     if order.many > max(len(words) // 2, LARGE):
         return None
+    return _sorted(order, top, budget)
+
+
+def _sorted(order: Order, top: np.uint32, budget: Budget | None) -> Order:
+    """Return an order whose likely elements are sorted by class, ``top`` being the first step of the highest."""
     if budget:
         budget.draw(order.weight)
         with budget.lent(SORTING * order.block):
-            return _sorted(order, top)
-    return _sorted(order, top)
-
-
-def _sorted(order: Order, top: np.uint32) -> Order:
-    """Return an order whose likely elements are sorted by class, ``top`` being the first step of the highest."""
+            return _sorted(order, top, None)
     words = order.words
     near, counts = np.empty(order.many, np.uint16), np.empty((len(order.before) - 1, ABOVE + BELOW + 1), np.uint32)
     for at, (start, end) in enumerate(pairwise(order.before)):
