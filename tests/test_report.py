@@ -194,6 +194,13 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def test_what_was_not_counted_stands_beside_the_multiply_adds(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for names, said in (["aten::<b>", "aten::fft"], True), ([], False), (5, False):
+        change(run / "summary.json", multiply_adds_not_counted=names)
+        assert ("not counted: aten::<b>, aten::fft" in page_of(tmp_path, run).result("ZeroFL")[6][0]) == said
+
+
 def test_every_run_is_listed_and_told_apart_by_what_differs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
     runs.append(write_run(tmp_path / "slow", seed=1, lr=0.01))

@@ -82,7 +82,7 @@ def _row(one: Configuration, look: str, about: str) -> str:
         _measured(runs, "bytes_up", size, "bytes_dense_up"),
         _measured(runs, "bytes_down", size, "bytes_dense_down"),
         _against(runs, Recorded.upload, size, "paper", lambda run: run.final("paper_bytes_up")),
-        _measured(runs, "multiply_adds", count, "multiply_adds_dense"),
+        _measured(runs, "multiply_adds", count, "multiply_adds_dense") + _not_counted(runs),
         _step(runs),
         _value(runs, lambda run: run.total("seconds"), duration),
         _value(runs, lambda run: run.final("peak_memory_mb"), megabytes),
@@ -121,6 +121,13 @@ def _under(what: str, runs: list[Recorded], get: Get, form: Form) -> str:
 
 def _measured(runs: list[Recorded], name: str, form: Form, dense: str) -> str:
     return _against(runs, lambda run: run.total(name), form, "dense", lambda run: run.total(dense))
+
+
+def _not_counted(runs: list[Recorded]) -> str:
+    """Return what the multiply-adds lack: the operations that have no formula."""
+    every = [(run.summary or {}).get("multiply_adds_not_counted") for run in runs]
+    names = sorted({str(name) for one in every if isinstance(one, list) for name in one})
+    return f"<small>not counted: {escape(', '.join(names))}</small>" if names else ""
 
 
 def _against(runs: list[Recorded], get: Get, form: Form, what: str, reference: Get) -> str:
