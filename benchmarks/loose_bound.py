@@ -107,7 +107,7 @@ def mixed(name: str, seed: int, mix: str) -> Run:
 
 def measured(known: dict[str, Any], dataset: str) -> Iterable[tuple[str, str, Any]]:
     """Yield what is not known yet of a dataset's recipes: the part, the recipe's name, and what was found."""
-    names = [name for name in recipes() if name.endswith(dataset) and made(name).task.clients > 1]
+    names = [name for name in recipes() if name.endswith(f".{dataset}") and made(name).task.clients > 1]
     for name in names:
         if dataset == "digits" and name not in known["liar"]:
             yield "liar", name, liar(name)

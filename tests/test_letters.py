@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import tiny_run
-from fedsieve import local, pool
+from fedsieve import Dataset, local, pool
 from fedsieve.engine.letters import UNSENT, Letters
 from fedsieve.engine.loop import Engine, Exchange, Memory, Start, Worker, answer, rounds
 from fedsieve.engine.task import Federation, open_run
@@ -89,6 +89,15 @@ def test_each_federation_has_its_own_key() -> None:
             answer(Worker(worker, kernels="dense"), t, client, outgoing[0])
 
 
+def split(first: int) -> Any:
+    """A partition function whose first client has so many examples: of one name, whatever they are."""
+
+    def cut(dataset: Dataset, clients: int, seed: int) -> Any:
+        return [*torch.arange(len(dataset.train)).split([first, 80 - first, *[40] * 4])]
+
+    return cut
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "lr": {"lr": 0.05},
     "batch": {"batch": 5},
@@ -96,13 +105,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "seed": {"seed": 1},
     "method": {"method": ZeroFL(0.9, 0.0)},
     "partition": {"task": replace(tiny_run(FedAvg()).task, partition="lda:0.5")},
+    "boundaries": {"task": replace(tiny_run(FedAvg()).task, partition=split(31), validation=0.0)},
     "the same again": {},
 }
 
 
 @pytest.mark.parametrize("setting", OTHERS)
 def test_letters_of_another_run_with_the_same_key_are_refused_in_both_directions(setting: str) -> None:
-    run_ = everyone(FedAvg())
+    task = replace(tiny_run(FedAvg()).task, partition=split(30), validation=0.0)
+    run_ = replace(everyone(FedAvg()), task=task)
     ours, theirs = open_run(run_), open_run(replace(run_, **OTHERS[setting]))
     theirs = replace(theirs, key=ours.key, name=theirs.name if setting == "the same again" else ours.name)
     server, mine = Letters(theirs), Letters(ours)

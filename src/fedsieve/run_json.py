@@ -21,7 +21,7 @@ from typing import Any
 
 from fedsieve.circumstances import circumstances
 from fedsieve.engine import Federation
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.fingerprint import described, digest_of
 from fedsieve.engine.schedule import stretched
 from fedsieve.files import read_json
 from fedsieve.types import InputError
@@ -153,10 +153,7 @@ def fingerprints(federation: Federation, about: Mapping[str, Any]) -> dict[str, 
     """Return hashes of what a run computes: its settings, ``rounds`` aside, and who holds which examples."""
     run = {name: part for name, part in about["run"].items() if name != "rounds"}
     text = json.dumps([run, about["measure"], about["kernels"]], sort_keys=True)
-    data = hashlib.sha256()
-    for shard in federation.shards:
-        data.update(shard.numpy().tobytes())
-    return {"run": hashlib.sha256(text.encode()).hexdigest(), "data": data.hexdigest()}
+    return {"run": hashlib.sha256(text.encode()).hexdigest(), "data": digest_of(federation.shards)}
 
 
 def _leaves(node: Any, path: str = "") -> dict[str, Any]:

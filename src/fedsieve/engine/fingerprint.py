@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsieve.data import Dataset
 from fedsieve.data.partition import Indices
@@ -56,7 +56,13 @@ def _digest(model: nn.Module) -> str:
 def fingerprint(federation: Federation) -> str:
     """Return a hash of what the run computes: its settings, and who holds which examples where both sides know it."""
     text = json.dumps(described(federation.run), sort_keys=True, default=lambda thing: type(thing).__qualname__)
-    digest = hashlib.sha256(text.encode())
-    for shard in federation.shards if federation.own is None else ():
-        digest.update(shard.numpy().tobytes())
+    holders = digest_of(federation.shards) if federation.own is None else ""
+    return hashlib.sha256(f"{text}{holders}".encode()).hexdigest()
+
+
+def digest_of(shards: Iterable[Tensor]) -> str:
+    """Return a hash of which examples every client holds."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{len(shard)} ".encode() + shard.numpy().tobytes())
     return digest.hexdigest()
