@@ -134,7 +134,8 @@ def table() -> str:
     for name, (runs, refused, share) in told["honest"].items():
         both = told["liar"].get(name)
         ends = [f"{b:.1f} (without {a:.1f})" for a, b in both.values()] if both else ["", ""]
-        lines.append(f"| `{name}` | {runs} | {refused} | {100 * share:.1f} % | {ends[0]} | {ends[1]} |")
+        near = f"{100 * share:.1f} %" if share else ""  # a private method has a bound of its own
+        lines.append(f"| `{name}` | {runs} | {refused} | {near} | {ends[0]} | {ends[1]} |")
     return "\n".join(lines)
 
 

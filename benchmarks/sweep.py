@@ -1,8 +1,9 @@
 """How long one sweep of all methods on the handwritten digits takes, and whether FLASH is ahead of its baselines.
 
 Aim: ten methods, three seeds each, 95 % sparse where they are sparse, two runs at once: under two minutes on two cores
-(missed by a little). Claim: FLASH's mean accuracy is at least NST's and PDST's. The time is the wall-clock of the
-command, start and table included, on a machine with nothing else to do (``load`` says how busy it was before). n: 1.
+(missed: to encode and check every message takes a third of it). Claim: FLASH's mean accuracy is at least NST's and
+PDST's. The time is the wall-clock of the command, start and table included, on a machine with nothing else to do
+(``load`` says how busy it was before). n: 1.
 Hardware and versions stand in the results, benchmarks/results/sweep.json.
 
     python benchmarks/sweep.py
