@@ -128,11 +128,11 @@ def results() -> dict[str, Any]:
 
 def table() -> str:
     """Return the committed results as a table."""
-    told = results()
+    committed = results()
     lines = ["| recipe | honest runs | refused | closest to the bound | a lie once | a lie in every round |"]
     lines.append("|---|---|---|---|---|---|")
-    for name, (runs, refused, share) in told["honest"].items():
-        both = told["liar"].get(name)
+    for name, (runs, refused, share) in committed["honest"].items():
+        both = committed["liar"].get(name)
         ends = [f"{b:.1f} (without {a:.1f})" for a, b in both.values()] if both else ["", ""]
         near = f"{100 * share:.1f} %" if share else ""  # a private method has a bound of its own
         lines.append(f"| `{name}` | {runs} | {refused} | {near} | {ends[0]} | {ends[1]} |")
@@ -141,11 +141,11 @@ def table() -> str:
 
 def main(datasets: list[str]) -> None:
     for dataset in datasets or ["digits", "mnist"]:
-        for part, name, found in measured(results(), dataset):
-            told = results()
-            told[part][name] = found
-            RESULTS.write_text(json.dumps(told, indent=1) + "\n")
-            print(part, name, found, flush=True)
+        for part, name, values in measured(results(), dataset):
+            committed = results()
+            committed[part][name] = values
+            RESULTS.write_text(json.dumps(committed, indent=1) + "\n")
+            print(part, name, values, flush=True)
     print(table())
 
 

@@ -262,13 +262,13 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def apart(tensors: Mapping[str, Tensor]) -> Params:
     """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
-    found, seen = dict[str, Tensor](), set[int]()
+    result, seen = dict[str, Tensor](), set[int]()
     for name, value in tensors.items():
         value = value.contiguous()
         place = value.untyped_storage().data_ptr()
-        found[name] = value.clone() if place in seen else value
+        result[name] = value.clone() if place in seen else value
         seen.add(place)
-    return found
+    return result
 
 
 def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from fedsieve.engine.diagnostics import PARTS, SAVED, Diagnostics, checked, plain, readable
 from fedsieve.engine.task import Federation
@@ -66,24 +66,24 @@ class Checks:
         to ``refuse``, with the reason. None of them leaves a trace.
         """
         limits, sound = self._limits(state, self._sound(state, asked, answers, refuse))
-        norms, long = list[Norms](), list[Answer]()
+        norms, long = list[Norms](), list[tuple[Answer, Norms]]()
         for answer in sound:
             norms += _norms([answer])
             if answer.norms is None or within(answer.norms, limits):
                 self._remember(answer.norms)
                 yield answer
             elif isinstance(self.bound, Loose):
-                long.append(answer)
+                long.append((answer, answer.norms))
             else:
                 refuse(answer.client, _too_long(answer.norms, limits))
         if isinstance(self.bound, Loose):
             limits = self.bound.widened(limits, norms)
-        for answer in long:
-            if within(cast(Norms, answer.norms), limits):
-                self._remember(answer.norms)
+        for answer, lengths in long:
+            if within(lengths, limits):
+                self._remember(lengths)
                 yield answer
             else:
-                refuse(answer.client, _too_long(cast(Norms, answer.norms), limits))
+                refuse(answer.client, _too_long(lengths, limits))
 
     def _limits(self, state: Any, sound: Iterator[Answer]) -> tuple[Limits, Iterator[Answer]]:
         """Return the bounds of a round, and its answers, of which they may depend on the first, or on all."""

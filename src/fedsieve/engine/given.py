@@ -57,10 +57,10 @@ def check_parts(method: Any) -> None:
 
 def shares(given: Any) -> tuple[float, ...]:
     """Return what a user gave as shares. Raises InputError."""
-    found = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
-    if not found or not all(isinstance(share, int | float) for share in found):
+    result = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not result or not all(isinstance(share, int | float) for share in result):
         raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {given!r}")
-    return found
+    return result
 
 
 def given_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:

@@ -205,15 +205,15 @@ class _Shapes(fx.Interpreter):
 
 def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
-    held = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    states = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
     modes = {m: m.training for m in model.modules()}
     try:
         try:
             traced = fx.GraphModule(model, _Tracer().trace(model.train(training)))
         finally:
-            kept = put_back(held)
-        if kept:
-            raise Unsupported(f"the model keeps {kept} from one call to the next")
+            changed = put_back(states)
+        if changed:
+            raise Unsupported(f"the model keeps {changed} from one call to the next")
         for node in traced.graph.find_nodes(op="get_attr"):
             raise Unsupported(f"the model uses {node.target} outside a layer")
         model.eval()

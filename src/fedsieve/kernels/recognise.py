@@ -125,13 +125,13 @@ def _one(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def put_back(held: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> str:
+def put_back(states: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> str:
     """Give modules back the attributes and buffers they had; return one that had changed, "" if none had."""
-    found = ""
-    for m, attributes, buffers in held:
+    first = ""
+    for m, attributes, buffers in states:
         for now, before in ((vars(m), attributes), (m._buffers, buffers)):
             changed = [n for n in now.keys() | before.keys() if now.get(n) is not before.get(n) and n != "training"]
-            found = found or min(changed, default="")
+            first = first or min(changed, default="")
             now.clear()
             now.update(before)
-    return found
+    return first

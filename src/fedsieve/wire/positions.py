@@ -52,12 +52,12 @@ def kept_of(mask: Array, count: int, block: int) -> Array:
     """Return where a mask is true as it is kept: few positions as int64, many as bits, the lowest first (uint8)."""
     if 8 * count > len(mask):
         return np.packbits(mask, bitorder="little")
-    found, many = np.empty(count, np.int64), 0
+    index, many = np.empty(count, np.int64), 0
     for first in range(0, len(mask), block):
         where = np.flatnonzero(mask[first : first + block])
-        np.add(where, first, out=found[many : many + len(where)])
+        np.add(where, first, out=index[many : many + len(where)])
         many += len(where)
-    return found
+    return index
 
 
 def parts(kept: Array | None, numel: int, block: int) -> Iterator[tuple[slice, Array | slice]]:
@@ -178,19 +178,19 @@ class Order:
         expected, near, far = self.first(foreseen), [], []
         cuts = np.searchsorted(index, np.arange(len(self.before)) * self.block)
         for at, (start, end) in enumerate(pairwise(self.before.tolist())):
-            first, held = at * self.block, int(cuts[at + 1] - cuts[at])
+            first, count = at * self.block, int(cuts[at + 1] - cuts[at])
             here = slice(first, first + self.block)
             if self.near is None or self.starts is None or self.slots is None:
                 elements = np.flatnonzero(self.likely(at))
-                told = mask[here][elements]
-                near.append(start + np.flatnonzero(told != expected[here][elements]))
+                present = mask[here][elements]
+                near.append(start + np.flatnonzero(present != expected[here][elements]))
             else:
                 elements = self.near[start:end]
-                told = mask[here][elements]
-                slot = start + np.flatnonzero(told != expected[here][elements])
+                present = mask[here][elements]
+                slot = start + np.flatnonzero(present != expected[here][elements])
                 kind = np.searchsorted(self.slots[:, at], slot, side="right") - 1
                 near.append(self.starts[kind, at] + (slot - self.slots[kind, at]))
-            if np.count_nonzero(told) < held:
+            if np.count_nonzero(present) < count:
                 far.append(self.many + first - start + np.flatnonzero(mask[here][~self.likely(at)]))
         found = np.concatenate([np.sort(np.concatenate(near)), *far]) if near else np.zeros(0)
         return found.astype(np.uint32)
