@@ -9,6 +9,7 @@ import pytest
 
 from fedsieve import InputError
 from fedsieve.files import append, read, read_json, remove_leftovers, replacing, write
+from fedsieve.flower_app.own import _file
 
 SURPRISES = [
     b"",
@@ -94,3 +95,10 @@ def test_what_is_no_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"a\u2028b": 1}, ensure_ascii=False))
     assert read(tmp_path / "a.json/absent") is None
     assert read_json(tmp_path / "a.json") == {"a\u2028b": 1}
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.npz"])
+def test_no_pipe_is_waited_for_in_the_place_of_data(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is no regular file"):
+        _file(tmp_path / name)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsieve.engine import Round
 from fedsieve.engine.history import DEPTH, LeftOut, Returns
 from fedsieve.engine.loop import Start
-from fedsieve.files import sync, write
+from fedsieve.files import regular, sync, write
 from fedsieve.types import InputError, apart, flatten
 
 KEPT = DEPTH
@@ -72,9 +72,7 @@ def _start(path: Path) -> Start:
 def _read(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
     """Return a checkpoint; ``before`` is the one that a run goes on from without it."""
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError
-        with safe_open(path, "pt") as file:
+        with safe_open(regular(path), "pt") as file:
             about: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         damaged = about.pop("sha256", "") != _digest(about, tensors) or int(about["round"]) != int(path.stem)

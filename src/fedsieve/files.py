@@ -94,6 +94,13 @@ def read(path: Path, remedy: str = LEAVE_OUT) -> bytes | None:
         raise InputError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
 
 
+def regular(path: Path) -> Path:
+    """Return the path of a regular file, for who opens it by themselves; a pipe would be waited for. Raises OSError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no regular file")
+    return path
+
+
 def read_json(path: Path, remedy: str = LEAVE_OUT) -> dict[str, Any] | None:
     """Return the object that a JSON file holds, None where there is no file. Raises InputError."""
     content = read(path, remedy)

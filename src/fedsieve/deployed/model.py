@@ -23,7 +23,7 @@ from fedsieve.engine import Task
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.given import given_model
 from fedsieve.engine.task import limited, read_dataset
-from fedsieve.files import read_json
+from fedsieve.files import read_json, regular
 from fedsieve.models import MODELS
 from fedsieve.recipes import made
 from fedsieve.sparsity import density
@@ -101,7 +101,7 @@ def _weights_of_run(folder: Path) -> Params:
     if not path.is_file():
         raise InputError(f"{folder} has no model.safetensors: finish the run first (fedsieve run ... --resume)")
     try:
-        return load_file(path)
+        return load_file(regular(path))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}): go on with the run (--resume), which writes it anew") from None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsieve.data.files import UNREADABLE
 from fedsieve.deployed.inputs import IMAGES, picture
+from fedsieve.files import regular
 from fedsieve.types import Data, InputError
 
 FORMS = "a .npz or .safetensors file with arrays x and y, or a folder of pictures, a sub-folder for each class"
@@ -61,10 +62,10 @@ def own_examples(path: Path, inputs: Inputs) -> Data:
 def _file(path: Path) -> tuple[Tensor, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            tensors = load_file(path)
+            tensors = load_file(regular(path))
             return tensors["x"], tensors["y"]
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(regular(path), allow_pickle=False) as arrays:
                 return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     except (*UNREADABLE, SafetensorError, TypeError) as error:
         raise InputError(f"data={path} cannot be read ({error}): it must hold arrays x and y") from None

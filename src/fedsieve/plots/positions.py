@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from fedsieve.files import regular
 from fedsieve.recorded import Recorded
 from fedsieve.types import InputError
 
@@ -29,9 +30,7 @@ def recorded_rounds(run: Recorded) -> dict[int, Path]:
 def sizes(path: Path) -> dict[str, int]:
     """Return how many positions each layer has, in the layers' order; InputError if the file is damaged."""
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError
-        with safe_open(path, "np") as file:
+        with safe_open(regular(path), "np") as file:
             told = json.loads((file.metadata() or {})["numel"])
             shapes = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             packed = {name: held.get_shape() for name, held in shapes.items() if held.get_dtype() == "U8"}
@@ -59,6 +58,6 @@ def present(files: dict[int, Path], layer: str, numel: int) -> NDArray[np.bool_]
     for path in files.values():
         if sizes(path).get(layer) != numel:
             raise InputError(f"{path} does not hold {numel} positions of {layer} as the run's first does: remove it")
-        with safe_open(path, "np") as file:
+        with safe_open(regular(path), "np") as file:
             columns.append(np.unpackbits(file.get_tensor(layer), count=numel)[shown(numel)])
     return np.stack(columns, axis=1).astype(bool)
