@@ -31,6 +31,7 @@ ORDER = [
     {"sweep"},
     {"bench"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 

@@ -12,24 +12,34 @@ import torch
 from PIL import Image
 
 import fedsieve.data as data
-from fedsieve.data import cifar10, femnist, files, mnist
+from fedsieve.data import cifar10, digits, femnist, files, mnist
 from fedsieve.types import InputError
 from small_files import _cache, md5, pixels, refuses  # noqa: F401 (the cache is every test's)
 
 # Digits
 
 
-def test_digits_are_scikit_learns():
-    from sklearn.datasets import load_digits
+def test_the_digits_that_are_shipped_are_whole():
+    with np.load(digits.FILE) as file:
+        x, y = file["x"], file["y"]
+    assert (x.shape, y.shape) == ((1797, 64), (1797,))
+    digest = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
+    assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
-    digits, original = data.load("digits", None), load_digits()
-    assert (len(digits.train), len(digits.test)) == (1442, 355)
-    assert digits.train.x.shape[1:] == (1, 8, 8)
-    assert digits.train.x.dtype == torch.float32
-    assert (digits.train.x.min(), digits.train.x.max()) == (0, 1)
+
+def test_digits_are_scikit_learns():
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    ours, original = data.load("digits", None), load_digits()
+    assert (len(ours.train), len(ours.test)) == (1442, 355)
+    assert ours.train.x.shape[1:] == (1, 8, 8)
+    assert ours.train.x.dtype == torch.float32
+    assert (ours.train.x.min(), ours.train.x.max()) == (0, 1)
+    with np.load(digits.FILE) as file:
+        assert np.array_equal(file["x"], original.data)
+        assert np.array_equal(file["y"], original.target)
     zeros = original.images[original.target == 0] / 16
-    assert np.array_equal(digits.test.x[digits.test.y == 0].squeeze(1).numpy(), zeros[4::5].astype(np.float32))
-    assert digits.test.y.bincount().tolist() == (np.bincount(original.target) // 5).tolist()
+    assert np.array_equal(ours.test.x[ours.test.y == 0].squeeze(1).numpy(), zeros[4::5].astype(np.float32))
+    assert ours.test.y.bincount().tolist() == (np.bincount(original.target) // 5).tolist()
 
 
 # MNIST

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsieve import doctor
 from fedsieve.doctor import examine
@@ -20,12 +21,18 @@ WELL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse kernels that are there and use PyTorch's threads, whatever this machine has."""
+    monkeypatch.setattr(doctor, "reason", lambda: None)
+    monkeypatch.setattr(doctor, "threads", torch.get_num_threads)
+
+
 def lines(level: str, cores: int = 4, **environment: str) -> list[str]:
     return [found.line for found in examine(WELL | environment, cores) if found.level == level]
 
 
-def test_a_well_set_machine_has_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "reason", lambda: None)
+def test_a_well_set_machine_has_nothing_to_mend() -> None:
     assert lines("mend") == []
 
 
@@ -44,8 +51,7 @@ def test_a_well_set_machine_has_nothing_to_mend(monkeypatch: pytest.MonkeyPatch)
         ({"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "65536"}, "is no port: unset it"),
     ],
 )
-def test_settings_to_mend(environment: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "reason", lambda: None)
+def test_settings_to_mend(environment: dict[str, str], line: str) -> None:
     (found,) = lines("mend", **environment)
     assert line in found
 
@@ -55,6 +61,15 @@ def test_missing_kernels_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels, cores = sorted(lines("mend", cores=1), reverse=True)
     assert "no sparse kernels (no compiler)" in kernels
     assert "here is 1: nobody would ever train" in cores
+
+
+def test_the_threads_of_kernels_and_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setattr(doctor, "threads", lambda: 3)
+    assert any(line.endswith("use as many threads as PyTorch: 3") for line in lines("fine"))
+    monkeypatch.setattr(doctor, "threads", lambda: 1)
+    (kernels,) = lines("mend")
+    assert "the sparse kernels use 1 thread, PyTorch 3: " in kernels
 
 
 def test_a_missing_or_old_flower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +107,7 @@ def superlink() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_superlink_that_was_left_over(superlink: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "reason", lambda: None)
+def test_a_superlink_that_was_left_over(superlink: str) -> None:
     (found,) = lines("mend", FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=superlink)
     assert f"on port {superlink}" in found
 

@@ -2,6 +2,7 @@
 
 import os
 
+__version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP: spinning threads slow busy cores
 
 from fedsieve.data import Dataset
@@ -20,6 +21,7 @@ __all__ = [
     "Sparse",
     "Task",
     "Update",
+    "__version__",
     "local",
     "open_run",
     "pool",

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fedsieve import __version__
 from fedsieve.bench.commands import bench
 from fedsieve.engine import Patience
 from fedsieve.failures import of_machine
@@ -49,6 +50,21 @@ DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datas
 Accept = typer.Option("--accept-changes", help="Go on though the recipe's file, or what it imports, has changed.")
 Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
 Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedsieve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command("run")

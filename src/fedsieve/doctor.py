@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
+
 from fedsieve import circumstances
 from fedsieve.failures import install
 from fedsieve.flower_app.superlink import healthy
 from fedsieve.kernels import reason
+from fedsieve.kernels.library import threads
 
 OLDEST = (1, 41)
 """The first Flower whose Message API and HTTP transport the engine is written for."""
@@ -45,7 +48,7 @@ def examine(environment: Environment | None = None, cores: int | None = None) ->
     yield _threads(environment, cores or circumstances.cores())
     yield _actors(cores or circumstances.cores())
     yield _shared_memory(Path("/dev/shm"))
-    yield _kernels(reason)
+    yield _kernels()
     yield _key(environment)
 
 
@@ -140,10 +143,17 @@ def _shared_memory(folder: Path) -> Finding:
     return Finding("fine", f"{folder} has room for Ray's object store")
 
 
-def _kernels(why: Callable[[], str | None]) -> Finding:
-    if missing := why():
+def _kernels() -> Finding:
+    if missing := reason():
         return Finding("mend", f"no sparse kernels ({missing}): every training is dense")
-    return Finding("fine", "the sparse kernels are there")
+    ours, torchs = threads(), torch.get_num_threads()
+    if ours < torchs:
+        return Finding(
+            "mend",
+            f"the sparse kernels use {ours} thread, PyTorch {torchs}: they were compiled without OpenMP, or found "
+            "another OpenMP library than PyTorch's: `python -m fedsieve.kernels.build --force` compiles them here",
+        )
+    return Finding("fine", f"the sparse kernels are there and use as many threads as PyTorch: {ours}")
 
 
 def _key(environment: Environment) -> Finding:

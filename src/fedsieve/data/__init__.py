@@ -68,7 +68,7 @@ def status(name: str, root: Path | None) -> str:
     """Return in one line where a dataset is and in which form, or how to get it; reads nothing."""
     _check(name)
     if name == "digits":
-        return "comes with scikit-learn"
+        return "comes with FedSieve"
     if root == hub.ROOT:
         return hub.status(name)
     form = _SOURCES[name].form(folder := _folder(name, root)) if root else None

@@ -102,7 +102,7 @@ def _start(order: Order) -> tuple[Connection, ForkServerProcess]:
     It is forked from a server that has done nothing but import: half the time of a new interpreter that imports anew.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedsieve.sweep.work", "sklearn.datasets"])
+    context.set_forkserver_preload(["fedsieve.sweep.work"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(order, theirs), daemon=True)
     resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts itself

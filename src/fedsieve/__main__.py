@@ -1,0 +1,5 @@
+"""``python -m fedsieve``: the command line."""
+
+from fedsieve.cli import main
+
+main()
