@@ -29,7 +29,7 @@ def tried(idea: str, attempt: Callable[[], object]) -> Outcome:
 
 
 def varint(number: int) -> bytes:
-    """Return a number as docs/wire.md writes it."""
+    """Return a number as docs/reference/wire.md writes it."""
     return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
 
 

@@ -169,7 +169,7 @@ def main() -> None:
         results.parent.mkdir(exist_ok=True)
         results.write_text(json.dumps(found, indent=1) + "\n")
         if task != "digits05":
-            picture(found, HERE.parent / "docs" / f"{task}.png")
+            picture(found, HERE.parent / "docs/images" / f"{task}.png")
     print(table(json.loads(results.read_text())))
 
 

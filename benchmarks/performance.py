@@ -1,4 +1,4 @@
-"""What sparsity saves in time and memory: the tables of docs/performance.md.
+"""What sparsity saves in time and memory: the tables of docs/benchmarks/performance.md.
 
 Claim: the least ratios that stand in ``PLAN`` beside each row, on two cores, against the best of dense PyTorch in fp32
 (both layouts; torch.compile changes nothing: `fedsieve bench step --compile`). n: medians of 7 undisturbed samples or

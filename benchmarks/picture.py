@@ -1,4 +1,4 @@
-"""Draw docs/step.png from committed results: what a training step takes, dense and sparse (readme.py calls it)."""
+"""Draw docs/images/step.png from committed results: what a training step takes, dense and sparse: readme.py's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import performance
 from matplotlib.figure import Figure
 
-PICTURE = Path(__file__).parent.parent / "docs" / "step.png"
+PICTURE = Path(__file__).parent.parent / "docs/images/step.png"
 DENSE, SPARSE = "#4d4d4d", "#0072b2"
 
 

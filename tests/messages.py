@@ -1,4 +1,4 @@
-"""Messages written by hand, byte by byte as docs/wire.md has them, and trees whose messages are kept."""
+"""Messages written by hand, byte by byte as docs/reference/wire.md has them, and trees whose messages are kept."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A second decoder, written from docs/wire.md alone: plain Python, slow, and nothing of fedsieve in it.
+"""A second decoder, written from docs/reference/wire.md alone: plain Python, slow, and nothing of fedsieve in it.
 
 It takes what is a message and does not refuse what is none. Tensors come out as ``(type, shape, positions, values)``:
 positions of those that are sparse, else None; float values as their bits.

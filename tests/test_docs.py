@@ -44,7 +44,7 @@ def test_every_method_has_a_card() -> None:
     from fedsieve.methods import METHODS
 
     for name in METHODS:
-        card = (ROOT / f"docs/methods/{name}.md").read_text()
+        card = (ROOT / f"docs/reference/methods/{name}.md").read_text()
         found = re.findall(r"^## (.*)$", card, re.M)
         assert found == ["How to use", "What we measured", "Source"]
         assert len(card.split("## ")[0].strip().splitlines()) <= 8
@@ -74,7 +74,7 @@ def test_the_papers_cited_are_the_methods_listed() -> None:
     from fedsieve.methods import METHODS
 
     text = (ROOT / "README.md").read_text()
-    assert all(f"| [`{name}`](docs/methods/{name}.md) |" in text for name in METHODS)
+    assert all(f"| [`{name}`](docs/reference/methods/{name}.md) |" in text for name in METHODS)
 
 
 def test_the_example_of_a_model_and_data_runs(

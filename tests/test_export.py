@@ -288,7 +288,7 @@ def test_the_format_is_what_its_description_says(tmp_path: Path) -> None:
     content = sparse_file.written(model.card, model.weights())
     assert content[:4] == b"FSV3"
     assert content[-32:] == hashlib.sha256(content[:-32]).digest()
-    assert content[13:20] == bytes([2, 2, 0, 4]) + b"car"  # docs/wire.md: two entries, the first dense and called card
+    assert content[13:20] == bytes([2, 2, 0, 4]) + b"car"  # docs/reference/wire.md: two entries, the first called card
     earlier = tmp_path / "earlier.fsv"
     earlier.write_bytes(b"FSV1" + content[4:])
     with pytest.raises(InputError, match="written by an earlier FedSieve"):

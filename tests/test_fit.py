@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "an unknown upload": (lambda: settings(method=ZeroFL(upload="all"))(), "method.upload must be one of full, "),  # type: ignore[arg-type]
     "layers in a list": (lambda: settings(method=TopK(policy=["0"]))(), "method.policy must be a text"),  # type: ignore[arg-type]
     "half a warm-up": (lambda: settings(method=FLASH(c_d=2.5))(), "method.c_d must be a whole number"),  # type: ignore[arg-type]
-    "no functions": (settings(method=own((), name="mine", prepare=None)), "Own has no init: docs/method.md"),
+    "no functions": (settings(method=own((), name="mine", prepare=None)), "Own has no init: docs/how-to/method.md"),
     "a warm-up of a half": (settings(method=own(warm_up=0.5)), "warm_up must be a whole number, 0 or more, got 0.5"),
     "a size in words": (settings(method=own(paper_bytes=lambda s, m: "1 kB")), "paper_bytes must return a number"),
     "no state": (settings(method=own(init=lambda s, m, r: {})), "init must return a dataclass of tensors with params"),

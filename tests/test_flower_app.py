@@ -40,7 +40,7 @@ from fedsieve.store import inputs_of
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
 
-DEPLOY = (Path(__file__).parent.parent / "docs/deploy.md").read_text()
+DEPLOY = (Path(__file__).parent.parent / "docs/how-to/deploy.md").read_text()
 DIGITS = Inputs(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
 
 

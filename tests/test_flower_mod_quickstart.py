@@ -21,7 +21,7 @@ QUICKSTART = ROOT / "examples/flower_quickstart"
 
 def diff() -> dict[str, list[list[str]]]:
     """The hunks of the page's diff, by file."""
-    (text,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/flower.md").read_text(), re.S)
+    (text,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/how-to/flower.md").read_text(), re.S)
     files = re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", text, re.S | re.M)
     return {name: [hunk.splitlines() for hunk in hunks.split("@@\n") if hunk] for name, hunks in files}
 

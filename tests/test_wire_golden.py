@@ -38,7 +38,7 @@ def test_every_mode_of_positions_and_of_values_is_kept() -> None:
 
 
 def test_the_number_message_is_what_the_page_shows() -> None:
-    """docs/wire.md, "An example"."""
+    """docs/reference/wire.md, "An example"."""
     assert KEPT["number"].hex(" ") == (
         "46 53 56 33 00 23 00 00 00 00 00 00 00 02 01 00 01 6e 00 00 00 00 00 00 04 40"
         " 00 00 06 64 65 65 70 65 72 01 01 00 01 6e 00 00 00 00 00 00 00 80"

@@ -1,4 +1,4 @@
-"""docs/wire.md is enough to read messages by: a decoder written from it agrees with the one that is shipped."""
+"""docs/reference/wire.md is enough to read messages by: a decoder written from it agrees with the shipped one."""
 
 import ast
 import struct

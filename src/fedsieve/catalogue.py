@@ -21,7 +21,7 @@ PARTS = ("methods", "recipes", "datasets", "engines")
 ENGINES = {
     "local": "one process, one thread, clients one after another (the default)",
     "pool:N": "N worker processes, the same bits as local",
-    "flower:N": "Flower's simulation on N Ray workers (flower: one a core), the same bits as local; docs/deploy.md",
+    "flower:N": "Flower's simulation on N Ray workers (flower: one a core), the bits of local; docs/how-to/deploy.md",
     "flower:inline": "Flower's messages in one process, for a debugger",
 }
 

@@ -188,7 +188,7 @@ def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bo
     if not hasattr(method, "expected"):
         raise InputError(
             f"{what}={chosen} needs to know what {method.name}'s clients send: give it a function expected "
-            f"(docs/method.md)"
+            f"(docs/how-to/method.md)"
         )
     if hasattr(method, "spent"):
         raise InputError(

@@ -46,7 +46,8 @@ def check_fields(where: str, holder: object) -> None:
 def check_parts(method: Any) -> None:
     """Raise InputError unless a method has all its functions, and numbers where they are needed."""
     if lacking := [name for name in METHOD if not hasattr(method, name)]:
-        raise InputError(f"Run(method, task, ...) needs a method: {kind(method)} has no {lacking[0]}: docs/method.md")
+        said = f"{kind(method)} has no {lacking[0]}"
+        raise InputError(f"Run(method, task, ...) needs a method: {said}: docs/how-to/method.md")
     if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
         check_fields("method", method)
     for name in ("warm_up", "tiers"):

@@ -1,4 +1,6 @@
-"""FedSieve inside a Flower app: a mod for its clients, a grid for its server, and the app as it was (docs/flower.md).
+"""FedSieve inside a Flower app: a mod for its clients, a grid for its server, and the app as it was.
+
+How an app takes them: docs/how-to/flower.md.
 
 ``ClientApp(mods=[SparseMod()])`` and ``strategy.start(grid=SparseGrid(grid), ...)``: broadcasts and answers then travel
 in FedSieve's format, and strategy and client functions see the same records as without.

@@ -99,7 +99,8 @@ def check_secure(content: RecordDict) -> None:
     if SECURE in content:
         raise InputError(
             "SecAgg+ adds masked vectors of one length, but here each client chooses its own positions, and masked "
-            "numbers cannot be packed: leave SparseMod and SparseGrid out, or share one frozen mask (docs/flower.md)"
+            "numbers cannot be packed: leave SparseMod and SparseGrid out, or share one frozen mask "
+            "(docs/how-to/flower.md)"
         )
 
 

@@ -57,7 +57,7 @@ SuperLinks of your own:
 fedsieve doctor                                # what bites Flower users, and how to mend it
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0
 flwr run {folder} --stream                     # on Ray, by the local SuperLink that flwr starts
-flwr run {folder} CONNECTION --stream          # on a deployment: FedSieve's docs/deploy.md
+flwr run {folder} CONNECTION --stream          # on a deployment: FedSieve's docs/how-to/deploy.md
 flwr run {folder} CONNECTION --stream -c 'resume=true'
 ```
 

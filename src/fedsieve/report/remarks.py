@@ -60,7 +60,7 @@ def privacy(every: list[Configuration]) -> str:
     )
     about = (
         "One client\u2019s data for another\u2019s; seen in sum, by who does not know the run\u2019s seed: "
-        "docs/methods/private.md says against whom."
+        "docs/reference/methods/private.md says against whom."
     )
     return f"<p><small>{about}</small></p><ul class=reasons>{''.join(lines)}</ul>" if lines else ""
 

@@ -1,7 +1,7 @@
 """The message format: ``encode`` a tree of tensors to bytes, ``decode`` it back exactly; ``seal`` binds it to a round.
 
-docs/wire.md is the specification. What is decoded equals what was encoded to the bit, subnormals, NaNs and -0.0
-included, unless rounding was asked for. What both sides know (``Known``) is not sent.
+docs/reference/wire.md is the specification. What is decoded equals what was encoded to the bit, subnormals, NaNs and
+-0.0 included, unless rounding was asked for. What both sides know (``Known``) is not sent.
 """
 
 from fedsieve.wire.decoder import decode

@@ -1,4 +1,4 @@
-"""What the receiver of a message knows already, and therefore is not sent: see docs/wire.md."""
+"""What the receiver of a message knows already, and therefore is not sent: see docs/reference/wire.md."""
 
 from __future__ import annotations
 
