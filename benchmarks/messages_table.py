@@ -1,4 +1,4 @@
-"""The tables of docs/reference/wire.md, from benchmarks/results/wire.json."""
+"""The tables of docs/benchmarks/messages.md, from benchmarks/results/wire.json."""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def test_every_method_has_a_card() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+        generated = (page.parent / target).resolve() == ROOT / "docs/reference/settings.md"  # by docs/hooks.py
+        assert target.startswith("http") or generated or (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

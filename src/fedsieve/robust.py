@@ -37,7 +37,9 @@ class Fixed:
     """An update is refused if its weights change by more than ``norm``, or its running statistics by ``statistics``."""
 
     norm: float = 10.0
+    """The largest Euclidean norm of a change of weights."""
     statistics: float = 1000.0
+    """The largest Euclidean norm of a change of BatchNorm's running statistics."""
 
     def __post_init__(self) -> None:
         _check_positive("bound.norm", self.norm)
@@ -53,6 +55,7 @@ class Multiple:
     """
 
     times: float = 3.0
+    """How many times the median a norm may be."""
     window: int = 100
     """How many updates the median is taken over."""
 
@@ -91,6 +94,7 @@ class Loose:
     """
 
     times: float = 100.0
+    """How many times the median a norm may be."""
     window: int = 100
     """How many updates the median is taken over."""
 
@@ -134,7 +138,9 @@ class Clipped:
     """
 
     norm: float = 10.0
+    """The Euclidean norm that a change of weights is shortened to."""
     statistics: float = 1000.0
+    """The Euclidean norm that a change of BatchNorm's running statistics is shortened to."""
 
     def __post_init__(self) -> None:
         _check_positive("mean.norm", self.norm)
@@ -158,6 +164,7 @@ class Trimmed:
     """
 
     share: float = 0.1
+    """The share of the clients that is left out at either end."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 0.5:

@@ -86,9 +86,13 @@ class Adam:
     """FedAdam's step along ``target - old``; BatchNorm's running statistics take the plain mean."""
 
     eta: float = 0.01
+    """The server's learning rate."""
     b1: float = 0.9
+    """The decay of the first moment."""
     b2: float = 0.99
+    """The decay of the second moment."""
     tau: float = 1e-3
+    """What is added to the root of the second moment: the degree of adaptivity."""
 
     def __post_init__(self) -> None:
         if not (0 < self.eta <= 1e6 and 0 < self.tau <= 1e6) or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):

@@ -32,28 +32,27 @@ LATER = {"later": True}
 
 @dataclass(frozen=True)
 class Task:
-    """A model, a dataset, and who holds what of it.
-
-    ``model`` and ``dataset`` are names (``fedsieve list``), a module and a ``Dataset`` of your own, or functions that
-    return them; a module is copied, and its weights are where the run starts. ``partition`` is ``iid``, ``lda:ALPHA``
-    (equal shards) or ``group`` (by writer or speaker); or the indices of every client's training examples, or a
-    function of dataset, number of clients and seed that returns them. ``validation`` is the share of every
-    client's examples that is held out. ``test_limit`` bounds the test examples used (0: all). ``tiers`` are the shares
-    of the clients that belong to each device class, in the order of their numbers. ``augment`` is what training does to
-    its inputs: nothing, or random crops and mirror images (images of 32x32 pixels and the like).
-    ``initialisation``: the weights of convolutions and linear layers as the model comes with them (PyTorch's own draw,
-    or weights that it was given), or drawn anew from a truncated normal distribution (``models.truncated_normal_``).
-    """
+    """A model, a dataset, and who holds what of it."""
 
     model: str | nn.Module | Callable[[], nn.Module]
+    """A name (``fedsieve list``), a module (copied; the run starts from its weights), or a function that returns one."""
     dataset: str | Dataset | Callable[[], Dataset]
+    """A name (``fedsieve list``), a ``Dataset``, or a function that returns one."""
     clients: int
+    """N, the clients of the federation."""
     partition: Partition = "iid"
+    """``iid``, ``lda:ALPHA`` (equal shards) or ``group`` (by writer or speaker); or the indices of every client's
+    training examples, or a function of dataset, number of clients and seed that returns them."""
     validation: float = 0.0
+    """The share of every client's examples that is held out."""
     test_limit: int = 0
+    """How many test examples are used at most; 0: all."""
     tiers: tuple[float, ...] = (1.0,)
+    """The shares of the clients that belong to each device class, in the order of their numbers."""
     augment: Literal["none", "crop_flip"] = "none"
+    """What training does to its inputs: nothing, or random crops and mirror images (of images, 32x32 and the like)."""
     initialisation: Literal["model", "truncated_normal"] = "model"
+    """The weights that the model comes with, or drawn anew from a truncated normal (``models.truncated_normal_``)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str) and self.model not in MODELS:
@@ -91,7 +90,9 @@ class Run:
     """One experiment: complete, comparable, printable."""
 
     method: Method[Any]
+    """What is sent, trained and averaged: one of ``fedsieve.methods``, or one of your own."""
     task: Task
+    """What is trained, on whose data."""
     rounds: int
     """T, which the learning rate's decay is stretched over."""
     per_round: int
@@ -99,22 +100,26 @@ class Run:
     epochs: int = 1
     """E, the local epochs."""
     batch: int = 16
+    """The examples of a local step."""
     lr: float = 0.1
+    """The learning rate of the first round."""
     lr_end: float = 0.01
+    """What the learning rate falls to, exponentially; where it is ``lr``, it is constant."""
     lr_offset: int = 0
-    """By how many rounds the learning rate's decay is ahead of the first: 0 where rounds count from 0 (ZeroFL), 1
-    where they count from 1 (FLASH, SparseFedPP)."""
+    """Where the learning rate's decay starts: 0 if rounds count from 0 (ZeroFL), 1 if from 1 (FLASH, SparseFedPP)."""
     momentum: float = 0.0
+    """SGD's momentum on the clients, anew in every round."""
     weight_decay: float = 0.0
+    """SGD's weight decay on the clients."""
     evaluate_every: int = 1
     """Rounds from one test to the next; the last round is always tested."""
     seed: int = 0
+    """All chance comes from it: initial weights, partition, sampling, order of examples, masks."""
     bound: Bound = field(default=Loose(), metadata=LATER)
     """Above what norm an update is refused: loose (what no honest client sends), off, fixed (``bound.norm``), or a
     multiple of the running median."""
     mean: Mean = field(default=Plain(), metadata=LATER)
     """What the method's own mean is taken of: plain or clipped updates, or their median or trimmed mean."""
-
     values: Literal["f32", "bf16", "int8", "int4"] = field(default="f32", metadata=LATER)
     """What clients round the float32 values that they send to; they add what was lost to what they send next."""
 

@@ -39,13 +39,19 @@ class Order:
     own_data: bool = False
     """Whether every SuperNode names examples of its own, which the server does not see."""
     measure: str = ""
+    """Further columns of the rows, by commas: masks, pruned."""
     kernels: str = "auto"
+    """How clients train: auto, sparse or dense."""
     until: int = 0
+    """The round to stop after; 0: the last."""
     resume: bool = False
+    """Whether to go on after the last checkpoint in ``out``."""
     accept_changes: bool = False
     """Whether to go on although the recipe's file, or what it imports, has changed."""
     min_clients: int = Patience.min_clients
+    """The answers that a round needs; 0: half of its clients, rounded up."""
     round_timeout: float = Patience.round_timeout
+    """The seconds after which a client that has not answered is lost to the round."""
 
     def __post_init__(self) -> None:
         if self.until < 0:

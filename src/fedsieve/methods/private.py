@@ -34,6 +34,7 @@ class Private:
     """Any such method, its updates clipped and noised on the clients; the mean has ``noise * clip`` over its number."""
 
     inner: Method[Any]
+    """The method whose updates are clipped and noised; its fields are ``method.inner.NAME``."""
     clip: float = 1.0
     """The norm that an update is shortened to."""
     noise: float = 1.0
@@ -41,6 +42,7 @@ class Private:
     cohort: int = 5
     """How many clients' noise adds up to that: a round with fewer answers changes nothing."""
     delta: float = 1e-5
+    """The delta of (epsilon, delta)-differential privacy that epsilon is told for."""
     secret: bool = False
     """Whether noise comes from the system. From the run's seed, which stands in run.json, it can be subtracted: that
     is a rehearsal, which repeats and protects nobody."""

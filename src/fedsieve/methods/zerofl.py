@@ -38,6 +38,7 @@ class ZeroFL:
     r_mask: float = 0.1
     """The share of further weights that travel: 0 sends just those that SWAT trains with."""
     upload: Upload = "top_weights"
+    """What is sent: all weights, the top weights, the changes of the top weights, or the top changes."""
     policy: str = "zerofl"
     period: int = 1
     """Steps from one exact top-k to the next; the last threshold serves in between."""

@@ -1,0 +1,62 @@
+"""The docs site: it builds without a warning, asks no other machine for anything, and has every setting."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import hooks
+
+    text: str = hooks.settings_page()
+    return text
+
+
+def test_every_setting_has_a_meaning(page: str) -> None:
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if line[:3] == "| `"]
+    assert len(rows) > 100
+    assert not [row[0] for row in rows if not row[-1].strip()]
+
+
+def test_what_can_be_set_is_on_the_page(page: str) -> None:
+    from dataclasses import fields
+
+    from fedsieve import Run, Task
+    from fedsieve.methods import METHODS
+
+    for field in (*fields(Run), *fields(Task)):
+        assert re.search(rf"^\| `(task\.)?{field.name}` \|", page, re.M), field.name
+    for name in METHODS:
+        assert f"\n### {name}\n" in page
+    for setting in ("bound.times", "mean.share", "method.server.eta", "method.r_mask"):
+        assert f"\n| `{setting}` |" in page
+    for command in ("run", "sweep", "export", "bench step", "flower app"):
+        assert f"\n### fedsieve {command}\n" in page
+
+
+def test_every_variable_of_the_environment_is_on_the_page(page: str) -> None:
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    read = {*re.findall(r"\bFEDSIEVE_[A-Z_]+\b", source)} - {
+        "FEDSIEVE_ENDED"
+    }  # what a run's own processes tell another
+    assert read == {*re.findall(r"^\| `(FEDSIEVE_[A-Z_]+)` \|", page, re.M)}
+
+
+@pytest.mark.system
+def test_the_site_builds_strictly_and_asks_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the docs' tools are not installed: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    html = [path.read_text() for path in (tmp_path / "site").rglob("*.html")]
+    assert len(html) > 25
+    loaded = re.compile(r'<(?:script|img)[^>]+src="?https?:|<link[^>]+rel="?(?:stylesheet|preconnect)[^>]+https?:')
+    assert not [found for text in html for found in loaded.findall(text)]
+    assert "lr_end" in (tmp_path / "site/reference/settings.html").read_text()
