@@ -35,7 +35,7 @@ class Task:
     """A model, a dataset, and who holds what of it."""
 
     model: str | nn.Module | Callable[[], nn.Module]
-    """A name (``fedsieve list``), a module (copied; the run starts from its weights), or a function that returns one."""
+    """A name (``fedsieve list``), a module (copied, weights included), or a function that returns one."""
     dataset: str | Dataset | Callable[[], Dataset]
     """A name (``fedsieve list``), a ``Dataset``, or a function that returns one."""
     clients: int
