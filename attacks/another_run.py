@@ -8,7 +8,7 @@ from functools import partial
 from common import KEY, Outcome, report, tried
 
 from fedsieve.engine import Federation, Run, open_run
-from fedsieve.engine.letters import Letters
+from fedsieve.engine.messages import Letters
 from fedsieve.recipes.fedavg import digits
 from fedsieve.types import rng
 

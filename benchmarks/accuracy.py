@@ -26,12 +26,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedsieve import local, open_run
-from fedsieve.bench.clock import machine
+from fedsieve.cli.bench.clock import machine
 from fedsieve.data import root_from
 from fedsieve.recipes import made
-from fedsieve.settings import changed
-from fedsieve.store import Origin, keep, read_rows
-from fedsieve.units import times
+from fedsieve.recipes.settings import changed
+from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.units import times
 
 HERE = Path(__file__).parent
 ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30}

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve import InputError, Run, run
-from fedsieve.bench.clock import machine
+from fedsieve.cli.bench.clock import machine
 from fedsieve.recipes import made
-from fedsieve.settings import changed as settled
+from fedsieve.recipes.settings import changed as settled
 from fedsieve.types import Tree
 
 ROOT = Path(__file__).parent

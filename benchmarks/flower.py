@@ -38,12 +38,12 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from fedsieve import Federation
-from fedsieve.bench.clock import machine, stolen
+from fedsieve.cli.bench.clock import machine, stolen
+from fedsieve.client.training import params_of
 from fedsieve.engine import Patience
-from fedsieve.engine.flower import Anywhere, carried
 from fedsieve.engine.loop import rounds
 from fedsieve.flower import SparseGrid
-from fedsieve.local import params_of
+from fedsieve.flower.engine import Anywhere, carried
 
 COUNTS = {"mnist_net": (3, 40), "resnet18": (1, 11)}
 """How many rounds warm up, and how many are measured."""

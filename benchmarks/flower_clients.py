@@ -12,9 +12,9 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from round import Idle, noise
 
 from fedsieve import Data, Dataset, Federation, Run, Task, open_run
-from fedsieve.engine.flower import Place, client_app
 from fedsieve.engine.loop import Worker
 from fedsieve.flower import SparseMod
+from fedsieve.flower.engine import Place, client_app
 
 NODES, PER_ROUND = 100, 10
 

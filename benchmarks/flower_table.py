@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedsieve.units import times
+from fedsieve.runs.units import times
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BYTES = RESULTS / "flower.json", RESULTS / "flower_bytes.json"

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve import Run, local, run
-from fedsieve.bench.clock import machine
+from fedsieve.cli.bench.clock import machine
 from fedsieve.data import root_from
+from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.task import open_run
-from fedsieve.expected import norms_of
 from fedsieve.methods import Private
 from fedsieve.recipes import made, recipes
-from fedsieve.robust import FEW, Loose
+from fedsieve.server.contract import norms_of
+from fedsieve.server.robust import FEW, Loose
 from fedsieve.types import Tree, rng
 
 ROOT = Path(__file__).parent

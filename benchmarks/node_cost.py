@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsieve.bench.clock import machine
-from fedsieve.flower_app.superlink import script
+from fedsieve.cli.bench.clock import machine
+from fedsieve.flower.app.superlink import script
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "node_cost.json"

@@ -2,7 +2,7 @@
 
 Claim: the least ratios that stand in ``PLAN`` beside each row, on two cores, against the best of dense PyTorch in fp32
 (both layouts; torch.compile changes nothing: `fedsieve bench step --compile`). n: medians of 7 undisturbed samples or
-more, all variants in turns in one process, of three processes each variant's best (``fedsieve.bench``). Hardware,
+more, all variants in turns in one process, of three processes each variant's best (``fedsieve.cli.bench``). Hardware,
 versions and samples stand in each row of benchmarks/results/performance.json. A row that is there for
 this machine and these versions is not measured again, unless it rests on fewer samples.
 
@@ -26,11 +26,11 @@ from typing import Any
 import step as runs
 import torch
 
-from fedsieve.bench import infer, memory, step
-from fedsieve.bench.cases import Case
-from fedsieve.bench.clock import machine
-from fedsieve.bench.compare import Effort, best, ratio
-from fedsieve.bench.training import isa
+from fedsieve.cli.bench import infer, memory, step
+from fedsieve.cli.bench.cases import Case
+from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.compare import Effort, best, ratio
+from fedsieve.cli.bench.training import isa
 from fedsieve.kernels import reason
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"

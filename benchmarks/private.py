@@ -20,11 +20,11 @@ from typing import Any
 from private_table import POPULATIONS, RESULTS, table
 
 from fedsieve import Run, local, open_run
-from fedsieve.bench.clock import machine
+from fedsieve.cli.bench.clock import machine
 from fedsieve.methods import FLASH, FedAvg, Private
-from fedsieve.privacy import Release, epsilon
 from fedsieve.recipes import made
-from fedsieve.store import Origin, keep
+from fedsieve.runs.store import Origin, keep
+from fedsieve.server.privacy import Release, epsilon
 
 
 def runs() -> dict[str, Run]:

@@ -27,10 +27,11 @@ import torch
 from torch import nn
 
 from fedsieve import Data, Dataset, Device, Run, Task, Update, local, run
-from fedsieve.bench.clock import machine, sample, summary
-from fedsieve.local import load_, params_of, peak_memory_mb  # noqa: F401 (memory's process)
+from fedsieve.cli.bench.clock import machine, sample, summary
+from fedsieve.client.process import peak_memory_mb  # noqa: F401 (memory's process)
+from fedsieve.client.training import load_, params_of
 from fedsieve.methods import FedAvg
-from fedsieve.server import ServerState, tensors
+from fedsieve.server.aggregate import ServerState, tensors
 from fedsieve.types import Params, Tree
 
 

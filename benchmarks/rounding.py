@@ -20,11 +20,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedsieve import local, open_run
-from fedsieve.bench.clock import machine
+from fedsieve.cli.bench.clock import machine
 from fedsieve.data import root_from
 from fedsieve.recipes import made
-from fedsieve.settings import changed
-from fedsieve.store import Origin, keep, read_rows
+from fedsieve.recipes.settings import changed
+from fedsieve.runs.store import Origin, keep, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "rounding.json"
 CASES = {

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedsieve.bench.clock import machine
-from fedsieve.flower_app.guard import descendants
-from fedsieve.flower_app.superlink import script
+from fedsieve.cli.bench.clock import machine
+from fedsieve.flower.app.guard import descendants
+from fedsieve.flower.app.superlink import script
 
 SETTINGS = ["task.clients=100", "rounds=10", "per_round=10", "evaluate_every=5"]
 RECIPE = "zerofl.femnist"

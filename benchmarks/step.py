@@ -24,9 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsieve.bench.clock import machine
-from fedsieve.store import read_rows
-from fedsieve.units import times as factor
+from fedsieve.cli.bench.clock import machine
+from fedsieve.runs.store import read_rows
+from fedsieve.runs.units import times as factor
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 RUNS = Path("runs/kernels")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from fedsieve import Device, Run, Sparse, Update
-from fedsieve.expected import Expected, changes
-from fedsieve.local import load_, params_of, train
+from fedsieve.client.training import load_, params_of, train
 from fedsieve.recipes import presets
-from fedsieve.server import ServerState, added, mean, tensors
-from fedsieve.sparsity import check_share
+from fedsieve.server.aggregate import ServerState, added, mean, tensors
+from fedsieve.server.contract import Expected, changes
+from fedsieve.sparse.policy import check_share
 from fedsieve.types import Params, Tree
 
 

@@ -17,9 +17,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedsieve.engine.fingerprint import described
-from fedsieve.published import Published, published
-from fedsieve.store import read_rows
-from fedsieve.units import times
+from fedsieve.recipes.papers import Published, published
+from fedsieve.runs.store import read_rows
+from fedsieve.runs.units import times
 
 HERE = Path(__file__).parent
 KEPT = ("round", "accuracy", "density", "loss", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down")

@@ -8,8 +8,8 @@ import torch
 
 from fedsieve import Sparse, local
 from fedsieve.engine import Engine, Exchange, Federation
-from fedsieve.engine.letters import Letters
 from fedsieve.engine.loop import Memory
+from fedsieve.engine.messages import Letters
 from fedsieve.types import Tree
 
 Told = dict[str, Any]

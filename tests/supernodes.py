@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsieve.flower_app.guard import GUARD, alive, descendants
-from fedsieve.flower_app.superlink import QUIET, free_port, script, unproxied
+from fedsieve.flower.app.guard import GUARD, alive, descendants
+from fedsieve.flower.app.superlink import QUIET, free_port, script, unproxied
 
 KEY = "ab" * 32
 

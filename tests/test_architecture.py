@@ -1,91 +1,116 @@
 """The layers, held by reading the imports; and what must not be there."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import fedsieve
 
 ROOT = Path(fedsieve.__file__).parent
-ORDER = [
-    {"types"},
-    {"sparsity", "files", "failures"},
-    {"wire", "layers", "server", "data", "models"},
-    {"kernels", "expected", "flower", "products"},
-    {"local", "robust", "privacy"},
-    {"masks", "work"},
-    {"measures"},
-    {"methods"},
-    {"engine"},
-    {"recipes", "settings", "circumstances", "summary"},
-    {"run_json", "checkpoints", "source"},
-    {"store"},
-    {"recorded", "drawing", "output", "published", "units"},
-    {"configurations"},
-    {"figures", "plots", "deployed"},
-    {"gallery"},
-    {"report", "progress", "catalogue"},
-    {"flower_app"},
-    {"doctor", "launch"},
-    {"sweep"},
-    {"bench"},
-    {"cli"},
-    {"__main__"},
+LAYERS = [
+    {"types", "sparse", "wire", "data"},
+    {"kernels", "client", "server"},
+    {"methods", "engine"},
+    {"recipes", "runs"},
+    {"report", "flower", "cli"},
 ]
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
 
-def imports(path: Path) -> list[str]:
+def module(path: Path) -> str:
+    """Return a file's module, below ``fedsieve``: ``engine.loop``, or ``engine`` for its ``__init__``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules() -> dict[str, Path]:
+    return {module(p): p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or not p.stem.startswith("__")}
+
+
+def names(path: Path) -> set[str]:
+    """Return what a file imports, anywhere in it: ``flwr.app``, ``fedsieve.types.Data``."""
     tree = ast.parse(path.read_text())
-    found = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return found + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    whole = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return whole | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
-def modules() -> list[Path]:
-    return sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+def imports(path: Path) -> set[str]:
+    """Return the modules of FedSieve that a file imports, also inside functions and for type checking alone."""
+    inside = {name.removeprefix("fedsieve.") for name in names(path) if name.startswith("fedsieve.")}
+    return {name if name in modules() else name.rpartition(".")[0] for name in inside} & modules().keys()
 
 
-def part(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def test_layers() -> None:
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    for name, path in modules().items():
+        for other in imports(path):
+            assert layer[other.split(".")[0]] <= layer[name.split(".")[0]], (name, other)
 
 
-def test_every_module_has_its_layer_and_imports_only_lower_ones() -> None:
-    for path in modules():
-        own = part(path)
-        for name in imports(path):
-            if name.startswith("fedsieve."):
-                other = name.split(".")[1]
-                assert LEVEL[other] < LEVEL[own] or other == own or {own, other} == {"local", "sparsity"}, (path, name)
+def test_the_top_is_small() -> None:
+    assert {name.split(".")[0] for name in modules()} == set().union(*LAYERS)
+    assert sum(map(len, LAYERS)) <= 14
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Return what is left when all that imports nothing of it, or is imported by nothing of it, is taken away."""
+    left = {name: others - {name} for name, others in arrows.items()}
+    while free := {n for n in left if not left[n]} | (left.keys() - set().union(*left.values())):
+        left = {name: others - free for name, others in left.items() if name not in free}
+    return sorted(left)
+
+
+@pytest.mark.xfail(strict=True, reason="kernels: weights, plan, swat and foreign; engine: experiment and compatibility")
+def test_no_circle() -> None:
+    assert circle({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == ["a", "b"]
+    assert circle({name: imports(path) for name, path in modules().items()}) == []
+
+
+def test_no_circle_of_packages() -> None:
+    arrows: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        arrows.setdefault(name.split(".")[0], set()).update(other.split(".")[0] for other in imports(path))
+    assert circle(arrows) == []
+
+
+def test_no_export_hides_a_module() -> None:
+    hidden = []
+    for name in modules():
+        package, _, stem = name.rpartition(".")
+        exported = getattr(importlib.import_module(f"fedsieve.{package}".rstrip(".")), stem, None)
+        if exported is not None and not isinstance(exported, ModuleType):
+            hidden.append(name)
+    assert hidden == []
 
 
 def test_methods_know_neither_engine_nor_wire_nor_one_another() -> None:
     for path in (ROOT / "methods").glob("[a-z]*.py"):
-        inside = [name.split(".")[1] for name in imports(path) if name.startswith("fedsieve.")]
-        assert not {"engine", "wire", "methods"} & set(inside), path
+        assert not {"engine", "wire", "methods"} & {name.split(".")[0] for name in imports(path)}, path
 
 
 def test_nothing_unpickles() -> None:
-    for path in modules():
-        names = imports(path)
+    for path in modules().values():
         text = path.read_text()
-        assert not {"pickle", "cloudpickle", "joblib", "shelve", "marshal"} & set(names), path
+        assert not {"pickle", "cloudpickle", "joblib", "shelve", "marshal"} & {n.split(".")[0] for n in names(path)}
         assert "torch.load" not in text, path
         assert "allow_pickle=True" not in text, path
 
 
-def test_flower_is_imported_by_its_engine_and_the_drop_in_alone() -> None:
-    inside = (ROOT / "engine/flower", ROOT / "flower")
-    outside = [p for p in modules() if not any(p.is_relative_to(folder) for folder in inside)]
-    for path in outside:
-        types_only = path == ROOT / "flower_app/__init__.py"
-        assert not {name.split(".")[0] for name in imports(path)} & {"flwr", "ray"} or types_only, path
+def test_flower_is_imported_by_its_package_alone() -> None:
+    for name, path in modules().items():
+        if not name.startswith("flower."):
+            assert not {n.split(".")[0] for n in names(path)} & {"flwr", "ray"}, path
 
 
-def test_fedsieve_and_its_command_line_need_no_flower() -> None:
-    code = "import sys; sys.modules['flwr'] = None; import fedsieve.cli, fedsieve.engine.flower"
+@pytest.mark.parametrize("module", ["fedsieve.flower.engine", "fedsieve.flower.mod"])
+def test_fedsieve_and_its_command_line_need_no_flower(module: str) -> None:
+    code = f"import sys; sys.modules['flwr'] = None; import fedsieve.cli, {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith("this needs Flower: pip install '.[flower]' in FedSieve's checkout")
+    assert done.stderr.splitlines()[-1].endswith("eeds Flower: pip install '.[flower]' in FedSieve's checkout")
     assert "cli" not in done.stderr.splitlines()[-2]
 
 
@@ -94,5 +119,5 @@ def test_exports_exist() -> None:
 
 
 def test_files_stay_small() -> None:
-    for path in modules():
+    for path in modules().values():
         assert len(path.read_text().splitlines()) <= 350, path

@@ -61,7 +61,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_in_the_docs_name_what_exists(page: Path) -> None:
-    from fedsieve.settings import changed
+    from fedsieve.recipes.settings import changed
 
     for command in re.findall(r"^fedsieve run .*$", page.read_text(), re.M):
         words = command.partition("#")[0].split()

@@ -34,8 +34,9 @@ def output(*command: object, cwd: Path, env: dict[str, str] | None = None) -> st
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree, whose kernels need not be compiled again."""
     copy = tmp_path_factory.mktemp("packages") / "checkout"
-    left = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "runs", "sweeps", "site")
-    shutil.copytree(ROOT, copy, ignore=left)
+    anywhere = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "*.so")
+    top = {"build", "dist", "runs", "sweeps", "site"}
+    shutil.copytree(ROOT, copy, ignore=lambda at, names: {*anywhere(at, names), *(top if at == str(ROOT) else ())})
     native = copy / "build/lib/fedsieve/kernels/native"
     native.mkdir(parents=True)
     for path in build.NATIVE.glob("*.so"):
@@ -113,9 +114,9 @@ def test_the_source_archive_passes_its_own_quick_tests(checkout: Path, tmp_path:
     (root,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert not list(root.rglob("*.so"))
     env = os.environ | {"PYTHONPATH": str(root / "src"), "FEDSIEVE_KERNELS_DIR": str(build.NATIVE)}
-    quick = ("tests/test_data.py", "tests/test_server.py", "tests/test_wire_golden.py", "tests/test_golden.py")
+    quick = ("data/test_data.py", "server/test_server.py", "wire/test_wire_golden.py", "test_golden.py")
     checks = ("tests/test_docs.py", "-k", "not demo and not example")
-    for files in (quick, checks):
+    for files in ([f"tests/{file}" for file in quick], checks):
         said = output(
             sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files, cwd=root, env=env
         )

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fedsieve import Run
-from fedsieve.models import MNISTNet
+from fedsieve.client.models import MNISTNet
 from fedsieve.recipes import made
-from fedsieve.settings import changed
+from fedsieve.recipes.settings import changed
 
 
 class Doubled(MNISTNet):

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fedsieve.data.dataset import Arrays
-from fedsieve.data.files import UNREADABLE
-from fedsieve.files import replacing
+from fedsieve.data.downloads import UNREADABLE
+from fedsieve.data.storage import replacing
 
 VERSION = 1
 """Part of every key: to be raised when the same key comes to mean other arrays."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.files import UNREADABLE, damaged, fingerprint, md5, missing, read
+from fedsieve.data.downloads import UNREADABLE, damaged, fingerprint, md5, missing, read
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"

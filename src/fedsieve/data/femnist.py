@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.files import UNREADABLE, damaged, fingerprint, missing, read
+from fedsieve.data.downloads import UNREADABLE, damaged, fingerprint, missing, read
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")

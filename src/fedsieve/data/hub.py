@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsieve.data import cifar10, femnist, mnist
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset
-from fedsieve.data.files import package
+from fedsieve.data.downloads import package
 from fedsieve.data.partition import by_group, hold_out
 from fedsieve.types import InputError
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.files import missing, read
+from fedsieve.data.downloads import missing, read
 
 CLASSES = tuple("0123456789")
 HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.files import damaged, fingerprint, missing, package, read
+from fedsieve.data.downloads import damaged, fingerprint, missing, package, read
 from fedsieve.types import InputError
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsieve.engine.history import Diverged
-from fedsieve.engine.tally import NOBODY, Tally
-from fedsieve.engine.task import Run
-from fedsieve.expected import expected_of
-from fedsieve.local import threads
-from fedsieve.robust import Plain, combined
+from fedsieve.client.process import threads
+from fedsieve.engine.experiment import Run
+from fedsieve.engine.metrics import NOBODY, Tally
+from fedsieve.engine.rollback import Diverged
+from fedsieve.server.contract import expected_of
+from fedsieve.server.robust import Plain, combined
 from fedsieve.types import Data, InputError, Update, flatten
 from fedsieve.wire import finite
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsieve.data import Dataset
 from fedsieve.data.partition import Indices
-from fedsieve.engine.task import Federation
+from fedsieve.engine.experiment import Federation
 
 
 def described(thing: Any) -> Any:

@@ -19,21 +19,23 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fedsieve.client.cost import Work
+from fedsieve.client.process import chance, keep_freed_memory, threads
+from fedsieve.client.saved_tensors import Saved
+from fedsieve.client.training import accuracy, load_
+from fedsieve.engine.admission import Checks
 from fedsieve.engine.aggregate import aggregated, check_finite
-from fedsieve.engine.check import Checks
 from fedsieve.engine.diagnostics import readable
-from fedsieve.engine.history import Diverged, History, LeftOut, Memory, Point, Returns
-from fedsieve.engine.letters import Letters
-from fedsieve.engine.tally import Lost, Refused, Remark, Tally
-from fedsieve.engine.task import Federation, Run, open_run
-from fedsieve.expected import Norms
+from fedsieve.engine.experiment import Federation, Run, open_run
+from fedsieve.engine.measures import EVERY, of_masks, of_pruned, positions
+from fedsieve.engine.messages import Letters
+from fedsieve.engine.metrics import Lost, Refused, Remark, Tally
+from fedsieve.engine.rollback import Diverged, History, LeftOut, Memory, Point, Returns
 from fedsieve.kernels.choice import Kernels
-from fedsieve.local import Saved, accuracy, chance, keep_freed_memory, load_, threads
-from fedsieve.measures import EVERY, of_masks, of_pruned, positions
-from fedsieve.sparsity import density
+from fedsieve.server.contract import Norms
+from fedsieve.sparse.topk import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.wire import Body, decode, encode
-from fedsieve.work import Work
 
 
 class MostlyDense(UserWarning):

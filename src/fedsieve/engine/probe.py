@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from fedsieve.engine.letters import Letters
+from fedsieve.client.process import peak_memory_mb
+from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Start, Worker, answer, chosen
-from fedsieve.engine.pool import check_sendable
-from fedsieve.engine.task import Federation
-from fedsieve.local import peak_memory_mb
+from fedsieve.engine.messages import Letters
+from fedsieve.engine.processes import check_sendable
 from fedsieve.types import InputError
 
 STEPS, WARM = 12, 2

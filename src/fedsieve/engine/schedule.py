@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from fedsieve.engine.task import Run
+from fedsieve.engine.experiment import Run
 
 
 def stretched(run: Run) -> str | None:

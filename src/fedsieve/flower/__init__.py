@@ -1,21 +1,18 @@
-"""FedSieve inside a Flower app: a mod for its clients, a grid for its server, and the app as it was.
-
-How an app takes them: docs/how-to/flower.md.
+"""Flower: an engine (``engine``), a whole run as a Flower app (``app``), and inside an app of one's own (``mod``).
 
 ``ClientApp(mods=[SparseMod()])`` and ``strategy.start(grid=SparseGrid(grid), ...)``: broadcasts and answers then travel
 in FedSieve's format, and strategy and client functions see the same records as without.
 """
 
-from fedsieve.failures import install
-
-try:
-    import flwr  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "flwr":
-        raise
-    raise ModuleNotFoundError(f"fedsieve.flower needs Flower: {install('flower')}", name="flwr") from None
-
-from fedsieve.flower.grid import SparseGrid
-from fedsieve.flower.mod import SparseMod
+from typing import Any
 
 __all__ = ["SparseGrid", "SparseMod"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what an app of one's own uses, and with it Flower, when it is asked for."""
+    if name in __all__:
+        from fedsieve.flower import mod
+
+        return getattr(mod, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fedsieve.kernels import library
 from fedsieve.kernels.graph import Foreign, Graph, Layer, Norm, Product, Unsupported, read
 from fedsieve.kernels.trainer import Trainer
-from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
-from fedsieve.sparsity import layers
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
+from fedsieve.sparse.policy import layers
 from fedsieve.types import Device, InputError, Mask
 
 CHOICES = ("auto", "sparse", "dense")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
 CONVOLUTIONS = (nn.Conv2d, SwatConv2d, PowerConv2d)
 LINEARS = (nn.Linear, SwatLinear, PowerLinear)

@@ -1,6 +1,6 @@
 """SWAT's layers in the kernels: dense weights, of which the largest make the lists anew at every step.
 
-Raihan & Aamodt 2020, as ``fedsieve.layers`` has it. The kept inputs are found when backward needs them: BatchNorm keeps
+Raihan & Aamodt 2020, as ``sparse.layers`` has it. The kept inputs are found when backward needs them: BatchNorm keeps
 what they are computed from in any case, so that nothing more is saved.
 """
 
@@ -16,8 +16,8 @@ from fedsieve.kernels.cuts import Cutting, huge, zeros
 from fedsieve.kernels.graph import Product
 from fedsieve.kernels.program import Keep, Noted, Top, Wide, at, native
 from fedsieve.kernels.weights import Lists
-from fedsieve.layers import SwatConv2d, SwatLinear
-from fedsieve.sparsity import count
+from fedsieve.sparse.layers import SwatConv2d, SwatLinear
+from fedsieve.sparse.topk import count
 
 if TYPE_CHECKING:
     from fedsieve.kernels.arena import Room

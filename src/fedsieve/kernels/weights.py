@@ -16,8 +16,8 @@ from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
 from fedsieve.kernels.program import WORDS, Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
 from fedsieve.kernels.program import Norm as NormOp
-from fedsieve.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powered
-from fedsieve.sparsity import count
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powered
+from fedsieve.sparse.topk import count
 
 if TYPE_CHECKING:
     from fedsieve.kernels.arena import Arena, Room

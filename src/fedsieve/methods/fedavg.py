@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedsieve.expected import Expected, weights
-from fedsieve.local import load_, params_of, train
-from fedsieve.server import Adam, Average, ServerState, Step, dense_bytes, mean, tensors
+from fedsieve.client.training import load_, params_of, train
+from fedsieve.server.aggregate import Adam, Average, ServerState, Step, dense_bytes, mean, tensors
+from fedsieve.server.contract import Expected, weights
 from fedsieve.types import Device, Params, Tree, Update
 
 

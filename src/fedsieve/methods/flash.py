@@ -16,25 +16,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsieve.expected import Expected, Number, Whole, weights
-from fedsieve.local import load_, params_of
-from fedsieve.masks import (
-    Excess,
-    OnMask,
-    Share,
-    calibrated,
-    counts_of,
-    epoch_ends,
-    learn,
-    projected,
-    received,
-    spread,
-    stepped,
-    values,
-    values_bytes,
-)
-from fedsieve.server import Average, Step, Weighting, mean, mean_where_held
-from fedsieve.sparsity import check_share, policy, uniform
+from fedsieve.client.masked import epoch_ends, learn
+from fedsieve.client.training import load_, params_of
+from fedsieve.server.aggregate import Average, Step, Weighting, mean, mean_where_held
+from fedsieve.server.contract import Expected, Number, Whole, weights
+from fedsieve.server.masked import OnMask, stepped
+from fedsieve.sparse.dnr import Excess, Share, calibrated
+from fedsieve.sparse.masks import counts_of, projected, received, spread, values, values_bytes
+from fedsieve.sparse.policy import check_share, policy, uniform
 from fedsieve.types import Device, InputError, Params, Tree, Update
 
 

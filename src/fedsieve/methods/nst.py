@@ -17,11 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsieve.expected import Expected, weights
-from fedsieve.local import load_, params_of
-from fedsieve.masks import Share, counts_of, drawn, epoch_ends, learn, packed, projected, received, unpacked
-from fedsieve.server import Weighting, mean, tensors
-from fedsieve.sparsity import check_share, cut, non_zeros, on_support, policy, uniform
+from fedsieve.client.masked import epoch_ends, learn
+from fedsieve.client.training import load_, params_of
+from fedsieve.server.aggregate import Weighting, mean, tensors
+from fedsieve.server.contract import Expected, weights
+from fedsieve.sparse.dnr import Share
+from fedsieve.sparse.masks import counts_of, drawn, packed, projected, received, unpacked
+from fedsieve.sparse.policy import check_share, policy, uniform
+from fedsieve.sparse.topk import cut, non_zeros, on_support
 from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Update
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fedsieve.expected import Expected, weights
-from fedsieve.local import load_, params_of
-from fedsieve.masks import OnMask, counts_of, learn, projected, received, spread, stepped, values, values_bytes
-from fedsieve.server import Average, Step, Weighting
-from fedsieve.sparsity import check_share, policy, uniform
+from fedsieve.client.masked import learn
+from fedsieve.client.training import load_, params_of
+from fedsieve.server.aggregate import Average, Step, Weighting
+from fedsieve.server.contract import Expected, weights
+from fedsieve.server.masked import OnMask, stepped
+from fedsieve.sparse.masks import counts_of, projected, received, spread, values, values_bytes
+from fedsieve.sparse.policy import check_share, policy, uniform
 from fedsieve.types import Device, Params, Tree, Update
 
 

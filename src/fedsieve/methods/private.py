@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve.expected import Expected, Whole
-from fedsieve.privacy import EPSILON, REHEARSED, Release, check_accountant, epsilon
-from fedsieve.server import is_statistic, mean
+from fedsieve.server.aggregate import is_statistic, mean
+from fedsieve.server.contract import Expected, Whole
+from fedsieve.server.privacy import EPSILON, REHEARSED, Release, check_accountant, epsilon
 from fedsieve.types import Device, HasParams, InputError, Method, Params, Tree, Update
 
 

@@ -16,11 +16,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedsieve.expected import Expected, weights
-from fedsieve.layers import powered, powerprop_, unpowered
-from fedsieve.local import load_, params_of, train
-from fedsieve.server import ServerState, mean, tensors
-from fedsieve.sparsity import check_share, count, global_top, non_zeros, on_support, policy
+from fedsieve.client.training import load_, params_of, train
+from fedsieve.server.aggregate import ServerState, mean, tensors
+from fedsieve.server.contract import Expected, weights
+from fedsieve.sparse.layers import powered, powerprop_, unpowered
+from fedsieve.sparse.policy import check_share, policy
+from fedsieve.sparse.topk import count, global_top, non_zeros, on_support
 from fedsieve.types import Device, InputError, Params, Tree, Update
 
 

@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedsieve.expected import Expected, weights
-from fedsieve.layers import restart_, swat_
-from fedsieve.local import load_, params_of, train
-from fedsieve.server import ServerState, dense_bytes, mean, tensors
-from fedsieve.sparsity import check_share, cut, erdos_renyi_kernel, policy, uniform
+from fedsieve.client.training import load_, params_of, train
+from fedsieve.server.aggregate import ServerState, dense_bytes, mean, tensors
+from fedsieve.server.contract import Expected, weights
+from fedsieve.sparse.layers import restart_, swat_
+from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, policy, uniform
+from fedsieve.sparse.topk import cut
 from fedsieve.types import Device, InputError, Params, Tree, Update
 
 

@@ -20,11 +20,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsieve.expected import Expected, changes, weights
-from fedsieve.layers import restart_, swat_
-from fedsieve.local import load_, params_of, train
-from fedsieve.server import Average, ServerState, Step, added, dense_bytes, mean, tensors
-from fedsieve.sparsity import check_share, count, cut, policy, top, uniform
+from fedsieve.client.training import load_, params_of, train
+from fedsieve.server.aggregate import Average, ServerState, Step, added, dense_bytes, mean, tensors
+from fedsieve.server.contract import Expected, changes, weights
+from fedsieve.sparse.layers import restart_, swat_
+from fedsieve.sparse.policy import check_share, policy, uniform
+from fedsieve.sparse.topk import count, cut, top
 from fedsieve.types import Device, InputError, Params, Sparse, Tree, Update
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from fedsieve.configurations import Configuration
-from fedsieve.drawing import Axis, Line
-from fedsieve.figures import chart, legend_list
-from fedsieve.plots.data import Points, averaged, over_bytes, over_rounds
-from fedsieve.recorded import Recorded
+from fedsieve.report.configurations import Configuration
+from fedsieve.report.figures.data import Points, averaged, over_bytes, over_rounds
 from fedsieve.report.parts import legend, sample
+from fedsieve.report.style import Axis, Line
+from fedsieve.report.svg import chart, legend_list
+from fedsieve.runs.recorded import Recorded
 
 ROUND, REACHED = Axis("round", whole=True), Axis("accuracy, %", percent=True)
 Get: TypeAlias = Callable[[Recorded], Points]

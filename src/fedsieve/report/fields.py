@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TypeAlias
 
-from fedsieve.configurations import Configuration
-from fedsieve.recorded import Recorded, numeric
+from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import NONE, folded, soft, whose, wide
+from fedsieve.runs.recorded import Recorded, numeric
 
 Values: TypeAlias = tuple[str, ...]
 SIDE_BY_SIDE, VALUES = 4, 8

@@ -5,17 +5,17 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from fedsieve.configurations import Configuration, configurations, kind, once
-from fedsieve.figures import STYLE, palette_css
-from fedsieve.gallery import gallery
-from fedsieve.output import check_place, save
-from fedsieve.recorded import Recorded, read
+from fedsieve.report.configurations import Configuration, configurations, kind, once
 from fedsieve.report.curves import curves
 from fedsieve.report.fields import fields
+from fedsieve.report.gallery import gallery
 from fedsieve.report.partitions import partitions
 from fedsieve.report.parts import ALLOWED, SORT, folded, sample, section, soft
 from fedsieve.report.remarks import privacy, refused
 from fedsieve.report.results import results, state
+from fedsieve.report.svg import STYLE, palette_css
+from fedsieve.runs.output import check_place, save
+from fedsieve.runs.recorded import Recorded, read
 from fedsieve.types import InputError
 
 HEAD = f"""<!doctype html>

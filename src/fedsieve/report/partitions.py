@@ -8,10 +8,10 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.configurations import Configuration
-from fedsieve.figures import heat
-from fedsieve.recorded import Recorded
+from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import folded, whose
+from fedsieve.report.svg import heat
+from fedsieve.runs.recorded import Recorded
 
 
 def partitions(every: list[Configuration]) -> str:

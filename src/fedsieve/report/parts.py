@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from fedsieve.configurations import Configuration, kind
-from fedsieve.figures import legend_list, swatch
+from fedsieve.report.configurations import Configuration, kind
+from fedsieve.report.svg import legend_list, swatch
 
 LISTED = 6
 """So many configurations are named where some of them are meant."""

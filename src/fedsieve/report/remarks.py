@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from html import escape
 
-from fedsieve.configurations import Configuration
-from fedsieve.privacy import EPSILON, REHEARSED
-from fedsieve.recorded import Recorded
+from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import folded
-from fedsieve.units import three
+from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.units import three
+from fedsieve.server.privacy import EPSILON, REHEARSED
 
 SHOWN = 5
 """So many reasons are shown; the rest is folded."""

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from html import escape
 from typing import TypeAlias
 
-from fedsieve.configurations import Configuration
-from fedsieve.recorded import Recorded, number, trained_by
+from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import NONE, folded, sample, soft, wide
-from fedsieve.units import count, duration, megabytes, milliseconds, percent, size, times
+from fedsieve.runs.recorded import Recorded, number, trained_by
+from fedsieve.runs.units import count, duration, megabytes, milliseconds, percent, size, times
 
 Get: TypeAlias = Callable[[Recorded], float | None]
 Form: TypeAlias = Callable[[float, float | None], str]

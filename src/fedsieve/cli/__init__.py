@@ -1,0 +1,300 @@
+"""The command line: run, sweep, doctor, list, report, figure, bench, predict, export, flower.
+
+Mistakes of the user's end in one line on stderr, exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from fedsieve import __version__
+from fedsieve.cli.bench.commands import bench_app
+from fedsieve.client.process import warn_in_one_line
+from fedsieve.engine import Patience
+from fedsieve.flower.app.commands import flower
+from fedsieve.types import InputError
+from fedsieve.types.errors import of_machine
+
+STOPPED = 130
+"""The exit code of a run that Ctrl-C ended."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sparse federated learning that is sparse for real.",
+)
+app.add_typer(bench_app, name="bench")
+app.add_typer(flower, name="flower")
+Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
+Axis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--set",
+        metavar="NAME=V1,V2",
+        help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
+    ),
+]
+Kernels = Annotated[
+    str | None,
+    typer.Option("--kernels", help="How to train: auto, sparse or dense. Default: as the run was begun, or auto."),
+]
+DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
+
+Accept = typer.Option("--accept-changes", help="Go on though the recipe's file, or what it imports, has changed.")
+Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
+Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedsieve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe (fedsieve list recipes) or your file.py:function.")],
+    set_: Setting = None,
+    engine: Annotated[str, typer.Option(help="local; pool:N, N processes; flower:N, over Flower and Ray.")] = "local",
+    data: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE-NUMBER.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
+    accept: Annotated[bool, Accept] = False,
+    until: Annotated[int, typer.Option(help="Stop after this round (0: the last); --resume goes on.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
+    kernels: Kernels = None,
+    min_clients: Annotated[
+        int, typer.Option(help="flower: answers a round needs (0: half).", min=0)
+    ] = Patience.min_clients,
+    round_timeout: Annotated[
+        float, typer.Option(help="flower: seconds a round waits for answers.")
+    ] = Patience.round_timeout,
+) -> None:
+    """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
+    from fedsieve.cli.launch import launcher, run_folder
+    from fedsieve.data import root_from
+    from fedsieve.engine import open_run
+    from fedsieve.engine.loop import chosen
+    from fedsieve.flower.app.settings import Words
+    from fedsieve.recipes import made
+    from fedsieve.recipes.settings import changed
+    from fedsieve.runs.progress import show
+    from fedsieve.runs.run_json import FILE, Origin, kernels_of
+
+    run = changed(made(recipe), set_ or [])
+    folder = out or (run_folder(recipe, resume) if resume else None)
+    choice = kernels or (kernels_of(folder) if folder else None) or "auto"
+    patience = Patience(min_clients, round_timeout)
+    patience.check(run)
+    launch = launcher(engine, device, choice, patience, Words(tuple(set_ or []), data))
+    federation = open_run(run, root_from(data), _names(measure))
+    chosen(federation, choice, device)
+    folder = folder or run_folder(recipe, resume)
+    origin, new = Origin(recipe, engine, device, choice), not (folder / FILE).exists()
+    rounds = launch(folder, federation, origin, resume=resume, until=until, accept_changes=accept)
+    if resume and new:
+        typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
+    show(folder, federation, rounds, min(until or run.rounds, run.rounds))
+
+
+@app.command("sweep")
+def sweep_command(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, as of `fedsieve run`.", metavar="RECIPE...")],
+    set_: Axis = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1.", metavar="N")] = 3,
+    jobs: Annotated[int, typer.Option(help="Runs at once, each a process with one thread.", metavar="N")] = 1,
+    data: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The directory. Default: sweeps/RECIPES-NUMBER.")] = None,
+    until: Annotated[int, typer.Option(help="Stop every run after this round (0: the last).", min=0)] = 0,
+    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
+    kernels: Kernels = None,
+    accept: Annotated[bool, Accept] = False,
+    table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
+) -> None:
+    """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
+
+    A setting of the method (method.density) concerns those recipes whose method has it.
+    """
+    from fedsieve.data import root_from
+    from fedsieve.runs.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
+
+    measured = _names(measure)
+    whole = grid(recipes, set_ or [], seeds, measured, kernels or "auto")
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
+    folder = out or default_folder(whole)
+    if table:
+        check_same(folder, whole)
+        show_table(whole, folder)
+    else:
+        root = root_from(data)
+        check(whole.cells, root, whole.kernels)
+        with open_folder(folder, whole):
+            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured, whole.kernels, accept)
+            show_table(whole, folder, save=True)
+        if trouble:
+            raise InputError(trouble)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Look for what bites users of Flower and Ray: a line each, exit code 1 if something is to be mended."""
+    from fedsieve.cli.doctor import examine
+
+    found = list(examine())
+    for finding in found:
+        typer.echo(f"{finding.level}  {finding.line}")
+    raise typer.Exit(int(any(finding.level == "mend" for finding in found)))
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[
+        str, typer.Argument(help="methods, recipes, datasets, engines, or all of them; or published.")
+    ] = "all",
+    data: DataDir = None,
+) -> None:
+    """Show the methods, recipes, datasets (and where they were found) and engines; or the papers' published rows."""
+    from fedsieve.cli.listing import show_catalogue
+    from fedsieve.data import root_from
+
+    show_catalogue(what, root_from(data))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Make one self-contained page of one or more runs."""
+    from fedsieve.report import report
+
+    report(runs, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command("figure")
+def figure_command(
+    name: Annotated[str, typer.Argument(help="zerofl-1 to -4, flash-1, flash-2 or sparsefedpp-1.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .png, .pdf or .svg. Default: NAME.pdf.")] = None,
+    layers: Annotated[str, typer.Option(help="For zerofl-2 and -3: the layers to show, A,B,C.")] = "",
+) -> None:
+    """Draw one of the papers' figures from runs; those that differ only in their seed become one line."""
+    from fedsieve.report.figures import figure
+
+    out = out or Path(f"{name}.pdf")
+    figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
+    typer.echo(f"wrote {out}")
+
+
+@app.command("predict")
+def predict_command(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An image, a folder of images, an array (.npy, .npz), a recording (.wav, for speech), or examples of "
+            "the run's own test set: test, test:7, test:0-99.",
+            metavar="INPUT",
+        ),
+    ],
+    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every example.")] = False,
+    batch: Annotated[int, typer.Option(help="Examples at once.", min=1)] = 64,
+    kernels: Annotated[str, typer.Option(help="auto, sparse or dense.")] = "auto",
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Say what the deployed model of a run makes of an input.
+
+    Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
+
+    Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
+    """
+    from fedsieve.runs.export import forward, open_deployed, open_inputs, predictions, show
+
+    deployed = open_deployed(model, recipe, data)
+    inputs = open_inputs(source, deployed.card, recipe, data)
+    batch = min(batch, len(inputs.names))
+    logits, way = forward(deployed, batch, kernels)
+    typer.echo(f"kernels: {way}", err=True)
+    show(predictions(deployed, inputs, logits, batch, top), as_json)
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
+
+    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself.
+
+    A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
+    """
+    from fedsieve.runs.export import check_out, export, open_deployed
+
+    check_out(out)
+    typer.echo(export(open_deployed(model, recipe, data), out))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def main() -> None:
+    """Run the command line."""
+    warn_in_one_line()
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error))
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing more
+        code = 1
+    except Exception as error:
+        if line := of_machine(error):
+            _fail(line + _kept())
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
+    if code == STOPPED:
+        typer.echo(f"\nfedsieve: stopped{_kept()}", err=True)
+    sys.exit(code)
+
+
+def _kept() -> str:
+    """Return what is left of a command that ended early, and how to go on."""
+    kept = "; every finished round is on disk"
+    goes = {"run": f"{kept}: --resume goes on", "sweep": f"{kept}: the same command goes on"}
+    return (goes | {"bench": "; nothing was kept"}).get("".join(sys.argv[1:2]), "")
+
+
+def _fail(line: str) -> NoReturn:
+    if line:  # a bare `fedsieve` has printed its help
+        typer.echo(f"fedsieve: {' '.join(line.split())}", err=True)
+    sys.exit(2)

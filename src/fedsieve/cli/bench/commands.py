@@ -1,0 +1,190 @@
+"""``fedsieve bench``: what sparsity saves on this machine, as a table or as JSON, an object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from fedsieve.types import InputError
+
+if TYPE_CHECKING:
+    from fedsieve.cli.bench.cases import Case
+    from fedsieve.cli.bench.compare import Effort
+
+Number = TypeVar("Number", int, float)
+HEADS = {
+    "model": "model",
+    "batch": "batch",
+    "sparsity": "sparsity",
+    "rule": "rule",
+    "storage": "storage",
+    "density_per_multiply_add": "multiply-adds",
+    "ms_sparse": "sparse, ms",
+    "ms_dense_fp32": "dense, ms",
+    "ms_dense_bf16": "bf16, ms",
+    "ratio_fp32": "to fp32",
+    "ratio_bf16": "to bf16",
+    "peak_mb_sparse": "sparse, MB",
+    "peak_mb_dense": "dense, MB",
+    "samples_kept": "kept",
+    "samples_dropped": "dropped",
+}
+"""A row's fields as the table names them."""
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure what sparsity saves on this machine.")
+Model = Annotated[str, typer.Option(help="resnet18, leaf_cnn, mnist_net, digits_net, or linear (3136 to 2048 alone).")]
+Sparsity = Annotated[str, typer.Option(metavar="S1,S2", help="The share of zeros; a row each.")]
+Batch = Annotated[str, typer.Option(metavar="N1,N2", help="Examples in a batch; a row each.")]
+Storage = Annotated[str, typer.Option(help="What the sparse activations are kept in: fp32 or bf16.")]
+Policy = Annotated[
+    str, typer.Option(help="Which layers are sparse (a policy, or layers by a comma). Default: by model.")
+]
+Budget = Annotated[str, typer.Option(help="How the layers share the density: uniform or erk.")]
+Threads = Annotated[int, typer.Option(min=0, help="0: as many as PyTorch takes.")]
+Samples = Annotated[int, typer.Option(min=1, help="Undisturbed samples of every variant.")]
+Seconds = Annotated[float, typer.Option(min=0, help="When to stop waiting for them, a row.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+@bench_app.command("step")
+def step_command(
+    model: Model = "resnet18",
+    batch: Batch = "16",
+    sparsity: Sparsity = "0.9",
+    rule: Annotated[str, typer.Option(help="frozen (one random mask) or swat (top-k every 10 steps).")] = "frozen",
+    storage: Storage = "fp32",
+    policy: Policy = "",
+    budget: Budget = "uniform",
+    threads: Threads = 0,
+    samples: Samples = 7,
+    seconds: Seconds = 60.0,
+    compiled: Annotated[bool, typer.Option("--compile", help="Try torch.compile for the dense step too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time whole training steps, sparse against dense PyTorch, and their peak memory."""
+    from fedsieve.cli.bench.cases import Case
+    from fedsieve.cli.bench.step import measured
+
+    chosen: Any = {"rule": rule, "storage": storage, "policy": policy, "budget": budget}
+    cases = [
+        Case(model, n, s, **chosen)
+        for n in _numbers("--batch", batch, int)
+        for s in _numbers("--sparsity", sparsity, float)
+    ]
+    _tell(measured, cases, _effort(threads, samples, seconds, compiled), as_json)
+
+
+@bench_app.command("infer")
+def infer_command(
+    model: Model = "resnet18",
+    batch: Batch = "1,16,32",
+    sparsity: Sparsity = "0.95",
+    storage: Storage = "fp32",
+    policy: Policy = "",
+    budget: Budget = "uniform",
+    threads: Threads = 0,
+    samples: Samples = 7,
+    seconds: Seconds = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Time inference of a pruned network, sparse against dense PyTorch."""
+    from fedsieve.cli.bench.cases import Case
+    from fedsieve.cli.bench.infer import measured
+
+    chosen: Any = {"storage": storage, "policy": policy, "budget": budget}
+    cases = [
+        Case(model, n, s, **chosen)
+        for n in _numbers("--batch", batch, int)
+        for s in _numbers("--sparsity", sparsity, float)
+    ]
+    _tell(measured, cases, _effort(threads, samples, seconds), as_json)
+
+
+@bench_app.command("wire")
+def wire_command(
+    density: Annotated[str, typer.Option(metavar="D1,D2", help="The share of non-zeros; some rows each.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Weigh messages against their entropy, CSR and dense, and time them: a ResNet-18 of drawn weights."""
+    import torch
+
+    from fedsieve.cli.bench.wire import DENSITIES, drawn, measured
+
+    densities = tuple(_numbers("--density", density, float)) if density else DENSITIES
+    if not all(0 < d < 1 for d in densities):
+        raise InputError(f"--density takes numbers between 0 and 1, not {density!r}")
+    torch.set_num_threads(1)
+    rows = (asdict(measured(case)) for case in drawn(densities))
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        _show(rows, 1)
+
+
+def _effort(threads: int, samples: int, seconds: float, compiled: bool = False) -> Effort:
+    import torch
+
+    from fedsieve.cli.bench.compare import Effort
+
+    return Effort(threads or torch.get_num_threads(), samples, seconds, compiled)
+
+
+def _tell(measured: Callable[[Case, Effort], Any], cases: list[Case], effort: Effort, as_json: bool) -> None:
+    """Measure every case, and print the rows: each at once as JSON, or a table of all."""
+    from fedsieve.kernels import reason
+
+    for case in cases:
+        case.densities(case.network())  # a policy that fits no layer is refused before the first row
+    if why := reason():
+        typer.echo(f"fedsieve: no sparse kernels here, so only dense PyTorch is measured: {why}", err=True)
+    rows = (asdict(measured(case, effort)) for case in cases)
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        _table(rows, effort)
+
+
+def _table(rows: Iterator[dict[str, Any]], effort: Effort) -> None:
+    from fedsieve.cli.bench.training import isa
+
+    _show(rows, effort.threads, f", kernels for {isa()}")
+
+
+def _show(rows: Iterator[dict[str, Any]], threads: int, more: str = "") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedsieve.cli.bench.clock import machine
+
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
+    console.print(f"{machine()}, {threads} threads{more}")
+    table = Table()
+    for i, row in enumerate(rows):
+        if i == 0:
+            for name in row:
+                table.add_column(HEADS.get(name, name.replace("_", " ")), justify="right")
+        table.add_row(*map(_shown, row, row.values()))
+    console.print(table)
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, float) and name in ("sparsity", "density_per_multiply_add", "density", "churn"):
+        return f"{100 * value:.3g} %"
+    if isinstance(value, float):
+        return f"{value:.1f}x" if name.startswith("ratio") else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)
+
+
+def _numbers(what: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Return the numbers that commas separate. Raises InputError."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{what} takes a number, or several separated by commas, not {text!r}") from None

@@ -1,0 +1,82 @@
+"""``fedsieve list``: what there is to run, and where it was found."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from fedsieve.data import NAMES, status
+from fedsieve.methods import METHODS
+from fedsieve.recipes import recipes
+from fedsieve.recipes.papers import published
+from fedsieve.types import InputError
+
+PARTS = ("methods", "recipes", "datasets", "engines")
+ENGINES = {
+    "local": "one process, one thread, clients one after another (the default)",
+    "pool:N": "N worker processes, the same bits as local",
+    "flower:N": "Flower's simulation on N Ray workers (flower: one a core), the bits of local; docs/how-to/deploy.md",
+    "flower:inline": "Flower's messages in one process, for a debugger",
+}
+
+
+def show_catalogue(what: str, data: Path | None, console: Console | None = None) -> None:
+    """Print one part of the catalogue, or all of it. Raises InputError for a part that there is not."""
+    console = console or Console(highlight=False)
+    if what == "published":
+        return _show_published(console)
+    if what != "all" and what not in PARTS:
+        raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)}, published or all")
+    for part in PARTS if what == "all" else (what,):
+        table = Table(
+            "",
+            Column("", overflow="fold"),
+            title=part,
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            show_header=False,
+            pad_edge=False,
+        )
+        for name, text in entries(part, data).items():
+            table.add_row(f"[cyan]{name}[/]", text)
+        console.print(table)
+        if what == "all":
+            console.print()
+
+
+def entries(part: str, data: Path | None) -> dict[str, str]:
+    """Return one part of the catalogue: names and a line about each."""
+    if part == "methods":
+        return {name: f"{_first(make)} [dim]{_paper(name, make)}[/]" for name, make in METHODS.items()}
+    if part == "recipes":
+        return {name: _first(make) for name, make in recipes().items()}
+    if part == "datasets":
+        return {name: escape(status(name, data)) for name in NAMES}
+    return ENGINES
+
+
+def _show_published(console: Console) -> None:
+    """Print every published row with the command that runs it, each a line that a terminal breaks but copies whole."""
+    width = max(len(row.name) for row in published())
+    for row in published():
+        accuracy = f"{row.accuracy:5.2f}" + ("       " if row.std is None else f" ± {row.std:4.2f}")
+        said = f"{row.name:{width}}  {accuracy}  {'variant' if row.variant else '':7}  {row.command}"
+        console.print(said, soft_wrap=True, markup=False)
+
+
+def _first(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+def _paper(name: str, make: object) -> str:
+    """Return the paper that the docstring of the method's module cites: authors, year, quoted title."""
+    text = " ".join((sys.modules[make.__module__].__doc__ or "").split())
+    cited = re.findall(r'(?:[A-Z]\S+ & )?[A-Z]\w+ (?:et al\. )?\d{4}, ".+?"', text)
+    return str(cited[-1 if name in ("fedadam", "dnr") else 0]).rstrip(',"') + '"'

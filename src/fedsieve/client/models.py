@@ -1,0 +1,134 @@
+"""The papers' models: ResNet-18 (CIFAR form), LEAF CNN, MNISTNet; and a small net for digits. All give logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsieve.sparse.policy import layers
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016, Fig. 2)."""
+
+    def __init__(self, inner: int, outer: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inner != outer:
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inner, h, w] -> [n, outer, h / stride, w / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for 32x32 inputs: 3x3 stride-1 stem, no max-pool. 11,173,962 parameters at 3 channels, 10 classes."""
+
+    def __init__(self, channels: int = 3, classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1))
+        self.layer2 = nn.Sequential(Block(64, 128, 2), Block(128, 128, 1))
+        self.layer3 = nn.Sequential(Block(128, 256, 2), Block(256, 256, 1))
+        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512, 1))
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 32, 32] -> [n, classes]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+class LeafCNN(nn.Module):
+    """LEAF's FEMNIST network (Caldas et al. 2018): two 5x5 convolutions, 2048 hidden. 6,603,710 parameters."""
+
+    policies: ClassVar = {"zerofl": ("conv1", "conv2", "fc1")}
+
+    def __init__(self, channels: int = 1, classes: int = 62):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 32, 5, padding=2)
+        self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
+        self.fc1 = nn.Linear(64 * 7 * 7, 2048)
+        self.fc2 = nn.Linear(2048, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 28, 28] -> [n, classes]."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
+class MNISTNet(nn.Module):
+    """FLASH's MNIST network: 5x5 convolutions, 3x3 stride-1 max-pools (28-24-22-18-16). 261,840 parameters."""
+
+    policies: ClassVar = {"flash": ("conv2", "fc1")}
+
+    def __init__(self, channels: int = 1, classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 10, 5)
+        self.conv2 = nn.Conv2d(10, 20, 5)
+        self.fc1 = nn.Linear(20 * 16 * 16, 50)
+        self.fc2 = nn.Linear(50, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 28, 28] -> [n, classes]."""
+        x = F.relu(F.max_pool2d(self.conv1(x), 3, 1))
+        x = F.relu(F.max_pool2d(self.conv2(x), 3, 1))
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
+class DigitsNet(nn.Module):
+    """A small network for 8x8 digits, of the same make as LEAF's."""
+
+    def __init__(self, channels: int = 1, classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.fc1 = nn.Linear(32 * 4 * 4, 128)
+        self.fc2 = nn.Linear(128, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 8, 8] -> [n, classes]."""
+        x = F.relu(self.conv1(x))
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet18": ResNet18,
+    "leaf_cnn": LeafCNN,
+    "mnist_net": MNISTNet,
+    "digits_net": DigitsNet,
+}
+
+
+@torch.no_grad()
+def truncated_normal_(model: nn.Module, rng: torch.Generator) -> None:
+    """Draw, in place, the weight of every convolution and linear layer that is trained; biases stay as they are.
+
+    Guastella et al. 2024 start all models so: variance 1 / fan_in, from a normal distribution of the standard
+    deviation sqrt(1 / fan_in) / 0.8796 that is cut at two of them.
+    """
+    for layer in layers(model).values():
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        std = math.sqrt(1 / weight[0].numel()) / 0.8796
+        if weight.requires_grad:
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=rng)

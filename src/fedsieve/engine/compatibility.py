@@ -1,0 +1,197 @@
+"""Whether the parts of an experiment fit: data, model and method. What does not is said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fedsieve.client.training import load_, params_of, train_
+from fedsieve.data import Dataset
+from fedsieve.data.dataset import kind
+from fedsieve.engine.user_inputs import line
+from fedsieve.sparse.layers import replaced
+from fedsieve.types import InputError
+
+if TYPE_CHECKING:
+    from fedsieve.engine.experiment import Federation
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Raise InputError unless there are examples, and every label is a number of a class."""
+    if (dataset.train.mean, dataset.train.std) != (dataset.test.mean, dataset.test.std):
+        raise InputError(f"{dataset.name}: its training and test examples differ in mean or std: give both the same")
+    for what, data in (("training", dataset.train), ("test", dataset.test)):
+        if not len(data):
+            raise InputError(f"{dataset.name} has no {what} example")
+        low, high = data.y.long().min().item(), data.y.long().max().item()
+        if data.y.dtype != torch.int64 or low < 0 or high >= len(dataset.classes):
+            raise InputError(
+                f"{dataset.name}: {what} labels must be int64 from 0 to {len(dataset.classes) - 1} "
+                f"({len(dataset.classes)} classes), got {data.y.dtype} from {low} to {high}"
+            )
+        if data.x.is_floating_point() and not bool(data.x.isfinite().all()):
+            raise InputError(f"{dataset.name}: a {what} example holds NaN or infinity: take it out")
+
+
+@torch.no_grad()
+def check_model(federation: Federation) -> None:
+    """Raise InputError unless the model takes the dataset's examples, tells its classes apart, and can be trained."""
+    dataset, model, named = federation.dataset, federation.model(), federation.run.task.model
+    what = (
+        named
+        if isinstance(named, str)
+        else kind(named)
+        if isinstance(named, nn.Module)
+        else getattr(named, "__name__", "of yours")
+    )
+    fits = f"model {what} does not fit {dataset.name}"
+    if odd := [n for n, v in model.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())]:
+        raise InputError(
+            f"{fits}: its {odd[0]} holds NaN or infinity, which no message does: give a weight other numbers, register "
+            "a buffer with persistent=False"
+        )
+    x, _ = dataset.train.batch(slice(0, 2))
+    logits = _logits(model, x, f"{fits}: given examples")
+    if not isinstance(logits, Tensor):
+        raise InputError(f"{fits}: it returns {kind(logits)}, where the logits alone are needed, a tensor [n, classes]")
+    if logits.shape != (len(x), len(dataset.classes)):
+        raise InputError(
+            f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
+        )
+    _logits(model, dataset.test.batch(slice(0, 2))[0], f"{fits}: given test examples")
+    if federation.run.task.augment != "none" and x.dim() != 4:
+        raise InputError(f"task.augment=crop_flip needs images, but {dataset.name} has shape {list(x.shape[1:])}")
+    if not any(w.requires_grad for w in model.parameters()):
+        raise InputError(f"{fits}: it has no parameter to train")
+    try:
+        model.train()(x[:1])
+    except ValueError:
+        _check_last_batches(federation)
+    if not isinstance(named, str):
+        _check_step(model, x, fits)
+
+
+def _logits(model: nn.Module, x: Tensor, given: str) -> object:
+    """Return what a model makes of examples. Raises InputError if it fails."""
+    try:
+        return model.eval()(x)
+    except Exception as error:
+        raise InputError(f"{given} of shape {list(x.shape[1:])} it fails ({line(error)})") from error
+
+
+def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
+    """Raise InputError unless a training step can be taken, and changes nothing that is not sent."""
+    sent = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    before = {n: v.clone() for n, v in model.named_buffers() if n not in sent and not n.endswith("num_batches_tracked")}
+    trained = [w for w in model.parameters() if w.requires_grad]
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            loss = F.cross_entropy(train_(model)(x), torch.zeros(len(x), dtype=torch.int64))
+            torch.autograd.grad(loss, trained, allow_unused=True)
+    except Exception as error:
+        raise InputError(f"{fits}: a training step on {len(x)} examples fails ({line(error)})") from error
+    now = dict(model.named_buffers())
+    if odd := [name for name, value in before.items() if not torch.equal(now[name], value)]:
+        raise InputError(
+            f"{fits}: training changes its buffer {odd[0]}, which is not sent: make it float32, and persistent"
+        )
+
+
+@torch.no_grad()
+def check_prepared(federation: Federation, prepared: nn.Module) -> None:
+    """Raise InputError if a layer that the method replaced is used without being called: it would stay a plain one.
+
+    The prepared model is run on two examples, in training and in testing, beside the plain model with the weights that
+    the replaced layers compute with. ``prepared`` is of no use afterwards.
+    """
+    layers, plain = replaced(prepared), federation.model()
+    x, _ = federation.dataset.train.batch(slice(0, 2))
+    if not layers:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for w in prepared.parameters():  # what starts at zero would hide what follows it
+            w.add_(torch.randn_like(w) * (float(w.std(correction=0)) or 0.1) / 4)
+        load_(plain, params_of(prepared) | {f"{name}.weight": layer.effective() for name, layer in layers.items()})
+        past = set[str]()
+        for mode in (train_, nn.Module.eval):
+            try:
+                wanted = _drawn(mode(plain), x)
+            except (RuntimeError, ValueError):
+                continue  # one example too few for BatchNorm: the plain model's own affair
+            with _Uses(prepared) as uses:
+                found = _drawn(mode(prepared), x)
+            if not torch.allclose(found, wanted, 1e-3, 1e-4 * float(wanted.abs().max()), equal_nan=True):
+                past |= uses.past
+    if past:
+        method, others = federation.run.method, [name for name in layers if name not in past]
+        remedy = f"leave it out, -s method.policy={','.join(others)}" if others else "take flash, pdst, nst or topk"
+        raise InputError(
+            f"the model uses the weight of {', '.join(sorted(past))} without calling the layer, so that {method.name} "
+            f"cannot replace it: {remedy}"
+        )
+
+
+def check_method(federation: Federation, state: Any) -> None:
+    """Raise InputError unless a method gives the state, the model and the number that are asked of it."""
+    method = federation.run.method
+    if not isinstance(getattr(state, "params", None), Mapping):
+        raise InputError(f"{method.name}: init must return a dataclass of tensors with params, got {kind(state)}")
+    if not isinstance(model := method.deploy(state), Mapping):
+        raise InputError(f"{method.name}: deploy must return the model's parameters by name, got {kind(model)}")
+    size: object = method.paper_bytes(federation.model())
+    if size is not None and not isinstance(size, int | float):
+        raise InputError(f"{method.name}: paper_bytes must return a number, or None, got {size!r}")
+
+
+def _drawn(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits under one draw of the model's own chance."""
+    torch.manual_seed(1)
+    logits: Tensor = model(x)
+    return logits
+
+
+class _Uses(TorchFunctionMode):
+    """Notes which replaced layers' weights are read outside of their own forward (``past``)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.past, self.inside, self.handles = set[str](), list[nn.Module](), []
+        self.weights = {id(layer.weight): (name, layer) for name, layer in replaced(model).items()}
+        for _, layer in self.weights.values():
+            self.handles.append(layer.register_forward_pre_hook(lambda layer, _: self.inside.append(layer)))
+            self.handles.append(layer.register_forward_hook(self._leave, always_call=True))
+
+    def _leave(self, *_: object) -> None:
+        self.inside.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as without the mode."""
+        found = func(*args, **(kwargs or {}))
+        for given in (*args, *(kwargs or {}).values()):
+            name, layer = self.weights.get(id(given), ("", None))
+            if layer is not None and layer not in self.inside and isinstance(found, Tensor | tuple):
+                self.past.add(name)
+        return found
+
+    def __exit__(self, *error: Any) -> None:
+        """Take the hooks off the model."""
+        for handle in self.handles:
+            handle.remove()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+
+def _check_last_batches(federation: Federation) -> None:
+    """Raise InputError if a client's last batch holds one example, which this model's BatchNorm cannot train on."""
+    run = federation.run
+    sizes = {len(shard) - int(run.task.validation * len(shard)) for shard in federation.shards}
+    if all(size % run.batch != 1 for size in sizes):
+        return
+    works = next((b for b in range(run.batch + 1, max(sizes) + 2) if all(size % b != 1 for size in sizes)), None)
+    remedy = f"-s batch={works} leaves none" if works else "use fewer clients, so that all have more"
+    raise InputError(f"BatchNorm cannot train on the one example that batches of {run.batch} leave a client: {remedy}")

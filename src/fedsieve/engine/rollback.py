@@ -1,0 +1,114 @@
+"""The last states of a run, and the way back to one of them when training has turned non-finite.
+
+A model that one update has poisoned may still be finite: the next round's clients then train from it, and nothing
+finite comes of that. So the way back leads to before the last round in which an update stood far out from the others',
+and that update is left out when the round is run again. Where none does, nobody is blamed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeAlias
+
+from fedsieve.server.contract import Norms
+from fedsieve.types import InputError
+
+DEPTH = 3
+"""The states that are held: a run goes back by two rounds at most, and runs a third again."""
+RETURNS = 2
+"""How often a run goes back."""
+FAR = 10.0
+"""An update stands out if it changes the model so many times as much as the median of the others of its round."""
+
+Memory: TypeAlias = dict[int, bytes]
+"""What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
+
+
+class Diverged(InputError):
+    """A round left nothing finite to go on with."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An update that is left out of its round, and why."""
+
+    round: int
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Returns:
+    """How often a run has gone back, and what it leaves out for that."""
+
+    count: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+
+    def of(self, t: int) -> tuple[LeftOut, ...]:
+        """Return what is left out of round ``t``."""
+        return tuple(one for one in self.left_out if one.round == t)
+
+    def __str__(self) -> str:
+        which = ", ".join(f"client {one.client}'s of round {one.round}" for one in self.left_out)
+        return f"the run has gone back {('once', 'twice')[self.count - 1]}, and left out the longest updates: {which}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run after round ``t``: all that the next round depends on."""
+
+    t: int
+    state: Any
+    """The server's state; read from a checkpoint, its tensors by name (``types.flatten``)."""
+    memory: Memory
+    norms: tuple[Norms, ...] = ()
+    """Those that the bound is taken from."""
+    lengths: Mapping[int, Norms] | None = None
+    """By client, what the updates that made this state changed; None: not known."""
+
+
+class History:
+    """The last points of a run, the newest last; earlier ones may be read when they are needed."""
+
+    def __init__(self, points: Iterable[Callable[[], Point]], returns: Returns):
+        self.points, self.returns = deque(points, DEPTH), returns
+
+    def add(self, point: Point) -> None:
+        """Take the point after a round."""
+        self.points.append(lambda: point)
+
+    def back(self, t: int, lengths: Mapping[int, Norms]) -> Point | None:
+        """Return where to go on after round ``t`` has diverged, whose updates had these ``lengths``.
+
+        None if the run has gone back often enough, or no update stands out. What is left out is in ``returns``.
+        """
+        if self.returns.count == RETURNS:
+            return None
+        after, failed = Point(t, None, {}, (), lengths), t
+        while self.points and (base := self.points[-1]()).t == after.t - 1:
+            if found := far_out(after.lengths or {}):
+                self.returns = self._without(after.t, found, failed)
+                return base
+            after = base
+            self.points.pop()
+        return None
+
+    def _without(self, t: int, found: Mapping[int, float], failed: int) -> Returns:
+        why = "it changed the model {:.3g} times as much as the others, and round {} came to nothing finite"
+        more = (LeftOut(t, client, why.format(ratio, failed)) for client, ratio in found.items())
+        return Returns(self.returns.count + 1, (*self.returns.left_out, *more))
+
+
+def far_out(lengths: Mapping[int, Norms]) -> dict[int, float]:
+    """Return the clients whose updates stand out, each with how many times as much as the others' it changes."""
+    ratios = {client: max(_ratios(client, lengths), default=0.0) for client in lengths if len(lengths) > 1}
+    return {client: ratio for client, ratio in ratios.items() if ratio > FAR}
+
+
+def _ratios(client: int, lengths: Mapping[int, Norms]) -> list[float]:
+    others = zip(*(norms for other, norms in lengths.items() if other != client), strict=True)
+    pairs = [(own, median(theirs)) for own, theirs in zip(lengths[client], others, strict=True) if own]
+    return [own / usual if usual else float("inf") for own, usual in pairs]

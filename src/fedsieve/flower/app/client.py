@@ -1,0 +1,61 @@
+"""The client's half of the app: the federation as one SuperNode sees it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsieve.data import Dataset
+from fedsieve.engine import Federation
+from fedsieve.engine.loop import Worker
+from fedsieve.flower.app.local_data import Inputs, own_examples
+from fedsieve.flower.app.settings import Order, order_from, sealing_key
+from fedsieve.flower.engine import Place
+from fedsieve.types import InputError
+
+_kept: tuple[Any, Worker] | None = None
+
+
+def opened(here: Path, place: Place) -> Worker:
+    """Return this process's worker: the last one, unless it is another's; in a simulation it serves all clients."""
+    global _kept
+    own = [] if place.key else sorted(place.node.items())
+    mark = (here, place.key, sorted(place.config.items()), sorted(place.about.items()), own)
+    if _kept is None or _kept[0] != mark:
+        order = order_from(place.config)
+        name = str(place.about.get("run", ""))
+        federation = replace(_federation(order, here, place), key=sealing_key(place.key), name=name)
+        _kept = mark, Worker(federation, "cpu", order.kernels)
+    return _kept[1]
+
+
+def _federation(order: Order, here: Path, place: Place) -> Federation:
+    path, client = str(place.node.get("data", "")), place.node.get("partition-id")
+    if place.key is not None:
+        if order.own_data:
+            raise InputError("own-data is for SuperNodes: a simulation has no data but the recipe's")
+        return order.federation(here)
+    if order.own_data != bool(path):
+        raise InputError(
+            "the run is on the SuperNodes' own data: start this one with --node-config 'data=\"/PATH\" partition-id=N'"
+            if order.own_data
+            else "this SuperNode has data of its own, which the run is not on: -c 'own-data=true' makes it so"
+        )
+    if not path:
+        return order.federation(here)
+    if not isinstance(client, int):
+        raise InputError("a SuperNode with data= needs a partition-id= as well, its number among the run's clients")
+    return _own(order, here, Path(path).expanduser(), client, Inputs.of(json.loads(str(place.about["inputs"]))))
+
+
+def _own(order: Order, here: Path, path: Path, client: int, inputs: Inputs) -> Federation:
+    """Return the run with the examples at ``path``, all of them this client's."""
+    run, data = order.run(here), own_examples(path, inputs)
+    nothing, all_ = torch.arange(0), torch.arange(len(data))
+    dataset = Dataset(path.name, data, data.subset(nothing), inputs.classes)
+    shards = tuple(all_ if i == client else nothing for i in range(run.task.clients))
+    return Federation(run, dataset, shards, order.measured, own={client: len(data)})

@@ -1,0 +1,89 @@
+"""The server's half of the app: the ordinary loop, in an ordinary run directory, over what carries letters."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedsieve.data.storage import read_json, write_json
+from fedsieve.engine import Federation
+from fedsieve.flower.app.settings import Order, order_from, sealing_key
+from fedsieve.flower.engine.server import Carrier
+from fedsieve.runs.progress import show
+from fedsieve.runs.run_json import FILE, Origin
+from fedsieve.runs.store import inputs_of, keep
+from fedsieve.types import InputError
+from fedsieve.types.errors import of_machine
+
+NAME = "flower.json"
+"""Holds the run's random name: letters are bound to it, and SuperNodes keep their clients' memories under it."""
+ENDED = "FEDSIEVE_ENDED"
+"""Names the file that says how the run ended, for whoever started Flower: its own exit codes do not."""
+
+
+def serve(here: Path, carrier: Carrier) -> None:
+    """Run to the end, and say how it ended."""
+    try:
+        _serve(here, carrier)
+    except BaseException as error:
+        said = str(error) if isinstance(error, InputError) else of_machine(error)
+        _say(said or f"{type(error).__name__}: {error}")
+        raise
+    _say("")
+
+
+def _serve(here: Path, carrier: Carrier) -> None:
+    order = order_from(carrier.config)
+    if not order.out:
+        raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
+    out, about = Path(order.out).expanduser(), dict[str, str]()
+    federation = replace(opened_for(order, here), key=sealing_key(carrier.key), name=name_of(out))
+    order.patience.check(federation.run)
+    engine = carrier.engine(federation, order.patience, about)
+    origin = Origin(order.recipe, "flower", "cpu", order.kernels)
+    rounds = keep(
+        out,
+        federation,
+        engine,
+        origin,
+        resume=order.resume and (out / FILE).exists(),
+        until=order.until,
+        accept_changes=order.accept_changes,
+    )
+    write_json(out / NAME, {"run": federation.name})
+    about |= {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(order.own_data)}
+    show(out, federation, rounds, min(order.until or federation.run.rounds, federation.run.rounds))
+
+
+def opened_for(order: Order, here: Path) -> Federation:
+    """Return the server's federation: the recipe's, of whose examples clients with their own have none."""
+    federation = order.federation(here)
+    if not order.own_data:
+        return federation
+    if "kernels" in order.measured:
+        raise InputError("measure=kernels trains on the server, which has no client's data here: leave it out")
+    nothing = torch.arange(0)
+    return replace(federation, shards=(nothing,) * federation.run.task.clients, own={})
+
+
+def name_of(out: Path) -> str:
+    """Return what nodes know the run of a directory by, drawn where it has none. Raises InputError if it is damaged."""
+    path, remedy = out / NAME, "put back what stood there, or choose another out"
+    found = read_json(path, remedy)
+    if found is None:
+        return secrets.token_hex(16)
+    name = found.get("run")
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{32}", name):
+        raise InputError(f"{path} is damaged: {remedy}")
+    return name
+
+
+def _say(error: str) -> None:
+    if path := os.environ.get(ENDED):
+        write_json(Path(path), {"error": error})

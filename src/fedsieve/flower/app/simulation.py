@@ -1,0 +1,141 @@
+"""``fedsieve run RECIPE --engine flower``: the app on a SuperLink of this run's own, its rows as they come."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fedsieve.data import root_from
+from fedsieve.data.storage import read_json, write
+from fedsieve.engine import Federation, Patience
+from fedsieve.flower.app.server import ENDED
+from fedsieve.flower.app.settings import Order, Words
+from fedsieve.flower.app.superlink import SuperLink, last_line, superlink
+from fedsieve.flower.app.template import licence, write_app
+from fedsieve.runs.run_json import FILE, Origin
+from fedsieve.runs.store import check, read_rows
+from fedsieve.types import InputError
+
+LOG = "flower.log"
+LOOK, ASK = 0.2, 20.0
+"""Seconds from one look for new rows to the next, and from one question whether Flower is still at it."""
+SILENT = 15
+"""Questions in a row to which a SuperLink at work may give no answer: on a busy machine some are late."""
+
+
+def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
+    """Run an order on Ray: ``nodes`` simulated SuperNodes, ``workers`` processes; yield every round's row.
+
+    A row has its columns as attributes. Raises InputError as the run itself does, or if Flower ends without a word.
+    """
+    with _home(Path(order.out)) as home:
+        ended = home / "ended.json"
+        rows = read_rows(Path(order.out))
+        write_app(home / "app", order, licence())
+        ray = os.environ.get("RAY_ADDRESS") or "local"  # without it, any cluster that happens to run on this machine
+        with superlink(home, {ENDED: str(ended), "RAY_ADDRESS": ray}) as link:
+            started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
+            yield from _followed(Path(order.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
+
+
+@contextmanager
+def _home(out: Path) -> Iterator[Path]:
+    """Make Flower's folder for this run, and remove it; what Flower said stays in the run directory."""
+    home = Path(tempfile.mkdtemp(prefix="fedsieve-flower-"))
+    try:
+        yield home
+    finally:
+        if (out / FILE).exists() and (home / "superlink.log").exists():
+            write(out / LOG, (home / "superlink.log").read_bytes())
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _federation(nodes: int, workers: int) -> str:
+    """Return the simulation's settings; the cluster that RAY_ADDRESS names has its own number of workers."""
+    own = "" if os.environ.get("RAY_ADDRESS") else f" init-args-num-cpus={workers}"
+    return f"num-supernodes={nodes} client-resources-num-cpus=1{own}"
+
+
+def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[Any]:
+    """Yield the rows of the rounds after ``last`` until the run has ended."""
+    asked, silent = time.monotonic(), 0
+    while True:
+        over = ended.exists()
+        for row in read_rows(out):
+            if row["round"] > last:
+                last = row["round"]
+                yield _shown(row)
+        if over:
+            break
+        if link.process.poll() is not None:
+            raise InputError(f"Flower's SuperLink died: {last_line(link.log)} (see {out / LOG}); --resume goes on")
+        if time.monotonic() - asked > ASK:
+            status = _status(link, run)
+            asked, silent = time.monotonic(), silent + 1 if status is None else 0
+            if not ended.exists():
+                _check(status, silent, f"{last_line(link.log)} (see {out / LOG}); --resume goes on")
+        time.sleep(LOOK)
+    if error := (read_json(ended) or {}).get("error"):
+        raise InputError(error)
+
+
+def _shown(row: Mapping[str, Any]) -> Any:
+    lines = {name: [SimpleNamespace(**one) for one in row[name]] for name in ("refused", "warnings", "left_out")}
+    return SimpleNamespace(**{**row, "t": row["round"], **lines})
+
+
+def _status(link: SuperLink, run: str) -> str | None:
+    """Return what Flower says of a run; None if it says nothing."""
+    try:
+        told = link.flwr("list", "--run-id", run, seconds=ASK)
+    except InputError:
+        return None
+    return next((str(one.get("status")) for one in told.get("runs", []) if str(one.get("run-id")) == str(run)), None)
+
+
+def _check(status: str | None, silent: int, known: str) -> None:
+    """Raise InputError if Flower's run has ended and ours has not said so, or nobody knows for too long."""
+    if status is not None and status.startswith("finished"):
+        raise InputError(f"Flower's run ended ({status}) without a word: {known}")
+    if silent >= SILENT:
+        raise InputError(f"Flower's SuperLink has not answered {silent} times in a row: {known}")
+
+
+def simulated(
+    folder: Path,
+    federation: Federation,
+    origin: Origin,
+    words: Words,
+    patience: Patience,
+    workers: int,
+    *,
+    resume: bool,
+    until: int,
+    accept_changes: bool,
+) -> Iterator[Any]:
+    """Run in ``folder`` what the command line asks for, and yield every round's row. Raises InputError."""
+    check(folder, federation, origin, resume, accept_changes)
+    run = federation.run
+    root = root_from(words.data)
+    order = Order(
+        origin.recipe,
+        shlex.join(words.settings),
+        str(folder.absolute()),
+        str(root or ""),
+        measure=",".join(federation.measure),
+        kernels=origin.kernels,
+        until=until,
+        resume=resume,
+        accept_changes=accept_changes,
+        min_clients=patience.min_clients,
+        round_timeout=patience.round_timeout,
+    )
+    return simulate(order, max(run.per_round, run.warm_up), workers)

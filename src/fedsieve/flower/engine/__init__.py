@@ -1,0 +1,26 @@
+"""The distributed engine: Flower carries the letters (Message API, flwr >= 1.41). Nothing but this package needs flwr.
+
+The loop runs where Flower runs the ServerApp, the client's function where it runs the ClientApp; in between travels one
+``Array`` of our own serialization type a message, which holds a sealed letter as every engine has it.
+
+A client's memory lives where its computer is. In a simulation all computers are the engine's own: memories travel
+with the messages, beside the letter, and are in the checkpoints, as those of ``local``. A SuperNode keeps its client's
+memory to itself, in files by round (``memory.py``), since it is no business of the server's. Either way a round that is
+asked for again, or a run that goes on after a crash, finds the memory as it was before that round.
+"""
+
+from fedsieve.types import InputError
+from fedsieve.types.errors import install
+
+try:
+    import flwr.app  # noqa: F401
+except ImportError:
+    raise InputError(f"this needs Flower: {install('flower')}") from None
+
+from fedsieve.flower.engine.client import Place, client_app
+from fedsieve.flower.engine.exchange import carried
+from fedsieve.flower.engine.in_memory import inline
+from fedsieve.flower.engine.nodes import Anywhere, Registered
+from fedsieve.flower.engine.server import server_app
+
+__all__ = ["Anywhere", "Place", "Registered", "carried", "client_app", "inline", "server_app"]

@@ -1,0 +1,155 @@
+"""Letters through a Flower grid and back: quorum, timeouts, and who was lost and why."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from fedsieve.engine.experiment import Federation
+from fedsieve.engine.loop import Engine, Exchange
+from fedsieve.engine.metrics import Lost
+from fedsieve.engine.quorum import Patience, QuorumMissed
+from fedsieve.engine.rollback import Memory
+from fedsieve.flower.engine.messages import packed, part_of, reason
+from fedsieve.flower.engine.nodes import Anywhere, Nodes
+
+
+def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, pause: float = 0.05) -> Engine:
+    """Carry letters over ``grid`` to ``nodes``, at most ``at_once`` under way (0: all), looking every ``pause`` s."""
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Lost]]:
+            answers, quorum = _Answers(messages), patience.quorum(len(messages))
+            for _ in range(patience.attempts):
+                missing = [*answers.missing]
+                wanting = quorum - len(messages) + len(missing)
+                found = nodes.find(missing, patience.round_timeout, wanting)
+                answers.lose(missing, "its SuperNode is not connected")
+                if len(found) < wanting:  # who is there would train for nothing
+                    continue
+                deadline = time.monotonic() + patience.round_timeout
+                asked = _Asked(grid, t, found, messages, nodes.about, _memory(nodes, memory), deadline)
+                for client, answer in asked.answers(at_once, pause):
+                    answers.put(client, answer)
+                    yield from answers.ready()
+                if len(messages) - len(answers.missing) >= quorum:
+                    break
+            else:
+                raise QuorumMissed(_too_few(t, len(messages), answers.lost, quorum, patience))
+            yield from answers.rest()
+
+        yield exchange
+
+    return engine
+
+
+def _memory(nodes: Nodes, memory: Memory) -> Memory | None:
+    return memory if isinstance(nodes, Anywhere) else None
+
+
+def _too_few(t: int, asked: int, lost: Mapping[int, Lost], quorum: int, patience: Patience) -> str:
+    first = min(lost)
+    return (
+        f"round {t}: {asked - len(lost)} of {asked} clients answered in {patience.attempts} attempts, {quorum} are "
+        f"needed (client {first}: {lost[first].reason}): the model is as it was; mend the clients and go on with "
+        "--resume, or lower min-clients"
+    )
+
+
+class _Answers:
+    """A round's answers: given on in the clients' order, each as soon as it is its turn, and then held no longer."""
+
+    def __init__(self, clients: Iterable[int]):
+        self.due = deque(clients)
+        self.missing = dict.fromkeys(self.due)
+        self.held, self.lost = dict[int, bytes](), dict[int, Lost]()
+
+    def lose(self, clients: Iterable[int], reason: str) -> None:
+        """Note that clients have not answered, as far as is known."""
+        self.lost |= dict.fromkeys(clients, Lost(reason))
+
+    def put(self, client: int, answer: bytes | Lost) -> None:
+        """Take an answer, or why there is none."""
+        if isinstance(answer, Lost):
+            self.lost[client] = answer
+            return
+        del self.missing[client]
+        self.lost.pop(client, None)
+        self.held[client] = answer
+
+    def ready(self) -> Iterator[tuple[int, bytes]]:
+        """Give on the answers before which all others have come."""
+        while self.due and self.due[0] in self.held:
+            yield (client := self.due.popleft()), self.held.pop(client)
+
+    def rest(self) -> Iterator[tuple[int, bytes | Lost]]:
+        """Give on what there is; nobody waits for the others any more."""
+        for client in self.due:
+            yield client, self.held.pop(client) if client in self.held else self.lost[client]
+
+
+class _Asked:
+    """One attempt at a round: messages under way, by the id that a reply names."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        t: int,
+        found: Mapping[int, int],
+        letters: Mapping[int, bytes],
+        about: Mapping[str, str],
+        memory: Memory | None,
+        deadline: float,
+    ):
+        self.grid, self.t, self.found, self.letters, self.deadline = grid, t, found, letters, deadline
+        self.about, self.memory = about, memory
+        self.under_way = dict[str, int]()
+
+    def answers(self, at_once: int, pause: float) -> Iterator[tuple[int, bytes | Lost]]:
+        """Yield every client's answer as it comes, or why there is none."""
+        todo = deque(self.found)
+        while todo or self.under_way:
+            while todo and not (at_once and len(self.under_way) >= at_once):
+                if lost := self._send(client := todo.popleft()):
+                    yield client, lost
+            over = time.monotonic() > self.deadline  # what came until then is pulled yet
+            replies = [*self.grid.pull_messages([*self.under_way])] if self.under_way else []
+            for reply in replies:
+                if (client := self.under_way.pop(reply.metadata.reply_to_message_id, -1)) >= 0:
+                    yield client, self._taken(client, reply)
+            if over:
+                late = Lost("no answer within the round's time: raise round-timeout if it was at work")
+                yield from ((client, late) for client in [*todo, *self.under_way.values()])
+                return
+            if self.under_way and not replies:
+                time.sleep(pause)
+
+    def _send(self, client: int) -> Lost | None:
+        parts = {"letter": self.letters[client]}
+        if self.memory is not None:
+            parts["memory"] = self.memory.get(client, b"")
+        content = packed(parts, {**self.about, "round": self.t, "client": client})
+        left = max(self.deadline - time.monotonic(), 1.0)
+        message = Message(content, self.found[client], MessageType.TRAIN, group_id=str(self.t), ttl=left)
+        ids = [*self.grid.push_messages([message])]
+        if not ids or not ids[0]:
+            return Lost("Flower did not take the message to it")
+        self.under_way[ids[0]] = client
+        return None
+
+    def _taken(self, client: int, reply: Message) -> bytes | Lost:
+        if reply.has_error():
+            return Lost(reason(reply.error))
+        letter = part_of(reply.content, "letter")
+        if letter is None:
+            return Lost("its answer holds no letter")
+        kept = part_of(reply.content, "memory")
+        if self.memory is not None and kept:
+            self.memory[client] = kept
+        return letter

@@ -1,0 +1,57 @@
+"""The server's loop inside a ServerApp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
+
+from fedsieve.engine.experiment import Federation
+from fedsieve.engine.loop import Engine
+from fedsieve.engine.quorum import Patience
+from fedsieve.flower.engine.client import simulation_key
+from fedsieve.flower.engine.exchange import carried
+from fedsieve.flower.engine.nodes import Anywhere, Registered
+
+UNDER_WAY = 32
+"""Messages under way at once in a simulation, which holds them all in one process's memory."""
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What Flower gives a server: settings and a grid, which is a simulation's or a deployment's."""
+
+    config: Mapping[str, Any]
+    grid: Grid
+    key: bytes | None
+    """A simulation's; None in a deployment, where somebody must set one."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all nodes are this machine's own."""
+        return self.key is not None
+
+    def engine(self, federation: Federation, patience: Patience, about: Mapping[str, str]) -> Engine:
+        """Return the engine; ``about`` is what every node is told of the run."""
+        if self.simulated:
+            return carried(self.grid, Anywhere(self.grid, about), patience, UNDER_WAY)
+        return carried(self.grid, Registered(self.grid, federation, about), patience, pause=0.5)
+
+
+Serve: TypeAlias = Callable[[Carrier], None]
+
+
+def server_app(serve: Serve) -> ServerApp:
+    """Return an app whose main function is ``serve``."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        key = simulation_key(context.run_id) if isinstance(grid, InMemoryGrid) else None
+        serve(Carrier(context.run_config, grid, key))
+
+    return app

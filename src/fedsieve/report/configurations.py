@@ -1,0 +1,183 @@
+"""Which runs are one configuration, differing in their seed alone; and the fewest settings that tell them apart."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from fedsieve.runs.recorded import Recorded
+
+Runs: TypeAlias = list[Recorded]
+Without: TypeAlias = Callable[[Recorded], Collection[str]]
+"""The settings of a run that do not count when it is compared with others."""
+
+SEED, KIND, TARGET, ENGINE = "seed", "method", "method.target_density", "engine"
+AROUND = ("kernels", "device", "class")
+"""What run.json says beside the settings that runs of one configuration share."""
+FIRST = (KIND, "task.dataset", "task.partition")
+LONGEST = 28
+"""Letters of a value that a label shows."""
+WRITTEN = {
+    "fedavg": "FedAvg",
+    "fedadam": "FedAdam",
+    "swat": "SWAT",
+    "zerofl": "ZeroFL",
+    "topk": "Top-k",
+    "sparsefedpp": "SparseFedPP",
+    "dnr": "DNR",
+    "nst": "NST",
+    "pdst": "PDST",
+    "flash": "FLASH",
+    "hetero_flash": "hetero-FLASH",
+}
+
+
+def nothing(run: Recorded) -> Collection[str]:
+    """Return no setting: all count."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in nothing but their seed, in its order; each carries the label and the place of the look."""
+
+    label: str
+    look: int
+    runs: Runs
+
+    @property
+    def counted(self) -> Runs:
+        """The runs that a mean is taken of: the finished ones, or all where none is."""
+        return [run for run in self.runs if run.whole] or self.runs
+
+
+def configurations(runs: Runs) -> list[Configuration]:
+    """Return the runs by configuration, in the order of their first ones, with labels of which no two are the same."""
+    groups = [sorted(group, key=_seed) for group in seeds(runs)]
+    first = [group[0] for group in groups]
+    labels = unique([said or kind(run) for said, run in zip(apart(first), first, strict=True)])
+    return [
+        Configuration(label, look, [replace(run, label=label, look=look) for run in group])
+        for look, (label, group) in enumerate(zip(labels, groups, strict=True))
+    ]
+
+
+def seeds(runs: Iterable[Recorded], without: Without = nothing) -> list[Runs]:
+    """Return the runs that differ in nothing but the seed and the settings ``without``, group by group.
+
+    The engine does not change what is computed; where one run is there by two engines, each has a group of its own.
+    """
+    groups: dict[frozenset[tuple[str, str]], Runs] = {}
+    for run in runs:
+        groups.setdefault(_key(run, {SEED, *without(run)}), []).append(run)
+    return [part for group in groups.values() for part in _by_engine(group)]
+
+
+def once(runs: Iterable[Recorded], suits: Callable[[Recorded], bool] = lambda run: True) -> Runs:
+    """Return the runs, one of those that have the same settings, seed and engine; a warning says which were taken.
+
+    What ``suits`` goes before what does not, then a finished run before others, a longer one, one that measured more,
+    and a newer one.
+    """
+    groups: dict[tuple[frozenset[tuple[str, str]], str], Runs] = {}
+    for run in runs:
+        groups.setdefault((_key(run, ()), _engine(run)), []).append(run)
+    best = {key: max(reversed(group), key=lambda run: (suits(run), *_rank(run))) for key, group in groups.items()}
+    taken = [
+        f"{best[key].folder}, not {_listed([str(run.folder) for run in group if run is not best[key]])}"
+        for key, group in groups.items()
+        if len(group) > 1
+    ]
+    if taken:
+        how = "of runs with the same settings and seed one counts (finished, longest, most measured, newest)"
+        warnings.warn(f"{how}: {_listed(taken, '; ')}", stacklevel=2)
+    return list(best.values())
+
+
+def apart(runs: Sequence[Recorded], without: Without = nothing) -> list[str]:
+    """Return what tells each run from the others: the method where it differs, then as few settings as will do."""
+    rows = [{name: value for name, value in _fields(run).items() if name not in without(run)} for run in runs]
+    names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
+    differing = [name for name in names if len({row.get(name) for row in rows}) > 1]
+    chosen = [name for name in differing if name == KIND]
+    while more := [name for name in differing if _distinct(rows, [*chosen, name]) > _distinct(rows, chosen)]:
+        chosen.append(max(more, key=lambda name: _distinct(rows, [*chosen, name])))
+    for name in chosen[:]:
+        rest = [other for other in chosen if other != name]
+        chosen = rest if name != KIND and _distinct(rows, rest) == _distinct(rows, chosen) else chosen
+    shown = sorted(chosen, key=lambda name: not name.startswith("method"))
+    said = [", ".join(_said(name, row[name]) for name in shown if name in row) for row in rows]
+    return [text or "default" for text in said] if chosen else said
+
+
+def unique(names: list[str]) -> list[str]:
+    """Return the names, those that occur twice with their places."""
+    twins = {name for name in names if names.count(name) > 1}
+    return [f"{name} ({i})" if name in twins else name for i, name in enumerate(names, 1)]
+
+
+def kind(run: Recorded) -> str:
+    """Return the method's name, as its paper writes it."""
+    name = str(run.about.get("method", ""))
+    return WRITTEN.get(name, name) or run.settings.get("method.kind", run.recipe)
+
+
+def _fields(run: Recorded) -> dict[str, str]:
+    """Return all that can tell a run from others but its seed."""
+    own = {name: value for name, value in run.settings.items() if name != SEED}
+    method = {name: value for name, value in own.items() if name.startswith("method.")}
+    target = {} if run.target is None else {TARGET: f"{run.target:g}"}
+    return {KIND: kind(run), **method, **target, **own, **_around(run), ENGINE: _engine(run)}
+
+
+def _key(run: Recorded, without: Collection[str]) -> frozenset[tuple[str, str]]:
+    if not run.settings:
+        return frozenset({("folder", str(run.folder))})
+    return frozenset(item for item in (run.settings | _around(run)).items() if item[0] not in without)
+
+
+def _around(run: Recorded) -> dict[str, str]:
+    return {name: str(run.about[name]) for name in AROUND if name in run.about}
+
+
+def _engine(run: Recorded) -> str:
+    return str(run.about.get(ENGINE, ""))
+
+
+def _by_engine(group: Runs) -> list[Runs]:
+    if len({_key(run, ()) for run in group}) == len(group):
+        return [group]
+    return [[run for run in group if _engine(run) == engine] for engine in dict.fromkeys(map(_engine, group))]
+
+
+def _seed(run: Recorded) -> tuple[bool, float, str]:
+    text = run.settings.get(SEED, "")
+    return (False, float(text), "") if text.isdecimal() and len(text) < 300 else (True, 0.0, text)
+
+
+def _rank(run: Recorded) -> tuple[bool, int, int, float]:
+    measured: Any = run.about.get("measure")
+    started = 0.0
+    with suppress(ValueError, OverflowError):
+        started = datetime.fromisoformat(str(run.about.get("started"))).timestamp()
+    return run.whole, run.done, len(measured) if isinstance(measured, list) else 0, started
+
+
+def _listed(texts: list[str], between: str = ", ") -> str:
+    return between.join([*texts[:4], *([f"and {len(texts) - 4} more"] if len(texts) > 4 else [])])
+
+
+def _distinct(rows: list[dict[str, str]], names: Sequence[str]) -> int:
+    """Return how many of the rows differ in these fields."""
+    return len({tuple(row.get(name) for name in names) for row in rows})
+
+
+def _said(name: str, value: str) -> str:
+    short = value if len(value) <= LONGEST else value[: LONGEST - 1] + "…"
+    if name == KIND:
+        return short
+    return f"{'density' if name == TARGET else name.removesuffix('.kind').split('.')[-1]} {short}"

@@ -1,0 +1,1 @@
+"""Runs on disk: the run directory, checkpoints, sweeps, and the trained model in use."""

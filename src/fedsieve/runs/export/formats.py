@@ -1,0 +1,125 @@
+"""``fedsieve export``: the deployed model as ONNX, as a compact sparse file, or as plain safetensors.
+
+The ONNX graph takes raw examples, an input called ``input`` of shape [batch, *shape] and any batch: the normalisation
+is a part of it. Its output ``logits`` is [batch, classes]. ONNX and safetensors hold the zeros too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.filesize import decimal
+from safetensors.torch import save as safetensors
+from torch import Tensor, nn
+
+from fedsieve.data.downloads import package
+from fedsieve.runs.export import sparse_file
+from fedsieve.runs.export.model import Deployed
+from fedsieve.runs.output import check_place, save
+from fedsieve.types import InputError, apart
+
+
+def check_out(out: Path) -> None:
+    """Raise InputError unless a model can be written to ``out``, where no file may be yet."""
+    if out.suffix not in FORMS:
+        raise InputError(f"{out}: a model is exported as .onnx, .fsv (compact, sparse) or .safetensors: end it so")
+    check_place(out, f"model{out.suffix}")
+    if out.exists():
+        raise InputError(f"{out} is there already: remove it, or choose another name")
+
+
+def export(model: Deployed, out: Path) -> str:
+    """Write the model to ``out`` in the form that its suffix names; return in one line what was written."""
+    check_out(out)
+    content = FORMS[out.suffix](model)
+    save(out, content)
+    dense = model.dense_bytes()
+    return (
+        f"wrote {out}: {decimal(len(content))}, {len(content) / dense:.1%} of the dense tensors' {decimal(dense)} "
+        f"(density {model.density():.1%})"
+    )
+
+
+class _Raw(nn.Module):
+    """The model behind its normalisation."""
+
+    def __init__(self, deployed: Deployed):
+        super().__init__()
+        self.model, self.normalised = deployed.model, deployed.normalised
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Raw examples [n, *shape] -> logits [n, classes]."""
+        logits: Tensor = self.model(self.normalised(input))
+        return logits
+
+
+def _onnx(deployed: Deployed) -> bytes:
+    onnx = package("onnx", "onnx")
+    package("onnxscript", "onnx")
+    example = torch.zeros(2, *deployed.card.shape)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Raw(deployed).eval(),
+                (example,),
+                dynamo=True,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(
+            f"ONNX cannot express this model ({_first(error)}): export it as .fsv or .safetensors"
+        ) from None
+    assert program is not None
+    graph = program.model_proto
+    if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise InputError("this model's graph takes one size of batch only: export it as .fsv or .safetensors")
+    _strip(graph)
+    card = deployed.card
+    told = {"recipe": card.recipe, "density": f"{deployed.density():.6g}", "classes": json.dumps(card.classes)}
+    onnx.helper.set_model_props(graph, told | {"card": card.json()})
+    content: bytes = graph.SerializeToString()
+    return content
+
+
+def _first(error: BaseException) -> str:
+    """Return the first line of an exporter's cause."""
+    return str(error.__cause__ or error).strip().split("\n")[0]
+
+
+def _strip(graph: Any) -> None:
+    """Remove what the exporter notes of the source: file names and lines of this machine, of no use elsewhere."""
+    for part in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        del part.metadata_props[:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on itself from the user."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _fsv(deployed: Deployed) -> bytes:
+    return sparse_file.written(deployed.card, deployed.weights())
+
+
+def _safetensors(deployed: Deployed) -> bytes:
+    return safetensors(apart(deployed.weights()))
+
+
+FORMS: dict[str, Callable[[Deployed], bytes]] = {".onnx": _onnx, ".fsv": _fsv, ".safetensors": _safetensors}

@@ -1,0 +1,148 @@
+"""What a model is asked about: images, recordings, arrays, or the run's own test set, as raw examples.
+
+Raw means the dataset's own units. Images give 0..1, resized to the model's size (stretched, if their shape is another)
+and turned to grey for a model of one channel; neither inverted nor centred. Recordings give the features that
+``data/speech_commands.py`` describes, of their first second, resampled to 16 kHz.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fedsieve.data.downloads import UNREADABLE, package
+from fedsieve.data.speech_commands import RATE, mfcc
+from fedsieve.runs.export.metadata import Card
+from fedsieve.runs.export.model import own_test_set
+from fedsieve.types import InputError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+ARRAYS = (".npy", ".npz")
+NO_ARRAY = (*UNREADABLE, RuntimeError, MemoryError, TokenError)
+"""What NumPy raises on a file that is no array."""
+NO_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises on a damaged picture."""
+
+
+class Inputs(NamedTuple):
+    """Examples by name; ``read(i, j)`` returns those from i up to j, raw, and ``truth`` their classes if known."""
+
+    names: Sequence[str]
+    read: Callable[[int, int], Tensor]
+    truth: Tensor | None = None
+
+
+def open_inputs(source: str, card: Card, recipe: str = "", data: str | None = None) -> Inputs:
+    """Return the examples that ``source`` names: a file, a folder of files, ``test`` or ``test:FIRST-LAST``.
+
+    Raises InputError, at once for what is not there, and from ``read`` for a file that cannot be used.
+    """
+    if source.partition(":")[0] == "test":
+        return _tested(source, card, recipe, data)
+    path, readers = Path(source), _readers(card)
+    takes = f"this model takes {', '.join((*readers, *ARRAYS))}, {'a folder of them, ' if readers else ''}or test"
+    if path.suffix.lower() in ARRAYS and path.is_file():
+        return _array(path, card)
+    if not path.exists():
+        raise InputError(f"there is no {path}: {takes}")
+    found = sorted(p for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else [path]
+    paths = [p for p in found if p.suffix.lower() in readers]
+    if not paths:
+        raise InputError(f"{path} {'holds' if path.is_dir() else 'is'} nothing that can be read: {takes}")
+    return Inputs([*map(str, paths)], lambda i, j: torch.stack([readers[p.suffix.lower()](p) for p in paths[i:j]]))
+
+
+def _readers(card: Card) -> dict[str, Callable[[Path], Tensor]]:
+    """Return which files become examples of a model, and how."""
+    if card.dataset == "speech_commands":
+        return {".wav": _recording}
+    if len(card.shape) == 3 and card.shape[0] in (1, 3):
+        return dict.fromkeys(IMAGES, partial(picture, shape=card.shape))
+    return {}
+
+
+def _tested(source: str, card: Card, recipe: str, data: str | None) -> Inputs:
+    test = own_test_set(card, recipe, data)
+    asked = re.fullmatch(r"test(?::(\d+)(?:-(\d+))?)?", source)
+    first = int(asked[1] or 0) if asked else 0
+    last = int(asked[2] or asked[1] or len(test) - 1) if asked else -1
+    if not 0 <= first <= last < len(test):
+        raise InputError(f"{source}: write test, test:N or test:FIRST-LAST, of 0 to {len(test) - 1}")
+    x, y = test.x[first : last + 1], test.y[first : last + 1]
+    return Inputs([str(i) for i in range(first, last + 1)], lambda i, j: x[i:j], y)
+
+
+def _array(path: Path, card: Card) -> Inputs:
+    shape = ", ".join(map(str, card.shape))
+    found = _loaded(path)
+    x = found[np.newaxis] if found.shape == card.shape else found
+    if x.shape[1:] != card.shape or not len(x):
+        raise InputError(f"{path} is of shape {list(x.shape)}: this model takes [n, {shape}] or [{shape}]")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise InputError(f"{path} holds {x.dtype}: give float numbers in the dataset's units, or uint8 for x / 255")
+    kind = np.uint8 if x.dtype == np.uint8 else np.float32
+    return Inputs([str(i) for i in range(len(x))], lambda i, j: torch.from_numpy(np.array(x[i:j], kind)))
+
+
+def _loaded(path: Path) -> NDArray[Any]:
+    """Return the array of a .npy (left on the disk), or the only one, or the one called x, of a .npz."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            names = found.files
+            name = names[0] if len(names) == 1 else "x"
+            if name in names:
+                array: NDArray[Any] = found[name]
+                return array
+    except NO_ARRAY:
+        raise InputError(f"{path} cannot be read as an array of numbers: save it again, with numpy.save") from None
+    raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array x, or save it alone")
+
+
+def picture(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Return a picture as [channels, height, width] in 0..1."""
+    channels, height, width = shape
+    image = _opened(path)
+    if image.mode[0] in "IF":
+        raise InputError(f"{path} has more than 8 bits a channel: save it with 8")
+    if image.has_transparency_data and min(image.convert("RGBA").getchannel("A").tobytes()) < 255:
+        raise InputError(f"{path} is transparent in places: put a background behind it")
+    image = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(image, np.float32) / 255)
+    return pixels.view(height, width, channels).movedim(2, 0)
+
+
+def _opened(path: Path) -> Image.Image:
+    """Return a picture, read to its end, the way up that its camera was held."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except NO_IMAGE as error:
+        raise InputError(f"{path} cannot be read as an image ({error}): save it again, as .png") from None
+
+
+def _recording(path: Path) -> Tensor:
+    """Return the features of the first second, [1, 32, 32]."""
+    librosa, soundfile = package("librosa", "speech"), package("soundfile", "speech")
+    try:
+        with soundfile.SoundFile(path) as sound:
+            rate = sound.samplerate
+            audio = sound.read(rate, dtype="float32", always_2d=True).mean(1)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a recording ({error}): save it again, as .wav") from None
+    return torch.from_numpy(mfcc(audio if rate == RATE else librosa.resample(audio, orig_sr=rate, target_sr=RATE)))[
+        None
+    ]

@@ -1,0 +1,207 @@
+"""A run directory, read for the report: finished or not, whole or cut off in the middle of a row.
+
+``run.json`` says what ran, ``rounds.jsonl`` holds a row a round, ``summary.json`` is there once the run is finished,
+``partition.json`` counts who holds what. A value that is missing, or not a plausible number, is None: never a guess.
+A summary of fewer rounds than were run is that of a run which goes on, and is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsieve.data.storage import object_of, read_json
+from fedsieve.data.storage import read as read_file
+from fedsieve.types import InputError
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Numbers beyond these are no measurement: their sums and quotients overflow."""
+DECLARED = ("class", "target_density")
+"""What run.json says of the method beside its fields."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run: ``summary`` is None unless it covers all ``rows``, ``counts`` [clients, classes] None where unknown."""
+
+    folder: Path
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    classes: list[str]
+    counts: NDArray[np.float64] | None
+    label: str = ""
+    """What a page calls the run's configuration."""
+    look: int | None = None
+    """The place of its configuration among the looks of a page's lines."""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that ran."""
+        return str(self.about.get("recipe") or self.folder.name)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every field of the run, by its dotted name."""
+        return _flat(self.about.get("run"))
+
+    @property
+    def target(self) -> float | None:
+        """The density that the method says it aims at; None where it says nothing."""
+        known = number(self.about.get("target_density"))
+        return round(known, 12) if known is not None and 0 < known <= 1 else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all planned rounds were run: a run stopped by ``--until`` has a summary too."""
+        return self.summary is not None and str(self.done) == self.settings.get("rounds")
+
+    @property
+    def done(self) -> int:
+        """The last round that was run; a warm-up is round 0."""
+        return int(number(self.rows[-1].get("round")) or 0) if self.rows else 0
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """Version, engine, device and hardware, by name."""
+        other = ("recipe", "run", "hardware", "method", *DECLARED)
+        plain = {key: value for key, value in self.about.items() if key not in other}
+        return _flat(plain) | _flat(self.about.get("hardware"))
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """What the method says of itself beside its fields."""
+        known = {"class": self.about.get("class"), "target_density": self.target and f"{self.target:g}"}
+        return _flat({"method": {key: value for key, value in known.items() if value is not None}})
+
+    @property
+    def method(self) -> str:
+        """The method with its first plain hyper-parameters, such as ``ZeroFL(sparsity=0.9, r_mask=0.1)``."""
+        fields = {
+            key[7:].removesuffix(".kind"): value for key, value in self.settings.items() if key.startswith("method.")
+        }
+        kind = fields.pop("kind", "")
+        return f"{kind}({', '.join(f'{key}={value}' for key, value in list(fields.items())[:4])})" if kind else ""
+
+    def series(self, name: str, scale: float = 1) -> tuple[list[float], list[float]]:
+        """Return the rounds that measured ``name``, and what they measured."""
+        known = [(row["round"], value) for row in self.rows if (value := number(row.get(name))) is not None]
+        return [t for t, _ in known], [value * scale for _, value in known]
+
+    def final(self, name: str) -> float | None:
+        """Return the summary's value of ``name``, None while there is none."""
+        return number((self.summary or {}).get(name))
+
+    def last(self, name: str) -> float | None:
+        """Return a measure at the end: the summary's, or the latest of the rows."""
+        final, (_, known) = self.final(name), self.series(name)
+        return final if final is not None else known[-1] if known else None
+
+    def total(self, name: str) -> float | None:
+        """Return a sum over the rounds: the summary's, or what the rows so far add up to."""
+        final, (_, known) = self.final(name), self.series(name)
+        return final if final is not None else sum(known) if known else None
+
+    @property
+    def kernels(self) -> Counter[str]:
+        """How many clients trained which way."""
+        each = (row.get("kernels") for row in self.rows)
+        return sum((Counter(one) for one in each if _counts(one)), Counter[str]())
+
+    @property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """A training step each way, where it was measured."""
+        both = (self.summary or {}).get("kernels_measured")
+        return {way: of for way, of in both.items() if isinstance(of, dict)} if isinstance(both, dict) else {}
+
+    def step(self) -> float | None:
+        """Return the mean milliseconds of a training step, as far as the run has got."""
+        known = [(number(row.get("ms_per_step")), number(row.get("steps"))) for row in self.rows]
+        counted = [(ms * steps, steps) for ms, steps in known if ms is not None and steps]
+        return sum(total for total, _ in counted) / sum(steps for _, steps in counted) if counted else None
+
+    def upload(self) -> float | None:
+        """Return the mean bytes of one upload in training (a warm-up aside). None if a row does not say."""
+        trained = [row for row in self.rows if row.get("round") != 0]
+        answers, sent = [row.get("clients") for row in trained], [number(row.get("bytes_up")) for row in trained]
+        count = sum(len(clients) for clients in answers if isinstance(clients, list))
+        known = count and None not in sent and all(isinstance(one, list) for one in answers)
+        return sum(size or 0 for size in sent) / count if known else None
+
+    def refused(self) -> Counter[str]:
+        """Return how many updates were refused, by reason."""
+        every = (one for row in self.rows if isinstance(row.get("refused"), list) for one in row["refused"])
+        return Counter(str(one.get("reason")) if isinstance(one, dict) else str(one) for one in every)
+
+
+def read(folder: Path) -> Recorded:
+    """Return what a run directory holds; InputError names the file that is missing or broken, and the remedy."""
+    about = read_json(folder / "run.json")
+    if about is None:
+        raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
+    classes, counts = _partition(folder / "partition.json")
+    rows, summary = _rows(folder / "rounds.jsonl"), read_json(folder / "summary.json")
+    run = Recorded(folder, about, rows, summary, classes, counts)
+    current = summary is not None and number(summary.get("rounds")) == run.done
+    return run if current else replace(run, summary=None)
+
+
+def trained_by(kernels: Mapping[str, int]) -> str:
+    """Return which way clients trained: ``sparse``, ``dense``, or how many each, ``sparse 30, dense 7``."""
+    return ", ".join(kernels) if len(kernels) < 2 else ", ".join(f"{way} {n}" for way, n in kernels.items())
+
+
+def number(value: Any) -> float | None:
+    """Return ``value`` if it is a number that a run can have measured: zero, or from 1e-30 to 1e30 either way."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if plain and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
+
+
+def numeric(text: str) -> float | None:
+    """Return the number that a setting says, or the largest of several."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        known = [number(one) for one in (value if isinstance(value, list) else [value])]
+        return max((one for one in known if one is not None), default=None)
+    return None
+
+
+def _flat(node: Any, name: str = "") -> dict[str, str]:
+    if isinstance(node, dict):
+        return {k: v for key, value in node.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
+    return {name: node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)} if name else {}
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(n, int) for n in value.values())
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rounds in order, the last written of each; a last line that was cut off is a round not yet over."""
+    *lines, rest = (read_file(path) or b"").split(b"\n")
+    rows = [object_of(line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    with suppress(InputError):
+        rows.append(object_of(rest, "the last line"))
+    by_round = {t: row for row in rows if (t := number(row.get("round"))) is not None}
+    return [by_round[t] for t in sorted(by_round)]
+
+
+def _partition(path: Path) -> tuple[list[str], NDArray[np.float64] | None]:
+    held = read_json(path)
+    if held is None:
+        return [], None
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        classes, counts = [str(name) for name in held["classes"]], np.array(held["counts"], dtype=np.float64)
+        if not counts.size:
+            return classes, None
+        if counts.ndim == 2 and counts.shape[1] == len(classes) and ((counts >= 0) & (counts <= LARGEST)).all():
+            return classes, counts
+    raise InputError(f"{path}: counts is not a number for each class of each client: restore the file, or remove it")

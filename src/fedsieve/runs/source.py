@@ -1,0 +1,117 @@
+"""The user's own code in a run: the files of its recipe, model, dataset and method, and of what those import.
+
+Own is what is neither FedSieve's, nor Python's, nor an installed package's: those are known by their versions.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from fedsieve.types import InputError
+
+INSTALLED = (
+    Path(__file__).parents[1],
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+PACKAGES = {"site-packages", "dist-packages"}
+
+
+def sources(run: Any, recipe: str = "") -> dict[str, Path]:
+    """Return the files of a run's own code by their modules' names: ``mine.py``, ``package.nets.py``.
+
+    ``recipe`` is its name; one of the user's own (``file.py:function``) has been imported.
+    """
+    waiting = [Path(recipe.rsplit(":", 1)[0]).stem] if ".py:" in recipe else []
+    waiting += _modules(run)
+    found: dict[str, Path] = {}
+    seen = set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or (path := _own(name)) is None:
+            continue
+        seen.add(name)
+        found[path.name if name in ("__main__", "__mp_main__") else f"{name}.py"] = path
+        waiting += _imported(name, path)
+        if module := sys.modules.get(name):
+            waiting += [other for value in list(vars(module).values()) if (other := _home(value))]
+    return found
+
+
+def _imported(name: str, path: Path) -> Iterator[str]:
+    """Yield the names that a file imports, anywhere in it, a number or a function alone among them."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    with suppress(OSError, SyntaxError, ValueError):  # changed since it was imported
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                with suppress(ImportError):
+                    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                    yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+
+
+def hashed(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the sha256 of every file, by its name, in the names' order."""
+    return {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)}
+
+
+def contents_of(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """Return what the files hold. Raises InputError."""
+    try:
+        return {name: path.read_bytes() for name, path in files.items()}
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): its code is a part of the run") from None
+
+
+def _modules(thing: Any) -> Iterator[str]:
+    """Yield the modules that a run's dataclasses and functions come from."""
+    if isinstance(thing, partial):
+        for part in (thing.func, *thing.args, *thing.keywords.values()):
+            yield from _modules(part)
+    elif isinstance(thing, Mapping):
+        for part in thing.values():
+            yield from _modules(part)
+    elif isinstance(thing, nn.Module):
+        yield from (home for module in thing.modules() if (home := _home(module)))
+    elif isinstance(thing, tuple | list):
+        for part in thing:
+            yield from _modules(part)
+    elif home := _home(thing):
+        yield home
+        if is_dataclass(thing) and not isinstance(thing, type):
+            for field in fields(thing):
+                yield from _modules(getattr(thing, field.name))
+
+
+def _home(value: Any) -> str | None:
+    """Return the name of the module that a value is, or that its function or class stands in."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    home = value.__module__ if isinstance(value, type | FunctionType) else type(value).__module__
+    return home if isinstance(home, str) else None
+
+
+def _own(name: str) -> Path | None:
+    """Return the file of a module of the user's own, imported or not yet; None for all others."""
+    file, parent = getattr(sys.modules.get(name), "__file__", None), name.rpartition(".")[0]
+    if name not in sys.modules and (not parent or parent in sys.modules):
+        with suppress(ImportError, ValueError):
+            file = getattr(importlib.util.find_spec(name), "origin", None)
+    if not isinstance(file, str) or not file.endswith(".py"):
+        return None
+    path = Path(file).resolve()
+    installed = PACKAGES & set(path.parts) or any(path.is_relative_to(place) for place in INSTALLED)
+    return None if installed else path

@@ -1,0 +1,90 @@
+"""The directory of a sweep: which one it is, and that no other sweep is in it.
+
+sweep.json    the command's recipes, settings and seeds, and what every run is
+runs/         a run directory for every cell and seed
+results.json  what the table says, in numbers
+table.md      the table
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsieve.data.storage import is_leftover, read_json, write_json
+from fedsieve.engine.fingerprint import described
+from fedsieve.runs.store import alone
+from fedsieve.runs.sweep.cells import Grid, short
+from fedsieve.types import InputError
+
+FILE = "sweep.json"
+
+
+def told(grid: Grid) -> dict[str, Any]:
+    """Return what tells a sweep from every other: the content of ``sweep.json``."""
+    runs = {job.folder.name: described(job.run) for job in grid.jobs(Path())}
+    asked = {"recipes": list(grid.recipes), "settings": grid.axes, "seeds": grid.seeds, "measure": list(grid.measure)}
+    return {**asked, "kernels": grid.kernels, "runs": runs}
+
+
+def default_folder(grid: Grid) -> Path:
+    """Return sweeps/RECIPES-N: that of the same sweep, so that the same command goes on, or the first free one."""
+    names = [short(recipe) for recipe in grid.recipes]
+    name = "+".join(names) if len("+".join(names)) <= 80 else f"{names[0]}+{len(names) - 1}"
+    number, wanted = 1, told(grid)
+    while (folder := Path("sweeps") / f"{name}-{number}").exists() and _read(folder) != wanted:
+        number += 1
+    return folder
+
+
+@contextmanager
+def open_folder(folder: Path, grid: Grid) -> Iterator[None]:
+    """Make or check the directory of a sweep, and keep others out of it meanwhile.
+
+    Raises InputError if another sweep or anything else is in it, or another process is at work there.
+    """
+    lock = alone(folder)
+    try:
+        if not (folder / FILE).exists():
+            if any(not is_leftover(path) for path in folder.iterdir()):
+                raise InputError(f"{folder} is not empty and holds no sweep: choose another --out")
+            write_json(folder / FILE, told(grid))
+        check_same(folder, grid)
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_same(folder: Path, grid: Grid) -> None:
+    """Raise InputError unless the directory holds this very sweep."""
+    if not (folder / FILE).exists():
+        raise InputError(f"{folder} holds no sweep yet: run it first, without --table")
+    found, wanted = _read(folder), told(grid)
+    if found is None:
+        raise InputError(f"{folder / FILE} is damaged: choose another --out")
+    if found != wanted:
+        raise InputError(f"{folder} holds another sweep ({_difference(found, wanted)}): choose another --out")
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(folder / FILE)
+    except InputError:
+        return None
+    return None if found is None else {"kernels": "dense"} | found  # before there were any: dense
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for name in ("recipes", "settings", "seeds", "measure", "kernels"):
+        if found.get(name) != wanted[name]:
+            return f"{name} {_written(found.get(name))} there, {_written(wanted[name])} here"
+    return "its recipes have changed since"
+
+
+def _written(part: Any) -> str:
+    if isinstance(part, dict):
+        return " ".join(f"-s {name}={';'.join(map(str, values))}" for name, values in part.items()) or "none"
+    return (" ".join(map(str, part)) or "none") if isinstance(part, list) else str(part)

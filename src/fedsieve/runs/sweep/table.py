@@ -1,0 +1,241 @@
+"""What a sweep found: one row a cell, over its seeds, beside what the paper says of the very same run.
+
+Accuracies are those of the deployed models, in percent, and a spread is the standard deviation of the sample. Bytes are
+those of training, a warm-up aside, and work is that of all rounds, both summed over the cell's finished runs; the
+density is the mean of their last rounds'.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsieve.data.storage import write, write_json
+from fedsieve.recipes.papers import Published, published_of
+from fedsieve.runs.recorded import Recorded, number, read
+from fedsieve.runs.sweep.cells import Cell, Grid, Job, short
+from fedsieve.runs.units import times
+
+MEASURES = ("recipe", "work", "density")
+"""Columns of the table whose titles could be a setting's short name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell's results; None where nothing is known yet. ``seeds`` and ``rounds`` have an entry a seed."""
+
+    cell: Cell
+    seeds: tuple[float | None, ...]
+    rounds: tuple[int, ...]
+    mb_up: float | None
+    """Of one client's upload in one round, in MB of 10^6 bytes."""
+    factor: float | None
+    """How many times less than dense federated averaging sends up."""
+    work: float | None
+    """The share of dense training's multiply-adds."""
+    density: float | None
+    paper: Published | None
+
+    @property
+    def mean(self) -> float | None:
+        """The mean accuracy of the seeds that are there."""
+        known = [value for value in self.seeds if value is not None]
+        return statistics.fmean(known) if known else None
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation of the sample, from two seeds on."""
+        known = [value for value in self.seeds if value is not None]
+        return statistics.stdev(known) if len(known) > 1 else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every seed has run to its last round."""
+        return all(t == self.cell.run.rounds for t in self.rounds)
+
+    @property
+    def difference(self) -> float | None:
+        """Accuracy less the paper's, once every seed has run to its last round."""
+        return self.mean - self.paper.accuracy if self.whole and self.paper and self.mean is not None else None
+
+
+def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console | None = None) -> None:
+    """Print the table of a sweep, and ``save`` it in the directory too."""
+    rows = results(grid, folder)
+    if save:
+        write_json(folder / "results.json", {"cells": [as_json(row) for row in rows]})
+        write(folder / "table.md", markdown(rows).encode())
+    console = console or Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
+    wide = _wide(rows)
+    fits = console.measure(wide, options=console.options.update(width=10_000)).maximum <= console.width
+    console.print(wide if fits else _narrow(rows))
+    if note := _note(rows):
+        console.print(note)
+    console.print(f"{folder} holds the table (table.md, results.json) and the runs (fedsieve report {folder}/runs/*)")
+
+
+def results(grid: Grid, folder: Path) -> list[Row]:
+    """Return the results of every cell, as far as its runs have got."""
+    jobs = grid.jobs(folder)
+    return [_row(cell, [job for job in jobs if job.cell is cell]) for cell in grid.cells]
+
+
+def _row(cell: Cell, jobs: list[Job]) -> Row:
+    runs = [read(job.folder) if (job.folder / "summary.json").exists() else None for job in jobs]
+    done = [run for run in runs if run and run.summary]
+    up, dense = _trained(done, "bytes_up"), _trained(done, "bytes_dense_up")
+    uploads = sum(len(row.get("clients") or ()) for row in _training(done))
+    densities = [value for run in done if (value := run.final("density")) is not None]
+    return Row(
+        cell=cell,
+        seeds=tuple(_percent(run.final("accuracy")) if run else None for run in runs),
+        rounds=tuple(int(run.rows[-1]["round"]) if run and run.summary else 0 for run in runs),
+        mb_up=up / uploads / 1e6 if uploads else None,
+        factor=dense / up if up else None,
+        work=_share(done, "multiply_adds", "multiply_adds_dense"),
+        density=statistics.fmean(densities) if densities else None,
+        paper=published_of(replace(cell.run, seed=0, evaluate_every=1)),
+    )
+
+
+def _training(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """Return the rows of all rounds but a warm-up's, which is round 0."""
+    return [row for run in runs for row in run.rows if row["round"] > 0]
+
+
+def _trained(runs: Sequence[Recorded], name: str) -> float:
+    return sum(number(row.get(name)) or 0.0 for row in _training(runs))
+
+
+def _share(runs: Sequence[Recorded], part: str, whole: str) -> float | None:
+    total = sum(run.final(whole) or 0.0 for run in runs)
+    return sum(run.final(part) or 0.0 for run in runs) / total if total else None
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else share * 100
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """Return a row as ``results.json`` holds it."""
+    return {
+        "recipe": row.cell.recipe,
+        "settings": row.cell.settings,
+        "accuracy_mean": row.mean,
+        "accuracy_std": row.std,
+        "accuracy_seeds": list(row.seeds),
+        "rounds": list(row.rounds),
+        "rounds_planned": row.cell.run.rounds,
+        "mb_up": row.mb_up,
+        "times_less_than_dense": row.factor,
+        "multiply_adds_share": row.work,
+        "density": row.density,
+        "paper": asdict(row.paper) if row.paper else None,
+        "difference": row.difference,
+    }
+
+
+def columns(rows: list[Row]) -> dict[str, list[str]]:
+    """Return the table's columns, by their titles; those that say nothing of any row are left out."""
+    table = {"recipe": [short(row.cell.recipe) for row in rows]}
+    names = {name: row.cell for row in reversed(rows) for name in reversed(row.cell.swept)}
+    for name in reversed(names):
+        table[_title(name, names[name])] = [row.cell.swept.get(name, "-") for row in rows]
+    table["accuracy, %"] = [spread(row.mean, row.std) for row in rows]
+    table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
+    if not all(row.whole for row in rows):
+        table["rounds run"] = [_rounds(row) for row in rows]
+    table["MB up"] = [_number(row.mb_up, ".3g") for row in rows]
+    table["than dense"] = [times(row.factor or 0, 1) or "-" for row in rows]
+    table["work"] = [_number(row.work, ".1%") for row in rows]
+    table["density"] = [_number(row.density, ".1%") for row in rows]
+    if any(row.paper for row in rows):
+        table["paper, %"] = [_paper(row.paper) for row in rows]
+        table["difference"] = [_number(row.difference, "+.2f") for row in rows]
+    return table
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the table as Markdown."""
+    table = columns(rows)
+    lines = [list(table), ["---"] * len(table), *zip(*table.values(), strict=True)]
+    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return text + (f"\n{note}\n" if (note := _note(rows)) else "")
+
+
+def spread(mean: float | None, std: float | None) -> str:
+    """Return a mean and its standard deviation, or - for what is not known."""
+    return "-" if mean is None else f"{mean:.2f} ± {_number(std, '.2f')}"
+
+
+def _title(name: str, cell: Cell) -> str:
+    """Return the title of a setting's column: its whole name where a measure is called the same."""
+    return next(n for n in cell.settings if n.split(".")[-1] == name) if name in MEASURES else name
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def _rounds(row: Row) -> str:
+    few, many = min(row.rounds), max(row.rounds)
+    return f"{few if few == many else f'{few}-{many}'}/{row.cell.run.rounds}"
+
+
+def _paper(paper: Published | None) -> str:
+    if paper is None:
+        return "-"
+    return spread(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
+
+
+def _note(rows: list[Row]) -> str:
+    """Return what the table's words mean, where that is not plain."""
+    told = [_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False)]
+    told = [line for line in told if line]
+    if any(row.paper and row.paper.variant for row in rows):
+        told.append("variant: the paper ran another implementation of the method than this one.")
+    if any(row.paper for row in rows) and not all(row.whole for row in rows):
+        told.append("The difference from the paper is taken once all rounds of all seeds are run.")
+    return " ".join(told)
+
+
+def _fixed(who: str, rows: list[Row], *, everywhere: bool) -> str:
+    """Return the settings that are the same in all rows, or in those rows alone that have them."""
+    given = [row.cell.settings for row in rows]
+    names = dict.fromkeys(name for settings in given for name in settings)
+    one = {n: {s[n] for s in given if n in s} for n in names if all(n in s for s in given) == everywhere}
+    same = [f"{name}={value}" for name, (value, *more) in one.items() if not more]
+    return f"{who} with {', '.join(same)}." if same else ""
+
+
+def _wide(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    found = columns(rows)
+    for title in found:
+        table.add_column(title, no_wrap=True)
+    for line in zip(*found.values(), strict=True):
+        table.add_row(*line)
+    return table
+
+
+def _narrow(rows: list[Row]) -> Text:
+    """Return the table for a narrow terminal: a paragraph a cell, whose first line names it."""
+    text, found = Text(), columns(rows)
+    for i, row in enumerate(rows):
+        told = {title.removesuffix(", %"): cells[i] for title, cells in found.items()}
+        text.append(f"{row.cell.label}\n", style="bold")
+        text.append(f"  accuracy {told['accuracy']} % ({told['each seed']})")
+        text.append(f", paper {told['paper']}, difference {told['difference']}\n  " if "paper" in told else "\n  ")
+        text.append(f"{told['rounds run']} rounds, " if "rounds run" in told else "")
+        text.append(f"{told['MB up']} MB up, {told['than dense']} than dense, ")
+        text.append(f"work {told['work']}, density {told['density']}\n")
+    text.right_crop(1)
+    return text

@@ -1,0 +1,162 @@
+"""Jobs in processes, one process a run: its memory is its own, and one that dies takes no other with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+
+from fedsieve.engine import local, open_run
+from fedsieve.engine.processes import follow_parent
+from fedsieve.recipes import made
+from fedsieve.recipes.settings import changed
+from fedsieve.runs.run_json import Origin
+from fedsieve.runs.store import keep
+from fedsieve.runs.sweep.cells import Job
+from fedsieve.types import InputError
+from fedsieve.types.errors import of_machine
+
+Message: TypeAlias = tuple[Literal["round", "warned", "failed", "done"], int, float | None, str]
+"""What a process says: the kind, the round, its accuracy, and a line of text."""
+
+
+class News(NamedTuple):
+    """What happened to a job: it started, finished a round, warned, failed, or is done."""
+
+    job: Job
+    what: Literal["started", "round", "warned", "failed", "done"]
+    round: int = 0
+    accuracy: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process needs to know: it makes the run itself, from the recipe's name and the settings."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    folder: Path
+    data: Path | None
+    until: int
+    measure: tuple[str, ...]
+    kernels: str
+    accept_changes: bool
+
+
+def work(
+    jobs: list[Job],
+    processes: int,
+    data: Path | None,
+    until: int,
+    measure: tuple[str, ...] = (),
+    kernels: str = "auto",
+    accept_changes: bool = False,
+) -> Generator[News]:
+    """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
+    waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                job = waiting.popleft()
+                mouth, process = _start(_order(job, data, until, measure, kernels, accept_changes))
+                running[mouth] = job, process
+                yield News(job, "started")
+            spoke = wait(list(running))
+            for mouth in [mouth for mouth in running if mouth in spoke]:
+                job, process = running[mouth]
+                news = _heard(mouth, job, process)
+                if news.what in ("failed", "done"):
+                    del running[mouth]
+                    mouth.close()
+                    process.join()
+                yield news
+    finally:
+        for _, process in running.values():
+            process.kill()
+        for _, process in running.values():
+            process.join()
+
+
+def _order(
+    job: Job, data: Path | None, until: int, measure: tuple[str, ...], kernels: str, accept_changes: bool
+) -> Order:
+    settings = *(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"
+    return Order(job.cell.recipe, settings, job.folder, data, until, measure, kernels, accept_changes)
+
+
+def _start(order: Order) -> tuple[Connection, ForkServerProcess]:
+    """Start a process that never sees Ctrl-C: the sweep does, and ends it.
+
+    It is forked from a server that has done nothing but import: half the time of a new interpreter that imports anew.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedsieve.runs.sweep.work"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(order, theirs), daemon=True)
+    resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return ours, process
+
+
+def _heard(mouth: Connection, job: Job, process: ForkServerProcess) -> News:
+    """Return what a process said, or that it died without a word."""
+    try:
+        message: Message = mouth.recv()
+    except (EOFError, OSError):
+        process.join()
+        how = f"exit code {process.exitcode}" if (process.exitcode or 0) >= 0 else f"signal {-(process.exitcode or 0)}"
+        return News(job, "failed", text=f"its process died ({how}; killed, or out of memory?)")
+    return News(job, *message)
+
+
+def _work(order: Order, mouth: Connection) -> None:
+    """Be a process of the sweep: one run, from where it stands to its end."""
+    threading.Thread(target=follow_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+    def say(message: Message) -> None:
+        mouth.send(message)
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        say(("warned", 0, None, str(message)))
+
+    warnings.showwarning = show
+    try:
+        run = changed(made(order.recipe), list(order.settings))
+        origin = Origin(order.recipe, kernels=order.kernels)
+        federation = open_run(run, order.data, order.measure)
+        for round in keep(
+            order.folder,
+            federation,
+            local(kernels=order.kernels),
+            origin,
+            resume=True,
+            until=order.until,
+            accept_changes=order.accept_changes,
+        ):
+            say(("round", round.t, round.accuracy, ""))
+    except InputError as error:
+        say(("failed", 0, None, str(error)))
+    except Exception as error:
+        if (line := of_machine(error)) is None:
+            raise
+        say(("failed", 0, None, line))
+    else:
+        say(("done", 0, None, ""))

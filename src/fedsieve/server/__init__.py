@@ -1,0 +1,1 @@
+"""What a server computes: means, optimizer steps, and which updates it accepts."""

@@ -1,0 +1,47 @@
+"""The server's state and step of a model that lives on random masks drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from fedsieve.server.aggregate import Step, Weighting, mean
+from fedsieve.sparse.masks import drawn, projected, spread
+from fedsieve.types import Mask, Params, Tree, Update
+
+
+@dataclass(frozen=True)
+class OnMask:
+    """Server state of a model that lives on drawn masks, one a device class, the first holding all others."""
+
+    params: Params
+    seed: Tensor
+    """int64 []: what the masks are drawn from."""
+    counts: Tensor
+    """int64 [tiers, layers]: how many weights each layer keeps."""
+    stage: Tensor
+    """int64 []: 1 before FLASH's sensitivities are known, 2 from then on."""
+    moments: dict[str, Params] = field(default_factory=dict)
+    sparse: tuple[str, ...] = ()
+
+    @property
+    def mask(self) -> Mask:
+        """The mask of the server's model."""
+        return self.of(0)
+
+    def of(self, tier: int) -> Mask:
+        """Return the mask of a device class."""
+        return drawn(int(self.seed), self.counts[tier], {name: self.params[name] for name in self.sparse})
+
+    def order(self, tier: int) -> Tree:
+        """Return what a client draws its mask from: some hundred bytes, whatever the model's size."""
+        return {"seed": self.seed, "counts": self.counts[tier]}
+
+
+def stepped(state: OnMask, updates: Iterable[Update], server: Step, weighting: Weighting) -> OnMask:
+    """Return the state after the server's step towards the mean of the clients' values, on the mask."""
+    target = spread(mean(updates, weighting), state.mask)
+    params, moments = server.step(state.params, target, state.moments)
+    return replace(state, params=projected(params, state.mask), moments=moments)

@@ -1,0 +1,1 @@
+"""Which weights stay: exact top-k, layer policies, masks (random, or learnt by prune and regrow), sparse layers."""

@@ -1,0 +1,286 @@
+"""SWAT and powerpropagation layers: the reference that every sparse kernel is checked against.
+
+Raihan & Aamodt 2020 (SWAT), METHODS of ZeroFL Sec. 3: the forward pass uses ``w * top(w, d)``; backward, the input's
+gradient comes from the full output gradient and the sparse weights, the weight's from the full output gradient and
+the layer input reduced to ``top(a, d)`` over the whole batch tensor. The weight's gradient is dense and goes straight
+through to the dense master weights.
+
+Schwarz et al. 2021 (Powerpropagation), eq. 1: the layer's parameter is ``th``, its weight ``w = sign(th) |th|^a``. In
+this form the gradient ``a |th|^(a-1)`` is 0, never NaN, at ``th = 0`` for ``a > 1``: an exact zero stays one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedsieve.sparse.topk import top
+from fedsieve.types import InputError
+
+CALLS = ("__call__", "forward", "_conv_forward")
+"""What computes in a layer of PyTorch's."""
+
+
+class Cut:
+    """Keep the top share of a tensor: exactly every ``period`` calls, by the last threshold in between."""
+
+    def __init__(self, density: float, period: int):
+        self.density, self.period = density, period
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the threshold: the next call cuts exactly."""
+        self.step, self.threshold = 0, torch.zeros(())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``x``, zero off its support."""
+        refresh = self.step % self.period == 0
+        self.step += 1
+        support = top(x, self.density) if refresh else x.abs() >= self.threshold
+        if refresh and self.period > 1:
+            self.threshold = x.abs()[support].min()
+        return x * support
+
+
+class SwatConv2d(nn.Conv2d):
+    """A convolution trained by SWAT; shares the parameters of the plain one."""
+
+    def __init__(self, plain: nn.Conv2d, density: float, period: int):
+        super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
+        self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
+        self.densities = (1.0, 1.0, 1.0)
+
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with: its top share."""
+        return self.weight * top(self.weight, self.cut_weight.density)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in, h, w] -> [n, out, h', w']."""
+        if not self.training:
+            return F.conv2d(x, self.effective(), self.bias, *self.geometry)
+        with torch.no_grad():
+            w, a = self.cut_weight(self.weight), self.cut_input(x)
+        self.densities = _densities(w, a)
+        y: Tensor = _SwatConv.apply(x, self.weight, self.bias, w, a, self.geometry)  # type: ignore[no-untyped-call]
+        return y
+
+
+class SwatLinear(nn.Linear):
+    """A linear layer trained by SWAT; shares the parameters of the plain one."""
+
+    def __init__(self, plain: nn.Linear, density: float, period: int):
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
+        self.densities = (1.0, 1.0, 1.0)
+
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with: its top share."""
+        return self.weight * top(self.weight, self.cut_weight.density)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        if not self.training:
+            return F.linear(x, self.effective(), self.bias)
+        with torch.no_grad():
+            w, a = self.cut_weight(self.weight), self.cut_input(x)
+        self.densities = _densities(w, a)
+        y: Tensor = _SwatLinear.apply(x, self.weight, self.bias, w, a)  # type: ignore[no-untyped-call]
+        return y
+
+
+def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.Module:
+    """Replace, in place, every layer whose weight is named by its SWAT twin of that density, and return the model."""
+    for name, density in densities.items():
+        _replace_(model, name, partial(_swat_twin, density=density, period=period))
+    return model
+
+
+def powered(th: Tensor, a: float) -> Tensor:
+    """Return the effective weight sign(th) |th|^a; ``th`` itself at a = 1, with a gradient of 1 everywhere."""
+    return th if a == 1 else th.sign() * th.abs().pow(a)
+
+
+def unpowered(w: Tensor, a: float) -> Tensor:
+    """Return the parameter whose effective weight is ``w``."""
+    return powered(w, 1 / a)
+
+
+class PowerConv2d(nn.Conv2d):
+    """A convolution whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
+
+    def __init__(self, plain: nn.Conv2d, a: float, prune: bool):
+        super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
+        self.a, self.prune = a, prune
+        self.densities = (1.0, 1.0, 1.0)
+
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        return powered(self.weight, self.a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in, h, w] -> [n, out, h', w']."""
+        w = self.effective()
+        if not self.training:
+            return F.conv2d(x, w, self.bias, *self.geometry)
+        kept, self.densities = _kept(w, x, self.prune)
+        y: Tensor = _SwatConv.apply(x, w, self.bias, w.detach(), kept, self.geometry)  # type: ignore[no-untyped-call]
+        return y
+
+
+class PowerLinear(nn.Linear):
+    """A linear layer whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
+
+    def __init__(self, plain: nn.Linear, a: float, prune: bool):
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.a, self.prune = a, prune
+        self.densities = (1.0, 1.0, 1.0)
+
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        return powered(self.weight, self.a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out]."""
+        w = self.effective()
+        if not self.training:
+            return F.linear(x, w, self.bias)
+        kept, self.densities = _kept(w, x, self.prune)
+        y: Tensor = _SwatLinear.apply(x, w, self.bias, w.detach(), kept)  # type: ignore[no-untyped-call]
+        return y
+
+
+@torch.no_grad()
+def _kept(w: Tensor, x: Tensor, prune: bool) -> tuple[Tensor, tuple[float, float, float]]:
+    """Return the input that is kept for backward, at least one element, and the densities of the three products."""
+    share = int(w.count_nonzero()) / w.numel()
+    q = max(share, 1 / max(x.numel(), 1))
+    kept = x * top(x, q) if prune and q < 1 else x
+    return kept, (share, share, int(kept.count_nonzero()) / max(kept.numel(), 1) if prune and q < 1 else 1.0)
+
+
+def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool) -> nn.Module:
+    """Replace, in place, every layer whose weight is named by its powerpropagation twin, and return the model.
+
+    ``prune``: keep of a layer's input for backward only the share that its effective weight has non-zeros.
+    """
+    for name in names:
+        _replace_(model, name, partial(_power_twin, a=a, prune=prune))
+    return model
+
+
+def restart_(model: nn.Module) -> None:
+    """Make every SWAT layer cut exactly at its next step, as at the start of a client's training."""
+    for layer in model.modules():
+        if isinstance(layer, SwatConv2d | SwatLinear):
+            layer.cut_weight.restart()
+            layer.cut_input.restart()
+
+
+def _replace_(model: nn.Module, name: str, twin: Callable[[nn.Conv2d | nn.Linear], nn.Module]) -> None:
+    path = name.removesuffix(".weight")
+    plain, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    conv = isinstance(plain, nn.Conv2d) and plain.padding_mode == "zeros" and not isinstance(plain.padding, str)
+    if not conv and not isinstance(plain, nn.Linear):
+        raise InputError(
+            f"layer {path} cannot be trained sparsely: a Linear, or a Conv2d with numeric zero padding, is needed"
+        )
+    assert isinstance(plain, nn.Conv2d | nn.Linear)
+    if own := _own(plain):
+        raise InputError(
+            f"layer {path} cannot be trained sparsely: a plain layer in its place would lack {own}: "
+            "leave it out of method.policy, or take flash, pdst, nst or topk"
+        )
+    new = twin(plain)
+    new.register_forward_hook(_pass)
+    setattr(parent, path.rpartition(".")[2], new)
+
+
+def _own(layer: nn.Conv2d | nn.Linear) -> str:
+    """Return what a layer has beside that of PyTorch: a forward, hooks, parameters or other parts; "" if nothing."""
+    base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    if any(name in vars(layer) or getattr(type(layer), name, None) is not getattr(base, name, None) for name in CALLS):
+        return "its own forward"
+    parts = (*layer.named_parameters(), *layer.named_buffers(), *layer.named_children())
+    more = [name for name, _ in parts if name not in ("weight", "bias")]
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return f"its own {more[0]}" if more else "its hooks" if hooks else ""
+
+
+def _pass(*_: object) -> None:
+    """Do nothing: PyTorch's fused encoder layer, which calls none of its layers, is not used where one has a hook."""
+
+
+def replaced(model: nn.Module) -> dict[str, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear]:
+    """Return the layers of a prepared model that took the place of plain ones, by name."""
+    kinds = (SwatConv2d, SwatLinear, PowerConv2d, PowerLinear)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _swat_twin(plain: nn.Conv2d | nn.Linear, density: float, period: int) -> nn.Module:
+    if isinstance(plain, nn.Linear):
+        return SwatLinear(plain, density, period)
+    return SwatConv2d(plain, density, period)
+
+
+def _power_twin(plain: nn.Conv2d | nn.Linear, a: float, prune: bool) -> nn.Module:
+    return PowerLinear(plain, a, prune) if isinstance(plain, nn.Linear) else PowerConv2d(plain, a, prune)
+
+
+def _shape(conv: nn.Conv2d) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(conv, name) for name in names}
+
+
+def _densities(w: Tensor, a: Tensor) -> tuple[float, float, float]:
+    """Return the shares of non-zeros that forward, input gradient and weight gradient multiply by."""
+    dw = int(w.count_nonzero()) / w.numel()
+    return dw, dw, int(a.count_nonzero()) / max(a.numel(), 1)
+
+
+class _SwatConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w: Tensor, a: Tensor, geometry: Any
+    ) -> Tensor:
+        ctx.save_for_backward(w, a)
+        ctx.geometry, ctx.bias = geometry, bias is not None
+        return F.conv2d(x, w, bias, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        w, a = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias]
+        grads = torch.ops.aten.convolution_backward(
+            g, a, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted
+        )
+        return *grads, None, None, None
+
+
+class _SwatLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w: Tensor, a: Tensor) -> Tensor:
+        ctx.save_for_backward(w, a)
+        ctx.bias = bias is not None
+        return F.linear(x, w, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        w, a = ctx.saved_tensors
+        rows = g.reshape(-1, g.shape[-1])
+        grad_weight = rows.T @ a.reshape(-1, a.shape[-1])
+        return g @ w if ctx.needs_input_grad[0] else None, grad_weight, rows.sum(0) if ctx.bias else None, None, None

@@ -1,0 +1,370 @@
+"""Updates that parse but lie: refused, named, and without a trace; and what honest clients send passes."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from test_methods import METHODS
+
+from conftest import TIMES, tiny_run
+from fedsieve import InputError, Sparse, local, pool
+from fedsieve.engine import Exchange
+from fedsieve.engine.admission import Checks
+from fedsieve.engine.experiment import Federation, open_run
+from fedsieve.engine.loop import Memory, Round, rounds
+from fedsieve.engine.metrics import Tally
+from fedsieve.methods import FedAvg
+from fedsieve.runs.store import row
+from fedsieve.server.contract import Expected, Part, Unexpected, Whole, shown, weights
+from fedsieve.server.robust import Fixed, Multiple, Off
+from fedsieve.types import Tree, flatten, rng
+from fedsieve.wire import decode, encode
+from lies import LIES, Told, changed, poison, says
+
+SENSING = {f"{name}, round 0": METHODS[name] for name in METHODS if "flash" in name}
+SCENES = METHODS | SENSING
+LIAR = 1
+"""The second of the three that are asked."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A round of honest clients, before it is aggregated."""
+
+    federation: Federation
+    state: Any
+    asked: dict[int, int]
+    replies: dict[int, bytes]
+    after: Any
+
+
+@cache
+def scene(name: str) -> Scene:
+    """The first round of training, or the warm-up."""
+    seen = dict[int, dict[int, bytes]]()
+
+    def record(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        seen.setdefault(t, {})[client] = encode(told)
+        yield client, told
+
+    run_ = tiny_run(SCENES[name], rounds=2)
+    federation = open_run(run_)
+    every = [*rounds(federation, changed(record), last=1)]
+    if name in SENSING:
+        state, last = initial(federation), every[0]
+    else:
+        state, last = (every[-2].state if run_.first == 0 else initial(federation)), every[-1]
+    asked = {client: run_.task.tier(client) for client in last.clients}
+    return Scene(federation, state, asked, seen[last.t], last.state)
+
+
+def initial(federation: Federation) -> Any:
+    return federation.run.method.init(federation.model(), rng(federation.run.seed, "init"))
+
+
+def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = None) -> tuple[Any, Tally]:
+    """The next state and the tally of a round with these answers."""
+    federation = replace(of.federation, run=replace(of.federation.run, bound=bound or Off()))
+    checks, tally = Checks(federation, columns={"seconds"}), Tally()
+    passed = partial(checks.passed, of.state, of.asked)
+    opened = lambda _, reply: decode(reply)  # noqa: E731
+    return federation.run.method.aggregate(of.state, tally.read(replies, opened, passed)), tally
+
+
+def same(a: Any, b: Any) -> bool:
+    fa, fb = flatten(a), flatten(b)
+    return fa.keys() == fb.keys() and all(torch.equal(fa[name], fb[name]) for name in fa)
+
+
+def rest(tally: Tally) -> Tally:
+    return replace(tally, bytes_up=0, refused=[])
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_honest_clients_pass(name: str) -> None:
+    after, tally = aggregated(of := scene(name), of.replies.items())
+    assert not tally.refused
+    assert same(after, of.after)
+
+
+LIARS = [name for name in SCENES if "," not in name.removesuffix(", round 0")]
+PARTS = ["zerofl top_weights", "zerofl diff_of_top", "zerofl top_diff", "topk", "sparsefedpp", "dnr", "nst"]
+VALUES = ["pdst", "flash", "hetero_flash"]
+WHERE: dict[str, Iterable[str]] = {
+    "flooded": PARTS,
+    "one value too many": PARTS,
+    "off the mask": VALUES,
+    "one value off the mask": VALUES,
+    "other tier": ["hetero_flash"],
+    "negative variance": [name for name in LIARS if name not in (*SENSING, "private")],
+    "swapped names": [name for name in LIARS if name not in SENSING],
+    **{lie: SENSING for lie in LIES if lie.startswith("sensed")},
+}
+"""The methods that a lie is one for; others: all."""
+
+
+@pytest.mark.parametrize(
+    ("name", "lie"), [(name, lie) for name in LIARS for lie in LIES if name in WHERE.get(lie, LIARS)]
+)
+def test_a_lie_is_refused_and_leaves_no_trace(name: str, lie: str) -> None:
+    of = scene(name)
+    liar = [*of.replies][min(LIAR, len(of.replies) - 1)]
+    told = LIES[lie](decode(of.replies[liar]), of.state)
+    replies = of.replies | {liar: encode(told)}
+    state, tally = aggregated(of, replies.items())
+    wanted, without = aggregated(of, [(client, reply) for client, reply in replies.items() if client != liar])
+    assert [refusal.client for refusal in tally.refused] == [liar]
+    assert tally.refused[0].reason.isprintable()
+    assert len(tally.refused[0].reason) <= 300
+    assert same(state, wanted)
+    assert rest(tally) == rest(without)
+    assert tally.bytes_up - len(replies[liar]) == without.bytes_up
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ("nan", "fc1.weight is not finite"),
+        ("1e30", "fc1.weight is too large: its norm overflows"),
+        ("no examples", "an answer from 0 examples"),
+        ("1e12 examples", "an answer from 1e+12 examples, where the client has 40"),
+        ("half an example", "its number of examples is no whole number"),
+        ("one element", "fc1.weight has the shape [1], not [24, 72]"),
+        ("other type", "fc1.weight is of torch.float64, not of torch.float32"),
+        ("a number for a tensor", "fc1.weight is a number, not a tensor"),
+        ("extra name", "'extra' is nothing that this method sends"),
+        ("missing name", "fc1.weight is missing"),
+        ("negative variance", "bn.running_var has values that cannot be"),
+        ("extra part", "not a client's answer"),
+    ],
+)
+def test_the_reason_says_what_is_wrong(lie: str, reason: str) -> None:
+    of = scene("fedavg")
+    liar = next(iter(of.replies))
+    _, tally = aggregated(of, (of.replies | {liar: encode(LIES[lie](decode(of.replies[liar]), of.state))}).items())
+    assert [refusal.reason for refusal in tally.refused] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("name", "lie", "reason"),
+    [
+        ("zerofl top_weights", "one value too many", "fc1.weight has .* values, where .* are allowed|conv2.weight has"),
+        ("topk", "one value too many", "values at positions of the client's choice, where .* are allowed"),
+        ("nst", "flooded", "values at positions of the client's choice"),
+        ("pdst", "off the mask", "has the shape"),
+        ("hetero_flash", "other tier", "tier is not"),
+        ("flash, round 0", "sensed everything", "sensed keeps .* weights, where .* are allowed"),
+    ],
+)
+def test_the_reason_names_the_non_zeros(name: str, lie: str, reason: str) -> None:
+    of = scene(name)
+    liar = next(iter(of.replies))
+    _, tally = aggregated(of, (of.replies | {liar: encode(LIES[lie](decode(of.replies[liar]), of.state))}).items())
+    assert len(tally.refused) == 1
+    assert re.search(reason, tally.refused[0].reason), tally.refused[0].reason
+
+
+@pytest.mark.parametrize("name", ["fedavg", "nst", "flash"])
+def test_one_answer_a_client_and_none_of_others(name: str) -> None:
+    of = scene(name)
+    (a, first), *others = of.replies.items()
+    stranger = next(client for client in range(6) if client not in of.asked)
+    again = encode(LIES["half an example"](decode(first), of.state))
+    state, tally = aggregated(of, [(a, first), (a, again), (stranger, first), (a, first), *others, (-1, first)])
+    assert same(state, of.after)
+    assert [(r.client, r.reason) for r in tally.refused] == [
+        (a, "a second answer in one round"),  # a line once, however often it is so
+        (stranger, "it was not asked in this round"),
+        (-1, "it was not asked in this round"),
+    ]
+    state, tally = aggregated(of, [(a, b"torn"), (a, first), *others])
+    assert [r.client for r in tally.refused] == [a, a]
+    assert same(state, aggregated(of, others)[0])
+
+
+NONSENSE: dict[str, Any] = {
+    "None": None,
+    "a number": 7,
+    "an exception": ValueError,
+    "an empty tuple": (),
+    "a triple": (0, b"", b""),
+    "text for a client": ("0", b""),
+    "a truth for a client": (True, b""),
+    "no client": (None, b""),
+    "half a client": (0.5, b""),
+    "a tensor for a client": (torch.zeros(3), b""),
+    "a list for a client": ([0], b""),
+    "a client beyond 64 bits": (10**5000, b""),
+}
+LETTERS = {"None": None, "text": "letter", "an exception": ValueError("no"), "a class": KeyError, "a list": [b""]}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "nst", "flash"])
+def test_what_an_engine_brings_that_is_no_answer_is_refused(name: str) -> None:
+    of = scene(name)
+    (a, first), *others = of.replies.items()
+    wanted, without = aggregated(of, others)
+    every: list[Any] = [*NONSENSE.values(), *others, (10**18, first), (-5, b"")]
+    state, tally = aggregated(of, every)
+    assert same(state, wanted)
+    assert rest(tally) == rest(without)
+    assert {r.client for r in tally.refused} == {-1, 10**18, -5}
+    for letter in LETTERS.values():
+        state, tally = aggregated(of, [(a, letter), *others])  # type: ignore[list-item]
+        assert same(state, wanted)
+        assert [r.client for r in tally.refused] == [a]
+        assert tally.refused[0].reason.startswith("the engine brought")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyError, RuntimeError, OverflowError])
+def test_whatever_reading_an_answer_raises_is_its_clients_refusal(error: type[Exception]) -> None:
+    of = scene("fedavg")
+    a, *others = of.replies
+
+    def opened(client: int, reply: bytes) -> Tree:
+        if client == a:
+            raise error("x" * 1000 + "\n")
+        return decode(reply)
+
+    tally = Tally()
+    passed = partial(Checks(of.federation).passed, of.state, of.asked)
+    state = of.federation.run.method.aggregate(of.state, tally.read(of.replies.items(), opened, passed))
+    assert [r.client for r in tally.refused] == [a]
+    assert len(tally.refused[0].reason) <= 300
+    assert tally.refused[0].reason.isprintable()
+    assert same(state, aggregated(of, [(client, of.replies[client]) for client in others])[0])
+
+
+@pytest.mark.parametrize("brought", [[], (), None, 3, ValueError], ids=str)
+def test_an_engine_that_brings_nothing_ends_the_run_in_one_line(brought: Any) -> None:
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        yield lambda t, messages: brought
+
+    for name in METHODS:
+        with pytest.raises(InputError, match=r"round [01]: .*the engine brought"):
+            next(rounds(open_run(tiny_run(METHODS[name])), engine))
+
+
+def test_positions_are_checked_here_too() -> None:
+    part = Expected({"w": Part(torch.zeros(2, 3), 3)})
+    good = Sparse(torch.ones(2), torch.tensor([1, 4]), (2, 3))
+    part.check({"w": good})
+    for index in ([4, 1], [1, 1], [-1, 2], [1, 6], [1], [1, 2, 3]):
+        with pytest.raises(Unexpected, match="positions that are none of 6"):
+            part.check({"w": replace(good, positions=torch.tensor(index))})
+    with pytest.raises(Unexpected, match="positions"):
+        part.check({"w": replace(good, positions=torch.tensor([1.0, 4.0]))})
+
+
+def test_a_variance_may_shrink_to_nothing_but_not_below() -> None:
+    params = {"bn.running_var": torch.tensor([1.5, 2.0])}
+    assert isinstance(weights(params)["bn.running_var"], Whole)
+    Expected(weights(params)).check({"bn.running_var": torch.zeros(2)})
+    with pytest.raises(Unexpected, match="cannot be"):
+        Expected(weights(params)).check({"bn.running_var": torch.tensor([-1e-9, 1.0])})
+
+
+def test_what_a_client_calls_things_is_shown_as_one_short_line() -> None:
+    assert shown("ab") == "'ab'"
+    assert shown("a\n\x1b") == "'a??'"
+    assert len(shown("x" * 1000)) <= 62
+
+
+BOUNDS = {"off": Off(), "fixed": Fixed(100.0), "multiple": Multiple(3.0)}
+TOLD = [
+    "fedavg",
+    "zerofl top_weights",
+    "zerofl top_diff",
+    "topk",
+    "sparsefedpp",
+    "nst",
+    "pdst",
+    "flash",
+    "hetero_flash",
+]
+
+
+def lying(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+    """In every round but the second, client 2 lies: not finite, or huge."""
+    if client == 2 and t != 2:
+        told = poison(float("nan") if t % 2 else 1e30)(told, None)
+    yield client, told
+
+
+def silent(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+    if client != 2 or t == 2:
+        yield client, told
+
+
+def told(round: Round) -> dict[str, Any]:
+    return row(round) | TIMES | {"bytes_up": 0, "refused": []}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("name", TOLD)
+def test_a_run_with_a_liar_is_a_run_without_that_client(name: str, bound: str) -> None:
+    run_ = tiny_run(METHODS[name], rounds=3, per_round=6, bound=BOUNDS[bound])
+    with_liar = [*rounds(open_run(run_), changed(lying))]
+    without = [*rounds(open_run(run_), changed(silent))]
+    for a, b in zip(with_liar, without, strict=True):
+        liars = [2] if a.t != 2 and 2 in a.clients else []
+        assert [refusal.client for refusal in a.refused] == liars
+        assert not b.refused
+        assert same(a.state, b.state)
+        assert all(torch.equal(v, b.model[n]) for n, v in a.model.items())
+        assert told(a) == told(b)
+        assert a.memory == b.memory
+        assert a.norms == b.norms
+        if not liars:
+            assert a.bytes_up == b.bytes_up
+
+
+def test_engines_agree_about_a_liar() -> None:
+    run_ = tiny_run(METHODS["nst"], rounds=2, per_round=6, bound=Multiple(3.0))
+    a, b = ([*rounds(open_run(run_), changed(lying, engine))] for engine in (local(), pool(2)))
+    assert [told(x) | {"refused": x.refused} for x in a] == [told(x) | {"refused": x.refused} for x in b]
+    assert all(same(x.state, y.state) and x.norms == y.norms for x, y in zip(a, b, strict=True))
+
+
+def test_if_all_lie_the_run_ends_and_says_why() -> None:
+    def all_lie(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        yield client, says("n", 1e12)(told, None)
+
+    for name in METHODS:
+        with pytest.raises(InputError, match=r"no client's update could be taken \(client .: an answer from 1e\+12"):
+            next(rounds(open_run(tiny_run(METHODS[name])), changed(all_lie)))
+
+
+@dataclass(frozen=True)
+class Silent:
+    """FedAvg that does not say what its clients send."""
+
+    inner: FedAvg = FedAvg()
+    name: str = "silent"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("expected", "tiers", "warm_up") or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def test_a_method_that_does_not_say_what_it_sends_is_held_to_the_model() -> None:
+    of = scene("fedavg")
+    silent = replace(of, federation=replace(of.federation, run=replace(of.federation.run, method=Silent())))
+    assert same(aggregated(silent, of.replies.items())[0], of.after)
+    liar = next(iter(of.replies))
+    passes = ("other kind", "negative variance")
+    for name, lie in LIES.items():
+        told = lie(decode(of.replies[liar]), of.state)
+        if told is NotImplemented or name in passes:
+            continue
+        _, tally = aggregated(silent, (of.replies | {liar: encode(told)}).items())
+        assert [refusal.client for refusal in tally.refused] == [liar], name
+    with pytest.raises(InputError, match="bound=fixed needs to know what silent's clients send"):
+        open_run(replace(silent.federation.run, bound=Fixed(1.0)))

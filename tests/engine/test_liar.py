@@ -1,0 +1,123 @@
+"""One client of four that lies about one weight, with the settings that a run has by itself: nothing comes of it."""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from test_check import Silent, same
+from test_methods import METHODS
+
+from conftest import tiny_run
+from fedsieve import Run, pool
+from fedsieve.engine.experiment import open_run
+from fedsieve.engine.loop import Round, rounds
+from fedsieve.methods import Private
+from fedsieve.server.robust import Off
+from fedsieve.types import Tree
+from lies import Act, Told, changed, largest, values_of
+
+NUMBERS = (1e3, 1e6, 1e18, 1e30)
+EVERY = METHODS | {"a method that does not say what it sends": Silent()}
+NORMED = [name for name in EVERY if "private" not in name]
+"""The methods whose network has running statistics."""
+
+
+def four(name: str, **changes: Any) -> Run:
+    return tiny_run(EVERY[name], per_round=4 if "hetero" not in name else 6, **changes)
+
+
+def liar_of(run_: Run, t: int) -> int:
+    """Another client every round, but one of each."""
+    asked = run_.sample(t)
+    return asked[t % len(asked)]
+
+
+def lying(run_: Run, numbers: tuple[float, ...], entry: Callable[[Told], str] = largest) -> Act:
+    """One client a round has a weight changed to a number, another number every round."""
+
+    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        if client == liar_of(run_, t):
+            values = values_of(told["tree"][entry(told["tree"]) if t else largest(told["tree"])])
+            values[len(values) // 2] = numbers[t % len(numbers)]
+        yield client, told
+
+    return act
+
+
+@cache
+def silent(name: str) -> list[Round]:
+    """The run in which the liars say nothing at all."""
+    run_ = four(name)
+
+    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        if client != liar_of(run_, t):
+            yield client, told
+
+    return [*rounds(open_run(run_), changed(act))]
+
+
+def holds(name: str, act: Act, engine: Any = None) -> None:
+    run_, without = four(name), silent(name)
+    every = [*rounds(open_run(run_), changed(act, engine))]
+    for a, b in zip(every, without, strict=True):
+        assert [one.client for one in a.refused] == [liar_of(run_, a.t)]
+        assert not b.refused
+        assert same(a.state, b.state)
+        assert a.norms == b.norms
+    assert every[-1].accuracy == without[-1].accuracy
+
+
+@pytest.mark.parametrize("numbers", [NUMBERS, NUMBERS[::-1]], ids=["rising", "falling"])
+@pytest.mark.parametrize("name", EVERY)
+def test_one_weight_is_refused_in_every_round(name: str, numbers: tuple[float, ...]) -> None:
+    holds(name, lying(four(name), numbers))
+
+
+@pytest.mark.parametrize("statistic", ["bn.running_mean", "bn.running_var"])
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "zerofl top_diff", "nst", "flash", "hetero_flash"])
+def test_one_running_statistic_is_refused_in_every_round(name: str, statistic: str) -> None:
+    holds(name, lying(four(name), NUMBERS, lambda tree: statistic))
+
+
+def test_engines_agree_on_the_default() -> None:
+    holds("nst", lying(four("nst"), NUMBERS), pool(2))
+
+
+@pytest.mark.parametrize("per_round", [1, 2])
+def test_without_a_majority_the_model_itself_is_the_measure(per_round: int) -> None:
+    run_ = tiny_run(EVERY["fedavg"], per_round=per_round)
+
+    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+        if t == 2 and client == run_.sample(t)[0]:
+            values_of(told["tree"]["fc1.weight"])[0] = 1e4
+        yield client, told
+
+    stream = rounds(open_run(run_), changed(act))
+    next(stream)
+    if per_round == 2:
+        assert [one.client for one in next(stream).refused] == [run_.sample(2)[0]]
+
+
+def test_off_is_off() -> None:
+    run_ = four("fedavg", bound=Off(), rounds=1)
+    (only,) = rounds(open_run(run_), changed(lying(run_, (1e6,))))
+    assert not only.refused
+    assert not only.norms
+
+
+def test_a_private_answer_is_bounded_by_clip_and_noise_alone() -> None:
+    """The bound depends on nobody's data, and honest noise stays well below it."""
+    method = METHODS["private"]
+    assert isinstance(method, Private)
+    run_ = four("private")
+    federation = open_run(run_)
+    state = method.init(federation.model(), torch.Generator().manual_seed(0))
+    expected = method.expected(state, 0)
+    base: dict[str, Any] = {name: entry.base for name, entry in expected.tree.items()}  # type: ignore[union-attr]
+    numel = sum(v.numel() for v in base.values())
+    for length, passes in ((method._longest(numel) * 0.999, True), (method._longest(numel) * 1.01, False)):
+        direction = {name: torch.ones_like(v) * length / numel**0.5 for name, v in base.items()}
+        reason = expected.rule({name: v + direction[name] for name, v in base.items()})  # type: ignore[misc]
+        assert (reason is None) == passes

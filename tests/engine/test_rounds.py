@@ -1,0 +1,294 @@
+"""The loop: sampling, the learning rate, tiers, refusals, clients that remember."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import TinyNet, blobs, tiny_run
+from fedsieve import Device, Run, Task, Update, local, pool, run
+from fedsieve.client.training import accuracy, load_
+from fedsieve.data.partition import hold_out
+from fedsieve.engine.experiment import open_run
+from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.methods import FedAvg, SparseFedPP
+from fedsieve.server.aggregate import ServerState
+from fedsieve.types import InputError, Params, Tree, flatten, rng
+
+
+def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:
+    run_ = tiny_run(FedAvg(), rounds=100, lr=0.1, lr_end=0.001)
+    assert run_.lr_at(1) == 0.1
+    assert run_.lr_at(51) == pytest.approx(0.1 * (0.001 / 0.1) ** 0.5)
+    assert 0.001 < run_.lr_at(100) < 0.00105
+    ahead = replace(run_, lr_offset=1)  # rounds count from 1
+    assert (ahead.lr_at(0), ahead.lr_at(100)) == (0.1, pytest.approx(0.001))
+    assert [ahead.lr_at(t) for t in (1, 50)] == [run_.lr_at(t + 1) for t in (1, 50)]
+
+
+def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
+    """The share of the deployed model's right answers on every client's held-out examples, none of them trained on."""
+    run_ = tiny_run(FedAvg(), evaluate_every=2)
+    run_ = replace(run_, task=replace(run_.task, validation=0.2))
+    federation = open_run(run_)
+    found = [*rounds(federation, local())]
+    model, every = load_(federation.model(), found[-1].model), list[torch.Tensor]()
+    for client in range(6):
+        device = federation.device(1, client, model, "cpu", {})
+        assert (len(device.data), len(device.validation)) == (32, 8)
+        every.append(device.validation.x)
+    index = torch.cat([hold_out(shard, 0.2, 0, client)[1] for client, shard in enumerate(federation.shards)])
+    assert torch.equal(torch.cat(every), federation.dataset.train.x[index])
+    assert found[-1].accuracy_validation == accuracy(model, federation.dataset.train.subset(index))
+    assert [r.accuracy_validation is None for r in found] == [True, False, True, False]
+    none = replace(run_, rounds=1, task=replace(run_.task, validation=0.0))
+    assert all(r.accuracy_validation is None for r in run(none, local()))
+
+
+def test_the_initialisation_is_the_experiments_whatever_the_method() -> None:
+    """Every method starts from the same truncated normal draw where the task asks for it, else from the model's."""
+    for how in ("model", "truncated_normal"):
+        starts = []
+        for method in (FedAvg(), SparseFedPP()):
+            run_ = tiny_run(method)
+            federation = open_run(replace(run_, task=replace(run_.task, initialisation=how)))
+            starts.append(method.deploy(method.init(federation.model(), rng(0, "init"))))
+        assert all(torch.allclose(v, starts[1][name], atol=1e-7) for name, v in starts[0].items())
+        largest = float(starts[0]["conv1.weight"].abs().max())
+        assert largest <= 2 / 0.8796 / 18**0.5
+        assert (largest > 0.25) == (how != "model")
+
+
+def test_clients_are_sampled_without_replacement_and_anew_each_round() -> None:
+    run_ = replace(tiny_run(FedAvg()), task=Task(TinyNet, blobs, 50), per_round=10)
+    samples = [run_.sample(t) for t in range(1, 30)]
+    assert all(len(set(s)) == 10 and s == sorted(s) and s[0] >= 0 and s[-1] < 50 for s in samples)
+    assert len({tuple(s) for s in samples}) == 29
+    assert len({c for s in samples for c in s}) == 50
+    assert samples == [run_.sample(t) for t in range(1, 30)]
+
+
+def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
+    task = Task(TinyNet, blobs, 100, tiers=(0.4, 0.3, 0.3))
+    run_ = replace(tiny_run(FedAvg()), task=task, per_round=10)
+    tiers = [task.tier(c) for c in range(100)]
+    assert [tiers.count(i) for i in range(3)] == [40, 30, 30]
+    for t in range(1, 9):
+        sampled = [tiers[c] for c in run_.sample(t)]
+        assert [sampled.count(i) for i in range(3)] == [4, 3, 3]
+
+
+@dataclass(frozen=True)
+class Odd:
+    """FedAvg whose clients do what a test wants."""
+
+    act: str
+    inner: FedAvg = FedAvg()
+    name: str = "odd"
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        return self.inner.init(model, rng)
+
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
+        return {"tier": float(tier), "params": state.params}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        params = down["params"]
+        assert isinstance(params, dict)
+        visits = device.memory.get("visits", torch.zeros(1)) + 1
+        if self.act == "remember":
+            device.memory["visits"] = visits
+        update = self.inner.client(params, device)
+        first: Tensor = next(iter(update.tree.values()))  # type: ignore[assignment]
+        if self.act == "poison" and device.rng.initial_seed() % 2:
+            first.view(-1)[0] = float("nan")
+        if self.act == "poison all":
+            first.view(-1)[0] = float("inf")
+        if self.act == "die":
+            import os
+
+            os._exit(3)
+        return replace(update, n=0 if self.act == "empty" else update.n, metrics={"visits": float(visits)})
+
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+        return self.inner.aggregate(state, updates)
+
+    def deploy(self, state: ServerState) -> Params:
+        return state.params
+
+    def paper_bytes(self, model: nn.Module) -> None:
+        return None
+
+
+def everyone(method: Any, **changes: Any) -> Run:
+    return tiny_run(method, per_round=6, **changes)
+
+
+@pytest.mark.parametrize("engine", [local(), pool(2)], ids=["local", "pool"])
+def test_clients_remember_between_rounds(engine: Any) -> None:
+    seen = [r.metrics["visits"] for r in run(everyone(Odd("remember"), rounds=3), engine)]
+    assert seen == [1.0, 2.0, 3.0]
+
+
+def test_memories_travel_with_a_checkpoint() -> None:
+    federation = open_run(tiny_run(Odd("remember")))
+    whole = list(rounds(federation, local()))
+    first = next(iter(rounds(federation, local())))
+    start = Start(1, flatten(first.state), dict(first.memory))
+    resumed = list(rounds(federation, local(), start=start))
+    assert [r.metrics for r in resumed] == [r.metrics for r in whole[1:]]
+
+
+def test_an_update_that_is_not_finite_is_refused_and_the_round_goes_on() -> None:
+    final: Round
+    *_, final = run(everyone(Odd("poison"), rounds=2), local())
+    assert 0 < len(final.refused) < 6
+    assert all("is not finite" in refusal.reason for refusal in final.refused)
+    assert all(torch.isfinite(v).all() for v in final.state.params.values())
+
+
+@pytest.mark.parametrize(("act", "reason"), [("poison all", "is not finite.*lower lr"), ("empty", "from 0 examples")])
+def test_a_round_without_a_single_good_update_ends_the_run_and_says_why(act: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"round 1: no client's update could be taken.*{reason}"):
+        list(run(everyone(Odd(act)), local()))
+
+
+def test_a_dead_worker_process_is_named() -> None:
+    with pytest.raises(InputError, match="a worker process could not start, or died in round 1"):
+        list(run(everyone(Odd("die")), pool(2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"per_round": 7}, "per_round is 7 but there are only 6 clients"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"lr": 0.0}, "lr and lr_end must be positive"),
+        ({"lr_end": float("nan")}, "lr and lr_end must be positive"),
+        ({"lr": 1e300}, "at most 1e6"),
+        ({"batch": 2**31}, "batch must be below"),
+        ({"momentum": 1.0}, "momentum must lie"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
+    ],
+)
+def test_impossible_runs_are_refused(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        tiny_run(FedAvg(), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"clients": 0}, "task.clients must be at least 1"),
+        ({"validation": 1.0}, "task.validation must lie"),
+        ({"tiers": (0.5, 0.4)}, "task.tiers must be positive shares that add up to 1"),
+        ({"tiers": (0.5, float("nan"))}, "task.tiers must be positive shares that add up to 1"),
+        ({"tiers": (0.05, 0.95)}, "leave a tier without a client among 6"),
+        ({"model": "resnet19"}, "unknown model 'resnet19'; the models are resnet18"),
+        ({"test_limit": -1}, "task.test_limit"),
+    ],
+)
+def test_impossible_tasks_are_refused(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        replace(Task(TinyNet, blobs, 6), **change)
+
+
+def test_momentum_and_weight_decay_are_sgds() -> None:
+    """One client, two batches: against torch's own optimizer."""
+    settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01, "rounds": 1, "batch": 30, "epochs": 2}
+    run_ = replace(tiny_run(FedAvg(), **settings), task=Task(TinyNet, blobs, 4, validation=0.0), per_round=1)
+    federation = open_run(run_)
+    (round_,) = rounds(federation, local())
+    model = federation.model()
+    device = federation.device(1, round_.clients[0], model, "cpu", {})
+    optimizer = torch.optim.SGD(model.parameters(), run_.lr, momentum=0.9, weight_decay=0.01)
+    for _ in range(2):
+        for index in torch.randperm(60, generator=device.rng).split(30):
+            x, y = device.data.batch(index)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(round_.state.params[name], value.detach())
+
+
+class DropNet(TinyNet):
+    """Chance inside the model itself, and a parameter that no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.3)
+        self.spare = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.dropout(x))
+
+
+def test_chance_inside_a_model_is_the_same_in_every_engine() -> None:
+    run_ = replace(tiny_run(FedAvg(), rounds=2), task=Task(DropNet, blobs, 6))
+    runs = [[*run(run_, engine)][-1] for engine in (local(), local(), pool(2))]
+    for name, value in runs[0].state.params.items():
+        assert all(torch.equal(value, other.state.params[name]) for other in runs)
+    assert torch.equal(runs[0].state.params["spare"], torch.ones(2))
+
+
+def test_training_leaves_the_callers_chance_and_threads_alone() -> None:
+    torch.manual_seed(5)
+    wanted, n = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    list(run(tiny_run(FedAvg(), rounds=1), local()))
+    assert torch.equal(torch.rand(3), wanted)
+    assert torch.get_num_threads() == n
+
+
+def test_what_a_pool_cannot_be_sent_is_named() -> None:
+    run_ = replace(tiny_run(FedAvg()), task=Task(lambda: TinyNet(), blobs, 6))
+    assert [*run(replace(run_, rounds=1), local())]
+    with pytest.raises(InputError, match="a pool cannot be sent this run"):
+        next(run(run_, pool(1)))
+
+
+def wrong(**changes: Any) -> Any:
+    """Return a dataset function with labels (or so) that cannot be."""
+
+    def data() -> Any:
+        good = blobs()
+        both = ((part, getattr(good, part)) for part in ("train", "test"))
+        return replace(good, **{part: replace(d, **{k: v(d) for k, v in changes.items()}) for part, d in both})
+
+    return data
+
+
+class NormNet(nn.Sequential):
+    """BatchNorm over examples alone: one example is none."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        (Task(TinyNet, wrong(y=lambda d: d.y + 1), 6), "training labels must be int64 from 0 to 2"),
+        (Task(TinyNet, wrong(y=lambda d: d.y.int()), 6), "got torch.int32"),
+        (Task("leaf_cnn", blobs, 6), "model leaf_cnn does not fit blobs: given examples of shape"),
+        (Task("digits_net", wrong(x=lambda d: torch.zeros(len(d), 1, 8, 8)), 6), ""),
+        (Task(nn.Flatten, blobs, 6), r"it answers \[2, 72\] for 2 examples of 3 classes"),
+        (Task(NormNet, blobs, 6, validation=0.0), "batches of 39 leave a client: -s batch=40 leaves none"),
+        (Task(NormNet, blobs, 240, validation=0.0), "use fewer clients"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_runs(task: Task, line: str) -> None:
+    run_ = replace(tiny_run(FedAvg()), task=task, per_round=1, batch=39)
+    if line:
+        with pytest.raises(InputError, match=line):
+            open_run(run_)
+    else:
+        open_run(run_)

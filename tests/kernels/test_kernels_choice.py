@@ -1,0 +1,343 @@
+"""Which way clients train: the rule, what is told of it, and what is refused."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import TinyNet, blobs, tiny_run
+from fedsieve import Device, Task, local, pool, run
+from fedsieve.client.cost import Work
+from fedsieve.client.masked import learn
+from fedsieve.client.training import params_of, train
+from fedsieve.engine.experiment import open_run
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.messages import Letters
+from fedsieve.kernels import isa, library, reason
+from fedsieve.kernels.choice import Kernels, multiply_adds, not_worth
+from fedsieve.kernels.graph import Graph
+from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
+from fedsieve.report import report
+from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.sweep import grid
+from fedsieve.sparse.layers import powerprop_, swat_
+from fedsieve.sparse.masks import counts_of, drawn
+from fedsieve.sparse.policy import policy
+from fedsieve.types import InputError, Mask, Tree, rng
+from lies import Told, changed
+
+pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
+
+SHAPE = (2, 6, 6)
+CONV1, CONV2, FC1, FC2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
+"""The multiplications of one product of TinyNet's layers with one sample."""
+
+
+def graph_of(model: nn.Module) -> Graph:
+    graph = Kernels(model, "sparse").graph(SHAPE)
+    assert isinstance(graph, Graph)
+    return graph
+
+
+def mask_of(model: nn.Module, d: float, seed: int = 1) -> Mask:
+    like = {name: model.get_parameter(name) for name in policy("flash", model)}
+    return drawn(seed, counts_of(dict.fromkeys(like, d), like), like)
+
+
+def device_of(model: nn.Module, work: Work | None = None, examples: int = 40, **changes: Any) -> Device:
+    data = blobs().train.subset(torch.arange(examples))
+    settings: dict[str, Any] = {"lr": 0.1, "epochs": 2, "batch": 16, "momentum": 0.0, "weight_decay": 0.0} | changes
+    return Device(model, data, data, rng=rng(0, "x"), steps=work.begin if work else None, **settings)
+
+
+def fresh(rule: str = "plain") -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = TinyNet()
+    if rule == "swat":
+        return swat_(model, {"conv2.weight": 0.3, "fc1.weight": 0.2}, 1)
+    return powerprop_(model, ("conv2.weight", "fc1.weight"), 1.25, True) if rule == "power" else model
+
+
+def both(rule: str = "plain", **changes: Any) -> Iterator[tuple[nn.Module, Device]]:
+    """The same training twice: by PyTorch, and by the kernels."""
+    for way in ("dense", "sparse"):
+        model = fresh(rule)
+        yield model, device_of(model, Work(model, Kernels(model, way)), **changes)
+
+
+def assert_equal(models: list[nn.Module]) -> None:
+    dense, sparse = map(params_of, models)
+    for name, value in dense.items():
+        torch.testing.assert_close(sparse[name], value, rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- the rule
+
+
+def test_the_work_is_that_of_the_layers() -> None:
+    model = fresh()
+    mask = mask_of(model, 0.25)
+    d = {name: float(own.double().mean()) for name, own in mask.items()}
+    real, dense, foreign = multiply_adds(graph_of(model), mask)
+    assert (dense, foreign) == (2 * CONV1 + 3 * (CONV2 + FC1 + FC2), 0)
+    sizes = {"conv1.weight": 2 * CONV1, "conv2.weight": 3 * CONV2, "fc1.weight": 3 * FC1}
+    assert real == pytest.approx(sum(d[name] * size for name, size in sizes.items()) + 3 * FC2)
+
+
+@pytest.mark.parametrize("rule", ["swat", "power"])
+def test_layers_with_a_rule_of_their_own_tell_their_density(rule: str) -> None:
+    model = fresh(rule)
+    with torch.no_grad():
+        for name, d in (("conv2.weight", 0.3), ("fc1.weight", 0.2)):
+            flat = model.get_parameter(name).view(-1)
+            flat[round(d * len(flat)) :] = 0
+    real, _, _ = multiply_adds(graph_of(model), {})
+    assert real == pytest.approx(2 * CONV1 + 3 * (0.3 * CONV2 + 0.2 * FC1 + FC2), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("density", "examples", "batch", "computed"),
+    [
+        (0.1, 160, 16, 160),
+        (1.0, 160, 16, 160),
+        (0.1, 160, 8, 320),  # half of what is multiplied is padding
+        (0.3, 160, 8, 320),
+        (0.3, 160, 2, 1280),
+        (0.3, 17, 16, 32),
+        (0.3, 8, 100, 16),
+    ],
+)
+def test_auto_weighs_density_and_padding(density: float, examples: int, batch: int, computed: int) -> None:
+    model = fresh()
+    graph, mask = graph_of(model), mask_of(model, density)
+    real, dense, _ = multiply_adds(graph, mask)
+    share = real / dense * computed / examples
+    wanted = f"the kernels would multiply {share:.0%} as often as dense training, and are worth it below 45%"
+    assert not_worth(graph, mask, examples, batch) == (wanted if share >= 0.45 else "")
+
+
+def test_a_step_that_pytorch_must_do_most_of_is_dense() -> None:
+    class Grouped(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Conv2d(2, 2, 5, padding=2, dilation=1, groups=2)
+            self.more = nn.Conv2d(2, 256, 1, groups=2)
+            self.less = nn.Conv2d(256, 2, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.less(self.more(self.wide(x))))
+
+    model = Grouped()
+    found = not_worth(graph_of(model), mask_of(model, 0.01), 160, 16)
+    assert found == "most of the work is in layers that only PyTorch knows (wide, more, less)"
+
+
+class Tied(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc3 = nn.Linear(24, 3)
+        self.fc3.weight = self.fc2.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv2(torch.relu(self.conv1(x)))).relu()
+        hidden = self.fc1(x.flatten(1)).relu()
+        logits: Tensor = self.fc2(hidden) + self.fc3(hidden)
+        return logits
+
+
+class Spare(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(2))
+
+
+class Branching(TinyNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Still(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1.weight.requires_grad_(False)
+
+
+CANNOT = {
+    Tied: "fc2.weight is used more than once",
+    Spare: "no layer uses spare",
+    Branching: "the model cannot be traced",
+    Still: "fc1.weight is not trained",
+}
+
+
+@pytest.mark.parametrize("net", CANNOT, ids=lambda net: net.__name__)
+def test_what_the_kernels_cannot_train_is_dense_and_says_why(net: type[nn.Module]) -> None:
+    run_ = replace(tiny_run(PDST(density=0.05), rounds=1), task=Task(net, blobs, 6))
+    (round_,) = run(run_, local())
+    assert round_.kernels == {"dense": 3}
+    assert round_.dense_because
+    assert CANNOT[net] in round_.dense_because
+    for engine in (local(kernels="sparse"), pool(2, kernels="sparse")):
+        with pytest.raises(InputError, match=f"--kernels sparse cannot be: .*{CANNOT[net]}.*; choose auto or dense"):
+            next(run(run_, engine))
+
+
+def test_a_mask_that_the_kernels_would_not_heed_is_dense() -> None:
+    model = fresh("swat")
+    kernels = Kernels(model, "auto")
+    for name in ("fc1.weight", "conv1.bias", "bn.weight"):
+        mask = {name: torch.zeros_like(model.get_parameter(name), dtype=torch.bool)}
+        assert kernels.take(device_of(model), mask) == f"the mask of {name} is not one of a plain layer's weights"
+    assert kernels.take(device_of(fresh()), {}) == "the method trains a model of its own"
+    with pytest.raises(InputError, match="--kernels sparse cannot be: the method trains a model of its own"):
+        Kernels(model, "sparse").take(device_of(fresh()), {})
+
+
+def test_pruned_activations_at_a_power_of_one_are_not_for_the_kernels() -> None:
+    (round_,) = run(tiny_run(SparseFedPP(sparsity=0.9, a=1.0), rounds=1), local())
+    assert round_.dense_because == (
+        "at a = 1 pruned weights come back, and conv1 would keep other activations at every step"
+    )
+
+
+def test_a_gpu_is_not_for_the_kernels() -> None:
+    assert Kernels(fresh(), "auto", "cuda:0").graph(SHAPE) == "the kernels compute on CPUs, not on cuda:0"
+
+
+def test_without_a_library_training_is_dense_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_found", lambda: "FEDSIEVE_ISA=none switches them off")
+    (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local())
+    assert round_.kernels == {"dense": 3}
+    assert round_.dense_because == "there are no native kernels: FEDSIEVE_ISA=none switches them off"
+    with pytest.raises(InputError, match="--kernels sparse cannot be: there are no native kernels: FEDSIEVE_ISA=none"):
+        next(run(tiny_run(FedAvg(), rounds=1), local(kernels="sparse")))
+
+
+def test_auto_takes_the_kernels_where_they_are_faster() -> None:
+    ways = {}
+    for method in (FedAvg(), PDST(density=0.1), Swat(0.9, policy="all"), SparseFedPP(sparsity=0.9)):
+        ways[method.name] = [(r.kernels, r.dense_because) for r in run(tiny_run(method, rounds=2, batch=12), local())]
+    assert ways["fedavg"][0][1] == (
+        "the kernels would multiply 133% as often as dense training, and are worth it below 45%"
+    )
+    assert all(way == ({"sparse": 3}, None) for name in ("pdst", "swat") for way in ways[name])
+    assert [list(way) for way, _ in ways["sparsefedpp"]] == [["dense"], ["sparse"]]  # dense until the first cut
+
+
+def test_unequal_devices_may_train_either_way() -> None:
+    method = HeteroFLASH(densities=(0.9, 0.1), c_d=2, E_d=2)
+    *_, final = run(tiny_run(method, per_round=2, rounds=1, batch=12), local())
+    assert final.kernels == {"sparse": 1, "dense": 1}
+
+
+def test_dense_is_what_it_was_without_kernels() -> None:
+    """As asked for, no reason given; and to the bit what a device without kernels computes."""
+    model, other = fresh(), fresh()
+    mask = mask_of(model, 0.3)
+    learn(device_of(model, Work(model, Kernels(model, "dense")), momentum=0.9), mask)
+    learn(device_of(other, momentum=0.9), mask)
+    assert all(torch.equal(value, params_of(other)[name]) for name, value in params_of(model).items())
+    (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local(kernels="dense"))
+    assert (round_.kernels, round_.dense_because) == ({"dense": 3}, None)
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_notes_are_no_part_of_an_upload() -> None:
+    """Counted is what a letter without them weighs, however a client trained."""
+    for kernels in ("auto", "dense", "sparse"):
+        sent: list[int] = []
+        federation = open_run(tiny_run(FedAvg(), rounds=1))
+        letters = Letters(federation)
+
+        def weigh(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+            bare = {name: part for name, part in told.items() if name != "notes"}
+            sent.append(len(letters.up(t, client, bare, letters.based(down))))  # noqa: B023
+            yield client, told
+
+        (round_,) = rounds(federation, changed(weigh, local(kernels=kernels)))
+        assert round_.bytes_up == sum(sent)
+
+
+def test_work_counts_steps_seconds_and_multiply_adds_either_way() -> None:
+    counted = []
+    for _, device in both():
+        work: Work = device.steps.__self__  # type: ignore[union-attr]
+        train(device)
+        assert work.steps == len(work.times) == 6
+        assert 0 < sum(work.times) <= work.seconds
+        counted.append((work.real, work.dense))
+        work.restart()
+        assert (work.steps, work.seconds, work.sparse) == (0, 0, None)
+    assert counted[0] == counted[1]
+
+
+def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
+    out, origin = tmp_path / "run", Origin("x", kernels="sparse")
+    federation = open_run(tiny_run(PDST(density=0.1), rounds=2), measure=("masks", "kernels"))
+    list(keep(out, federation, local(kernels="sparse"), origin))
+    rows = read_rows(out)
+    for row in rows:
+        assert (row["kernels"], row["dense_because"], row["steps"]) == ({"sparse": 3}, None, 15)
+        assert row["ms_per_step"] > 0
+        assert row["saved_bytes"] > 0
+        assert "saved_nonzero" not in row  # which the kernels do not tell
+    about = json.loads((out / "run.json").read_text())
+    assert (about["kernels"], about["hardware"]["isa"]) == ("sparse", isa())
+    told = json.loads((out / "summary.json").read_text())
+    assert (told["kernels"], told["dense_because"], told["steps"]) == ({"sparse": 6}, None, 30)
+    assert told["ms_per_step"] == pytest.approx(sum(row["ms_per_step"] for row in rows) / 2)
+    ways = told["kernels_measured"]
+    assert ways["sparse"]["multiply_adds_per_step"] == pytest.approx(ways["dense"]["multiply_adds_per_step"])
+    assert all(way["ms_per_step"] > 0 and way["peak_memory_mb"] > 50 for way in ways.values())
+    report([out], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "A step" in page
+    assert f'<small>sparse <data value="{ways["sparse"]["ms_per_step"]!r}">' in page
+    assert f'<small>dense <data value="{ways["dense"]["ms_per_step"]!r}">' in page
+
+
+def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: Path) -> None:
+    run_ = replace(tiny_run(NST(density=0.2), rounds=2), task=Task(Spare, blobs, 6))
+    for name, measure in (("a", ()), ("b", ("kernels",))):
+        list(keep(tmp_path / name, open_run(run_, measure=measure), local(), Origin("x")))
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert models[0] == models[1]
+    ways = json.loads((tmp_path / "b/summary.json").read_text())["kernels_measured"]
+    assert ways["sparse"] == {"because": "--kernels sparse cannot be: no layer uses spare; choose auto or dense"}
+    assert ways["dense"]["ms_per_step"] > 0
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    federation = open_run(tiny_run(PDST(density=0.1)))
+    list(keep(tmp_path, federation, local(kernels="sparse"), Origin("x", kernels="sparse"), until=1))
+    for other in ("auto", "dense"):
+        with pytest.raises(InputError, match=f"was begun with --kernels sparse, not {other}: go on so, or choose"):
+            keep(tmp_path, federation, local(kernels=other), Origin("x", kernels=other), resume=True)
+    list(keep(tmp_path, federation, local(kernels="sparse"), Origin("x", kernels="sparse"), resume=True))
+    assert [row["kernels"] for row in read_rows(tmp_path)] == [{"sparse": 3}] * 4
+
+
+@pytest.mark.parametrize("make", [local, lambda kernels: pool(2, kernels=kernels), lambda kernels: sweep(kernels)])
+def test_an_unknown_choice_is_refused(make: Any) -> None:
+    with pytest.raises(InputError, match="unknown kernels 'fast'; they are auto, sparse, dense"):
+        make(kernels="fast")
+
+
+def sweep(kernels: str) -> Any:
+    return grid(["pdst.digits"], [], 1, (), kernels)
+
+
+def test_a_sweep_tells_no_time() -> None:
+    with pytest.raises(InputError, match="--measure kernels is for fedsieve run"):
+        grid(["pdst.digits"], [], 1, ("kernels",))

@@ -1,0 +1,150 @@
+"""Whole training steps beside the masked dense step in float64: the four models, and nets with every odd turn."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedsieve.client.models import MODELS
+from fedsieve.kernels import Trainer, library, swat
+from fedsieve.sparse.layers import swat_
+from nets import NETS
+from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
+
+pytestmark = pytest.mark.usefixtures("native")
+SHAPES = {"resnet18": (3, 32, 32), "leaf_cnn": (1, 28, 28), "mnist_net": (1, 28, 28), "digits_net": (1, 8, 8)}
+BRISK = Sgd(0.05, 0.9, 1e-2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_four_models(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name](SHAPES[name][0], 4)
+    trainer = assert_as_dense(model, SHAPES[name], (3, 2) if name == "resnet18" else (17, 5), BRISK)
+    assert trainer.foreign == []
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nets(name: str) -> None:
+    make, shape = NETS[name]
+    torch.manual_seed(0)
+    assert assert_as_dense(make(), shape, (17, 5, 17), BRISK).foreign == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 33])
+def test_batches(n: int) -> None:
+    torch.manual_seed(0)
+    model = NETS["a value used three times"][0]()
+    assert_as_dense(model, (2, 6, 5), (n, 1, n, n), Sgd(0.05, 0.5))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0, None])
+def test_densities(density: float | None) -> None:
+    torch.manual_seed(0)
+    model = NETS["a value used three times"][0]()
+    mask = {} if density is None else masks(model, density)
+    trainer = assert_as_dense(model, (2, 6, 5), (17, 17), BRISK, mask)
+    assert trainer.weights.sparse == (sum(int(m.sum()) for m in mask.values()) if mask else 108 + 324 + 900 + 720)
+
+
+@pytest.mark.parametrize("name", ["a value used three times", "5x5 stride 2", "padded means", "linear layers"])
+def test_bf16_storage(name: str) -> None:
+    """Rounding by 2^-8 turns the sign of some 2^-8 of what ReLU sees, and so a part of gradients of 1 / sqrt(2^8)."""
+    make, shape = NETS[name]
+    torch.manual_seed(0)
+    model = make()
+    mask, data = masks(model), batches(shape, (33, 5, 32))
+    exact = dense(model, mask, data, Sgd(), torch.float64)
+    start = dense(model, mask, [], Sgd(), torch.float32)
+    found = distance(trained(model, mask, data, Sgd(), "bf16")[0], exact, start)
+    assert max(found.values()) < 1 / 16, found
+    assert max(found.values()) > 1e-5
+
+
+def large() -> nn.Module:
+    """A net whose maps are divided by lines, by blocks and by channels."""
+    convs = [nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 7, 3, 2, 1), nn.Conv2d(7, 5, 5, 2, 2)]
+    layers = [part for conv in convs for part in (conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * 8 * 8, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5), (2, 32, 32)])
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+def test_bits_do_not_depend_on_threads(storage: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = NETS["a value used three times"][0]() if shape == (2, 6, 5) else large()
+    found = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        assert library.threads() == threads
+        found.append(trained(model, masks(model), batches(shape, (17, 5, 65)), BRISK, storage)[0].state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(x, other[name]) for name, x in found[0].items())
+
+
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", [*NETS, "large"])
+def test_lean_training_is_the_same(name: str, storage: str) -> None:
+    torch.manual_seed(0)
+    make, shape = (large, (2, 32, 32)) if name == "large" else NETS[name]
+    model, data = make(), batches(shape, (17, 5, 33))
+    mask = masks(model)
+    full, lean = (trained(model, mask, data, BRISK, storage, lean) for lean in (False, True))
+    assert all(torch.equal(x, lean[0].state_dict()[name]) for name, x in full[0].state_dict().items())
+    assert lean[1].bytes <= full[1].bytes
+
+
+def test_the_loss_is_the_batchs_mean() -> None:
+    torch.manual_seed(0)
+    model = NETS["5x5 stride 2"][0]()
+    x, y = batches((2, 9, 5), (7,))[0]
+    trainer = Trainer(model, {}, 20, lr=0.1)
+    with torch.no_grad():
+        want = F.cross_entropy(copy.deepcopy(model).double()(x.double()), y)
+    assert abs(float(trainer.step(x, y)) - float(want)) < 1e-6
+
+
+def test_training_again_begins_with_the_models_weights() -> None:
+    torch.manual_seed(0)
+    model, data = NETS["5x5 stride 2"][0](), batches((2, 9, 5), (7, 5))
+    trainer = Trainer(model, masks(model), 7, lr=0.1, momentum=0.9)
+    first, start = [], copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        model.load_state_dict(start)
+        trainer.begin(0.1, 0.9, 0.0)
+        first.append([float(trainer.step(x, y)) for x, y in data])
+    assert first[0] == first[1]
+
+
+@pytest.mark.parametrize("room", ["enough", "too little"])
+def test_noted_weights_are_those_that_a_scan_finds(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that reach the threshold are noted as they are written; where they do not fit, all are looked through."""
+    if room == "too little":
+        monkeypatch.setattr(swat, "UNEVEN", 0)  # what the linear layer has fits all the same
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 70, 5, 1, 2), nn.ReLU(), nn.Conv2d(70, 9, 3, 2)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(81, 4))
+    swat_(model, {f"{i}.weight": d for i, d in ((0, 0.2), (2, 0.05), (4, 0.1), (7, 0.05))}, 4)
+    data = batches((3, 8, 8), (17,) * 11)
+    found = []
+    for noted in (True, False):
+        own = copy.deepcopy(model)
+        trainer = Trainer(own, {}, 17, lr=0.05, momentum=0.9)
+        trainer.step(*data[0])
+        dense = [lists for lists in trainer.weights.lists.values() if isinstance(lists, swat.Dense)]
+        assert [bool(lists.top.noted.marks) for lists in dense] == [True, True, False, True]  # not at stride 2
+        if not noted:
+            for op in (*(lists.top for lists in dense), *trainer.plan.wide):
+                op.noted.marks = None
+        for x, y in data[1:]:
+            trainer.step(x, y)
+        if noted:
+            counts = torch.cat([dense[i].counts for i in (0, 1, 3)])
+            assert (counts < 0).any() == (room == "too little")
+            assert (counts >= 0).any()
+        trainer.write_()
+        found.append((own.state_dict(), trainer.multiply_adds))
+    assert found[0][1] == found[1][1]
+    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())

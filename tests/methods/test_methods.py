@@ -1,0 +1,297 @@
+"""Conformance: what every method owes, through one list. A new method is one line here."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TinyNet, blobs, net, tiny_run
+from fedsieve import Method, Run, Task, local, pool, run
+from fedsieve.client.models import MODELS
+from fedsieve.client.training import accuracy, load_, params_of
+from fedsieve.engine.experiment import open_run
+from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.kernels import reason
+from fedsieve.methods import (
+    DNR,
+    FLASH,
+    NST,
+    PDST,
+    FedAdam,
+    FedAvg,
+    HeteroFLASH,
+    Private,
+    SparseFedPP,
+    Swat,
+    TopK,
+    ZeroFL,
+)
+from fedsieve.server.aggregate import Adam
+from fedsieve.sparse.policy import policy
+from fedsieve.sparse.topk import density
+from fedsieve.types import InputError, Sparse, flatten, rng
+
+METHODS: dict[str, Method[Any]] = {
+    "fedavg": FedAvg(),
+    "fedadam": FedAdam(eta=0.02),
+    "swat": Swat(sparsity=0.7),
+    "swat, erk, period": Swat(sparsity=0.7, budget="erk", period=3),
+    "zerofl full": ZeroFL(0.7, 0.0, "full"),
+    "zerofl top_weights": ZeroFL(0.7, 0.2, "top_weights"),
+    "zerofl diff_of_top": ZeroFL(0.7, 0.2, "diff_of_top"),
+    "zerofl top_diff": ZeroFL(0.7, 0.2, "top_diff"),
+    "zerofl top_diff, adam": ZeroFL(0.7, 0.2, "top_diff", server=Adam(eta=0.02)),
+    "topk": TopK(sparsity=0.6),
+    "topk, pruned": TopK(sparsity=0.6, deployment="pruned"),
+    "sparsefedpp": SparseFedPP(sparsity=0.6),
+    "sparsefedpp, a = 1, pruned": SparseFedPP(sparsity=0.6, a=1.0, activations="all", deployment="pruned"),
+    "dnr": DNR(density=0.5),
+    "nst": NST(density=0.5),
+    "nst, sum, pruned, equal": NST(density=0.5, share="sum", deployment="pruned", weighting="equal"),
+    "pdst": PDST(density=0.5),
+    "pdst, adam, equal": PDST(density=0.5, server=Adam(eta=0.02), weighting="equal"),
+    "flash": FLASH(density=0.5, c_d=3, E_d=3),
+    "flash, sum, clip, adam": FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
+    "hetero_flash": HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
+    "private": Private(PDST(density=0.5), noise=1e-3, cohort=2),
+    "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
+}
+SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
+
+
+NO_KERNELS = reason()
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method[Any]:
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """Either way through a training step."""
+    if request.param == "sparse" and NO_KERNELS:
+        pytest.skip(NO_KERNELS)
+    return str(request.param)
+
+
+def test_a_method_says_what_density_it_aims_at(method: Method[Any]) -> None:
+    """A number that is one of its own fields, or 1 less one; dense methods say 1."""
+    target = tiny_run(method).target_density
+    inner = getattr(method, "inner", method)
+    of = [getattr(inner, name) for name in ("density", "sparsity", "densities") if hasattr(inner, name)]
+    value = max(of[0]) if of and isinstance(of[0], tuple) else of[0] if of else 1.0
+    assert target in (pytest.approx(value), pytest.approx(1 - value))
+    assert (target == 1) == (method.name in ("fedavg", "fedadam"))
+
+
+def test_a_target_density_that_is_none_is_named() -> None:
+    class Odd(FedAvg):
+        target_density = 10
+
+    for value in (10, 0, -0.1, float("nan"), "0.1", True, [0.1]):
+        Odd.target_density = value  # type: ignore[assignment]
+        with pytest.raises(InputError, match=r"target_density must be a number in \(0, 1\], or None"):
+            tiny_run(Odd())
+    Odd.target_density = None  # type: ignore[assignment]
+    assert tiny_run(Odd()).target_density is None
+
+
+def last(run_: Run, kernels: str = "auto") -> Round:
+    *_, final = run(run_, local(kernels=kernels))
+    return final
+
+
+def same(a: Round, b: Round) -> bool:
+    fa, fb = flatten(a.state), flatten(b.state)
+    return fa.keys() == fb.keys() and all(torch.equal(fa[n], fb[n]) for n in fa) and a.bytes_up == b.bytes_up
+
+
+def test_it_learns(method: Method[Any], kernels: str) -> None:
+    final = last(tiny_run(method, rounds=20, lr=0.2), kernels)
+    assert final.kernels == {kernels: 3}
+    assert final.accuracy is not None
+    assert final.accuracy > 0.8
+
+
+def test_it_is_deterministic_and_the_seed_matters(method: Method[Any], kernels: str) -> None:
+    run_ = tiny_run(method, rounds=2)
+    first = last(run_, kernels)
+    assert same(first, last(run_, kernels))
+    assert not same(first, last(replace(run_, seed=1), kernels))
+
+
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(method: Method[Any], kernels: str) -> None:
+    federation, engine = open_run(tiny_run(method)), local(kernels=kernels)
+    whole = list(rounds(federation, engine))
+    second = whole[-3]
+    start = Start(2, flatten(second.state), second.memory)
+    resumed = list(rounds(federation, engine, start=start))
+    assert [r.t for r in resumed] == [3, 4]
+    assert same(resumed[-1], whole[-1])
+
+
+def test_it_keeps_the_names_of_the_plain_model(method: Method[Any]) -> None:
+    plain = net(method)()
+    names = set(params_of(plain))
+    state = method.init(plain, rng(0, "init"))
+    assert set(state.params) == set(method.deploy(state)) == names
+    assert set(params_of(method.prepare(net(method)()))) == names
+
+
+def test_what_it_deploys_is_what_was_tested(method: Method[Any], kernels: str) -> None:
+    final = last(tiny_run(method), kernels)
+    model = load_(net(method)(), final.model)
+    assert accuracy(model, blobs().test) == final.accuracy
+    assert density(final.model) == final.density
+
+
+def test_it_counts_its_work(method: Method[Any], kernels: str) -> None:
+    final = last(tiny_run(method), kernels)
+    # 3 clients of 40 examples, 4 held out, each example 36 positions; conv1's input needs no gradient
+    conv1, conv2, fc1, fc2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
+    assert final.multiply_adds_dense == 3 * 36 * (2 * conv1 + 3 * (conv2 + fc1 + fc2))
+    dense = isinstance(method, FedAvg | TopK) or (kernels == "sparse" and getattr(method, "a", 2) == 1)  # zeros move
+    assert (final.multiply_adds == final.multiply_adds_dense) == dense
+    if method.name in ("pdst", "flash"):  # a frozen mask: every product at the density of its layer
+        d = {n: float(own.double().mean()) for n, own in final.state.mask.items()}
+        sizes = {"conv1": 2 * conv1, "conv2": 3 * conv2, "fc1": 3 * fc1, "fc2": 3 * fc2}
+        assert final.multiply_adds == pytest.approx(
+            3 * 36 * sum(size * d.get(f"{n}.weight", 1.0) for n, size in sizes.items())
+        )
+    assert final.multiply_adds <= final.multiply_adds_dense
+
+
+@pytest.mark.parametrize("name", SPARSE_UPLOAD)
+def test_a_sparse_upload_is_smaller_than_dense(name: str, kernels: str) -> None:
+    final = last(tiny_run(METHODS[name]), kernels)
+    assert final.bytes_up < 0.8 * final.bytes_dense_up
+
+
+def test_the_global_model_is_finite_and_float32(method: Method[Any], kernels: str) -> None:
+    for value in last(tiny_run(method), kernels).state.params.values():
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fedavg",
+        "swat, erk, period",
+        "zerofl top_weights",
+        "zerofl top_diff, adam",
+        "topk",
+        "sparsefedpp",
+        "dnr",
+        "nst",
+        "pdst",
+        "flash",
+        "hetero_flash",
+        "private, flash",
+    ],
+)
+def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str) -> None:
+    run_ = tiny_run(METHODS[name], rounds=2)
+    alone = list(run(run_, local(kernels=kernels)))
+    for n in (1, 3) if name == "topk" else (2,):
+        together = list(run(run_, pool(n, kernels=kernels)))
+        for a, b in zip(alone, together, strict=True):
+            assert same(a, b)
+            assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
+            assert (a.kernels, a.dense_because, a.steps) == (b.kernels, b.dense_because, b.steps)
+
+
+@pytest.mark.skipif(bool(NO_KERNELS), reason=str(NO_KERNELS))
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.9, "weight_decay": 0.01, "lr": 0.02}], ids=["sgd", "momentum"])
+def test_the_kernels_train_what_pytorch_trains(method: Method[Any], changes: dict[str, float]) -> None:
+    first = tiny_run(method, rounds=1, **changes)
+    dense, sparse = (last(first, kernels) for kernels in ("dense", "sparse"))
+    if method.name not in ("nst", "dnr") or not changes:  # there a weight that grows anew starts at rest
+        for name, value in dense.state.params.items():
+            torch.testing.assert_close(sparse.state.params[name], value, rtol=0, atol=1e-5)
+    assert sparse.multiply_adds_dense == dense.multiply_adds_dense
+    if method.name != "sparsefedpp":  # whose weights' gradient is found where th is not 0, alone
+        assert sparse.multiply_adds == pytest.approx(dense.multiply_adds)
+
+
+@pytest.mark.gpu
+def test_it_learns_on_a_gpu(method: Method[Any]) -> None:
+    run_ = tiny_run(method, rounds=20, lr=0.2)
+    final = [*run(run_, local("cuda"), device="cuda")][-1]
+    assert final.accuracy is not None
+    assert final.accuracy > 0.8
+    assert all(value.device.type == "cpu" for value in final.state.params.values())
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_what_a_cpu_trains(method: Method[Any]) -> None:
+    first = tiny_run(method, rounds=1)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        gpu = [*run(first, local("cuda"), device="cuda")][-1]
+    cpu = last(first, "dense")
+    for name, value in cpu.state.params.items():
+        torch.testing.assert_close(gpu.state.params[name], value, rtol=0, atol=1e-4)
+    assert (gpu.bytes_down, gpu.steps) == (cpu.bytes_down, cpu.steps)
+    assert gpu.multiply_adds == pytest.approx(cpu.multiply_adds, rel=1e-3)
+
+
+def test_central_training_is_one_client() -> None:
+    run_ = Run(Swat(0.7), Task(TinyNet, blobs, 1, validation=0.0), 20, 1, batch=16, lr=0.1)
+    final = last(run_)
+    assert final.accuracy is not None
+    assert final.accuracy > 0.8
+    assert final.clients == (0,)
+
+
+def test_layers_outside_the_policy_are_sent_whole() -> None:
+    method = ZeroFL(0.9, 0.0, "top_weights")
+    before = params_of(TinyNet())
+    sent = method.chosen(before, before, policy("zerofl", TinyNet()))
+    assert {n for n, v in sent.items() if isinstance(v, Sparse)} == {"conv2.weight", "fc1.weight"}
+    fc1 = sent["fc1.weight"]
+    assert isinstance(fc1, Sparse)
+    assert len(fc1.values) == -(-72 * 24 // 10)
+
+
+def test_top_k_starts_dense_and_then_sends_down_only_what_survived() -> None:
+    rounds_ = list(run(tiny_run(TopK(0.8)), local()))
+    assert 0.75 < rounds_[0].bytes_down / rounds_[0].bytes_dense_down < 1.02  # packed without loss
+    assert rounds_[1].bytes_down < 0.8 * rounds_[1].bytes_dense_down
+    assert rounds_[1].density < 0.6
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: ZeroFL(sparsity=1.2), r"sparsity must lie in \[0, 1\), got 1.2"),
+        (lambda: Swat(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"),
+        (lambda: TopK(sparsity=-0.1), r"sparsity must lie in \[0, 1\), got -0.1"),
+        (lambda: ZeroFL(sparsity=float("nan")), "sparsity must lie"),
+        (lambda: ZeroFL(r_mask=1.5), r"r_mask must lie in \[0, 1\], got 1.5"),
+        (lambda: ZeroFL(period=0), "period must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(make: Any, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        make()
+
+
+# ZeroFL, Tables 1 and 2: "MB" are 1,024,000 bytes.
+PAPER_MB = {0.05: 5.9, 0.1: 10.1, 0.15: 14.4, 0.2: 18.7, 0.25: 23.0, 0.3: 27.3}
+
+
+@pytest.mark.parametrize("q", PAPER_MB)
+@pytest.mark.parametrize("upload", ["top_weights", "diff_of_top", "top_diff"])
+def test_the_papers_formula_gives_the_papers_megabytes(q: float, upload: Any) -> None:
+    method = ZeroFL(sparsity=0.95, r_mask=q - 0.05, upload=upload)
+    size = method.paper_bytes(MODELS["resnet18"](3, 10))
+    assert round(size / 1_024_000, 1) == PAPER_MB[q]
+
+
+@pytest.mark.parametrize("method", [FedAvg(), Swat(), ZeroFL(upload="full")], ids=repr)
+def test_the_papers_formula_for_a_dense_upload(method: Method[Any]) -> None:
+    size = method.paper_bytes(MODELS["resnet18"](3, 10))
+    assert size == 4 * (11_173_962 + 9_600)
+    assert round(size / 1_024_000, 1) == 43.7

@@ -1,0 +1,175 @@
+"""The papers' tables: every row is a run of its own, at the settings that the papers state."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from fedsieve.cli.listing import show_catalogue
+from fedsieve.engine import Run
+from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, TopK, ZeroFL
+from fedsieve.recipes import made
+from fedsieve.recipes.papers import Published, published, published_of
+from fedsieve.recipes.settings import changed
+from fedsieve.server.aggregate import Adam, Average
+
+TABLES = {
+    "zerofl_table1": 90,
+    "zerofl_table2_fedadam": 20,
+    "zerofl_table3": 40,
+    "flash_table2": 49,
+    "flash_table3": 5,
+    "flash_table4": 7,
+    "sparsefedpp_fig1": 63,
+}
+
+
+def table(name: str) -> list[Published]:
+    return [row for row in published() if row.table == name]
+
+
+def test_every_row_of_every_file_is_there() -> None:
+    assert {name: len(table(name)) for name in TABLES} == TABLES
+    assert len(published()) == sum(TABLES.values()) == 150 + 61 + 63
+    assert len({row.name for row in published()}) == len(published())
+    assert all(0 < row.accuracy < 100 for row in published())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_two_rows_of_a_table_are_the_same_run(name: str) -> None:
+    runs = [row.run() for row in table(name)]
+    assert all(run != other for i, run in enumerate(runs) for other in runs[:i])
+
+
+def test_a_row_that_a_paper_prints_twice_is_the_same_run() -> None:
+    repeated = {row.name: published_of(row.run()) for row in table("flash_table3")}
+    assert all(first and first.table == "flash_table2" for first in repeated.values())
+    for row in table("flash_table3"):
+        first = repeated[row.name]
+        assert first
+        assert (first.accuracy, first.std) == (row.accuracy, row.std)
+        assert row.savings
+
+
+def test_rows_of_different_papers_are_different_runs() -> None:
+    others = [row for row in published() if row.table != "flash_table3"]
+    assert all(published_of(row.run()) == row for row in others)
+
+
+def shared(run: Run) -> tuple[object, ...]:
+    task = run.task
+    return (
+        task.dataset,
+        task.model,
+        task.clients,
+        run.per_round,
+        run.rounds,
+        run.epochs,
+        run.batch,
+        run.lr,
+        run.lr_end,
+    )
+
+
+def zerofl(name: str) -> Iterator[tuple[Published, Run, ZeroFL]]:
+    for row in table(name):
+        run = row.run()
+        assert isinstance(run.method, ZeroFL)
+        assert (run.momentum, run.weight_decay, run.seed, run.evaluate_every) == (0, 0, 0, 1)
+        yield row, run, run.method
+
+
+CIFAR = ("cifar10", "resnet18", 100, 10, 700, 1, 16, 0.1, 0.01)
+SPEECH = ("speech_commands", "resnet18", 100, 10, 200, 1, 16, 0.01, 0.001)
+FEMNIST = ("femnist", "leaf_cnn", 3597, 35, 1000, 1, 16, 0.004, 0.001)
+
+
+def test_zerofls_first_table() -> None:
+    for _, run, method in zerofl("zerofl_table1"):
+        assert shared(run) == {"cifar10": CIFAR, "speech_commands": SPEECH, "femnist": FEMNIST}[str(run.task.dataset)]
+        assert method.server == Average()
+        assert run.task.partition in (("group",) if run.task.dataset == "femnist" else ("lda:1000", "lda:1.0"))
+    ((row, run, method),) = [
+        (row, run, method) for row, run, method in zerofl("zerofl_table1") if row.accuracy == 73.03 and row.std == 0.32
+    ]
+    assert (method.sparsity, method.r_mask, method.upload) == (0.95, 0.1, "diff_of_top")
+    assert (run.task.dataset, run.task.partition, row.upload_mb) == ("cifar10", "lda:1.0", 14.4)
+    assert row.command == (
+        "fedsieve run zerofl.cifar10_niid -s method.sparsity=0.95 -s method.upload=diff_of_top -s method.r_mask=0.1"
+    )
+
+
+def test_zerofls_other_tables() -> None:
+    for row, run, method in zerofl("zerofl_table2_fedadam"):
+        assert (shared(run), run.task.partition, row.std) == (CIFAR, "lda:1.0", None)
+        assert method.server == Adam()
+    for _, run, method in zerofl("zerofl_table3"):
+        assert shared(run) == (*SPEECH[:4], 300, *SPEECH[5:])
+        assert method.server == Average()
+    assert {method.upload for _, _, method in zerofl("zerofl_table3")} == {
+        "full",
+        "top_weights",
+        "diff_of_top",
+        "top_diff",
+    }
+
+
+FLASHS = {
+    "mnist": ("mnist", "mnist_net", 100, 10, 400, 1, 32, 0.1, 0.001),
+    "cifar10": ("cifar10", "resnet18", 100, 10, 600, 1, 16, 0.1, 0.001),
+    "femnist": ("femnist", "leaf_cnn", 3400, 34, 1000, 1, 16, 0.1, 0.001),
+}
+
+
+@pytest.mark.parametrize("name", ["flash_table2", "flash_table3", "flash_table4"])
+def test_flashs_tables(name: str) -> None:
+    for row in table(name):
+        run = row.run()
+        dataset = str(run.task.dataset)
+        assert shared(run) == FLASHS[dataset]
+        assert (run.momentum, run.weight_decay) == (0, 0)
+        assert run.task.augment == ("crop_flip" if dataset == "cifar10" else "none")
+        assert run.task.partition in (("group",) if dataset == "femnist" else ("lda:1000", "lda:1.0", "lda:0.1"))
+        assert run.task.tiers == ((0.4, 0.3, 0.3) if name == "flash_table4" else (1.0,))
+
+
+def test_flashs_methods() -> None:
+    kinds = [type(row.run().method) for row in table("flash_table2")[:7]]
+    assert kinds == [FedAvg, NST, PDST, FLASH, NST, PDST, FLASH]
+    assert {row.run().method for row in table("flash_table4") if "femnist" not in row.recipe} == {HeteroFLASH()}
+    (row,) = [row for row in table("flash_table2") if row.accuracy == 75.47]
+    run = row.run()
+    assert (run.method, run.task.partition, row.std) == (FLASH(density=0.05), "lda:0.1", 2.31)
+    assert row.command == "fedsieve run flash.cifar10_niid -s task.partition=lda:0.1 -s method.density=0.05"
+    assert {row.savings for row in table("flash_table3")} == {9.8, 19.5, 14.6}
+
+
+def test_sparsefedpps_figure() -> None:
+    for row in table("sparsefedpp_fig1"):
+        run = row.run()
+        assert shared(run) == ("cifar10", "resnet18", 100, 10, 700, 1, 16, 0.5, 0.01)
+        assert (run.momentum, run.weight_decay, run.task.augment) == (0, 1e-3, "none")
+        assert row.variant == isinstance(run.method, ZeroFL | FLASH)
+    methods = [row.run().method for row in table("sparsefedpp_fig1") if row.run().task.partition == "lda:0.1"]
+    assert methods[0] == FedAvg()
+    assert methods[3:5] == [TopK(sparsity=0.99), TopK(sparsity=0.995)]
+    assert methods[6] == ZeroFL(sparsity=0.9, r_mask=0)
+    assert methods[12:14] == [SparseFedPP(sparsity=0.95), SparseFedPP(sparsity=0.99)]
+    assert methods[-1] == FLASH(density=0.001)
+
+
+def test_a_cell_is_the_papers_only_if_all_of_it_is() -> None:
+    run = replace(changed(made("zerofl.cifar10_niid"), ["method.sparsity=.9", "method.r_mask=.2"]), evaluate_every=1)
+    found = published_of(run)
+    assert found
+    assert (found.table, found.accuracy) == ("zerofl_table1", 81.04)
+    assert published_of(replace(run, rounds=699)) is None
+    assert published_of(replace(run, task=replace(run.task, partition="lda:0.1"))) is None
+    assert published_of(made("zerofl.digits")) is None
+
+
+def test_the_list_has_every_row_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    show_catalogue("published", None)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(published())
+    assert all(row.name in line and line.endswith(row.command) for row, line in zip(published(), lines, strict=True))

@@ -1,0 +1,122 @@
+"""Every recipe instantiates; one of each dataset runs end to end."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedsieve import local, pool
+from fedsieve.engine.experiment import open_run
+from fedsieve.engine.fingerprint import described
+from fedsieve.methods import ZeroFL
+from fedsieve.recipes import recipes
+from fedsieve.recipes.settings import changed
+from fedsieve.runs.store import Origin, keep, read_rows
+
+DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
+METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
+
+
+def warm_up(method: str) -> list[str]:
+    """The settings of as short a first stage as there is."""
+    return ["method.c_d=1", "method.E_d=2"] if "flash" in method else []
+
+
+def test_every_method_has_a_recipe_for_every_dataset() -> None:
+    assert {f"{m}.{d}" for m in METHODS for d in DATASETS} <= recipes().keys()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_is_a_run_that_says_what_it_is(name: str) -> None:
+    recipe = recipes()[name]
+    run = recipe()
+    assert (recipe.__doc__ or "").endswith(".")
+    assert described(run)["method"]["kind"]
+    assert run.method.name == name.split(".")[0]
+
+
+def test_the_papers_settings() -> None:
+    run = recipes()["zerofl.cifar10_niid"]()
+    assert (run.rounds, run.per_round, run.task.clients, run.lr, run.lr_end) == (700, 10, 100, 0.1, 0.01)
+    assert (run.epochs, run.batch, run.momentum, run.weight_decay) == (1, 16, 0.0, 0.0)
+    assert run.task.partition == "lda:1.0"
+    assert recipes()["zerofl.cifar10_iid"]().task.partition == "lda:1000"
+    speech, femnist = recipes()["zerofl.speech_iid"](), recipes()["zerofl.femnist"]()
+    assert (speech.rounds, speech.lr, speech.lr_end) == (200, 0.01, 0.001)
+    assert (femnist.rounds, femnist.per_round, femnist.lr, femnist.lr_end) == (1000, 35, 0.004, 0.001)
+    assert all(r.task.validation == 0.1 and r.lr_offset == 0 for r in (run, speech, femnist))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_zerofl_holds_examples_out_and_counts_rounds_from_0(method: str) -> None:
+    """FLASH and SparseFedPP train on all and decay from t = 1; SparseFedPP's experiments draw all weights alike."""
+    for name, recipe in recipes().items():
+        run = recipe()
+        if not name.startswith(f"{method}.") or "central" in name:
+            continue
+        flash, power = (run.rounds, run.lr_end) in ((400, 0.001), (600, 0.001), (1000, 0.001)), run.lr == 0.5
+        ours = run.task.dataset == "digits"
+        flash = flash and run.lr == 0.1
+        assert run.lr_offset == int(flash or power), name
+        assert run.task.validation == (0.0 if flash or power or ours else 0.1), name
+        assert run.task.initialisation == ("truncated_normal" if power else "model"), name
+        assert run.batch == (32 if run.task.dataset == "mnist" else 8 if method == "private" else 16), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", ["mnist", "femnist"])
+@pytest.mark.data
+def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
+    short = ["rounds=2", "per_round=3", "task.test_limit=200", *warm_up(method)]
+    run = changed(recipes()[f"{method}.{dataset}"](), short)
+    final = [*keep(tmp_path / "run", open_run(run, data_root), local(), Origin("x"))][-1]
+    assert final.accuracy is not None
+    assert [row["round"] for row in read_rows(tmp_path / "run")] == list(range(run.first, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("method", "dataset"),
+    [*((m, "cifar10_niid") for m in METHODS), *((m, "speech_niid") for m in ("fedavg", "zerofl", "flash"))],
+)
+def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
+    few = 1000 if dataset == "cifar10_niid" else 500
+    short = ["rounds=2", "per_round=3", "task.test_limit=100", f"task.clients={few}", *warm_up(method)]
+    federation = open_run(changed(recipes()[f"{method}.{dataset}"](), short), data_root)
+    final = [*keep(tmp_path / "run", federation, pool(2), Origin("x"))][-1]
+    assert final.accuracy is not None
+    paper = federation.run.method.paper_bytes(federation.model())
+    if isinstance(federation.run.method, ZeroFL):  # one upload, measured, stays below the paper's CSR
+        assert paper is not None
+        assert final.bytes_up / 3 < paper
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("recipe", ["zerofl.cifar10_niid", "zerofl.femnist", "zerofl.speech_niid"])
+def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root: Path) -> None:
+    run = changed(recipes()[recipe](), ["rounds=2", "per_round=2", "task.test_limit=200"])
+    final = [*keep(tmp_path / "run", open_run(run, data_root), pool(2), Origin(recipe))][-1]
+    assert final.accuracy is not None
+    assert final.bytes_up < final.bytes_dense_up / 2
+
+
+@pytest.mark.slow
+def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
+    """Its aggregate, a union of five clients' supports, is hardly denser than one of them."""
+    run = replace(recipes()["sparsefedpp.digits"](), evaluate_every=1000)
+    rows = [r.density for r in keep(tmp_path / "run", open_run(run), local(), Origin("x"), until=40)]
+    assert all(0.05 <= density < 0.08 for density in rows[20:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "floor"),
+    [("zerofl.digits", 0.90), ("fedavg.digits", 0.95), ("flash.digits", 0.90), ("hetero_flash.digits", 0.90)],
+)
+def test_the_digits_are_learnt(recipe: str, floor: float, tmp_path: Path) -> None:
+    run = replace(recipes()[recipe](), evaluate_every=1000)
+    final = [*keep(tmp_path / "run", open_run(run), local(), Origin(recipe))][-1]
+    assert final.accuracy is not None
+    assert final.accuracy >= floor

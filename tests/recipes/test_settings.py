@@ -1,0 +1,79 @@
+from dataclasses import dataclass
+
+import pytest
+
+from conftest import tiny_run
+from fedsieve.methods import FedAvg, Swat, ZeroFL
+from fedsieve.recipes.settings import changed
+from fedsieve.server.aggregate import Adam
+from fedsieve.types import InputError
+
+
+def test_fields_are_changed_by_path_and_type() -> None:
+    run = changed(
+        tiny_run(ZeroFL()),
+        ["rounds=20", "lr=3e-2", "method.upload=top_diff", "method.sparsity=0.95", "task.partition=lda:0.1"],
+    )
+    assert (run.rounds, run.lr, run.task.partition) == (20, 0.03, "lda:0.1")
+    assert run.method == ZeroFL(sparsity=0.95, upload="top_diff")
+
+
+def test_the_order_of_settings_does_not_matter() -> None:
+    both = ["task.clients=2", "per_round=2"]
+    for settings in (both, both[::-1]):
+        run = changed(tiny_run(FedAvg()), settings)
+        assert (run.task.clients, run.per_round) == (2, 2)
+    assert changed(tiny_run(FedAvg()), ["method.server.eta=0.5", "method.server=adam"]).method == FedAvg(Adam(eta=0.5))
+    assert changed(tiny_run(FedAvg()), ["rounds=2", "rounds=3"]).rounds == 3
+
+
+def test_one_of_several_dataclasses_is_chosen_by_its_name() -> None:
+    run = changed(tiny_run(FedAvg()), ["method.server=adam", "method.server.eta=0.5"])
+    assert run.method == FedAvg(Adam(eta=0.5))
+
+
+def test_a_tuple_is_written_with_commas() -> None:
+    assert changed(tiny_run(FedAvg()), ["task.tiers=0.4,0.3,0.3"]).task.tiers == (0.4, 0.3, 0.3)
+
+
+def test_a_model_is_named_though_it_may_be_a_function() -> None:
+    assert changed(tiny_run(FedAvg()), ["task.model=resnet18"]).task.model == "resnet18"
+
+
+@dataclass(frozen=True)
+class Switch:
+    on: bool = False
+    names: dict[str, int] | None = None
+
+
+def test_booleans() -> None:
+    assert changed(Switch(), ["on=true"]).on
+    with pytest.raises(InputError, match="on must be true or false, got 'yes'"):
+        changed(Switch(), ["on=yes"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("rounds", "write it as name=value"),
+        ("rounds=ten", "rounds must be a whole number, got 'ten'"),
+        ("rounds=1.5", "rounds must be a whole number"),
+        ("lr=fast", "lr must be a number, got 'fast'"),
+        ("epoch=3", "unknown field 'epoch': Run has method, task, rounds, per_round, epochs"),
+        ("method.sparsty=0.9", "unknown field 'method.sparsty': Swat has sparsity, policy, period, budget"),
+        ("method.sparsity=1.2", r"sparsity must lie in \[0, 1\), got 1.2"),
+        ("method.budget=flat", "method.budget must be one of uniform, erk, got 'flat'"),
+        ("rounds.x=3", "unknown field 'rounds.x': int has no fields"),
+        ("method=zerofl", "method cannot be set with -s"),
+        ("per_round=7", "per_round is 7 but there are only 6 clients"),
+        ("=3", "unknown field ''"),
+    ],
+)
+def test_mistakes_are_one_line(setting: str, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        changed(tiny_run(Swat()), [setting])
+
+
+def test_an_unknown_server_names_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"method\.server must be one of average, adam, got 'sgd'"):
+        changed(tiny_run(FedAvg()), ["method.server=sgd"])
