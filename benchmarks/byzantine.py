@@ -24,7 +24,7 @@ from fedsieve.types import Tree
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent / "tests"))
-from lies import Act, Told, changed, flipped  # noqa: E402
+from oracles.lies import Act, Told, changed, flipped  # noqa: E402
 
 RESULTS = ROOT / "results" / "byzantine.json"
 OPTIONS: dict[str, list[str]] = {

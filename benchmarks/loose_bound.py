@@ -31,7 +31,7 @@ from fedsieve.types import Tree, rng
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent / "tests"))
-from lies import Act, Told, changed, largest, values_of  # noqa: E402
+from oracles.lies import Act, Told, changed, largest, values_of  # noqa: E402
 
 RESULTS = ROOT / "results" / "loose_bound.json"
 NUMBERS = (1e3, 1e6, 1e18, 1e30)

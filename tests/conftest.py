@@ -1,4 +1,4 @@
-"""What all tests share: quiet threads, a cache of their own, and a task that trains in a blink."""
+"""What all tests share: which of them are skipped, a cache of their own, and one thread for the kernels."""
 
 import os
 import signal
@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from fedsieve import Data, Dataset, Run, Task
 from fedsieve.kernels import library
-from fedsieve.methods import Private
 
 DATA = os.environ.get("FEDSIEVE_DATA")
-TIMES = {"seconds": 0, "cpu_seconds": 0, "ms_per_step": 0}
-"""The columns of a row that no two runs have alike."""
 
 
 def pytest_configure() -> None:
@@ -43,54 +38,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def data_root() -> Path:
     assert DATA
     return Path(DATA)
-
-
-class TinyNet(nn.Module):
-    """Convolution, BatchNorm, two linear layers, for 6x6 inputs of two channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 4, 3, padding=1)
-        self.conv2 = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.fc1 = nn.Linear(72, 24)
-        self.fc2 = nn.Linear(24, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv2(torch.relu(self.conv1(x)))).relu()
-        logits: Tensor = self.fc2(self.fc1(x.flatten(1)).relu())
-        return logits
-
-
-class PlainNet(TinyNet):
-    """The same without BatchNorm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn = nn.Identity()  # type: ignore[assignment]
-
-
-def net(method: object) -> type[TinyNet]:
-    """Return the network that a method is tried on: noise on updates cannot bear running statistics."""
-    return PlainNet if isinstance(method, Private) else TinyNet
-
-
-def blobs() -> Dataset:
-    """Three classes of noisy patterns: learnt in a few rounds."""
-    generator = torch.Generator().manual_seed(0)
-    patterns = torch.randn(3, 2, 6, 6, generator=generator)
-    y = torch.arange(360) % 3
-    x = patterns[y] + 0.8 * torch.randn(360, 2, 6, 6, generator=generator)
-    return Dataset(
-        "blobs", Data(x[:240], y[:240]), Data(x[240:], y[240:]), ("a", "b", "c"), y[:240] * 2, ("u", "v", "w")
-    )
-
-
-def tiny_run(method: object, **changes: object) -> Run:
-    """Six clients of 36 examples and 4 held out, three a round, four rounds."""
-    settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
-    tiers = getattr(method, "tiers", 1)
-    return Run(method, Task(net(method), blobs, 6, "iid", 0.1, tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture

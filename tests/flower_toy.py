@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from conftest import TinyNet
+from tiny import TinyNet
 
 NODES = 4
 

@@ -15,7 +15,7 @@ from fedsieve.kernels import reason
 MINE = """
 from fedsieve import Run, Task
 from fedsieve.methods import FedAvg
-from conftest import TinyNet, blobs
+from tiny import TinyNet, blobs
 
 def recipe():
     return Run(FedAvg(), Task(TinyNet, blobs, 6), rounds=2, per_round=2, batch=8)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import blobs, tiny_run
 from fedsieve import Data, Dataset, Task, local, open_run, run
 from fedsieve.client.training import crop_flip
 from fedsieve.methods import FedAvg
 from fedsieve.types import InputError, rng
+from tiny import blobs, tiny_run
 
 
 def windows(image: torch.Tensor) -> list[torch.Tensor]:

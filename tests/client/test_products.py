@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Device, Run, Task, local, open_run, pool, run
 from fedsieve.client.cost import Work
 from fedsieve.client.models import MODELS
@@ -22,6 +21,7 @@ from fedsieve.engine.loop import Worker, rounds
 from fedsieve.kernels import reason
 from fedsieve.methods import PDST, FedAvg, Swat, TopK
 from fedsieve.types import rng
+from tiny import TinyNet, blobs, tiny_run
 
 
 class Net(nn.Module):

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_methods import METHODS
 
-from conftest import TIMES, tiny_run
 from fedsieve import InputError, Sparse, local, pool
 from fedsieve.engine import Exchange
 from fedsieve.engine.admission import Checks
@@ -24,7 +22,9 @@ from fedsieve.server.contract import Expected, Part, Unexpected, Whole, shown, w
 from fedsieve.server.robust import Fixed, Multiple, Off
 from fedsieve.types import Tree, flatten, rng
 from fedsieve.wire import decode, encode
-from lies import LIES, Told, changed, poison, says
+from methods_under_test import METHODS
+from oracles.lies import LIES, Told, changed, poison, says
+from tiny import TIMES, tiny_run
 
 SENSING = {f"{name}, round 0": METHODS[name] for name in METHODS if "flash" in name}
 SCENES = METHODS | SENSING

@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from test_check import same, told
 
-from conftest import tiny_run
 from fedsieve import InputError, Run, Sparse, local
 from fedsieve.engine.admission import Checks
 from fedsieve.engine.experiment import open_run
@@ -22,7 +21,8 @@ from fedsieve.runs.store import Origin, keep
 from fedsieve.server.contract import Expected, Norms, Whole, weights
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
-from lies import Told, changed, flipped
+from oracles.lies import Told, changed, flipped
+from tiny import tiny_run
 
 
 def shout(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from test_check import LIAR, aggregated, same, scene
 
-from conftest import TinyNet, tiny_run
 from fedsieve import local, pool
 from fedsieve.engine.diagnostics import checked, readable
 from fedsieve.engine.experiment import open_run
@@ -20,7 +19,8 @@ from fedsieve.methods import FedAvg
 from fedsieve.runs.store import Origin, keep, read_rows
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode
-from lies import BESIDE
+from oracles.lies import BESIDE
+from tiny import TinyNet, tiny_run
 
 UNMARKED = ["no metrics", "no metrics at all", "a metric in place of metrics", "extra work", "extra note"]
 UNMARKED += ["two reasons", "a tensor for a reason", "a hostile reason", "a long reason", "a reason that is none"]

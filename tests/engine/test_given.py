@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run
 from fedsieve.cli import app
 from fedsieve.engine.loop import Round
@@ -22,6 +21,7 @@ from fedsieve.runs.run_json import Origin
 from fedsieve.runs.source import sources
 from fedsieve.runs.store import keep
 from fedsieve.types import InputError
+from tiny import TinyNet, blobs, tiny_run
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -90,7 +90,7 @@ def test_a_run_directory_knows_the_objects_of_its_run(tmp_path: Path) -> None:
     [*keep(tmp_path, open_run(mine), local(), origin, until=1)]
     with torch.no_grad():
         model.fc2.bias[0] += 1
-    with pytest.raises(InputError, match=r"task.model conftest:TinyNet \w{64} there, conftest:TinyNet \w{64} here"):
+    with pytest.raises(InputError, match=r"task.model tiny:TinyNet \w{64} there, tiny:TinyNet \w{64} here"):
         [*keep(tmp_path, open_run(mine), local(), origin, resume=True)]
     model.load_state_dict(before)
     other = replace(dataset, test=dataset.test.subset(torch.arange(7)))
@@ -101,7 +101,7 @@ def test_a_run_directory_knows_the_objects_of_its_run(tmp_path: Path) -> None:
             [*keep(tmp_path, open_run(replace(mine, task=wrong)), local(), origin, resume=True)]
     same = replace(mine, task=replace(mine.task, model=copy.deepcopy(model), dataset=blobs()))
     assert [r.t for r in keep(tmp_path, open_run(same), local(), origin, resume=True)] == [2]
-    assert {"conftest.py"} <= sources(mine).keys()
+    assert {"tiny.py"} <= sources(mine).keys()
 
 
 RECIPE = """

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import tiny_run
 from fedsieve import Dataset, local, pool
 from fedsieve.engine.experiment import Federation, open_run
 from fedsieve.engine.loop import Engine, Exchange, Memory, Start, Worker, answer, rounds
@@ -16,6 +15,7 @@ from fedsieve.engine.messages import UNSENT, Letters
 from fedsieve.methods import FLASH, FedAvg, ZeroFL
 from fedsieve.types import InputError, Params, flatten
 from fedsieve.wire import TAG, WireError, decode
+from tiny import tiny_run
 
 
 @dataclass

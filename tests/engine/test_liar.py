@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from test_check import Silent, same
-from test_methods import METHODS
 
-from conftest import tiny_run
 from fedsieve import Run, pool
 from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, rounds
 from fedsieve.methods import Private
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree
-from lies import Act, Told, changed, largest, values_of
+from methods_under_test import METHODS
+from oracles.lies import Act, Told, changed, largest, values_of
+from tiny import tiny_run
 
 NUMBERS = (1e3, 1e6, 1e18, 1e30)
 EVERY = METHODS | {"a method that does not say what it sends": Silent()}

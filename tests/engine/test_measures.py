@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from conftest import TIMES, tiny_run
 from fedsieve import local, pool, run
 from fedsieve.client.saved_tensors import Saved
 from fedsieve.engine.experiment import open_run
@@ -18,6 +17,7 @@ from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.runs.store import Origin, keep, read_rows, row
 from fedsieve.sparse.masks import mismatch
 from fedsieve.types import InputError
+from tiny import TIMES, tiny_run
 
 MASKS = ("masks", "pruned")
 

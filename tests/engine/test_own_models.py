@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from test_methods import METHODS
 from test_rounds import Odd
 from torch import Tensor, nn
 
-from conftest import PlainNet, TinyNet, tiny_run
 from fedsieve import Method, Run, local, open_run, run
 from fedsieve.engine.loop import MostlyDense, rounds
 from fedsieve.engine.messages import Letters
@@ -20,6 +18,8 @@ from fedsieve.runs.progress import show
 from fedsieve.runs.store import Origin, keep
 from fedsieve.sparse.policy import frozen, policy, shared
 from fedsieve.types import InputError
+from methods_under_test import METHODS
+from tiny import PlainNet, TinyNet, tiny_run
 
 
 class Frozen(TinyNet):

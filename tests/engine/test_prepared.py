@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import blobs, tiny_run
 from fedsieve import Method, Run, Task, local, open_run
 from fedsieve.client.training import load_
 from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, TopK, ZeroFL
 from fedsieve.types import InputError
+from tiny import blobs, tiny_run
 
 
 class Net(nn.Module):

@@ -11,9 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_check import same
-from test_methods import METHODS
 
-from conftest import TIMES, tiny_run
 from fedsieve import InputError, Run, local, pool
 from fedsieve.engine import Engine, Exchange, Federation
 from fedsieve.engine.experiment import open_run
@@ -25,7 +23,9 @@ from fedsieve.runs.store import Origin, keep, read_rows
 from fedsieve.server.contract import Norms
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree
-from lies import Act, Told, changed, largest, values_of
+from methods_under_test import METHODS
+from oracles.lies import Act, Told, changed, largest, values_of
+from tiny import TIMES, tiny_run
 
 ORIGIN = Origin("tests.tiny")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Device, Run, Task, Update, local, pool, run
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
@@ -17,6 +16,7 @@ from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.methods import FedAvg, SparseFedPP
 from fedsieve.server.aggregate import ServerState
 from fedsieve.types import InputError, Params, Tree, flatten, rng
+from tiny import TinyNet, blobs, tiny_run
 
 
 def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:

@@ -10,9 +10,7 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
-from test_methods import METHODS
 
-from conftest import tiny_run
 from fedsieve import local, run
 from fedsieve.engine import Patience
 from fedsieve.engine.experiment import Federation, open_run
@@ -24,6 +22,8 @@ from fedsieve.flower.engine.nodes import Registered
 from fedsieve.methods import FedAvg
 from fedsieve.server.robust import Fixed
 from fedsieve.types import InputError, flatten, rng
+from methods_under_test import METHODS
+from tiny import tiny_run
 
 
 def tapped(engine: Engine, seen: list[tuple[int, bytes]]) -> Engine:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Device, Task, local, pool, run
 from fedsieve.client.cost import Work
 from fedsieve.client.masked import learn
@@ -29,7 +28,8 @@ from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.sparse.masks import counts_of, drawn
 from fedsieve.sparse.policy import policy
 from fedsieve.types import InputError, Mask, Tree, rng
-from lies import Told, changed
+from oracles.lies import Told, changed
+from tiny import TinyNet, blobs, tiny_run
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
 

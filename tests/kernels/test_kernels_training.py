@@ -8,7 +8,6 @@ import torch
 from test_kernels_choice import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from torch import Tensor, nn
 
-from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Task, local, pool, run
 from fedsieve.client.training import Training, params_of, sgd
 from fedsieve.engine import Round
@@ -19,6 +18,7 @@ from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.recipes import made
 from fedsieve.types import flatten
+from tiny import TinyNet, blobs, tiny_run
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-import reference as ref
 from fedsieve import methods
 from fedsieve.engine import Run, Task
 from fedsieve.server import aggregate
 from fedsieve.types import Data, Device, Method, rng
+from oracles import reference as ref
 
 # ---------------------------------------------------------------- the reference by itself
 

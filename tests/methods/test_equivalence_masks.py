@@ -13,13 +13,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import reference as ref
-import reference_sparse as sparse
 from fedsieve.server.aggregate import mean_where_held
 from fedsieve.sparse.dnr import apportioned, calibrated, prune_regrow
 from fedsieve.sparse.masks import counts_of, drawn, mismatch, values
 from fedsieve.sparse.topk import global_top
 from fedsieve.types import Mask, Params
+from oracles import reference as ref
+from oracles import reference_sparse as sparse
 
 quick = settings(max_examples=40, deadline=None)
 rates = st.integers(0, 20).map(lambda n: Fraction(n, 21))

@@ -28,8 +28,6 @@ from test_equivalence import (
 )
 from test_reference_sparse import _one_thread, batch, theta_state  # noqa: F401 (the fixture holds here too)
 
-import reference as ref
-import reference_sparse as sparse
 from fedsieve.client.models import truncated_normal_
 from fedsieve.client.training import params_of
 from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, nst
@@ -37,6 +35,8 @@ from fedsieve.sparse import masks
 from fedsieve.sparse.layers import powerprop_
 from fedsieve.types import Data, Device, Mask, Method, Params, Sparse, Tree, Update, rng
 from fedsieve.wire import decode, encode
+from oracles import reference as ref
+from oracles import reference_sparse as sparse
 
 # ---------------------------------------------------------------- both side by side: what they share
 

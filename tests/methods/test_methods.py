@@ -1,4 +1,4 @@
-"""Conformance: what every method owes, through one list. A new method is one line here."""
+"""Conformance: what every method owes, for those of methods_under_test."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TinyNet, blobs, net, tiny_run
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
@@ -14,49 +13,17 @@ from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.kernels import reason
 from fedsieve.methods import (
-    DNR,
-    FLASH,
-    NST,
-    PDST,
-    FedAdam,
     FedAvg,
-    HeteroFLASH,
-    Private,
-    SparseFedPP,
     Swat,
     TopK,
     ZeroFL,
 )
-from fedsieve.server.aggregate import Adam
 from fedsieve.sparse.policy import policy
 from fedsieve.sparse.topk import density
 from fedsieve.types import InputError, Sparse, flatten, rng
+from methods_under_test import METHODS
+from tiny import TinyNet, blobs, net, tiny_run
 
-METHODS: dict[str, Method[Any]] = {
-    "fedavg": FedAvg(),
-    "fedadam": FedAdam(eta=0.02),
-    "swat": Swat(sparsity=0.7),
-    "swat, erk, period": Swat(sparsity=0.7, budget="erk", period=3),
-    "zerofl full": ZeroFL(0.7, 0.0, "full"),
-    "zerofl top_weights": ZeroFL(0.7, 0.2, "top_weights"),
-    "zerofl diff_of_top": ZeroFL(0.7, 0.2, "diff_of_top"),
-    "zerofl top_diff": ZeroFL(0.7, 0.2, "top_diff"),
-    "zerofl top_diff, adam": ZeroFL(0.7, 0.2, "top_diff", server=Adam(eta=0.02)),
-    "topk": TopK(sparsity=0.6),
-    "topk, pruned": TopK(sparsity=0.6, deployment="pruned"),
-    "sparsefedpp": SparseFedPP(sparsity=0.6),
-    "sparsefedpp, a = 1, pruned": SparseFedPP(sparsity=0.6, a=1.0, activations="all", deployment="pruned"),
-    "dnr": DNR(density=0.5),
-    "nst": NST(density=0.5),
-    "nst, sum, pruned, equal": NST(density=0.5, share="sum", deployment="pruned", weighting="equal"),
-    "pdst": PDST(density=0.5),
-    "pdst, adam, equal": PDST(density=0.5, server=Adam(eta=0.02), weighting="equal"),
-    "flash": FLASH(density=0.5, c_d=3, E_d=3),
-    "flash, sum, clip, adam": FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
-    "hetero_flash": HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
-    "private": Private(PDST(density=0.5), noise=1e-3, cohort=2),
-    "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
-}
 SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import PlainNet, TinyNet, tiny_run
 from fedsieve import Run, local, run
 from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, Start, rounds
@@ -21,6 +20,7 @@ from fedsieve.runs.store import Origin, keep
 from fedsieve.server.privacy import Release, epsilon
 from fedsieve.server.robust import Clipped, Median, Multiple, Trimmed
 from fedsieve.types import InputError, Update, flatten, rng
+from tiny import PlainNet, TinyNet, tiny_run
 
 QUIET = {"clip": 1.0, "noise": 1e-3, "cohort": 3}
 METHODS = {

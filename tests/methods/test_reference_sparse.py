@@ -12,8 +12,8 @@ from test_equivalence import (
     random_state,
 )
 
-import reference as ref
-import reference_sparse as sparse
+from oracles import reference as ref
+from oracles import reference_sparse as sparse
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from conftest import tiny_run
 from fedsieve.methods import FedAvg, Swat, ZeroFL
 from fedsieve.recipes.settings import changed
 from fedsieve.server.aggregate import Adam
 from fedsieve.types import InputError
+from tiny import tiny_run
 
 
 def test_fields_are_changed_by_path_and_type() -> None:

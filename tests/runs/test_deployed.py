@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from conftest import tiny_run
 from fedsieve import InputError, local, open_run
 from fedsieve.client.models import MODELS
 from fedsieve.data import digits
@@ -24,10 +23,11 @@ from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
 from fedsieve.runs.export import Card, Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
 from fedsieve.runs.store import Origin, keep
+from tiny import tiny_run
 
 MINE = f"""
 import sys; sys.path.append({str(Path(__file__).parents[1])!r})
-from conftest import TinyNet, blobs, tiny_run
+from tiny import TinyNet, blobs, tiny_run
 from dataclasses import replace
 from fedsieve.methods import ZeroFL
 
@@ -38,7 +38,7 @@ def other():
     run = recipe()
     return replace(run, task=replace(run.task, model=lambda: TinyNet()))
 """
-OWN = {"task": {"model": "conftest:TinyNet", "dataset": "conftest:blobs"}}
+OWN = {"task": {"model": "tiny:TinyNet", "dataset": "tiny:blobs"}}
 
 
 @pytest.fixture(scope="session")
@@ -268,13 +268,13 @@ def test_the_kernels_are_used_where_they_are_and_it_is_said(monkeypatch: pytest.
 
 
 def test_a_network_of_ones_own_needs_the_recipe_that_the_user_names(own: Path, mine: Path) -> None:
-    with pytest.raises(InputError, match=r"conftest:TinyNet is code of your own: .* --recipe mine.py:recipe"):
+    with pytest.raises(InputError, match=r"tiny:TinyNet is code of your own: .* --recipe mine.py:recipe"):
         open_deployed(own)
     assert "mine" not in sys.modules
     model = open_deployed(own, "mine.py:recipe")
     found = list(predictions(model, open_inputs("test", model.card, "mine.py:recipe"), model.model, 50))
     assert sum(one.right for one in found) / 120 == json.loads((own / "summary.json").read_text())["accuracy"]
-    with pytest.raises(InputError, match=r"--recipe mine.py:other has another model than conftest:TinyNet"):
+    with pytest.raises(InputError, match=r"--recipe mine.py:other has another model than tiny:TinyNet"):
         open_deployed(own, "mine.py:other")
 
 

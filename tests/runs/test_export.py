@@ -157,7 +157,7 @@ def test_a_network_of_ones_own_is_named_not_stored(own: Path, mine: Path) -> Non
     there = open_deployed(own, "mine.py:recipe")
     export(there, mine / "m.fsv")
     sys.modules.pop("mine")
-    with pytest.raises(InputError, match=r"conftest:TinyNet is code of your own: .* --recipe mine\.py:recipe"):
+    with pytest.raises(InputError, match=r"tiny:TinyNet is code of your own: .* --recipe mine\.py:recipe"):
         open_deployed(mine / "m.fsv")
     assert "mine" not in sys.modules
     here = open_deployed(mine / "m.fsv", "mine.py:recipe")

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from test_store import ORIGIN, go, same_run
 
-from conftest import tiny_run
 from fedsieve import InputError, Run, local
 from fedsieve.cli import main
 from fedsieve.engine.experiment import open_run
@@ -21,6 +20,7 @@ from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import made, recipes
 from fedsieve.runs import checkpoints
 from fedsieve.runs.store import check, keep, read_rows
+from tiny import tiny_run
 
 
 def flat(method: object, rounds: int) -> Run:

@@ -10,7 +10,6 @@ import pytest
 from test_run_changes import about, fedsieve, flat
 from torch import nn
 
-from conftest import TinyNet
 from fedsieve import InputError, local
 from fedsieve.engine.experiment import open_run
 from fedsieve.methods import FedAvg
@@ -18,9 +17,10 @@ from fedsieve.recipes import made
 from fedsieve.runs.run_json import Origin
 from fedsieve.runs.source import sources
 from fedsieve.runs.store import check, keep, read_rows
+from tiny import TinyNet
 
 RECIPE = """
-from conftest import blobs
+from tiny import blobs
 from fedsieve import Run, Task
 from fedsieve.methods import FedAvg
 from {nets} import Net
@@ -35,7 +35,7 @@ def recipe() -> Run:
     return Run(Mine(), Task(Net, blobs, 6), 4, 3, batch=8)
 """
 NETS = """
-from conftest import TinyNet
+from tiny import TinyNet
 
 class Net(TinyNet):
     {body}
@@ -74,7 +74,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert own.go(out, until=1) == [1]
-    names = {f"{own.name}.py", f"{own.nets}.py", "conftest.py"}
+    names = {f"{own.name}.py", f"{own.nets}.py", "tiny.py"}
     assert about(out)["source"].keys() == names
     assert {p.name for p in (out / "source/000001").iterdir()} == names
     first = (out / f"source/000001/{own.name}.py").read_bytes()
@@ -124,10 +124,10 @@ def test_imports_of_numbers_alone_and_of_functions_are_own_code(own: Files, tmp_
 
 def test_the_layers_of_a_model_that_is_given_as_it_is_are_the_users_own_code() -> None:
     run = flat(FedAvg(), 4)
-    assert sources(run).keys() == {"conftest.py"}
+    assert sources(run).keys() == {"tiny.py"}
     model = nn.Sequential(nn.Flatten(), TinyNet())
     run = replace(run, task=replace(run.task, model=model, dataset="digits"))
-    assert sources(run) == {"conftest.py": Path(__file__).parents[1] / "conftest.py"}
+    assert sources(run) == {"tiny.py": Path(__file__).parents[1] / "tiny.py"}
     assert not sources(replace(run, task=replace(run.task, model=nn.Linear(2, 2))))
 
 

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 from test_rounds import Odd
 
-from conftest import TIMES, tiny_run
 from fedsieve import InputError, Run, local
 from fedsieve.client.training import accuracy
 from fedsieve.engine.experiment import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
 from fedsieve.runs.store import Origin, keep, read_rows
+from tiny import TIMES, tiny_run
 
 ORIGIN = Origin("tests.tiny")
 COLUMNS = ["round", "clients", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down"]
@@ -52,7 +52,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
 
     told = json.loads((tmp_path / "run/run.json").read_text())
     assert told["run"]["method"] | {"kind": "ZeroFL", "sparsity": 0.7, "r_mask": 0.1} == told["run"]["method"]
-    assert told["run"]["task"]["model"] == "conftest:TinyNet"
+    assert told["run"]["task"]["model"] == "tiny:TinyNet"
     assert (told["class"], told["target_density"]) == ("fedsieve.methods.zerofl:ZeroFL", pytest.approx(0.3))
     assert {"version", "commit", "hardware", "engine", "device", "kernels", "recipe", "started"} <= told.keys()
 

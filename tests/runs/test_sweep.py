@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from conftest import TIMES
 from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
 from fedsieve.runs.store import read_rows
@@ -24,6 +23,7 @@ from fedsieve.runs.sweep.cells import values
 from fedsieve.runs.sweep.folder import told
 from fedsieve.runs.sweep.table import Row
 from fedsieve.types import InputError
+from tiny import TIMES
 
 SHORT = ("-s", "rounds=2", "--seeds", "2")
 MAIN = "from fedsieve.cli import main; main()"

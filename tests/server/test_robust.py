@@ -9,9 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import METHODS
 
-from conftest import tiny_run
 from fedsieve import InputError, Run, Update, local, pool, run
 from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import rounds
@@ -22,7 +20,9 @@ from fedsieve.server.aggregate import mean
 from fedsieve.server.contract import Expected, Whole, weights
 from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, combined
 from fedsieve.types import Tree, flatten
-from lies import Act, Told, changed, flipped
+from methods_under_test import METHODS
+from oracles.lies import Act, Told, changed, flipped
+from tiny import tiny_run
 
 ONE_SUPPORT = ["fedavg", "fedadam", "swat", "swat, erk, period", "zerofl full", "pdst", "pdst, adam, equal"]
 ONE_SUPPORT += ["flash", "flash, sum, clip, adam"]

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import TinyNet
 from fedsieve.sparse.layers import Cut, SwatConv2d, SwatLinear, restart_, swat_
 from fedsieve.sparse.policy import policy, uniform
 from fedsieve.sparse.topk import top
 from fedsieve.types import InputError
+from tiny import TinyNet
 
 D = 0.3
 CONVS = [

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TinyNet, blobs, tiny_run
 from fedsieve import Run, Task, local, run
 from fedsieve.client.cost import Work
 from fedsieve.client.masked import learn
@@ -24,6 +23,7 @@ from fedsieve.sparse.policy import policy
 from fedsieve.sparse.topk import EmptyLayer
 from fedsieve.types import Device, InputError, Update, rng
 from fedsieve.wire import decode, encode
+from tiny import TinyNet, blobs, tiny_run
 
 LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3), "c": torch.zeros(4, 2, 3, 3)}
 

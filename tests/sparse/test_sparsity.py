@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TinyNet
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of
 from fedsieve.sparse import policy as policies
 from fedsieve.sparse import topk
 from fedsieve.types import InputError
+from tiny import TinyNet
 
 
 @settings(deadline=None)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-import spec
 from fedsieve.types import Sparse
 from fedsieve.wire import TYPES, Known, decode
 from fedsieve.wire.known import array
 from fuzzing import corpus
 from messages import GOLDEN, golden
+from oracles import spec
 
 
 def told(known: Known | None) -> spec.Known:

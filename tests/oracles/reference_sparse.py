@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-import reference as ref
-from reference import Array, State, Support
+from oracles import reference as ref
+from oracles.reference import Array, State, Support
 
 Masks: TypeAlias = Mapping[str, Support]
 """Where weights may differ from zero, by the name of the tensor."""
