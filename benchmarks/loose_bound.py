@@ -21,8 +21,8 @@ from typing import Any
 from fedsieve import Run, local, run
 from fedsieve.cli.bench.clock import machine
 from fedsieve.data import root_from
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
 from fedsieve.recipes import made, recipes
 from fedsieve.server.contract import norms_of

@@ -29,9 +29,9 @@ from torch import Tensor
 from fedsieve.cli.bench.clock import machine
 from fedsieve.cli.bench.wire import DENSITIES, Case, beside, cases, cut, drawn, measured
 from fedsieve.client.training import params_of
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Worker, answer
 from fedsieve.engine.messages import Letters
+from fedsieve.engine.setup import open_run
 from fedsieve.recipes import made
 from fedsieve.types import Sparse, Tree, Update, rng
 from fedsieve.wire import Known, Manifest, decode, encode

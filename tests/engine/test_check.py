@@ -13,9 +13,10 @@ import torch
 from fedsieve import InputError, Sparse, local, pool
 from fedsieve.engine import Exchange
 from fedsieve.engine.admission import Checks
-from fedsieve.engine.experiment import Federation, open_run
+from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Memory, Round, rounds
 from fedsieve.engine.metrics import Tally
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.runs.store import row
 from fedsieve.server.contract import Expected, Part, Unexpected, Whole, shown, weights

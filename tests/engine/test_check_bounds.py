@@ -13,8 +13,8 @@ from test_check import same, told
 
 from fedsieve import InputError, Run, Sparse, local
 from fedsieve.engine.admission import Checks
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes.settings import changed as set_
 from fedsieve.runs.store import Origin, keep

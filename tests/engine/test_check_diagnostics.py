@@ -13,8 +13,8 @@ from test_check import LIAR, aggregated, same, scene
 
 from fedsieve import local, pool
 from fedsieve.engine.diagnostics import checked, readable
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.runs.store import Origin, keep, read_rows
 from fedsieve.types import Tree

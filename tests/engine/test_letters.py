@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fedsieve import Dataset, local, pool
-from fedsieve.engine.experiment import Federation, open_run
+from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Memory, Start, Worker, answer, rounds
 from fedsieve.engine.messages import UNSENT, Letters
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, FedAvg, ZeroFL
 from fedsieve.types import InputError, Params, flatten
 from fedsieve.wire import TAG, WireError, decode

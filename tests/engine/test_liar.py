@@ -9,8 +9,8 @@ import torch
 from test_check import Silent, same
 
 from fedsieve import Run, pool
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree

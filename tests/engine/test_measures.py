@@ -12,7 +12,7 @@ from torch import nn
 
 from fedsieve import local, pool, run
 from fedsieve.client.saved_tensors import Saved
-from fedsieve.engine.experiment import open_run
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.runs.store import Origin, keep, read_rows, row
 from fedsieve.sparse.masks import mismatch

@@ -14,9 +14,9 @@ from test_check import same
 
 from fedsieve import InputError, Run, local, pool
 from fedsieve.engine import Engine, Exchange, Federation
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, rounds
 from fedsieve.engine.rollback import History, Memory, Point, Returns, far_out
+from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import inline
 from fedsieve.runs import checkpoints, store
 from fedsieve.runs.store import Origin, keep, read_rows

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedsieve import Device, Run, Task, Update, local, pool, run
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
 from fedsieve.server.aggregate import ServerState
 from fedsieve.types import InputError, Params, Tree, flatten, rng

@@ -13,8 +13,9 @@ from flwr.clientapp import ClientApp
 
 from fedsieve import local, run
 from fedsieve.engine import Patience
-from fedsieve.engine.experiment import Federation, open_run
+from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Worker, rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import Anywhere, carried, client_app, inline
 from fedsieve.flower.engine.client_memory import Shelf
 from fedsieve.flower.engine.in_memory import InlineGrid

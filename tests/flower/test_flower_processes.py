@@ -17,9 +17,10 @@ from torch import equal
 
 import faulty_recipe
 from fedsieve import local
-from fedsieve.engine.experiment import Federation, open_run
+from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Memory, rounds
 from fedsieve.engine.metrics import Lost
+from fedsieve.engine.setup import open_run
 from fedsieve.flower.app.guard import alive, descendants
 from fedsieve.flower.app.superlink import script
 from fedsieve.recipes import made

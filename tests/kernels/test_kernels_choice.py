@@ -14,9 +14,9 @@ from fedsieve import Device, Task, local, pool, run
 from fedsieve.client.cost import Work
 from fedsieve.client.masked import learn
 from fedsieve.client.training import params_of, train
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import Letters
+from fedsieve.engine.setup import open_run
 from fedsieve.kernels import isa, library, reason
 from fedsieve.kernels.choice import Kernels, multiply_adds, not_worth
 from fedsieve.kernels.graph import Graph

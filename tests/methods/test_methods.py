@@ -9,8 +9,8 @@ import torch
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.kernels import reason
 from fedsieve.methods import (
     FedAvg,

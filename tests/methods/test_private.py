@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedsieve import Run, local, run
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
 from fedsieve.methods.private import TooFew
 from fedsieve.report import report

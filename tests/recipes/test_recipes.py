@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedsieve import local, pool
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.fingerprint import described
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import ZeroFL
 from fedsieve.recipes import recipes
 from fedsieve.recipes.settings import changed

@@ -14,8 +14,8 @@ from test_store import ORIGIN, go, same_run
 
 from fedsieve import InputError, Run, local
 from fedsieve.cli import main
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.schedule import uses_rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import made, recipes
 from fedsieve.runs import checkpoints

@@ -11,7 +11,7 @@ from test_run_changes import about, fedsieve, flat
 from torch import nn
 
 from fedsieve import InputError, local
-from fedsieve.engine.experiment import open_run
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import made
 from fedsieve.runs.run_json import Origin

@@ -18,7 +18,7 @@ from test_rounds import Odd
 
 from fedsieve import InputError, Run, local
 from fedsieve.client.training import accuracy
-from fedsieve.engine.experiment import open_run
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
 from fedsieve.runs.store import Origin, keep, read_rows
 from tiny import TIMES, tiny_run

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsieve import InputError, Run, Update, local, pool, run
-from fedsieve.engine.experiment import open_run
 from fedsieve.engine.loop import rounds
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed as set_

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.cost import Work
 from fedsieve.client.flops import SIZES
 from fedsieve.client.models import MODELS, truncated_normal_
 from fedsieve.client.training import crop_flip
-from fedsieve.data import Dataset, load, root_from
+from fedsieve.data import Dataset
 from fedsieve.data.dataset import kind
-from fedsieve.data.partition import Indices, Partition, hold_out, partition
-from fedsieve.engine.compatibility import check_labels, check_method, check_model, check_prepared
-from fedsieve.engine.measures import check_measures
-from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_parts, given_dataset, given_model, shares
-from fedsieve.server.robust import Bound, Loose, Mean, Plain, check_fit
+from fedsieve.data.partition import Indices, Partition, hold_out
+from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_parts, given_model, shares
+from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.sparse.policy import Coverage
 from fedsieve.types import Data, Device, InputError, Method, rng
 
@@ -274,7 +270,7 @@ class Federation:
 
     def test(self) -> Data:
         """Return the test examples that the task uses."""
-        return limited(self.dataset.test, self.run.task.test_limit)
+        return first_examples(self.dataset.test, self.run.task.test_limit)
 
     def validation(self) -> Data | None:
         """Return the examples that all clients hold out, together; None if there are none, or others own them."""
@@ -309,41 +305,8 @@ class Federation:
         )
 
 
-def limited(test: Data, limit: int) -> Data:
+def first_examples(test: Data, limit: int) -> Data:
     """Return the test examples: all, or the first ``limit`` of a fixed shuffle."""
     if not limit or limit >= len(test):
         return test
     return test.subset(torch.randperm(len(test), generator=rng(0, "test"))[:limit])
-
-
-def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] = ()) -> Federation:
-    """Load a run's dataset (from the folder ``data``) and split it among the clients.
-
-    ``measure`` names what is to be measured on the way (``engine.measures``). Raises InputError for what cannot be:
-    missing data, empty shards, a model or method that does not fit.
-    """
-    check_measures(measure)
-    return federated(run, read_dataset(run.task, data), measure)
-
-
-def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
-    """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
-    root = root_from(data) if isinstance(data, str) else data
-    return load(task.dataset, root) if isinstance(task.dataset, str) else given_dataset(task.dataset)
-
-
-def federated(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
-    """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
-    task = run.task
-    check_labels(dataset)
-    federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
-    check_model(federation)
-    check_prepared(federation, run.method.prepare(federation.model()))
-    state = run.method.init(federation.model(), rng(run.seed, "init"))
-    check_method(federation, state)
-    check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
-    if spent := getattr(run.method, "spent", None):
-        spent(0, run.per_round, task.clients)
-    coverage = Coverage.of(federation.model(), getattr(state, "sparse", ()))
-    unknown = Work(run.method.prepare(federation.model()), examples=federation.few()).beside.unknown
-    return replace(federation, coverage=coverage, not_counted=unknown)

@@ -26,11 +26,12 @@ from fedsieve.client.training import accuracy, load_
 from fedsieve.engine.admission import Checks
 from fedsieve.engine.aggregate import aggregated, check_finite
 from fedsieve.engine.diagnostics import readable
-from fedsieve.engine.experiment import Federation, Run, open_run
+from fedsieve.engine.experiment import Federation, Run
 from fedsieve.engine.measures import EVERY, of_masks, of_pruned, positions
 from fedsieve.engine.messages import Letters
 from fedsieve.engine.metrics import Lost, Refused, Remark, Tally
 from fedsieve.engine.rollback import Diverged, History, LeftOut, Memory, Point, Returns
+from fedsieve.engine.setup import open_run
 from fedsieve.kernels.choice import Kernels
 from fedsieve.server.contract import Norms
 from fedsieve.sparse.topk import density

@@ -20,8 +20,9 @@ from fedsieve.client.models import MODELS
 from fedsieve.data import NAMES, Dataset, load, root_from
 from fedsieve.data.storage import read_json, regular
 from fedsieve.engine import Task
-from fedsieve.engine.experiment import limited, read_dataset
+from fedsieve.engine.experiment import first_examples
 from fedsieve.engine.fingerprint import described
+from fedsieve.engine.setup import read_dataset
 from fedsieve.engine.user_inputs import given_model
 from fedsieve.recipes import made
 from fedsieve.runs.export import sparse_file
@@ -81,7 +82,7 @@ def own_test_set(card: Card, recipe: str = "", data: str | None = None) -> Data:
     dataset = _dataset(card.run["task"], card.recipe, recipe, data)
     if (tuple(dataset.test.x.shape[1:]), tuple(dataset.classes)) != (card.shape, card.classes):
         raise InputError(f"{dataset.name} is not the data that the model was trained on: name the run's own --data")
-    return limited(dataset.test, card.test_limit)
+    return first_examples(dataset.test, card.test_limit)
 
 
 def _card_of_run(folder: Path, recipe: str, data: str | None) -> Card:

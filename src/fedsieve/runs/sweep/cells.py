@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine import Run
-from fedsieve.engine.experiment import federated, read_dataset
 from fedsieve.engine.loop import chosen
 from fedsieve.engine.measures import check_measures
+from fedsieve.engine.setup import build_federation, read_dataset
 from fedsieve.kernels.choice import check_choice
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
@@ -113,7 +113,7 @@ def check(cells: tuple[Cell, ...], data: Path | None, kernels: str = "auto") -> 
         try:
             if task.dataset not in read:
                 read = {task.dataset: read_dataset(task, data)}  # one at a time in memory
-            chosen(federated(cell.run, read[task.dataset]), kernels)
+            chosen(build_federation(cell.run, read[task.dataset]), kernels)
         except InputError as error:
             raise InputError(f"{cell.label}: {error}") from None
 

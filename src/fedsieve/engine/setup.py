@@ -1,24 +1,65 @@
-"""Whether the parts of an experiment fit: data, model and method. What does not is said before anything runs."""
+"""From a run to its federation: the dataset is read and split, and data, model and method are checked to fit.
+
+What does not fit is said before anything runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedsieve.client.cost import Work
 from fedsieve.client.training import load_, params_of, train_
-from fedsieve.data import Dataset
+from fedsieve.data import Dataset, load, root_from
 from fedsieve.data.dataset import kind
-from fedsieve.engine.user_inputs import line
+from fedsieve.data.partition import partition
+from fedsieve.engine.experiment import Federation, Run, Task
+from fedsieve.engine.measures import check_measures
+from fedsieve.engine.user_inputs import given_dataset, line
+from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import replaced
-from fedsieve.types import InputError
+from fedsieve.sparse.policy import Coverage
+from fedsieve.types import InputError, rng
 
-if TYPE_CHECKING:
-    from fedsieve.engine.experiment import Federation
+
+def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] = ()) -> Federation:
+    """Load a run's dataset (from the folder ``data``) and split it among the clients.
+
+    ``measure`` names what is to be measured on the way (``engine.measures``). Raises InputError for what cannot be:
+    missing data, empty shards, a model or method that does not fit.
+    """
+    check_measures(measure)
+    return build_federation(run, read_dataset(run.task, data), measure)
+
+
+def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
+    """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
+    root = root_from(data) if isinstance(data, str) else data
+    return load(task.dataset, root) if isinstance(task.dataset, str) else given_dataset(task.dataset)
+
+
+def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
+    """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
+    task = run.task
+    check_labels(dataset)
+    federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
+    check_model(federation)
+    check_prepared(federation, run.method.prepare(federation.model()))
+    state = run.method.init(federation.model(), rng(run.seed, "init"))
+    check_method(federation, state)
+    check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
+    if spent := getattr(run.method, "spent", None):
+        spent(0, run.per_round, task.clients)
+    coverage = Coverage.of(federation.model(), getattr(state, "sparse", ()))
+    unknown = Work(run.method.prepare(federation.model()), examples=federation.few()).beside.unknown
+    return replace(federation, coverage=coverage, not_counted=unknown)
 
 
 def check_labels(dataset: Dataset) -> None:
