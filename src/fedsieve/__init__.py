@@ -1,13 +1,16 @@
 """FedSieve: sparse federated learning that is sparse for real."""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsieve.data import Dataset
+    from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, run
+    from fedsieve.types import Data, Device, InputError, Method, Sparse, Update
 
 __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP: spinning threads slow busy cores
-
-from fedsieve.data import Dataset
-from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, run
-from fedsieve.types import Data, Device, InputError, Method, Sparse, Update
 
 __all__ = [
     "Data",
@@ -27,3 +30,18 @@ __all__ = [
     "pool",
     "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
+    if name in __all__:
+        for package in ("types", "data", "engine"):
+            exported = import_module(f"fedsieve.{package}")
+            if hasattr(exported, name):
+                return globals().setdefault(name, getattr(exported, name))
+    raise AttributeError(f"module 'fedsieve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the exported names, for completion."""
+    return __all__

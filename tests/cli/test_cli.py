@@ -9,7 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
+from fedsieve import __version__
+from fedsieve.cli import app
+from fedsieve.engine import Patience
+from fedsieve.flower.app.settings import Order
 from fedsieve.kernels import reason
 
 MINE = """
@@ -97,6 +102,32 @@ def test_the_lists(tmp_path: Path) -> None:
         assert word in said
     assert "Qiu et al. 2022" in fedsieve("list", "methods", cwd=tmp_path).stdout
     assert "zerofl.digits" not in fedsieve("list", "engines", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_pytorch_is_not_loaded_for_help(word: str) -> None:
+    code = f"""
+import sys, time
+sys.argv = ["fedsieve", {word!r}]
+from fedsieve.cli import main
+try: main()
+except SystemExit as ended: print(ended.code, "torch" in sys.modules, time.process_time())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    exit_code, loaded, seconds = done.stdout.splitlines()[-1].split()
+    assert (exit_code, loaded) == ("0", "False")
+    assert float(seconds) < 0.5  # of a processor
+
+
+def test_the_version_and_the_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "fedsieve", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"fedsieve {__version__}\n"
+
+
+def test_how_long_a_round_waits_is_said_once() -> None:
+    options = {one.name: one.default for one in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
+    assert (options["min_clients"], options["round_timeout"]) == (Patience.min_clients, Patience.round_timeout)
+    assert (Order("r").min_clients, Order("r").round_timeout) == (Patience.min_clients, Patience.round_timeout)
 
 
 def test_help_names_the_commands(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: run, sweep, doctor, list, report, figure, bench, predict, export, flower.
 
-Mistakes of the user's end in one line on stderr, exit code 2.
+Mistakes of the user's end in one line on stderr, exit code 2. What a command needs it imports itself, so that PyTorch
+is not loaded for a page of help.
 """
 
 from __future__ import annotations
@@ -14,11 +15,7 @@ import typer
 
 from fedsieve import __version__
 from fedsieve.cli.bench.commands import bench_app
-from fedsieve.client.process import warn_in_one_line
-from fedsieve.engine import Patience
 from fedsieve.flower.app.commands import flower
-from fedsieve.types import InputError
-from fedsieve.types.errors import of_machine
 
 STOPPED = 130
 """The exit code of a run that Ctrl-C ended."""
@@ -64,7 +61,10 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Show warnings of the command that follows in one line each."""
+    from fedsieve.client.process import warn_in_one_line
+
+    warn_in_one_line()
 
 
 @app.command("run")
@@ -80,17 +80,13 @@ def run_command(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
     kernels: Kernels = None,
-    min_clients: Annotated[
-        int, typer.Option(help="flower: answers a round needs (0: half).", min=0)
-    ] = Patience.min_clients,
-    round_timeout: Annotated[
-        float, typer.Option(help="flower: seconds a round waits for answers.")
-    ] = Patience.round_timeout,
+    min_clients: Annotated[int, typer.Option(help="flower: answers a round needs (0: half).", min=0)] = 0,
+    round_timeout: Annotated[float, typer.Option(help="flower: seconds a round waits for answers.")] = 3600.0,
 ) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.cli.launch import launcher, run_folder
     from fedsieve.data import root_from
-    from fedsieve.engine import open_run
+    from fedsieve.engine import Patience, open_run
     from fedsieve.engine.loop import chosen
     from fedsieve.flower.app.settings import Words
     from fedsieve.recipes import made
@@ -134,6 +130,7 @@ def sweep_command(
     """
     from fedsieve.data import root_from
     from fedsieve.runs.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
+    from fedsieve.types import InputError
 
     measured = _names(measure)
     whole = grid(recipes, set_ or [], seeds, measured, kernels or "auto")
@@ -264,11 +261,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def main() -> None:
     """Run the command line."""
-    warn_in_one_line()
     try:
         code = app(standalone_mode=False)
-    except InputError as error:
-        _fail(str(error))
     except typer.Exit as stop:
         code = stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
@@ -277,14 +271,24 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: say nothing more
         code = 1
     except Exception as error:
-        if line := of_machine(error):
-            _fail(line + _kept())
-        if not hasattr(error, "format_message"):
-            raise
-        _fail(error.format_message())
+        _fail(_line(error))
     if code == STOPPED:
         typer.echo(f"\nfedsieve: stopped{_kept()}", err=True)
     sys.exit(code)
+
+
+def _line(error: Exception) -> str:
+    """Return what went wrong, if it is the user's mistake or the machine's; raise the error again if it is ours."""
+    if hasattr(error, "format_message"):  # the words of the command line
+        return str(error.format_message())
+    from fedsieve.types import InputError
+    from fedsieve.types.errors import of_machine
+
+    if isinstance(error, InputError):
+        return str(error)
+    if line := of_machine(error):
+        return line + _kept()
+    raise error
 
 
 def _kept() -> str:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedsieve.types import InputError
-
 if TYPE_CHECKING:
     from fedsieve.cli.bench.cases import Case
     from fedsieve.cli.bench.compare import Effort
@@ -114,6 +112,7 @@ def wire_command(
     import torch
 
     from fedsieve.cli.bench.wire import DENSITIES, drawn, measured
+    from fedsieve.types import InputError
 
     densities = tuple(_numbers("--density", density, float)) if density else DENSITIES
     if not all(0 < d < 1 for d in densities):
@@ -184,6 +183,8 @@ def _shown(name: str, value: object) -> str:
 
 def _numbers(what: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     """Return the numbers that commas separate. Raises InputError."""
+    from fedsieve.types import InputError
+
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from fedsieve.engine import Patience
-
 flower = typer.Typer(no_args_is_help=True, help="Run FedSieve on SuperLinks and SuperNodes of your own.")
 
 
@@ -25,16 +23,13 @@ def app_command(
     set_: Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory on the server. Default: DIR/run.")] = None,
     own_data: Annotated[bool, typer.Option("--own-data", help="Every SuperNode names data of its own.")] = False,
-    min_clients: Annotated[
-        int, typer.Option(help="Answers that a round needs (0: half of its clients).", min=0)
-    ] = Patience.min_clients,
-    round_timeout: Annotated[
-        float, typer.Option(help="Seconds after which a client is lost to its round.")
-    ] = Patience.round_timeout,
+    min_clients: Annotated[int, typer.Option(help="Answers that a round needs (0: half of its clients).", min=0)] = 0,
+    round_timeout: Annotated[float, typer.Option(help="Seconds after which a client is lost to its round.")] = 3600.0,
     kernels: Annotated[str, typer.Option(help="How to train: auto, sparse or dense.")] = "auto",
     measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
 ) -> None:
     """Write a Flower app that runs a recipe: `flwr run DIR` takes it to a simulation or to a deployment."""
+    from fedsieve.engine import Patience
     from fedsieve.engine.measures import check_measures
     from fedsieve.flower.app.settings import Order
     from fedsieve.flower.app.template import licence, write_app
