@@ -31,7 +31,7 @@ from fedsieve.data import root_from
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
 from fedsieve.runs.store import Origin, keep, read_rows
-from fedsieve.runs.units import times
+from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent
 ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30}
@@ -104,7 +104,7 @@ def table(found: dict[str, Any]) -> str:
         seeds = ", ".join(f"{100 * v:.1f}" for v in got["accuracy"])
         accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} ({seeds})"
         size, paper = mean(got["upload_bytes"]), got["paper_bytes"][0]
-        factor = times(mean(got["dense_bytes"]), size)
+        factor = format_ratio(mean(got["dense_bytes"]), size)
         by_formula = f"{paper / 1e3:.0f} kB" if paper else "-"
         reached = ", ".join(first_at(curve, 0.9) for curve in got["curve"])
         cells = [label, accuracy, reached, f"{size / 1e3:.0f}", factor, by_formula, f"{100 * mean(got['work']):.0f} %"]
@@ -117,7 +117,7 @@ def told(found: dict[str, Any], name: str) -> str:
     got, label = found["recipes"][name], LABELS[found["task"]][name]
     accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} %"
     size, work = mean(got["upload_bytes"]), 100 * mean(got["work"])
-    sent = f"one upload {size / 1e3:.0f} kB ({times(mean(got['dense_bytes']), size, than='dense')})"
+    sent = f"one upload {size / 1e3:.0f} kB ({format_ratio(mean(got['dense_bytes']), size, than='dense')})"
     dense = f"multiply-adds {work:.0f} % of dense, density as shipped {100 * mean(got['density']):.1f} %"
     return f"{label}, handwritten digits, LDA 1.0, {len(SEEDS)} seeds: accuracy {accuracy}, {sent}, {dense}."
 

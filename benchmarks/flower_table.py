@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedsieve.runs.units import times
+from fedsieve.runs.units import format_ratio
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, BYTES = RESULTS / "flower.json", RESULTS / "flower_bytes.json"
@@ -82,6 +82,6 @@ def bytes_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, got in found.items():
-        ways = [f"{got[way] / 1e3:.1f} | {times(plain[way], got[way])}" for way in ("up", "down")]
+        ways = [f"{got[way] / 1e3:.1f} | {format_ratio(plain[way], got[way])}" for way in ("up", "down")]
         lines.append(f"| {name} | {ways[0]} | {ways[1]} | {100 * got['accuracy']:.1f} |")
     return "\n".join(lines)

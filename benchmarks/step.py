@@ -26,7 +26,7 @@ from typing import Any
 
 from fedsieve.cli.bench.clock import machine
 from fedsieve.runs.store import read_rows
-from fedsieve.runs.units import times as factor
+from fedsieve.runs.units import format_ratio
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 RUNS = Path("runs/kernels")
@@ -110,7 +110,7 @@ def times(got: dict[str, Any]) -> list[str]:
     dense, sparse = (got[kernels]["seconds"] for kernels in KERNELS)
     cells = ["-" if seconds is None else f"{seconds:.2f}" for seconds in (dense, sparse)]
     kept, dropped = (sum(got[kernels][f"rounds_{what}"] for kernels in KERNELS) for what in ("kept", "dropped"))
-    return [*cells, factor(dense or 0, sparse or 0, ("faster", "slower")) or "-", f"{kept} ({dropped})"]
+    return [*cells, format_ratio(dense or 0, sparse or 0, ("faster", "slower")) or "-", f"{kept} ({dropped})"]
 
 
 def accuracies(got: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from fedsieve.engine.fingerprint import described
 from fedsieve.recipes.papers import Published, published
 from fedsieve.runs.store import read_rows
-from fedsieve.runs.units import times
+from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent
 KEPT = ("round", "accuracy", "density", "loss", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down")
@@ -105,8 +105,8 @@ def _line(row: Published, runs: list[list[dict[str, Any]]]) -> str:
         f"{mean(ends) - row.accuracy:+.2f}" if tested[-1] == head["rounds"] else "-",
         f"{100 * trained[-1]['density']:.1f} %",
         f"{sums['bytes_up'] / len(trained) / head['clients'] / 1e3:.1f}",
-        times(sums["bytes_dense_up"], sums["bytes_up"]),
-        times(sums["bytes_dense_down"], sums["bytes_down"]),
+        format_ratio(sums["bytes_dense_up"], sums["bytes_up"]),
+        format_ratio(sums["bytes_dense_down"], sums["bytes_down"]),
     ]
     return f"| {' | '.join(cells)} |"
 

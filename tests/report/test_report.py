@@ -28,7 +28,7 @@ from fedsieve.report.partitions import _columns
 from fedsieve.report.svg import swatch
 from fedsieve.runs.progress import _summary
 from fedsieve.runs.recorded import Recorded, read
-from fedsieve.runs.units import times
+from fedsieve.runs.units import format_ratio
 from fedsieve.types import InputError
 
 CHROMIUM = shutil.which("chromium")
@@ -363,8 +363,8 @@ def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> N
         (math.inf, 1, "", ""),
         (math.nan, 1, "", ""),
     ):
-        assert (times(reference, measured), times(reference, measured, than="dense")) == (cell, sentence)
-    assert times(1, 3, ("fewer", "more"), "dense") == "3.0 times more than dense"
+        assert (format_ratio(reference, measured), format_ratio(reference, measured, than="dense")) == (cell, sentence)
+    assert format_ratio(1, 3, ("fewer", "more"), "dense") == "3.0 times more than dense"
     run = write_run(tmp_path / "run")
     change(
         run / "summary.json",

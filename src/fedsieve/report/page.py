@@ -14,7 +14,7 @@ from fedsieve.report.parts import ALLOWED, SORT, folded, sample, section, soft
 from fedsieve.report.remarks import privacy, refused
 from fedsieve.report.results import results, state
 from fedsieve.report.svg import STYLE, palette_css
-from fedsieve.runs.output import check_place, save
+from fedsieve.runs.output import check_output, write_output
 from fedsieve.runs.recorded import Recorded, read
 from fedsieve.types import InputError
 
@@ -35,9 +35,9 @@ def report(dirs: list[Path], out: Path) -> None:
     """Write one page about the runs in ``dirs`` to ``out``; InputError names what is wrong with either."""
     if not dirs:
         raise InputError("report: no run directory given: name at least one that `fedsieve run` wrote")
-    check_place(out, "report.html")
+    check_output(out, "report.html")
     page = _page(configurations(once([read(folder) for folder in dict.fromkeys(dirs)])))
-    save(out, page.encode(errors="replace"))
+    write_output(out, page.encode(errors="replace"))
 
 
 def _page(every: list[Configuration]) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import folded
 from fedsieve.runs.recorded import Recorded
-from fedsieve.runs.units import three
+from fedsieve.runs.units import format_number
 from fedsieve.server.privacy import EPSILON, REHEARSED
 
 SHOWN = 5
@@ -67,5 +67,5 @@ def privacy(every: list[Configuration]) -> str:
 
 def _spent(one: Configuration, run: Recorded, spent: float, kind: str) -> str:
     delta, rounds = escape(run.settings.get("method.delta", "?")), f"{run.done} round{'s' * (run.done != 1)}"
-    number = f"ε = {three(spent)} at δ = {delta}, after {rounds}"
+    number = f"ε = {format_number(spent)} at δ = {delta}, after {rounds}"
     return f"<li><strong>{escape(one.label)}</strong>: {number}{ABOUT_NOISE[kind]}</li>\n"

@@ -11,7 +11,15 @@ from typing import TypeAlias
 from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import NONE, folded, sample, soft, wide
 from fedsieve.runs.recorded import Recorded, number, trained_by
-from fedsieve.runs.units import count, duration, megabytes, milliseconds, percent, size, times
+from fedsieve.runs.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_megabytes,
+    format_milliseconds,
+    format_percent,
+    format_ratio,
+)
 
 Get: TypeAlias = Callable[[Recorded], float | None]
 Form: TypeAlias = Callable[[float, float | None], str]
@@ -77,15 +85,15 @@ def _row(one: Configuration, look: str, about: str) -> str:
     runs = one.counted
     cells = [
         _accuracy(runs),
-        _value(runs, lambda run: run.last("density"), percent)
-        + _under("of all", runs, lambda run: run.last("density_of_all"), percent),
-        _measured(runs, "bytes_up", size, "bytes_dense_up"),
-        _measured(runs, "bytes_down", size, "bytes_dense_down"),
-        _against(runs, Recorded.upload, size, "paper", lambda run: run.final("paper_bytes_up")),
-        _measured(runs, "multiply_adds", count, "multiply_adds_dense") + _not_counted(runs),
+        _value(runs, lambda run: run.last("density"), format_percent)
+        + _under("of all", runs, lambda run: run.last("density_of_all"), format_percent),
+        _measured(runs, "bytes_up", format_bytes, "bytes_dense_up"),
+        _measured(runs, "bytes_down", format_bytes, "bytes_dense_down"),
+        _against(runs, Recorded.upload, format_bytes, "paper", lambda run: run.final("paper_bytes_up")),
+        _measured(runs, "multiply_adds", format_count, "multiply_adds_dense") + _not_counted(runs),
         _step(runs),
-        _value(runs, lambda run: run.total("seconds"), duration),
-        _value(runs, lambda run: run.final("peak_memory_mb"), megabytes),
+        _value(runs, lambda run: run.total("seconds"), format_duration),
+        _value(runs, lambda run: run.final("peak_memory_mb"), format_megabytes),
     ]
     name = f"<span class=named>{look}<span>{soft(one.label)}</span></span>"
     going = "" if all(run.whole for run in one.runs) else state(one.runs)
@@ -96,9 +104,9 @@ def _row(one: Configuration, look: str, about: str) -> str:
 
 def _accuracy(runs: list[Recorded]) -> str:
     return (
-        _value(runs, lambda run: run.last("accuracy"), percent)
-        + _under("pruned", runs, lambda run: run.last("accuracy_pruned"), percent)
-        + _under("validation", runs, lambda run: run.last("accuracy_validation"), percent)
+        _value(runs, lambda run: run.last("accuracy"), format_percent)
+        + _under("pruned", runs, lambda run: run.last("accuracy_pruned"), format_percent)
+        + _under("validation", runs, lambda run: run.last("accuracy_validation"), format_percent)
     )
 
 
@@ -136,7 +144,7 @@ def _against(runs: list[Recorded], get: Get, form: Form, what: str, reference: G
     if not own or not others:
         return _value(runs, get, form)
     mean = statistics.fmean(others)
-    factor = times(mean, statistics.fmean(own))
+    factor = format_ratio(mean, statistics.fmean(own))
     below = f"<small>{what} {_value([runs[0]], lambda _: mean, form)}</small>" + (
         f"<small>{factor}</small>" if factor else ""
     )
@@ -148,11 +156,13 @@ def _step(runs: list[Recorded]) -> str:
     ways = trained_by(sum((run.kernels for run in runs), Counter[str]()))
     both = dict.fromkeys(way for run in runs for way in run.measured)
     measured = "".join(
-        f"<small>{escape(way)} {_value(runs, _both(way, 'ms_per_step'), milliseconds)}, "
-        f"{_value(runs, _both(way, 'peak_memory_mb'), megabytes)}</small>"
+        f"<small>{escape(way)} {_value(runs, _both(way, 'ms_per_step'), format_milliseconds)}, "
+        f"{_value(runs, _both(way, 'peak_memory_mb'), format_megabytes)}</small>"
         for way in both
     )
-    return _value(runs, Recorded.step, milliseconds) + (f"<small>{escape(ways)}</small>" if ways else "") + measured
+    return (
+        _value(runs, Recorded.step, format_milliseconds) + (f"<small>{escape(ways)}</small>" if ways else "") + measured
+    )
 
 
 def _both(way: str, name: str) -> Get:

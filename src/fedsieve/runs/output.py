@@ -8,7 +8,7 @@ from fedsieve.data.storage import write
 from fedsieve.types import InputError
 
 
-def check_place(out: Path, example: str) -> None:
+def check_output(out: Path, example: str) -> None:
     """Raise InputError unless a file can be written at ``out``; ``example`` is a name that would do."""
     try:
         if out.is_dir():
@@ -21,7 +21,7 @@ def check_place(out: Path, example: str) -> None:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
 
 
-def save(out: Path, content: bytes) -> None:
+def write_output(out: Path, content: bytes) -> None:
     """Write a file so that a failure leaves the old one. Raises InputError."""
     try:
         write(out, content)

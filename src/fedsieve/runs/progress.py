@@ -18,7 +18,7 @@ from fedsieve.data.storage import read_json
 from fedsieve.engine import Federation
 from fedsieve.runs.recorded import trained_by
 from fedsieve.runs.store import read_rows
-from fedsieve.runs.units import times
+from fedsieve.runs.units import format_ratio
 
 
 class Shown(Protocol):
@@ -117,7 +117,7 @@ def line(round: Shown, accuracy: float | None) -> str:
 
 
 def _sent(size: int, dense: int) -> str:
-    return megabytes(size) + (f" ({factor})" if (factor := times(dense, size)) else "")
+    return megabytes(size) + (f" ({factor})" if (factor := format_ratio(dense, size)) else "")
 
 
 def megabytes(size: float) -> str:
@@ -147,10 +147,10 @@ def _summary(folder: Path) -> Table:
     table.add_row("density", f"{told['density']:.2%}", whole)
     for way in ("up", "down"):
         sent, dense = told[f"bytes_{way}"], told[f"bytes_dense_{way}"]
-        table.add_row(f"sent {way}", megabytes(sent), times(dense, sent, than="dense"))
+        table.add_row(f"sent {way}", megabytes(sent), format_ratio(dense, sent, than="dense"))
     table.add_row("one upload", decimal(int(told["upload_bytes"])), f"measured{paper}")
     work, skipped = told["multiply_adds"], list(told["kernels"]) == ["sparse"]
-    factor = times(told["multiply_adds_dense"], work, ("fewer", "more"), "dense")
+    factor = format_ratio(told["multiply_adds_dense"], work, ("fewer", "more"), "dense")
     table.add_row("multiply-adds", f"{work:.3g}", factor if skipped else f"{factor}, were zeros skipped")
     if told["multiply_adds_not_counted"]:
         table.add_row("", "not counted", ", ".join(told["multiply_adds_not_counted"]))

@@ -11,7 +11,7 @@ from fedsieve.report.configurations import Runs, once, seeds
 from fedsieve.report.figures import papers, positions
 from fedsieve.report.figures.data import LackingError, Map, Panel, Picture
 from fedsieve.report.figures.sheet import drawn
-from fedsieve.runs.output import check_place, save
+from fedsieve.runs.output import check_output, write_output
 from fedsieve.runs.recorded import Recorded, number, read
 from fedsieve.types import InputError
 
@@ -40,9 +40,9 @@ def figure(name: str, dirs: Sequence[Path], out: Path, layers: Sequence[str] = (
         raise InputError(f"{out} does not end in .png, .pdf or .svg: choose one, such as {name}.pdf")
     if not dirs:
         raise InputError("figure: no run directory given: name at least one that `fedsieve run` wrote")
-    check_place(out, f"{name}.{kind}")
+    check_output(out, f"{name}.{kind}")
     runs = once([read(folder) for folder in dict.fromkeys(dirs)], partial(_holds, name=name))
-    save(out, drawn(picture(name, runs, layers), kind))
+    write_output(out, drawn(picture(name, runs, layers), kind))
 
 
 def picture(name: str, runs: Runs, layers: Sequence[str] = ()) -> Picture:

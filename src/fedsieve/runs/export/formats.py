@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedsieve.data.downloads import package
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.model import Deployed
-from fedsieve.runs.output import check_place, save
+from fedsieve.runs.output import check_output, write_output
 from fedsieve.types import InputError, apart
 
 
@@ -30,7 +30,7 @@ def check_out(out: Path) -> None:
     """Raise InputError unless a model can be written to ``out``, where no file may be yet."""
     if out.suffix not in FORMS:
         raise InputError(f"{out}: a model is exported as .onnx, .fsv (compact, sparse) or .safetensors: end it so")
-    check_place(out, f"model{out.suffix}")
+    check_output(out, f"model{out.suffix}")
     if out.exists():
         raise InputError(f"{out} is there already: remove it, or choose another name")
 
@@ -39,7 +39,7 @@ def export(model: Deployed, out: Path) -> str:
     """Write the model to ``out`` in the form that its suffix names; return in one line what was written."""
     check_out(out)
     content = FORMS[out.suffix](model)
-    save(out, content)
+    write_output(out, content)
     dense = model.dense_bytes()
     return (
         f"wrote {out}: {decimal(len(content))}, {len(content) / dense:.1%} of the dense tensors' {decimal(dense)} "

@@ -22,7 +22,7 @@ from fedsieve.data.storage import write, write_json
 from fedsieve.recipes.papers import Published, published_of
 from fedsieve.runs.recorded import Recorded, number, read
 from fedsieve.runs.sweep.cells import Cell, Grid, Job, short
-from fedsieve.runs.units import times
+from fedsieve.runs.units import format_ratio
 
 MEASURES = ("recipe", "work", "density")
 """Columns of the table whose titles could be a setting's short name."""
@@ -154,7 +154,7 @@ def columns(rows: list[Row]) -> dict[str, list[str]]:
     if not all(row.whole for row in rows):
         table["rounds run"] = [_rounds(row) for row in rows]
     table["MB up"] = [_number(row.mb_up, ".3g") for row in rows]
-    table["than dense"] = [times(row.factor or 0, 1) or "-" for row in rows]
+    table["than dense"] = [format_ratio(row.factor or 0, 1) or "-" for row in rows]
     table["work"] = [_number(row.work, ".1%") for row in rows]
     table["density"] = [_number(row.density, ".1%") for row in rows]
     if any(row.paper for row in rows):
