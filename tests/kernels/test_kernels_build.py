@@ -240,10 +240,11 @@ def _check_broken(folder: Path) -> None:
 
 
 @SHARED
-def test_a_library_of_another_version_is_not_used(folder: Path) -> None:
-    (folder / "abi.cpp").write_text(SOURCE.replace("ABI;", f"{library.ABI + 1};"))
+@pytest.mark.parametrize("other", [library.ABI - 1, library.ABI + 1])
+def test_a_library_of_another_version_is_not_used(folder: Path, other: int) -> None:
+    (folder / "abi.cpp").write_text(SOURCE.replace("ABI;", f"{other};"))
     build.build(folder, folder)
-    assert f"(its ABI is {library.ABI + 1}, not {library.ABI})" in str(library.reason())
+    assert f"(its ABI is {other}, not {library.ABI})" in str(library.reason())
 
 
 @SHARED

@@ -110,6 +110,14 @@ def test_models(name: str, density: float, storage: str) -> None:
     assert predict.reason is None
 
 
+def test_a_channel_that_does_not_vary_is_divided_by_the_root_of_eps() -> None:
+    model = pruned(Plain((6, 6), 3, 1, 1), 0.5)
+    assert isinstance(model, Plain)
+    assert model.norm.running_var is not None
+    model.norm.running_var.zero_()
+    assert error(model, Predictor(model, 16), torch.randn(17, 2, 6, 6)) < CLOSE["fp32"]
+
+
 @pytest.mark.parametrize("storage", CLOSE)
 @pytest.mark.parametrize("density", [0, 0.3, 1])
 @pytest.mark.parametrize("size", [8, 9, 13, 32])

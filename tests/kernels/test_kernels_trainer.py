@@ -106,6 +106,31 @@ def test_the_loss_is_the_batchs_mean() -> None:
     assert abs(float(trainer.step(x, y)) - float(want)) < 1e-6
 
 
+def test_multiply_adds_are_those_of_a_full_batch() -> None:
+    """Forward, weight gradient and, but for the first layer, input gradient; at the masks' densities, and dense."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    mask = {"0.weight": torch.arange(48).view(6, 8) % 4 == 0, "2.weight": torch.arange(24).view(4, 6) % 3 == 0}
+    trainer = Trainer(model, mask, 10, lr=0.1)
+    for x, y in batches((8,), (10, 5)):
+        trainer.step(x, y)
+    assert trainer.multiply_adds == (10 * (2 * 12 + 3 * 8), 10 * (2 * 48 + 3 * 24))
+
+
+def test_of_equal_weights_no_more_are_kept_than_the_cut_says() -> None:
+    """Weights of four magnitudes: most are equal to the threshold, and the first of them stay, as in PyTorch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_((torch.rand_like(layer.weight) * 8 - 4).round() / 16)
+    data = batches((40,), (17,))
+    swat_(model, {"0.weight": 0.3, "2.weight": 0.2}, 1)
+    plain = dense(model, {}, data, Sgd(0.1), torch.float32).state_dict()
+    ours, _ = trained(model, {}, data, Sgd(0.1))
+    assert all(torch.allclose(value, plain[name], atol=1e-6) for name, value in ours.state_dict().items())
+
+
 def test_training_again_begins_with_the_models_weights() -> None:
     torch.manual_seed(0)
     model, data = NETS["5x5 stride 2"][0](), batches((2, 9, 5), (7, 5))

@@ -222,6 +222,17 @@ def test_layers_outside_the_policy_are_sent_whole() -> None:
     assert len(fc1.values) == -(-72 * 24 // 10)
 
 
+def test_swat_by_erdos_renyi_kernel_ships_layers_of_unequal_density() -> None:
+    method, model = Swat(sparsity=0.7, policy="all", budget="erk"), TinyNet()
+    params = method.deploy(method.init(model, rng(0, "init")))
+    sides = {"conv1": 4 + 2 + 3 + 3, "conv2": 8 + 4 + 3 + 3, "fc1": 24 + 72, "fc2": 3 + 24}
+    kept = {name: density(params, [f"{name}.weight"]) for name in sides}
+    shares = [kept[name] * params[f"{name}.weight"].numel() / sides[name] for name in sides]
+    assert shares[:3] == pytest.approx([shares[0]] * 3, rel=0.03)
+    assert kept["fc2"] == 1  # more than its share does not fit
+    assert density(params) == pytest.approx(0.3, abs=0.01)
+
+
 def test_top_k_starts_dense_and_then_sends_down_only_what_survived() -> None:
     rounds_ = list(run(tiny_run(TopK(0.8)), local()))
     assert 0.75 < rounds_[0].bytes_down / rounds_[0].bytes_dense_down < 1.02  # packed without loss
