@@ -23,7 +23,7 @@ def md5(contents: bytes) -> str:
 def refuses(name: str, root: Path | None, *words: str) -> None:
     """The error is one line that has all of the words."""
     with pytest.raises(InputError) as caught:
-        data.load(name, root)
+        data.load_dataset(name, root)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 

@@ -29,7 +29,7 @@ def test_the_digits_that_are_shipped_are_whole():
 
 def test_digits_are_scikit_learns():
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
-    ours, original = data.load("digits", None), load_digits()
+    ours, original = data.load_dataset("digits", None), load_digits()
     assert (len(ours.train), len(ours.test)) == (1442, 355)
     assert ours.train.x.shape[1:] == (1, 8, 8)
     assert ours.train.x.dtype == torch.float32
@@ -63,8 +63,8 @@ def mnist_files(root: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> di
 @pytest.mark.parametrize("packed", [True, False])
 def test_mnist_idx(tmp_path, monkeypatch, packed):
     arrays = mnist_files(tmp_path, monkeypatch, packed)
-    found = data.load("mnist", tmp_path)
-    assert data.status("mnist", tmp_path) == f"{tmp_path}/mnist: {'idx.gz files' if packed else 'idx files'}"
+    found = data.load_dataset("mnist", tmp_path)
+    assert data.dataset_status("mnist", tmp_path) == f"{tmp_path}/mnist: {'idx.gz files' if packed else 'idx files'}"
     assert np.array_equal(found.train.x.numpy(), arrays["train"][0][:, None])
     assert found.test.y.tolist() == arrays["t10k"][1].tolist()
     assert (found.train.mean, found.train.std, found.train.x.dtype) == ((0.1307,), (0.3081,), torch.uint8)
@@ -104,10 +104,10 @@ def test_sha256sums_of_nested_files_are_checked(tmp_path, form, name):
     file.write_bytes(b"contents")
     digest = hashlib.sha256(b"contents").hexdigest()
     (tmp_path / "SHA256SUMS").write_text(form.format(sum=digest, upper=digest.upper(), name=name))
-    assert downloads.read(file, "get it") == b"contents"
+    assert downloads.read_download(file, "get it") == b"contents"
     file.write_bytes(b"other")
     with pytest.raises(InputError, match="the one in SHA256SUMS"):
-        downloads.read(file, "get it")
+        downloads.read_download(file, "get it")
 
 
 def test_the_folder_above_is_named_for_nested_files():
@@ -126,7 +126,7 @@ def batches(rows: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]
 
 
 def check_cifar10(root: Path, made: dict[str, np.ndarray]) -> None:
-    found = data.load("cifar10", root)
+    found = data.load_dataset("cifar10", root)
     train = np.concatenate([made[f"data_batch_{i}"] for i in range(1, 6)])
     assert np.array_equal(found.train.x.numpy(), train[:, 1:].reshape(-1, 3, 32, 32))
     assert found.train.y.tolist() == train[:, 0].tolist()
@@ -142,7 +142,7 @@ def test_cifar10_binary_version(tmp_path, monkeypatch, inside):
     for name, batch in made.items():
         (folder / f"{name}.bin").write_bytes(batch.tobytes())
     check_cifar10(tmp_path, made)
-    assert data.status("cifar10", tmp_path).endswith("binary version")
+    assert data.dataset_status("cifar10", tmp_path).endswith("binary version")
     (folder / "test_batch.bin").write_bytes(b"\0" * 6 * 3073)
     refuses("cifar10", tmp_path, "test_batch.bin", "damaged", "cifar-10-binary.tar.gz")
     (folder / "data_batch_3.bin").unlink()
@@ -194,13 +194,13 @@ def test_femnist_leaf_json(tmp_path, inside):
     leaf_json(train / "all_data_1_niid_05_keep_0_train_9.json", {"f0": (c, [1, 2, 3])})
     refuses("femnist", tmp_path, "test", "missing", "TalwalkarLab/leaf")
     leaf_json(test / "all_data_0_niid_05_keep_0_test_9.json", {"f2": (t, [10, 35])})
-    found = data.load("femnist", tmp_path)
+    found = data.load_dataset("femnist", tmp_path)
     assert np.array_equal(found.train.x.numpy(), np.concatenate([a, b, c])[:, None])
     assert torch.equal(found.train.batch(slice(0, 1))[0], torch.from_numpy(a[:1, None]).float() / 255)
     assert (found.train.y.tolist(), found.test.y.tolist()) == ([0, 61, 36, 1, 2, 3], [10, 35])
     assert (found.group.tolist(), found.groups) == ([2, 2, 1, 0, 0, 0], ("f0", "f1", "f2"))
     assert (len(found.classes), found.classes[36]) == (62, "a")
-    assert data.status("femnist", tmp_path).endswith("LEAF json")
+    assert data.dataset_status("femnist", tmp_path).endswith("LEAF json")
     (train / "all_data_1_niid_05_keep_0_train_9.json").write_text("{")
     refuses("femnist", tmp_path, "all_data_1_niid_05_keep_0_train_9.json", "damaged", "TalwalkarLab/leaf")
 
@@ -258,7 +258,7 @@ def test_femnist_subset_keeps_unseen_writers_apart(tmp_path):
     }
     file = tmp_path / "femnist" / femnist.SUBSET
     np.savez(file, **table)
-    found, unseen = data.load("femnist", tmp_path), femnist.unseen_writers(tmp_path)
+    found, unseen = data.load_dataset("femnist", tmp_path), femnist.unseen_writers(tmp_path)
     assert (found.train.y.tolist(), found.test.y.tolist(), unseen.y.tolist()) == ([0, 1, 2], [3], [4, 5])
     assert (found.group.tolist(), found.groups) == ([0, 1, 2], ("f0", "f1", "f3"))
     assert np.array_equal(unseen.x.numpy(), table["X"][4:, None])
@@ -279,9 +279,9 @@ def test_mnist_as_torchvision_unpacks_it(tmp_path, monkeypatch, above, packed):
     (tmp_path / "mnist").rename(tmp_path / "moved")
     raw.parent.mkdir(parents=True)
     (tmp_path / "moved").rename(raw)
-    found = data.load("mnist", tmp_path)
+    found = data.load_dataset("mnist", tmp_path)
     assert np.array_equal(found.test.x.numpy(), arrays["t10k"][0][:, None])
-    assert data.status("mnist", tmp_path).startswith(f"{raw}: idx")
+    assert data.dataset_status("mnist", tmp_path).startswith(f"{raw}: idx")
     labels = raw / ("t10k-labels-idx1-ubyte" + ".gz" * packed)
     labels.unlink()
     refuses("mnist", tmp_path, "t10k-labels-idx1-ubyte", f"missing: {mnist.HOW}")
@@ -295,7 +295,7 @@ def test_cifar10_as_archives_unpack_it(tmp_path, monkeypatch, above):
     for name, batch in made.items():
         (folder / f"{name}.bin").write_bytes(batch.tobytes())
     check_cifar10(tmp_path, made)
-    assert data.status("cifar10", tmp_path) == f"{folder}: binary version"
+    assert data.dataset_status("cifar10", tmp_path) == f"{folder}: binary version"
 
 
 def pickled(batch: np.ndarray, call: bytes = b"numpy.core.multiarray\n_reconstruct") -> bytes:
@@ -325,7 +325,7 @@ def test_cifar10_python_version_is_read_and_never_unpickled(tmp_path, monkeypatc
     for name, content in files_.items():
         (folder / name).write_bytes(content)
     check_cifar10(tmp_path, made)
-    assert data.status("cifar10", tmp_path) == f"{folder}: python version"
+    assert data.dataset_status("cifar10", tmp_path) == f"{folder}: python version"
     test = made["test_batch"]
     for content in (b"", b"\x80\x02", pickled(test)[:200], b"cos\nsystem\n(S'id'\ntR.", pickled(test[:, :-1])):
         monkeypatch.setitem(cifar10.PYTHON_MD5, "test_batch", md5(content))
@@ -340,5 +340,5 @@ def test_femnist_in_a_clone_of_leaf(tmp_path, above):
     for part in ("train", "test"):
         file = tmp_path / above / "data" / part / f"all_data_0_niid_05_keep_0_{part}_9.json"
         leaf_json(file, {"f1": (pixels(1, 28, 28), [36])})
-    assert data.load("femnist", tmp_path).train.y.tolist() == [36]
-    assert data.status("femnist", tmp_path) == f"{tmp_path / above / 'data'}: LEAF json"
+    assert data.load_dataset("femnist", tmp_path).train.y.tolist() == [36]
+    assert data.dataset_status("femnist", tmp_path) == f"{tmp_path / above / 'data'}: LEAF json"

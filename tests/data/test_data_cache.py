@@ -35,8 +35,8 @@ def test_only_exactly_hub_is_the_hub(monkeypatch, said, root):
     assert data.root_from(said) == Path.cwd() / root
     monkeypatch.setenv("HOME", "/home/ada")
     assert data.root_from("~/hub") == Path("/home/ada/hub")
-    assert data.status("mnist", data.root_from("hub")).startswith("huggingface.co")
-    assert data.status("mnist", data.root_from(said)).startswith("not found")
+    assert data.dataset_status("mnist", data.root_from("hub")).startswith("huggingface.co")
+    assert data.dataset_status("mnist", data.root_from(said)).startswith("not found")
 
 
 def test_root_in_an_unknown_home_is_refused(monkeypatch):
@@ -48,13 +48,13 @@ def test_root_in_an_unknown_home_is_refused(monkeypatch):
 def test_unknown_name_lists_the_names():
     refuses("cifar", None, "'cifar'", *data.NAMES)
     with pytest.raises(InputError, match="speech_commands"):
-        data.status("cifar", None)
+        data.dataset_status("cifar", None)
 
 
 @pytest.mark.parametrize("name", data.NAMES[1:])
 def test_nothing_there_says_how_to_get_it(name, tmp_path):
-    assert "https://" in data.status(name, None) or "http://" in data.status(name, None)
-    assert data.status(name, tmp_path).startswith("not found: ")
+    assert "https://" in data.dataset_status(name, None) or "http://" in data.dataset_status(name, None)
+    assert data.dataset_status(name, tmp_path).startswith("not found: ")
     refuses(name, None, name, "--data", "FEDSIEVE_DATA", "http")
     refuses(name, tmp_path / "nowhere", str(tmp_path / "nowhere" / name), "missing", "--data", "http")
 

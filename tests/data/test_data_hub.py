@@ -40,17 +40,17 @@ def hub(monkeypatch):
 )
 def test_hub_images(hub, name, repository, image):
     for _ in range(2):  # the second from the cache
-        found = data.load(name, Path("hub"))
+        found = data.load_dataset(name, Path("hub"))
         first = np.asarray(hub[repository]["train"][0][image])
         first = first[None] if first.ndim == 2 else first.transpose(2, 0, 1)
         assert np.array_equal(found.train.x[0].numpy(), first)
         assert (found.train.y.tolist(), found.test.y.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2])
         hub[repository]["train"][1:] = []
-    assert data.status(name, Path("hub")) == f"huggingface.co/datasets/{repository}"
+    assert data.dataset_status(name, Path("hub")) == f"huggingface.co/datasets/{repository}"
 
 
 def test_hub_femnist_holds_out_a_tenth_of_every_writer(hub):
-    found = data.load("femnist", Path("hub"))
+    found = data.load_dataset("femnist", Path("hub"))
     assert found.groups == ("f0", "f1", "f2")
     assert found.group.bincount().tolist() == [18, 18, 18]
     assert len(found.test) == 6
@@ -62,7 +62,7 @@ def test_hub_refusals(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     refuses("mnist", Path("hub"), "pip install '.[hub]' in FedSieve's checkout")
     refuses("speech_commands", Path("hub"), "download the public archive")
-    assert "download" in data.status("speech_commands", Path("hub"))
+    assert "download" in data.dataset_status("speech_commands", Path("hub"))
 
     def offline(_: str) -> None:
         raise ConnectionError("no route")
@@ -72,4 +72,4 @@ def test_hub_refusals(monkeypatch):
 
 
 def test_hub_has_digits_too(hub):
-    assert len(data.load("digits", Path("hub")).train) == 1442
+    assert len(data.load_dataset("digits", Path("hub")).train) == 1442

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from fedsieve.data import NAMES, load, partition, root_from, status
+from fedsieve.data import NAMES, dataset_status, load_dataset, partition, root_from
 from fedsieve.data.femnist import unseen_writers
 from fedsieve.data.speech_commands import which_set
 
@@ -21,9 +21,9 @@ def _cache(tmp_path_factory):
 
 
 def real(name: str):
-    if ROOT is None or status(name, ROOT).startswith("not found"):
+    if ROOT is None or dataset_status(name, ROOT).startswith("not found"):
         pytest.skip(f"no {name} under FEDSIEVE_DATA")
-    return load(name, ROOT)
+    return load_dataset(name, ROOT)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def real(name: str):
 def test_sizes(name, train, test):
     found = real(name)
     assert (len(found.train), len(found.test)) == (train, test)
-    again = load(name, ROOT)
+    again = load_dataset(name, ROOT)
     assert torch.equal(again.train.x, found.train.x)
 
 
@@ -81,4 +81,4 @@ def test_which_set_agrees_with_the_official_lists():
 
 
 def test_all_names_have_a_line():
-    assert all("\n" not in status(name, ROOT) for name in NAMES)
+    assert all("\n" not in dataset_status(name, ROOT) for name in NAMES)

@@ -54,8 +54,8 @@ def test_speech_commands_public_folders(tmp_path, inside):
     refuses("speech_commands", tmp_path, "_background_noise_", "missing", "speech_commands_v0.02.tar.gz")
     (folder / "_background_noise_").mkdir()
     soundfile.write(folder / "_background_noise_" / "hum.wav", tone(20), 16_000)
-    found = data.load("speech_commands", tmp_path)
-    assert data.status("speech_commands", tmp_path) == f"{folder}: public wav folders"
+    found = data.load_dataset("speech_commands", tmp_path)
+    assert data.dataset_status("speech_commands", tmp_path) == f"{folder}: public wav folders"
     # 10 and 5 speakers x 3 words, and a tenth as much silence; bed is unknown; the validation speaker is left out.
     assert found.train.y.bincount(minlength=12).tolist() == [10] + [0] * 8 + [10, 3, 10]
     assert found.test.y.bincount(minlength=12).tolist() == [5] + [0] * 8 + [5, 1, 5]
@@ -81,7 +81,7 @@ def test_speech_commands_ogg_with_index(tmp_path):
     (folder / "index.csv").write_text("\n".join([header, *lines]))
     for name, seconds in (("yes", 5), ("_unknown_", 5), ("_silence_", 20)):
         soundfile.write(folder / f"{name}.ogg", tone(seconds), 16_000)
-    found = data.load("speech_commands", tmp_path)
+    found = data.load_dataset("speech_commands", tmp_path)
     silent = [int(hashlib.sha1(f"fold:{i}.wav".encode()).hexdigest(), 16) % 5 == 4 for i in range(20)]
     assert found.train.y.bincount(minlength=12).tolist() == [4] + [0] * 9 + [20 - sum(silent), 4]
     assert found.test.y.bincount(minlength=12).tolist() == [1] + [0] * 9 + [sum(silent), 1]

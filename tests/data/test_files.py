@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsieve import InputError
-from fedsieve.data.storage import append, read, read_json, remove_leftovers, replacing, write
+from fedsieve.data.storage import append, read_file, read_json, remove_leftovers, replacing, write
 from fedsieve.flower.app.local_data import _file
 
 SURPRISES = [
@@ -90,10 +90,10 @@ def test_what_is_no_file_is_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, why in (("", "Is a directory"), ("pipe", "Not a regular file"), ("n" * 300, "File name too long")):
         with pytest.raises(InputError, match=rf"cannot be read \({why}\): do this"):
-            read(tmp_path / name, "do this")
-    assert read(tmp_path / "absent") is None
+            read_file(tmp_path / name, "do this")
+    assert read_file(tmp_path / "absent") is None
     (tmp_path / "a.json").write_text(json.dumps({"a\u2028b": 1}, ensure_ascii=False))
-    assert read(tmp_path / "a.json/absent") is None
+    assert read_file(tmp_path / "a.json/absent") is None
     assert read_json(tmp_path / "a.json") == {"a\u2028b": 1}
 
 

@@ -220,7 +220,7 @@ def test_recordings_give_the_features_of_speech_commands(tmp_path: Path) -> None
 
 def test_the_likeliest_classes_come_first_with_softmax_probabilities() -> None:
     model = make()
-    x = digits.load().test.x[:5]
+    x = digits.load_digits().test.x[:5]
     inputs = Inputs(list("abcde"), lambda i, j: x[i:j])
     for top in (1, 3, 50):
         found = list(predictions(model, inputs, model.model, batch=2, top=top))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from fedsieve.data import NAMES, status
+from fedsieve.data import NAMES, dataset_status
 from fedsieve.methods import METHODS
 from fedsieve.recipes import recipes
 from fedsieve.recipes.papers import published
@@ -58,7 +58,7 @@ def entries(part: str, data: Path | None) -> dict[str, str]:
     if part == "recipes":
         return {name: _first(make) for name, make in recipes().items()}
     if part == "datasets":
-        return {name: escape(status(name, data)) for name in NAMES}
+        return {name: escape(dataset_status(name, data)) for name in NAMES}
     return ENGINES
 
 

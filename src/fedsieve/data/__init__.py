@@ -1,41 +1,26 @@
 """Datasets: a name and a folder become tensors.
 
-``load("cifar10", root_from(None))`` is all that a run needs; ``partition`` then says who holds what.
+``load_dataset("cifar10", root_from(None))`` is all that a run needs; ``partition`` then says who holds what.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from fedsieve.data import cifar10, digits, femnist, hub, mnist, speech_commands
+from fedsieve.data import digits, hub
+from fedsieve.data.cifar10 import Cifar10
 from fedsieve.data.dataset import Dataset
+from fedsieve.data.femnist import Femnist
+from fedsieve.data.mnist import Mnist
+from fedsieve.data.source import Source
+from fedsieve.data.speech_commands import SpeechCommands
 from fedsieve.types import InputError
 
-__all__ = ["NAMES", "Dataset", "load", "root_from", "status"]
+__all__ = ["NAMES", "Dataset", "dataset_status", "load_dataset", "root_from"]
 
-
-class _Source(NamedTuple):
-    """A dataset that users download: how to get it, which form a folder holds, and how to read it."""
-
-    how: str
-    form: Callable[[Path], str | None]
-    load: Callable[[Path], Dataset]
-    folders: tuple[str, ...]
-    """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
-
-
-_SOURCES = {
-    "mnist": _Source(mnist.HOW, mnist.form, mnist.load, mnist.FOLDERS),
-    "cifar10": _Source(cifar10.HOW, cifar10.form, cifar10.load, cifar10.FOLDERS),
-    "femnist": _Source(femnist.HOW, femnist.form, femnist.load, femnist.FOLDERS),
-    "speech_commands": _Source(
-        speech_commands.HOW, speech_commands.form, speech_commands.load, speech_commands.FOLDERS
-    ),
-}
-NAMES = ("digits", *_SOURCES)
+SOURCES: dict[str, Source] = {source.name: source for source in (Mnist(), Cifar10(), Femnist(), SpeechCommands())}
+NAMES = ("digits", *SOURCES)
 
 
 def root_from(data: str | None) -> Path | None:
@@ -49,37 +34,23 @@ def root_from(data: str | None) -> Path | None:
         raise InputError(f"{chosen}: no such home folder is known: write the whole path") from None
 
 
-def load(name: str, root: Path | None) -> Dataset:
+def load_dataset(name: str, root: Path | None) -> Dataset:
     """Return a dataset from ``root/name/``, or from where other tools unpack it; digits need no root.
 
     Raises InputError in one line that says what to do.
     """
     _check(name)
     if name == "digits":
-        return digits.load()
-    if root == hub.ROOT:
-        return hub.load(name)
-    if root is None:
-        raise InputError(f"{name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {_SOURCES[name].how}")
-    return _SOURCES[name].load(_folder(name, root))
+        return digits.load_digits()
+    return hub.load_from_hub(SOURCES[name]) if root == hub.ROOT else SOURCES[name].load(root)
 
 
-def status(name: str, root: Path | None) -> str:
+def dataset_status(name: str, root: Path | None) -> str:
     """Return in one line where a dataset is and in which form, or how to get it; reads nothing."""
     _check(name)
     if name == "digits":
         return "comes with FedSieve"
-    if root == hub.ROOT:
-        return hub.status(name)
-    form = _SOURCES[name].form(folder := _folder(name, root)) if root else None
-    return f"{folder}: {form}" if form else f"not found: {_SOURCES[name].how}"
-
-
-def _folder(name: str, root: Path) -> Path:
-    """Return the folder that holds a dataset: ``root/name``, or the first of the others that does."""
-    source = _SOURCES[name]
-    others = [place / inner for place in (root / name, root) for inner in source.folders]
-    return next((folder for folder in (root / name, *others) if source.form(folder)), root / name)
+    return hub.hub_status(name) if root == hub.ROOT else SOURCES[name].status(root)
 
 
 def _check(name: str) -> None:

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
-from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.downloads import UNREADABLE, damaged, fingerprint, md5, missing, read
+from fedsieve.data.dataset import Arrays
+from fedsieve.data.downloads import UNREADABLE, damaged, digest_of_files, md5, missing, read_download
+from fedsieve.data.source import Source
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
 MD5 = {
     "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
@@ -43,39 +43,39 @@ PYTHON_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
-"""As torchvision, or tar, unpacks the archives."""
 WEBP_TEST_MD5 = "4fd89b928a74095080b56355876466c0"
 """Of the WebP form's test batch, in which 20 images (19 ships, 1 horse) come from JPEG copies."""
 
 
-def form(folder: Path) -> str | None:
-    """Return what ``folder`` holds, or None."""
-    if (folder / "data_batch_1.bin").is_file():
-        return "binary version"
-    if (folder / "data_batch_1").is_file():
-        return "python version"
-    return "WebP sheets" if (folder / "data_batch_1.webp").is_file() else None
+class Cifar10(Source):
+    """CIFAR-10, uint8 [n, 3, 32, 32] in red, green, blue, every channel normalised to -1..1."""
 
+    name, instructions = "cifar10", HOW
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    folders = ("cifar-10-batches-bin", "cifar-10-batches-py")  # as torchvision, or tar, unpacks the archives
+    mean, std = 0.5, 0.5
 
-def load(folder: Path) -> Dataset:
-    """Return CIFAR-10, uint8 [n, 3, 32, 32] in red, green, blue."""
-    match form(folder):
-        case "binary version":
-            return dataset(_arrays({name: _binary(folder / f"{name}.bin", MD5[name]) for name in MD5}))
-        case "python version":
-            return dataset(_arrays({name: _pickled(folder / name, PYTHON_MD5[name]) for name in MD5}))
-        case "WebP sheets":
-            sheets = [*folder.glob("*.webp"), folder / "labels.npz"]
-            if not sheets[-1].is_file():
-                raise missing(sheets[-1], HOW)
-            return dataset(cached_arrays(f"cifar10/{fingerprint(sheets)}", lambda: _arrays(_sheets(folder))))
-    raise missing(folder / "cifar-10-batches-bin" / "data_batch_1.bin", HOW)
+    def form(self, folder: Path) -> str | None:
+        """Return "binary version", "python version", "WebP sheets" or None."""
+        if (folder / "data_batch_1.bin").is_file():
+            return "binary version"
+        if (folder / "data_batch_1").is_file():
+            return "python version"
+        return "WebP sheets" if (folder / "data_batch_1.webp").is_file() else None
 
-
-def dataset(arrays: Arrays) -> Dataset:
-    """Return the dataset, every channel normalised to -1..1."""
-    return assemble("cifar10", arrays, CLASSES, mean=0.5, std=0.5)
+    def read(self, folder: Path) -> Arrays:
+        """Return the arrays of the six batches, whichever form they have."""
+        match self.form(folder):
+            case "binary version":
+                return _arrays({name: _binary(folder / f"{name}.bin", MD5[name]) for name in MD5})
+            case "python version":
+                return _arrays({name: _pickled(folder / name, PYTHON_MD5[name]) for name in MD5})
+            case "WebP sheets":
+                sheets = [*folder.glob("*.webp"), folder / "labels.npz"]
+                if not sheets[-1].is_file():
+                    raise missing(sheets[-1], HOW)
+                return cached_arrays(f"cifar10/{digest_of_files(sheets)}", lambda: _arrays(_sheets(folder)))
+        raise missing(folder / "cifar-10-batches-bin" / "data_batch_1.bin", HOW)
 
 
 def _arrays(batches: dict[str, NDArray[np.uint8]]) -> Arrays:
@@ -90,7 +90,7 @@ def _arrays(batches: dict[str, NDArray[np.uint8]]) -> Arrays:
 
 
 def _binary(path: Path, md5_: str) -> NDArray[np.uint8]:
-    return np.frombuffer(bytearray(read(path, HOW, [md5_])), np.uint8).reshape(-1, 3073)
+    return np.frombuffer(bytearray(read_download(path, HOW, [md5_])), np.uint8).reshape(-1, 3073)
 
 
 def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
@@ -98,7 +98,7 @@ def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
     labels, images, name = list[int](), b"", ""
     try:
         value: Any
-        for opcode, value, _ in genops(read(path, HOW, [md5_])):
+        for opcode, value, _ in genops(read_download(path, HOW, [md5_])):
             if opcode.name == "BININT1" and name == "labels":
                 labels.append(value)
             elif opcode.name == "BINSTRING":
@@ -115,7 +115,7 @@ def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
 
 def _sheets(folder: Path) -> dict[str, NDArray[np.uint8]]:
     try:
-        with np.load(BytesIO(read(folder / "labels.npz", HOW)), allow_pickle=False) as labels:
+        with np.load(BytesIO(read_download(folder / "labels.npz", HOW)), allow_pickle=False) as labels:
             train, test = labels["train"], labels["test"]
     except UNREADABLE as error:
         raise damaged(folder / "labels.npz", str(error), HOW) from None
@@ -127,7 +127,7 @@ def _sheet(path: Path, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the binary version's rows [n, 3073] of one sheet: image i is the tile at row i // columns, i % columns."""
     from PIL import Image, UnidentifiedImageError
 
-    contents = BytesIO(read(path, HOW))
+    contents = BytesIO(read_download(path, HOW))
     try:
         with Image.open(contents) as image:
             sheet = np.asarray(image.convert("RGB"))

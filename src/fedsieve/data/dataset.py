@@ -38,7 +38,7 @@ class Dataset:
     def __post_init__(self) -> None:
         for part in ("train", "test"):
             if not isinstance(given := getattr(self, part), Data):
-                raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {kind(given)}")
+                raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {type_name(given)}")
         object.__setattr__(self, "classes", _names(self.name, self.classes))
         if self.group is not None:
             try:
@@ -71,7 +71,7 @@ class Dataset:
         return bare
 
 
-def kind(thing: object) -> str:
+def type_name(thing: object) -> str:
     """Return what a user gave, in a word."""
     return thing.__name__ if isinstance(thing, type) else type(thing).__name__
 

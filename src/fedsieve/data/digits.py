@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("digits.npz")
 CLASSES = tuple("0123456789")
 
 
-def load() -> Dataset:
+def load_digits() -> Dataset:
     """Return the digits, float32 [n, 1, 8, 8] in 0..1 (the file's grey levels are 0..16)."""
     with np.load(FILE, allow_pickle=False) as file:
         x, y = (file["x"].astype(np.float32) / 16).reshape(-1, 1, 8, 8), file["y"].astype(np.int64)

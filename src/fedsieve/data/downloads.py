@@ -34,7 +34,7 @@ def damaged(path: Path, why: str, how: str) -> InputError:
     return InputError(f"{path} is damaged ({' '.join(why.split())}): delete it and {how}")
 
 
-def read(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
+def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
     """Return the contents of a file after checking them.
 
     They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
@@ -60,7 +60,7 @@ def md5(contents: bytes) -> str:
     return hashlib.md5(contents, usedforsecurity=False).hexdigest()
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
+def digest_of_files(paths: Iterable[Path]) -> str:
     """Return a hash of the files' names, sizes and times: what the cache goes by to notice a change."""
     digest = hashlib.sha256()
     for path in sorted(paths):

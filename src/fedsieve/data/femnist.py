@@ -22,13 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
-from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.downloads import UNREADABLE, damaged, fingerprint, missing, read
+from fedsieve.data.dataset import Arrays
+from fedsieve.data.downloads import UNREADABLE, damaged, digest_of_files, missing, read_download
+from fedsieve.data.source import Source
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-FOLDERS = ("data",)
-"""In a clone of LEAF, whose own folder ``data`` is then the root."""
 SUBSET = "femnist_leaf_subset.npz"
 HOW = (
     "in a clone of https://github.com/TalwalkarLab/leaf run data/femnist/preprocess.sh -s niid --sf 0.05 -k 0 -t sample"
@@ -36,21 +35,26 @@ HOW = (
 )
 
 
-def form(folder: Path) -> str | None:
-    """Return what ``folder`` holds, or None."""
-    if (folder / SUBSET).is_file():
-        return f"npz subset of LEAF ({SUBSET})"
-    return "LEAF json" if _leaf_files(folder, "train") else None
+class Femnist(Source):
+    """FEMNIST, uint8 [n, 1, 28, 28], in 0..1 as LEAF has it, owned by writers."""
 
+    name, classes, instructions = "femnist", CLASSES, HOW
+    folders = ("data",)  # in a clone of LEAF, whose own folder data is then the root
 
-def load(folder: Path) -> Dataset:
-    """Return FEMNIST, uint8 [n, 1, 28, 28], owned by writers."""
-    if (folder / SUBSET).is_file():
-        return dataset(_subset(folder))
-    train, test = (_leaf_files(folder, part) for part in ("train", "test"))
-    if not train or not test:
-        raise missing(folder / ("test" if train else "train") / "all_data_0_....json", HOW)
-    return dataset(cached_arrays(f"femnist/{fingerprint(train + test)}", lambda: _leaf(train, test)))
+    def form(self, folder: Path) -> str | None:
+        """Return the npz subset's name, "LEAF json" or None."""
+        if (folder / SUBSET).is_file():
+            return f"npz subset of LEAF ({SUBSET})"
+        return "LEAF json" if _leaf_files(folder, "train") else None
+
+    def read(self, folder: Path) -> Arrays:
+        """Return the arrays of the npz subset, else of LEAF's json."""
+        if (folder / SUBSET).is_file():
+            return _subset(folder)
+        train, test = (_leaf_files(folder, part) for part in ("train", "test"))
+        if not train or not test:
+            raise missing(folder / ("test" if train else "train") / "all_data_0_....json", HOW)
+        return cached_arrays(f"femnist/{digest_of_files(train + test)}", lambda: _leaf(train, test))
 
 
 def unseen_writers(root: Path | None) -> Data:
@@ -60,11 +64,6 @@ def unseen_writers(root: Path | None) -> Data:
     table = _table(root / "femnist" / SUBSET)
     unseen = table["split"] == 2
     return Data(torch.from_numpy(table["X"][unseen]), torch.from_numpy(table["y"][unseen].astype(np.int64)))
-
-
-def dataset(arrays: Arrays) -> Dataset:
-    """Return the dataset, in 0..1 as LEAF has it."""
-    return assemble("femnist", arrays, CLASSES)
 
 
 def _subset(folder: Path) -> Arrays:
@@ -77,7 +76,7 @@ def _subset(folder: Path) -> Arrays:
 
 def _table(path: Path) -> Arrays:
     try:
-        with np.load(BytesIO(read(path, HOW)), allow_pickle=False) as file:
+        with np.load(BytesIO(read_download(path, HOW)), allow_pickle=False) as file:
             table = dict(file)
             return table | {"X": table["X"][:, None]}
     except UNREADABLE as error:
@@ -104,7 +103,7 @@ def _leaf_part(files: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.uint8],
 
 def _leaf_file(path: Path) -> list[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
     """Return every writer's images and labels; a file holds {"user_data": {writer: {"x": [[784]], "y": []}}}."""
-    contents = read(path, HOW)
+    contents = read_download(path, HOW)
     try:
         users = json.loads(contents)["user_data"].items()
         owned = [(writer, _leaf_samples(samples["x"], samples["y"])) for writer, samples in users]

@@ -14,36 +14,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsieve.data import cifar10, femnist, mnist
 from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset
 from fedsieve.data.downloads import package
 from fedsieve.data.partition import by_group, hold_out
+from fedsieve.data.source import Source
 from fedsieve.types import InputError
 
 ROOT = Path("hub")
 """What ``--data hub`` becomes."""
 
 
-class _Source(NamedTuple):
-    """A repository, how its splits are read, and what is made of the arrays."""
+class Repository(NamedTuple):
+    """A repository of the hub, and how its splits are read."""
 
-    repository: str
+    path: str
     read: Callable[[Any], Arrays]
-    dataset: Callable[[Arrays], Dataset]
 
 
-def status(name: str) -> str:
+def hub_status(name: str) -> str:
     """Return in one line where a dataset is read from, or that it is not."""
-    return f"huggingface.co/datasets/{_SOURCES[name].repository}" if name in _SOURCES else _refusal(name)
+    return f"huggingface.co/datasets/{REPOSITORIES[name].path}" if name in REPOSITORIES else _refusal(name)
 
 
-def load(name: str) -> Dataset:
-    """Return a dataset read through the ``datasets`` package, then kept in the cache."""
-    if name not in _SOURCES:
+def load_from_hub(source: Source) -> Dataset:
+    """Return a dataset read through the ``datasets`` package, then kept in the cache. Raises InputError."""
+    name = source.name
+    if name not in REPOSITORIES:
         raise InputError(_refusal(name))
-    source = _SOURCES[name]
-    return source.dataset(cached_arrays(f"{name}/hub", lambda: source.read(_download(source.repository))))
+    path, read = REPOSITORIES[name]
+    return source.dataset(cached_arrays(f"{name}/hub", lambda: read(_download(path))))
 
 
 def _refusal(name: str) -> str:
@@ -80,8 +80,8 @@ def _femnist(splits: Any) -> Arrays:
     return images | {"group": group[train], "groups": groups}
 
 
-_SOURCES = {
-    "mnist": _Source("ylecun/mnist", partial(_images, image="image", mode="L"), mnist.dataset),
-    "cifar10": _Source("uoft-cs/cifar10", partial(_images, image="img", mode="RGB"), cifar10.dataset),
-    "femnist": _Source("flwrlabs/femnist", _femnist, femnist.dataset),
+REPOSITORIES = {
+    "mnist": Repository("ylecun/mnist", partial(_images, image="image", mode="L")),
+    "cifar10": Repository("uoft-cs/cifar10", partial(_images, image="img", mode="RGB")),
+    "femnist": Repository("flwrlabs/femnist", _femnist),
 }

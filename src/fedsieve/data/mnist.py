@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.downloads import missing, read
+from fedsieve.data.dataset import Arrays
+from fedsieve.data.downloads import missing, read_download
+from fedsieve.data.source import Source
 
-CLASSES = tuple("0123456789")
 HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"
-FOLDERS = ("MNIST/raw",)
-"""As torchvision unpacks it."""
 MD5 = {  # as published, gzipped; and of what is inside
     "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -27,31 +25,36 @@ MD5 = {  # as published, gzipped; and of what is inside
 }
 
 
-def form(folder: Path) -> str | None:
-    """Return what ``folder`` holds, or None."""
-    name = "train-images-idx3-ubyte"
-    return "idx.gz files" if (folder / f"{name}.gz").is_file() else "idx files" if (folder / name).is_file() else None
+class Mnist(Source):
+    """MNIST, uint8 [n, 1, 28, 28], normalised by the training set's mean and standard deviation."""
 
+    name, classes, instructions = "mnist", tuple("0123456789"), HOW
+    folders = ("MNIST/raw",)  # as torchvision unpacks it
+    mean, std = 0.1307, 0.3081
 
-def load(folder: Path) -> Dataset:
-    """Return MNIST, uint8 [n, 1, 28, 28]."""
-    if form(folder) is None:
-        raise missing(folder / "train-images-idx3-ubyte.gz", HOW)
-    part = {"train": "train", "test": "t10k"}
-    images = {f"{name}_x": _idx(folder, f"{file}-images-idx3-ubyte")[:, None] for name, file in part.items()}
-    labels = {f"{name}_y": _idx(folder, f"{file}-labels-idx1-ubyte") for name, file in part.items()}
-    return dataset(images | labels)
+    def form(self, folder: Path) -> str | None:
+        """Return "idx.gz files", "idx files" or None."""
+        name = folder / "train-images-idx3-ubyte"
+        return "idx.gz files" if name.with_suffix(".gz").is_file() else "idx files" if name.is_file() else None
 
-
-def dataset(arrays: Arrays) -> Dataset:
-    """Return the dataset, normalised by the training set's mean and standard deviation."""
-    return assemble("mnist", arrays, CLASSES, mean=0.1307, std=0.3081)
+    def read(self, folder: Path) -> Arrays:
+        """Return the arrays of the four files."""
+        if self.form(folder) is None:
+            raise missing(folder / "train-images-idx3-ubyte.gz", HOW)
+        part = {"train": "train", "test": "t10k"}
+        images = {f"{name}_x": _idx(folder, f"{file}-images-idx3-ubyte")[:, None] for name, file in part.items()}
+        labels = {f"{name}_y": _idx(folder, f"{file}-labels-idx1-ubyte") for name, file in part.items()}
+        return images | labels
 
 
 def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
     """Return the array of an idx file: two zeros, 8 for uint8, the rank, the sizes (big-endian uint32), the numbers."""
     packed = folder / f"{name}.gz"
     gzipped, plain = MD5[name]
-    contents = gzip.decompress(read(packed, HOW, [gzipped])) if packed.is_file() else read(folder / name, HOW, [plain])
+    contents = (
+        gzip.decompress(read_download(packed, HOW, [gzipped]))
+        if packed.is_file()
+        else read_download(folder / name, HOW, [plain])
+    )
     shape = np.frombuffer(contents, ">u4", count=contents[3], offset=4)
     return np.frombuffer(bytearray(contents), np.uint8, offset=4 + 4 * len(shape)).reshape(shape)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsieve.data.cache import cached_arrays
-from fedsieve.data.dataset import Arrays, Dataset, kind
+from fedsieve.data.dataset import Arrays, Dataset, type_name
 from fedsieve.types import InputError, rng
 
 ALPHA_MIN = 1e-6
@@ -37,7 +37,7 @@ class Indices:
     def of(cls, given: object) -> Indices:
         """Return the indices in a list, one entry a client: tensors, arrays or lists. Raises InputError."""
         if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-            raise InputError(f"partition: a list of indices for each client is needed, got {kind(given)}")
+            raise InputError(f"partition: a list of indices for each client is needed, got {type_name(given)}")
         return cls(tuple(_shard(client, shard) for client, shard in enumerate(given)))
 
     @cached_property

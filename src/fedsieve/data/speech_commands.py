@@ -34,14 +34,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.cache import cached_arrays
-from fedsieve.data.dataset import Arrays, Dataset, assemble
-from fedsieve.data.downloads import damaged, fingerprint, missing, package, read
+from fedsieve.data.dataset import Arrays
+from fedsieve.data.downloads import damaged, digest_of_files, missing, package, read_download
+from fedsieve.data.source import Source
 from fedsieve.types import InputError
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
 HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"
-FOLDERS = tuple(f"{above}speech_commands_v0.0{n}" for above in ("SpeechCommands/", "") for n in (2, 1))
-"""As torchaudio unpacks it."""
 NOISE = "_background_noise_"
 RATE = 16_000
 COLUMNS = {"file", "start", "samples", "word", "clip", "speaker", "fold"}
@@ -69,24 +68,31 @@ class _Part(NamedTuple):
     clip: Clip
 
 
-def form(folder: Path) -> str | None:
-    """Return what ``folder`` holds, or None."""
-    if (folder / "index.csv").is_file():
-        return "index.csv and Ogg files"
-    return "public wav folders" if (folder / CLASSES[0]).is_dir() else None
+class SpeechCommands(Source):
+    """The words, float32 [n, 1, 32, 32], owned by speakers, normalised by the training set's mean and std."""
 
+    name, classes, instructions = "speech_commands", CLASSES, HOW
+    folders = tuple(  # as torchaudio unpacks it
+        f"{above}speech_commands_v0.0{n}" for above in ("SpeechCommands/", "") for n in (2, 1)
+    )
 
-def load(folder: Path) -> Dataset:
-    """Return the words, float32 [n, 1, 32, 32], owned by speakers, normalised by the training set's mean and std."""
-    match form(folder):
-        case "index.csv and Ogg files":
-            files, clips = [folder / "index.csv", *folder.glob("*.ogg")], _subset(folder)
-        case "public wav folders":
-            files, clips = list(folder.glob("*/*.wav")), _public(folder)
-        case _:
-            raise missing(folder / CLASSES[0], HOW)
-    arrays = cached_arrays(f"speech_commands/mfcc 32 64 1024 512/{fingerprint(files)}", lambda: features(clips))
-    return assemble("speech_commands", arrays, CLASSES, *map(float, arrays["scale"]))
+    def form(self, folder: Path) -> str | None:
+        """Return "index.csv and Ogg files", "public wav folders" or None."""
+        if (folder / "index.csv").is_file():
+            return "index.csv and Ogg files"
+        return "public wav folders" if (folder / CLASSES[0]).is_dir() else None
+
+    def read(self, folder: Path) -> Arrays:
+        """Return the features of all clips, worked out once and then kept in the cache."""
+        match self.form(folder):
+            case "index.csv and Ogg files":
+                files, clips = [folder / "index.csv", *folder.glob("*.ogg")], _subset(folder)
+            case "public wav folders":
+                files, clips = list(folder.glob("*/*.wav")), _public(folder)
+            case _:
+                raise missing(folder / CLASSES[0], HOW)
+        key = f"speech_commands/mfcc 32 64 1024 512/{digest_of_files(files)}"
+        return cached_arrays(key, lambda: features(clips))
 
 
 def which_set(name: str) -> str:
@@ -153,7 +159,7 @@ def _subset(folder: Path) -> Iterator[tuple[Clip, Audio]]:
 
 
 def _index(path: Path) -> list[_Part]:
-    contents = read(path, HOW)
+    contents = read_download(path, HOW)
     try:
         table = csv.DictReader(contents.decode().splitlines(), strict=True)
         if lacking := COLUMNS - set(table.fieldnames or ()):
@@ -202,7 +208,7 @@ def _silence(
 def _audio(path: Path) -> Audio:
     soundfile = package("soundfile", "speech")
     try:
-        audio, rate = soundfile.read(BytesIO(read(path, HOW)), dtype="float32")
+        audio, rate = soundfile.read(BytesIO(read_download(path, HOW)), dtype="float32")
     except soundfile.LibsndfileError as error:
         raise damaged(path, str(error), HOW) from None
     if rate != RATE or audio.ndim != 1:

@@ -76,7 +76,7 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read(path: Path, remedy: str = LEAVE_OUT) -> bytes | None:
+def read_file(path: Path, remedy: str = LEAVE_OUT) -> bytes | None:
     """Return what a regular file holds, None where there is nothing. Raises InputError, which ends in ``remedy``."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
@@ -103,7 +103,7 @@ def regular(path: Path) -> Path:
 
 def read_json(path: Path, remedy: str = LEAVE_OUT) -> dict[str, Any] | None:
     """Return the object that a JSON file holds, None where there is no file. Raises InputError."""
-    content = read(path, remedy)
+    content = read_file(path, remedy)
     return None if content is None else object_of(content, str(path), remedy)
 
 

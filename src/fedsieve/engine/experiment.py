@@ -15,7 +15,7 @@ from fedsieve.client.flops import SIZES
 from fedsieve.client.models import MODELS, truncated_normal_
 from fedsieve.client.training import crop_flip
 from fedsieve.data import Dataset
-from fedsieve.data.dataset import kind
+from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition, hold_out
 from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_parts, given_model, shares
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
@@ -54,9 +54,11 @@ class Task:
         if isinstance(self.model, str) and self.model not in MODELS:
             raise InputError(f"unknown model {self.model!r}; the models are {', '.join(MODELS)}")
         if not isinstance(self.model, str) and not callable(self.model):
-            raise InputError(f"task.model must be a name, a module, or a function that gives one: {kind(self.model)}")
+            raise InputError(
+                f"task.model must be a name, a module, or a function that gives one: {type_name(self.model)}"
+            )
         if not isinstance(self.dataset, str | Dataset) and not callable(self.dataset):
-            raise InputError(f"task.dataset {NO_DATASET.format(kind(self.dataset))}")
+            raise InputError(f"task.dataset {NO_DATASET.format(type_name(self.dataset))}")
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
@@ -121,7 +123,11 @@ class Run:
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task) or isinstance(self.method, type):
-            wrong = "a Task" if not isinstance(self.task, Task) else f"{kind(self.method)}(), not {kind(self.method)}"
+            wrong = (
+                "a Task"
+                if not isinstance(self.task, Task)
+                else f"{type_name(self.method)}(), not {type_name(self.method)}"
+            )
             raise InputError(f"Run(method, task, ...) needs {wrong}")
         check_fields("", self)
         for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from fedsieve.client.cost import Work
 from fedsieve.client.training import load_, params_of, train_
-from fedsieve.data import Dataset, load, root_from
-from fedsieve.data.dataset import kind
+from fedsieve.data import Dataset, load_dataset, root_from
+from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import partition
 from fedsieve.engine.experiment import Federation, Run, Task
 from fedsieve.engine.measures import check_measures
@@ -42,7 +42,7 @@ def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] 
 def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
     """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
     root = root_from(data) if isinstance(data, str) else data
-    return load(task.dataset, root) if isinstance(task.dataset, str) else given_dataset(task.dataset)
+    return load_dataset(task.dataset, root) if isinstance(task.dataset, str) else given_dataset(task.dataset)
 
 
 def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
@@ -86,7 +86,7 @@ def check_model(federation: Federation) -> None:
     what = (
         named
         if isinstance(named, str)
-        else kind(named)
+        else type_name(named)
         if isinstance(named, nn.Module)
         else getattr(named, "__name__", "of yours")
     )
@@ -99,7 +99,9 @@ def check_model(federation: Federation) -> None:
     x, _ = dataset.train.batch(slice(0, 2))
     logits = _logits(model, x, f"{fits}: given examples")
     if not isinstance(logits, Tensor):
-        raise InputError(f"{fits}: it returns {kind(logits)}, where the logits alone are needed, a tensor [n, classes]")
+        raise InputError(
+            f"{fits}: it returns {type_name(logits)}, where the logits alone are needed, a tensor [n, classes]"
+        )
     if logits.shape != (len(x), len(dataset.classes)):
         raise InputError(
             f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
@@ -182,9 +184,9 @@ def check_method(federation: Federation, state: Any) -> None:
     """Raise InputError unless a method gives the state, the model and the number that are asked of it."""
     method = federation.run.method
     if not isinstance(getattr(state, "params", None), Mapping):
-        raise InputError(f"{method.name}: init must return a dataclass of tensors with params, got {kind(state)}")
+        raise InputError(f"{method.name}: init must return a dataclass of tensors with params, got {type_name(state)}")
     if not isinstance(model := method.deploy(state), Mapping):
-        raise InputError(f"{method.name}: deploy must return the model's parameters by name, got {kind(model)}")
+        raise InputError(f"{method.name}: deploy must return the model's parameters by name, got {type_name(model)}")
     size: object = method.paper_bytes(federation.model())
     if size is not None and not isinstance(size, int | float):
         raise InputError(f"{method.name}: paper_bytes must return a number, or None, got {size!r}")

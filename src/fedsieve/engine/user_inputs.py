@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.data import Dataset
-from fedsieve.data.dataset import kind
+from fedsieve.data.dataset import type_name
 from fedsieve.sparse.policy import computed
 from fedsieve.types import InputError
 
@@ -46,7 +46,7 @@ def check_fields(where: str, holder: object) -> None:
 def check_parts(method: Any) -> None:
     """Raise InputError unless a method has all its functions, and numbers where they are needed."""
     if lacking := [name for name in METHOD if not hasattr(method, name)]:
-        said = f"{kind(method)} has no {lacking[0]}"
+        said = f"{type_name(method)} has no {lacking[0]}"
         raise InputError(f"Run(method, task, ...) needs a method: {said}: docs/how-to/method.md")
     if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
         check_fields("method", method)
@@ -68,7 +68,7 @@ def given_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
     """Return a user's dataset, itself or what its function gives. Raises InputError."""
     dataset: object = own if isinstance(own, Dataset) else _called("dataset", own)
     if not isinstance(dataset, Dataset):
-        raise InputError(f"task.dataset {NO_DATASET.format(kind(dataset))}")
+        raise InputError(f"task.dataset {NO_DATASET.format(type_name(dataset))}")
     return dataset
 
 
@@ -76,7 +76,7 @@ def given_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """Return a copy, on the CPU, of a user's model or of what its function gives. Raises InputError."""
     model: object = own if isinstance(own, nn.Module) else _called("model", own)
     if not isinstance(model, nn.Module):
-        raise InputError(f"task.model must give a torch.nn.Module, its function gives {kind(model)}")
+        raise InputError(f"task.model must give a torch.nn.Module, its function gives {type_name(model)}")
     _check_plain(model)
     try:
         return copy.deepcopy(model).to("cpu")
@@ -90,7 +90,7 @@ def _called(what: str, function: Callable[[], object]) -> object:
         inspect.signature(function).bind()
     except TypeError as error:
         raise InputError(
-            f"task.{what}: {kind(function)} needs arguments ({error}): give it without, such as functools.partial"
+            f"task.{what}: {type_name(function)} needs arguments ({error}): give it without, such as functools.partial"
         ) from None
     except ValueError:
         pass  # a builtin tells no signature
@@ -99,7 +99,7 @@ def _called(what: str, function: Callable[[], object]) -> object:
 
 def line(error: BaseException) -> str:
     """Return what an error of the user's own code says, in one line."""
-    return (str(error).splitlines() or [""])[0] or kind(error)
+    return (str(error).splitlines() or [""])[0] or type_name(error)
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -109,7 +109,7 @@ def _check_plain(model: nn.Module) -> None:
     compiled = hasattr(model, "_orig_mod")
     if compiled or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = "_orig_mod" if compiled else "module"
-        raise InputError(f"the model is wrapped ({kind(model)}): give what is inside, model.{inner}")
+        raise InputError(f"the model is wrapped ({type_name(model)}): give what is inside, model.{inner}")
     for path, module in model.named_modules():
         if attributes := [n for n, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
             what = f"layer {path} has no parameter {attributes[0]!r} of its own"

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.storage import object_of, read_json
-from fedsieve.data.storage import read as read_file
+from fedsieve.data.storage import object_of, read_file, read_json
 from fedsieve.types import InputError
 
 SMALLEST, LARGEST = 1e-30, 1e30

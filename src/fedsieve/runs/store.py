@@ -30,7 +30,7 @@ from safetensors.torch import save
 
 from fedsieve.data import Dataset
 from fedsieve.data.partition import counts
-from fedsieve.data.storage import append, is_leftover, object_of, read, remove_leftovers, write, write_json
+from fedsieve.data.storage import append, is_leftover, object_of, read_file, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round, Run
 from fedsieve.engine.loop import Start, rounds
 from fedsieve.engine.probe import of_both
@@ -125,7 +125,7 @@ def _check_checkpoint(out: Path, found: Mapping[str, str], wanted: Mapping[str, 
 def _lines(out: Path, count: int, digest: str | None) -> list[bytes]:
     """Return the first ``count`` lines of the rows, which have this hash; crashes may have left some few more."""
     path = out / ROWS
-    *lines, _ = (read(path, PUT_BACK) or b"").split(b"\n")
+    *lines, _ = (read_file(path, PUT_BACK) or b"").split(b"\n")
     if digest and _hash(lines[:count]).hexdigest() != digest:
         raise InputError(f"{path} is not as it was at the last checkpoint (rows are missing or changed): {PUT_BACK}")
     if len(lines) >= count + KEPT:
@@ -218,7 +218,7 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     Raises InputError.
     """
     path = out / ROWS
-    *lines, _ = (read(path, PUT_BACK) or b"").split(b"\n")
+    *lines, _ = (read_file(path, PUT_BACK) or b"").split(b"\n")
     rows = [object_of(line, f"{path} line {number}", PUT_BACK) for number, line in enumerate(lines, start=1)]
     for number, row in enumerate(rows, start=1):
         if type(row.get("round")) is not int:

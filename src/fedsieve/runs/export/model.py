@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
-from fedsieve.data import NAMES, Dataset, load, root_from
+from fedsieve.data import NAMES, Dataset, load_dataset, root_from
 from fedsieve.data.storage import read_json, regular
 from fedsieve.engine import Task
 from fedsieve.engine.experiment import first_examples
@@ -120,7 +120,7 @@ def _network(card: Card, recipe: str) -> nn.Module:
 def _dataset(told: dict[str, Any], trained_by: str, recipe: str, data: str | None) -> Dataset:
     name = told.get("dataset")
     if isinstance(name, str) and name in NAMES:
-        return load(name, root_from(data))
+        return load_dataset(name, root_from(data))
     return read_dataset(_own_task(told, "dataset", trained_by, recipe), data)
 
 
