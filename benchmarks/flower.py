@@ -43,7 +43,7 @@ from fedsieve.client.training import params_of
 from fedsieve.engine import Patience
 from fedsieve.engine.loop import rounds
 from fedsieve.flower import SparseGrid
-from fedsieve.flower.engine import Anywhere, carried
+from fedsieve.flower.engine import SimulatedNodes, grid_engine
 
 COUNTS = {"mnist_net": (3, 40), "resnet18": (1, 11)}
 """How many rounds warm up, and how many are measured."""
@@ -81,7 +81,7 @@ class Ways:
     def __init__(self, grid: Grid, model: str):
         federation = idle(model)
         self.grid, self.nodes, self.arrays = grid, sorted(grid.get_node_ids()), arrays_of(federation)
-        self.engine = rounds(federation, carried(grid, Anywhere(grid), Patience()))
+        self.engine = rounds(federation, grid_engine(grid, SimulatedNodes(grid), Patience()))
         plain = sum(len(array.data) for array in self.arrays.values())
         self.sizes = {"plain": (plain, plain), "plain_moved": (plain, plain)}
 

@@ -16,10 +16,10 @@ from fedsieve.engine import Patience
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Worker, rounds
 from fedsieve.engine.setup import open_run
-from fedsieve.flower.engine import Anywhere, carried, client_app, inline
-from fedsieve.flower.engine.client_memory import Shelf
+from fedsieve.flower.engine import SimulatedNodes, client_app, grid_engine, inline
+from fedsieve.flower.engine.client_memory import ClientMemory
 from fedsieve.flower.engine.in_memory import InlineGrid
-from fedsieve.flower.engine.nodes import Registered
+from fedsieve.flower.engine.nodes import SuperNodes
 from fedsieve.methods import FedAvg
 from fedsieve.server.robust import Fixed
 from fedsieve.types import InputError, flatten, rng
@@ -49,13 +49,13 @@ def tapped(engine: Engine, seen: list[tuple[int, bytes]]) -> Engine:
 def test_states_memories_and_letters_are_locals(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # a letter tells how long training took
     federation = open_run(tiny_run(METHODS[name], rounds=3))
-    letters = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
+    payloads = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
     runs = [
-        [*rounds(federation, tapped(engine, seen))] for engine, seen in zip((local(), inline()), letters, strict=True)
+        [*rounds(federation, tapped(engine, seen))] for engine, seen in zip((local(), inline()), payloads, strict=True)
     ]
     for one, other in zip(*runs, strict=True):
         assert_same(one, other)
-    assert letters[0] == letters[1]
+    assert payloads[0] == payloads[1]
 
 
 def assert_same(one: Round, other: Round) -> None:
@@ -72,12 +72,12 @@ Faults = dict[tuple[int, int], str]
 def faulty(federation: Federation, faults: Faults, asked: list[tuple[int, int]], nodes: int = 1) -> InlineGrid:
     """Return a grid whose clients fail in the rounds given, each once a fault."""
     worker = Worker(federation)
-    sound = client_app(lambda place: worker)
+    sound = client_app(lambda node: worker)
 
     class Faulty(ClientApp):
         def __call__(self, message: Message, context: Context) -> Message:
-            order = message.content["order"]
-            who = int(order["round"]), int(order["client"])  # type: ignore[call-overload]
+            config = message.content["order"]
+            who = int(config["round"]), int(config["client"])  # type: ignore[call-overload]
             asked.append(who)
             if who in faults:
                 return Message(Error(8, faults.pop(who)), reply_to=message)
@@ -87,7 +87,7 @@ def faulty(federation: Federation, faults: Faults, asked: list[tuple[int, int]],
 
 
 def over(grid: InlineGrid, **patience: Any) -> Engine:
-    return carried(grid, Anywhere(grid), Patience(**patience), pause=0)
+    return grid_engine(grid, SimulatedNodes(grid), Patience(**patience), pause=0)
 
 
 def test_a_round_goes_on_without_a_client_that_is_lost_and_says_why() -> None:
@@ -139,7 +139,7 @@ class Backwards(InlineGrid):
 def test_an_answer_is_given_on_when_it_is_its_turn(kind: type[InlineGrid], trained: list[int]) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=1))
     worker, asked = Worker(federation), list[int]()
-    sound = client_app(lambda place: worker)
+    sound = client_app(lambda node: worker)
 
     class Counting(ClientApp):
         def __call__(self, message: Message, context: Context) -> Message:
@@ -210,7 +210,7 @@ def test_a_reply_to_another_message_or_without_a_letter_is_no_answer() -> None:
 
     worker = Worker(federation)
     with pytest.raises(InputError, match="no answer within"):
-        [*rounds(federation, over(Stray(client_app(lambda place: worker)), attempts=1, round_timeout=0.2))]
+        [*rounds(federation, over(Stray(client_app(lambda node: worker)), attempts=1, round_timeout=0.2))]
 
 
 def test_patience_is_checked() -> None:
@@ -227,7 +227,7 @@ class Deployment(InlineGrid):
 
     def __init__(self, federation: Federation, folder: Any, clients: Iterable[Any], **node: Any):
         worker = Worker(federation)
-        super().__init__(client_app(lambda place: worker))
+        super().__init__(client_app(lambda node: worker))
         self.contexts = {
             node_id: Context(
                 1, node_id, {"partition-id": client, "memory": str(folder)}, type(self.contexts[2].state)(), {}
@@ -249,7 +249,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_supernodes_are_the_clients_they_say_and_keep_their_memories(name: str, tmp_path: Any) -> None:
     federation = open_run(tiny_run(METHODS[name], rounds=3))
     grid = Deployment(federation, tmp_path, range(6))
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0)
     for one, other in zip(rounds(federation, local()), rounds(federation, engine), strict=True):
         assert not other.memory
         assert_same(replace(one, memory={}), other)
@@ -259,7 +259,7 @@ def test_supernodes_are_the_clients_they_say_and_keep_their_memories(name: str, 
 def test_a_supernode_that_has_gone_is_lost_at_once_and_may_come_back(tmp_path: Any) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=3, per_round=6))
     grid = Deployment(federation, tmp_path, range(6))
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0)
     stream = rounds(federation, engine)
     assert not next(stream).refused
     gone = grid.contexts.pop(4)
@@ -273,7 +273,7 @@ def test_a_supernode_that_starts_again_under_its_own_id_is_told_of_the_run_again
     """With node keys an id is the node's for good, and a restart between two looks is not to be seen."""
     federation = open_run(tiny_run(METHODS["nst"], rounds=3, per_round=6))
     grid = Deployment(federation, tmp_path, range(6))
-    stream = rounds(federation, carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0))
+    stream = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0))
     assert not next(stream).refused
     old = grid.contexts[4]
     grid.contexts[4] = Context(1, 4, old.node_config, type(old.state)(), {})
@@ -300,7 +300,7 @@ def test_who_waits_for_an_absent_supernode_has_all_of_a_rounds_time_afterwards(
     monkeypatch.setattr(Watched, "ttls", [])
     federation = open_run(tiny_run(FedAvg(), rounds=2, per_round=6))
     grid = Watched(federation, tmp_path, range(5))
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=60.0), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=60.0), pause=0)
     began = time.monotonic()
     assert [[r.client for r in one.refused] for one in rounds(federation, engine)] == [[5], [5]]
     assert 0.3 < time.monotonic() - began < 30
@@ -313,7 +313,7 @@ def test_nobody_trains_for_a_round_that_cannot_be_one(tmp_path: Any, monkeypatch
     monkeypatch.setattr(Watched, "ttls", [])
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Watched(federation, tmp_path, range(2))
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=0.1), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=0.1), pause=0)
     with pytest.raises(InputError, match=r"0 of 6 clients answered in 3 attempts, 3 are needed .* is not connected"):
         [*rounds(federation, engine)]
     assert grid.ttls == []
@@ -325,7 +325,7 @@ def test_a_supernode_that_could_not_say_who_it_is_is_asked_again(
 ) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=3, per_round=6))
     grid = Deployment(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
     stream = rounds(federation, engine)
     assert [r.client for r in next(stream).refused] == [5]
     grid.contexts[7].node_config["partition-id"] = 5
@@ -352,7 +352,7 @@ def test_a_supernode_that_is_waited_for_is_asked_again_after_a_while(
     monkeypatch.setattr("fedsieve.flower.engine.nodes.AGAIN", 0.05)
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Late(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
-    (final,) = rounds(federation, carried(grid, Registered(grid, federation, ABOUT), Patience(), pause=0))
+    (final,) = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0))
     assert not final.refused
 
 
@@ -370,7 +370,7 @@ def test_a_supernode_that_is_no_client_takes_no_part(
 ) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Deployment(federation, tmp_path, clients)
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
     (final,) = rounds(federation, engine)
     assert f"takes no part: {line}" in capfd.readouterr().err
     assert len(final.refused) == 3
@@ -380,31 +380,31 @@ def test_a_supernode_that_is_no_client_takes_no_part(
 def test_a_supernode_with_another_key_is_lost_to_every_round(tmp_path: Any) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=1))
     grid = Deployment(replace(federation, key=b"x" * 32), tmp_path, range(6))
-    engine = carried(grid, Registered(grid, federation, ABOUT), Patience(attempts=1), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(attempts=1), pause=0)
     with pytest.raises(InputError, match=r"0 of 3 clients answered.*the seal does not fit round 1 and client"):
         [*rounds(federation, engine)]
 
 
 def test_a_memory_is_that_before_the_round(tmp_path: Any) -> None:
-    shelf = Shelf(tmp_path, "0123abcd", 3)
-    assert shelf.before(1) == b""
+    memories = ClientMemory(tmp_path, "0123abcd", 3)
+    assert memories.before(1) == b""
     for t in (1, 4, 6):
-        shelf.keep(t, bytes([t]))
-    assert [shelf.before(t) for t in (1, 2, 4, 5, 6, 7)] == [b"", b"\1", b"\1", b"\4", b"\4", b"\6"]
-    shelf.keep(4, b"new")
-    assert [shelf.before(t) for t in (5, 7, 99)] == [b"new"] * 3
+        memories.keep(t, bytes([t]))
+    assert [memories.before(t) for t in (1, 2, 4, 5, 6, 7)] == [b"", b"\1", b"\1", b"\4", b"\4", b"\6"]
+    memories.keep(4, b"new")
+    assert [memories.before(t) for t in (5, 7, 99)] == [b"new"] * 3
     for t in range(5, 20):
-        shelf.keep(t, bytes([t]))
+        memories.keep(t, bytes([t]))
     assert len([*tmp_path.rglob("*.bin")]) == 5  # a server goes back three rounds, and needs what was before them
-    assert shelf.before(17) == b"\x10"
+    assert memories.before(17) == b"\x10"
     assert not [*tmp_path.rglob("*.tmp")]
     with pytest.raises(ValueError, match="names no run"):
-        Shelf(tmp_path, "../x", 3)
+        ClientMemory(tmp_path, "../x", 3)
 
 
 def test_a_memory_is_its_owners_alone(tmp_path: Any) -> None:
     (tmp_path / "0123abcd").mkdir(mode=0o755)
-    Shelf(tmp_path, "0123abcd", 3).keep(1, b"mine")
+    ClientMemory(tmp_path, "0123abcd", 3).keep(1, b"mine")
     modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "0123abcd", *tmp_path.rglob("*/*"))}
     assert modes == {"0123abcd": 0o700, "3": 0o700, "000001.bin": 0o600}
 

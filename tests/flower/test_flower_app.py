@@ -28,29 +28,29 @@ from fedsieve import cli
 from fedsieve.engine.messages import Letters
 from fedsieve.flower.app import simulation as simulation
 from fedsieve.flower.app import superlink
-from fedsieve.flower.app.client import opened
+from fedsieve.flower.app.client import worker_for
 from fedsieve.flower.app.guard import GUARD, REMOVE, alive
-from fedsieve.flower.app.local_data import Inputs, own_examples
-from fedsieve.flower.app.server import name_of, opened_for
-from fedsieve.flower.app.settings import Order, order_from, sealing_key
+from fedsieve.flower.app.local_data import InputSpec, load_local_data
+from fedsieve.flower.app.server import run_name, server_federation
+from fedsieve.flower.app.settings import Order, message_key, order_from
 from fedsieve.flower.app.superlink import unproxied
 from fedsieve.flower.app.template import write_app
-from fedsieve.flower.engine import Place
+from fedsieve.flower.engine import NodeContext
 from fedsieve.runs.store import inputs_of
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
 
 DEPLOY = (Path(__file__).parents[2] / "docs/how-to/deploy.md").read_text()
-DIGITS = Inputs(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
+DIGITS = InputSpec(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # Flower's
 def test_a_written_app_is_one_of_flowers(tmp_path: Path) -> None:
-    order = Order("zerofl.digits", "rounds=3", str(tmp_path / "run"), min_clients=2)
-    write_app(tmp_path / "app", order, "a licence")
+    config = Order("zerofl.digits", "rounds=3", str(tmp_path / "run"), min_clients=2)
+    write_app(tmp_path / "app", config, "a licence")
     config, warnings = load_and_validate(tmp_path / "app/pyproject.toml")
     assert not warnings
-    assert order_from(config["tool"]["flwr"]["app"]["config"]) == order
+    assert order_from(config["tool"]["flwr"]["app"]["config"]) == config
     fab = build_fab_from_disk(tmp_path / "app")
     names = zipfile.ZipFile(io.BytesIO(fab)).namelist()
     assert {"pyproject.toml", "LICENSE", "fedsieve_app/server_app.py", "fedsieve_app/client_app.py"} <= {*names}
@@ -63,11 +63,11 @@ def test_the_command_writes_an_app_with_a_recipe_of_ones_own(tmp_path: Path, mon
     done = CliRunner().invoke(cli.app, ["flower", "app", f"{recipe}:recipe", str(tmp_path / "app"), *options])
     assert done.exit_code == 0, done.output
     config = tomllib.loads((tmp_path / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    order = order_from(config)
-    assert order.recipe == "faulty_recipe.py:recipe"
-    assert (order.own_data, order.round_timeout, order.out) == (True, 60.0, str(tmp_path / "app/run"))
+    config = order_from(config)
+    assert config.recipe == "faulty_recipe.py:recipe"
+    assert (config.own_data, config.round_timeout, config.out) == (True, 60.0, str(tmp_path / "app/run"))
     assert (tmp_path / "app/fedsieve_app/faulty_recipe.py").read_text() == recipe.read_text()
-    run = replace(order, recipe=f"{recipe}:recipe").run(tmp_path)
+    run = replace(config, recipe=f"{recipe}:recipe").run(tmp_path)
     assert (run.rounds, run.method.policy) == (2, "conv?, fc1")  # type: ignore[attr-defined]
 
 
@@ -114,12 +114,12 @@ def test_settings_of_a_wrong_kind_are_named(config: dict[str, Any], line: str) -
 def test_letters_are_sealed_with_the_environments_key_but_in_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FEDSIEVE_KEY", "FEDSIEVE_KEY_FILE"):
         monkeypatch.delenv(name, raising=False)
-    assert sealing_key(b"s" * 32) == b"s" * 32
+    assert message_key(b"s" * 32) == b"s" * 32
     with pytest.raises(InputError, match="no key: set FEDSIEVE_KEY"):
-        sealing_key(None)
+        message_key(None)
     monkeypatch.setenv("FEDSIEVE_KEY", "ab" * 32)
-    assert sealing_key(None) == bytes.fromhex("ab" * 32)
-    assert sealing_key(b"s" * 32) == b"s" * 32
+    assert message_key(None) == bytes.fromhex("ab" * 32)
+    assert message_key(b"s" * 32) == b"s" * 32
 
 
 def test_own_examples_are_read_from_every_form(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_own_examples_are_read_from_every_form(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=x.numpy(), y=y.numpy().astype(np.int32))
     save_file({"x": x, "y": y}, tmp_path / "own.safetensors")
     for name in ("own.npz", "own.safetensors"):
-        data = own_examples(tmp_path / name, DIGITS)
+        data = load_local_data(tmp_path / name, DIGITS)
         assert torch.equal(data.x, x)
         assert torch.equal(data.y, y)
     for i in (3, 0, 1):
         folder = tmp_path / "pictures" / str(y[i].item())
         folder.mkdir(parents=True)
         Image.fromarray(x[i, 0].numpy()).save(folder / f"{i}.png")
-    data = own_examples(tmp_path / "pictures", DIGITS)
+    data = load_local_data(tmp_path / "pictures", DIGITS)
     assert data.y.tolist() == [0, 1, 3]
     torch.testing.assert_close(data.x, x[[3, 1, 0]].float() / 255)
 
@@ -159,29 +159,29 @@ def test_own_examples_are_read_from_every_form(tmp_path: Path) -> None:
 def test_own_examples_that_do_not_fit_are_named(x: Any, y: Any, line: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=x, y=y)
     with pytest.raises(InputError, match=line):
-        own_examples(tmp_path / "own.npz", DIGITS)
+        load_local_data(tmp_path / "own.npz", DIGITS)
 
 
 def test_places_without_examples_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is nothing; name a"):
-        own_examples(tmp_path / "x.npz", DIGITS)
+        load_local_data(tmp_path / "x.npz", DIGITS)
     (tmp_path / "x.txt").write_text("1")
     with pytest.raises(InputError, match="is of no known form"):
-        own_examples(tmp_path / "x.txt", DIGITS)
+        load_local_data(tmp_path / "x.txt", DIGITS)
     (tmp_path / "x.npz").write_bytes(b"no")
     with pytest.raises(InputError, match="cannot be read"):
-        own_examples(tmp_path / "x.npz", DIGITS)
+        load_local_data(tmp_path / "x.npz", DIGITS)
     (tmp_path / "pictures/3").mkdir(parents=True)
     with pytest.raises(InputError, match="holds no picture"):
-        own_examples(tmp_path / "pictures", DIGITS)
+        load_local_data(tmp_path / "pictures", DIGITS)
     (tmp_path / "pictures/cat").mkdir()
     with pytest.raises(InputError, match="cat is no class"):
-        own_examples(tmp_path / "pictures", DIGITS)
+        load_local_data(tmp_path / "pictures", DIGITS)
 
 
 def test_a_supernode_and_the_run_must_agree_on_whose_data_it_is(tmp_path: Path) -> None:
-    order = Order("fedavg.digits", "task.clients=2 per_round=2")
-    mine, its = replace(order, own_data=True).config(), order.config()
+    config = Order("fedavg.digits", "task.clients=2 per_round=2")
+    mine, its = replace(config, own_data=True).config(), config.config()
     cases: list[tuple[dict[str, Any], dict[str, Any], bytes | None, str]] = [
         (mine, {"partition-id": 0}, None, "the run is on the SuperNodes' own data"),
         (its, {"partition-id": 0, "data": "/x"}, None, "has data of its own, which the run is not on"),
@@ -190,14 +190,14 @@ def test_a_supernode_and_the_run_must_agree_on_whose_data_it_is(tmp_path: Path) 
     ]
     for config, node, key, line in cases:
         with pytest.raises(InputError, match=line):
-            opened(tmp_path, Place(config, node, {}, key))
+            worker_for(tmp_path, NodeContext(config, node, {}, key))
 
 
 def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> None:
-    federation = opened_for(Order("fedavg.digits", own_data=True), tmp_path)
+    federation = server_federation(Order("fedavg.digits", own_data=True), tmp_path)
     assert [federation.examples(c) for c in range(20)] == [0] * 20
     with pytest.raises(InputError, match="leave it out"):
-        opened_for(Order("fedavg.digits", own_data=True, measure="kernels"), tmp_path)
+        server_federation(Order("fedavg.digits", own_data=True, measure="kernels"), tmp_path)
 
 
 def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,35 +205,35 @@ def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monk
     monkeypatch.setenv("FEDSIEVE_KEY", "ab" * 32)
     np.savez(tmp_path / "own.npz", x=np.zeros((3, 1, 8, 8), np.float32), y=np.arange(3))
     for own in (False, True):
-        order = Order("fedavg.digits", "task.clients=2 per_round=2", own_data=own)
+        config = Order("fedavg.digits", "task.clients=2 per_round=2", own_data=own)
         node = {"partition-id": 1} | ({"data": str(tmp_path / "own.npz")} if own else {})
-        federation = replace(opened_for(order, tmp_path), key=bytes.fromhex("ab" * 32), name=name_of(tmp_path))
+        federation = replace(server_federation(config, tmp_path), key=bytes.fromhex("ab" * 32), name=run_name(tmp_path))
         about = {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset))}
-        place = Place(order.config(), node, about, None)
+        node = NodeContext(config.config(), node, about, None)
         params = federation.run.method.init(federation.model(), torch.Generator()).params
         outgoing, _ = Letters(federation).round(1, {1: 0}, {0: params})
-        worker = opened(tmp_path, place)
+        worker = worker_for(tmp_path, node)
         assert worker.read(1, 1, outgoing[1]).keys() == params.keys()
         assert worker.federation.examples(1) == (3 if own else len(federation.shards[1]))
         for other in (
-            replace(place, about={**about, "run": "cd" * 16}),
-            replace(place, config=replace(order, settings=f"{order.settings} lr=0.5").config()),
+            replace(node, about={**about, "run": "cd" * 16}),
+            replace(node, config=replace(config, settings=f"{config.settings} lr=0.5").config()),
         ):
             with pytest.raises(WireError, match="the seal does not fit"):
-                opened(tmp_path, other).read(1, 1, outgoing[1])
+                worker_for(tmp_path, other).read(1, 1, outgoing[1])
 
 
 def test_a_run_keeps_its_name(tmp_path: Path) -> None:
-    first = name_of(tmp_path)
-    assert first != name_of(tmp_path)
+    first = run_name(tmp_path)
+    assert first != run_name(tmp_path)
     damaged = {"{": "is not a JSON object", '{"run": "../x"}': "is damaged"}
     for there, line in ((json.dumps({"run": first}), None), *damaged.items()):
         (tmp_path / "flower.json").write_text(there)
         if line is None:
-            assert name_of(tmp_path) == first
+            assert run_name(tmp_path) == first
         else:
             with pytest.raises(InputError, match=line):
-                name_of(tmp_path)
+                run_name(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod
 
 from fedsieve.flower import SparseGrid, SparseMod
-from fedsieve.flower.mod.records import KEY, STYPE, record_of
+from fedsieve.flower.mod.records import KEY, STYPE, to_record
 from fedsieve.sparse.topk import top
 from fedsieve.types import InputError
 from fedsieve.wire import Known, decode, rounded
@@ -199,7 +199,7 @@ def test_impossible_settings_are_refused(settings: Any, line: str) -> None:
 def test_fedsieve_does_without_flower_and_one_line_says_what_to_install() -> None:
     code = """import sys; sys.modules["flwr"] = None
 import fedsieve.cli
-try: import fedsieve.flower
+try: from fedsieve.flower import SparseMod
 except ImportError as error: print(error)"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "fedsieve.flower needs Flower: pip install '.[flower]' in FedSieve's checkout\n"
@@ -219,5 +219,5 @@ def test_what_travels_is_a_fedsieve_message() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "uint8", "bool"])
 def test_records_are_made_as_flower_makes_them(dtype: str, shape: tuple[int, ...]) -> None:
     value = np.asarray(np.random.default_rng(0).normal(0, 50, shape)).astype(dtype)
-    (made,) = record_of({"x": torch.from_numpy(value.copy())}).values()
+    (made,) = to_record({"x": torch.from_numpy(value.copy())}).values()
     assert made == Array(value)

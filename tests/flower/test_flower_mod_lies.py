@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsieve.flower import SparseGrid, SparseMod
-from fedsieve.flower.mod.records import KEY, NOTHING, STYPE, Base, held, packed, unpacked
+from fedsieve.flower.mod.records import KEY, NOTHING, STYPE, Base, pack_record, to_tensors, unpack_record
 from fedsieve.wire import encode
 from flower_grid import InProcessGrid
 from flower_toy import NODES, app_of, initial, moved, started, strategies
@@ -32,9 +32,9 @@ def replaced(known: bool = True, **tensors: Any) -> Callable[[Message], Message]
     """The same answer with some tensors in place of its own; ``None`` leaves one out."""
 
     def lie(reply: Message) -> Message:
-        base = held(initial())
+        base = to_tensors(initial())
         arrays = {n: v for n, v in {**base, **tensors}.items() if v is not None}
-        return changed(reply, arrays=packed(arrays, Base.of(base) if known else NOTHING)[0])
+        return changed(reply, arrays=pack_record(arrays, Base.of(base) if known else NOTHING)[0])
 
     return lie
 
@@ -45,8 +45,8 @@ def named(reply: Message, **metrics: Any) -> Message:
 
 def unchanged(records: int) -> Callable[[Message], Message]:
     """The same answer with more records, each of a few bytes and as large as the model when it is opened."""
-    base = held(initial())
-    record = packed(base, Base.of(base))[0]
+    base = to_tensors(initial())
+    record = pack_record(base, Base.of(base))[0]
     assert len(record[KEY].data) < 300
     return lambda reply: changed(reply, **{f"own {i}": record for i in range(records)})
 
@@ -66,7 +66,7 @@ LIES: dict[str, tuple[Callable[[Message], Message], str]] = {
     "one missing": (replaced(**{"fc1.bias": None}), "not of the form"),
     "one too many": (replaced(own=torch.zeros(3)), "not of the form"),
     "an array as it is": (replaced(**{"fc1.bias": Array(np.zeros(24, np.int8))}), "travels as it is"),
-    "a second record": (lambda reply: changed(reply, more=packed({}, NOTHING)[0]), "manifest|base"),
+    "a second record": (lambda reply: changed(reply, more=pack_record({}, NOTHING)[0]), "manifest|base"),
     "records without end": (unchanged(150), "its records unfold to more than "),
     "another metric": (lambda reply: named(reply, own=1.0), "not of the form"),
     "a longer list": (lambda reply: named(reply, each=[1.0]), "not of the form"),
@@ -100,9 +100,9 @@ def test_what_an_answer_unfolds_to_is_bounded_as_a_whole(monkeypatch: pytest.Mon
 
     def counted(record: ArrayRecord, base: Base) -> Any:
         opened.append(len(record))
-        return unpacked(record, base)
+        return unpack_record(record, base)
 
-    monkeypatch.setattr("fedsieve.flower.mod.server.unpacked", counted)
+    monkeypatch.setattr("fedsieve.flower.mod.server.unpack_record", counted)
     inside = InProcessGrid(app_of(SparseMod()), 1)
     content = RecordDict({"arrays": initial(), "config": ConfigRecord({"server-round": 1})})
     for more, refused in ((1, False), (150, True)):
@@ -122,7 +122,7 @@ def test_whatever_reading_an_answer_raises_is_its_clients_error(
 
     grid = SparseGrid(InProcessGrid(app_of(SparseMod()), 1))
     content = RecordDict({"arrays": initial(), "config": ConfigRecord({"server-round": 1})})
-    monkeypatch.setattr("fedsieve.flower.mod.server.unpacked", broken)
+    monkeypatch.setattr("fedsieve.flower.mod.server.unpack_record", broken)
     (reply,) = grid.send_and_receive([Message(content, 2, "train")])
     assert f"it cannot be read ({error.__name__}" in str(reply.error.reason)
 

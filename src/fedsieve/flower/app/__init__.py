@@ -22,6 +22,6 @@ def server_app(here: Path) -> ServerApp:
 def client_app(here: Path) -> ClientApp:
     """Return the ClientApp of the app whose modules lie in ``here``."""
     from fedsieve.flower import engine as flower
-    from fedsieve.flower.app.client import opened
+    from fedsieve.flower.app.client import worker_for
 
-    return flower.client_app(partial(opened, here))
+    return flower.client_app(partial(worker_for, here))

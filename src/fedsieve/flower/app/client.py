@@ -12,28 +12,28 @@ import torch
 from fedsieve.data import Dataset
 from fedsieve.engine import Federation
 from fedsieve.engine.loop import Worker
-from fedsieve.flower.app.local_data import Inputs, own_examples
-from fedsieve.flower.app.settings import Order, order_from, sealing_key
-from fedsieve.flower.engine import Place
+from fedsieve.flower.app.local_data import InputSpec, load_local_data
+from fedsieve.flower.app.settings import Order, message_key, order_from
+from fedsieve.flower.engine import NodeContext
 from fedsieve.types import InputError
 
-_kept: tuple[Any, Worker] | None = None
+_cached: tuple[Any, Worker] | None = None
 
 
-def opened(here: Path, place: Place) -> Worker:
+def worker_for(here: Path, place: NodeContext) -> Worker:
     """Return this process's worker: the last one, unless it is another's; in a simulation it serves all clients."""
-    global _kept
+    global _cached
     own = [] if place.key else sorted(place.node.items())
     mark = (here, place.key, sorted(place.config.items()), sorted(place.about.items()), own)
-    if _kept is None or _kept[0] != mark:
+    if _cached is None or _cached[0] != mark:
         order = order_from(place.config)
         name = str(place.about.get("run", ""))
-        federation = replace(_federation(order, here, place), key=sealing_key(place.key), name=name)
-        _kept = mark, Worker(federation, "cpu", order.kernels)
-    return _kept[1]
+        federation = replace(_federation(order, here, place), key=message_key(place.key), name=name)
+        _cached = mark, Worker(federation, "cpu", order.kernels)
+    return _cached[1]
 
 
-def _federation(order: Order, here: Path, place: Place) -> Federation:
+def _federation(order: Order, here: Path, place: NodeContext) -> Federation:
     path, client = str(place.node.get("data", "")), place.node.get("partition-id")
     if place.key is not None:
         if order.own_data:
@@ -49,12 +49,12 @@ def _federation(order: Order, here: Path, place: Place) -> Federation:
         return order.federation(here)
     if not isinstance(client, int):
         raise InputError("a SuperNode with data= needs a partition-id= as well, its number among the run's clients")
-    return _own(order, here, Path(path).expanduser(), client, Inputs.of(json.loads(str(place.about["inputs"]))))
+    return _own(order, here, Path(path).expanduser(), client, InputSpec.of(json.loads(str(place.about["inputs"]))))
 
 
-def _own(order: Order, here: Path, path: Path, client: int, inputs: Inputs) -> Federation:
+def _own(order: Order, here: Path, path: Path, client: int, inputs: InputSpec) -> Federation:
     """Return the run with the examples at ``path``, all of them this client's."""
-    run, data = order.run(here), own_examples(path, inputs)
+    run, data = order.run(here), load_local_data(path, inputs)
     nothing, all_ = torch.arange(0), torch.arange(len(data))
     dataset = Dataset(path.name, data, data.subset(nothing), inputs.classes)
     shards = tuple(all_ if i == client else nothing for i in range(run.task.clients))

@@ -22,7 +22,7 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputSpec:
     """What the model takes and tells apart, as the server says it."""
 
     classes: tuple[str, ...]
@@ -31,12 +31,12 @@ class Inputs:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> Inputs:
+    def of(cls, told: dict[str, Any]) -> InputSpec:
         """Return the inputs that ``store.inputs_of`` describes."""
         return cls(tuple(told["classes"]), tuple(told["shape"]), tuple(told["mean"]), tuple(told["std"]))
 
 
-def own_examples(path: Path, inputs: Inputs) -> Data:
+def load_local_data(path: Path, inputs: InputSpec) -> Data:
     """Return the examples at ``path``, raw: uint8 for x / 255, or float32 in the dataset's units. Raises InputError."""
     if not path.exists():
         raise InputError(f"data={path}: there is nothing; name {FORMS}")
@@ -72,7 +72,7 @@ def _file(path: Path) -> tuple[Tensor, Tensor]:
     raise InputError(f"data={path} is of no known form: name {FORMS}")
 
 
-def _folder(path: Path, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _folder(path: Path, inputs: InputSpec) -> tuple[Tensor, Tensor]:
     """Return the pictures of all classes, sized as the model takes them, in the order of classes and names."""
     if len(inputs.shape) != 3 or inputs.shape[0] not in (1, 3):
         raise InputError(f"data={path}: the model takes {[*inputs.shape]}, which is no picture: use .npz")

@@ -13,8 +13,8 @@ import torch
 
 from fedsieve.data.storage import read_json, write_json
 from fedsieve.engine import Federation
-from fedsieve.flower.app.settings import Order, order_from, sealing_key
-from fedsieve.flower.engine.server import Carrier
+from fedsieve.flower.app.settings import Order, message_key, order_from
+from fedsieve.flower.engine.server import ServerContext
 from fedsieve.runs.progress import show
 from fedsieve.runs.run_json import FILE, Origin
 from fedsieve.runs.store import inputs_of, keep
@@ -27,7 +27,7 @@ ENDED = "FEDSIEVE_ENDED"
 """Names the file that says how the run ended, for whoever started Flower: its own exit codes do not."""
 
 
-def serve(here: Path, carrier: Carrier) -> None:
+def serve(here: Path, carrier: ServerContext) -> None:
     """Run to the end, and say how it ended."""
     try:
         _serve(here, carrier)
@@ -38,12 +38,12 @@ def serve(here: Path, carrier: Carrier) -> None:
     _say("")
 
 
-def _serve(here: Path, carrier: Carrier) -> None:
+def _serve(here: Path, carrier: ServerContext) -> None:
     order = order_from(carrier.config)
     if not order.out:
         raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
     out, about = Path(order.out).expanduser(), dict[str, str]()
-    federation = replace(opened_for(order, here), key=sealing_key(carrier.key), name=name_of(out))
+    federation = replace(server_federation(order, here), key=message_key(carrier.key), name=run_name(out))
     order.patience.check(federation.run)
     engine = carrier.engine(federation, order.patience, about)
     origin = Origin(order.recipe, "flower", "cpu", order.kernels)
@@ -61,7 +61,7 @@ def _serve(here: Path, carrier: Carrier) -> None:
     show(out, federation, rounds, min(order.until or federation.run.rounds, federation.run.rounds))
 
 
-def opened_for(order: Order, here: Path) -> Federation:
+def server_federation(order: Order, here: Path) -> Federation:
     """Return the server's federation: the recipe's, of whose examples clients with their own have none."""
     federation = order.federation(here)
     if not order.own_data:
@@ -72,7 +72,7 @@ def opened_for(order: Order, here: Path) -> Federation:
     return replace(federation, shards=(nothing,) * federation.run.task.clients, own={})
 
 
-def name_of(out: Path) -> str:
+def run_name(out: Path) -> str:
     """Return what nodes know the run of a directory by, drawn where it has none. Raises InputError if it is damaged."""
     path, remedy = out / NAME, "put back what stood there, or choose another out"
     found = read_json(path, remedy)

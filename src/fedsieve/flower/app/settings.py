@@ -94,7 +94,7 @@ def order_from(config: Mapping[str, Any]) -> Order:
     return Order(**values)
 
 
-def sealing_key(simulations: bytes | None) -> bytes:
+def message_key(simulations: bytes | None) -> bytes:
     """Return what letters are sealed with: a simulation's key, or else that of the environment. Raises InputError.
 
     A simulation takes none from the environment: a cluster's workers have that of whoever started Ray.

@@ -17,10 +17,10 @@ try:
 except ImportError:
     raise InputError(f"this needs Flower: {install('flower')}") from None
 
-from fedsieve.flower.engine.client import Place, client_app
-from fedsieve.flower.engine.exchange import carried
+from fedsieve.flower.engine.client import NodeContext, client_app
+from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.in_memory import inline
-from fedsieve.flower.engine.nodes import Anywhere, Registered
+from fedsieve.flower.engine.nodes import SimulatedNodes, SuperNodes
 from fedsieve.flower.engine.server import server_app
 
-__all__ = ["Anywhere", "Place", "Registered", "carried", "client_app", "inline", "server_app"]
+__all__ = ["NodeContext", "SimulatedNodes", "SuperNodes", "client_app", "grid_engine", "inline", "server_app"]

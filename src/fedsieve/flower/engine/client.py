@@ -13,17 +13,16 @@ from typing import Any, TypeAlias
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.supercore.utils import get_flwr_home
 
 from fedsieve.engine.loop import Worker, answer
-from fedsieve.flower.engine.client_memory import Shelf
-from fedsieve.flower.engine.messages import order_of, packed, part_of
+from fedsieve.flower.engine.client_memory import ClientMemory
+from fedsieve.flower.engine.messages import get_bytes, get_config, to_content
+from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors
 from fedsieve.types import InputError
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeContext:
     """Where a client's function runs: the app's settings, the node's, and what the server tells of the run."""
 
     config: Mapping[str, Any]
@@ -33,30 +32,17 @@ class Place:
     """A simulation's; None in a deployment, where somebody must set one."""
 
 
-Opened: TypeAlias = Callable[[Place], Worker]
+WorkerFor: TypeAlias = Callable[[NodeContext], Worker]
 """Return the worker for a place: the same one as long as nothing changes."""
 
 
-def client_app(opened: Opened) -> ClientApp:
+def client_app(worker_for: WorkerFor) -> ClientApp:
     """Return an app that is a client for a round when it is asked to train, and says who it is when queried."""
-    _revive_workers()
+    restart_dead_actors()
     app = ClientApp()
-    app.train()(partial(_told, partial(_train, opened)))
-    app.query()(partial(_told, partial(_introduce, opened)))
+    app.train()(partial(_or_error, partial(_train, worker_for)))
+    app.query()(partial(_or_error, partial(_identify, worker_for)))
     return app
-
-
-def _revive_workers() -> None:
-    """Let Ray start a worker anew that has died, and give it its client once more.
-
-    Flower (1.42) hands work to the dead one again and again: the same few clients would be lost to every round. This is
-    called in the simulation's process when it loads the app, before it makes its actors.
-    """
-    if "flwr.simulation.app" in sys.modules:
-        from flwr.simulation.ray_transport.ray_actor import ClientAppActor
-
-        options: dict[str, int] = getattr(ClientAppActor, "_default_options")  # noqa: B009 (Ray's, which mypy does not see)
-        options |= {"max_restarts": -1, "max_task_retries": 1}
 
 
 def simulation_key(run_id: int) -> bytes:
@@ -64,7 +50,7 @@ def simulation_key(run_id: int) -> bytes:
     return hashlib.sha256(f"fedsieve simulation {run_id}".encode()).digest()
 
 
-def _told(do: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
+def _or_error(do: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
     """Answer a message; what went wrong is told in one line, and printed here in full."""
     try:
         return do(message, context)
@@ -75,49 +61,49 @@ def _told(do: Callable[[Message, Context], Message], message: Message, context: 
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, line), reply_to=message)
 
 
-def _train(opened: Opened, message: Message, context: Context) -> Message:
+def _train(worker_for: WorkerFor, message: Message, context: Context) -> Message:
     """Be a client for one round."""
     content = message.content
-    letter, carried = part_of(content, "letter"), part_of(content, "memory")
-    order = order_of(content)
-    t, client = int(order.pop("round")), int(order.pop("client"))
-    if letter is None:
+    payload, sent_memory = get_bytes(content, "letter"), get_bytes(content, "memory")
+    config = get_config(content)
+    t, client = int(config.pop("round")), int(config.pop("client"))
+    if payload is None:
         raise ValueError("the server's message holds no letter")
-    place = _place(context, order)
-    if carried is not None:
-        reply, kept = answer(opened(place), t, client, letter, carried)
-        return Message(packed({"letter": reply, "memory": kept}), reply_to=message)
-    if client != place.node.get("partition-id"):
+    node = _place(context, config)
+    if sent_memory is not None:
+        reply, memory = answer(worker_for(node), t, client, payload, sent_memory)
+        return Message(to_content({"letter": reply, "memory": memory}), reply_to=message)
+    if client != node.node.get("partition-id"):
         raise ValueError(f"asked to be client {client}, which this SuperNode is not")
-    shelf = Shelf(_folder(place), str(place.about.get("run")), client)
-    reply, kept = answer(opened(place), t, client, letter, shelf.before(t))
-    if kept:
-        shelf.keep(t, kept)
-    return Message(packed({"letter": reply}), reply_to=message)
+    memories = ClientMemory(_folder(node), str(node.about.get("run")), client)
+    reply, memory = answer(worker_for(node), t, client, payload, memories.before(t))
+    if memory:
+        memories.keep(t, memory)
+    return Message(to_content({"letter": reply}), reply_to=message)
 
 
-def _introduce(opened: Opened, message: Message, context: Context) -> Message:
+def _identify(worker_for: WorkerFor, message: Message, context: Context) -> Message:
     """Say which client this SuperNode is and how many examples it has."""
-    place = _place(context, order_of(message.content))
-    client = place.node.get("partition-id")
+    node = _place(context, get_config(message.content))
+    client = node.node.get("partition-id")
     if not isinstance(client, int):
         raise InputError("no partition-id: start the SuperNode with --node-config 'partition-id=0' (or 1, 2, ...)")
-    federation = opened(place).federation
+    federation = worker_for(node).federation
     if not 0 <= client < federation.run.task.clients:
         raise InputError(f"partition-id {client}, but the run has {federation.run.task.clients} clients")
-    return Message(packed({}, {"client": client, "examples": federation.examples(client)}), reply_to=message)
+    return Message(to_content({}, {"client": client, "examples": federation.examples(client)}), reply_to=message)
 
 
-def _place(context: Context, about: Mapping[str, Any]) -> Place:
-    return Place(context.run_config, context.node_config, about, simulated(context.run_id))
+def _place(context: Context, about: Mapping[str, Any]) -> NodeContext:
+    return NodeContext(context.run_config, context.node_config, about, this_simulation_key(context.run_id))
 
 
-def simulated(run_id: int) -> bytes | None:
+def this_simulation_key(run_id: int) -> bytes | None:
     """Return the simulation's key if this is a Ray worker, else None."""
     ray = sys.modules.get("ray")
     return simulation_key(run_id) if ray is not None and ray.is_initialized() else None
 
 
-def _folder(place: Place) -> Path:
+def _folder(node: NodeContext) -> Path:
     """Return where this SuperNode's memories are: its ``memory``, else Flower's own folder."""
-    return Path(str(place.node.get("memory") or get_flwr_home() / "fedsieve")).expanduser()
+    return Path(str(node.node.get("memory") or get_flwr_home() / "fedsieve")).expanduser()

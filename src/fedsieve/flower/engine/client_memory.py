@@ -8,11 +8,11 @@ from pathlib import Path
 from fedsieve.data.storage import write
 from fedsieve.engine.rollback import DEPTH
 
-KEPT = DEPTH + 2
+VERSIONS = DEPTH + 2
 """Versions kept: of the rounds that a server may go back, the one before, and one to spare."""
 
 
-class Shelf:
+class ClientMemory:
     """The memories of one client in one run, each after a round."""
 
     def __init__(self, folder: Path, run: str, client: int):
@@ -32,7 +32,7 @@ class Shelf:
             folder.chmod(0o700)
         write(self._path(t), memory, 0o600)
         rounds = self._rounds()
-        for old in [r for r in rounds if r > t] + [r for r in rounds if r <= t][:-KEPT]:
+        for old in [r for r in rounds if r > t] + [r for r in rounds if r <= t][:-VERSIONS]:
             self._path(old).unlink(missing_ok=True)
 
     def _path(self, t: int) -> Path:

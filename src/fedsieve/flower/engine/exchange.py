@@ -15,11 +15,11 @@ from fedsieve.engine.loop import Engine, Exchange
 from fedsieve.engine.metrics import Lost
 from fedsieve.engine.quorum import Patience, QuorumMissed
 from fedsieve.engine.rollback import Memory
-from fedsieve.flower.engine.messages import packed, part_of, reason
-from fedsieve.flower.engine.nodes import Anywhere, Nodes
+from fedsieve.flower.engine.messages import error_line, get_bytes, to_content
+from fedsieve.flower.engine.nodes import Nodes, SimulatedNodes
 
 
-def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, pause: float = 0.05) -> Engine:
+def grid_engine(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, pause: float = 0.05) -> Engine:
     """Carry letters over ``grid`` to ``nodes``, at most ``at_once`` under way (0: all), looking every ``pause`` s."""
 
     @contextmanager
@@ -34,7 +34,7 @@ def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, paus
                 if len(found) < wanting:  # who is there would train for nothing
                     continue
                 deadline = time.monotonic() + patience.round_timeout
-                asked = _Asked(grid, t, found, messages, nodes.about, _memory(nodes, memory), deadline)
+                asked = _Attempt(grid, t, found, messages, nodes.about, _memory(nodes, memory), deadline)
                 for client, answer in asked.answers(at_once, pause):
                     answers.put(client, answer)
                     yield from answers.ready()
@@ -42,7 +42,7 @@ def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, paus
                     break
             else:
                 raise QuorumMissed(_too_few(t, len(messages), answers.lost, quorum, patience))
-            yield from answers.rest()
+            yield from answers.remaining()
 
         yield exchange
 
@@ -50,7 +50,7 @@ def carried(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, paus
 
 
 def _memory(nodes: Nodes, memory: Memory) -> Memory | None:
-    return memory if isinstance(nodes, Anywhere) else None
+    return memory if isinstance(nodes, SimulatedNodes) else None
 
 
 def _too_few(t: int, asked: int, lost: Mapping[int, Lost], quorum: int, patience: Patience) -> str:
@@ -68,7 +68,7 @@ class _Answers:
     def __init__(self, clients: Iterable[int]):
         self.due = deque(clients)
         self.missing = dict.fromkeys(self.due)
-        self.held, self.lost = dict[int, bytes](), dict[int, Lost]()
+        self.early, self.lost = dict[int, bytes](), dict[int, Lost]()
 
     def lose(self, clients: Iterable[int], reason: str) -> None:
         """Note that clients have not answered, as far as is known."""
@@ -81,20 +81,20 @@ class _Answers:
             return
         del self.missing[client]
         self.lost.pop(client, None)
-        self.held[client] = answer
+        self.early[client] = answer
 
     def ready(self) -> Iterator[tuple[int, bytes]]:
         """Give on the answers before which all others have come."""
-        while self.due and self.due[0] in self.held:
-            yield (client := self.due.popleft()), self.held.pop(client)
+        while self.due and self.due[0] in self.early:
+            yield (client := self.due.popleft()), self.early.pop(client)
 
-    def rest(self) -> Iterator[tuple[int, bytes | Lost]]:
+    def remaining(self) -> Iterator[tuple[int, bytes | Lost]]:
         """Give on what there is; nobody waits for the others any more."""
         for client in self.due:
-            yield client, self.held.pop(client) if client in self.held else self.lost[client]
+            yield client, self.early.pop(client) if client in self.early else self.lost[client]
 
 
-class _Asked:
+class _Attempt:
     """One attempt at a round: messages under way, by the id that a reply names."""
 
     def __init__(
@@ -102,54 +102,54 @@ class _Asked:
         grid: Grid,
         t: int,
         found: Mapping[int, int],
-        letters: Mapping[int, bytes],
+        payloads: Mapping[int, bytes],
         about: Mapping[str, str],
         memory: Memory | None,
         deadline: float,
     ):
-        self.grid, self.t, self.found, self.letters, self.deadline = grid, t, found, letters, deadline
+        self.grid, self.t, self.found, self.payloads, self.deadline = grid, t, found, payloads, deadline
         self.about, self.memory = about, memory
-        self.under_way = dict[str, int]()
+        self.pending = dict[str, int]()
 
     def answers(self, at_once: int, pause: float) -> Iterator[tuple[int, bytes | Lost]]:
         """Yield every client's answer as it comes, or why there is none."""
         todo = deque(self.found)
-        while todo or self.under_way:
-            while todo and not (at_once and len(self.under_way) >= at_once):
+        while todo or self.pending:
+            while todo and not (at_once and len(self.pending) >= at_once):
                 if lost := self._send(client := todo.popleft()):
                     yield client, lost
             over = time.monotonic() > self.deadline  # what came until then is pulled yet
-            replies = [*self.grid.pull_messages([*self.under_way])] if self.under_way else []
+            replies = [*self.grid.pull_messages([*self.pending])] if self.pending else []
             for reply in replies:
-                if (client := self.under_way.pop(reply.metadata.reply_to_message_id, -1)) >= 0:
+                if (client := self.pending.pop(reply.metadata.reply_to_message_id, -1)) >= 0:
                     yield client, self._taken(client, reply)
             if over:
                 late = Lost("no answer within the round's time: raise round-timeout if it was at work")
-                yield from ((client, late) for client in [*todo, *self.under_way.values()])
+                yield from ((client, late) for client in [*todo, *self.pending.values()])
                 return
-            if self.under_way and not replies:
+            if self.pending and not replies:
                 time.sleep(pause)
 
     def _send(self, client: int) -> Lost | None:
-        parts = {"letter": self.letters[client]}
+        parts = {"letter": self.payloads[client]}
         if self.memory is not None:
             parts["memory"] = self.memory.get(client, b"")
-        content = packed(parts, {**self.about, "round": self.t, "client": client})
+        content = to_content(parts, {**self.about, "round": self.t, "client": client})
         left = max(self.deadline - time.monotonic(), 1.0)
         message = Message(content, self.found[client], MessageType.TRAIN, group_id=str(self.t), ttl=left)
         ids = [*self.grid.push_messages([message])]
         if not ids or not ids[0]:
             return Lost("Flower did not take the message to it")
-        self.under_way[ids[0]] = client
+        self.pending[ids[0]] = client
         return None
 
     def _taken(self, client: int, reply: Message) -> bytes | Lost:
         if reply.has_error():
-            return Lost(reason(reply.error))
-        letter = part_of(reply.content, "letter")
-        if letter is None:
+            return Lost(error_line(reply.error))
+        payload = get_bytes(reply.content, "letter")
+        if payload is None:
             return Lost("its answer holds no letter")
-        kept = part_of(reply.content, "memory")
-        if self.memory is not None and kept:
-            self.memory[client] = kept
-        return letter
+        memory = get_bytes(reply.content, "memory")
+        if self.memory is not None and memory:
+            self.memory[client] = memory
+        return payload

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker
@@ -17,8 +15,9 @@ from fedsieve.engine.quorum import Patience
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.serial import check_device
 from fedsieve.flower.engine.client import client_app
-from fedsieve.flower.engine.exchange import carried
-from fedsieve.flower.engine.nodes import Anywhere
+from fedsieve.flower.engine.exchange import grid_engine
+from fedsieve.flower.engine.nodes import SimulatedNodes
+from fedsieve.flower.private import FlowerRun, give_identity
 from fedsieve.kernels.choice import check_choice
 
 
@@ -30,8 +29,8 @@ def inline(device: str = "cpu", kernels: str = "auto", patience: Patience | None
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         worker = Worker(federation, device, kernels)
-        grid = InlineGrid(client_app(lambda place: worker))
-        with carried(grid, Anywhere(grid), patience or Patience(), pause=0)(federation, memory) as exchange:
+        grid = InlineGrid(client_app(lambda node: worker))
+        with grid_engine(grid, SimulatedNodes(grid), patience or Patience(), pause=0)(federation, memory) as exchange:
             yield exchange
 
     return engine
@@ -41,8 +40,7 @@ class InlineGrid(Grid):
     """``nodes`` nodes whose messages are answered when they are pulled, one after another, in this thread."""
 
     def __init__(self, app: ClientApp, nodes: int = 1):
-        if TaskIdentity._run_id is None:  # Message asks for it, and only Flower's own processes are told one
-            TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        give_identity()
         self.app, self.number = app, 0
         self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in range(2, 2 + nodes)}
         self.waiting = dict[str, Message]()

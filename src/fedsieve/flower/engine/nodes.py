@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedsieve.engine.diagnostics import plain
 from fedsieve.engine.experiment import Federation
-from fedsieve.flower.engine.messages import order_of, packed, reason
+from fedsieve.flower.engine.messages import error_line, get_config, to_content
 
 PAUSE = 0.5
 MEETING = 300.0
@@ -32,7 +32,7 @@ class Nodes(Protocol):
         """Return the node of every client that is there; wait for ``enough``, but not longer than ``seconds``."""
 
 
-class Anywhere:
+class SimulatedNodes:
     """A simulation's nodes: any of them can be any client, so that their number need not be the clients'."""
 
     def __init__(self, grid: Grid, about: Mapping[str, str] | None = None):
@@ -46,7 +46,7 @@ class Anywhere:
         return {client: nodes[i % len(nodes)] for i, client in enumerate(clients)} if nodes else {}
 
 
-class Registered:
+class SuperNodes:
     """A deployment's SuperNodes. Each is asked who it is, and told ``about`` the run, until it has said so.
 
     The first round waits for all of its clients, once there are enough no longer than ``MEETING``. Later ones wait only
@@ -88,7 +88,7 @@ class Registered:
         """Ask the new nodes who they are, hear those that have said it, and forget those that have gone."""
         here = set(self.grid.get_node_ids())
         self.clients = {node: client for node, client in self.clients.items() if node in here}
-        content, new = packed({}, self.about), sorted(here - self.met)
+        content, new = to_content({}, self.about), sorted(here - self.met)
         self.asked |= {id_: node for node in new for id_ in self.grid.push_messages([_query(content, node)]) if id_}
         self.met = here
         while self.asked and (replies := [*self.grid.pull_messages([*self.asked])]):
@@ -100,10 +100,10 @@ class Registered:
 
     def _refused(self, node: int, reply: Message) -> str:
         """Register a node, or return why not."""
-        told = {} if reply.has_error() else order_of(reply.content)
-        client, examples, clients = told.get("client"), told.get("examples"), self.federation.run.task.clients
         if reply.has_error():
-            return reason(reply.error)
+            return error_line(reply.error)
+        config, clients = get_config(reply.content), self.federation.run.task.clients
+        client, examples = config.get("client"), config.get("examples")
         if not isinstance(client, int) or not isinstance(examples, int) or not 0 <= client < clients or examples < 0:
             return f"its partition-id must be from 0 to {clients - 1}, it says {client}"
         if client in self.clients.values():

@@ -8,21 +8,21 @@ from typing import Any, TypeAlias
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import InMemoryGrid
 
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine
 from fedsieve.engine.quorum import Patience
 from fedsieve.flower.engine.client import simulation_key
-from fedsieve.flower.engine.exchange import carried
-from fedsieve.flower.engine.nodes import Anywhere, Registered
+from fedsieve.flower.engine.exchange import grid_engine
+from fedsieve.flower.engine.nodes import SimulatedNodes, SuperNodes
+from fedsieve.flower.private import is_simulated
 
-UNDER_WAY = 32
+PENDING = 32
 """Messages under way at once in a simulation, which holds them all in one process's memory."""
 
 
 @dataclass(frozen=True)
-class Carrier:
+class ServerContext:
     """What Flower gives a server: settings and a grid, which is a simulation's or a deployment's."""
 
     config: Mapping[str, Any]
@@ -38,11 +38,11 @@ class Carrier:
     def engine(self, federation: Federation, patience: Patience, about: Mapping[str, str]) -> Engine:
         """Return the engine; ``about`` is what every node is told of the run."""
         if self.simulated:
-            return carried(self.grid, Anywhere(self.grid, about), patience, UNDER_WAY)
-        return carried(self.grid, Registered(self.grid, federation, about), patience, pause=0.5)
+            return grid_engine(self.grid, SimulatedNodes(self.grid, about), patience, PENDING)
+        return grid_engine(self.grid, SuperNodes(self.grid, federation, about), patience, pause=0.5)
 
 
-Serve: TypeAlias = Callable[[Carrier], None]
+Serve: TypeAlias = Callable[[ServerContext], None]
 
 
 def server_app(serve: Serve) -> ServerApp:
@@ -51,7 +51,7 @@ def server_app(serve: Serve) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        key = simulation_key(context.run_id) if isinstance(grid, InMemoryGrid) else None
-        serve(Carrier(context.run_config, grid, key))
+        key = simulation_key(context.run_id) if is_simulated(grid) else None
+        serve(ServerContext(context.run_config, grid, key))
 
     return app

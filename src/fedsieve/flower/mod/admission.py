@@ -11,14 +11,14 @@ import numpy as np
 from flwr.app import Array, Message, RecordDict
 from torch import Tensor
 
-from fedsieve.flower.mod.records import NUMPY, Base, Held, record_of
+from fedsieve.flower.mod.records import NUMPY, Base, TensorOrArray, to_record
 from fedsieve.wire import WireError, finite
 
 Form: TypeAlias = frozenset[tuple[str, frozenset[Hashable]]]
 """Of every record of arrays and metrics, the names with their shapes or lengths."""
 
 
-def check_array(name: str, value: Held, base: Base) -> None:
+def check_array(name: str, value: TensorOrArray, base: Base) -> None:
     """Raise WireError for an array that a strategy could not compute with."""
     like = base.arrays.get(name)
     if isinstance(value, Array):
@@ -43,7 +43,7 @@ def check_metrics(content: RecordDict) -> None:
                 raise WireError(f"its metric {name!r} is not finite")
 
 
-def odd(replies: Iterable[Message], bases: Iterable[Base]) -> set[int]:
+def outliers(replies: Iterable[Message], bases: Iterable[Base]) -> set[int]:
     """Return the places of answers of another form than most; of two as frequent, the broadcast's counts as usual."""
     forms = {place: _form(reply.content) for place, reply in enumerate(replies) if not reply.has_error()}
     if len({*forms.values()}) < 2:
@@ -63,7 +63,7 @@ def _form(content: RecordDict) -> Form:
 
 
 def _shapes(base: Base) -> frozenset[Hashable]:
-    return frozenset((name, _shape(array)) for name, array in record_of(base.arrays).items())
+    return frozenset((name, _shape(array)) for name, array in to_record(base.arrays).items())
 
 
 def _shape(array: Array) -> tuple[int, ...] | None:

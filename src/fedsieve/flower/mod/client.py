@@ -10,11 +10,20 @@ from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
-from flwr.common.constant import ErrorCode
 from torch import Tensor
 
-from fedsieve.flower.mod.compression import Choice, Of, Values
-from fedsieve.flower.mod.records import NOTHING, Base, Broadcast, held, mapped, packed, record_of, unpacked
+from fedsieve.flower.mod.compression import Compression, Criterion, Values
+from fedsieve.flower.mod.records import (
+    NOTHING,
+    Base,
+    Broadcast,
+    map_arrays,
+    pack_record,
+    to_record,
+    to_tensors,
+    unpack_record,
+)
+from fedsieve.flower.private import ErrorCode
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
 
@@ -50,8 +59,10 @@ class SparseMod:
     _last: ClassVar[tuple[dict[str, bytes], Broadcast, dict[str, ArrayRecord]]] = ({}, Broadcast(), {})
     """The broadcast that this process opened last: a simulation sends it to many nodes, and loads the app for each."""
 
-    def __init__(self, top: float | None = None, of: Of = "update", values: Values = "f32", feedback: bool = False):
-        self.choice = Choice(top, of, values, feedback)
+    def __init__(
+        self, top: float | None = None, of: Criterion = "update", values: Values = "f32", feedback: bool = False
+    ):
+        self.compression = Compression(top, of, values, feedback)
 
     def __call__(self, message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         """Open a message, call what is inside, and pack the answer."""
@@ -64,8 +75,10 @@ class SparseMod:
         reply = call_next(opened, context)
         if not reply.has_error():
             trained = message.metadata.message_type.partition(".")[0] == "train"
-            choice = self.choice if trained else Choice()
-            reply.content = mapped(reply.content, lambda n, record: _answer(n, record, broadcast, choice, context))
+            compression = self.compression if trained else Compression()
+            reply.content = map_arrays(
+                reply.content, lambda n, record: _answer(n, record, broadcast, compression, context)
+            )
         return reply
 
     def _opened(self, message: Message) -> tuple[Broadcast, Message]:
@@ -73,12 +86,12 @@ class SparseMod:
         found = {name: v for name, v in message.content.items() if isinstance(v, ArrayRecord)}
         told = {f"{name}/{key}": array.data for name, record in found.items() for key, array in record.items()}
         if told != SparseMod._last[0]:
-            arrays = {name: unpacked(record, NOTHING) for name, record in found.items()}
+            arrays = {name: unpack_record(record, NOTHING) for name, record in found.items()}
             bases = {name: Base.of(own) for name, own in arrays.items()}
-            SparseMod._last = told, Broadcast(bases), {name: record_of(own) for name, own in arrays.items()}
+            SparseMod._last = told, Broadcast(bases), {name: to_record(own) for name, own in arrays.items()}
         _, broadcast, records = SparseMod._last
         opened = copy.copy(message)
-        opened.content = mapped(message.content, lambda n, _: ArrayRecord(dict(records[n].items())))
+        opened.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(records[n].items())))
         return broadcast, opened
 
     def _check_order(self, message: Message) -> None:
@@ -86,7 +99,7 @@ class SparseMod:
         if reader := _outside():
             raise InputError(f"{reader} stands before it and would compute with packed arrays: put SparseMod first")
         clipped = any(CLIPPING in r for r in message.content.values() if isinstance(r, ConfigRecord))
-        longer = self.choice.of == "weights" or self.choice.feedback or self.choice.values != "f32"
+        longer = self.compression.of == "weights" or self.compression.feedback or self.compression.values != "f32"
         if clipped and longer:
             raise InputError(
                 "the strategy clips on the clients, and of='weights', feedback and rounded values come after the clip "
@@ -110,15 +123,17 @@ def refusal(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
 
 
-def _answer(name: str, record: ArrayRecord, broadcast: Broadcast, choice: Choice, context: Context) -> ArrayRecord:
+def _answer(
+    name: str, record: ArrayRecord, broadcast: Broadcast, compression: Compression, context: Context
+) -> ArrayRecord:
     """Return an answer's record as it travels, and keep what was left out of it."""
     base, state = broadcast.base(name), f"fedsieve {name}"
-    kept = context.state[state] if choice.feedback and state in context.state else ArrayRecord()
-    left = {n: v for n, v in held(kept).items() if isinstance(v, Tensor)} if isinstance(kept, ArrayRecord) else {}
-    sent, means, left = choice.of_record(held(record), base, left)
-    if choice.feedback:
-        context.state[state] = record_of(left)
-    return packed(sent, base, means, choice.values)[0]
+    kept = context.state[state] if compression.feedback and state in context.state else ArrayRecord()
+    left = {n: v for n, v in to_tensors(kept).items() if isinstance(v, Tensor)} if isinstance(kept, ArrayRecord) else {}
+    sent, means, left = compression.compress(to_tensors(record), base, left)
+    if compression.feedback:
+        context.state[state] = to_record(left)
+    return pack_record(sent, base, means, compression.values)[0]
 
 
 def _outside() -> str | None:

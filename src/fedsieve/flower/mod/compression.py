@@ -13,22 +13,22 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.flower.mod.records import ADDED, ITSELF, MOVED, Base, Held
+from fedsieve.flower.mod.records import ADDED, ITSELF, MOVED, Base, TensorOrArray
 from fedsieve.sparse.policy import check_share
 from fedsieve.sparse.topk import top
 from fedsieve.types import InputError, Sparse
 from fedsieve.wire import finite, rounded
 
-Of: TypeAlias = Literal["update", "weights"]
+Criterion: TypeAlias = Literal["update", "weights"]
 Values: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Compression:
     """How a client's arrays are cut and rounded: see ``SparseMod``."""
 
     top: float | None = None
-    of: Of = "update"
+    of: Criterion = "update"
     values: Values = "f32"
     feedback: bool = False
 
@@ -48,15 +48,15 @@ class Choice:
         """Whether everything is sent, to the bit."""
         return self.top is None and self.values == "f32"
 
-    def of_record(
-        self, now: Mapping[str, Held], base: Base, left: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Held | Sparse], int, dict[str, Tensor]]:
+    def compress(
+        self, now: Mapping[str, TensorOrArray], base: Base, left: Mapping[str, Tensor]
+    ) -> tuple[dict[str, TensorOrArray | Sparse], int, dict[str, Tensor]]:
         """Return what to send of a record's arrays, what that stands for, and what is left for the next time."""
         if self.exact:
             return {**now}, ITSELF, {}
         if self.of == "weights":
             return {name: self._cut(v) for name, v in now.items()}, ITSELF, {}
-        sent, kept = dict[str, Held | Sparse](), dict[str, Tensor]()
+        sent, kept = dict[str, TensorOrArray | Sparse](), dict[str, Tensor]()
         for name, value in now.items():
             like = base.like(name, value) if isinstance(value, Tensor) else None
             if like is None or not isinstance(value, Tensor):
@@ -74,7 +74,7 @@ class Choice:
                 kept |= {name: residual} if finite(residual) else {}
         return sent, MOVED if self.values == "f32" else ADDED, kept
 
-    def _cut(self, value: Held) -> Held | Sparse:
+    def _cut(self, value: TensorOrArray) -> TensorOrArray | Sparse:
         """Return a weight tensor's top values; any other array as it is."""
         weights = isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point()
         return Sparse.of(value, top(value, self.top or 1.0)) if weights and isinstance(value, Tensor) else value

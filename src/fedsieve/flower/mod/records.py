@@ -34,7 +34,7 @@ THIN = 8
 NUMPY = "numpy.ndarray"
 PACKED = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 
-Held: TypeAlias = Tensor | Array
+TensorOrArray: TypeAlias = Tensor | Array
 """An array as a tensor or, where a message cannot hold it, as it is."""
 
 
@@ -42,11 +42,11 @@ Held: TypeAlias = Tensor | Array
 class Base:
     """The arrays of a record that both sides hold, and what a message against them need not say."""
 
-    arrays: Mapping[str, Held] = field(default_factory=dict)
+    arrays: Mapping[str, TensorOrArray] = field(default_factory=dict)
     known: Known = field(default_factory=lambda: Known(finite=False))
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Held]) -> Base:
+    def of(cls, arrays: Mapping[str, TensorOrArray]) -> Base:
         """Return the base that a broadcast's record is to its answers."""
         tensors = {name: v for name, v in arrays.items() if isinstance(v, Tensor)}
         floats = {name: v for name, v in tensors.items() if v.dtype == torch.float32}
@@ -78,27 +78,29 @@ class Broadcast:
         """Return how many bytes the arrays of a whole answer may unfold to: a base justifies its copies once."""
         sizes = Counter[str]()
         for name, record in answer.array_records.items():
-            sizes[name if name in self.bases or len(self.bases) != 1 else next(iter(self.bases))] += size_of(record)
+            sizes[name if name in self.bases or len(self.bases) != 1 else next(iter(self.bases))] += record_bytes(
+                record
+            )
         return sum(allowed(self.base(name).known, size) for name, size in sizes.items())
 
 
-def held(record: ArrayRecord) -> dict[str, Held]:
+def to_tensors(record: ArrayRecord) -> dict[str, TensorOrArray]:
     """Return a record's arrays."""
     return {name: _tensor(array) if _fits(array) else array for name, array in record.items()}
 
 
-def size_of(record: ArrayRecord) -> int:
+def record_bytes(record: ArrayRecord) -> int:
     """Return the bytes of a record's arrays."""
     return sum(len(array.data) for array in record.values())
 
 
-def record_of(arrays: Mapping[str, Held]) -> ArrayRecord:
+def to_record(arrays: Mapping[str, TensorOrArray]) -> ArrayRecord:
     """Return the record of arrays."""
     return ArrayRecord({name: v if isinstance(v, Array) else _array(v.numpy()) for name, v in arrays.items()})
 
 
-def packed(
-    arrays: Mapping[str, Held | Sparse], base: Base, means: int = ITSELF, values: str = "f32"
+def pack_record(
+    arrays: Mapping[str, TensorOrArray | Sparse], base: Base, means: int = ITSELF, values: str = "f32"
 ) -> tuple[ArrayRecord, int]:
     """Return the record that travels, and the bytes of its arrays."""
     others = {f"{OTHER}{name}": v for name, v in arrays.items() if isinstance(v, Array)}
@@ -113,8 +115,8 @@ def is_packed(record: ArrayRecord) -> bool:
     return KEY in record and record[KEY].stype == STYPE
 
 
-def unpacked(record: ArrayRecord, base: Base) -> dict[str, Held]:
-    """Return the arrays of a record that travelled. Raises WireError unless it is exactly what ``packed`` makes."""
+def unpack_record(record: ArrayRecord, base: Base) -> dict[str, TensorOrArray]:
+    """Return the arrays of a record from ``pack_record``. Raises WireError for any other."""
     if not is_packed(record):
         raise WireError("its arrays are not FedSieve's: the other side uses no SparseMod or SparseGrid")
     told = decode(record[KEY].data, base.known)
@@ -129,7 +131,7 @@ def unpacked(record: ArrayRecord, base: Base) -> dict[str, Held]:
     return {n: others[n] if isinstance(v, float) else _whole(n, v, base, int(means)) for n, v in arrays.items()}
 
 
-def mapped(content: RecordDict, change: Callable[[str, ArrayRecord], ArrayRecord]) -> RecordDict:
+def map_arrays(content: RecordDict, change: Callable[[str, ArrayRecord], ArrayRecord]) -> RecordDict:
     """Return the same records in the same order, those of arrays changed."""
     return RecordDict({n: change(n, v) if isinstance(v, ArrayRecord) else v for n, v in content.items()})
 

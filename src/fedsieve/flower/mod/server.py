@@ -11,21 +11,21 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsieve.flower.mod.admission import check_array, check_metrics, odd
+from fedsieve.flower.mod.admission import check_array, check_metrics, outliers
 from fedsieve.flower.mod.client import check_secure, refusal
 from fedsieve.flower.mod.compression import Values, check_values
 from fedsieve.flower.mod.records import (
     NOTHING,
     Base,
     Broadcast,
-    Held,
-    held,
+    TensorOrArray,
     is_packed,
-    mapped,
-    packed,
-    record_of,
-    size_of,
-    unpacked,
+    map_arrays,
+    pack_record,
+    record_bytes,
+    to_record,
+    to_tensors,
+    unpack_record,
 )
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
@@ -70,7 +70,7 @@ class SparseGrid(Grid):
         for late in asked:
             self._sent.pop(late, None)
         bases = [base for _, broadcast in asked.values() for base in broadcast.bases.values()]
-        for place in odd(opened, bases) if self.alike else ():
+        for place in outliers(opened, bases) if self.alike else ():
             if found := asked.get(opened[place].metadata.reply_to_message_id):  # else of an earlier exchange
                 opened[place] = _refused(found[0], "its records are not of the form that most clients' have")
         return opened
@@ -91,16 +91,16 @@ class SparseGrid(Grid):
                 return travels
 
             own = copy.copy(message)
-            own.content = mapped(message.content, pack)
+            own.content = map_arrays(message.content, pack)
             sent.append((own, Broadcast(bases)))
         return sent
 
     def _broadcast(self, record: ArrayRecord) -> tuple[ArrayRecord, Base, int]:
         if is_packed(record):
             raise InputError("a broadcast that is packed already: SparseGrid stands twice around the grid")
-        arrays = held(record)
-        travels, size = packed(arrays, NOTHING, values=self.values)
-        return travels, Base.of(arrays if self.values == "f32" else unpacked(travels, NOTHING)), size
+        arrays = to_tensors(record)
+        travels, size = pack_record(arrays, NOTHING, values=self.values)
+        return travels, Base.of(arrays if self.values == "f32" else unpack_record(travels, NOTHING)), size
 
     def _remember(self, sent: list[tuple[Message, Broadcast]]) -> None:
         """Keep what answers are opened with, and forget what nobody can answer any more."""
@@ -143,14 +143,14 @@ class SparseGrid(Grid):
             left -= sum(v.nbytes if isinstance(v, Tensor) else len(v.data) for v in arrays.values())
             if left < 0:
                 raise WireError(f"its records unfold to more than {budget} bytes in all")
-            return record_of(arrays)
+            return to_record(arrays)
 
-        return mapped(answer, opened)
+        return map_arrays(answer, opened)
 
-    def _arrays(self, record: ArrayRecord, base: Base) -> dict[str, Held]:
+    def _arrays(self, record: ArrayRecord, base: Base) -> dict[str, TensorOrArray]:
         """Return the arrays of an answer's record, in the order of the broadcast's."""
-        self.bytes_up += size_of(record)
-        arrays = unpacked(record, base)
+        self.bytes_up += record_bytes(record)
+        arrays = unpack_record(record, base)
         for name, value in arrays.items():
             check_array(name, value, base)
         return {name: arrays[name] for name in (base.arrays if base.arrays.keys() == arrays.keys() else arrays)}
