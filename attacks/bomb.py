@@ -9,7 +9,7 @@ import torch
 from common import Outcome, message, report, tried, varint
 
 from fedsieve.wire import Known, Manifest, decode
-from fedsieve.wire.streams import packed
+from fedsieve.wire.streams import pack
 
 MANY = 4_000_000
 
@@ -36,7 +36,7 @@ def flips(known: Known, way: int, edge: bytes) -> bytes:
     """Return a message whose positions differ from what the base foresees everywhere, in gaps of 0."""
     assert known.manifest
     plan = varint(1) + bytes([3 + 4 + 8, way]) + varint(MANY) + varint(MANY) + edge
-    streams = [packed(np.zeros(MANY, form), "pcodec")[1] for form in (np.uint32, np.float32)]
+    streams = [pack(np.zeros(MANY, form), "pcodec")[1] for form in (np.uint32, np.float32)]
     head = b"FSV3\3" + known.manifest.digest + known.digest + struct.pack("<II", len(plan), 0)
     return head + plan + b"".join(varint(4 * len(stream) + 1) + stream for stream in streams)
 

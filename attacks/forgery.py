@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common import KEY, Outcome, report, tried
 
-from fedsieve.wire import Body, Envelope, encode, opened, seal
+from fedsieve.wire import Body, Envelope, encode, seal, unseal
 
 
 def attack() -> list[Outcome]:
@@ -19,7 +19,7 @@ def attack() -> list[Outcome]:
         "a changed number": sealed[:32] + encode({"n": 1e12}),
         "more behind it": sealed + b"\0",
     }
-    return [tried(name, lambda data=data: opened(data, envelope, KEY)) for name, data in forged.items()]
+    return [tried(name, lambda data=data: unseal(data, envelope, KEY)) for name, data in forged.items()]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from common import Outcome, message, report, tried, varint
 
 from fedsieve.wire import decode, encode
-from fedsieve.wire.streams import packed
+from fedsieve.wire.streams import pack
 
 
 def attack() -> list[Outcome]:
@@ -15,7 +15,7 @@ def attack() -> list[Outcome]:
     x = torch.arange(300.0) ** 1.5
     whole = encode({"x": x})
     plan = varint(1) + b"\2\0\1x\0\1" + varint(64)
-    frame = packed(np.linspace(1, 2, 64, dtype=np.float32), "pcodec")[1] + b"hidden"
+    frame = pack(np.linspace(1, 2, 64, dtype=np.float32), "pcodec")[1] + b"hidden"
     signed = varint(1) + b"\2\0\1x\0\1" + varint(1) + bytes([8])
     return [
         tried("behind the message", lambda: decode(whole + b"hidden")),

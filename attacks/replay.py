@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from common import KEY, Outcome, report, tried
 
-from fedsieve.wire import Body, Envelope, encode, opened, seal
+from fedsieve.wire import Body, Envelope, encode, seal, unseal
 
 
 def attack() -> list[Outcome]:
@@ -15,7 +15,7 @@ def attack() -> list[Outcome]:
     sealed = seal(Body(encode({"n": 1.0})), was, KEY)
     others = {"round": 4, "client": 8, "run": "run-2", "settings": "lr .2", "direction": "down", "base": b"\1" * 16}
     return [
-        tried(f"another {name}", lambda name=name, value=value: opened(sealed, replace(was, **{name: value}), KEY))
+        tried(f"another {name}", lambda name=name, value=value: unseal(sealed, replace(was, **{name: value}), KEY))
         for name, value in others.items()
     ]
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedsieve.wire import Known, Manifest
-from fedsieve.wire.streams import BACK_ENDS, packed
+from fedsieve.wire.streams import BACK_ENDS, pack
 from messages import message, varint
 
 DENSE, SPARSE = 2, 3
@@ -27,7 +27,7 @@ def of_one_tensor(size: str) -> Known:
 
 def zeros(count: int, dtype: str, back: str) -> bytes:
     """A stream of zeros, which packs to next to nothing."""
-    way, data = packed(np.zeros(count, dtype), back)
+    way, data = pack(np.zeros(count, dtype), back)
     return varint(4 * len(data) + way) + data
 
 

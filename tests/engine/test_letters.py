@@ -198,7 +198,7 @@ def test_what_a_client_lost_is_sent_the_next_time() -> None:
     memory: dict[str, torch.Tensor] = {"own": torch.ones(1)}
     known, sums = letters.plain, torch.zeros(4, 10)
     for t in (1, 2):
-        told = letters.compensated({name: update}, memory)
+        told = letters.compensate({name: update}, memory)
         back = letters.answer(t, 0, letters.up(t, 0, told, known), known)[name]
         assert isinstance(back, torch.Tensor)
         sums += back

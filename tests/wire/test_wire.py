@@ -15,7 +15,7 @@ from fedsieve import wire
 from fedsieve.cli.bench.wire import Case, measured
 from fedsieve.sparse.topk import top
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import Known, Manifest, WireError, compensated, decode, encode, rounded
+from fedsieve.wire import Known, Manifest, WireError, compensate, decode, encode, rounded
 from fedsieve.wire.layout import OWN
 from fedsieve.wire.streams import BACK_ENDS
 from fedsieve.wire.values import at_bf16_distance, bf16_distance
@@ -325,7 +325,7 @@ def test_what_rounding_takes_is_made_up_for(how: str) -> None:
     residual: dict[str, torch.Tensor] = {}
     sums = {"w": torch.zeros(512, 600), "s": torch.zeros(512, 600)}
     for _ in range(20):
-        sent, residual = compensated(tree, residual, how)
+        sent, residual = compensate(tree, residual, how)
         back = decode(encode(sent, values=how))
         for name in sums:
             value = back[name]
@@ -339,11 +339,11 @@ def test_what_rounding_takes_is_made_up_for(how: str) -> None:
 
 def test_a_residual_waits_where_nothing_is_sent() -> None:
     sparse = Sparse(torch.ones(1), torch.tensor([0]), (1, 2))
-    sent, left = compensated({"w": sparse}, {"w": torch.tensor([[0.25, 0.5]])}, "int8")
+    sent, left = compensate({"w": sparse}, {"w": torch.tensor([[0.25, 0.5]])}, "int8")
     assert same(sent["w"], Sparse(torch.tensor([1.25]), torch.tensor([0]), (1, 2)))
     assert left["w"].view(-1)[1] == 0.5
     with pytest.raises(WireError, match="residual of shape"):
-        compensated({"w": sparse}, {"w": torch.zeros(2)}, "int8")
+        compensate({"w": sparse}, {"w": torch.zeros(2)}, "int8")
 
 
 def test_nothing_but_finite_values_becomes_whole_multiples() -> None:

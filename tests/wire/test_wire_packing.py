@@ -33,7 +33,7 @@ def test_what_fails_while_others_pack_is_told_and_the_next_message_is_whole(monk
     tree: Any = {name: torch.arange(200_000) for name in "nmop"}
     with threads(2):
         with monkeypatch.context() as patch:
-            patch.setattr("fedsieve.wire.encoder.packed", fails)
+            patch.setattr("fedsieve.wire.encoder.pack", fails)
             with pytest.raises(WireError, match="no room"):
                 encode(tree)
         assert same(decode(encode(tree)), tree)

@@ -11,7 +11,7 @@ import zstandard
 from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.known import DIGEST
-from fedsieve.wire.streams import packed
+from fedsieve.wire.streams import pack
 from messages import GOLDEN, ONE, framed, golden, leaf, message, mixed, named, stream, varint
 
 X = mixed(300)
@@ -70,7 +70,7 @@ PLANES = np.array([1.0] * 64, "<f4").view(np.uint8).reshape(64, 4).T.tobytes()
 LARGE = leaf(DENSE, (3000,))[1:]
 DOUBLES = stream(X[:64].double().numpy(), "<f8", 1)
 MANY = [i * i % 251 for i in range(300)]
-FRAME = packed(np.ones(64, "<f4"), "pcodec")[1]
+FRAME = pack(np.ones(64, "<f4"), "pcodec")[1]
 FLOATS = leaf(DENSE, (2,))
 SIXTY_FOUR = leaf(DENSE, (64,))
 

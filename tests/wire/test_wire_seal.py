@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsieve.types import InputError
-from fedsieve.wire import Body, Envelope, WireError, encode, key_of_run, opened, seal
+from fedsieve.wire import Body, Envelope, WireError, encode, key_of_run, seal, unseal
 
 KEY = bytes(range(32))
 BODY = Body(encode({"n": 2.0}))
@@ -18,7 +18,7 @@ SEALED = seal(BODY, OURS, KEY)
 
 
 def test_a_sealed_message_opens_and_is_32_bytes_longer() -> None:
-    assert opened(SEALED, OURS, KEY) == BODY
+    assert unseal(SEALED, OURS, KEY) == BODY
     assert len(SEALED) == len(BODY.data) + 32
 
 
@@ -28,15 +28,15 @@ def test_the_tag_is_what_the_page_says() -> None:
 
 
 def test_a_message_that_was_opened_before_is_the_same_one_and_no_other_passes_for_it() -> None:
-    first = opened(SEALED, OURS, KEY)
+    first = unseal(SEALED, OURS, KEY)
     again = seal(first, replace(OURS, client=4), KEY)
-    assert opened(again, replace(OURS, client=4), KEY, first) is first
+    assert unseal(again, replace(OURS, client=4), KEY, first) is first
     other = seal(Body(BODY.data[:-1] + b"!"), OURS, KEY)
-    assert opened(other, OURS, KEY, first).data == BODY.data[:-1] + b"!"
+    assert unseal(other, OURS, KEY, first).data == BODY.data[:-1] + b"!"
     longer = seal(Body(b"!" + BODY.data), OURS, KEY)
-    assert opened(longer, OURS, KEY, first).data == b"!" + BODY.data
+    assert unseal(longer, OURS, KEY, first).data == b"!" + BODY.data
     with pytest.raises(WireError, match="the seal does not fit"):
-        opened(other[:32] + BODY.data, OURS, KEY, first)
+        unseal(other[:32] + BODY.data, OURS, KEY, first)
 
 
 OTHERS = {
@@ -55,18 +55,18 @@ OTHERS = {
 @pytest.mark.parametrize("other", OTHERS)
 def test_refused_from(other: str) -> None:
     with pytest.raises(WireError, match="the seal does not fit"):
-        opened(SEALED, OTHERS[other], KEY)
+        unseal(SEALED, OTHERS[other], KEY)
 
 
 def test_refused_with_another_key() -> None:
     with pytest.raises(WireError, match="the seal does not fit"):
-        opened(SEALED, OURS, KEY[::-1])
+        unseal(SEALED, OURS, KEY[::-1])
 
 
 def test_refused_when_cut_anywhere() -> None:
     for end in range(len(SEALED)):
         with pytest.raises(WireError):
-            opened(SEALED[:end], OURS, KEY)
+            unseal(SEALED[:end], OURS, KEY)
 
 
 def test_refused_with_any_bit_flipped() -> None:
@@ -74,19 +74,19 @@ def test_refused_with_any_bit_flipped() -> None:
         damaged = bytearray(SEALED)
         damaged[at // 8] ^= 1 << at % 8
         with pytest.raises(WireError):
-            opened(bytes(damaged), OURS, KEY)
+            unseal(bytes(damaged), OURS, KEY)
 
 
 def test_refused_with_more_bytes_behind() -> None:
     with pytest.raises(WireError):
-        opened(SEALED + b"\0", OURS, KEY)
+        unseal(SEALED + b"\0", OURS, KEY)
 
 
 def test_tags_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: asked.append((a, b)) or False)
     with pytest.raises(WireError):
-        opened(SEALED, OURS, KEY)
+        unseal(SEALED, OURS, KEY)
     assert len(asked) == 1
 
 

@@ -176,7 +176,7 @@ def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b
         raise InputError(f"{worker.method.name}: client must return an Update of a tree by names")
     diagnostics = readable({"metrics": update.metrics, **_counted(work)})
     diagnostics["metrics"] |= _saved(worker)
-    sent = worker.letters.compensated(worker.letters.trained(update.tree), device.memory)
+    sent = worker.letters.compensate(worker.letters.trained(update.tree), device.memory)
     told: Tree = {"tree": sent, "n": float(update.n), **diagnostics}
     reply = worker.letters.up(t, client, told, worker.known)
     return reply, encode(device.memory) if device.memory else b""

@@ -15,7 +15,7 @@ from fedsieve.engine.experiment import Federation
 from fedsieve.engine.fingerprint import fingerprint
 from fedsieve.sparse.policy import frozen
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensated, decode, encode, finite, opened, seal
+from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensate, decode, encode, finite, seal, unseal
 
 UNSENT = "unsent:"
 """Before the name of a parameter in a client's memory: what rounding took from it, to be sent the next time."""
@@ -48,7 +48,7 @@ class Letters:
 
     def message(self, t: int, client: int, letter: bytes, last: Body | None = None) -> Body:
         """Return the message in a letter to a client: ``last`` itself if it is the same. Raises WireError."""
-        return opened(letter, self.envelope(t, client, "down", self.plain), self.key, last)
+        return unseal(letter, self.envelope(t, client, "down", self.plain), self.key, last)
 
     def read(self, message: Body) -> Tree:
         """Return a broadcast's tree. Raises WireError."""
@@ -63,7 +63,7 @@ class Letters:
         """Return what a client sends of its update: all but what is frozen, which the server has."""
         return {name: value for name, value in tree.items() if name not in self.frozen}
 
-    def compensated(self, tree: Tree, memory: dict[str, Tensor]) -> Tree:
+    def compensate(self, tree: Tree, memory: dict[str, Tensor]) -> Tree:
         """Return what a client sends of its update where values are rounded: with what was lost the last time.
 
         What this rounding loses goes to the client's ``memory``, under ``UNSENT`` before the parameter's name.
@@ -72,13 +72,13 @@ class Letters:
             return tree
         tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor | Sparse)}
         left = {name.removeprefix(UNSENT): v for name, v in memory.items() if name.startswith(UNSENT)}
-        sent, left = compensated(tensors, left, self.values, self.plain)
+        sent, left = compensate(tensors, left, self.values, self.plain)
         memory |= {UNSENT + name: value for name, value in left.items()}
         return {**tree, **sent}
 
     def answer(self, t: int, client: int, letter: bytes, known: Known) -> Tree:
         """Return what a client told. Raises WireError."""
-        return decode(opened(letter, self.envelope(t, client, "up", known), self.key).data, known)
+        return decode(unseal(letter, self.envelope(t, client, "up", known), self.key).data, known)
 
     def round(
         self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]

@@ -4,10 +4,10 @@ docs/reference/wire.md is the specification. What is decoded equals what was enc
 -0.0 included, unless rounding was asked for. What both sides know (``Known``) is not sent.
 """
 
-from fedsieve.wire.authentication import TAG, Body, Envelope, key_of_run, opened, seal
+from fedsieve.wire.authentication import TAG, Body, Envelope, key_of_run, seal, unseal
 from fedsieve.wire.decoder import decode
 from fedsieve.wire.encoder import encode
-from fedsieve.wire.feedback import compensated, rounded
+from fedsieve.wire.feedback import compensate, rounded
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
 from fedsieve.wire.layout import MAGIC
 from fedsieve.wire.values import finite
@@ -21,12 +21,12 @@ __all__ = [
     "Known",
     "Manifest",
     "WireError",
-    "compensated",
+    "compensate",
     "decode",
     "encode",
     "finite",
     "key_of_run",
-    "opened",
     "rounded",
     "seal",
+    "unseal",
 ]

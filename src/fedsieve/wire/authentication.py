@@ -60,7 +60,7 @@ def seal(body: Body, envelope: Envelope, key: bytes) -> bytes:
     return _tag(body, envelope, key) + body.data
 
 
-def opened(data: bytes, envelope: Envelope, key: bytes, last: Body | None = None) -> Body:
+def unseal(data: bytes, envelope: Envelope, key: bytes, last: Body | None = None) -> Body:
     """Return a sealed message without its tag. Raises WireError unless it was sealed so, with this key.
 
     ``last``: the message opened before, which is returned if this one is the same, byte for byte.

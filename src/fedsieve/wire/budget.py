@@ -23,7 +23,7 @@ WORK = 40
 """Bytes that are set aside for every number of a block: five times int64."""
 
 
-def entries(known: Known, size: int) -> int:
+def max_entries(known: Known, size: int) -> int:
     """Return how many entries a message of ``size`` bytes may have: trees, numbers and tensors."""
     own = _of_model(known)
     return own if own and not known.unfolds else own + MANY + size // APART
@@ -47,12 +47,12 @@ def padding(known: Known, size: int, unfolded: int, many: int) -> int:
     Raises WireError where no number would do.
     """
     per = UNFOLDS if known.manifest is None else known.unfolds
-    beyond, more = unfolded - allowed(known, size), many - entries(known, size)
+    beyond, more = unfolded - allowed(known, size), many - max_entries(known, size)
     if not per and max(beyond, more) > 0:
         what = f"{unfolded} bytes of tensors" if beyond > 0 else f"{many} entries"
         raise WireError(f"{what}, more than {known.copies:g} times the model justifies")
     pad = max(0, -(-beyond // per)) if per else 0
-    return max(pad, APART * (many - entries(known, 0)) - size) if more > 0 else pad
+    return max(pad, APART * (many - max_entries(known, 0)) - size) if more > 0 else pad
 
 
 class Budget:
@@ -66,7 +66,7 @@ class Budget:
         more = 2 * known.unfolds * size if known.manifest else 4 * UNFOLDS * size
         self.most = self.left = max(int(DECODING * model), LEAST) + more
         self.block = min(max(self.most // BLOCKS & -8, SMALLEST), LARGEST)
-        self.entries = entries(known, size)
+        self.entries = max_entries(known, size)
 
     def enter(self, many: int) -> None:
         """Draw so many entries. Raises WireError where there are no more."""

@@ -9,7 +9,7 @@ import numpy as np
 from fedsieve.wire.known import Array, WireError
 from fedsieve.wire.layout import BITS, DTYPES, OWN, OWN_BY_KIND
 from fedsieve.wire.plan import Plan
-from fedsieve.wire.streams import unpacked
+from fedsieve.wire.streams import unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StreamSlice:
     """A tensor's numbers in a column: in a stream, from a place on."""
 
     stream: Stream
@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PooledStream:
     """A stream of several tensors: which, and how many of its numbers each has."""
 
     stream: Stream
@@ -44,9 +44,9 @@ class Columns:
     def __init__(self, plan: Plan):
         self.plan, self.budget = plan, plan.budget
         self.own = OWN_BY_KIND if plan.by_kind else OWN
-        self.parts: list[dict[int, Part]] = [{} for _ in plan.leaves]
+        self.parts: list[dict[int, StreamSlice]] = [{} for _ in plan.leaves]
         self.first_bit: list[int] = []
-        self.pools: list[list[Pool]] = []
+        self.pools: list[list[PooledStream]] = []
         self.open: dict[tuple[int, int], Array] = {}
         self.held = self.find()
 
@@ -70,11 +70,11 @@ class Columns:
         for at in range(BITS):
             streams = {kind: self.stream(count) for kind, count in pools[at].items()}
             members = {kind: [(i, count) for i, k, _, count in pooled[at] if k == kind] for kind in streams}
-            self.pools.append([Pool(streams[kind], found) for kind, found in members.items() if len(found) > 1])
+            self.pools.append([PooledStream(streams[kind], found) for kind, found in members.items() if len(found) > 1])
             for i, kind, start, count in pooled[at]:
-                self.parts[i][at] = Part(streams[kind], start, count)
+                self.parts[i][at] = StreamSlice(streams[kind], start, count)
             for i, count in own[at]:
-                self.parts[i][at] = Part(self.stream(count), 0, count)
+                self.parts[i][at] = StreamSlice(self.stream(count), 0, count)
         held = np.frombuffer(self.plan.take((many + 7) // 8), np.uint8)
         if many % 8 and held[-1] >> (many % 8):
             raise WireError("bits set beyond the last one")
@@ -92,7 +92,7 @@ class Columns:
         for stream in (pool.stream for pool in self.pools[at]):
             self.budget.draw(stream.count * DTYPES[at].itemsize)
             self.open[at, id(stream)] = numbers = np.empty(stream.count, DTYPES[at])
-            unpacked(stream.way, stream.data, numbers, self.budget)
+            unpack(stream.way, stream.data, numbers, self.budget)
 
     def forget(self, at: int) -> None:
         """Forget the pools of a column, whose numbers nobody needs any more."""
@@ -112,7 +112,7 @@ class Columns:
             size = part.count * DTYPES[at].itemsize
             self.budget.draw(size)
             numbers = np.empty(part.count, DTYPES[at])
-        unpacked(part.stream.way, part.stream.data, numbers, self.budget)
+        unpack(part.stream.way, part.stream.data, numbers, self.budget)
         return numbers, size
 
     def bits(self, i: int, part: slice) -> Array:

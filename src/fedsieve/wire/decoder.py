@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fedsieve.types import Sparse
 from fedsieve.wire import layout
-from fedsieve.wire.columns import Columns, Pool
+from fedsieve.wire.columns import Columns, PooledStream
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import BITS, BOOL, DENSE, DTYPES, GAP, HALF, MULTIPLE, PLAIN
 from fedsieve.wire.plan import Decoded, Leaf, Plan
-from fedsieve.wire.positions import ALL, GAPS, MASK, RANKED, from_gaps, kept_of, order_of, parts, spread
-from fedsieve.wire.streams import unpacked
+from fedsieve.wire.positions import ALL, GAPS, MASK, RANKED, from_gaps, kept_of, parts, ranking_of, scatter
+from fedsieve.wire.streams import unpack
 from fedsieve.wire.values import (
     BF16,
     BF16_DISTANCE,
@@ -49,7 +49,7 @@ def decode(data: bytes, known: Known | None = None) -> Decoded:
     1,024 times the message.
     """
     plan = Plan(data, known or NOTHING)
-    return _filled(plan.root, iter(_Reader(plan).tensors()))
+    return _filled(plan.root, iter(_Decoder(plan).tensors()))
 
 
 def _filled(tree: Decoded, tensors: Iterator[Tensor | Sparse]) -> Decoded:
@@ -64,7 +64,7 @@ def _filled(tree: Decoded, tensors: Iterator[Tensor | Sparse]) -> Decoded:
     }
 
 
-class _Reader:
+class _Decoder:
     """Makes the tensors of a plan: first where all of them have values, then the values, of the largest tensor first.
 
     So gaps are gone before there are values, and streams are unpacked while little else is set aside.
@@ -92,7 +92,7 @@ class _Reader:
             kept[i] = None
         return [found[i] for i in range(len(leaves))]
 
-    def pooled(self, at: int, pool: Pool, kept: list[Array | None]) -> Iterator[tuple[int, Tensor | Sparse]]:
+    def pooled(self, at: int, pool: PooledStream, kept: list[Array | None]) -> Iterator[tuple[int, Tensor | Sparse]]:
         """Yield a pool's tensors, all in one array: unpacked at its end, each moves to its place in turn."""
         leaves, form, stream = self.plan.leaves, DTYPES[at], pool.stream
         sizes = {i: leaves[i].numel if leaves[i].kind == DENSE else count for i, count in pool.members}
@@ -100,7 +100,7 @@ class _Reader:
         self.budget.draw(total * form.itemsize)
         array = np.empty(total, form)
         source, place = total - stream.count, 0
-        unpacked(stream.way, stream.data, array[source:], self.budget)
+        unpack(stream.way, stream.data, array[source:], self.budget)
         for i, count in pool.members:
             numbers, whole = array[source : source + count], array[place : place + sizes[i]]
             source, place = source + count, place + sizes[i]
@@ -133,7 +133,7 @@ class _Reader:
         where = kept if leaf.kind == DENSE else None
         if where is not None or values.ctypes.data != whole.ctypes.data:
             with self.budget.at_work(len(whole)):
-                spread(values, whole, where, self.block)
+                scatter(values, whole, where, self.block)
         if where is not None:
             self.budget.give(where.nbytes)
         found = torch.from_numpy(whole).view(TYPES[leaf.dtype])
@@ -183,7 +183,7 @@ class _Reader:
                 for _, index in from_gaps(gaps, leaf.numel, self.block):
                     mask[index] = True
             return mask
-        order = order_of(self.known, leaf.name, leaf.edge if leaf.way == RANKED else None, self.budget)
+        order = ranking_of(self.known, leaf.name, leaf.edge if leaf.way == RANKED else None, self.budget)
         if order is None:
             raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
         mask = order.first(leaf.count if leaf.way == RANKED else order.many)

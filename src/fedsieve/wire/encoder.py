@@ -17,8 +17,8 @@ from fedsieve.wire.budget import padding
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
 from fedsieve.wire.packing import Packing, Stream
-from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, order_of
-from fedsieve.wire.streams import back_ends, packed
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, ranking_of
+from fedsieve.wire.streams import back_ends, pack
 from fedsieve.wire.values import (
     BF16,
     BF16_DISTANCE,
@@ -101,7 +101,7 @@ class _Writer:
         return found
 
     def stream(self, at: int, numbers: Array) -> bytes:
-        way, data = packed(numbers, self.back, at >= layout.PLAIN)
+        way, data = pack(numbers, self.back, at >= layout.PLAIN)
         return varint(4 * len(data) + way) + data
 
     def put(self, at: int, numbers: Array, stream: bytes = b"") -> None:
@@ -224,12 +224,12 @@ class _Writer:
 
     def changes(self, name: str, index: Array, base: Array) -> Iterator[tuple[Array, int, bytes]]:
         """Yield the ways to tell positions by the base: the flips' gaps, the way, and what the plan says of it."""
-        support = order_of(self.known, name, None) if np.count_nonzero(base) < 0.9 * len(base) else None
+        support = ranking_of(self.known, name, None) if np.count_nonzero(base) < 0.9 * len(base) else None
         if support is not None:
             changed = support.flips(index, support.many)
             yield gaps_of(changed), CHANGES, varint(len(changed))
         edge = edge_of(base, len(index))
-        sizes = order_of(self.known, name, edge)
+        sizes = ranking_of(self.known, name, edge)
         if sizes is not None:
             changed = sizes.flips(index, min(len(index), sizes.many))
             yield gaps_of(changed), RANKED, varint(len(changed)) + varint(edge)
@@ -266,7 +266,7 @@ class _Writer:
         """Return bf16 values' distances from the base's, where some of them are smaller so than on their own."""
         steps, step = bf16_distance(halves, base), max(1, len(halves) // SAMPLE)
         some, alone = (np.ascontiguousarray(x[::step][:SAMPLE]) for x in (steps, halves & np.uint16(0x7FFF)))
-        sizes = [len(packed(x, self.back)[1]) for x in (some, alone)]
+        sizes = [len(pack(x, self.back)[1]) for x in (some, alone)]
         return steps if sizes[0] < sizes[1] + len(some) // 8 else None
 
     def typed(self, kind: int, flat: Array) -> None:
@@ -293,9 +293,9 @@ def _smallest(words: Array, base: Array | None, back: str) -> int:
     if base is not None and np.array_equal(some, base[::step][:SAMPLE]):
         return DISTANCE
     sizes = {
-        SIGNED: len(packed(magnitudes(some), back)[1]) + (len(some) // 8) * bool(negative(some).any()),
-        TYPED: len(packed(some.view(np.float32), back, True)[1]),
+        SIGNED: len(pack(magnitudes(some), back)[1]) + (len(some) // 8) * bool(negative(some).any()),
+        TYPED: len(pack(some.view(np.float32), back, True)[1]),
     }
     if base is not None:
-        sizes[DISTANCE] = len(packed(distance(some, base[::step][:SAMPLE]), back)[1])
+        sizes[DISTANCE] = len(pack(distance(some, base[::step][:SAMPLE]), back)[1])
     return min(sizes, key=lambda mode: sizes[mode])

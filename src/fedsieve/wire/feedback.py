@@ -30,7 +30,7 @@ def rounded(values: Tensor, how: str) -> Tensor:
     return torch.from_numpy(words.view(np.float32).copy()).view(values.shape)
 
 
-def compensated(
+def compensate(
     tree: Mapping[str, Tensor | Sparse], residual: Mapping[str, Tensor], how: str, known: Known = NOTHING
 ) -> tuple[dict[str, Tensor | Sparse], dict[str, Tensor]]:
     """Return what to encode with ``values=how``, and the residual to keep: the sum of both equals what was to be sent.

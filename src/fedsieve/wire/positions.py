@@ -81,7 +81,7 @@ def _true(bits: Array, first: int, block: int, numel: int) -> Array:
     return np.flatnonzero(some.view(bool))
 
 
-def spread(values: Array, whole: Array, kept: Array | None, block: int) -> None:
+def scatter(values: Array, whole: Array, kept: Array | None, block: int) -> None:
     """Write values at the kept positions of a tensor, 0 everywhere else; with None, at all positions.
 
     Values may stand at the end of the tensor's own memory or behind it, in the same array: no element lies behind where
@@ -105,7 +105,7 @@ def spread(values: Array, whole: Array, kept: Array | None, block: int) -> None:
 
 
 @dataclass(frozen=True)
-class Order:
+class Ranking:
     """All elements in the order that a base makes likely: some by class, then position; after them the rest.
 
     It is kept by blocks of elements, whose places in a block need two bytes.
@@ -205,7 +205,7 @@ class Order:
             into[here] += at * self.block
 
 
-def order_of(known: Known, name: str, edge: int | None, budget: Budget | None = None) -> Order | None:
+def ranking_of(known: Known, name: str, edge: int | None, budget: Budget | None = None) -> Ranking | None:
     """Return the order that the base's tensor of that name gives: its support's, or of magnitudes, about an edge.
 
     Kept with ``known``: a server reads many answers against one base. None where there is no such order. What is set
@@ -216,9 +216,9 @@ def order_of(known: Known, name: str, edge: int | None, budget: Budget | None = 
         return None
     held = known.orders.get(key)
     if held is not None and held[0] == (edge or 0):
-        same: Order | None = held[1]
+        same: Ranking | None = held[1]
         return same
-    found = supported(words, budget) if edge is None else ranked(words, edge, budget)
+    found = support_ranking(words, budget) if edge is None else ranked(words, edge, budget)
     if found is None or found.near is None or 2 * found.many <= len(words):
         known.orders[key] = edge or 0, found
     elif budget:
@@ -226,13 +226,13 @@ def order_of(known: Known, name: str, edge: int | None, budget: Budget | None = 
     return found
 
 
-def supported(words: Array, budget: Budget | None = None) -> Order:
+def support_ranking(words: Array, budget: Budget | None = None) -> Ranking:
     """Return the base's non-zeros, all of one class, then its zeros."""
     order = _counted(words, 1)
     return order if 2 * order.many > len(words) else _sorted(order, np.uint32(0), budget)
 
 
-def ranked(words: Array, edge: int, budget: Budget | None = None) -> Order | None:
+def ranked(words: Array, edge: int, budget: Budget | None = None) -> Ranking | None:
     """Return the elements whose step is near ``edge`` or above it, those of the highest steps first; then the rest.
 
     ``ABOVE`` steps above the edge are one class with all that are higher; ``BELOW`` under it, the rest begins. Zeros
@@ -244,7 +244,7 @@ def ranked(words: Array, edge: int, budget: Budget | None = None) -> Order | Non
     return _sorted(order, top, budget)
 
 
-def _sorted(order: Order, top: np.uint32, budget: Budget | None) -> Order:
+def _sorted(order: Ranking, top: np.uint32, budget: Budget | None) -> Ranking:
     """Return an order whose likely elements are sorted by class, ``top`` being the first step of the highest."""
     if budget:
         budget.draw(order.weight)
@@ -268,12 +268,12 @@ def _starts(counts: Array) -> Array:
     return ends
 
 
-def _counted(words: Array, least: int) -> Order:
+def _counted(words: Array, least: int) -> Ranking:
     """Return the order of one class: magnitudes of ``least`` bits or more, then the rest."""
     block = min(max(len(words) // 16, SMALLEST), LARGEST)
     blocks = (words[first : first + block] & _MAGNITUDE for first in range(0, len(words), block))
     many = [np.count_nonzero(sizes >= np.uint32(least)) for sizes in blocks]
-    return Order(words, least, block, np.cumsum([0, *many]))
+    return Ranking(words, least, block, np.cumsum([0, *many]))
 
 
 def edge_of(words: Array, count: int) -> int:

@@ -39,7 +39,7 @@ def back_ends() -> tuple[str, ...]:
     return tuple(name for name, it in zip(BACK_ENDS, (wrapped, zstandard), strict=True) if it is not None)
 
 
-def packed(numbers: Array, back: str, free: bool = False) -> tuple[int, bytes]:
+def pack(numbers: Array, back: str, free: bool = False) -> tuple[int, bytes]:
     """Return how a stream was packed, and its bytes: the smallest of the ways there are.
 
     ``free``: pcodec is to look for structure in the numbers (multiples, runs) itself; else it takes them as they come.
@@ -57,7 +57,7 @@ def _constant(bits: Array) -> bool:
 
 @lru_cache(maxsize=256)
 def _of_constant(one: bytes, dtype: str, count: int, back: str, free: bool) -> tuple[int, bytes]:
-    """Return what ``packed`` does for one number many times."""
+    """Return what ``pack`` does for one number many times."""
     return _packed(np.repeat(np.frombuffer(one, dtype), count), back, free)
 
 
@@ -73,7 +73,7 @@ def _packed(numbers: Array, back: str, free: bool) -> tuple[int, bytes]:
     return best[0], frame or numbers.tobytes()
 
 
-def unpacked(way: int, data: memoryview, into: Array, budget: Budget) -> None:
+def unpack(way: int, data: memoryview, into: Array, budget: Budget) -> None:
     """Fill an array with a stream's numbers. Raises WireError where the bytes do not hold exactly so many."""
     count, size = len(into), into.dtype.itemsize
     if len(data) > into.nbytes or (way == RAW and len(data) < into.nbytes):
