@@ -38,7 +38,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from fedsieve import Federation
-from fedsieve.cli.bench.clock import machine, stolen
+from fedsieve.cli.bench.clock import machine, steal_ticks
 from fedsieve.client.training import params_of
 from fedsieve.engine import Patience
 from fedsieve.engine.loop import rounds
@@ -116,10 +116,10 @@ def main(grid: Grid, context: Context) -> None:
     dropped = 0
     for t in range(warm + measured):
         for way in WAYS:
-            taken, before, began = stolen(), cpu_seconds(), time.perf_counter()
+            taken, before, began = steal_ticks(), cpu_seconds(), time.perf_counter()
             ways.round(way, t)
             seconds, cpu = time.perf_counter() - began, cpu_seconds() - before
-            if stolen() - taken > STOLEN * seconds * TICK:
+            if steal_ticks() - taken > STOLEN * seconds * TICK:
                 dropped += 1
             elif t >= warm:
                 samples[way].append((seconds, cpu))

@@ -26,11 +26,13 @@ from typing import Any
 import step as runs
 import torch
 
-from fedsieve.cli.bench import infer, memory, step
-from fedsieve.cli.bench.cases import Case
+from fedsieve.cli.bench import memory
 from fedsieve.cli.bench.clock import machine
-from fedsieve.cli.bench.compare import Effort, best, ratio
-from fedsieve.cli.bench.training import isa
+from fedsieve.cli.bench.inference import measure_inference
+from fedsieve.cli.bench.measurement import Effort, fastest, ratio
+from fedsieve.cli.bench.step import measure_step
+from fedsieve.cli.bench.training import instruction_set
+from fedsieve.cli.bench.workload import Workload
 from fedsieve.kernels import reason
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
@@ -41,32 +43,32 @@ FULL, QUICK = {"samples": 7, "seconds": 40.0, "processes": 3}, {"samples": 2, "s
 class Line:
     """A row of a table: what is measured, and the ratio to dense fp32 that is wanted at least, and aimed at."""
 
-    case: Case
+    case: Workload
     least: float | None = None
     aim: float | None = None
 
 
 PLAN: dict[str, list[Line]] = {
     "frozen": [
-        Line(Case(sparsity=0.90), 4.5, 7),
-        Line(Case(sparsity=0.95), 7, 12),
-        Line(Case(sparsity=0.98), 11, 20),
-        Line(Case(sparsity=0.99), 14, 28),
+        Line(Workload(sparsity=0.90), 4.5, 7),
+        Line(Workload(sparsity=0.95), 7, 12),
+        Line(Workload(sparsity=0.98), 11, 20),
+        Line(Workload(sparsity=0.99), 14, 28),
     ],
     "bf16": [
-        Line(Case(sparsity=0.90, batch=32, storage="bf16"), 6),
-        Line(Case(sparsity=0.95, batch=32, storage="bf16"), 10),
-        Line(Case(sparsity=0.98, batch=32, storage="bf16"), 16),
-        Line(Case(sparsity=0.99, batch=32, storage="bf16"), 20),
+        Line(Workload(sparsity=0.90, batch=32, storage="bf16"), 6),
+        Line(Workload(sparsity=0.95, batch=32, storage="bf16"), 10),
+        Line(Workload(sparsity=0.98, batch=32, storage="bf16"), 16),
+        Line(Workload(sparsity=0.99, batch=32, storage="bf16"), 20),
     ],
-    "swat": [Line(Case(sparsity=0.90, rule="swat"), 2.8), Line(Case(sparsity=0.95, rule="swat"), 4.2)],
-    "small": [Line(Case("leaf_cnn", sparsity=0.95), 5), Line(Case("linear", sparsity=0.95), 12)],
-    "infer": [Line(Case(sparsity=0.95, batch=n), 6) for n in (1, 16, 32)],
+    "swat": [Line(Workload(sparsity=0.90, rule="swat"), 2.8), Line(Workload(sparsity=0.95, rule="swat"), 4.2)],
+    "small": [Line(Workload("leaf_cnn", sparsity=0.95), 5), Line(Workload("linear", sparsity=0.95), 12)],
+    "infer": [Line(Workload(sparsity=0.95, batch=n), 6) for n in (1, 16, 32)],
     "memory": [
-        Line(Case(sparsity=0.95, batch=32), 3),
-        Line(Case(sparsity=0.95, batch=32, storage="bf16"), 6),
+        Line(Workload(sparsity=0.95, batch=32), 3),
+        Line(Workload(sparsity=0.95, batch=32, storage="bf16"), 6),
     ],
-    "erk": [Line(Case(sparsity=s, budget="erk")) for s in (0.90, 0.95, 0.98, 0.99)],
+    "erk": [Line(Workload(sparsity=s, budget="erk")) for s in (0.90, 0.95, 0.98, 0.99)],
 }
 TITLES = {
     "frozen": "ResNet-18, a whole training step on a frozen mask, batch 16, fp32",
@@ -108,24 +110,24 @@ COLUMNS: dict[str, dict[str, str]] = {
 """A table's columns, and the fields that they show."""
 
 
-def memories(case: Case, effort: Effort) -> dict[str, Any]:
+def memories(case: Workload, effort: Effort) -> dict[str, Any]:
     """Return the peaks of training steps in MB: dense in fp32 and by autocast, and the case's."""
-    sparse = memory.peak(case, effort.threads) if reason() is None else None
+    sparse = memory.sparse_peak(case, effort.threads)
     dense, bf16 = (memory.dense_peak(case.model, case.batch, effort.threads, kind) for kind in ("fp32", "bf16"))
     found = {"peak_mb_sparse": sparse, "peak_mb_dense": dense, "peak_mb_dense_bf16": bf16}
     return found | {"ratio_fp32": ratio(dense, sparse), "ratio_bf16": ratio(bf16, sparse)}
 
 
-def measured(name: str, case: Case, effort: Effort) -> dict[str, Any]:
+def measured(name: str, case: Workload, effort: Effort) -> dict[str, Any]:
     """Return the numbers of a row."""
     if name == "memory":
         return memories(case, effort)
-    return asdict((infer if name == "infer" else step).measured(case, effort))
+    return asdict((measure_inference if name == "infer" else measure_step)(case, effort))
 
 
 def circumstances(effort: Effort) -> dict[str, Any]:
     """Return what a row's numbers belong to."""
-    return {"machine": machine(), "threads": effort.threads, "isa": isa(), "fedsieve": version("fedsieve")}
+    return {"machine": machine(), "threads": effort.threads, "isa": instruction_set(), "fedsieve": version("fedsieve")}
 
 
 def committed() -> list[dict[str, Any]]:
@@ -184,12 +186,12 @@ def whole(row: dict[str, Any], effort: Effort) -> bool:
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Return one row of two: each variant's best process of both."""
-    return new | best([new, old]) | {"processes": old["processes"] + new["processes"]}
+    return new | fastest([new, old]) | {"processes": old["processes"] + new["processes"]}
 
 
 def updated(rows: list[dict[str, Any]], wanted: dict[str, Any], effort: Effort, more: bool) -> list[dict[str, Any]]:
     """Return the rows with one measured anew; or with ``more``, or where samples are wanting, measured again."""
-    found = wanted | measured(wanted["table"], Case(**wanted["case"]), effort) | {"processes": effort.processes}
+    found = wanted | measured(wanted["table"], Workload(**wanted["case"]), effort) | {"processes": effort.processes}
     for row in rows:
         if same(row, wanted) and "ms_sparse" in row and (more or not whole(row, effort)):
             found = joined(row, found)

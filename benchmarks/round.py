@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from fedsieve import Data, Dataset, Device, Run, Task, Update, local, run
-from fedsieve.cli.bench.clock import machine, sample, summary
+from fedsieve.cli.bench.clock import machine, summarize_samples, time_sample
 from fedsieve.client.process import peak_memory_mb  # noqa: F401 (memory's process)
 from fedsieve.client.training import load_, params_of
 from fedsieve.methods import FedAvg
@@ -81,7 +81,7 @@ def overhead() -> dict[str, float]:
     stream = run(idle(10, 220), local())
     for _ in range(20):
         next(stream)
-    seconds, kept, dropped = summary([sample(lambda: next(stream)) for _ in range(199)])
+    seconds, kept, dropped = summarize_samples([time_sample(lambda: next(stream)) for _ in range(199)])
     return {"ms_per_round": seconds * 1e3, "samples_kept": kept, "samples_dropped": dropped}
 
 

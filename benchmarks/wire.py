@@ -10,13 +10,14 @@ near their first ones, so that churn is that of an early round. Speeds: best of 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +25,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsieve.cli.bench.clock import machine
-from fedsieve.cli.bench.wire import DENSITIES, Case, beside, cases, cut, drawn, measured
+from fedsieve.cli.bench.wire import (
+    DENSITIES,
+    Message,
+    cpu_seconds,
+    dense_bytes,
+    keep_largest,
+    measure_message,
+    messages_of,
+    random_messages,
+)
 from fedsieve.client.training import params_of
 from fedsieve.engine.loop import Worker, answer
 from fedsieve.engine.messages import Letters
@@ -36,6 +47,8 @@ from fedsieve.recipes import made
 from fedsieve.types import Sparse, Tree, Update, rng
 from fedsieve.wire import Known, Manifest, decode, encode
 
+Codec = tuple[str, Callable[[], Any], Callable[[Any], Any]]
+"""A way to pack: its name, packing, and unpacking what that gave."""
 RESULTS = Path(__file__).parent / "results" / "wire.json"
 ROUNDS, CLIENTS = 2, 2
 RUNS = {
@@ -82,26 +95,26 @@ def kept(recipe: str, changes: dict[str, Any]) -> tuple[Any, Any, Any]:
     return told["up"], told["down"], told["params"]
 
 
-def trained() -> Iterator[Case]:
-    """Cases of the papers' settings, then the trained weights of ZeroFL's server at every density."""
+def trained() -> Iterator[Message]:
+    """Messages of the papers' settings, then the trained weights of ZeroFL's server at every density."""
     for name, (recipe, changes) in RUNS.items():
         up, down, params = kept(recipe, changes)
         manifest = Manifest.of(params)
         base = {n: v for n, v in down.items() if isinstance(v, Sparse) or v.dtype == torch.float32}
         for values in ("f32", "bf16", "int8", "int4"):
-            yield Case(name, up, "manifest", Known(manifest), values)
-            yield Case(name, up, "manifest, base", Known(manifest, base), values)
+            yield Message(name, up, "manifest", Known(manifest), values)
+            yield Message(name, up, "manifest, base", Known(manifest, base), values)
         if name.startswith("ZeroFL"):
-            yield from cases("trained, top weights", params, base, DENSITIES)
-            tree = cut(params, 0.05)
-            PEERS.extend([*beside(tree), *rounded(tree), *nncodec(tree)])
+            yield from messages_of("trained, top weights", params, base, DENSITIES)
+            tree = keep_largest(params, 0.05)
+            PEERS.extend([*compare_codecs(tree), *rounded(tree), *nncodec(tree)])
 
 
 def rounded(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
     """What our rounded values weigh and lose, for the comparison with codecs that round."""
     known, weights = Known(Manifest.of(tree)), {n: v for n, v in tree.items() if len(v.shape) > 1}
     for values in ("bf16", "int8", "int4"):
-        row = asdict(measured(Case("", tree, context=known, values=values)))
+        row = asdict(measure_message(Message("", tree, context=known, values=values)))
         back = decode(encode(tree, known, values), known)
         lost = sum(float(((dense(back[n]) - dense(v)) ** 2).sum()) for n, v in weights.items())
         error = math.sqrt(lost / sum(float((dense(v) ** 2).sum()) for v in weights.values()))
@@ -115,6 +128,57 @@ def dense(value: Any) -> Tensor:
     """A tensor with its zeros."""
     found: Tensor = value.dense() if isinstance(value, Sparse) else value
     return found
+
+
+def other_codecs(tree: Mapping[str, Tensor]) -> Iterator[Codec]:
+    """Yield other ways to pack dense tensors with zeros: name, packing, and unpacking. Those that are installed."""
+    import scipy.sparse
+    import zstandard
+    from safetensors.torch import load, save
+
+    arrays = {name: v.numpy().reshape(1, -1) for name, v in tree.items()}
+
+    def csr() -> bytes:
+        out = io.BytesIO()
+        for value in arrays.values():
+            scipy.sparse.save_npz(out, scipy.sparse.csr_array(value), compressed=False)
+        return out.getvalue()
+
+    def from_csr(_: bytes) -> list[NDArray[Any]]:
+        return [scipy.sparse.csr_array(value).toarray() for value in sparse]
+
+    sparse = [scipy.sparse.csr_array(value) for value in arrays.values()]
+
+    def bitmap() -> list[tuple[bytes, bytes]]:
+        pack = zstandard.ZstdCompressor(level=3).compress
+        return [(pack(np.packbits(v != 0).tobytes()), pack(v[v != 0].tobytes())) for v in arrays.values()]
+
+    def from_bitmap(packed: list[tuple[bytes, bytes]]) -> list[NDArray[Any]]:
+        unpack, out = zstandard.ZstdDecompressor().decompress, []
+        for (bits, values), value in zip(packed, arrays.values(), strict=True):
+            dense = np.zeros(value.size, np.float32)
+            mask = np.unpackbits(np.frombuffer(unpack(bits), np.uint8))[: value.size].view(bool)
+            dense[mask] = np.frombuffer(unpack(values), np.float32)
+            out.append(dense)
+        return out
+
+    yield "scipy CSR", csr, from_csr
+    yield "bitmap + zstd", bitmap, from_bitmap
+    plain = dict(tree)
+    packing, unpacking = zstandard.ZstdCompressor(level=3), zstandard.ZstdDecompressor()
+    yield "safetensors + zstd", lambda: packing.compress(save(plain)), lambda packed: load(unpacking.decompress(packed))
+
+
+def compare_codecs(tree: Tree, repeats: int = 3) -> Iterator[dict[str, Any]]:
+    """Yield what each codec makes of a sparse tree, dense in memory: bytes, and speeds in MB/s of dense float32."""
+    dense = {n: v.dense() if isinstance(v, Sparse) else v for n, v in tree.items() if isinstance(v, Tensor | Sparse)}
+    size, known = dense_bytes(dense), Known(Manifest.of(dense))
+    own: Codec = ("FedSieve", lambda: encode(dense, known), lambda packed: decode(packed, known))
+    for name, pack, unpack in (own, *other_codecs(dense)):
+        packed = pack()
+        out, back = (min(cpu_seconds(call) for _ in range(repeats)) for call in (pack, lambda: unpack(packed)))  # noqa: B023
+        size_packed = sum(map(len, sum(packed, ()))) if isinstance(packed, list) else len(packed)
+        yield {"codec": name, "bytes": size_packed, "encode_mb_s": size / 1e6 / out, "decode_mb_s": size / 1e6 / back}
 
 
 def nncodec(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
@@ -137,11 +201,11 @@ PEERS: list[dict[str, Any]] = []
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    source = drawn() if "--drawn" in sys.argv else trained()
+    source = random_messages() if "--drawn" in sys.argv else trained()
     rows = []
     packages = {name: version(name) for name in ("numpy", "pcodec", "scipy", "zstandard")}
-    for case in source:
-        rows.append(asdict(measured(case)))
+    for message in source:
+        rows.append(asdict(measure_message(message)))
         print(json.dumps(rows[-1]), flush=True)
         if "--drawn" not in sys.argv:
             told = {"machine": machine(), "versions": packages, "rows": rows, "beside": PEERS}

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 
 from fedsieve import kernels
-from fedsieve.cli.bench import clock, infer, memory, step, training
-from fedsieve.cli.bench.cases import NETWORKS, SHAPES, Case
-from fedsieve.cli.bench.clock import Work
-from fedsieve.cli.bench.compare import Effort, compared
-from fedsieve.cli.bench.fresh import fresh
+from fedsieve.cli.bench import clock, inference, measurement, memory, step, training
+from fedsieve.cli.bench.clock import RepeatedCall
+from fedsieve.cli.bench.fresh import run_fresh
+from fedsieve.cli.bench.measurement import Effort, compare_times, fastest
+from fedsieve.cli.bench.workload import NETWORKS, SHAPES, Workload
 from fedsieve.types import InputError
 
 ROOT = Path(__file__).parents[2]
-SMALL = Case("digits_net", 8, 0.9)
-STEP = [
+SMALL = Workload("digits_net", 8, 0.9)
+KEYS = [
     "model",
     "batch",
     "sparsity",
@@ -34,12 +34,12 @@ STEP = [
     "ms_dense_bf16",
     "ratio_fp32",
     "ratio_bf16",
-    "peak_mb_sparse",
-    "peak_mb_dense",
     "samples_kept",
     "samples_dropped",
+    "peak_mb_sparse",
+    "peak_mb_dense",
 ]
-"""The keys that ``fedsieve bench step --json`` promises."""
+"""The keys that ``fedsieve bench step --json`` and ``infer --json`` promise."""
 
 
 def needs_kernels() -> None:
@@ -58,12 +58,11 @@ def bench(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure in this process."""
 
-    def near(function: Any, case: Case, threads: int, /, **options: Any) -> Any:
+    def near(function: Any, case: Workload, threads: int, /, **options: Any) -> Any:
         return json.loads(json.dumps(function(case, **options)))
 
-    for module in (step, infer):
-        monkeypatch.setattr(module, "fresh", near)
-    monkeypatch.setattr(memory, "peak", lambda case, threads: 1.5)
+    monkeypatch.setattr(measurement, "run_fresh", near)
+    monkeypatch.setattr(memory, "sparse_peak", lambda case, threads: None if memory.reason() else 1.5)
     monkeypatch.setattr(memory, "dense_peak", lambda *_: 6.0)
 
 
@@ -77,16 +76,16 @@ def test_a_sample_counts_only_if_nobody_disturbed_it(
     monkeypatch: pytest.MonkeyPatch, waiting: float, steal: int, quiet: bool
 ) -> None:
     waits, ticks, times = iter([5.0, 5.0 + waiting]), iter([7, 7 + steal]), iter([1.0, 1.02])
-    monkeypatch.setattr(clock, "waited", lambda: next(waits))
-    monkeypatch.setattr(clock, "stolen", lambda: next(ticks))
+    monkeypatch.setattr(clock, "wait_seconds", lambda: next(waits))
+    monkeypatch.setattr(clock, "steal_ticks", lambda: next(ticks))
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
-    seconds, counts = clock.sample(lambda: None)
+    seconds, counts = clock.time_sample(lambda: None)
     assert (round(seconds, 9), counts) == (0.02, quiet)
 
 
 def test_a_summary_is_the_median_of_what_counts() -> None:
-    assert clock.summary([(1.0, True), (9.0, False), (3.0, True), (2.0, True)]) == (2.0, 3, 1)
-    nothing = clock.summary([(1.0, False)])
+    assert clock.summarize_samples([(1.0, True), (9.0, False), (3.0, True), (2.0, True)]) == (2.0, 3, 1)
+    nothing = clock.summarize_samples([(1.0, False)])
     assert math.isnan(nothing.seconds)
     assert nothing.ms is None
     assert nothing[1:] == (0, 1)
@@ -94,25 +93,25 @@ def test_a_summary_is_the_median_of_what_counts() -> None:
 
 def test_variants_take_turns_until_each_has_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     order, quiet = [], iter([True, False, True, True])
-    works = {name: Work(lambda name=name: order.append(name), 2) for name in "ab"}  # type: ignore[misc]
+    works = {name: RepeatedCall(lambda name=name: order.append(name), 2) for name in "ab"}  # type: ignore[misc]
 
-    def sample(work: Work) -> tuple[float, bool]:
+    def sample(work: RepeatedCall) -> tuple[float, bool]:
         work()
         return 6.0, next(quiet)
 
-    monkeypatch.setattr(clock, "sample", sample)
-    found = clock.in_turns(works, 1, 60.0)
+    monkeypatch.setattr(clock, "time_sample", sample)
+    found = clock.time_in_turns(works, 1, 60.0)
     assert "".join(order) == "aabbaabb"
     assert found == {"a": (3.0, 2, 0), "b": (3.0, 1, 1)}  # of one call
 
 
 def test_variants_stop_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "sample", lambda work: (1.0, False))
-    assert clock.in_turns({"a": Work(lambda: None)}, 5, 0.0)["a"][1:] == (0, 1)
+    monkeypatch.setattr(clock, "time_sample", lambda work: (1.0, False))
+    assert clock.time_in_turns({"a": RepeatedCall(lambda: None)}, 5, 0.0)["a"][1:] == (0, 1)
 
 
 def test_a_sample_is_long_enough_and_of_whole_groups() -> None:
-    work = clock.warm(lambda: clock.time.sleep(0.001), group=3)
+    work = clock.warm_up(lambda: clock.time.sleep(0.001), group=3)
     assert work.calls % 3 == 0
     assert work.calls * 0.001 >= clock.SHORTEST / 3
 
@@ -120,8 +119,8 @@ def test_a_sample_is_long_enough_and_of_whole_groups() -> None:
 def test_the_system_tells_how_long_threads_wait() -> None:
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc")
-    assert clock.waited() >= 0
-    assert clock.stolen() >= 0
+    assert clock.wait_seconds() >= 0
+    assert clock.steal_ticks() >= 0
     assert "torch" in clock.machine()
 
 
@@ -131,8 +130,8 @@ def test_the_system_tells_how_long_threads_wait() -> None:
 def test_the_fastest_variant_of_a_kind_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     took = {("sparse",): (0.01, 5), ("fp32", "a"): (0.06, 4), ("fp32", "b"): (0.05, 9), ("bf16",): (0.02, 6)}
     timings = {key: clock.Timing(seconds, kept, 10 - kept) for key, (seconds, kept) in took.items()}
-    monkeypatch.setattr("fedsieve.cli.bench.compare.in_turns", lambda *_: timings)
-    found = compared({}, Effort(1))
+    monkeypatch.setattr(measurement, "time_in_turns", lambda *_: timings)
+    found = fastest([compare_times({}, Effort(1))])
     assert found["ms_dense_fp32"] == pytest.approx(50)
     assert (found["ratio_fp32"], found["ratio_bf16"]) == pytest.approx((5, 2))
     assert (found["samples_kept"], found["samples_dropped"]) == (4, 6)
@@ -140,8 +139,8 @@ def test_the_fastest_variant_of_a_kind_counts(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("model", NETWORKS)
 def test_every_network_has_its_images_and_its_sparse_layers(model: str) -> None:
-    case = Case(model, 2, 0.75)
-    network, mask = case.pruned()
+    case = Workload(model, 2, 0.75)
+    network, mask = case.pruned_network()
     x, y = case.examples()
     assert network(x).shape == (2, SHAPES[model][2])
     assert int(y.max()) < SHAPES[model][2]
@@ -151,7 +150,7 @@ def test_every_network_has_its_images_and_its_sparse_layers(model: str) -> None:
 
 
 def test_resnets_first_convolution_and_classifier_stay_dense() -> None:
-    case = Case()
+    case = Workload()
     network = case.network()
     assert network.get_submodule("layer2.0.shortcut.0").weight is not None
     every = {name for name, v in network.named_parameters() if v.dim() > 1}
@@ -163,9 +162,11 @@ def test_resnets_first_convolution_and_classifier_stay_dense() -> None:
 def test_erdos_renyi_kernel_has_as_many_weights_but_more_work() -> None:
     found = []
     for budget in ("uniform", "erk"):
-        case = Case(batch=1, sparsity=0.9, budget=budget)  # type: ignore[arg-type]
-        network, mask = case.pruned()
-        found.append((sum(int(m.sum()) for m in mask.values()), infer.density(network.eval(), case.examples()[0])))
+        case = Workload(batch=1, sparsity=0.9, budget=budget)  # type: ignore[arg-type]
+        network, mask = case.pruned_network()
+        found.append(
+            (sum(int(m.sum()) for m in mask.values()), inference.forward_density(network.eval(), case.examples()[0]))
+        )
     (few, work), (same, more) = found
     assert same == pytest.approx(few, rel=1e-4)
     assert more > 1.5 * work
@@ -173,10 +174,10 @@ def test_erdos_renyi_kernel_has_as_many_weights_but_more_work() -> None:
 
 @pytest.mark.parametrize("layout", training.LAYOUTS)
 def test_the_dense_step_is_masked_training(layout: str) -> None:
-    model, mask = SMALL.pruned()
+    model, mask = SMALL.pruned_network()
     x, y = SMALL.examples()
     velocity = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
-    one = training.dense(SMALL, "fp32", layout, frozen=True)
+    one = training.dense_step(SMALL, "fp32", layout, frozen=True)
     for _ in range(4):
         loss = F.cross_entropy(model(x), y)
         assert float(one()) == pytest.approx(float(loss.detach()), rel=1e-5)  # type: ignore[arg-type]
@@ -189,16 +190,19 @@ def test_the_dense_step_is_masked_training(layout: str) -> None:
 
 
 def test_the_density_of_inference_is_that_of_its_products() -> None:
-    network, mask = SMALL.pruned()
+    network, mask = SMALL.pruned_network()
     sizes = {"conv1": 16 * 9 * 64, "conv2": 32 * 16 * 9 * 64, "fc1": 512 * 128, "fc2": 128 * 10}
     real = sum(n * float(mask[f"{k}.weight"].float().mean()) if f"{k}.weight" in mask else n for k, n in sizes.items())
-    assert infer.density(network, SMALL.examples()[0]) == pytest.approx(real / sum(sizes.values()))
+    assert inference.forward_density(network, SMALL.examples()[0]) == pytest.approx(real / sum(sizes.values()))
 
 
 def test_memory_grows_with_the_batch() -> None:
     if not (memory.ITSELF / "clear_refs").exists():
         pytest.skip("the system does not tell a peak of one's own choice")
-    few, many = (fresh(memory.grown, Case("digits_net", n), 1, kind="fp32", layout="contiguous") for n in (8, 4096))
+    few, many = (
+        run_fresh(memory.memory_growth, Workload("digits_net", n), 1, kind="fp32", layout="contiguous")
+        for n in (8, 4096)
+    )
     assert few is not None
     assert many is not None
     activations = 4096 * (2 * 16 * 64 + 2 * 32 * 64) * 4 / 1e6  # conv1 and conv2, before and after ReLU
@@ -211,7 +215,7 @@ def test_memory_grows_with_the_batch() -> None:
 @pytest.mark.parametrize("rule", ["frozen", "swat"])
 def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str) -> None:
     needs_kernels()
-    row = step.measured(replace(SMALL, batch=16, rule=rule), Effort(1, 1, 20.0))  # type: ignore[arg-type]
+    row = step.measure_step(replace(SMALL, batch=16, rule=rule), Effort(1, 1, 20.0))  # type: ignore[arg-type]
     assert row.density_per_multiply_add is not None
     assert 0.05 < row.density_per_multiply_add < 0.5
     if row.samples_kept:
@@ -222,15 +226,18 @@ def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str)
 @pytest.mark.parametrize("model", ["digits_net", "linear", "leaf_cnn"])
 def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
     needs_kernels()
-    case = Case(model, 16, 0.9)
-    dense, sparse = training.dense(case, "fp32", "contiguous", True), training.sparse(training.trainer(case), case)
+    case = Workload(model, 16, 0.9)
+    dense, sparse = (
+        training.dense_step(case, "fp32", "contiguous", True),
+        training.sparse_step(training.sparse_trainer(case), case),
+    )
     for _ in range(3):
         assert float(sparse()) == pytest.approx(float(dense()), rel=1e-3)  # type: ignore[arg-type]
 
 
 def test_inference_is_measured_for_one_example(here: None) -> None:
     needs_kernels()
-    row = infer.measured(replace(SMALL, batch=1), Effort(1, 1, 20.0))
+    row = inference.measure_inference(replace(SMALL, batch=1), Effort(1, 1, 20.0))
     assert row.ms_sparse or not row.samples_kept
 
 
@@ -242,19 +249,21 @@ def test_without_kernels_the_dense_numbers_are_there(
 ) -> None:
     from fedsieve.cli import app
 
-    for module in (step, infer, kernels):
+    for module in (step, inference, memory, kernels):
         monkeypatch.setattr(module, "reason", lambda: "no compiler")
     words = ["--model", "digits_net", "--samples", "1", "--seconds", "0", "--json"]
     app(["bench", "step", *words, "--sparsity", ".9,.95", "--batch", "8"], standalone_mode=False)
     said = capsys.readouterr()
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [row["sparsity"] for row in rows] == [0.9, 0.95]
-    assert all(list(row) == STEP for row in rows)
+    assert all(list(row) == KEYS for row in rows)
     assert all(row["ms_sparse"] is row["ratio_fp32"] is row["peak_mb_sparse"] is None for row in rows)
     assert said.err.count("\n") == 1
     assert "no compiler" in said.err
     app(["bench", "infer", *words, "--batch", "1,8"], standalone_mode=False)
-    assert [json.loads(line)["batch"] for line in capsys.readouterr().out.splitlines()] == [1, 8]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["batch"] for row in rows] == [1, 8]
+    assert all(list(row) == KEYS for row in rows)
     app(["bench", "step", *words[:-1]], standalone_mode=False)
     said = capsys.readouterr()
     assert "cores" in said.out.splitlines()[0]
@@ -266,7 +275,7 @@ def test_a_step_from_the_command_line(tmp_path: Path) -> None:
     words = ("--model", "digits_net", "--sparsity", "0.9", "--samples", "1", "--seconds", "1", "--json")
     said = bench("step", *words, "--threads", "1", cwd=tmp_path).stdout
     (row,) = [json.loads(line) for line in said.splitlines()]
-    assert list(row) == STEP
+    assert list(row) == KEYS
     assert row["model"] == "digits_net"
 
 
@@ -295,4 +304,4 @@ def test_mistakes_are_one_line(words: tuple[str, ...], part: str) -> None:
 
 def test_a_measurement_that_fails_says_why() -> None:
     with pytest.raises(InputError, match=r"could not be measured: .*KeyError: 'diagonal'"):
-        fresh(memory.grown, SMALL, 1, kind="fp32", layout="diagonal")
+        run_fresh(memory.memory_growth, SMALL, 1, kind="fp32", layout="diagonal")

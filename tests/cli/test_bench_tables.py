@@ -10,8 +10,8 @@ import pytest
 import torch
 from test_bench import ROOT
 
-from fedsieve.cli.bench.cases import Case
-from fedsieve.cli.bench.compare import Effort
+from fedsieve.cli.bench.measurement import Effort
+from fedsieve.cli.bench.workload import Workload
 from fedsieve.types import InputError
 
 
@@ -25,7 +25,7 @@ def performance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return performance
 
 
-def fabricated(name: str, case: Case, effort: Effort) -> dict[str, Any]:
+def fabricated(name: str, case: Workload, effort: Effort) -> dict[str, Any]:
     times = {"ms_sparse": 41.0, "ms_dense_fp32": 287.0, "ms_dense_bf16": 164.0, "ratio_fp32": 7.0, "ratio_bf16": 4.0}
     return {"density_per_multiply_add": 0.0525, **times, "samples_kept": effort.samples, "samples_dropped": 2}
 
@@ -65,7 +65,7 @@ def test_every_row_is_measured_once_and_a_poor_one_again(
 ) -> None:
     asked = []
 
-    def measured(name: str, case: Case, effort: Effort) -> dict[str, Any]:
+    def measured(name: str, case: Workload, effort: Effort) -> dict[str, Any]:
         asked.append(name)
         poor = {"samples_kept": 1} if name == "swat" and len(asked) < 40 else {}
         return fabricated(name, case, effort) | poor
@@ -117,16 +117,20 @@ def test_a_median_of_rounds_needs_three_undisturbed_ones(performance: Any) -> No
     assert timed(rows[:3]) == {"seconds": None, "rounds_kept": 2, "rounds_dropped": 1}
 
 
-def test_messages_are_weighed_as_the_table_says() -> None:
-    from fedsieve.cli.bench.wire import Case, beside, csr_bytes, cut, entropy_bits, measured
+def test_messages_are_weighed_as_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsieve.cli.bench.wire import Message, csr_bytes, keep_largest, measure_message, tensor_entropy
     from fedsieve.wire import Known, Manifest
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.delitem(sys.modules, "wire", raising=False)
+    from wire import compare_codecs
 
     generator = torch.Generator().manual_seed(0)
     params = {"w": torch.randn(300, 400, generator=generator), "v": torch.randn(90, 90, generator=generator)}
     base = {n: v * (1 + 0.01 * torch.randn(v.shape, generator=generator)) for n, v in params.items()}
-    tree = cut(params, 0.1)
-    row = measured(Case("drawn", tree, "manifest", Known(Manifest.of(params))), repeats=1)
-    known = measured(Case("drawn", tree, "base", Known(Manifest.of(params), base)), repeats=1)
+    tree = keep_largest(params, 0.1)
+    row = measure_message(Message("drawn", tree, "manifest", Known(Manifest.of(params))), repeats=1)
+    known = measure_message(Message("drawn", tree, "base", Known(Manifest.of(params), base)), repeats=1)
     nnz = round(0.1 * 128_100)
     assert row.density == pytest.approx(0.1, abs=1e-4)
     assert (row.csr_bytes, row.dense_bytes) == (8 * nnz + 260, 4 * 128_100)
@@ -137,10 +141,10 @@ def test_messages_are_weighed_as_the_table_says() -> None:
     assert row.churn is None
     assert known.churn is not None
     assert 0 < known.churn < 0.05
-    peers = {told["codec"]: told["bytes"] for told in beside(tree, repeats=1)}
+    peers = {told["codec"]: told["bytes"] for told in compare_codecs(tree, repeats=1)}
     assert len(peers) == 4
     assert min(peers, key=lambda name: peers[name]) == "FedSieve"
-    assert entropy_bits("w", torch.ones(64, 64), Known(), "f32") == 64 * 64 * 23  # one sign, one exponent
+    assert sum(tensor_entropy("w", torch.ones(64, 64), Known(), "f32")) == 64 * 64 * 23  # one sign, one exponent
 
 
 def test_bench_wire_prints_the_rows_as_json(
@@ -150,10 +154,8 @@ def test_bench_wire_prints_the_rows_as_json(
     from fedsieve.cli.bench.commands import wire_command
 
     small = {"w": torch.randn(40, 50, generator=torch.Generator().manual_seed(0))}
-    monkeypatch.setattr(wire, "drawn", lambda densities: wire.cases("small", small, small, densities))
-    threads = torch.get_num_threads()
+    monkeypatch.setattr(wire, "random_messages", lambda densities: wire.messages_of("small", small, small, densities))
     wire_command("0.05,0.2", True)
-    torch.set_num_threads(threads)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wanted = ["case", "density", "known", "values", "bytes", "entropy_bytes", "csr_bytes", "dense_bytes"]
     assert list(rows[0])[:10] == [*wanted, "encode_mb_s", "decode_mb_s"]

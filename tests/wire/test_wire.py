@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsieve import wire
-from fedsieve.cli.bench.wire import Case, measured
+from fedsieve.cli.bench.wire import Message, measure_message
 from fedsieve.sparse.topk import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, compensate, decode, encode, rounded
@@ -415,8 +415,8 @@ def test_memory_stays_within_one_and_a_half_dense_models(density: float, based: 
     params = {f"{i}.weight": torch.randn(300, 500, generator=generator) for i in range(4)}
     base = {name: v * (1 + 0.02 * torch.randn(v.shape, generator=generator)) for name, v in params.items()}
     tree: Tree = {n: v if density == 1 else Sparse.of(v, top(v, density)) for n, v in params.items()}
-    case = Case("", tree, context=Known(Manifest.of(params), base if based else {}))  # type: ignore[arg-type]
-    row = measured(case, repeats=1)
+    message = Message("", tree, context=Known(Manifest.of(params), base if based else {}))  # type: ignore[arg-type]
+    row = measure_message(message, repeats=1)
     assert 0 < row.encode_memory < 1.5
     assert 0 < row.decode_memory < 1.5
 

@@ -32,7 +32,7 @@ STEAL = 8
 
 
 class Timing(NamedTuple):
-    """The median of the undisturbed samples (NaN without one), and how many were kept and dropped."""
+    """The median of the undisturbed samples in seconds (NaN without one), and how many were kept and dropped."""
 
     seconds: float
     kept: int
@@ -45,19 +45,19 @@ class Timing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one sample times: ``calls`` calls; the sample is their mean."""
+class RepeatedCall:
+    """What one sample times: ``calls`` calls of a function; the sample is their mean."""
 
     call: Callable[[], object]
     calls: int = 1
 
     def __call__(self) -> None:
-        """Do all of it."""
+        """Call the function ``calls`` times."""
         for _ in range(self.calls):
             self.call()
 
 
-def waited() -> float:
+def wait_seconds() -> float:
     """Return the seconds that this process's threads have spent runnable but not running (Linux's schedstat)."""
     total = 0
     for task in Path("/proc/self/task").glob("*/schedstat"):
@@ -66,46 +66,42 @@ def waited() -> float:
     return total / 1e9
 
 
-def stolen() -> int:
+def steal_ticks() -> int:
     """Return the ticks that the hypervisor has taken from this machine since it started."""
     stat = Path("/proc/stat")
     return int(stat.read_text().split(maxsplit=STEAL + 1)[STEAL]) if stat.exists() else 0
 
 
-def sample(work: Callable[[], object]) -> tuple[float, bool]:
-    """Return how long ``work`` took, in seconds, and whether the machine left it undisturbed."""
-    taken, before, began = stolen(), waited(), time.perf_counter()
-    work()
+def time_sample(call: Callable[[], object]) -> tuple[float, bool]:
+    """Return how long a call took, in seconds, and whether the machine left it undisturbed."""
+    steal, waited, began = steal_ticks(), wait_seconds(), time.perf_counter()
+    call()
     seconds = time.perf_counter() - began
-    return seconds, waited() - before < WAITING * seconds and stolen() == taken
+    return seconds, wait_seconds() - waited < WAITING * seconds and steal_ticks() == steal
 
 
-def summary(samples: list[tuple[float, bool]]) -> Timing:
+def summarize_samples(samples: list[tuple[float, bool]]) -> Timing:
     """Return the median of the undisturbed samples, in seconds, and how many were kept and dropped."""
-    kept = [seconds for seconds, quiet in samples if quiet]
+    kept = [seconds for seconds, undisturbed in samples if undisturbed]
     return Timing(median(kept) if kept else math.nan, len(kept), len(samples) - len(kept))
 
 
-def warm(call: Callable[[], object], group: int = 1) -> Work:
+def warm_up(call: Callable[[], object], group: int = 1) -> RepeatedCall:
     """Call it a few times, and return samples of it that are long enough, each of whole groups of calls."""
-    took = []
-    for _ in range(WARM):
-        began = time.perf_counter()
-        Work(call, group)()
-        took.append(time.perf_counter() - began)
-    return Work(call, group * max(1, math.ceil(SHORTEST / min(took))))
+    seconds = min(time_sample(RepeatedCall(call, group))[0] for _ in range(WARM))
+    return RepeatedCall(call, group * max(1, math.ceil(SHORTEST / seconds)))
 
 
-def in_turns(works: Mapping[Key, Work], kept: int, seconds: float) -> dict[Key, Timing]:
+def time_in_turns(calls: Mapping[Key, RepeatedCall], kept: int, seconds: float) -> dict[Key, Timing]:
     """Return the seconds of a call of each, sampled in turns until each has ``kept`` samples or time is up."""
-    found: dict[Key, list[tuple[float, bool]]] = {name: [] for name in works}
+    samples: dict[Key, list[tuple[float, bool]]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     while True:
-        for name, work in works.items():
-            took, quiet = sample(work)
-            found[name].append((took / work.calls, quiet))
-        if time.perf_counter() >= end or all(sum(quiet for _, quiet in own) >= kept for own in found.values()):
-            return {name: summary(own) for name, own in found.items()}
+        for name, call in calls.items():
+            duration, undisturbed = time_sample(call)
+            samples[name].append((duration / call.calls, undisturbed))
+        if time.perf_counter() >= end or all(sum(ok for _, ok in own) >= kept for own in samples.values()):
+            return {name: summarize_samples(own) for name, own in samples.items()}
 
 
 def machine() -> str:

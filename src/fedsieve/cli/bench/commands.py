@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from fedsieve.types import InputError
+
 if TYPE_CHECKING:
-    from fedsieve.cli.bench.cases import Case
-    from fedsieve.cli.bench.compare import Effort
+    from _typeshed import DataclassInstance
+
+    from fedsieve.cli.bench.measurement import Effort, Measurement
+    from fedsieve.cli.bench.workload import Workload
 
 Number = TypeVar("Number", int, float)
 HEADS = {
-    "model": "model",
-    "batch": "batch",
-    "sparsity": "sparsity",
-    "rule": "rule",
-    "storage": "storage",
     "density_per_multiply_add": "multiply-adds",
     "ms_sparse": "sparse, ms",
     "ms_dense_fp32": "dense, ms",
@@ -32,7 +31,7 @@ HEADS = {
     "samples_kept": "kept",
     "samples_dropped": "dropped",
 }
-"""A row's fields as the table names them."""
+"""A row's fields as the table names them, where the name itself does not say it."""
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what sparsity saves on this machine.")
 Model = Annotated[str, typer.Option(help="resnet18, leaf_cnn, mnist_net, digits_net, or linear (3136 to 2048 alone).")]
@@ -65,16 +64,11 @@ def step_command(
     as_json: AsJson = False,
 ) -> None:
     """Time whole training steps, sparse against dense PyTorch, and their peak memory."""
-    from fedsieve.cli.bench.cases import Case
-    from fedsieve.cli.bench.step import measured
+    from fedsieve.cli.bench.step import measure_step
 
-    chosen: Any = {"rule": rule, "storage": storage, "policy": policy, "budget": budget}
-    cases = [
-        Case(model, n, s, **chosen)
-        for n in _numbers("--batch", batch, int)
-        for s in _numbers("--sparsity", sparsity, float)
-    ]
-    _tell(measured, cases, _effort(threads, samples, seconds, compiled), as_json)
+    options = {"rule": rule, "storage": storage, "policy": policy, "budget": budget}
+    effort = _effort(threads, samples, seconds, compiled)
+    _measure(measure_step, _workloads(model, batch, sparsity, **options), effort, as_json)
 
 
 @bench_app.command("infer")
@@ -91,16 +85,11 @@ def infer_command(
     as_json: AsJson = False,
 ) -> None:
     """Time inference of a pruned network, sparse against dense PyTorch."""
-    from fedsieve.cli.bench.cases import Case
-    from fedsieve.cli.bench.infer import measured
+    from fedsieve.cli.bench.inference import measure_inference
 
-    chosen: Any = {"storage": storage, "policy": policy, "budget": budget}
-    cases = [
-        Case(model, n, s, **chosen)
-        for n in _numbers("--batch", batch, int)
-        for s in _numbers("--sparsity", sparsity, float)
-    ]
-    _tell(measured, cases, _effort(threads, samples, seconds), as_json)
+    options = {"storage": storage, "policy": policy, "budget": budget}
+    effort = _effort(threads, samples, seconds)
+    _measure(measure_inference, _workloads(model, batch, sparsity, **options), effort, as_json)
 
 
 @bench_app.command("wire")
@@ -109,71 +98,69 @@ def wire_command(
     as_json: AsJson = False,
 ) -> None:
     """Weigh messages against their entropy, CSR and dense, and time them: a ResNet-18 of drawn weights."""
-    import torch
+    from fedsieve.cli.bench import wire
 
-    from fedsieve.cli.bench.wire import DENSITIES, drawn, measured
-    from fedsieve.types import InputError
-
-    densities = tuple(_numbers("--density", density, float)) if density else DENSITIES
+    densities = tuple(_numbers("--density", density, float)) if density else wire.DENSITIES
     if not all(0 < d < 1 for d in densities):
         raise InputError(f"--density takes numbers between 0 and 1, not {density!r}")
-    torch.set_num_threads(1)
-    rows = (asdict(measured(case)) for case in drawn(densities))
-    if as_json:
-        for row in rows:
-            typer.echo(json.dumps(row))
-    else:
-        _show(rows, 1)
+    _print_rows(map(wire.measure_message, wire.random_messages(densities)), as_json, "1 thread")
+
+
+def _workloads(model: str, batch: str, sparsity: str, **options: Any) -> list[Workload]:
+    """Return a workload for every batch and sparsity; InputError names what cannot be measured."""
+    from fedsieve.cli.bench.workload import Workload
+
+    sizes, shares = _numbers("--batch", batch, int), _numbers("--sparsity", sparsity, float)
+    workloads = [Workload(model, n, s, **options) for n in sizes for s in shares]
+    for workload in workloads:
+        workload.densities(workload.network())  # a policy that fits no layer is refused before the first row
+    return workloads
 
 
 def _effort(threads: int, samples: int, seconds: float, compiled: bool = False) -> Effort:
     import torch
 
-    from fedsieve.cli.bench.compare import Effort
+    from fedsieve.cli.bench.measurement import Effort
 
     return Effort(threads or torch.get_num_threads(), samples, seconds, compiled)
 
 
-def _tell(measured: Callable[[Case, Effort], Any], cases: list[Case], effort: Effort, as_json: bool) -> None:
-    """Measure every case, and print the rows: each at once as JSON, or a table of all."""
+def _measure(
+    measure: Callable[[Workload, Effort], Measurement], workloads: list[Workload], effort: Effort, as_json: bool
+) -> None:
+    """Measure every workload, and print a row each."""
+    from fedsieve.cli.bench.training import instruction_set
     from fedsieve.kernels import reason
 
-    for case in cases:
-        case.densities(case.network())  # a policy that fits no layer is refused before the first row
     if why := reason():
         typer.echo(f"fedsieve: no sparse kernels here, so only dense PyTorch is measured: {why}", err=True)
-    rows = (asdict(measured(case, effort)) for case in cases)
+    rows = (measure(workload, effort) for workload in workloads)
+    _print_rows(rows, as_json, f"{effort.threads} threads, kernels for {instruction_set()}")
+
+
+def _print_rows(measurements: Iterable[DataclassInstance], as_json: bool, setting: str) -> None:
+    """Print measurements: each at once as a JSON object, or a table of all, without the columns that nothing fills."""
+    rows = map(asdict, measurements)
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
-    else:
-        _table(rows, effort)
-
-
-def _table(rows: Iterator[dict[str, Any]], effort: Effort) -> None:
-    from fedsieve.cli.bench.training import isa
-
-    _show(rows, effort.threads, f", kernels for {isa()}")
-
-
-def _show(rows: Iterator[dict[str, Any]], threads: int, more: str = "") -> None:
+        return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fedsieve.cli.bench.clock import machine
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
-    console.print(f"{machine()}, {threads} threads{more}")
-    table = Table()
-    for i, row in enumerate(rows):
-        if i == 0:
-            for name in row:
-                table.add_column(HEADS.get(name, name.replace("_", " ")), justify="right")
-        table.add_row(*map(_shown, row, row.values()))
+    console.print(f"{machine()}, {setting}")
+    cells = [{name: _format_cell(name, value) for name, value in row.items()} for row in rows]
+    names = [name for name in cells[0] if any(row[name] != "-" for row in cells)]
+    table = Table(*(Column(HEADS.get(name, name.replace("_", " ")), justify="right") for name in names))
+    for row in cells:
+        table.add_row(*(row[name] for name in names))
     console.print(table)
 
 
-def _shown(name: str, value: object) -> str:
+def _format_cell(name: str, value: object) -> str:
     if isinstance(value, float) and name in ("sparsity", "density_per_multiply_add", "density", "churn"):
         return f"{100 * value:.3g} %"
     if isinstance(value, float):
@@ -183,8 +170,6 @@ def _shown(name: str, value: object) -> str:
 
 def _numbers(what: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     """Return the numbers that commas separate. Raises InputError."""
-    from fedsieve.types import InputError
-
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

@@ -17,38 +17,38 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedsieve.cli.bench.cases import Case
+from fedsieve.cli.bench.workload import Workload
 from fedsieve.types import InputError
 
 SPINNING = {"GOMP_SPINCOUNT": "300000"}
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-def fresh(function: Callable[..., Found], case: Case, threads: int, /, **options: Any) -> Found:
-    """Return ``function(case, **options)``, computed by a new process with so many threads; plain JSON both ways.
+def run_fresh(function: Callable[..., Result], workload: Workload, threads: int, /, **options: Any) -> Result:
+    """Return ``function(workload, **options)``, computed by a new process with so many threads; plain JSON both ways.
 
     Raises InputError, with the last line of what that process had to say, if it fails.
     """
-    told = json.dumps([function.__module__, function.__name__, asdict(case), threads, options])
-    command = [sys.executable, "-m", "fedsieve.cli.bench.fresh", told]
+    request = json.dumps([function.__module__, function.__name__, asdict(workload), threads, options])
+    command = [sys.executable, "-m", "fedsieve.cli.bench.fresh", request]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | SPINNING)
     if done.returncode:
         trouble = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise InputError(f"{case.model}, batch {case.batch}, could not be measured: {trouble}")
-    found: Found = json.loads(done.stdout)
-    return found
+        raise InputError(f"{workload.model}, batch {workload.batch}, could not be measured: {trouble}")
+    result: Result = json.loads(done.stdout)
+    return result
 
 
-def main() -> None:
-    """Do what the command line says, and print what it gives."""
-    module, name, case, threads, options = json.loads(sys.argv[1])
+def _main() -> None:
+    """Compute what the command line asks for, and print it as JSON."""
+    module, name, workload, threads, options = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
     try:
-        found = getattr(importlib.import_module(module), name)(Case(**case), **options)
+        result = getattr(importlib.import_module(module), name)(Workload(**workload), **options)
     except InputError as error:
         sys.exit(str(error))
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    _main()

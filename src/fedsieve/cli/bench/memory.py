@@ -15,46 +15,51 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-from fedsieve.cli.bench.cases import Case
-from fedsieve.cli.bench.fresh import fresh
-from fedsieve.cli.bench.training import LAYOUTS, dense, sparse, trainer
+from fedsieve.cli.bench.fresh import run_fresh
+from fedsieve.cli.bench.measurement import least
+from fedsieve.cli.bench.training import LAYOUTS, dense_step, sparse_step, sparse_trainer
+from fedsieve.cli.bench.workload import Workload
 from fedsieve.kernels import reason
 
 STEPS = PROCESSES = 3
 ITSELF = Path("/proc/self")
 
 
-def peak(case: Case, threads: int) -> float | None:
-    """Return the peak of the case's sparse training, in MB of 10^6 bytes; None where the system does not tell."""
-    return _least(case, threads, kind="sparse")
+def sparse_peak(workload: Workload, threads: int) -> float | None:
+    """Return the peak of the workload's sparse training, in MB of 10^6 bytes; None where nothing tells it or trains."""
+    if reason() is not None:
+        return None
+    return _fresh_peak(workload, threads, kind="sparse")
 
 
 @cache
 def dense_peak(model: str, batch: int, threads: int, kind: str = "fp32") -> float | None:
     """Return the peak of dense training in ``kind`` (fp32, bf16), in MB of 10^6 bytes."""
-    found = [_least(Case(model, batch), threads, kind=kind, layout=layout) for layout in LAYOUTS]
-    return min((value for value in found if value is not None), default=None)
+    workload = Workload(model, batch)
+    return least([_fresh_peak(workload, threads, kind=kind, layout=layout) for layout in LAYOUTS])
 
 
-def _least(case: Case, threads: int, **options: str) -> float | None:
-    found = [fresh(grown, case, threads, **options) for _ in range(PROCESSES)]
-    return min((value for value in found if value is not None), default=None)
+def _fresh_peak(workload: Workload, threads: int, **options: str) -> float | None:
+    return least([run_fresh(memory_growth, workload, threads, **options) for _ in range(PROCESSES)])
 
 
-def grown(case: Case, kind: str = "sparse", layout: str = "") -> float | None:
+def memory_growth(workload: Workload, kind: str = "sparse", layout: str = "") -> float | None:
     """Return the MB by which this process grows for training steps; None where the system does not tell."""
     if not (ITSELF / "clear_refs").exists():
         return None
-    small = Case("digits_net", sparsity=0.5)
+    small = Workload("digits_net", sparsity=0.5)
     for before in ("fp32", "bf16"):
-        dense(small, before, "contiguous", frozen=False)()
+        dense_step(small, before, "contiguous", frozen=False)()
     if reason() is None:
-        sparse(trainer(small), small)()
-    case.mask(case.network())  # drawing it, which is done once, takes more than it
-    _give_back()
+        sparse_step(sparse_trainer(small), small)()
+    workload.mask(workload.network())  # drawing it, which is done once, takes more than it
+    _trim_heap()
     start = _resident("VmRSS")
     (ITSELF / "clear_refs").write_text("5")  # the peak starts anew: proc(5)
-    step = sparse(trainer(case, lean=True), case) if kind == "sparse" else dense(case, kind, layout, frozen=False)
+    if kind == "sparse":
+        step = sparse_step(sparse_trainer(workload, lean=True), workload)
+    else:
+        step = dense_step(workload, kind, layout, frozen=False)
     for _ in range(STEPS):
         step()
     return (_resident("VmHWM") - start) / 1e6
@@ -65,7 +70,7 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
-def _give_back() -> None:
+def _trim_heap() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

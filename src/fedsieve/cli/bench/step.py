@@ -8,67 +8,42 @@ being whole periods of steps.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
 from fedsieve.cli.bench import memory
-from fedsieve.cli.bench.cases import PERIOD, Case
-from fedsieve.cli.bench.clock import Work, warm
-from fedsieve.cli.bench.compare import Effort, best, compared
-from fedsieve.cli.bench.fresh import fresh
-from fedsieve.cli.bench.training import LAYOUTS, dense, sparse, trainer
+from fedsieve.cli.bench.clock import RepeatedCall, warm_up
+from fedsieve.cli.bench.measurement import Effort, Measurement, compare_times, measure
+from fedsieve.cli.bench.training import LAYOUTS, dense_step, sparse_step, sparse_trainer
+from fedsieve.cli.bench.workload import PERIOD, Workload
 from fedsieve.client.process import keep_freed_memory
 from fedsieve.kernels import reason
 
 
-@dataclass(frozen=True)
-class Row:
-    """One case, measured; None where it could not be. Times in ms, memory in MB of 10^6 bytes."""
-
-    model: str
-    batch: int
-    sparsity: float
-    rule: str
-    storage: str
-    density_per_multiply_add: float | None
-    """Multiply-adds of the sparse step over those of the dense one: a speed-up is to be compared with its inverse."""
-    ms_sparse: float | None
-    ms_dense_fp32: float | None
-    ms_dense_bf16: float | None
-    ratio_fp32: float | None
-    ratio_bf16: float | None
-    peak_mb_sparse: float | None
-    peak_mb_dense: float | None
-    """Of dense training in fp32."""
-    samples_kept: int
-    samples_dropped: int
+def measure_step(workload: Workload, effort: Effort) -> Measurement:
+    """Return the times and the peak memory of a training step, each measured in a process of its own."""
+    peaks = {
+        "peak_mb_sparse": memory.sparse_peak(workload, effort.threads),
+        "peak_mb_dense": memory.dense_peak(workload.model, workload.batch, effort.threads),
+    }
+    return measure(time_step, workload, effort, **peaks)
 
 
-def measured(case: Case, effort: Effort) -> Row:
-    """Return the case's row; its times and its peaks are each measured in a process of their own."""
-    there = reason() is None
-    return Row(
-        **{name: getattr(case, name) for name in ("model", "batch", "sparsity", "rule", "storage")},
-        **best([fresh(timed, case, effort.threads, **asdict(effort)) for _ in range(effort.processes)]),
-        peak_mb_sparse=memory.peak(case, effort.threads) if there else None,
-        peak_mb_dense=memory.dense_peak(case.model, case.batch, effort.threads),
-    )
-
-
-def timed(case: Case, **effort: Any) -> dict[str, Any]:
-    """Return the part of the case's row that tells times and density, measured in this process."""
+def time_step(workload: Workload, **effort: Any) -> dict[str, Any]:
+    """Return the times of a training step and its density a multiply-add, measured in this process."""
     keep_freed_memory()
     aim = Effort(**effort)
     variants = product(("fp32", "bf16"), LAYOUTS, (False, True) if aim.compiled else (False,))
-    works: dict[tuple[str, ...], Work] = {
-        (kind, layout, str(by_compiler)): warm(dense(case, kind, layout, case.rule == "frozen", by_compiler))
+    calls: dict[tuple[str, ...], RepeatedCall] = {
+        (kind, layout, str(by_compiler)): warm_up(
+            dense_step(workload, kind, layout, workload.rule == "frozen", by_compiler)
+        )
         for kind, layout, by_compiler in variants
     }
     density = None
     if reason() is None:
-        own = trainer(case)
-        works["sparse",] = warm(sparse(own, case), PERIOD if case.rule == "swat" else 1)
-        real, whole = own.multiply_adds
-        density = real / whole
-    return compared(works, aim) | {"density_per_multiply_add": density}
+        trainer = sparse_trainer(workload)
+        calls["sparse",] = warm_up(sparse_step(trainer, workload), PERIOD if workload.rule == "swat" else 1)
+        real, dense = trainer.multiply_adds
+        density = real / dense
+    return compare_times(calls, aim) | {"density_per_multiply_add": density}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve import kernels
-from fedsieve.cli.bench.cases import PERIOD, Case
+from fedsieve.cli.bench.workload import PERIOD, Workload
 from fedsieve.sparse.layers import swat_
 
 Step: TypeAlias = Callable[[], object]
@@ -22,19 +22,19 @@ LAYOUTS: Mapping[str, torch.memory_format] = {
 }
 
 
-def laid_out(model: nn.Module, layout: str) -> nn.Module:
+def to_layout(model: nn.Module, layout: str) -> nn.Module:
     """Return the model with its convolutions' weights in one of ``LAYOUTS``."""
     return model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload,no-any-return]
 
 
-def dense(case: Case, kind: str, layout: str, frozen: bool, compiled: bool = False) -> Step:
+def dense_step(workload: Workload, kind: str, layout: str, frozen: bool, compiled: bool = False) -> Step:
     """Return a dense step: forward, backward, SGD with momentum, and if ``frozen``, the weights times their mask.
 
     ``kind``: fp32, or bf16 by autocast. ``layout``: one of ``LAYOUTS``. ``compiled``: through torch.compile.
     """
-    model, mask = case.pruned() if frozen else (case.network(), {})
-    model = laid_out(model, layout).train()
-    x, y = case.examples()
+    model, mask = workload.pruned_network() if frozen else (workload.network(), {})
+    model = to_layout(model, layout).train()
+    x, y = workload.examples()
     x = x.to(memory_format=LAYOUTS[layout])
     masked: list[Tensor] = [model.get_parameter(name) for name in mask]
     kept: Any = [torch.empty_like(w).copy_(own) for w, own in zip(masked, mask.values(), strict=True)]
@@ -55,19 +55,21 @@ def dense(case: Case, kind: str, layout: str, frozen: bool, compiled: bool = Fal
     return step
 
 
-def trainer(case: Case, lean: bool = False) -> kernels.Trainer:
-    """Return the kernels' trainer of the case's network; ``lean``: with the least memory."""
-    model, mask = case.pruned() if case.rule == "frozen" else (case.network(), {})
-    if case.rule == "swat":
-        swat_(model, case.densities(model), PERIOD)
-    return kernels.Trainer(model.train(), mask, case.batch, lr=LR, momentum=MOMENTUM, storage=case.storage, lean=lean)
+def sparse_trainer(workload: Workload, lean: bool = False) -> kernels.Trainer:
+    """Return the kernels' trainer of the workload's network; ``lean``: with the least memory."""
+    model, mask = workload.pruned_network() if workload.rule == "frozen" else (workload.network(), {})
+    if workload.rule == "swat":
+        swat_(model, workload.densities(model), PERIOD)
+    return kernels.Trainer(
+        model.train(), mask, workload.batch, lr=LR, momentum=MOMENTUM, storage=workload.storage, lean=lean
+    )
 
 
-def sparse(trainer: kernels.Trainer, case: Case) -> Step:
-    """Return the trainer's step on the case's batch."""
-    return partial(trainer.step, *case.examples())
+def sparse_step(trainer: kernels.Trainer, workload: Workload) -> Step:
+    """Return the trainer's step on the workload's batch."""
+    return partial(trainer.step, *workload.examples())
 
 
-def isa() -> str:
+def instruction_set() -> str:
     """Return the instruction set that the kernels use here, or that there are none."""
     return kernels.isa() if kernels.reason() is None else "none"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 import tracemalloc
@@ -20,19 +19,17 @@ from torch import Tensor
 
 from fedsieve.client.models import ResNet18
 from fedsieve.client.process import threads
-from fedsieve.types import Sparse, Tree
+from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.known import NOTHING, Array, array
 from fedsieve.wire.values import INT4, INT8, bf16_distance, distance, quantised, to_bf16
 
 DENSITIES = (0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
 Params = Mapping[str, "Tensor | Sparse"]
-Peer = tuple[str, Callable[[], Any], Callable[[Any], Any]]
-"""A way to pack: its name, packing, and unpacking what that gave."""
 
 
 @dataclass(frozen=True)
-class Case:
+class Message:
     """A tree to send: ``known`` says in words what ``context`` holds."""
 
     case: str
@@ -43,8 +40,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one case came to. ``entropy_bytes`` is of order 0, tensor by tensor; speeds are of dense float32.
+class MessageMeasurement:
+    """What one message came to. ``entropy_bytes`` is of order 0, tensor by tensor; speeds are of dense float32.
 
     ``first_*`` are the speeds of the first message against a base, its digest and the order of its magnitudes included;
     the others are those of every further one. ``*_memory`` is what the first one sets aside besides what comes out, in
@@ -72,73 +69,72 @@ class Row:
     bits_per_nonzero: float
 
 
-def measured(case: Case, repeats: int = 5) -> Row:
-    """Encode and decode a case with one thread, best of some times, and weigh it."""
+def measure_message(message: Message, repeats: int = 5) -> MessageMeasurement:
+    """Encode and decode a message with one thread, best of some times, and weigh it."""
+    tree, context, values = message.tree, message.context, message.values
+    manifest = context.manifest
+    dense, nnz = manifest.size if manifest else dense_bytes(tree), sum(map(_count, tree.values()))
     with threads(1):
-        return _measured(case, repeats)
-
-
-def _measured(case: Case, repeats: int) -> Row:
-    manifest = case.context.manifest
-    dense, nnz = manifest.size if manifest else _dense_bytes(case.tree), sum(map(_count, case.tree.values()))
-    message = encode(case.tree, case.context, case.values)
-    back = decode(message, case.context)
-    if case.values == "f32" and not all(_same(v, back[n]) for n, v in case.tree.items()):
-        raise AssertionError(f"{case.case} does not survive")
-    calls = (lambda known: encode(case.tree, known, case.values), lambda known: decode(message, known))
-    first, further = [math.inf] * 2, [math.inf] * 2
-    for _ in range(repeats):
-        for i, call in enumerate(calls):
-            known = replace(case.context)
-            first[i] = min(first[i], _seconds(partial(call, known)))
-            further[i] = min(further[i], _seconds(partial(call, known)))
-    encode_memory, decode_memory = (_memory(partial(call, replace(case.context))) / dense for call in calls)
-    entropy = [entropies(name, value, case.context, case.values) for name, value in case.tree.items()]
-    return Row(
-        case.case,
-        nnz / (dense // 4),
-        case.known,
-        case.values,
-        len(message),
-        round(sum(map(sum, entropy)) / 8),
-        csr_bytes(case.tree),
-        dense,
-        dense / 1e6 / further[0],
-        dense / 1e6 / further[1],
-        dense / 1e6 / first[0],
-        dense / 1e6 / first[1],
-        encode_memory,
-        decode_memory,
-        round(sum(positions for positions, _ in entropy) / 8),
-        churn(case.tree, case.context),
-        8 * len(message) / max(nnz, 1),
+        content = encode(tree, context, values)
+        back = decode(content, context)
+        if values == "f32" and not all(_same(v, back[n]) for n, v in tree.items()):
+            raise AssertionError(f"{message.case} does not survive")
+        calls = (lambda known: encode(tree, known, values), lambda known: decode(content, known))
+        first, further = [math.inf] * 2, [math.inf] * 2
+        for _ in range(repeats):
+            for i, call in enumerate(calls):
+                known = replace(context)
+                first[i] = min(first[i], cpu_seconds(partial(call, known)))
+                further[i] = min(further[i], cpu_seconds(partial(call, known)))
+        encode_memory, decode_memory = (_memory(partial(call, replace(context))) / dense for call in calls)
+    entropies = [tensor_entropy(name, value, context, values) for name, value in tree.items()]
+    return MessageMeasurement(
+        case=message.case,
+        density=nnz / (dense // 4),
+        known=message.known,
+        values=values,
+        bytes=len(content),
+        entropy_bytes=round(sum(map(sum, entropies)) / 8),
+        csr_bytes=csr_bytes(tree),
+        dense_bytes=dense,
+        encode_mb_s=dense / 1e6 / further[0],
+        decode_mb_s=dense / 1e6 / further[1],
+        first_encode_mb_s=dense / 1e6 / first[0],
+        first_decode_mb_s=dense / 1e6 / first[1],
+        encode_memory=encode_memory,
+        decode_memory=decode_memory,
+        position_bytes=round(sum(positions for positions, _ in entropies) / 8),
+        churn=churn(tree, context),
+        bits_per_nonzero=8 * len(content) / max(nnz, 1),
     )
 
 
-def drawn(densities: tuple[float, ...] = DENSITIES, seed: int = 0) -> Iterator[Case]:
-    """Yield cases of a CIFAR ResNet-18 whose weights are normal, and whose base differs from them by a hundredth."""
+def random_messages(densities: tuple[float, ...] = DENSITIES, seed: int = 0) -> Iterator[Message]:
+    """Yield messages of a CIFAR ResNet-18 whose weights are normal, and whose base differs from them by a hundredth."""
     generator = torch.Generator().manual_seed(seed)
     params = {n: v.detach().clone() for n, v in ResNet18().state_dict().items() if v.is_floating_point()}
     for value in params.values():
         if value.dim() > 1:
             value.normal_(0, math.sqrt(2 / value[0].numel()), generator=generator)
     base = {n: v * (1 + 0.01 * torch.randn(v.shape, generator=generator)) for n, v in params.items()}
-    yield from cases("drawn, top weights", params, base, densities)
+    yield from messages_of("drawn, top weights", params, base, densities)
 
 
-def cases(name: str, params: Mapping[str, Tensor], base: Params, densities: tuple[float, ...]) -> Iterator[Case]:
+def messages_of(
+    name: str, params: Mapping[str, Tensor], base: Params, densities: tuple[float, ...]
+) -> Iterator[Message]:
     """Yield a model's largest weights, over all layers together, at every density, known little and known well."""
     manifest = Manifest.of(params)
     for density in densities:
-        tree = cut(params, density)
-        yield Case(name, tree, "manifest", Known(manifest))
-        yield Case(name, tree, "manifest, base", Known(manifest, base))
+        tree = keep_largest(params, density)
+        yield Message(name, tree, "manifest", Known(manifest))
+        yield Message(name, tree, "manifest, base", Known(manifest, base))
         for values in ("bf16", "int8", "int4") if density == 0.05 else ():
-            yield Case(name, tree, "manifest", Known(manifest), values)
-            yield Case(name, tree, "manifest, base", Known(manifest, base), values)
+            yield Message(name, tree, "manifest", Known(manifest), values)
+            yield Message(name, tree, "manifest, base", Known(manifest, base), values)
 
 
-def cut(params: Mapping[str, Tensor], density: float) -> dict[str, Tensor | Sparse]:
+def keep_largest(params: Mapping[str, Tensor], density: float) -> dict[str, Tensor | Sparse]:
     """Return every tensor's share of the largest numbers over all."""
     sizes = torch.cat([v.reshape(-1).abs() for v in params.values()])
     least = sizes.kthvalue(len(sizes) - round(density * len(sizes)) + 1).values
@@ -150,13 +146,8 @@ def csr_bytes(tree: Params) -> int:
     return sum(8 * _count(v) + 130 for v in tree.values())
 
 
-def entropy_bits(name: str, value: Tensor | Sparse, known: Known, values: str) -> float:
-    """Return the empirical entropy of a tensor, given what is known."""
-    return sum(entropies(name, value, known, values))
-
-
-def entropies(name: str, value: Tensor | Sparse, known: Known, values: str) -> tuple[float, float]:
-    """Return the empirical entropy of a tensor's positions and of its values in bits, given what is known."""
+def tensor_entropy(name: str, value: Tensor | Sparse, known: Known, values: str) -> tuple[float, float]:
+    """Return the empirical entropy (order 0) of a tensor's positions and of its values in bits, given what is known."""
     flat = array(value.values if isinstance(value, Sparse) else value)
     if flat.dtype != np.float32:
         return 0.0, 8.0 * flat.nbytes
@@ -186,73 +177,22 @@ def churn(tree: Params, known: Known) -> float | None:
         base = known.words(name)
         if isinstance(value, Sparse) and base is not None and 0 < len(value.index) < len(base):
             sizes = (base & np.uint32(0x7FFFFFFF)).astype(np.int64)
-            held = np.argpartition(-sizes, len(value.index) - 1)[: len(value.index)]
+            largest = np.argpartition(-sizes, len(value.index) - 1)[: len(value.index)]
             total += len(value.index)
-            new += len(value.index) - len(np.intersect1d(held, value.index.numpy()))
+            new += len(value.index) - len(np.intersect1d(largest, value.index.numpy()))
     return new / total if total else None
 
 
-def peers(tree: Mapping[str, Tensor]) -> Iterator[Peer]:
-    """Yield other ways to pack dense tensors with zeros: name, packing, and unpacking. Those that are installed."""
-    import scipy.sparse
-    import zstandard
-    from safetensors.torch import load, save
-
-    arrays = {name: v.numpy().reshape(1, -1) for name, v in tree.items()}
-
-    def csr() -> bytes:
-        out = io.BytesIO()
-        for value in arrays.values():
-            scipy.sparse.save_npz(out, scipy.sparse.csr_array(value), compressed=False)
-        return out.getvalue()
-
-    def from_csr(_: bytes) -> list[Array]:
-        return [scipy.sparse.csr_array(value).toarray() for value in sparse]
-
-    sparse = [scipy.sparse.csr_array(value) for value in arrays.values()]
-
-    def bitmap() -> list[tuple[bytes, bytes]]:
-        pack = zstandard.ZstdCompressor(level=3).compress
-        return [(pack(np.packbits(v != 0).tobytes()), pack(v[v != 0].tobytes())) for v in arrays.values()]
-
-    def from_bitmap(told: list[tuple[bytes, bytes]]) -> list[Array]:
-        unpack, out = zstandard.ZstdDecompressor().decompress, []
-        for (bits, values), value in zip(told, arrays.values(), strict=True):
-            dense = np.zeros(value.size, np.float32)
-            mask = np.unpackbits(np.frombuffer(unpack(bits), np.uint8))[: value.size].view(bool)
-            dense[mask] = np.frombuffer(unpack(values), np.float32)
-            out.append(dense)
-        return out
-
-    yield "scipy CSR", csr, from_csr
-    yield "bitmap + zstd", bitmap, from_bitmap
-    plain = dict(tree)
-    packing, unpacking = zstandard.ZstdCompressor(level=3), zstandard.ZstdDecompressor()
-    yield "safetensors + zstd", lambda: packing.compress(save(plain)), lambda told: load(unpacking.decompress(told))
-
-
-def beside(tree: Tree, repeats: int = 3) -> Iterator[dict[str, Any]]:
-    """Yield what each peer makes of a sparse tree, dense in memory: bytes, and speeds in MB/s of dense float32."""
-    dense = {n: v.dense() if isinstance(v, Sparse) else v for n, v in tree.items() if isinstance(v, Tensor | Sparse)}
-    size, known = _dense_bytes(dense), Known(Manifest.of(dense))
-    ways: list[Peer] = [("FedSieve", lambda: encode(dense, known), lambda told: decode(told, known)), *peers(dense)]
-    for name, pack, unpack in ways:
-        told = pack()
-        out, back = (min(_seconds(call) for _ in range(repeats)) for call in (pack, lambda: unpack(told)))  # noqa: B023
-        weighs = sum(map(len, sum(told, ()))) if isinstance(told, list) else len(told)
-        yield {"codec": name, "bytes": weighs, "encode_mb_s": size / 1e6 / out, "decode_mb_s": size / 1e6 / back}
-
-
 def _positions(index: Array, numel: int, base: Array | None) -> float:
-    plain = numel * _binary(len(index) / numel)
+    plain = numel * _binary_entropy(len(index) / numel)
     if base is None or not len(index):
         return plain
     way = np.argsort(~(base & np.uint32(0x7FFFFFFF)), kind="stable")
     mask = np.zeros(numel, bool)
     mask[index] = True
-    told, bits = mask[way], 0.0
-    for part in np.array_split(told, min(256, numel)):
-        bits += len(part) * _binary(float(part.mean()))
+    bits = 0.0
+    for part in np.array_split(mask[way], min(256, numel)):
+        bits += len(part) * _binary_entropy(float(part.mean()))
     return min(plain, bits)
 
 
@@ -277,7 +217,7 @@ def _entropy(symbols: Array) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def _binary(p: float) -> float:
+def _binary_entropy(p: float) -> float:
     return 0.0 if p in (0, 1) else -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
 
@@ -285,7 +225,8 @@ def _count(value: Tensor | Sparse) -> int:
     return len(value.values) if isinstance(value, Sparse) else value.numel()
 
 
-def _dense_bytes(tree: Params) -> int:
+def dense_bytes(tree: Params) -> int:
+    """Return what a tree takes as plain float32."""
     return 4 * sum(math.prod(v.shape) for v in tree.values())
 
 
@@ -313,7 +254,7 @@ def _weight(result: object) -> int:
     return result.nbytes if isinstance(result, Tensor) else len(result) if isinstance(result, bytes) else 0
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def cpu_seconds(call: Callable[[], object]) -> float:
     """Return the processor time that a call takes: others on the machine do not count."""
     began = time.process_time()
     call()

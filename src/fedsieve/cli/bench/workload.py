@@ -1,4 +1,4 @@
-"""What is measured: a network, its batch, and how sparse it is."""
+"""What is measured: the step of a network on a batch, and how sparse it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PERIOD = 10
 SEED = 0
 
 
-class Layer(nn.Module):
+class LinearNet(nn.Module):
     """LEAF's fc1 (3136 to 2048) alone: the convolution before it costs next to nothing but asks for a gradient."""
 
     def __init__(self, channels: int = 1, classes: int = 2048):
@@ -39,7 +39,7 @@ class Layer(nn.Module):
         return logits
 
 
-NETWORKS = MODELS | {"linear": Layer}
+NETWORKS = MODELS | {"linear": LinearNet}
 SHAPES: Mapping[str, tuple[int, int, int]] = {
     "resnet18": (3, 32, 10),
     "leaf_cnn": (1, 28, 62),
@@ -48,12 +48,12 @@ SHAPES: Mapping[str, tuple[int, int, int]] = {
     "linear": (1, 7, 2048),
 }
 """Channels, side and classes of a network's images."""
-OWN = {"resnet18": "layer*", "mnist_net": "flash", "linear": "fc"}
+POLICIES = {"resnet18": "layer*", "mnist_net": "flash", "linear": "fc"}
 """The policy on a frozen mask, where it is not ``zerofl``: ResNet-18's shortcuts are sparse too."""
 
 
 @dataclass(frozen=True)
-class Case:
+class Workload:
     """A training step or an inference to measure. Raises InputError on what cannot be measured."""
 
     model: str = "resnet18"
@@ -91,7 +91,7 @@ class Case:
     def densities(self, model: nn.Module) -> dict[str, float]:
         """Return the density of every sparse layer."""
         chosen = self.policy or ("zerofl" if self.rule == "swat" and self.model != "linear" else "")
-        names = policy(chosen or OWN.get(self.model, "zerofl"), model)
+        names = policy(chosen or POLICIES.get(self.model, "zerofl"), model)
         if self.budget == "erk":
             return erdos_renyi_kernel(params_of(model), names, 1 - self.sparsity)
         return uniform(names, 1 - self.sparsity)
@@ -102,7 +102,7 @@ class Case:
         like = {name: model.get_parameter(name) for name in densities}
         return {name: own.clone() for name, own in drawn(SEED, counts_of(densities, like), like).items()}
 
-    def pruned(self) -> tuple[nn.Module, Mask]:
+    def pruned_network(self) -> tuple[nn.Module, Mask]:
         """Return the network with its weights on the mask, and the mask."""
         model = self.network()
         mask = self.mask(model)
