@@ -25,12 +25,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fedsieve import local, open_run
+from fedsieve import local
 from fedsieve.cli.bench.clock import machine
-from fedsieve.data import root_from
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run
 from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent
@@ -76,8 +76,8 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
     recipe = f"{name}.{'central_' * (name == 'dnr')}{task.removesuffix('05')}"
     settings = SETTINGS.get(task, {}).get(name, [])
     run, out = replace(changed(made(recipe), settings), seed=seed), Path("runs/accuracy") / f"{name}.{task}-{seed}"
-    federation, origin = open_run(run, root_from(None)), Origin(recipe)
-    for round in keep(out, federation, local(), origin, resume=True, until=ROUNDS[task]):
+    execution = Execution(resume=True, until=ROUNDS[task])
+    for round in record_run(out, execution.open(run), local(), recipe, execution):
         print(f"{recipe} seed {seed} round {round.t}: {round.accuracy}", file=sys.stderr)
     summary = json.loads((out / "summary.json").read_text())
     rows = read_rows(out)

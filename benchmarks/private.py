@@ -23,7 +23,8 @@ from fedsieve import Run, local, open_run
 from fedsieve.cli.bench.clock import machine
 from fedsieve.methods import FLASH, FedAvg, Private
 from fedsieve.recipes import made
-from fedsieve.runs.store import Origin, keep
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import record_run
 from fedsieve.server.privacy import Release, epsilon
 
 
@@ -42,7 +43,7 @@ def runs() -> dict[str, Run]:
 def one(name: str, run: Run) -> dict[str, Any]:
     """Run it, or read what it left, and return its numbers."""
     out = Path("runs/private") / f"{name}-{run.seed}"
-    for round in keep(out, open_run(run), local(kernels="dense"), Origin(name, kernels="dense"), resume=True):
+    for round in record_run(out, open_run(run), local(kernels="dense"), name, Execution(kernels="dense", resume=True)):
         print(f"{name} seed {run.seed} round {round.t}: {round.accuracy}", file=sys.stderr)
     summary = json.loads((out / "summary.json").read_text())
     return {"accuracy": summary["accuracy"], "upload_bytes": summary["upload_bytes"]}

@@ -19,12 +19,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedsieve import local, open_run
+from fedsieve import local
 from fedsieve.cli.bench.clock import machine
-from fedsieve.data import root_from
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run
 
 RESULTS = Path(__file__).parent / "results" / "rounding.json"
 CASES = {
@@ -42,7 +42,7 @@ def one(task: str, values: str, seed: int) -> dict[str, float]:
     recipe, out = f"zerofl.{task}", Path("runs/rounding") / f"zerofl.{task}-{values}-{seed}"
     run = changed(made(recipe), [*settings, f"values={values}", f"seed={seed}"])
     if not (out / "summary.json").exists():
-        for round in keep(out, open_run(run, root_from(None)), local(), Origin(recipe), resume=True):
+        for round in record_run(out, Execution().open(run), local(), recipe, Execution(resume=True)):
             print(f"{out.name} round {round.t}: {round.accuracy}", file=sys.stderr)
     told = [row["accuracy"] for row in read_rows(out) if row["accuracy"] is not None]
     return {"accuracy": told[-1], "late": mean(told[-LAST:])}

@@ -66,10 +66,10 @@ def _methods() -> Iterator[str]:
 
 
 def _flower() -> Iterator[str]:
-    from fedsieve.flower.app.settings import Order
+    from fedsieve.flower.app.settings import AppConfig
 
     yield "\n## A Flower app\n\nWhat `flwr run -c 'NAME=VALUE'` sets in an app that `fedsieve flower app` wrote."
-    yield from _table(Order, "", "-")
+    yield from _table(AppConfig, "", "-")
 
 
 def _section(title: str, kind: type, prefix: str) -> Iterator[str]:

@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
 
 from fedsieve import __version__
-from fedsieve.cli import app
 from fedsieve.engine import Patience
-from fedsieve.flower.app.settings import Order
 from fedsieve.kernels import reason
+from fedsieve.runs.execution import Execution
 
 MINE = """
 from fedsieve import Run, Task
@@ -125,9 +123,7 @@ def test_the_version_and_the_module() -> None:
 
 
 def test_how_long_a_round_waits_is_said_once() -> None:
-    options = {one.name: one.default for one in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
-    assert (options["min_clients"], options["round_timeout"]) == (Patience.min_clients, Patience.round_timeout)
-    assert (Order("r").min_clients, Order("r").round_timeout) == (Patience.min_clients, Patience.round_timeout)
+    assert Execution().patience == Patience()
 
 
 def test_help_names_the_commands(tmp_path: Path) -> None:

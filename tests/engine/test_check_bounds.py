@@ -17,7 +17,8 @@ from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes.settings import changed as set_
-from fedsieve.runs.store import Origin, keep
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import record_run
 from fedsieve.server.contract import Expected, Norms, Whole, weights
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
@@ -142,7 +143,7 @@ def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
     run_ = tiny_run(FedAvg(), rounds=5, per_round=6, lr=0.02, lr_end=0.02, bound=Multiple(2.0, window=8))
 
     def go(out: Path, **options: Any) -> list[Round]:
-        return [*keep(out, open_run(run_), changed(shout), Origin("tests.tiny"), **options)]
+        return [*record_run(out, open_run(run_), changed(shout), "tests.tiny", Execution(**options))]
 
     whole = go(tmp_path / "whole")
     parts = go(tmp_path / "parts", until=1) + go(tmp_path / "parts", until=3, resume=True)

@@ -16,7 +16,7 @@ from fedsieve.engine.diagnostics import checked, readable
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.store import read_rows, record_run
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode
 from oracles.lies import BESIDE
@@ -82,7 +82,7 @@ class Chatty(FedAvg):
 @pytest.mark.parametrize("engine", [local(), pool(2)], ids=["local", "pool"])
 def test_a_method_that_tells_more_than_it_says_costs_only_that(engine: Any, tmp_path: Any) -> None:
     plain_ = [*rounds(open_run(tiny_run(FedAvg(), rounds=2)), local())]
-    every = [*keep(tmp_path, open_run(tiny_run(Chatty(), rounds=2)), engine, Origin("tests.tiny"))]
+    every = [*record_run(tmp_path, open_run(tiny_run(Chatty(), rounds=2)), engine, "tests.tiny")]
     assert not any(one.refused for one in every)
     assert same(every[-1].state, plain_[-1].state)
     assert every[-1].metrics == {"loss": 0.25}

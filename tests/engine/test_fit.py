@@ -23,8 +23,8 @@ from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
 from fedsieve.recipes.settings import changed
 from fedsieve.runs import run_json
-from fedsieve.runs.run_json import Origin
-from fedsieve.runs.store import keep
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import record_run
 from fedsieve.types import InputError
 
 
@@ -179,7 +179,7 @@ def test_a_model_may_replace_its_buffers_and_hold_one_twice(tmp_path: Path) -> N
     for method in (FedAvg(), PDST(0.5, "out")):
         out = tmp_path / method.name
         federation = open_run(Run(method, Task(model, GOOD, 4), rounds=1, per_round=2))
-        assert len([*keep(out, federation, local(), Origin("mine"))]) == 1
+        assert len([*record_run(out, federation, local(), "mine")]) == 1
         shipped = load_file(out / "model.safetensors")
         assert shipped["fc.mask"].all()
         assert shipped["kept"].any()
@@ -229,7 +229,7 @@ def trained(method: Any) -> Callable[[], object]:
 
 
 def written(method: Any) -> Callable[[], object]:
-    return lambda: run_json.new(open_run(Run(method, Task(small, GOOD, 4), 1, 2)), Origin("mine"), {})
+    return lambda: run_json.new(open_run(Run(method, Task(small, GOOD, 4), 1, 2)), "mine", Execution(), {})
 
 
 IDS = torch.arange(30)

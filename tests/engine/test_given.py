@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run
 from fedsieve.cli import app
 from fedsieve.engine.loop import Round
-from fedsieve.flower.app.settings import Order
+from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.template import write_app
 from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
-from fedsieve.runs.run_json import Origin
+from fedsieve.runs.execution import Execution
 from fedsieve.runs.source import sources
-from fedsieve.runs.store import keep
+from fedsieve.runs.store import record_run
 from fedsieve.types import InputError
 from tiny import TinyNet, blobs, tiny_run
 
@@ -86,21 +86,21 @@ def test_objects_reach_other_processes() -> None:
 def test_a_run_directory_knows_the_objects_of_its_run(tmp_path: Path) -> None:
     base, model, dataset = tiny_run(FedAvg(), rounds=2), TinyNet(), blobs()
     mine, before = replace(base, task=Task(model, dataset, 6, halves(dataset, 6, 0))), copy.deepcopy(model.state_dict())
-    origin = Origin("mine")
-    [*keep(tmp_path, open_run(mine), local(), origin, until=1)]
+    recipe = "mine"
+    [*record_run(tmp_path, open_run(mine), local(), recipe, Execution(until=1))]
     with torch.no_grad():
         model.fc2.bias[0] += 1
     with pytest.raises(InputError, match=r"task.model tiny:TinyNet \w{64} there, tiny:TinyNet \w{64} here"):
-        [*keep(tmp_path, open_run(mine), local(), origin, resume=True)]
+        [*record_run(tmp_path, open_run(mine), local(), recipe, Execution(resume=True))]
     model.load_state_dict(before)
     other = replace(dataset, test=dataset.test.subset(torch.arange(7)))
     for wrong in (replace(mine.task, dataset=other), replace(mine.task, partition=halves(dataset, 6, 1))):
         with pytest.raises(
             InputError, match=r"holds another run \(task\.(dataset blobs|partition indices) \w{64} there"
         ):
-            [*keep(tmp_path, open_run(replace(mine, task=wrong)), local(), origin, resume=True)]
+            [*record_run(tmp_path, open_run(replace(mine, task=wrong)), local(), recipe, Execution(resume=True))]
     same = replace(mine, task=replace(mine.task, model=copy.deepcopy(model), dataset=blobs()))
-    assert [r.t for r in keep(tmp_path, open_run(same), local(), origin, resume=True)] == [2]
+    assert [r.t for r in record_run(tmp_path, open_run(same), local(), recipe, Execution(resume=True))] == [2]
     assert {"tiny.py"} <= sources(mine).keys()
 
 
@@ -125,7 +125,7 @@ def test_the_command_line_takes_a_recipe_of_objects(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["run", recipe, "--out", out, "-s", "task.partition=lda:1.0"])
     assert "(lda:1.0), 120 training examples" in ran.output, ran.output
     with pytest.raises(InputError, match=r"gives another model at every call.* give task.model as a function, or seed"):
-        write_app(tmp_path / "app", Order(recipe), "")
+        write_app(tmp_path / "app", AppConfig(recipe=recipe), "")
     # the network's first weights, which the recipe draws at every call, are of no consequence
     told = CliRunner().invoke(app, ["predict", out, "test:0-9", "--recipe", recipe])
     assert "accuracy" in told.output, told.output

@@ -14,7 +14,8 @@ from fedsieve import local, pool, run
 from fedsieve.client.saved_tensors import Saved
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
-from fedsieve.runs.store import Origin, keep, read_rows, row
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run, row
 from fedsieve.sparse.masks import mismatch
 from fedsieve.types import InputError
 from tiny import TIMES, tiny_run
@@ -24,7 +25,7 @@ MASKS = ("masks", "pruned")
 
 def test_the_columns_are_those_of_the_states(tmp_path: Path) -> None:
     federation = open_run(tiny_run(NST(density=0.3), rounds=3), measure=MASKS)
-    rounds = list(keep(tmp_path / "run", federation, local(), Origin("x")))
+    rounds = list(record_run(tmp_path / "run", federation, local(), "x"))
     rows = read_rows(tmp_path / "run")
     masks = [r.state.mask for r in rounds]
     sent = [{n: r.state.params[n] != 0 for n in r.state.sparse} for r in rounds]
@@ -40,7 +41,7 @@ def test_the_columns_are_those_of_the_states(tmp_path: Path) -> None:
 
 def test_positions_are_kept_in_the_first_every_twentieth_and_the_last_round(tmp_path: Path) -> None:
     federation = open_run(tiny_run(ZeroFL(0.9, 0.1), rounds=23), measure=("masks",))
-    *_, final = keep(tmp_path / "run", federation, local(), Origin("x"))
+    *_, final = record_run(tmp_path / "run", federation, local(), "x")
     folder = tmp_path / "run/masks"
     assert sorted(p.name for p in folder.iterdir()) == [f"{t:06d}.safetensors" for t in (1, 20, 23)]
     kept = load_file(folder / "000023.safetensors")
@@ -54,7 +55,7 @@ def test_positions_are_kept_in_the_first_every_twentieth_and_the_last_round(tmp_
 def test_measuring_changes_nothing_and_engines_agree(tmp_path: Path) -> None:
     run = tiny_run(FLASH(density=0.3, c_d=3, E_d=2), rounds=3)
     for name, engine, measure in (("a", local(), ()), ("b", local(), MASKS), ("c", pool(2), MASKS)):
-        list(keep(tmp_path / name, open_run(run, measure=measure), engine, Origin("x")))
+        list(record_run(tmp_path / name, open_run(run, measure=measure), engine, "x"))
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b == c
     rows = [read_rows(tmp_path / name) for name in "bc"]
@@ -66,16 +67,16 @@ def test_measuring_changes_nothing_and_engines_agree(tmp_path: Path) -> None:
 
 def test_a_resumed_run_measures_the_same(tmp_path: Path) -> None:
     federation = open_run(tiny_run(NST(density=0.3), rounds=4), measure=("masks",))
-    list(keep(tmp_path / "whole", federation, local(), Origin("x")))
-    list(keep(tmp_path / "two", federation, local(), Origin("x"), until=2))
-    list(keep(tmp_path / "two", federation, local(), Origin("x"), resume=True))
+    list(record_run(tmp_path / "whole", federation, local(), "x"))
+    list(record_run(tmp_path / "two", federation, local(), "x", Execution(until=2)))
+    list(record_run(tmp_path / "two", federation, local(), "x", Execution(resume=True)))
     whole, two = (read_rows(tmp_path / name) for name in ("whole", "two"))
     assert [row | TIMES for row in whole] == [row | TIMES for row in two]
 
 
 def test_the_mismatch_of_a_dense_aggregate_is_that_of_the_shipped_model(tmp_path: Path) -> None:
     federation = open_run(tiny_run(Swat(sparsity=0.9), rounds=2), measure=("masks",))
-    first, second = keep(tmp_path / "run", federation, local(), Origin("x"))
+    first, second = record_run(tmp_path / "run", federation, local(), "x")
     masks = [{n: r.model[n] != 0 for n in r.state.sparse} for r in (first, second)]
     row = read_rows(tmp_path / "run")[-1]
     assert row["mismatch"] == mismatch(*masks) > 0
@@ -84,13 +85,13 @@ def test_the_mismatch_of_a_dense_aggregate_is_that_of_the_shipped_model(tmp_path
 
 def test_a_run_cannot_be_measured_otherwise_half_way(tmp_path: Path) -> None:
     run_ = tiny_run(NST(density=0.3))
-    list(keep(tmp_path, open_run(run_), local(), Origin("x"), until=1))
+    list(record_run(tmp_path, open_run(run_), local(), "x", Execution(until=1)))
     with pytest.raises(InputError, match=r"measured otherwise \(--measure none there, masks here\)"):
-        keep(tmp_path, open_run(run_, measure=("masks",)), local(), Origin("x"), resume=True)
+        record_run(tmp_path, open_run(run_, measure=("masks",)), local(), "x", Execution(resume=True))
 
 
 def test_a_dense_method_has_no_masks_to_measure(tmp_path: Path) -> None:
-    list(keep(tmp_path / "run", open_run(tiny_run(FedAvg(), rounds=1), measure=MASKS), local(), Origin("x")))
+    list(record_run(tmp_path / "run", open_run(tiny_run(FedAvg(), rounds=1), measure=MASKS), local(), "x"))
     (row,) = read_rows(tmp_path / "run")
     assert (row["mismatch"], row["layers"]) == (None, {})
     assert "accuracy_pruned" not in row
@@ -140,6 +141,6 @@ def test_counting_stops_when_the_model_fails() -> None:
 def test_sparse_activations_have_fewer_non_zeros(tmp_path: Path) -> None:
     shares = {}
     for method in (FedAvg(), SparseFedPP(sparsity=0.9)):
-        list(keep(tmp_path / method.name, open_run(tiny_run(method), measure=("masks",)), local(), Origin("x")))
+        list(record_run(tmp_path / method.name, open_run(tiny_run(method), measure=("masks",)), local(), "x"))
         shares[method.name] = read_rows(tmp_path / method.name)[-1]["saved_nonzero"]
     assert shares["sparsefedpp"] < shares["fedavg"]

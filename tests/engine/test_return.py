@@ -19,7 +19,8 @@ from fedsieve.engine.rollback import History, Memory, Point, Returns, far_out
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import inline
 from fedsieve.runs import checkpoints, store
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run
 from fedsieve.server.contract import Norms
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree
@@ -27,7 +28,7 @@ from methods_under_test import METHODS
 from oracles.lies import Act, Told, changed, largest, values_of
 from tiny import TIMES, tiny_run
 
-ORIGIN = Origin("tests.tiny")
+RECIPE = "tests.tiny"
 
 
 def four(name: str = "fedavg", **changes: Any) -> Run:
@@ -162,7 +163,7 @@ def test_the_way_back_leads_before_the_last_round_in_which_one_stood_out() -> No
 
 
 def kept(out: Path, run_: Run, act: Act, **options: Any) -> list[int]:
-    return [one.t for one in keep(out, open_run(run_), changed(act), ORIGIN, **options)]
+    return [one.t for one in record_run(out, open_run(run_), changed(act), RECIPE, Execution(**options))]
 
 
 def same_run(a: Path, b: Path) -> bool:

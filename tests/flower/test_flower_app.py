@@ -32,7 +32,7 @@ from fedsieve.flower.app.client import worker_for
 from fedsieve.flower.app.guard import GUARD, REMOVE, alive
 from fedsieve.flower.app.local_data import InputSpec, load_local_data
 from fedsieve.flower.app.server import run_name, server_federation
-from fedsieve.flower.app.settings import Order, message_key, order_from
+from fedsieve.flower.app.settings import AppConfig, message_key, read_config
 from fedsieve.flower.app.superlink import unproxied
 from fedsieve.flower.app.template import write_app
 from fedsieve.flower.engine import NodeContext
@@ -46,11 +46,11 @@ DIGITS = InputSpec(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # Flower's
 def test_a_written_app_is_one_of_flowers(tmp_path: Path) -> None:
-    config = Order("zerofl.digits", "rounds=3", str(tmp_path / "run"), min_clients=2)
+    config = AppConfig(recipe="zerofl.digits", settings="rounds=3", out=str(tmp_path / "run"), min_clients=2)
     write_app(tmp_path / "app", config, "a licence")
-    config, warnings = load_and_validate(tmp_path / "app/pyproject.toml")
+    project, warnings = load_and_validate(tmp_path / "app/pyproject.toml")
     assert not warnings
-    assert order_from(config["tool"]["flwr"]["app"]["config"]) == config
+    assert read_config(project["tool"]["flwr"]["app"]["config"]) == config
     fab = build_fab_from_disk(tmp_path / "app")
     names = zipfile.ZipFile(io.BytesIO(fab)).namelist()
     assert {"pyproject.toml", "LICENSE", "fedsieve_app/server_app.py", "fedsieve_app/client_app.py"} <= {*names}
@@ -63,7 +63,7 @@ def test_the_command_writes_an_app_with_a_recipe_of_ones_own(tmp_path: Path, mon
     done = CliRunner().invoke(cli.app, ["flower", "app", f"{recipe}:recipe", str(tmp_path / "app"), *options])
     assert done.exit_code == 0, done.output
     config = tomllib.loads((tmp_path / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    config = order_from(config)
+    config = read_config(config)
     assert config.recipe == "faulty_recipe.py:recipe"
     assert (config.own_data, config.round_timeout, config.out) == (True, 60.0, str(tmp_path / "app/run"))
     assert (tmp_path / "app/fedsieve_app/faulty_recipe.py").read_text() == recipe.read_text()
@@ -92,7 +92,7 @@ def test_mistakes_are_named_before_anything_is_written(arguments: list[str], lin
 def test_an_app_does_not_go_where_something_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(InputError, match="is there already: name a new folder"):
-        write_app(tmp_path, Order("zerofl.digits"), "")
+        write_app(tmp_path, AppConfig(recipe="zerofl.digits"), "")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_an_app_does_not_go_where_something_is(tmp_path: Path) -> None:
         ({"recipe": "a", "until": True}, "-c until must be a whole number"),
         ({"recipe": "a", "resume": 1}, "-c resume must be true or false"),
         ({"recipe": "a", "round-timeout": "long"}, "-c round-timeout must be a number"),
-        ({"recipe": "a", "until": -1}, "-c until must be a round, or 0 for the last, got -1"),
+        ({"recipe": "a", "until": -1}, "until must be a round, or 0 for the last, got -1"),
     ],
 )
 def test_settings_of_a_wrong_kind_are_named(config: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=line):
-        order_from(config)
+        read_config(config)
 
 
 def test_letters_are_sealed_with_the_environments_key_but_in_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +180,8 @@ def test_places_without_examples_are_named(tmp_path: Path) -> None:
 
 
 def test_a_supernode_and_the_run_must_agree_on_whose_data_it_is(tmp_path: Path) -> None:
-    config = Order("fedavg.digits", "task.clients=2 per_round=2")
-    mine, its = replace(config, own_data=True).config(), config.config()
+    config = AppConfig(recipe="fedavg.digits", settings="task.clients=2 per_round=2")
+    mine, its = replace(config, own_data=True).run_config(), config.run_config()
     cases: list[tuple[dict[str, Any], dict[str, Any], bytes | None, str]] = [
         (mine, {"partition-id": 0}, None, "the run is on the SuperNodes' own data"),
         (its, {"partition-id": 0, "data": "/x"}, None, "has data of its own, which the run is not on"),
@@ -194,10 +194,10 @@ def test_a_supernode_and_the_run_must_agree_on_whose_data_it_is(tmp_path: Path) 
 
 
 def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> None:
-    federation = server_federation(Order("fedavg.digits", own_data=True), tmp_path)
+    federation = server_federation(AppConfig(recipe="fedavg.digits", own_data=True), tmp_path)
     assert [federation.examples(c) for c in range(20)] == [0] * 20
     with pytest.raises(InputError, match="leave it out"):
-        server_federation(Order("fedavg.digits", own_data=True, measure="kernels"), tmp_path)
+        server_federation(AppConfig(recipe="fedavg.digits", own_data=True, measure="kernels"), tmp_path)
 
 
 def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,11 +205,11 @@ def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monk
     monkeypatch.setenv("FEDSIEVE_KEY", "ab" * 32)
     np.savez(tmp_path / "own.npz", x=np.zeros((3, 1, 8, 8), np.float32), y=np.arange(3))
     for own in (False, True):
-        config = Order("fedavg.digits", "task.clients=2 per_round=2", own_data=own)
+        config = AppConfig(recipe="fedavg.digits", settings="task.clients=2 per_round=2", own_data=own)
         node = {"partition-id": 1} | ({"data": str(tmp_path / "own.npz")} if own else {})
         federation = replace(server_federation(config, tmp_path), key=bytes.fromhex("ab" * 32), name=run_name(tmp_path))
         about = {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset))}
-        node = NodeContext(config.config(), node, about, None)
+        node = NodeContext(config.run_config(), node, about, None)
         params = federation.run.method.init(federation.model(), torch.Generator()).params
         outgoing, _ = Letters(federation).round(1, {1: 0}, {0: params})
         worker = worker_for(tmp_path, node)
@@ -217,7 +217,7 @@ def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monk
         assert worker.federation.examples(1) == (3 if own else len(federation.shards[1]))
         for other in (
             replace(node, about={**about, "run": "cd" * 16}),
-            replace(node, config=replace(config, settings=f"{config.settings} lr=0.5").config()),
+            replace(node, config=replace(config, settings=f"{config.settings} lr=0.5").run_config()),
         ):
             with pytest.raises(WireError, match="the seal does not fit"):
                 worker_for(tmp_path, other).read(1, 1, outgoing[1])
@@ -368,7 +368,7 @@ def test_flowers_processes_reach_loopback_without_a_proxy() -> None:
 def test_a_recipe_that_bundles_leave_out_leaves_no_half_written_app(tmp_path: Path) -> None:
     for name in ("test_mine.py", "mine_test.py", "server_app.py"):
         with pytest.raises(InputError, match=f"need the name {name} or leave it out"):
-            write_app(tmp_path / "app", Order(f"{tmp_path}/{name}:recipe"), "")
+            write_app(tmp_path / "app", AppConfig(recipe=f"{tmp_path}/{name}:recipe"), "")
         assert not (tmp_path / "app").exists()
 
 
@@ -386,5 +386,5 @@ def test_a_simulation_joins_a_cluster_only_if_it_is_named(
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(simulation, "superlink", started)
     with pytest.raises(InputError, match="that is all"):
-        next(simulation.simulate(Order("fedavg.digits", out=str(tmp_path / "run")), 2, 2))
+        next(simulation.simulate(AppConfig(recipe="fedavg.digits", out=str(tmp_path / "run")), 2, 2))
     assert given == [used]

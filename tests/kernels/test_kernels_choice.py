@@ -22,7 +22,8 @@ from fedsieve.kernels.choice import Kernels, multiply_adds, not_worth
 from fedsieve.kernels.graph import Graph
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run
 from fedsieve.runs.sweep import grid
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.sparse.masks import counts_of, drawn
@@ -280,9 +281,9 @@ def test_work_counts_steps_seconds_and_multiply_adds_either_way() -> None:
 
 
 def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
-    out, origin = tmp_path / "run", Origin("x", kernels="sparse")
+    out = tmp_path / "run"
     federation = open_run(tiny_run(PDST(density=0.1), rounds=2), measure=("masks", "kernels"))
-    list(keep(out, federation, local(kernels="sparse"), origin))
+    list(record_run(out, federation, local(kernels="sparse"), "x", Execution(kernels="sparse")))
     rows = read_rows(out)
     for row in rows:
         assert (row["kernels"], row["dense_because"], row["steps"]) == ({"sparse": 3}, None, 15)
@@ -307,7 +308,7 @@ def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
 def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: Path) -> None:
     run_ = replace(tiny_run(NST(density=0.2), rounds=2), task=Task(Spare, blobs, 6))
     for name, measure in (("a", ()), ("b", ("kernels",))):
-        list(keep(tmp_path / name, open_run(run_, measure=measure), local(), Origin("x")))
+        list(record_run(tmp_path / name, open_run(run_, measure=measure), local(), "x"))
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert models[0] == models[1]
     ways = json.loads((tmp_path / "b/summary.json").read_text())["kernels_measured"]
@@ -320,11 +321,11 @@ def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: 
 
 def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     federation = open_run(tiny_run(PDST(density=0.1)))
-    list(keep(tmp_path, federation, local(kernels="sparse"), Origin("x", kernels="sparse"), until=1))
+    list(record_run(tmp_path, federation, local(kernels="sparse"), "x", Execution(kernels="sparse", until=1)))
     for other in ("auto", "dense"):
         with pytest.raises(InputError, match=f"was begun with --kernels sparse, not {other}: go on so, or choose"):
-            keep(tmp_path, federation, local(kernels=other), Origin("x", kernels=other), resume=True)
-    list(keep(tmp_path, federation, local(kernels="sparse"), Origin("x", kernels="sparse"), resume=True))
+            record_run(tmp_path, federation, local(kernels=other), "x", Execution(kernels=other, resume=True))
+    list(record_run(tmp_path, federation, local(kernels="sparse"), "x", Execution(kernels="sparse", resume=True)))
     assert [row["kernels"] for row in read_rows(tmp_path)] == [{"sparse": 3}] * 4
 
 
@@ -335,9 +336,9 @@ def test_an_unknown_choice_is_refused(make: Any) -> None:
 
 
 def sweep(kernels: str) -> Any:
-    return grid(["pdst.digits"], [], 1, (), kernels)
+    return grid(["pdst.digits"], [], 1, Execution(kernels=kernels))
 
 
 def test_a_sweep_tells_no_time() -> None:
     with pytest.raises(InputError, match="--measure kernels is for fedsieve run"):
-        grid(["pdst.digits"], [], 1, ("kernels",))
+        grid(["pdst.digits"], [], 1, Execution(measure="kernels"))

@@ -16,7 +16,7 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
 from fedsieve.methods.private import TooFew
 from fedsieve.report import report
-from fedsieve.runs.store import Origin, keep
+from fedsieve.runs.store import record_run
 from fedsieve.server.privacy import Release, epsilon
 from fedsieve.server.robust import Clipped, Median, Multiple, Trimmed
 from fedsieve.types import InputError, Update, flatten, rng
@@ -160,7 +160,7 @@ def test_epsilon_falls_with_the_population_and_grows_with_rounds() -> None:
 @pytest.mark.parametrize("secret", [True, False])
 def test_rows_and_report_tell_it_as_a_rehearsals_unless_the_noise_is_secret(secret: bool, tmp_path: Path) -> None:
     run_ = tiny_run(replace(METHODS["pdst"], noise=5.0, secret=secret), rounds=2)
-    [*keep(tmp_path / "run", open_run(run_), local(), Origin("private"))]
+    [*record_run(tmp_path / "run", open_run(run_), local(), "private")]
     rows = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     told, other = ("epsilon", "epsilon_rehearsed")[:: 1 if secret else -1]
     assert [row[told] for row in rows] == [epsilon((Release(6, 3, 5.0, t),), 1e-5) for t in (1, 2)]

@@ -11,7 +11,8 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import ZeroFL
 from fedsieve.recipes import recipes
 from fedsieve.recipes.settings import changed
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run
 
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
 METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
@@ -69,7 +70,7 @@ def test_only_zerofl_holds_examples_out_and_counts_rounds_from_0(method: str) ->
 def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
     short = ["rounds=2", "per_round=3", "task.test_limit=200", *warm_up(method)]
     run = changed(recipes()[f"{method}.{dataset}"](), short)
-    final = [*keep(tmp_path / "run", open_run(run, data_root), local(), Origin("x"))][-1]
+    final = [*record_run(tmp_path / "run", open_run(run, data_root), local(), "x")][-1]
     assert final.accuracy is not None
     assert [row["round"] for row in read_rows(tmp_path / "run")] == list(range(run.first, 3))
 
@@ -84,7 +85,7 @@ def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, 
     few = 1000 if dataset == "cifar10_niid" else 500
     short = ["rounds=2", "per_round=3", "task.test_limit=100", f"task.clients={few}", *warm_up(method)]
     federation = open_run(changed(recipes()[f"{method}.{dataset}"](), short), data_root)
-    final = [*keep(tmp_path / "run", federation, pool(2), Origin("x"))][-1]
+    final = [*record_run(tmp_path / "run", federation, pool(2), "x")][-1]
     assert final.accuracy is not None
     paper = federation.run.method.paper_bytes(federation.model())
     if isinstance(federation.run.method, ZeroFL):  # one upload, measured, stays below the paper's CSR
@@ -97,7 +98,7 @@ def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, 
 @pytest.mark.parametrize("recipe", ["zerofl.cifar10_niid", "zerofl.femnist", "zerofl.speech_niid"])
 def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root: Path) -> None:
     run = changed(recipes()[recipe](), ["rounds=2", "per_round=2", "task.test_limit=200"])
-    final = [*keep(tmp_path / "run", open_run(run, data_root), pool(2), Origin(recipe))][-1]
+    final = [*record_run(tmp_path / "run", open_run(run, data_root), pool(2), recipe)][-1]
     assert final.accuracy is not None
     assert final.bytes_up < final.bytes_dense_up / 2
 
@@ -106,7 +107,7 @@ def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root:
 def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
     """Its aggregate, a union of five clients' supports, is hardly denser than one of them."""
     run = replace(recipes()["sparsefedpp.digits"](), evaluate_every=1000)
-    rows = [r.density for r in keep(tmp_path / "run", open_run(run), local(), Origin("x"), until=40)]
+    rows = [r.density for r in record_run(tmp_path / "run", open_run(run), local(), "x", Execution(until=40))]
     assert all(0.05 <= density < 0.08 for density in rows[20:])
 
 
@@ -117,6 +118,6 @@ def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
 )
 def test_the_digits_are_learnt(recipe: str, floor: float, tmp_path: Path) -> None:
     run = replace(recipes()[recipe](), evaluate_every=1000)
-    final = [*keep(tmp_path / "run", open_run(run), local(), Origin(recipe))][-1]
+    final = [*record_run(tmp_path / "run", open_run(run), local(), recipe)][-1]
     assert final.accuracy is not None
     assert final.accuracy >= floor

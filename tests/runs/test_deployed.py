@@ -22,7 +22,7 @@ from fedsieve.methods import ZeroFL
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
 from fedsieve.runs.export import Card, Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
-from fedsieve.runs.store import Origin, keep
+from fedsieve.runs.store import record_run
 from tiny import tiny_run
 
 MINE = f"""
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "task.test_limit=100",
     ]
     short = changed(made("zerofl.digits"), easy)
-    list(keep(folder, open_run(short), local(), Origin("zerofl.digits")))
+    list(record_run(folder, open_run(short), local(), "zerofl.digits"))
     return folder
 
 
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose network and data are the user's."""
     folder = tmp_path_factory.mktemp("runs") / "own"
-    list(keep(folder, open_run(tiny_run(ZeroFL(0.7, 0.1), rounds=2)), local(), Origin("mine.py:recipe")))
+    list(record_run(folder, open_run(tiny_run(ZeroFL(0.7, 0.1), rounds=2)), local(), "mine.py:recipe"))
     return folder
 
 

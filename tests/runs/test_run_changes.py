@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import ORIGIN, go, same_run
+from test_store import RECIPE, go, same_run
 
 from fedsieve import InputError, Run, local
 from fedsieve.cli import main
@@ -19,7 +19,8 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import made, recipes
 from fedsieve.runs import checkpoints
-from fedsieve.runs.store import check, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import check, read_rows, record_run
 from tiny import tiny_run
 
 
@@ -93,7 +94,7 @@ def test_fewer_rounds_than_were_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has run 3 rounds, more than rounds=2: give 3 or more, or choose another"):
         go(tmp_path, flat(FedAvg(), 2), resume=True)
     with pytest.raises(InputError, match="has run 3 rounds"):
-        check(tmp_path, open_run(flat(FedAvg(), 2)), ORIGIN, True)
+        check(tmp_path, open_run(flat(FedAvg(), 2)), RECIPE, Execution(resume=True))
     assert go(tmp_path, flat(FedAvg(), 3), resume=True) == []
 
 
@@ -168,7 +169,7 @@ def test_what_was_edited_is_one_line_before_any_training(stopped: Path, tmp_path
     EDITS[name](out)
     kept = {p.name for p in out.iterdir()}
     with pytest.raises((InputError, OSError)) as error:
-        next(keep(out, open_run(flat(PDST(), 4)), local(), ORIGIN, resume=True))
+        next(record_run(out, open_run(flat(PDST(), 4)), local(), RECIPE, Execution(resume=True)))
     said = str(error.value)
     assert "\n" not in said
     assert any(f"{out}/{part}" in said for part in ("rounds.jsonl", "run.json", "inputs.json", "checkpoints"))
@@ -203,7 +204,7 @@ def test_links_in_a_run_directory_are_replaced(stopped: Path, tmp_path: Path) ->
     rows = (out / "rounds.jsonl").rename(tmp_path / "rows")
     before = rows.read_bytes()
     (out / "rounds.jsonl").symlink_to(rows)
-    going = keep(out, open_run(flat(PDST(), 6)), local(), ORIGIN, resume=True)
+    going = record_run(out, open_run(flat(PDST(), 6)), local(), RECIPE, Execution(resume=True))
     assert not (out / "rounds.jsonl").is_symlink()
     next(going)
     (out / "rounds.jsonl").unlink()

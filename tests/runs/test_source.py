@@ -14,9 +14,9 @@ from fedsieve import InputError, local
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import made
-from fedsieve.runs.run_json import Origin
+from fedsieve.runs.execution import Execution
 from fedsieve.runs.source import sources
-from fedsieve.runs.store import check, keep, read_rows
+from fedsieve.runs.store import check, read_rows, record_run
 from tiny import TinyNet
 
 RECIPE = """
@@ -61,7 +61,7 @@ class Files:
 
     def go(self, out: Path, **options: Any) -> list[int]:
         run = made(self.recipe)
-        return [r.t for r in keep(out, open_run(run), local(), Origin(self.recipe), **options)]
+        return [r.t for r in record_run(out, open_run(run), local(), self.recipe, Execution(**options))]
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, 
     with pytest.raises(InputError, match=line):
         own.go(out, resume=True)
     with pytest.raises(InputError, match="changed since"):
-        check(out, open_run(made(own.recipe)), Origin(own.recipe), True)
+        check(out, open_run(made(own.recipe)), own.recipe, Execution(resume=True))
     assert about(out) == before
     assert own.go(out, resume=True, until=3, accept_changes=True) == [3]
     assert (out / f"source/000001/{own.name}.py").read_bytes() == first
@@ -133,7 +133,7 @@ def test_the_layers_of_a_model_that_is_given_as_it_is_are_the_users_own_code() -
 
 def test_a_run_of_fedsieves_own_code_keeps_none_of_it(tmp_path: Path) -> None:
     run = replace(made("fedavg.digits"), rounds=1)
-    assert [r.t for r in keep(tmp_path, open_run(run), local(), Origin("fedavg.digits"))] == [1]
+    assert [r.t for r in record_run(tmp_path, open_run(run), local(), "fedavg.digits")] == [1]
     assert about(tmp_path)["source"] == {}
     assert not (tmp_path / "source").exists()
 

@@ -20,10 +20,11 @@ from fedsieve import InputError, Run, local
 from fedsieve.client.training import accuracy
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
-from fedsieve.runs.store import Origin, keep, read_rows
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import read_rows, record_run
 from tiny import TIMES, tiny_run
 
-ORIGIN = Origin("tests.tiny")
+RECIPE = "tests.tiny"
 COLUMNS = ["round", "clients", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down"]
 COLUMNS += ["seconds", "cpu_seconds", "refused", "multiply_adds", "multiply_adds_dense", "loss", "kernels"]
 COLUMNS += ["dense_because", "steps", "ms_per_step", "density_of_all"]
@@ -33,7 +34,7 @@ SUMMARY += ["ms_per_step", "dense_because", "density_of_all", "multiply_adds_not
 
 
 def go(out: Path, run: Run, **options: Any) -> list[int]:
-    return [r.t for r in keep(out, open_run(run), local(), ORIGIN, **options)]
+    return [r.t for r in record_run(out, open_run(run), local(), RECIPE, Execution(**options))]
 
 
 def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_work_in_one_directory(tmp_path: Path) -> None:
     run = tiny_run(FedAvg())
-    first = keep(tmp_path, open_run(run), local(), ORIGIN)
+    first = record_run(tmp_path, open_run(run), local(), RECIPE)
     with pytest.raises(InputError, match="another process is at work"):
         go(tmp_path, replace(run, seed=1))
     next(first)
@@ -234,7 +235,7 @@ def test_a_summary_is_never_of_another_round(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["rounds"], summary["accuracy"]) == (3, read_rows(tmp_path)[-1]["accuracy"])
     assert summary["accuracy"] is not None
-    going = keep(tmp_path, open_run(run), local(), ORIGIN, resume=True)
+    going = record_run(tmp_path, open_run(run), local(), RECIPE, Execution(resume=True))
     next(going)
     assert not (tmp_path / "summary.json").exists()
     assert not (tmp_path / "model.safetensors").exists()
@@ -246,7 +247,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     federation = open_run(run)
     other = replace(federation, shards=(*federation.shards[1:], federation.shards[0]))
     with pytest.raises(InputError, match="holds a run on other data"):
-        list(keep(tmp_path, other, local(), ORIGIN, resume=True))
+        list(record_run(tmp_path, other, local(), RECIPE, Execution(resume=True)))
 
 
 def victim(out: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
+from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import read_rows
 from fedsieve.runs.sweep import Grid, default_folder, grid, open_folder, show_table
 from fedsieve.runs.sweep import table as tables
@@ -210,8 +211,8 @@ def test_a_field_of_the_method_concerns_the_recipes_that_have_it() -> None:
     one = tables.results(grid(["fedavg.digits", "nst.digits"], ["method.density=.05", "rounds=2"], 1), Path("nowhere"))
     assert tables.markdown(one).endswith("\nAll with rounds=2. Methods that have it with method.density=.05.\n")
     with pytest.raises(InputError, match="unknown measure 'mask'"):
-        grid(["fedavg.digits"], [], 1, ("mask",))
-    assert told(grid(["fedavg.digits"], [], 1, ("masks",))) != told(grid(["fedavg.digits"], [], 1))
+        Execution(measure="mask")
+    assert told(grid(["fedavg.digits"], [], 1, Execution(measure="masks"))) != told(grid(["fedavg.digits"], [], 1))
     with pytest.raises(InputError, match=r"unknown field 'method\.dense'"):
         grid(["fedavg.digits", "nst.digits"], ["method.dense=1"], 1)
 

@@ -15,7 +15,9 @@ import typer
 
 from fedsieve import __version__
 from fedsieve.cli.bench.commands import bench_app
-from fedsieve.flower.app.commands import flower
+from fedsieve.cli.flower import flower_app
+from fedsieve.cli.options import DataDir, Recipe, Setting, is_given, with_execution
+from fedsieve.runs.execution import Execution
 
 STOPPED = 130
 """The exit code of a run that Ctrl-C ended."""
@@ -27,8 +29,7 @@ app = typer.Typer(
     help="Sparse federated learning that is sparse for real.",
 )
 app.add_typer(bench_app, name="bench")
-app.add_typer(flower, name="flower")
-Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
+app.add_typer(flower_app, name="flower")
 Axis = Annotated[
     list[str] | None,
     typer.Option(
@@ -38,13 +39,6 @@ Axis = Annotated[
         help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
     ),
 ]
-Kernels = Annotated[
-    str | None,
-    typer.Option("--kernels", help="How to train: auto, sparse or dense. Default: as the run was begun, or auto."),
-]
-DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
-
-Accept = typer.Option("--accept-changes", help="Go on though the recipe's file, or what it imports, has changed.")
 Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
 Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
@@ -68,83 +62,43 @@ def _options(
 
 
 @app.command("run")
-def run_command(
-    recipe: Annotated[str, typer.Argument(help="A built-in recipe (fedsieve list recipes) or your file.py:function.")],
-    set_: Setting = None,
-    engine: Annotated[str, typer.Option(help="local; pool:N, N processes; flower:N, over Flower and Ray.")] = "local",
-    data: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/RECIPE-NUMBER.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last checkpoint.")] = False,
-    accept: Annotated[bool, Accept] = False,
-    until: Annotated[int, typer.Option(help="Stop after this round (0: the last); --resume goes on.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, kernels, or several by commas.")] = "",
-    kernels: Kernels = None,
-    min_clients: Annotated[int, typer.Option(help="flower: answers a round needs (0: half).", min=0)] = 0,
-    round_timeout: Annotated[float, typer.Option(help="flower: seconds a round waits for answers.")] = 3600.0,
-) -> None:
+@with_execution("run")
+def run_command(recipe: Recipe, set_: Setting = None, *, execution: Execution) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
-    from fedsieve.cli.launch import launcher, run_folder
-    from fedsieve.data import root_from
-    from fedsieve.engine import Patience, open_run
-    from fedsieve.engine.loop import chosen
-    from fedsieve.flower.app.settings import Words
-    from fedsieve.recipes import made
-    from fedsieve.recipes.settings import changed
-    from fedsieve.runs.progress import show
-    from fedsieve.runs.run_json import FILE, Origin, kernels_of
+    from fedsieve.cli.run import start_run
 
-    run = changed(made(recipe), set_ or [])
-    folder = out or (run_folder(recipe, resume) if resume else None)
-    choice = kernels or (kernels_of(folder) if folder else None) or "auto"
-    patience = Patience(min_clients, round_timeout)
-    patience.check(run)
-    launch = launcher(engine, device, choice, patience, Words(tuple(set_ or []), data))
-    federation = open_run(run, root_from(data), _names(measure))
-    chosen(federation, choice, device)
-    folder = folder or run_folder(recipe, resume)
-    origin, new = Origin(recipe, engine, device, choice), not (folder / FILE).exists()
-    rounds = launch(folder, federation, origin, resume=resume, until=until, accept_changes=accept)
-    if resume and new:
-        typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    show(folder, federation, rounds, min(until or run.rounds, run.rounds))
+    start_run(recipe, set_ or [], execution, kernels_given=is_given("kernels"))
 
 
 @app.command("sweep")
+@with_execution("sweep")
 def sweep_command(
     recipes: Annotated[list[str], typer.Argument(help="Recipes, as of `fedsieve run`.", metavar="RECIPE...")],
     set_: Axis = None,
     seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1.", metavar="N")] = 3,
     jobs: Annotated[int, typer.Option(help="Runs at once, each a process with one thread.", metavar="N")] = 1,
-    data: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The directory. Default: sweeps/RECIPES-NUMBER.")] = None,
-    until: Annotated[int, typer.Option(help="Stop every run after this round (0: the last).", min=0)] = 0,
-    measure: Annotated[str, typer.Option(help="Further columns: masks, pruned, or both by a comma.")] = "",
-    kernels: Kernels = None,
-    accept: Annotated[bool, Accept] = False,
     table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
+    *,
+    execution: Execution,
 ) -> None:
     """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
 
     A setting of the method (method.density) concerns those recipes whose method has it.
     """
-    from fedsieve.data import root_from
     from fedsieve.runs.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
     from fedsieve.types import InputError
 
-    measured = _names(measure)
-    whole = grid(recipes, set_ or [], seeds, measured, kernels or "auto")
+    whole = grid(recipes, set_ or [], seeds, execution)
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
-    folder = out or default_folder(whole)
+    folder = Path(execution.out) if execution.out else default_folder(whole)
     if table:
         check_same(folder, whole)
         show_table(whole, folder)
     else:
-        root = root_from(data)
-        check(whole.cells, root, whole.kernels)
+        check(whole)
         with open_folder(folder, whole):
-            trouble = run_sweep(whole.jobs(folder), jobs, root, until, measured, whole.kernels, accept)
+            trouble = run_sweep(whole.jobs(folder), jobs, execution)
             show_table(whole, folder, save=True)
         if trouble:
             raise InputError(trouble)
@@ -253,10 +207,6 @@ def export_command(
 
     check_out(out)
     typer.echo(export(open_deployed(model, recipe, data), out))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def main() -> None:

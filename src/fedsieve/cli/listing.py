@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fedsieve.cli.engines import ENGINES
 from fedsieve.data import NAMES, dataset_status
 from fedsieve.methods import METHODS
 from fedsieve.recipes import recipes
@@ -18,12 +19,6 @@ from fedsieve.recipes.papers import published
 from fedsieve.types import InputError
 
 PARTS = ("methods", "recipes", "datasets", "engines")
-ENGINES = {
-    "local": "one process, one thread, clients one after another (the default)",
-    "pool:N": "N worker processes, the same bits as local",
-    "flower:N": "Flower's simulation on N Ray workers (flower: one a core), the bits of local; docs/how-to/deploy.md",
-    "flower:inline": "Flower's messages in one process, for a debugger",
-}
 
 
 def show_catalogue(what: str, data: Path | None, console: Console | None = None) -> None:
@@ -59,7 +54,7 @@ def entries(part: str, data: Path | None) -> dict[str, str]:
         return {name: _first(make) for name, make in recipes().items()}
     if part == "datasets":
         return {name: escape(dataset_status(name, data)) for name in NAMES}
-    return ENGINES
+    return {name: kind.about for name, kind in ENGINES.items()}
 
 
 def _show_published(console: Console) -> None:

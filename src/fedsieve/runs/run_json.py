@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,21 @@ from fedsieve.engine import Federation
 from fedsieve.engine.fingerprint import described, digest_of
 from fedsieve.engine.schedule import stretched
 from fedsieve.runs.environment import circumstances
+from fedsieve.runs.execution import Execution
 from fedsieve.types import InputError
 
 FILE = "run.json"
 OTHER = "choose another --out"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """How a run was started: the recipe's name, the engine's, the device, and the kernels that were chosen."""
-
-    recipe: str
-    engine: str = "local"
-    device: str = "cpu"
-    kernels: str = "auto"
-
-
-def new(federation: Federation, origin: Origin, source: Mapping[str, str]) -> dict[str, Any]:
+def new(federation: Federation, recipe: str, execution: Execution, source: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of a new run's file."""
+    start = {"recipe": recipe, "engine": execution.engine, "device": execution.device, "kernels": execution.kernels}
     run, method = federation.run, federation.run.method
     about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
     about |= {"measure": list(federation.measure), "run": described(run)}
     json.dumps(about, default=_unwritable)
-    return asdict(origin) | circumstances() | about | {"source": dict(source), "changes": []}
+    return start | circumstances() | about | {"source": dict(source), "changes": []}
 
 
 def _unwritable(value: object) -> None:

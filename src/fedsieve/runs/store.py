@@ -36,7 +36,8 @@ from fedsieve.engine.loop import Start, rounds
 from fedsieve.engine.probe import of_both
 from fedsieve.runs import checkpoints, run_json
 from fedsieve.runs.checkpoints import KEPT
-from fedsieve.runs.run_json import OTHER, Origin
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.run_json import OTHER
 from fedsieve.runs.source import contents_of, hashed, sources
 from fedsieve.runs.summary import summary
 from fedsieve.sparse.masks import packed
@@ -56,52 +57,48 @@ class _Found:
     start: Start | None
 
 
-def keep(
-    out: Path,
-    federation: Federation,
-    engine: Engine,
-    origin: Origin,
-    *,
-    resume: bool = False,
-    until: int = 0,
-    accept_changes: bool = False,
+def record_run(
+    out: Path, federation: Federation, engine: Engine, recipe: str, execution: Execution | None = None
 ) -> Iterator[Round]:
     """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
 
+    ``recipe`` is the run's name; of ``execution``, ``engine``, ``device`` and ``kernels`` are noted as the caller's.
     With ``resume``, go on after the last checkpoint, to the run's ``rounds``, which may have changed where nothing is
     stretched over them; with ``accept_changes`` also if the user's own code has changed. ``until`` stops after that
     round, to be resumed later. Raises InputError, at once and before anything is written, if ``out`` holds another run,
     or any run and ``resume`` is not set, if what it holds is damaged, or if another process is at work there.
     """
-    lock = alone(out)
+    execution, lock = execution or Execution(), alone(out)
     try:
-        found = _examined(out, federation, origin, resume, accept_changes)
+        found = _examined(out, federation, recipe, execution)
         _prepare(out, federation, found)
     except BaseException:
         os.close(lock)
         raise
-    return _keep(out, federation, rounds(federation, engine, origin.device, found.start, until), found, lock)
+    return _keep(
+        out, federation, rounds(federation, engine, execution.device, found.start, execution.until), found, lock
+    )
 
 
-def check(out: Path, federation: Federation, origin: Origin, resume: bool, accept_changes: bool = False) -> None:
-    """Raise InputError if ``keep`` would at once; writes nothing but the directory itself."""
+def check(out: Path, federation: Federation, recipe: str, execution: Execution) -> None:
+    """Raise InputError if ``record_run`` would at once; writes nothing but the directory itself."""
     lock = alone(out)
     try:
-        _examined(out, federation, origin, resume, accept_changes)
+        _examined(out, federation, recipe, execution)
     finally:
         os.close(lock)
 
 
-def _examined(out: Path, federation: Federation, origin: Origin, resume: bool, accept_changes: bool) -> _Found:
+def _examined(out: Path, federation: Federation, recipe: str, execution: Execution) -> _Found:
     """Return what is in a directory, having checked that the run can go on with it; write nothing."""
-    files, run = sources(federation.run, origin.recipe), federation.run
+    files, run = sources(federation.run, recipe), federation.run
     source = contents_of(files)
-    wanted, found = run_json.new(federation, origin, hashed(source)), run_json.read(out)
+    wanted, found = run_json.new(federation, recipe, execution, hashed(source)), run_json.read(out)
     if found is None:
         if any(not is_leftover(path) for path in out.iterdir()):
             raise InputError(f"{out} is not empty and holds no run: {OTHER}")
         return _Found(wanted, source, [], None)
-    run_json.check_same(out, found, wanted, resume)
+    run_json.check_same(out, found, wanted, execution.resume)
     start, about = checkpoints.newest(out) or (None, {})
     last = start.t if start else run.first - 1
     planned = run_json.planned(found, last)
@@ -109,7 +106,7 @@ def _examined(out: Path, federation: Federation, origin: Origin, resume: bool, a
         _check_checkpoint(out, about, run_json.fingerprints(federation, found) | {"rounds": str(planned)})
     lines = _lines(out, last - run.first + 1, about.get("rows"))
     run_json.check_rounds(out, federation, planned, last)
-    if not accept_changes:
+    if not execution.accept_changes:
         run_json.check_source(out, found, wanted["source"], files, run.first)
     return _Found(run_json.changed(found, wanted, last + 1), source, lines, start)
 

@@ -13,11 +13,11 @@ import torch
 
 from fedsieve.data.storage import read_json, write_json
 from fedsieve.engine import Federation
-from fedsieve.flower.app.settings import Order, message_key, order_from
+from fedsieve.flower.app.settings import AppConfig, message_key, read_config
 from fedsieve.flower.engine.server import ServerContext
 from fedsieve.runs.progress import show
-from fedsieve.runs.run_json import FILE, Origin
-from fedsieve.runs.store import inputs_of, keep
+from fedsieve.runs.run_json import FILE
+from fedsieve.runs.store import inputs_of, record_run
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
 
@@ -39,34 +39,26 @@ def serve(here: Path, carrier: ServerContext) -> None:
 
 
 def _serve(here: Path, carrier: ServerContext) -> None:
-    order = order_from(carrier.config)
-    if not order.out:
+    config = read_config(carrier.config)
+    if not config.out:
         raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
-    out, about = Path(order.out).expanduser(), dict[str, str]()
-    federation = replace(server_federation(order, here), key=message_key(carrier.key), name=run_name(out))
-    order.patience.check(federation.run)
-    engine = carrier.engine(federation, order.patience, about)
-    origin = Origin(order.recipe, "flower", "cpu", order.kernels)
-    rounds = keep(
-        out,
-        federation,
-        engine,
-        origin,
-        resume=order.resume and (out / FILE).exists(),
-        until=order.until,
-        accept_changes=order.accept_changes,
-    )
+    out, about = Path(config.out).expanduser(), dict[str, str]()
+    federation = replace(server_federation(config, here), key=message_key(carrier.key), name=run_name(out))
+    config.patience.check(federation.run)
+    engine = carrier.engine(federation, config.patience, about)
+    execution = replace(config, engine="flower", resume=config.resume and (out / FILE).exists())
+    rounds = record_run(out, federation, engine, config.recipe, execution)
     write_json(out / NAME, {"run": federation.name})
-    about |= {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(order.own_data)}
-    show(out, federation, rounds, min(order.until or federation.run.rounds, federation.run.rounds))
+    about |= {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(config.own_data)}
+    show(out, federation, rounds, config.last_round(federation.run))
 
 
-def server_federation(order: Order, here: Path) -> Federation:
+def server_federation(config: AppConfig, here: Path) -> Federation:
     """Return the server's federation: the recipe's, of whose examples clients with their own have none."""
-    federation = order.federation(here)
-    if not order.own_data:
+    federation = config.federation(here)
+    if not config.own_data:
         return federation
-    if "kernels" in order.measured:
+    if "kernels" in config.measures:
         raise InputError("measure=kernels trains on the server, which has no client's data here: leave it out")
     nothing = torch.arange(0)
     return replace(federation, shards=(nothing,) * federation.run.task.clients, own={})

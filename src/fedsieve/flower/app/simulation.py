@@ -9,18 +9,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fedsieve.data import root_from
 from fedsieve.data.storage import read_json, write
-from fedsieve.engine import Federation, Patience
+from fedsieve.engine import Federation
 from fedsieve.flower.app.server import ENDED
-from fedsieve.flower.app.settings import Order, Words
+from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.superlink import SuperLink, last_line, superlink
 from fedsieve.flower.app.template import licence, write_app
-from fedsieve.runs.run_json import FILE, Origin
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.run_json import FILE
 from fedsieve.runs.store import check, read_rows
 from fedsieve.types import InputError
 
@@ -31,19 +32,19 @@ SILENT = 15
 """Questions in a row to which a SuperLink at work may give no answer: on a busy machine some are late."""
 
 
-def simulate(order: Order, nodes: int, workers: int) -> Iterator[Any]:
-    """Run an order on Ray: ``nodes`` simulated SuperNodes, ``workers`` processes; yield every round's row.
+def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[Any]:
+    """Run an app on Ray: ``nodes`` simulated SuperNodes, ``workers`` processes; yield every round's row.
 
     A row has its columns as attributes. Raises InputError as the run itself does, or if Flower ends without a word.
     """
-    with _home(Path(order.out)) as home:
+    with _home(Path(config.out)) as home:
         ended = home / "ended.json"
-        rows = read_rows(Path(order.out))
-        write_app(home / "app", order, licence())
+        rows = read_rows(Path(config.out))
+        write_app(home / "app", config, licence())
         ray = os.environ.get("RAY_ADDRESS") or "local"  # without it, any cluster that happens to run on this machine
         with superlink(home, {ENDED: str(ended), "RAY_ADDRESS": ray}) as link:
             started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
-            yield from _followed(Path(order.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
+            yield from _followed(Path(config.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
 
 
 @contextmanager
@@ -110,32 +111,10 @@ def _check(status: str | None, silent: int, known: str) -> None:
 
 
 def simulated(
-    folder: Path,
-    federation: Federation,
-    origin: Origin,
-    words: Words,
-    patience: Patience,
-    workers: int,
-    *,
-    resume: bool,
-    until: int,
-    accept_changes: bool,
+    folder: Path, federation: Federation, recipe: str, settings: list[str], execution: Execution, workers: int
 ) -> Iterator[Any]:
-    """Run in ``folder`` what the command line asks for, and yield every round's row. Raises InputError."""
-    check(folder, federation, origin, resume, accept_changes)
-    run = federation.run
-    root = root_from(words.data)
-    order = Order(
-        origin.recipe,
-        shlex.join(words.settings),
-        str(folder.absolute()),
-        str(root or ""),
-        measure=",".join(federation.measure),
-        kernels=origin.kernels,
-        until=until,
-        resume=resume,
-        accept_changes=accept_changes,
-        min_clients=patience.min_clients,
-        round_timeout=patience.round_timeout,
-    )
-    return simulate(order, max(run.per_round, run.warm_up), workers)
+    """Run a recipe in ``folder`` on ``workers`` Ray processes, and yield every round's row. Raises InputError."""
+    check(folder, federation, recipe, execution)
+    place = {"out": str(folder.absolute()), "data": str(execution.root or "")}
+    config = AppConfig(**asdict(execution) | place, recipe=recipe, settings=shlex.join(settings))
+    return simulate(config, max(federation.run.per_round, federation.run.warm_up), workers)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedsieve.data.storage import write
 from fedsieve.engine.fingerprint import described
-from fedsieve.flower.app.settings import Order
+from fedsieve.flower.app.settings import AppConfig
 from fedsieve.types import InputError
 
 PACKAGE = "fedsieve_app"
@@ -65,24 +65,24 @@ The run directory, on the server's machine, is `out`. `flwr run` ends with 0 wha
 """
 
 
-def write_app(folder: Path, order: Order, licence: str) -> None:
-    """Write the app of an order into a new folder. Raises InputError."""
+def write_app(folder: Path, config: AppConfig, licence: str) -> None:
+    """Write an app into a new folder. Raises InputError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder")
-    _check_name(order)
-    _check_same(order)
+    _check_name(config)
+    _check_same(config)
     package = folder / PACKAGE
     package.mkdir(parents=True)
     write(package / "__init__.py", b'"""A Flower app of FedSieve\'s."""\n')
     for half, what in (("server_app", "The server's loop."), ("client_app", "The client's function.")):
         write(package / f"{half}.py", MODULE.format(half=half, what=what).encode())
-    order = _with_recipe(package, order)
-    names = {"recipe": order.recipe, "package": PACKAGE, "folder": folder}
+    config = _with_recipe(package, config)
+    names = {"recipe": config.recipe, "package": PACKAGE, "folder": folder}
     text = PROJECT.format(
         **names,
-        name=re.sub("[^a-z0-9]+", "-", f"fedsieve-{order.recipe}".lower()).strip("-"),
-        description=json.dumps(f"{order.recipe}, run by FedSieve over Flower."),
-        config=_toml(order),
+        name=re.sub("[^a-z0-9]+", "-", f"fedsieve-{config.recipe}".lower()).strip("-"),
+        description=json.dumps(f"{config.recipe}, run by FedSieve over Flower."),
+        config=_toml(config),
         fedsieve=version("fedsieve"),
         flwr=version("flwr"),
     )
@@ -91,38 +91,38 @@ def write_app(folder: Path, order: Order, licence: str) -> None:
     write(folder / "LICENSE", licence.encode())
 
 
-def _check_name(order: Order) -> None:
+def _check_name(config: AppConfig) -> None:
     """Raise InputError for a recipe's file that could not be in a bundle."""
-    name = Path(order.recipe.rsplit(":", 1)[0]).name
+    name = Path(config.recipe.rsplit(":", 1)[0]).name
     taken = ("__init__.py", "server_app.py", "client_app.py")
-    if ".py:" in order.recipe and (name in taken or name.startswith("test_") or name.endswith("_test.py")):
+    if ".py:" in config.recipe and (name in taken or name.startswith("test_") or name.endswith("_test.py")):
         raise InputError(f"Flower's bundles need the name {name} or leave it out: rename the recipe's file")
 
 
-def _check_same(order: Order) -> None:
+def _check_same(config: AppConfig) -> None:
     """Raise InputError for a recipe that gives another run at every call: each process of an app calls it."""
-    if ".py:" not in order.recipe:
+    if ".py:" not in config.recipe:
         return
-    first, second = (described(order.run(Path()).task) for _ in range(2))
+    first, second = (described(config.run(Path()).task) for _ in range(2))
     if changing := [name for name, value in first.items() if second[name] != value]:
         raise InputError(
-            f"{order.recipe} gives another {changing[0]} at every call, and every process of a Flower app calls it: "
+            f"{config.recipe} gives another {changing[0]} at every call, and every process of a Flower app calls it: "
             f"give task.{changing[0]} as a function, or seed what the recipe draws"
         )
 
 
-def _with_recipe(package: Path, order: Order) -> Order:
-    """Copy a recipe of the user's own beside the modules, and return the order that names it there."""
-    if ".py:" not in order.recipe:
-        return order
-    path, function = order.recipe.rsplit(":", 1)
+def _with_recipe(package: Path, config: AppConfig) -> AppConfig:
+    """Copy a recipe of the user's own beside the modules, and return the config that names it there."""
+    if ".py:" not in config.recipe:
+        return config
+    path, function = config.recipe.rsplit(":", 1)
     file = Path(path)
     write(package / file.name, file.read_bytes())
-    return replace(order, recipe=f"{file.name}:{function}")
+    return replace(config, recipe=f"{file.name}:{function}")
 
 
-def _toml(order: Order) -> str:
-    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in order.config().items())
+def _toml(config: AppConfig) -> str:
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.run_config().items())
 
 
 def licence() -> str:

@@ -11,11 +11,10 @@ from typing import Any
 
 from fedsieve.engine import Run
 from fedsieve.engine.loop import chosen
-from fedsieve.engine.measures import check_measures
 from fedsieve.engine.setup import build_federation, read_dataset
-from fedsieve.kernels.choice import check_choice
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
+from fedsieve.runs.execution import Execution
 from fedsieve.types import InputError
 
 
@@ -68,24 +67,20 @@ class Grid:
     axes: dict[str, list[str]]
     seeds: int
     cells: tuple[Cell, ...]
-    measure: tuple[str, ...] = ()
-    kernels: str = "auto"
+    execution: Execution
 
     def jobs(self, folder: Path) -> list[Job]:
         """Return every run of the sweep in the directory ``folder``, seed by seed: all cells are seen early."""
         return [cell.job(seed, folder / "runs") for seed in range(self.seeds) for cell in self.cells]
 
 
-def grid(
-    recipes: list[str], settings: list[str], seeds: int, measure: tuple[str, ...] = (), kernels: str = "auto"
-) -> Grid:
+def grid(recipes: list[str], settings: list[str], seeds: int, execution: Execution | None = None) -> Grid:
     """Return the product of recipes, axes (``name=v1,v2``) and seeds 0 to N-1. Raises InputError for what cannot be.
 
     Where several recipes are swept, a field of the method (``method.density``) concerns those whose method has it.
     """
-    check_measures(measure)
-    check_choice(kernels)
-    if "kernels" in measure:
+    execution = execution or Execution()
+    if "kernels" in execution.measures:
         raise InputError("--measure kernels is for fedsieve run: the runs of a sweep share the cores, and tell no time")
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}: it is the number of seeds, 0 to N-1")
@@ -102,18 +97,18 @@ def grid(
             swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
             cells.append(Cell(len(cells) + 1, recipe, chosen, swept, _changed(bases[recipe], recipe, chosen)))
     _check_different(cells)
-    return Grid(tuple(recipes), axes, seeds, tuple(cells), measure, kernels)
+    return Grid(tuple(recipes), axes, seeds, tuple(cells), execution)
 
 
-def check(cells: tuple[Cell, ...], data: Path | None, kernels: str = "auto") -> None:
+def check(grid: Grid) -> None:
     """Raise InputError, naming the cell, unless its dataset is there and model, method and kernels fit it."""
     read: dict[Any, Any] = {}
-    for cell in cells:
+    for cell in grid.cells:
         task = cell.run.task
         try:
             if task.dataset not in read:
-                read = {task.dataset: read_dataset(task, data)}  # one at a time in memory
-            chosen(build_federation(cell.run, read[task.dataset]), kernels)
+                read = {task.dataset: read_dataset(task, grid.execution.root)}  # one at a time in memory
+            chosen(build_federation(cell.run, read[task.dataset]), grid.execution.kernels)
         except InputError as error:
             raise InputError(f"{cell.label}: {error}") from None
 

@@ -26,8 +26,13 @@ FILE = "sweep.json"
 def told(grid: Grid) -> dict[str, Any]:
     """Return what tells a sweep from every other: the content of ``sweep.json``."""
     runs = {job.folder.name: described(job.run) for job in grid.jobs(Path())}
-    asked = {"recipes": list(grid.recipes), "settings": grid.axes, "seeds": grid.seeds, "measure": list(grid.measure)}
-    return {**asked, "kernels": grid.kernels, "runs": runs}
+    asked = {
+        "recipes": list(grid.recipes),
+        "settings": grid.axes,
+        "seeds": grid.seeds,
+        "measure": [*grid.execution.measures],
+    }
+    return {**asked, "kernels": grid.execution.kernels, "runs": runs}
 
 
 def default_folder(grid: Grid) -> Path:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import closing
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fedsieve.data.storage import read_json
+from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import clock
 from fedsieve.runs.recorded import number
 from fedsieve.runs.store import check_source, read_rows
@@ -22,32 +22,23 @@ from fedsieve.runs.sweep.work import News, work
 from fedsieve.types import InputError
 
 
-def run_sweep(
-    jobs: list[Job],
-    processes: int,
-    data: Path | None,
-    until: int,
-    measure: tuple[str, ...] = (),
-    kernels: str = "auto",
-    accept_changes: bool = False,
-    console: Console | None = None,
-) -> str:
+def run_sweep(jobs: list[Job], processes: int, execution: Execution, console: Console | None = None) -> str:
     """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing.
 
     Raises InputError, before anything runs, if a run that is there was run with other code, unless that is accepted.
     """
-    if not accept_changes:
+    if not execution.accept_changes:
         for job in jobs:
             check_source(job.folder, job.run, job.cell.recipe)
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    stand = Standing(jobs, until)
+    stand = Standing(jobs, execution)
     todo = [job for job in jobs if not finished(job, stand.last(job))]
     console.print(
         f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished; {len(todo)} to run, {processes} at once"
     )
     failed = dict[Job, str]()
     if todo:
-        with closing(work(todo, processes, data, until, measure, kernels, accept_changes)) as news:
+        with closing(work(todo, processes, execution)) as news:
             (_live if console.is_terminal else _plain)(news, stand, failed, console)
     if not failed:
         return ""
@@ -58,15 +49,15 @@ def run_sweep(
 class Standing:
     """How far every job is: its rounds done, its last accuracy, and which are at work."""
 
-    def __init__(self, jobs: list[Job], until: int):
-        self.until, self.jobs = until, jobs
+    def __init__(self, jobs: list[Job], execution: Execution):
+        self.execution, self.jobs = execution, jobs
         self.done = {job: _done(job) for job in jobs}
         self.accuracy: dict[Job, float | None] = dict.fromkeys(jobs)
         self.running: list[Job] = []
 
     def last(self, job: Job) -> int:
         """Return the round that a job stops after."""
-        return min(self.until or job.run.rounds, job.run.rounds)
+        return self.execution.last_round(job.run)
 
     def total(self) -> int:
         """Return the rounds of all jobs."""

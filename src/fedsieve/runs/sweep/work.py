@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from fedsieve.engine import local, open_run
+from fedsieve.engine import local
 from fedsieve.engine.processes import follow_parent
 from fedsieve.recipes import made
 from fedsieve.recipes.settings import changed
-from fedsieve.runs.run_json import Origin
-from fedsieve.runs.store import keep
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.store import record_run
 from fedsieve.runs.sweep.cells import Job
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
@@ -41,36 +41,14 @@ class News(NamedTuple):
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a process needs to know: it makes the run itself, from the recipe's name and the settings."""
-
-    recipe: str
-    settings: tuple[str, ...]
-    folder: Path
-    data: Path | None
-    until: int
-    measure: tuple[str, ...]
-    kernels: str
-    accept_changes: bool
-
-
-def work(
-    jobs: list[Job],
-    processes: int,
-    data: Path | None,
-    until: int,
-    measure: tuple[str, ...] = (),
-    kernels: str = "auto",
-    accept_changes: bool = False,
-) -> Generator[News]:
+def work(jobs: list[Job], processes: int, execution: Execution) -> Generator[News]:
     """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
     waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.popleft()
-                mouth, process = _start(_order(job, data, until, measure, kernels, accept_changes))
+                mouth, process = _start(job, execution)
                 running[mouth] = job, process
                 yield News(job, "started")
             spoke = wait(list(running))
@@ -89,22 +67,19 @@ def work(
             process.join()
 
 
-def _order(
-    job: Job, data: Path | None, until: int, measure: tuple[str, ...], kernels: str, accept_changes: bool
-) -> Order:
-    settings = *(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"
-    return Order(job.cell.recipe, settings, job.folder, data, until, measure, kernels, accept_changes)
-
-
-def _start(order: Order) -> tuple[Connection, ForkServerProcess]:
+def _start(job: Job, execution: Execution) -> tuple[Connection, ForkServerProcess]:
     """Start a process that never sees Ctrl-C: the sweep does, and ends it.
 
     It is forked from a server that has done nothing but import: half the time of a new interpreter that imports anew.
+    It is told the recipe's name and the settings, and makes the run itself: a run may hold what cannot be pickled.
     """
+    settings = [*(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedsieve.runs.sweep.work"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(order, theirs), daemon=True)
+    process = context.Process(
+        target=_work, args=(job.cell.recipe, settings, job.folder, execution, theirs), daemon=True
+    )
     resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -126,7 +101,7 @@ def _heard(mouth: Connection, job: Job, process: ForkServerProcess) -> News:
     return News(job, *message)
 
 
-def _work(order: Order, mouth: Connection) -> None:
+def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, mouth: Connection) -> None:
     """Be a process of the sweep: one run, from where it stands to its end."""
     threading.Thread(target=follow_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -139,18 +114,8 @@ def _work(order: Order, mouth: Connection) -> None:
 
     warnings.showwarning = show
     try:
-        run = changed(made(order.recipe), list(order.settings))
-        origin = Origin(order.recipe, kernels=order.kernels)
-        federation = open_run(run, order.data, order.measure)
-        for round in keep(
-            order.folder,
-            federation,
-            local(kernels=order.kernels),
-            origin,
-            resume=True,
-            until=order.until,
-            accept_changes=order.accept_changes,
-        ):
+        federation, engine = execution.open(changed(made(recipe), settings)), local(kernels=execution.kernels)
+        for round in record_run(folder, federation, engine, recipe, replace(execution, resume=True)):
             say(("round", round.t, round.accuracy, ""))
     except InputError as error:
         say(("failed", 0, None, str(error)))

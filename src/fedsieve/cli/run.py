@@ -1,0 +1,68 @@
+"""``fedsieve run``: a recipe on an engine, in a directory of its own."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from fedsieve.cli.engines import find_engine
+from fedsieve.engine.loop import chosen
+from fedsieve.recipes import made
+from fedsieve.recipes.settings import changed
+from fedsieve.runs.environment import cores
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.progress import show
+from fedsieve.runs.run_json import FILE, kernels_of
+from fedsieve.runs.store import record_run
+from fedsieve.types import InputError
+
+
+def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels_given: bool = True) -> None:
+    """Run a recipe with ``settings`` and show its progress; without ``kernels_given``, by those it was begun with.
+
+    Raises InputError before anything is written.
+    """
+    run = changed(made(recipe), settings)
+    folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
+    if folder and not kernels_given:
+        execution = replace(execution, kernels=kernels_of(folder) or execution.kernels)
+    execution.patience.check(run)
+    kind, number = find_engine(execution)
+    if kind.make:
+        engine = kind.make(execution, number)
+    else:
+        from fedsieve.flower.app.simulation import simulated
+    federation = execution.open(run)
+    chosen(federation, execution.kernels, execution.device)
+    folder = folder or run_folder(recipe, resume=False)
+    new = not (folder / FILE).exists()
+    rounds = (
+        record_run(folder, federation, engine, recipe, execution)
+        if kind.make
+        else simulated(folder, federation, recipe, settings, execution, number or cores())
+    )
+    if execution.resume and new:
+        typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
+    show(folder, federation, rounds, execution.last_round(run))
+
+
+def run_folder(recipe: str, resume: bool) -> Path:
+    """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
+    name = Path(recipe).name.replace(".py:", ".")
+    numbered = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
+    found = {int(number): p for number, p in numbered.items() if number.isdecimal()}
+    begun = [number for number, p in found.items() if (p / "run.json").exists()]
+    if resume and begun:
+        return found[max(begun)]
+    if resume:
+        raise InputError(f"there is no run of {recipe} under runs/ to go on with: drop --resume, or name it with --out")
+    last = max(found, default=0)
+    folder = Path("runs") / f"{name}-{last + 1}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return run_folder(recipe, resume)
+    return folder

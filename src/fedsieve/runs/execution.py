@@ -1,0 +1,105 @@
+"""How a run is executed: one dataclass, from which every way to start a run takes its options.
+
+A new option touches three files at most: its field here, the code that it concerns, and a test. The commands' options
+(``cli/options.py``), a Flower app's run config (``flower/app/settings.py``), the processes of a sweep and the page of
+all settings are derived from the fields. PyTorch is imported when an execution is made, not for a page of help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from fedsieve.engine import Federation, Patience, Run
+
+Face: TypeAlias = Literal["run", "sweep", "flower"]
+"""Who has an option: ``fedsieve run``, ``fedsieve sweep``; ``fedsieve flower app`` and the run config of its app."""
+
+
+def _option(default: Any, help: str, *faces: Face) -> Any:
+    return field(default=default, metadata={"help": help, "faces": faces})
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is executed. Its settings stay the same; only ``kernels`` may change the rounding of its numbers.
+
+    Every field is a text, a number or a flag, so that a command line, Flower's run config and JSON can hold it.
+    """
+
+    engine: str = _option("local", "local; pool:N, N processes; flower:N, over Flower and Ray.", "run")
+    device: str = _option("cpu", "cpu, cuda or cuda:N.", "run")
+    kernels: str = _option(
+        "auto",
+        "How clients train: auto, sparse or dense. `fedsieve run` goes on as a run was begun.",
+        *("run", "sweep", "flower"),
+    )
+    measure: str = _option(
+        "", "Further columns of the rows, by commas: masks, pruned; of one run kernels.", "run", "sweep", "flower"
+    )
+    data: str = _option("", "Folder of the datasets, or hub. Default: FEDSIEVE_DATA.", "run", "sweep", "flower")
+    out: str = _option(
+        "",
+        "The directory of the run, on the server's machine, or of the sweep. Default: runs/RECIPE-NUMBER, "
+        "sweeps/RECIPES-NUMBER; of an app DIR/run.",
+        *("run", "sweep", "flower"),
+    )
+    own_data: bool = _option(False, "Every SuperNode names data of its own, which the server does not see.", "flower")
+    resume: bool = _option(False, "Go on after the last checkpoint.", "run", "flower")
+    accept_changes: bool = _option(
+        False,
+        "Go on though the recipe's file, or what it imports, has changed.",
+        *("run", "sweep", "flower"),
+    )
+    until: int = _option(0, "Stop after this round (0: the last), to go on later.", "run", "sweep", "flower")
+    min_clients: int = _option(0, "Over Flower: answers that a round needs (0: half of its clients).", "run", "flower")
+    round_timeout: float = _option(
+        3600.0, "Over Flower: seconds after which a client is lost to its round.", "run", "flower"
+    )
+
+    def __post_init__(self) -> None:
+        from fedsieve.engine.measures import check_measures
+        from fedsieve.kernels.choice import check_choice
+        from fedsieve.types import InputError
+
+        check_choice(self.kernels)
+        check_measures(self.measures)
+        if self.until < 0:
+            raise InputError(f"until must be a round, or 0 for the last, got {self.until}")
+        assert self.patience
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names that ``measure`` lists."""
+        return tuple(name.strip() for name in self.measure.split(",") if name.strip())
+
+    @property
+    def patience(self) -> Patience:
+        """How long a server waits for clients that may be lost. Raises InputError."""
+        from fedsieve.engine import Patience
+
+        return Patience(self.min_clients, self.round_timeout)
+
+    @property
+    def root(self) -> Path | None:
+        """The data folder; None where none is named. Raises InputError."""
+        from fedsieve.data import root_from
+
+        return root_from(self.data or None)
+
+    def open(self, run: Run) -> Federation:
+        """Return a run with its data. Raises InputError."""
+        from fedsieve.engine import open_run
+
+        return open_run(run, self.root, self.measures)
+
+    def last_round(self, run: Run) -> int:
+        """Return the round that a run stops after."""
+        return min(self.until or run.rounds, run.rounds)
+
+
+def execution_options(face: Face) -> list[Field[Any]]:
+    """Return the fields of ``Execution`` that ``face`` has as options; the type of each is its default's."""
+    return [option for option in fields(Execution) if face in option.metadata["faces"]]
