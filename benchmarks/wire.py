@@ -33,7 +33,7 @@ from fedsieve.cli.bench.wire import (
     DENSITIES,
     Message,
     cpu_seconds,
-    dense_bytes,
+    float32_bytes,
     keep_largest,
     measure_message,
     messages_of,
@@ -172,7 +172,7 @@ def other_codecs(tree: Mapping[str, Tensor]) -> Iterator[Codec]:
 def compare_codecs(tree: Tree, repeats: int = 3) -> Iterator[dict[str, Any]]:
     """Yield what each codec makes of a sparse tree, dense in memory: bytes, and speeds in MB/s of dense float32."""
     dense = {n: v.dense() if isinstance(v, Sparse) else v for n, v in tree.items() if isinstance(v, Tensor | Sparse)}
-    size, known = dense_bytes(dense), Known(Manifest.of(dense))
+    size, known = float32_bytes(dense), Known(Manifest.of(dense))
     own: Codec = ("FedSieve", lambda: encode(dense, known), lambda packed: decode(packed, known))
     for name, pack, unpack in (own, *other_codecs(dense)):
         packed = pack()

@@ -73,7 +73,7 @@ def measure_message(message: Message, repeats: int = 5) -> MessageMeasurement:
     """Encode and decode a message with one thread, best of some times, and weigh it."""
     tree, context, values = message.tree, message.context, message.values
     manifest = context.manifest
-    dense, nnz = manifest.size if manifest else dense_bytes(tree), sum(map(_count, tree.values()))
+    dense, nnz = manifest.size if manifest else float32_bytes(tree), sum(map(_count, tree.values()))
     with threads(1):
         content = encode(tree, context, values)
         back = decode(content, context)
@@ -225,7 +225,7 @@ def _count(value: Tensor | Sparse) -> int:
     return len(value.values) if isinstance(value, Sparse) else value.numel()
 
 
-def dense_bytes(tree: Params) -> int:
+def float32_bytes(tree: Params) -> int:
     """Return what a tree takes as plain float32."""
     return 4 * sum(math.prod(v.shape) for v in tree.values())
 
