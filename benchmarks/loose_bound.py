@@ -25,9 +25,9 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
 from fedsieve.recipes import made, recipes
-from fedsieve.server.contract import norms_of
 from fedsieve.server.robust import FEW, Loose
 from fedsieve.types import Tree, rng
+from fedsieve.types.contract import norms_of
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent / "tests"))

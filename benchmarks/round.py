@@ -26,24 +26,21 @@ from statistics import median
 import torch
 from torch import nn
 
-from fedsieve import Data, Dataset, Device, Run, Task, Update, local, run
+from fedsieve import Data, Dataset, Device, Method, Run, ServerState, Task, Update, local, run
 from fedsieve.cli.bench.clock import machine, summarize_samples, time_sample
 from fedsieve.client.process import peak_memory_mb  # noqa: F401 (memory's process)
 from fedsieve.client.training import load_, params_of
 from fedsieve.methods import FedAvg
-from fedsieve.server.aggregate import ServerState, tensors
-from fedsieve.types import Params, Tree
+from fedsieve.server.aggregate import tensors
+from fedsieve.types import Tree
 
 
 @dataclass(frozen=True)
-class Idle:
+class Idle(Method[ServerState]):
     """FedAvg whose clients load the model and send it back."""
 
     inner: FedAvg = FedAvg()
     name: str = "idle"
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         return self.inner.init(model, rng)
@@ -57,12 +54,6 @@ class Idle:
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         return self.inner.aggregate(state, updates)
-
-    def deploy(self, state: ServerState) -> Params:
-        return state.params
-
-    def paper_bytes(self, model: nn.Module) -> None:
-        return None
 
 
 def noise() -> Dataset:

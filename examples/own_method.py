@@ -9,28 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedsieve import Device, Run, Sparse, Update
+from fedsieve import Device, Expected, Method, Run, ServerState, Sparse, Update
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.recipes import presets
-from fedsieve.server.aggregate import ServerState, added, mean, tensors
-from fedsieve.server.contract import Expected, changes
+from fedsieve.server.aggregate import added, mean, tensors
 from fedsieve.sparse.policy import check_share
-from fedsieve.types import Params, Tree
+from fedsieve.types import Tree
+from fedsieve.types.contract import changes
 
 
 @dataclass(frozen=True)
-class RandomMask:
+class RandomMask(Method[ServerState]):
     """Clients send a random share of their changes, scaled so that the mean stays what it was."""
 
     density: float = 0.1
-    name: str = "randommask"
 
     def __post_init__(self) -> None:
         check_share("density", self.density, zero=False)
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the plain model."""
-        return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
@@ -58,14 +53,6 @@ class RandomMask:
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Add the mean change."""
         return ServerState(added(state.params, mean(updates)))
-
-    def deploy(self, state: ServerState) -> Params:
-        """Ship the global model."""
-        return state.params
-
-    def paper_bytes(self, model: nn.Module) -> None:
-        """The paper prints no formula."""
-        return
 
 
 def digits() -> Run:

@@ -1,9 +1,11 @@
 """A task that trains in a blink: networks, data, and a run of them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Data, Dataset, Run, Task
+from fedsieve import Data, Dataset, Method, Run, Task
 from fedsieve.methods import Private
 
 TIMES = {"seconds": 0, "cpu_seconds": 0, "ms_per_step": 0}
@@ -51,8 +53,8 @@ def blobs() -> Dataset:
     )
 
 
-def tiny_run(method: object, **changes: object) -> Run:
+def tiny_run(method: Method[Any], **changes: object) -> Run:
     """Six clients of 36 examples and 4 held out, three a round, four rounds."""
     settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
-    tiers = getattr(method, "tiers", 1)
+    tiers = method.tiers or 1
     return Run(method, Task(net(method), blobs, 6, "iid", 0.1, tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsieve.data import Dataset
     from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, run
-    from fedsieve.types import Data, Device, InputError, Method, Sparse, Update
+    from fedsieve.types import Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
 
 __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP: spinning threads slow busy cores
@@ -16,11 +16,13 @@ __all__ = [
     "Data",
     "Dataset",
     "Device",
+    "Expected",
     "Federation",
     "InputError",
     "Method",
     "Round",
     "Run",
+    "ServerState",
     "Sparse",
     "Task",
     "Update",

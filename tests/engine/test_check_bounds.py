@@ -19,9 +19,9 @@ from fedsieve.methods import FedAvg
 from fedsieve.recipes.settings import changed as set_
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import record_run
-from fedsieve.server.contract import Expected, Norms, Whole, weights
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
+from fedsieve.types.contract import Expected, Norms, Whole, weights
 from oracles.lies import Told, changed, flipped
 from tiny import tiny_run
 

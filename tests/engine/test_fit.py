@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedsieve import Data, Dataset, Run, Task, local, open_run
+from fedsieve import Data, Dataset, Method, Run, Task, local, open_run
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
@@ -286,16 +286,18 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "unknown values": (settings(values="fp16"), "values must be one of f32, bf16, int8, int4, got 'fp16'"),
     "a mean's name": (settings(mean="median"), r"mean must be one of Plain\(\), Clipped\(\), Median\(\), .*, got"),
     "a bound's name": (settings(bound="off"), r"bound must be one of Off\(\), .*, got 'off'"),
-    "no method": (settings(method=None), "needs a method: NoneType has no name"),
-    "a method's name": (settings(method="fedavg"), "needs a method: str has no name"),
+    "no method": (settings(method=None), "needs a method: NoneType is no subclass of fedsieve.Method"),
+    "a method's name": (settings(method="fedavg"), "needs a method: str is no subclass of fedsieve.Method"),
     "a share of a method in words": (lambda: ZeroFL("0.9"), r"sparsity must lie in \[0, 1\), got '0.9'"),  # type: ignore[arg-type]
     "an unknown upload": (lambda: settings(method=ZeroFL(upload="all"))(), "method.upload must be one of full, "),  # type: ignore[arg-type]
     "layers in a list": (lambda: settings(method=TopK(policy=["0"]))(), "method.policy must be a text"),  # type: ignore[arg-type]
     "half a warm-up": (lambda: settings(method=FLASH(c_d=2.5))(), "method.c_d must be a whole number"),  # type: ignore[arg-type]
-    "no functions": (settings(method=own((), name="mine", prepare=None)), "Own has no init: docs/how-to/method.md"),
+    "no functions": (lambda: own((Method,), client=None), "Own is no whole method, it lacks aggregate, br.*, init: "),
+    "a name of no text": (settings(method=own(name=3)), "Own: name must be a text, got 3"),
+    "a policy of no text": (settings(method=own(policy=None)), "Own: policy must be a text, got None"),
     "a warm-up of a half": (settings(method=own(warm_up=0.5)), "warm_up must be a whole number, 0 or more, got 0.5"),
     "a size in words": (settings(method=own(paper_bytes=lambda s, m: "1 kB")), "paper_bytes must return a number"),
-    "no state": (settings(method=own(init=lambda s, m, r: {})), "init must return a dataclass of tensors with params"),
+    "no state": (settings(method=own(init=lambda s, m, r: {})), "init must return a fedsieve.ServerState with params"),
     "no deployed model": (settings(method=own(deploy=lambda s, state: None)), "deploy must return .* got NoneType"),
     "no update": (trained(own(client=lambda s, down, device: None)), "client must return an Update"),
     "a set in a method": (written(replace(own(), thing={1})), "holds set, which run.json cannot: give numbers"),

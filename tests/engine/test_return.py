@@ -21,9 +21,9 @@ from fedsieve.flower.engine import inline
 from fedsieve.runs import checkpoints, store
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import read_rows, record_run
-from fedsieve.server.contract import Norms
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree
+from fedsieve.types.contract import Norms
 from methods_under_test import METHODS
 from oracles.lies import Act, Told, changed, largest, values_of
 from tiny import TIMES, tiny_run

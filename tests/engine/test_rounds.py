@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Device, Run, Task, Update, local, pool, run
+from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool, run
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
-from fedsieve.server.aggregate import ServerState
-from fedsieve.types import InputError, Params, Tree, flatten, rng
+from fedsieve.types import InputError, Tree, flatten, rng
 from tiny import TinyNet, blobs, tiny_run
 
 
@@ -82,15 +81,12 @@ def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
 
 
 @dataclass(frozen=True)
-class Odd:
+class Odd(Method[ServerState]):
     """FedAvg whose clients do what a test wants."""
 
     act: str
     inner: FedAvg = FedAvg()
     name: str = "odd"
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         return self.inner.init(model, rng)
@@ -118,12 +114,6 @@ class Odd:
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         return self.inner.aggregate(state, updates)
-
-    def deploy(self, state: ServerState) -> Params:
-        return state.params
-
-    def paper_bytes(self, model: nn.Module) -> None:
-        return None
 
 
 def everyone(method: Any, **changes: Any) -> Run:

@@ -1,7 +1,7 @@
 """What the server lets through to ``aggregate``: answers that an honest client could have sent.
 
 A message that parses may still lie. Here are held against what the server knows: who was asked, how many examples each
-client registered, what the method sends (``server.contract``), and how long updates are (``server.robust``).
+client registered, what the method sends (``types.contract``), and how long updates are (``server.robust``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 
 from fedsieve.engine.diagnostics import PARTS, SAVED, Diagnostics, checked, plain, readable
 from fedsieve.engine.experiment import Federation
-from fedsieve.server.contract import Expected, Norms, Unexpected, expected_of, norms_of
 from fedsieve.server.robust import FEW, Fixed, Limits, Loose, Multiple, Off, within
 from fedsieve.sparse.policy import frozen
 from fedsieve.types import Tree, Update
+from fedsieve.types.contract import Expected, Norms, Unexpected, norms_of
+from fedsieve.types.method import expected_of
 from fedsieve.wire import WireError
 
 Letter: TypeAlias = Callable[[], Tree]
@@ -49,7 +50,7 @@ class Checks:
     def __init__(self, federation: Federation, norms: Iterable[Norms] = (), columns: Collection[str] = ()):
         self.federation, self.norms, self.columns = federation, [*norms], columns
         self.frozen = frozen(federation.model())
-        self.accounted = hasattr(federation.run.method, "spent")  # for the plain sum, whatever its answers are
+        self.accounted = federation.run.private  # for the plain sum, whatever its answers are
         alone = federation.run.task.clients == 1 and isinstance(federation.run.bound, Loose)  # nobody to guard from it
         self.bound = Off() if self.accounted or alone else federation.run.bound
 

@@ -12,9 +12,9 @@ from fedsieve.client.process import threads
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.metrics import NOBODY, Tally
 from fedsieve.engine.rollback import Diverged
-from fedsieve.server.contract import expected_of
 from fedsieve.server.robust import Plain, combined
 from fedsieve.types import Data, InputError, Update, flatten
+from fedsieve.types.method import expected_of
 from fedsieve.wire import finite
 
 PROBE = 8

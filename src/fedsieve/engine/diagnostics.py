@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
-from fedsieve.server.contract import shown
+from fedsieve.types.contract import shown
 
 PARTS = ("metrics", "work", "notes")
 SAVED = ("saved_bytes", "saved_nonzero")

@@ -156,7 +156,7 @@ class Run:
         density: object = self.target_density
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")
-        tiers, served = len(self.task.tiers), getattr(self.method, "tiers", None)
+        tiers, served = len(self.task.tiers), self.method.tiers
         if served not in (None, tiers):
             raise InputError(
                 f"{self.method.name} serves {served} device classes but task.tiers names {tiers}: give "
@@ -176,7 +176,7 @@ class Run:
 
     def _first_class(self) -> int:
         """Return how many clients may warm up: all, or the first device class where the method serves several."""
-        return self.task.edges()[0] if getattr(self.method, "tiers", None) else self.task.clients
+        return self.task.edges()[0] if self.method.tiers else self.task.clients
 
     def _chosen(self) -> list[int]:
         """Return how many clients of each tier take part in a round."""
@@ -186,14 +186,18 @@ class Run:
     @property
     def warm_up(self) -> int:
         """The clients of round 0, which some methods need before round 1 (FLASH's c_d); 0: there is no such round."""
-        clients: int = getattr(self.method, "warm_up", 0)
-        return clients
+        return self.method.warm_up
 
     @property
     def target_density(self) -> float | None:
         """The share of non-zeros that the method says it aims at in its policy's layers; None: it says nothing."""
-        density: float | None = getattr(self.method, "target_density", None)
+        density = self.method.target_density
         return round(density, 12) if isinstance(density, float) else density
+
+    @property
+    def private(self) -> bool:
+        """Whether the method accounts for the privacy that its rounds spend."""
+        return self.method.spent(0, self.per_round, self.task.clients) is not None
 
     @property
     def first(self) -> int:
@@ -247,9 +251,7 @@ class Federation:
     @property
     def remarks(self) -> list[str]:
         """What a person should know before the run: what no policy reaches, what is frozen, what is not counted."""
-        method = self.run.method
-        named = getattr(getattr(method, "inner", method), "policy", "")
-        lines = self.coverage.lines(named) if self.coverage else []
+        lines = self.coverage.lines(self.run.method.policy) if self.coverage else []
         return [*lines, f"multiply-adds not counted: {', '.join(self.not_counted)}"] if self.not_counted else lines
 
     def examples(self, client: int) -> int:

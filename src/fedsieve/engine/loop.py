@@ -33,9 +33,9 @@ from fedsieve.engine.metrics import Lost, Refused, Remark, Tally
 from fedsieve.engine.rollback import Diverged, History, LeftOut, Memory, Point, Returns
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels.choice import Kernels
-from fedsieve.server.contract import Norms
 from fedsieve.sparse.topk import density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
+from fedsieve.types.contract import Norms
 from fedsieve.wire import Body, decode, encode
 
 
@@ -299,8 +299,7 @@ def _measured(
         kept = positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
     if "pruned" in federation.measure and test:
         columns |= of_pruned(run.method, state, plain, test)
-    if spent := getattr(run.method, "spent", None):
-        columns |= spent(t, run.per_round, run.task.clients)
+    columns |= run.method.spent(t, run.per_round, run.task.clients) or {}
     return {"measures": columns, "positions": kept}
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from fedsieve.client.training import accuracy, load_
 from fedsieve.sparse.masks import mismatch
 from fedsieve.sparse.topk import top
-from fedsieve.types import Data, InputError, Mask, Params
+from fedsieve.types import Data, InputError, Mask, Method, ServerState
 
 MEASURES = ("masks", "pruned", "kernels")
 EVERY, SHARE = 20, 0.1
@@ -30,32 +30,24 @@ def check_measures(names: tuple[str, ...]) -> None:
             raise InputError(f"unknown measure {name!r}; the measures are {', '.join(MEASURES)}")
 
 
-def support(state: Any, params: Params) -> Mask:
-    """Return the state's own mask, or else the non-zeros of ``params`` in the layers that its method makes sparse."""
-    own: Mask | None = getattr(state, "mask", None)
-    return {name: params[name] != 0 for name in getattr(state, "sparse", ())} if own is None else own
-
-
-def of_masks(method: Any, before: Any, after: Any) -> dict[str, Any]:
+def of_masks(method: Method[Any], before: ServerState | None, after: ServerState) -> dict[str, Any]:
     """Return the row's entries for ``masks``, from the state of the round before (None: there was none) and this.
 
     The mismatch is that of the deployed models' masks; the layers' non-zeros are those of the aggregate.
     """
-    layers = {name: int(own.sum()) / own.numel() for name, own in support(after, after.params).items()}
+    layers = {name: int(own.sum()) / own.numel() for name, own in after.support(after.params).items()}
     if before is None or not layers:
         return {"mismatch": None, "layers": layers}
-    masks = [support(state, method.deploy(state)) for state in (before, after)]
+    masks = [state.support(method.deploy(state)) for state in (before, after)]
     return {"mismatch": mismatch(*masks), "layers": layers}
 
 
-def positions(state: Any) -> Mask:
+def positions(state: ServerState) -> Mask:
     """Return where each sparse layer of the server's model has its top weights, zeros never."""
-    names = getattr(state, "sparse", ())
-    return {name: top(state.params[name], SHARE) & (state.params[name] != 0) for name in names}
+    return {name: top(state.params[name], SHARE) & (state.params[name] != 0) for name in state.sparse}
 
 
-def of_pruned(method: Any, state: Any, plain: nn.Module, test: Data) -> dict[str, Any]:
+def of_pruned(method: Method[Any], state: ServerState, plain: nn.Module, test: Data) -> dict[str, Any]:
     """Return the row's entry for ``pruned``, nothing for a method that serves no union."""
-    if not hasattr(method, "pruned"):
-        return {}
-    return {"accuracy_pruned": accuracy(load_(plain, method.pruned(state)), test)}
+    pruned = method.pruned(state)
+    return {} if pruned is None else {"accuracy_pruned": accuracy(load_(plain, pruned), test)}

@@ -31,7 +31,7 @@ class Letters:
         manifest = Manifest.of(floats)
         self.key = federation.key
         self.run, self.settings = federation.name, fingerprint(federation)
-        self.plain = Known(manifest, finite=False, copies=getattr(federation.run.method, "copies", 1.0))
+        self.plain = Known(manifest, finite=False, copies=federation.run.method.copies)
         self.values = federation.run.values
 
     def based(self, down: Tree) -> Known:

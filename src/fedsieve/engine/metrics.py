@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from fedsieve.engine.admission import Answer, Letter
-from fedsieve.server.contract import Norms
 from fedsieve.types import Tree, Update
+from fedsieve.types.contract import Norms
 from fedsieve.wire import WireError, encode
 
 Refuse: TypeAlias = Callable[[int, str], None]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeAlias
 
-from fedsieve.server.contract import Norms
 from fedsieve.types import InputError
+from fedsieve.types.contract import Norms
 
 DEPTH = 3
 """The states that are held: a run goes back by two rounds at most, and runs a third again."""

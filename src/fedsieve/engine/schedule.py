@@ -9,6 +9,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from fedsieve.engine.experiment import Run
+from fedsieve.types import Method
 
 
 def stretched(run: Run) -> str | None:
@@ -23,18 +24,22 @@ def stretched(run: Run) -> str | None:
     return None
 
 
-def uses_rounds(method: Any) -> bool:
+def uses_rounds(method: Method[Any]) -> bool:
     """Return whether a method goes by the number of rounds: what its ``uses_rounds`` says.
 
     One that says nothing does if a function of its class or module reads an attribute ``rounds``, or if a part of it
     does: a dataclass among its fields.
     """
-    said: bool | None = getattr(method, "uses_rounds", None)
-    if said is not None:
-        return said
-    parts = [getattr(method, f.name) for f in fields(method)] if is_dataclass(method) else []
-    inner = [part for part in parts if is_dataclass(part) and not isinstance(part, type)]
-    return any("rounds" in code.co_names for code in _codes(type(method))) or any(map(uses_rounds, inner))
+    return _reads_rounds(method) if method.uses_rounds is None else method.uses_rounds
+
+
+def _reads_rounds(part: Any) -> bool:
+    """Return whether a dataclass, or one among its fields, has code that reads an attribute ``rounds``."""
+    if isinstance(part, Method) and part.uses_rounds is not None:
+        return part.uses_rounds
+    fields_of = [getattr(part, f.name) for f in fields(part)] if is_dataclass(part) else []
+    inner = [one for one in fields_of if is_dataclass(one) and not isinstance(one, type)]
+    return any("rounds" in code.co_names for code in _codes(type(part))) or any(map(_reads_rounds, inner))
 
 
 def _codes(kind: type) -> Iterator[CodeType]:

@@ -26,7 +26,7 @@ from fedsieve.engine.user_inputs import given_dataset, line
 from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import replaced
 from fedsieve.sparse.policy import Coverage
-from fedsieve.types import InputError, rng
+from fedsieve.types import InputError, ServerState, rng
 
 
 def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] = ()) -> Federation:
@@ -54,10 +54,8 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     check_prepared(federation, run.method.prepare(federation.model()))
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     check_method(federation, state)
-    check_fit(run.method, state, len(task.tiers), run.mean, run.bound)
-    if spent := getattr(run.method, "spent", None):
-        spent(0, run.per_round, task.clients)
-    coverage = Coverage.of(federation.model(), getattr(state, "sparse", ()))
+    check_fit(run.method, state, len(task.tiers), run.mean, run.bound, run.private)
+    coverage = Coverage.of(federation.model(), state.sparse)
     unknown = Work(run.method.prepare(federation.model()), examples=federation.few()).beside.unknown
     return replace(federation, coverage=coverage, not_counted=unknown)
 
@@ -183,8 +181,8 @@ def check_prepared(federation: Federation, prepared: nn.Module) -> None:
 def check_method(federation: Federation, state: Any) -> None:
     """Raise InputError unless a method gives the state, the model and the number that are asked of it."""
     method = federation.run.method
-    if not isinstance(getattr(state, "params", None), Mapping):
-        raise InputError(f"{method.name}: init must return a dataclass of tensors with params, got {type_name(state)}")
+    if not isinstance(state, ServerState) or not isinstance(state.params, Mapping):
+        raise InputError(f"{method.name}: init must return a fedsieve.ServerState with params, got {type_name(state)}")
     if not isinstance(model := method.deploy(state), Mapping):
         raise InputError(f"{method.name}: deploy must return the model's parameters by name, got {type_name(model)}")
     size: object = method.paper_bytes(federation.model())

@@ -15,13 +15,11 @@ from torch.nn.parameter import UninitializedParameter
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.sparse.policy import computed
-from fedsieve.types import InputError
+from fedsieve.types import InputError, Method
 
 NO_DATASET = (
     "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
 )
-METHOD = ("name", "prepare", "init", "broadcast", "client", "aggregate", "deploy", "paper_bytes")
-"""What every method has."""
 
 
 def check_fields(where: str, holder: object) -> None:
@@ -44,15 +42,17 @@ def check_fields(where: str, holder: object) -> None:
 
 
 def check_parts(method: Any) -> None:
-    """Raise InputError unless a method has all its functions, and numbers where they are needed."""
-    if lacking := [name for name in METHOD if not hasattr(method, name)]:
-        said = f"{type_name(method)} has no {lacking[0]}"
-        raise InputError(f"Run(method, task, ...) needs a method: {said}: docs/how-to/method.md")
+    """Raise InputError unless a method is one, and what it declares of itself is of the right type."""
+    if not isinstance(method, Method):
+        what = f"{type_name(method)} is no subclass of fedsieve.Method"
+        raise InputError(f"Run(method, task, ...) needs a method: {what}: docs/how-to/method.md")
     if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
         check_fields("method", method)
-    for name in ("warm_up", "tiers"):
-        number: object = getattr(method, name, None)
-        if number is not None and (type(number) is not int or number < 0):
+    for name, text in (("name", method.name), ("policy", method.policy)):
+        if not isinstance(text, str):
+            raise InputError(f"{type_name(method)}: {name} must be a text, got {text!r}")
+    for name, number in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
+        if type(number) is not int or number < 0:
             raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
 
 

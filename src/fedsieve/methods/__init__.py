@@ -5,9 +5,8 @@ from fedsieve.methods.flash import FLASH, HeteroFLASH
 from fedsieve.methods.nst import DNR, NST
 from fedsieve.methods.pdst import PDST
 from fedsieve.methods.private import Private
-from fedsieve.methods.sparsefedpp import SparseFedPP
+from fedsieve.methods.sparsefedpp import SparseFedPP, TopK
 from fedsieve.methods.swat import Swat
-from fedsieve.methods.topk import TopK
 from fedsieve.methods.zerofl import ZeroFL
 
 __all__ = [

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import Adam, Average, ServerState, Step, dense_bytes, mean, tensors
-from fedsieve.server.contract import Expected, weights
-from fedsieve.types import Device, Params, Tree, Update
+from fedsieve.server.aggregate import Adam, Average, Step, dense_bytes, mean, tensors
+from fedsieve.types import Device, Method, ServerState, Tree, Update
+from fedsieve.types.contract import Expected, weights
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Method[ServerState]):
     """Dense local training; the server averages, or steps towards the average."""
 
     server: Step = Average()
@@ -33,10 +33,6 @@ class FedAvg:
     def target_density(self) -> float:
         """Every weight is kept."""
         return 1.0
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the plain model."""
-        return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
@@ -61,10 +57,6 @@ class FedAvg:
         """Take the server's step towards the mean of the clients' models."""
         params, moments = self.server.step(state.params, mean(updates), state.moments)
         return ServerState(params, moments)
-
-    def deploy(self, state: ServerState) -> Params:
-        """Ship the global model."""
-        return state.params
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return the plain model's size."""

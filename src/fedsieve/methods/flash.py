@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from fedsieve.client.masked import epoch_ends, learn
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Average, Step, Weighting, mean, mean_where_held
-from fedsieve.server.contract import Expected, Number, Whole, weights
 from fedsieve.server.masked import OnMask, stepped
 from fedsieve.sparse.dnr import Excess, Share, calibrated
 from fedsieve.sparse.masks import counts_of, projected, received, spread, values, values_bytes
 from fedsieve.sparse.policy import check_share, policy, uniform
-from fedsieve.types import Device, InputError, Params, Tree, Update
+from fedsieve.types import Device, InputError, Method, Params, Tree, Update
+from fedsieve.types.contract import Expected, Number, Whole, weights
 
 
 @dataclass(frozen=True)
-class FLASH:
+class FLASH(Method[OnMask]):
     """Sense layer sensitivities on a few clients, then train on one frozen mask; only values travel."""
 
     density: float = 0.1
@@ -52,11 +52,6 @@ class FLASH:
         _check_warm_up(self.c_d, self.E_d, self.p)
 
     @property
-    def name(self) -> str:
-        """What tables and figures call the method."""
-        return "flash"
-
-    @property
     def target_density(self) -> float:
         """The share of the weights that the mask keeps."""
         return self.density
@@ -65,10 +60,6 @@ class FLASH:
     def warm_up(self) -> int:
         """The clients of round 0."""
         return self.c_d
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the plain model."""
-        return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
         """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
@@ -93,17 +84,13 @@ class FLASH:
             return _stage2(state, updates, (self.density,), self.excess)
         return stepped(state, updates, self.server, self.weighting)
 
-    def deploy(self, state: OnMask) -> Params:
-        """Ship the global model."""
-        return state.params
-
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers (Table 3)."""
         return values_bytes(model, policy(self.policy, model), self.density)
 
 
 @dataclass(frozen=True)
-class HeteroFLASH:
+class HeteroFLASH(Method[OnMask]):
     """FLASH for unequal devices: a mask for each device class, each inside the next larger one."""
 
     densities: tuple[float, ...] = (0.2, 0.15, 0.1)
@@ -143,10 +130,6 @@ class HeteroFLASH:
         """How many device classes the method serves."""
         return len(self.densities)
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the plain model."""
-        return model
-
     def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
         """Start stage 1 at the largest density."""
         return _stage1(params_of(model), policy(self.policy, model), self.densities, {}, rng)
@@ -179,14 +162,6 @@ class HeteroFLASH:
         mask = state.of(int(tier))
         return spread({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
 
-    def deploy(self, state: OnMask) -> Params:
-        """Ship the global model, on the largest mask."""
-        return state.params
-
-    def paper_bytes(self, model: nn.Module) -> None:
-        """The paper prints no formula for mixed densities."""
-        return
-
 
 def _check_warm_up(c_d: int, E_d: int, p: float) -> None:
     if c_d < 1 or E_d < 2:
@@ -207,7 +182,7 @@ def _stage1(
     """Return the state before the warm-up, its masks of uniform densities."""
     seed = torch.randint(2**62, (), generator=rng)
     counts = torch.stack([counts_of(uniform(names, d), params) for d in densities])
-    return OnMask(params, seed, counts, torch.tensor(1), moments, names)
+    return OnMask(params, moments, names, seed=seed, counts=counts, stage=torch.tensor(1))
 
 
 def _sent(state: OnMask, tier: int) -> Tree:

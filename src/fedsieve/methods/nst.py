@@ -20,29 +20,31 @@ from torch import Tensor, nn
 from fedsieve.client.masked import epoch_ends, learn
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Weighting, mean, tensors
-from fedsieve.server.contract import Expected, weights
 from fedsieve.sparse.dnr import Share
 from fedsieve.sparse.masks import counts_of, drawn, packed, projected, received, unpacked
 from fedsieve.sparse.policy import check_share, policy, uniform
 from fedsieve.sparse.topk import cut, non_zeros, on_support
-from fedsieve.types import Device, InputError, Mask, Params, Sparse, Tree, Update
+from fedsieve.types import Device, InputError, Mask, Method, Params, ServerState, Sparse, Tree, Update
+from fedsieve.types.contract import Expected, weights
 
 
-@dataclass(frozen=True)
-class State:
+@dataclass(frozen=True, kw_only=True)
+class NSTState(ServerState):
     """The global model, the union of the masks that its clients last sent, and what the first mask is drawn from."""
 
-    params: Params
     mask: Mask
     seed: Tensor
     """int64 []: see ``masks.drawn``."""
     counts: Tensor
     """int64 [layers]: how many weights of each layer a mask keeps at first."""
-    sparse: tuple[str, ...]
+
+    def support(self, params: Params) -> Mask:
+        """Return the union of the masks, whatever the weights on it are."""
+        return self.mask
 
 
 @dataclass(frozen=True)
-class NST:
+class NST(Method[NSTState]):
     """Every client learns its own mask by prune and regrow, and keeps it; the server averages what they send."""
 
     density: float = 0.1
@@ -80,11 +82,7 @@ class NST:
         """The share of the weights that a client's mask keeps."""
         return self.density
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the plain model."""
-        return model
-
-    def init(self, model: nn.Module, rng: torch.Generator) -> State:
+    def init(self, model: nn.Module, rng: torch.Generator) -> NSTState:
         """Draw the common mask, and keep the fresh model's weights on it; independent masks need all of them."""
         params, names = params_of(model), policy(self.policy, model)
         like = {name: params[name] for name in names}
@@ -93,9 +91,9 @@ class NST:
             mask = dict(drawn(int(seed), counts, like))
         else:
             mask = {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}
-        return State(projected(params, mask), mask, seed, counts, names)
+        return NSTState(projected(params, mask), sparse=names, mask=mask, seed=seed, counts=counts)
 
-    def broadcast(self, state: State, tier: int) -> Tree:
+    def broadcast(self, state: NSTState, tier: int) -> Tree:
         """Send the global model, without what no client's mask keeps, and what the first mask is drawn from."""
         mask = {"seed": state.seed, "counts": state.counts}
         return {"mask": mask, "params": non_zeros(state.params, state.sparse)}
@@ -129,27 +127,23 @@ class NST:
         seed = int(torch.randint(2**62, (), generator=device.rng))
         return dict(drawn(seed, counts_of(uniform(tuple(like), self.density), like), like))
 
-    def expected(self, state: State, tier: int) -> Expected:
+    def expected(self, state: NSTState, tier: int) -> Expected:
         """Expect the weights on a mask: prune and regrow moves its positions, and keeps their number."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
         return Expected(weights(state.params, sizes), int(state.counts.sum()))
 
-    def aggregate(self, state: State, updates: Iterable[Update]) -> State:
+    def aggregate(self, state: NSTState, updates: Iterable[Update]) -> NSTState:
         """Average, zeros counting; the union of the clients' masks survives."""
         union = {name: torch.zeros_like(own) for name, own in state.mask.items()}
         return replace(state, params=mean(_joined(updates, union), self.weighting), mask=union)
 
-    def deploy(self, state: State) -> Params:
+    def deploy(self, state: NSTState) -> Params:
         """Ship the aggregate, or its top weights."""
         return state.params if self.deployment == "aggregate" else self.pruned(state)
 
-    def pruned(self, state: State) -> Params:
+    def pruned(self, state: NSTState) -> Params:
         """Return the aggregate cut to the target density, layer by layer."""
         return cut(state.params, uniform(state.sparse, self.density))
-
-    def paper_bytes(self, model: nn.Module) -> None:
-        """The paper prints no formula for masks that travel."""
-        return
 
 
 def _joined(updates: Iterable[Update], union: Mask) -> Iterator[Update]:

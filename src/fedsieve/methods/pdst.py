@@ -16,15 +16,15 @@ from torch import nn
 from fedsieve.client.masked import learn
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Average, Step, Weighting
-from fedsieve.server.contract import Expected, weights
 from fedsieve.server.masked import OnMask, stepped
 from fedsieve.sparse.masks import counts_of, projected, received, spread, values, values_bytes
 from fedsieve.sparse.policy import check_share, policy, uniform
-from fedsieve.types import Device, Params, Tree, Update
+from fedsieve.types import Device, Method, Tree, Update
+from fedsieve.types.contract import Expected, weights
 
 
 @dataclass(frozen=True)
-class PDST:
+class PDST(Method[OnMask]):
     """Clients train on one frozen random mask of uniform density, and only values travel."""
 
     density: float = 0.1
@@ -37,25 +37,16 @@ class PDST:
         check_share("density", self.density, zero=False)
 
     @property
-    def name(self) -> str:
-        """What tables and figures call the method."""
-        return "pdst"
-
-    @property
     def target_density(self) -> float:
         """The share of a layer's weights that the mask keeps."""
         return self.density
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the plain model."""
-        return model
 
     def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
         """Draw the mask, and keep the fresh model's weights on it."""
         params, names = params_of(model), policy(self.policy, model)
         seed = torch.randint(2**62, (), generator=rng)
         counts = counts_of(uniform(names, self.density), params)[None]
-        state = OnMask(params, seed, counts, torch.tensor(2), self.server.init(params), names)
+        state = OnMask(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(2))
         return replace(state, params=projected(params, state.mask))
 
     def broadcast(self, state: OnMask, tier: int) -> Tree:
@@ -76,10 +67,6 @@ class PDST:
     def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
         """Take the server's step towards the mean of the values, on the mask."""
         return stepped(state, updates, self.server, self.weighting)
-
-    def deploy(self, state: OnMask) -> Params:
-        """Ship the global model."""
-        return state.params
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers (FLASH, Table 3)."""

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve.server.aggregate import is_statistic, mean
-from fedsieve.server.contract import Expected, Whole
+from fedsieve.server.aggregate import mean
 from fedsieve.server.privacy import EPSILON, REHEARSED, Release, check_accountant, epsilon
-from fedsieve.types import Device, HasParams, InputError, Method, Params, Tree, Update
+from fedsieve.types import Device, Expected, InputError, Method, Params, ServerState, Tree, Update
+from fedsieve.types.contract import Whole, is_statistic
+from fedsieve.types.method import expected_of
 
 
 class TooFew(UserWarning):
@@ -30,7 +31,7 @@ class TooFew(UserWarning):
 
 
 @dataclass(frozen=True)
-class Private:
+class Private(Method[Any]):
     """Any such method, its updates clipped and noised on the clients; the mean has ``noise * clip`` over its number."""
 
     inner: Method[Any]
@@ -55,7 +56,7 @@ class Private:
             raise InputError(f"delta must lie in (0, 1), got {self.delta}")
         if self.cohort < 1:
             raise InputError(f"cohort must be at least 1, got {self.cohort}")
-        if getattr(self.inner, "tiers", 1) > 1 or not hasattr(self.inner, "expected"):
+        if (self.inner.tiers or 1) > 1:
             raise InputError(
                 f"of {self.inner.name} clients send values at different positions: take flash, pdst, fedavg"
             )
@@ -65,19 +66,19 @@ class Private:
             )
 
     @property
-    def name(self) -> str:
-        """What tables and figures call the method."""
-        return "private"
-
-    @property
     def target_density(self) -> float | None:
         """What the method aims at without privacy."""
-        return getattr(self.inner, "target_density", None)
+        return self.inner.target_density
+
+    @property
+    def policy(self) -> str:
+        """The layer policy without privacy."""
+        return self.inner.policy
 
     @property
     def warm_up(self) -> int:
         """The clients of round 0."""
-        return int(getattr(self.inner, "warm_up", 0))
+        return self.inner.warm_up
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Prepare as without privacy."""
@@ -91,13 +92,13 @@ class Private:
             raise InputError(
                 f"{statistics[0]}: running statistics would drown in noise; take a model without BatchNorm"
             )
-        if chosen := self.inner.expected(state, 0).chosen():  # type: ignore[attr-defined]
+        if chosen := expected_of(self.inner, state, 0).chosen():
             raise InputError(
                 f"every client of {self.inner.name} chooses its own positions ({chosen[0]}): take flash, pdst"
             )
         return state
 
-    def broadcast(self, state: HasParams, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send what is sent without privacy."""
         return self.inner.broadcast(state, tier)
 
@@ -115,12 +116,12 @@ class Private:
         }
         return Update(tree, 1)
 
-    def expected(self, state: HasParams, tier: int) -> Expected:
+    def expected(self, state: ServerState, tier: int) -> Expected:
         """Expect what is sent without privacy, noise and all, no longer than clip and noise together can be.
 
         That bound depends on no client's data, so that what is refused tells nothing: the accounting stays as it is.
         """
-        plain: Expected = self.inner.expected(state, tier)  # type: ignore[attr-defined]
+        plain = expected_of(self.inner, state, tier)
         whole = {name: entry for name, entry in plain.tree.items() if isinstance(entry, Whole)}
         down = self.broadcast(state, tier)
         before = {name: _base(down.get("params", down), name, entry.base) for name, entry in whole.items()}
@@ -140,7 +141,7 @@ class Private:
         """The standard deviation of one client's noise."""
         return self.noise * self.clip / math.sqrt(self.cohort)
 
-    def aggregate(self, state: HasParams, updates: Iterable[Update]) -> Any:
+    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> Any:
         """Take the plain mean of the answers, brought back to values that can be, as the only answer."""
         every = [0]
         found = mean(_counted(updates, every), "equal")
@@ -150,10 +151,10 @@ class Private:
             )
             warnings.warn(lost, TooFew, stacklevel=2)
             return state
-        plain: Expected = self.inner.expected(state, 0)  # type: ignore[attr-defined]
+        plain = expected_of(self.inner, state, 0)
         return self.inner.aggregate(state, [Update({n: _possible(plain, n, v) for n, v in found.items()}, 1)])
 
-    def deploy(self, state: HasParams) -> Params:
+    def deploy(self, state: ServerState) -> Params:
         """Ship what is shipped without privacy."""
         return self.inner.deploy(state)
 

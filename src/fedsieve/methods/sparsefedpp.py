@@ -3,8 +3,10 @@
 Guastella et al. 2024, "SparseFedPP: sparse federated learning for hardware-constrained edge-devices", on top of
 Schwarz et al. 2021, "Powerpropagation: A sparsity inducing weight reparameterisation". What is trained, sent and
 averaged is th, of which ``sign(th) |th|^a`` are the weights. After local training one magnitude cut over all layers
-together; what every client cuts never comes back, since the gradient at 0 is 0. At a = 1, with all activations, and
-from the same weights, this is Top-k.
+together; what every client cuts never comes back, since the gradient at 0 is 0.
+
+Top-k is the baseline of its Fig. 1: dense local training, the same cut, zeros counting in the mean. SparseFedPP at
+a = 1, with all activations, and from the same weights, is Top-k.
 """
 
 from __future__ import annotations
@@ -17,57 +19,41 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import ServerState, mean, tensors
-from fedsieve.server.contract import Expected, weights
+from fedsieve.server.aggregate import mean, tensors
 from fedsieve.sparse.layers import powered, powerprop_, unpowered
 from fedsieve.sparse.policy import check_share, policy
 from fedsieve.sparse.topk import count, global_top, non_zeros, on_support
-from fedsieve.types import Device, InputError, Params, Tree, Update
+from fedsieve.types import Device, Expected, InputError, Method, Params, ServerState, Tree, Update
+from fedsieve.types.contract import weights
 
 
 @dataclass(frozen=True)
-class SparseFedPP:
-    """Powerpropagation, activations kept as sparse as the weights, one cut over the whole model."""
+class TopK(Method[ServerState]):
+    """Clients train densely, then send the largest weights of the whole model."""
 
-    sparsity: float = 0.95
-    a: float = 1.25
-    """The power; 1 is the plain layer."""
-    activations: Literal["pruned", "all"] = "pruned"
-    """What backward keeps of a layer's input: as large a share as its weight has non-zeros, or all of it."""
+    sparsity: float = 0.9
     deployment: Literal["aggregate", "pruned"] = "aggregate"
     """What is tested and shipped: the union of the clients' supports, or its top weights of the target density."""
     policy: str = "all"
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity, zero=True)
-        if not 1 <= self.a <= 10:
-            raise InputError(f"a must lie in [1, 10], got {self.a}")
-
-    @property
-    def name(self) -> str:
-        """What tables and figures call the method."""
-        return "sparsefedpp"
 
     @property
     def target_density(self) -> float:
         """The share of the model's weights that a client keeps."""
         return 1 - self.sparsity
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Clients train the policy's layers by powerpropagation."""
-        return powerprop_(model, policy(self.policy, model), self.a, self.activations == "pruned")
-
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
-        """Start from the th of the model's weights, dense: round 1 is."""
-        params, names = params_of(model), policy(self.policy, model)
-        return ServerState(params | {n: unpowered(params[n], self.a) for n in names}, sparse=names)
+        """Start from the fresh model, dense: round 1 is."""
+        return ServerState(params_of(model), sparse=policy(self.policy, model))
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
-        """Send th: its zeros (what all clients cut) need not travel."""
+        """Send the global model: its zeros (what all clients pruned) need not travel."""
         return non_zeros(state.params, state.sparse)
 
     def client(self, down: Tree, device: Device) -> Update:
-        """Train, cut th over all layers together, and send the survivors."""
+        """Train, cut over all layers together, and send the survivors."""
         load_(device.model, tensors(down))
         metrics = train(device)
         after = params_of(device.model)
@@ -80,21 +66,48 @@ class SparseFedPP:
         return Expected(weights(state.params, sizes), count(1 - self.sparsity, sum(sizes.values())))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
-        """Average th; the union of the clients' supports survives."""
+        """Average; the union of the clients' supports survives."""
         return ServerState(mean(updates), sparse=state.sparse)
 
     def deploy(self, state: ServerState) -> Params:
-        """Ship the effective weights of the aggregate, or of its top weights."""
-        return self._plain(state.params, state) if self.deployment == "aggregate" else self.pruned(state)
+        """Ship the aggregate, the union of the clients' supports, or its top weights."""
+        return self.effective(state.params, state) if self.deployment == "aggregate" else self.pruned(state)
 
     def pruned(self, state: ServerState) -> Params:
-        """Return the effective weights of the aggregate cut to the target density, over all layers together."""
+        """Return the aggregate cut to the target density, over all layers together."""
         support = global_top(state.params, state.sparse, 1 - self.sparsity)
-        return self._plain(state.params | {n: state.params[n] * kept for n, kept in support.items()}, state)
+        cut = state.params | {n: state.params[n] * kept for n, kept in support.items()}
+        return self.effective(cut, state)
 
-    def _plain(self, params: Params, state: ServerState) -> Params:
+    def effective(self, params: Params, state: ServerState) -> Params:
+        """Return the plain model's weights: what is trained, sent and averaged itself."""
+        return params
+
+
+@dataclass(frozen=True)
+class SparseFedPP(TopK):
+    """Powerpropagation, activations kept as sparse as the weights, Top-k's one cut over the whole model, of th."""
+
+    sparsity: float = 0.95
+    a: float = 1.25
+    """The power; 1 is the plain layer."""
+    activations: Literal["pruned", "all"] = "pruned"
+    """What backward keeps of a layer's input: as large a share as its weight has non-zeros, or all of it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.a <= 10:
+            raise InputError(f"a must lie in [1, 10], got {self.a}")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Clients train the policy's layers by powerpropagation."""
+        return powerprop_(model, policy(self.policy, model), self.a, self.activations == "pruned")
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+        """Start from the th of the model's weights, dense: round 1 is."""
+        params, names = params_of(model), policy(self.policy, model)
+        return ServerState(params | {n: unpowered(params[n], self.a) for n in names}, sparse=names)
+
+    def effective(self, params: Params, state: ServerState) -> Params:
+        """Return the weights that th stands for."""
         return {n: powered(v, self.a) if n in state.sparse else v for n, v in params.items()}
-
-    def paper_bytes(self, model: nn.Module) -> None:
-        """The paper's 145 times has no closed form in the paper."""
-        return

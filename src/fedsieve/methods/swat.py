@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import ServerState, dense_bytes, mean, tensors
-from fedsieve.server.contract import Expected, weights
+from fedsieve.server.aggregate import dense_bytes, mean, tensors
 from fedsieve.sparse.layers import restart_, swat_
 from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, policy, uniform
 from fedsieve.sparse.topk import cut
-from fedsieve.types import Device, InputError, Params, Tree, Update
+from fedsieve.types import Device, InputError, Method, Params, ServerState, Tree, Update
+from fedsieve.types.contract import Expected, weights
 
 
 @dataclass(frozen=True)
-class Swat:
+class Swat(Method[ServerState]):
     """Training computes with the top weights and activations of every layer; all weights are sent and averaged."""
 
     sparsity: float = 0.9
@@ -36,11 +36,6 @@ class Swat:
         check_share("sparsity", self.sparsity, zero=True)
         if self.period < 1:
             raise InputError(f"period must be at least 1 step, got {self.period}")
-
-    @property
-    def name(self) -> str:
-        """What tables and figures call the method."""
-        return "swat"
 
     @property
     def target_density(self) -> float:

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import Average, ServerState, Step, added, dense_bytes, mean, tensors
-from fedsieve.server.contract import Expected, changes, weights
+from fedsieve.server.aggregate import Average, Step, added, dense_bytes, mean, tensors
 from fedsieve.sparse.layers import restart_, swat_
 from fedsieve.sparse.policy import check_share, policy, uniform
 from fedsieve.sparse.topk import count, cut, top
-from fedsieve.types import Device, InputError, Params, Sparse, Tree, Update
+from fedsieve.types import Device, InputError, Method, Params, ServerState, Sparse, Tree, Update
+from fedsieve.types.contract import Expected, changes, weights
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
 
 
 @dataclass(frozen=True)
-class ZeroFL:
+class ZeroFL(Method[ServerState]):
     """Clients train by SWAT and send only their top weights or changes, r_mask more than they train with."""
 
     sparsity: float = 0.9
@@ -56,11 +56,6 @@ class ZeroFL:
     def q(self) -> float:
         """The share of a layer that is sent (Algorithm 1: the top 1 - sp + r_mask)."""
         return min(1.0, 1 - self.sparsity + self.r_mask)
-
-    @property
-    def name(self) -> str:
-        """What tables and figures call the method."""
-        return "zerofl"
 
     @property
     def target_density(self) -> float:

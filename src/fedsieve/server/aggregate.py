@@ -6,23 +6,14 @@ McMahan et al. 2017 (FedAvg); Reddi et al. 2021, Algorithm 2 (FedAdam).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedsieve.types import InputError, Mask, Params, Sparse, Tree, Update
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """The global model, the server optimizer's moments, and the weights that the method makes sparse."""
-
-    params: Params
-    moments: dict[str, Params] = field(default_factory=dict)
-    sparse: tuple[str, ...] = ()
-
+from fedsieve.types.contract import is_statistic
 
 Weighting: TypeAlias = Literal["samples", "equal"]
 """How much a client counts in a mean: by its number of examples, or as much as any other."""
@@ -115,11 +106,6 @@ class Adam:
 
 
 Step = Average | Adam
-
-
-def is_statistic(name: str) -> bool:
-    """Tell BatchNorm's running statistics, which are averaged but never learned."""
-    return name.endswith(("running_mean", "running_var"))
 
 
 def dense_bytes(params: Params) -> float:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from fedsieve.server.aggregate import Step, Weighting, mean
 from fedsieve.sparse.masks import drawn, projected, spread
-from fedsieve.types import Mask, Params, Tree, Update
+from fedsieve.types import Mask, Params, ServerState, Tree, Update
 
 
-@dataclass(frozen=True)
-class OnMask:
+@dataclass(frozen=True, kw_only=True)
+class OnMask(ServerState):
     """Server state of a model that lives on drawn masks, one a device class, the first holding all others."""
 
-    params: Params
     seed: Tensor
     """int64 []: what the masks are drawn from."""
     counts: Tensor
     """int64 [tiers, layers]: how many weights each layer keeps."""
     stage: Tensor
     """int64 []: 1 before FLASH's sensitivities are known, 2 from then on."""
-    moments: dict[str, Params] = field(default_factory=dict)
-    sparse: tuple[str, ...] = ()
 
     @property
     def mask(self) -> Mask:
         """The mask of the server's model."""
         return self.of(0)
+
+    def support(self, params: Params) -> Mask:
+        """Return the mask of the server's model, whatever the weights on it are."""
+        return self.mask
 
     def of(self, tier: int) -> Mask:
         """Return the mask of a device class."""

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.server.contract import Expected, Norms, expected_of
-from fedsieve.types import InputError, Method, Update
+from fedsieve.types import Expected, InputError, Method, Update
+from fedsieve.types.contract import Norms
+from fedsieve.types.method import expected_of
 
 CHUNK = 2**20
 """Coordinates that are sorted at a time."""
@@ -186,18 +187,18 @@ def combined(mean: Mean, updates: Iterable[Update], expected: Expected) -> Itera
     return _one(mean, updates)
 
 
-def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bound) -> None:
+def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bound, private: bool) -> None:
     """Raise InputError unless a method's clients send what the bound and the mean can judge."""
     if isinstance(mean, Plain) and isinstance(bound, Off | Loose):
         return
     what = "mean" if not isinstance(mean, Plain) else "bound"
     chosen = type(mean if what == "mean" else bound).__name__.lower()
-    if not hasattr(method, "expected"):
+    if method.expected(state, 0) is None:
         raise InputError(
             f"{what}={chosen} needs to know what {method.name}'s clients send: give it a function expected "
             f"(docs/how-to/method.md)"
         )
-    if hasattr(method, "spent"):
+    if private:
         raise InputError(
             f"{what}={chosen} cannot be private: {method.name} accounts for the plain sum of all answers, "
             f"and each alone has only a share of the noise: use mean=plain and bound=loose, which leaves them alone"
@@ -206,7 +207,7 @@ def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bo
         return
     every = [expected_of(method, state, tier) for tier in range(tiers)]
     own = every[0].chosen()
-    if own or getattr(method, "tiers", 1) > 1 or len({_layout(one) for one in every}) > 1:
+    if own or (method.tiers or 1) > 1 or len({_layout(one) for one in every}) > 1:
         why = (
             f"every client chooses its own positions ({own[0]}, ...)"
             if own

@@ -1,4 +1,4 @@
-"""What a machine could not do or has not got, in one line: a full disk, too little memory, an optional package."""
+"""Mistakes of the user's, and what a machine could not do or has not got, each in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import torch
 
 MEMORY = ("allocate memory", "out of memory", "could not create a primitive", "can't start new thread")
 """What PyTorch, oneDNN and Python say where memory is lacking and no MemoryError is raised."""
+
+
+class InputError(ValueError):
+    """A mistake of the user's: the message names it and the remedy, in one line."""
 
 
 def install(extra: str) -> str:

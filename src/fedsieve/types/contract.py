@@ -1,7 +1,7 @@
 """What honest clients send: a method's promise to the server, which holds every answer against it.
 
-A method says it in a function of its own, ``expected(state, tier) -> Expected``, from what the server knows before it
-asks: names, shapes, types, how many values, and what the model would be without the client.
+A method says it in its ``expected``, from what the server knows before it asks: names, shapes, types, how many values,
+and what the model would be without the client.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.server.aggregate import is_statistic
-from fedsieve.types import HasParams, Params, Sparse, Tree
+from fedsieve.types.data import Params, Sparse, Tree
 
 Norms: TypeAlias = tuple[float, float, float, float]
 """What an update changes: Euclidean norms, of the weights and of BatchNorm's running statistics, which know no scale;
@@ -108,6 +107,11 @@ class Expected:
         return {name: _scaled(self.tree[name], v, factors[is_statistic(name)]) for name, v in tree.items()}
 
 
+def is_statistic(name: str) -> bool:
+    """Tell BatchNorm's running statistics, which are averaged but never learned."""
+    return name.endswith(("running_mean", "running_var"))
+
+
 def norms_of(tensors: Iterable[tuple[str, Tensor]]) -> Norms:
     """Return the norms of tensors by name, all weights together and all running statistics."""
     squares: tuple[list[float], list[float]] = ([], [])
@@ -137,12 +141,6 @@ def changes(params: Params, most: Mapping[str, int] | None = None) -> dict[str, 
 def anything(params: Params) -> Expected:
     """Expect what a method that does not say may send: the parameters, whole or in part, and any metric."""
     return Expected({name: Part(v, v.numel(), or_whole=True) for name, v in params.items()}, metrics=None)
-
-
-def expected_of(method: object, state: HasParams, tier: int) -> Expected:
-    """Return what a method's clients send, as it says itself or as may be supposed."""
-    said = getattr(method, "expected", None)
-    return said(state, tier) if said else anything(state.params)
 
 
 def shown(text: str, length: int = 60) -> str:
