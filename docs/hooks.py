@@ -69,7 +69,7 @@ def _flower() -> Iterator[str]:
     from fedsieve.flower.app.settings import AppConfig
 
     yield "\n## A Flower app\n\nWhat `flwr run -c 'NAME=VALUE'` sets in an app that `fedsieve flower app` wrote."
-    yield from _table(AppConfig, "", "-")
+    yield from _table(AppConfig, "", "-", [*AppConfig().run_config()])
 
 
 def _section(title: str, kind: type, prefix: str) -> Iterator[str]:
@@ -84,10 +84,12 @@ def _section(title: str, kind: type, prefix: str) -> Iterator[str]:
                 yield from _section(f"**`{path}={part.__name__.lower()}`**", part, f"{path}.")
 
 
-def _table(kind: type, prefix: str, dash: str = "_") -> Iterator[str]:
+def _table(kind: type, prefix: str, dash: str = "_", names: list[str] | None = None) -> Iterator[str]:
+    """Yield a table of a dataclass's fields, or of those with certain names, which ``dash`` joins."""
     rows = [
         f"| `{prefix}{field.name.replace('_', dash)}` | {_type(hint)} | {_default(field)} | {told} |"
         for field, hint, told in zip(fields(kind), _hints(kind), _docstrings(kind).values(), strict=True)  # type: ignore[arg-type]
+        if names is None or field.name.replace("_", dash) in names
     ]
     if rows:
         yield from ("", "| setting | value | default | meaning |", "|---|---|---|---|", *rows)
@@ -170,7 +172,7 @@ def _default(field: Field[Any]) -> str:
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Return the text below each field of a dataclass, in one line, or what its name means in every method."""
-    told = {field.name: EVERYWHERE.get(field.name, "") for field in fields(kind)}  # type: ignore[arg-type]
+    told = {f.name: f.metadata.get("help") or EVERYWHERE.get(f.name, "") for f in fields(kind)}  # type: ignore[arg-type]
     for base in reversed(kind.__mro__):
         if not is_dataclass(base):
             continue
