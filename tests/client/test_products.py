@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsieve import Device, Run, Task, local, open_run, pool, run
-from fedsieve.client.cost import Work
+from fedsieve.client.cost import Cost
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import Training
 from fedsieve.engine.loop import Worker, rounds
@@ -102,31 +102,31 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def device_of(model: nn.Module, work: Work, n: int = 23, batch: int = 7) -> Device:
+def device_of(model: nn.Module, cost: Cost, n: int = 23, batch: int = 7) -> Device:
     data = blobs().train.subset(torch.arange(n))
     settings: dict[str, Any] = {"lr": 0.01, "epochs": 1, "batch": batch, "momentum": 0.0, "weight_decay": 0.0}
-    return Device(model, data, data, rng=rng(0, "test"), steps=work.begin, **settings)
+    return Device(model, data, data, rng=rng(0, "test"), steps=cost.begin, **settings)
 
 
-def counted(make: Callable[[], nn.Module], change: Callable[[nn.Module], nn.Module] = lambda m: m) -> Work:
+def counted(make: Callable[[], nn.Module], change: Callable[[nn.Module], nn.Module] = lambda m: m) -> Cost:
     """Train on 23 examples in batches of 7, the last of them of 2."""
     torch.manual_seed(0)
     model = change(make())
-    work = Work(model, examples=blobs().train.batch(slice(0, 4))[0])
-    list(Training(device_of(model, work)))
-    return work
+    cost = Cost(model, examples=blobs().train.batch(slice(0, 4))[0])
+    list(Training(device_of(model, cost)))
+    return cost
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_training_multiplies_what_pytorchs_counter_says(name: str) -> None:
-    work = counted(NETS[name])
+    cost = counted(NETS[name])
     torch.manual_seed(0)
     plain = NETS[name]()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        list(Training(device_of(plain, Work(plain))))
-    assert work.dense == counter.get_total_flops() / 2 > 0
-    assert work.real == work.dense
-    assert work.beside.unknown == ()
+        list(Training(device_of(plain, Cost(plain))))
+    assert cost.dense == counter.get_total_flops() / 2 > 0
+    assert cost.real == cost.dense
+    assert cost.other_ops.unknown == ()
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -142,18 +142,18 @@ def test_sparse_layers_count_at_their_densities_and_all_else_as_dense() -> None:
         model.out.densities = (0.5, 0.25, 0.125)  # type: ignore[assignment, union-attr]
         return model
 
-    work = counted(NETS["attention"], masked)
+    cost = counted(NETS["attention"], masked)
     out = 23 * 12 * 3
-    assert work.dense - work.real == out * (3 - 0.875)
+    assert cost.dense - cost.real == out * (3 - 0.875)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_our_own_models_are_convolutions_and_linear_layers_alone(name: str) -> None:
     channels, side = {"resnet18": (3, 32), "digits_net": (1, 8)}.get(name, (1, 28))
-    work = Work(MODELS[name](channels, 10), examples=torch.randn(2, channels, side, side))
-    assert not work.beside
-    assert work.beside.unknown == ()
-    assert work.dense == 0
+    cost = Cost(MODELS[name](channels, 10), examples=torch.randn(2, channels, side, side))
+    assert not cost.other_ops
+    assert cost.other_ops.unknown == ()
+    assert cost.dense == 0
 
 
 class Doubled(torch.autograd.Function):
@@ -174,7 +174,7 @@ def test_what_cannot_be_counted_is_named(tmp_path: Any) -> None:
         two=nn.Bilinear(12, 12, 5),
         out=linear(5, 3),
     )
-    assert counted(net).beside.unknown == ("_fft_r2c", "two (_trilinear)")
+    assert counted(net).other_ops.unknown == ("_fft_r2c", "two (_trilinear)")
     base = tiny_run(FedAvg(), rounds=1)
     federation = open_run(replace(base, task=replace(base.task, model=net)))
     assert federation.remarks[-1].startswith("multiply-adds not counted: _fft_r2c, two (_trilinear)")
@@ -184,7 +184,7 @@ def test_counting_disturbs_nothing() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
     before, chance = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    Work(model, examples=blobs().train.batch(slice(0, 3))[0])
+    Cost(model, examples=blobs().train.batch(slice(0, 3))[0])
     assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
     assert torch.equal(chance, torch.get_rng_state())
     assert all(w.grad is None for w in model.parameters())
@@ -232,4 +232,4 @@ def test_a_mask_method_counts_a_recurrent_layer_dense() -> None:
         assert final.multiply_adds_dense == 3 * 40 * (lstm + fc)
         if share:
             assert final.multiply_adds == 3 * 40 * (lstm + share * fc)
-        assert Worker(federation).work.beside.both(8) == 8 * lstm
+        assert Worker(federation).cost.other_ops.both(8) == 8 * lstm

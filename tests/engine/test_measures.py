@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedsieve import local, pool, run
-from fedsieve.client.saved_tensors import Saved
+from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.runs.execution import Execution
@@ -114,7 +114,7 @@ def test_an_unknown_measure_is_refused() -> None:
 def test_what_autograd_keeps_is_counted_once() -> None:
     """A linear layer keeps its input, a ReLU its output, the last layer that same block again: 5 x 7 and 5 x 3."""
     model = nn.Sequential(nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 2))
-    saved = Saved(model)
+    saved = SavedTensors(model)
     x = torch.ones(5, 7)
     x[0] = 0
     model(x)
@@ -128,7 +128,7 @@ def test_what_autograd_keeps_is_counted_once() -> None:
 
 
 def test_counting_stops_when_the_model_fails() -> None:
-    saved = Saved(model := nn.Sequential(nn.Linear(7, 3)))
+    saved = SavedTensors(model := nn.Sequential(nn.Linear(7, 3)))
     saved.restart()
     with pytest.raises(RuntimeError):
         model(torch.ones(5, 6))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve import Device, Task, local, pool, run
-from fedsieve.client.cost import Work
+from fedsieve.client.cost import Cost
 from fedsieve.client.masked import learn
 from fedsieve.client.training import params_of, train
 from fedsieve.engine.loop import rounds
@@ -50,10 +50,10 @@ def mask_of(model: nn.Module, d: float, seed: int = 1) -> Mask:
     return drawn(seed, counts_of(dict.fromkeys(like, d), like), like)
 
 
-def device_of(model: nn.Module, work: Work | None = None, examples: int = 40, **changes: Any) -> Device:
+def device_of(model: nn.Module, cost: Cost | None = None, examples: int = 40, **changes: Any) -> Device:
     data = blobs().train.subset(torch.arange(examples))
     settings: dict[str, Any] = {"lr": 0.1, "epochs": 2, "batch": 16, "momentum": 0.0, "weight_decay": 0.0} | changes
-    return Device(model, data, data, rng=rng(0, "x"), steps=work.begin if work else None, **settings)
+    return Device(model, data, data, rng=rng(0, "x"), steps=cost.begin if cost else None, **settings)
 
 
 def fresh(rule: str = "plain") -> nn.Module:
@@ -69,7 +69,7 @@ def both(rule: str = "plain", **changes: Any) -> Iterator[tuple[nn.Module, Devic
     """The same training twice: by PyTorch, and by the kernels."""
     for way in ("dense", "sparse"):
         model = fresh(rule)
-        yield model, device_of(model, Work(model, Kernels(model, way)), **changes)
+        yield model, device_of(model, Cost(model, Kernels(model, way)), **changes)
 
 
 def assert_equal(models: list[nn.Module]) -> None:
@@ -241,7 +241,7 @@ def test_dense_is_what_it_was_without_kernels() -> None:
     """As asked for, no reason given; and to the bit what a device without kernels computes."""
     model, other = fresh(), fresh()
     mask = mask_of(model, 0.3)
-    learn(device_of(model, Work(model, Kernels(model, "dense")), momentum=0.9), mask)
+    learn(device_of(model, Cost(model, Kernels(model, "dense")), momentum=0.9), mask)
     learn(device_of(other, momentum=0.9), mask)
     assert all(torch.equal(value, params_of(other)[name]) for name, value in params_of(model).items())
     (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local(kernels="dense"))
@@ -270,13 +270,13 @@ def test_notes_are_no_part_of_an_upload() -> None:
 def test_work_counts_steps_seconds_and_multiply_adds_either_way() -> None:
     counted = []
     for _, device in both():
-        work: Work = device.steps.__self__  # type: ignore[union-attr]
+        cost: Cost = device.steps.__self__  # type: ignore[union-attr]
         train(device)
-        assert work.steps == len(work.times) == 6
-        assert 0 < sum(work.times) <= work.seconds
-        counted.append((work.real, work.dense))
-        work.restart()
-        assert (work.steps, work.seconds, work.sparse) == (0, 0, None)
+        assert cost.steps == len(cost.times) == 6
+        assert 0 < sum(cost.times) <= cost.seconds
+        counted.append((cost.real, cost.dense))
+        cost.restart()
+        assert (cost.steps, cost.seconds, cost.sparse) == (0, 0, None)
     assert counted[0] == counted[1]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsieve import Run, Task, local, run
-from fedsieve.client.cost import Work
+from fedsieve.client.cost import Cost
 from fedsieve.client.masked import learn
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of
@@ -151,7 +151,7 @@ def test_work_follows_a_mask_that_moves() -> None:
     device = Device(model, data, data, 0.1, 1, 16, 0, 0, rng(0, "x"))
     names = policy("flash", model)
     like = {name: model.get_parameter(name) for name in names}
-    work = Work(model)
+    work = Cost(model)
     before = dict(drawn(1, counts_of(dict.fromkeys(names, 0.2), like), like))
     _, after = learn(device, before, {1: 0.5})
     products = {"conv1.weight": 2 * 36 * 4 * 2 * 9, "conv2.weight": 3 * 9 * 8 * 4 * 9, "fc1.weight": 3 * 72 * 24}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_wire import same
 
-from fedsieve.client.process import threads
+from fedsieve.client.process import num_threads
 from fedsieve.sparse.topk import top
 from fedsieve.types import Sparse
 from fedsieve.wire import WireError, decode, encode
@@ -21,7 +21,7 @@ def test_the_bytes_do_not_depend_on_the_threads_that_pack(back: str) -> None:
     tree["sparse"] = Sparse.of(tree["w0"], top(tree["w0"], 0.9))
     found = set()
     for n in (1, 2, 5):
-        with threads(n):
+        with num_threads(n):
             found.add(encode(tree, back_end=back))
     assert len(found) == 1
 
@@ -31,7 +31,7 @@ def test_what_fails_while_others_pack_is_told_and_the_next_message_is_whole(monk
         raise WireError("no room")
 
     tree: Any = {name: torch.arange(200_000) for name in "nmop"}
-    with threads(2):
+    with num_threads(2):
         with monkeypatch.context() as patch:
             patch.setattr("fedsieve.wire.encoder.pack", fails)
             with pytest.raises(WireError, match="no room"):
@@ -47,7 +47,7 @@ def packs(tree: Any) -> int:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_packs_with_threads_of_its_own() -> None:
     tree: Any = {name: torch.arange(200_000) for name in "nm"}
-    with threads(2):
+    with num_threads(2):
         size = packs(tree)
         with multiprocessing.get_context("fork").Pool(1) as pool:
             assert pool.apply_async(packs, (tree,)).get(60) == size

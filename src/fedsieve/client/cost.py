@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
-from fedsieve.client.flops import Beside, at, beside
-from fedsieve.client.training import Dense, train_
+from fedsieve.client.flops import OtherOps, count_other_ops, extrapolate
+from fedsieve.client.training import DenseSteps, train_
 from fedsieve.kernels.choice import Kernels, Sparse
 from fedsieve.sparse.policy import layers
 from fedsieve.types import Device, Mask, Steps
@@ -20,10 +21,10 @@ from fedsieve.types import Device, Mask, Steps
 DENSE = (1.0, 1.0, 1.0)
 
 
-class Work:
+class Cost:
     """What a client's training took: steps, seconds, and multiply-adds, at the real densities and were all dense.
 
-    These are forward, input gradient and weight gradient, where they are computed. In dense steps a layer tells the
+    These are forward, input gradient and weight gradient, where they are computed. In dense steps a layer holds the
     densities of its last three products in an attribute ``densities``; without one it is dense, as all is that is not
     a convolution or a linear layer. Of a model of those alone no ``examples`` are needed, normalised ones, to find it.
     """
@@ -31,14 +32,14 @@ class Work:
     def __init__(self, model: nn.Module, kernels: Kernels | None = None, examples: Tensor | None = None):
         self.kernels = kernels
         self.restart()
-        self.beside = Beside()
+        self.other_ops = OtherOps()
         for layer in layers(model).values():
             layer.register_forward_hook(partial(self._count, fan_in(layer), _is_trained(layer)), with_kwargs=True)
         if examples is not None:
-            self.beside = beside(train_(model), examples, lambda: self.dense)
+            self.other_ops = count_other_ops(train_(model), examples, lambda: self.dense)
             self.restart()
-        if self.beside:
-            model.register_forward_hook(self._count_beside, with_kwargs=True)
+        if self.other_ops:
+            model.register_forward_hook(self._count_other_ops, with_kwargs=True)
 
     def restart(self) -> None:
         """Forget what was counted."""
@@ -46,15 +47,21 @@ class Work:
         self.times, self.why = list[float](), ""
         self.sparse: Sparse | None = None
 
+    def report(self) -> dict[str, Any]:
+        """Return the multiply-adds as ``work``; the steps, seconds, and which steps they were and why as ``notes``."""
+        why = {self.why: 1.0} if self.why else {}
+        notes = {"steps": float(self.steps), "seconds": self.seconds, "sparse": float(bool(self.sparse)), "why": why}
+        return {"work": {"real": self.real, "dense": self.dense}, "notes": notes}
+
     def begin(self, device: Device, mask: Mask) -> Steps:
         """Return the steps of a training, sparse or dense, which will be counted; ``why`` holds the reason if dense."""
         with self.clock():
-            found = self.kernels.take(device, mask) if self.kernels else ""
-            if isinstance(found, str):
-                self.why = found
-                return _Counted(Dense(device, mask), self)
-            self.sparse = found
-            return _Counted(found, self)
+            steps = self.kernels.take(device, mask) if self.kernels else ""
+            if isinstance(steps, str):
+                self.why = steps
+                return _CountedSteps(DenseSteps(device, mask), self)
+            self.sparse = steps
+            return _CountedSteps(steps, self)
 
     @property
     def steps(self) -> int:
@@ -87,12 +94,12 @@ class Work:
             count = partial(self._add, *backward)  # for a layer that the loss does not see it is never called
             output.register_hook(lambda _: count())  # type: ignore[no-untyped-call]
 
-    def _count_beside(
+    def _count_other_ops(
         self, model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], logits: Tensor
     ) -> None:
         if model.training:
             n = len(_first(args, kwargs))
-            forward, backward = at(self.beside.forward, n), at(self.beside.backward, n)
+            forward, backward = extrapolate(self.other_ops.forward, n), extrapolate(self.other_ops.backward, n)
             self._add(forward, forward)
             if logits.requires_grad:
                 logits.register_hook(lambda _: self._add(backward, backward))  # type: ignore[no-untyped-call]
@@ -120,27 +127,27 @@ def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
 
 
 @dataclass
-class _Counted:
+class _CountedSteps:
     """Steps whose cost is counted."""
 
-    steps: Dense | Sparse
-    work: Work
+    steps: DenseSteps | Sparse
+    cost: Cost
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        before = self.work.seconds
-        with self.work.clock():
+        before = self.cost.seconds
+        with self.cost.clock():
             loss = self.steps.step(x, y)
-        self.work.times.append(self.work.seconds - before)
+        self.cost.times.append(self.cost.seconds - before)
         if isinstance(self.steps, Sparse):
             real, dense = self.steps.multiply_adds(len(x))
-            more = self.work.beside.both(len(x))
-            self.work._add(real + more, dense + more)
+            more = self.cost.other_ops.both(len(x))
+            self.cost._add(real + more, dense + more)
         return loss
 
     def put_(self, mask: Mask) -> None:
-        with self.work.clock():
+        with self.cost.clock():
             self.steps.put_(mask)
 
     def write_(self) -> None:
-        with self.work.clock():
+        with self.cost.clock():
             self.steps.write_()

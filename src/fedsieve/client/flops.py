@@ -33,8 +33,8 @@ COMMON = {"aten", "prim", "prims", "profiler"}
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a training step multiplies beside its convolutions and linear layers, forward and backward."""
+class OtherOps:
+    """Multiply-adds of a training step's operations other than convolutions and linear layers."""
 
     forward: tuple[float, ...] = (0.0, 0.0, 0.0)
     """For batches of ``SIZES``."""
@@ -47,36 +47,36 @@ class Beside:
 
     def both(self, n: int) -> float:
         """Return the multiply-adds of a step on ``n`` examples."""
-        return at(self.forward, n) + at(self.backward, n)
+        return extrapolate(self.forward, n) + extrapolate(self.backward, n)
 
 
-def at(counts: tuple[float, ...], n: int) -> float:
+def extrapolate(counts: tuple[float, ...], n: int) -> float:
     """Return the value at ``n`` of the polynomial through ``counts`` at ``SIZES``."""
     a, b, c = counts
     return (a * (n - 3) * (n - 4) - 2 * b * (n - 2) * (n - 4) + c * (n - 2) * (n - 3)) / 2
 
 
-def beside(model: nn.Module, x: Tensor, seen: Callable[[], float]) -> Beside:
-    """Return what training steps of ``model``, in training mode, multiply beside what ``seen`` has counted.
+def count_other_ops(model: nn.Module, x: Tensor, counted: Callable[[], float]) -> OtherOps:
+    """Return the multiply-adds of training steps of ``model``, in training mode, that ``counted`` has not.
 
-    ``x`` are examples, as the model takes them. The model's buffers, and the caller's chance, are left as they were.
+    ``x`` are examples, as the model takes them. The model's buffers, and PyTorch's generators, are left as they were.
     """
     trained = [w for w in model.parameters() if w.requires_grad]
     x = x[torch.arange(max(SIZES), device=x.device) % len(x)]
     forward, backward, unknown = list[float](), list[float](), dict[str, None]()
-    with _as_it_was(model, x), _plain_operations(), _paths(model) as path:
+    with _restored(model, x), _plain_operations(), _paths(model) as path:
         for n in SIZES:
-            before = seen()
+            before = counted()
             try:
                 with _Counter(path, unknown) as counter:
                     loss = F.cross_entropy(model(x[:n]), torch.zeros(n, dtype=torch.int64, device=x.device))
-                    forward.append(counter.products - (seen() - before))
-                    before, counter.products = seen(), 0.0
+                    forward.append(counter.products - (counted() - before))
+                    before, counter.products = counted(), 0.0
                     torch.autograd.grad(loss, trained, allow_unused=True)
-                backward.append(counter.products - (seen() - before))
+                backward.append(counter.products - (counted() - before))
             except Exception as error:  # whatever the user's own code raises where its operations are watched
-                return Beside(unknown=(f"all but convolutions and linear layers ({type(error).__name__})",))
-    return Beside(tuple(forward), tuple(backward), tuple(unknown))
+                return OtherOps(unknown=(f"all but convolutions and linear layers ({type(error).__name__})",))
+    return OtherOps(tuple(forward), tuple(backward), tuple(unknown))
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _plain_operations() -> Iterator[None]:
-    """Have recurrent layers and attention computed by the products that they are made of, not by one operation."""
+    """Compute recurrent layers and attention by the products that they consist of, not by one operation."""
     before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets more than that, and warns of it
     torch._C._set_cudnn_enabled(False)
@@ -116,7 +116,7 @@ def _plain_operations() -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module, x: Tensor) -> Iterator[None]:
+def _restored(model: nn.Module, x: Tensor) -> Iterator[None]:
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.enable_grad():
         yield

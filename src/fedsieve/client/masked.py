@@ -50,7 +50,7 @@ def epoch_ends(device: Device) -> tuple[int, int]:
 
 
 def _declare_(model: nn.Module, mask: Mask) -> None:
-    """Tell ``local.Work`` what share of its products each layer on a mask needs."""
+    """Tell ``client.cost.Cost`` what share of its products each layer on a mask needs."""
     for name, own in mask.items():
         d = int(own.sum()) / max(own.numel(), 1)
         layer: Any = model.get_submodule(name.rpartition(".")[0])

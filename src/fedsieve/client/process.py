@@ -46,8 +46,8 @@ def peak_memory_mb(worker: float = 0.0) -> float:
 
 
 @contextmanager
-def chance(seed: int, cuda: list[torch.device]) -> Iterator[None]:
-    """Seed the chance inside a model (dropout) for the block, and leave the caller's as it was."""
+def seeded(seed: int, cuda: list[torch.device]) -> Iterator[None]:
+    """Seed PyTorch's own generators (dropout draws from them) for the block, then restore the caller's state."""
     with torch.random.fork_rng(cuda):
         torch.default_generator.manual_seed(seed)
         for device in cuda:
@@ -57,7 +57,7 @@ def chance(seed: int, cuda: list[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
-def threads(n: int) -> Iterator[None]:
+def num_threads(n: int) -> Iterator[None]:
     """Compute with ``n`` threads inside the block: the bits of a result must not depend on the machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 
-class Saved:
-    """What autograd keeps for backward in one step: the first that the model trains after ``restart``.
+class SavedTensors:
+    """The size of the tensors that autograd saves in one step: the first that the model trains after ``restart``.
 
-    Parameters aside, and every block of memory once.
+    Parameters are not counted, and every block of memory once.
     """
 
     def __init__(self, model: nn.Module):

@@ -24,7 +24,7 @@ class Training:
     def __init__(self, device: Device, mask: Mask | None = None):
         self.device = device
         train_(device.model)
-        self.steps: Steps = (device.steps or Dense)(device, mask or {})
+        self.steps: Steps = (device.steps or DenseSteps)(device, mask or {})
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield every step's loss."""
@@ -45,7 +45,7 @@ def train_(model: nn.Module) -> nn.Module:
     return model
 
 
-class Dense:
+class DenseSteps:
     """Training steps by PyTorch."""
 
     def __init__(self, device: Device, mask: Mask):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsieve.client.process import threads
+from fedsieve.client.process import num_threads
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.metrics import NOBODY, Tally
 from fedsieve.engine.rollback import Diverged
@@ -25,7 +25,7 @@ PROBE = 8
 def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> None:
     """Raise Diverged unless all numbers of a state are finite, and what its model answers to some test examples."""
     floats = (v for v in flatten(state).values() if v.is_floating_point())
-    with threads(1):
+    with num_threads(1):
         if not all(map(finite, floats)) or not finite(model.eval()(test.batch(slice(0, PROBE))[0])):
             raise Diverged(f"round {t}: the model is not finite after it: lower lr (now {run.lr})")
 

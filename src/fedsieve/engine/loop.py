@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.cost import Work
-from fedsieve.client.process import chance, keep_freed_memory, threads
-from fedsieve.client.saved_tensors import Saved
+from fedsieve.client.cost import Cost
+from fedsieve.client.process import keep_freed_memory, num_threads, seeded
+from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.client.training import accuracy, load_
 from fedsieve.engine.admission import Checks
 from fedsieve.engine.aggregate import aggregated, check_finite
@@ -145,8 +145,8 @@ class Worker:
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
         examples = None if (x := federation.few()) is None else x.to(where)
-        self.work = Work(self.model, chosen(federation, kernels, where, self.model), examples)
-        self.saved = Saved(self.model) if "masks" in federation.measure else None
+        self.cost = Cost(self.model, chosen(federation, kernels, where, self.model), examples)
+        self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
         self.letters = Letters(federation)
         self._message: Body | None = None
         self._down, self.known = dict[str, Any](), self.letters.plain
@@ -162,19 +162,18 @@ class Worker:
 
 def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
     """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
-    work = worker.work
-    work.restart()
+    worker.cost.restart()
     if worker.saved:
         worker.saved.restart()
     kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    with threads(1), chance(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
+    with num_threads(1), seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
         device = worker.federation.device(t, client, worker.model, worker.where, kept)
-        device.steps = work.begin
+        device.steps = worker.cost.begin
         down = worker.read(t, client, letter)
         update = worker.method.client(down, device)
     if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
         raise InputError(f"{worker.method.name}: client must return an Update of a tree by names")
-    diagnostics = readable({"metrics": update.metrics, **_counted(work)})
+    diagnostics = readable({"metrics": update.metrics, **worker.cost.report()})
     diagnostics["metrics"] |= _saved(worker)
     sent = worker.letters.compensate(worker.letters.trained(update.tree), device.memory)
     told: Tree = {"tree": sent, "n": float(update.n), **diagnostics}
@@ -186,14 +185,7 @@ def _saved(worker: Worker) -> dict[str, float]:
     """Return what was kept for backward, if it is measured: by autograd, or as a whole by the kernels."""
     if not worker.saved:
         return {}
-    return {"saved_bytes": float(worker.work.sparse.bytes)} if worker.work.sparse else worker.saved.metrics()
-
-
-def _counted(work: Work) -> dict[str, Any]:
-    """Return a training's multiply-adds, and the notes on it."""
-    why = {work.why: 1.0} if work.why else {}
-    notes = {"steps": float(work.steps), "seconds": work.seconds, "sparse": float(bool(work.sparse)), "why": why}
-    return {"work": {"real": work.real, "dense": work.dense}, "notes": notes}
+    return {"saved_bytes": float(worker.cost.sparse.bytes)} if worker.cost.sparse else worker.saved.metrics()
 
 
 def run(
@@ -244,7 +236,7 @@ def rounds(
             answers = exchange(t, outgoing)
             before = state
             try:
-                with threads(1):
+                with num_threads(1):
                     passed = partial(checks.passed, state, tiers)
                     state = aggregated(run, t, state, tally.read(answers, told, passed), tally)
                     model = method.deploy(state)

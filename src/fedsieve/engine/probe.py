@@ -62,9 +62,9 @@ def _step(way: str, federation: Federation, t: int, client: int, message: bytes,
     torch.set_num_threads(1)
     worker = Worker(federation, "cpu", way)
     answer(worker, t, client, message, memory)
-    work = worker.work
+    cost = worker.cost
     return {
-        "ms_per_step": 1000 * statistics.median(work.times[WARM:]),
-        "multiply_adds_per_step": work.real / work.steps,
+        "ms_per_step": 1000 * statistics.median(cost.times[WARM:]),
+        "multiply_adds_per_step": cost.real / cost.steps,
         "peak_memory_mb": peak_memory_mb(),
     }

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fedsieve.client.cost import Work
+from fedsieve.client.cost import Cost
 from fedsieve.client.training import load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
@@ -56,7 +56,7 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     check_method(federation, state)
     check_fit(run.method, state, len(task.tiers), run.mean, run.bound, run.private)
     coverage = Coverage.of(federation.model(), state.sparse)
-    unknown = Work(run.method.prepare(federation.model()), examples=federation.few()).beside.unknown
+    unknown = Cost(run.method.prepare(federation.model()), examples=federation.few()).other_ops.unknown
     return replace(federation, coverage=coverage, not_counted=unknown)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.client.models import ResNet18
-from fedsieve.client.process import threads
+from fedsieve.client.process import num_threads
 from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.known import NOTHING, Array, array
@@ -74,7 +74,7 @@ def measure_message(message: Message, repeats: int = 5) -> MessageMeasurement:
     tree, context, values = message.tree, message.context, message.values
     manifest = context.manifest
     dense, nnz = manifest.size if manifest else float32_bytes(tree), sum(map(_count, tree.values()))
-    with threads(1):
+    with num_threads(1):
         content = encode(tree, context, values)
         back = decode(content, context)
         if values == "f32" and not all(_same(v, back[n]) for n, v in tree.items()):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
-from fedsieve.client.process import chance
+from fedsieve.client.process import seeded
 from fedsieve.client.training import params_of
 from fedsieve.sparse.masks import counts_of, drawn
 from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, policy, uniform
@@ -78,7 +78,7 @@ class Workload:
     def network(self) -> nn.Module:
         """Return the network, always with the same weights."""
         channels, _, classes = SHAPES[self.model]
-        with chance(SEED, []):
+        with seeded(SEED, []):
             return NETWORKS[self.model](channels, classes)
 
     def examples(self) -> tuple[Tensor, Tensor]:
