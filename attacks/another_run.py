@@ -9,7 +9,7 @@ from common import KEY, Outcome, report, tried
 
 from fedsieve.engine import Federation, Run, open_run
 from fedsieve.engine.messages import Letters
-from fedsieve.recipes.fedavg import digits
+from fedsieve.recipes import load_recipe
 from fedsieve.types import rng
 
 
@@ -20,7 +20,7 @@ def opened(run: Run) -> Federation:
 
 def attack() -> list[Outcome]:
     """Try it."""
-    run = digits()
+    run = load_recipe("fedavg.digits")
     ours = opened(run)
     others = {
         "the same run again": run,

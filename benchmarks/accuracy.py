@@ -27,8 +27,7 @@ from matplotlib.figure import Figure
 
 from fedsieve import local
 from fedsieve.cli.bench.clock import machine
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import read_rows, record_run
 from fedsieve.runs.units import format_ratio
@@ -75,7 +74,10 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
     """Run a method with a seed, or read what it left, and return its numbers."""
     recipe = f"{name}.{'central_' * (name == 'dnr')}{task.removesuffix('05')}"
     settings = SETTINGS.get(task, {}).get(name, [])
-    run, out = replace(changed(made(recipe), settings), seed=seed), Path("runs/accuracy") / f"{name}.{task}-{seed}"
+    run, out = (
+        replace(load_recipe(recipe, settings), seed=seed),
+        Path("runs/accuracy") / f"{name}.{task}-{seed}",
+    )
     execution = Execution(resume=True, until=ROUNDS[task])
     for round in record_run(out, execution.open(run), local(), recipe, execution):
         print(f"{recipe} seed {seed} round {round.t}: {round.accuracy}", file=sys.stderr)

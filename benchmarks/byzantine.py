@@ -18,8 +18,8 @@ from typing import Any
 
 from fedsieve import InputError, Run, run
 from fedsieve.cli.bench.clock import machine
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed as settled
+from fedsieve.recipes import load_recipe
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.types import Tree
 
 ROOT = Path(__file__).parent
@@ -38,14 +38,14 @@ OPTIONS: dict[str, list[str]] = {
 
 def ten(options: list[str]) -> Run:
     """Return ten clients of the digits, all in every round."""
-    base = made("fedavg.digits")
+    base = load_recipe("fedavg.digits")
     shape = {
         "task": replace(base.task, clients=10, partition="iid", validation=0.1),
         "per_round": 10,
         "rounds": 24,
         "lr": 0.3,
     }
-    return settled(replace(base, **shape, evaluate_every=24), options)  # type: ignore[arg-type]
+    return apply_settings(replace(base, **shape, evaluate_every=24), options)  # type: ignore[arg-type]
 
 
 def byzantine(many: int) -> Act:

@@ -24,7 +24,7 @@ from fedsieve.data import root_from
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
-from fedsieve.recipes import made, recipes
+from fedsieve.recipes import load_recipe, recipes
 from fedsieve.server.robust import FEW, Loose
 from fedsieve.types import Tree, rng
 from fedsieve.types.contract import norms_of
@@ -57,7 +57,7 @@ def honest(run_: Run, last: int = 0) -> tuple[int, float]:
 
 def four(name: str) -> Run:
     """Return a digits recipe of four clients a round, a private one of 50."""
-    made_ = made(name)
+    made_ = load_recipe(name)
     if isinstance(made_.method, Private):
         return replace(made_, method=replace(made_.method, cohort=made_.per_round - 1), evaluate_every=made_.rounds)
     return replace(made_, per_round=4, evaluate_every=made_.rounds)
@@ -101,20 +101,20 @@ def liar(name: str) -> dict[str, list[float]]:
 
 
 def mixed(name: str, seed: int, mix: str) -> Run:
-    made_ = replace(made(name), seed=seed)
+    made_ = replace(load_recipe(name), seed=seed)
     return replace(made_, task=replace(made_.task, partition=mix))
 
 
 def measured(known: dict[str, Any], dataset: str) -> Iterable[tuple[str, str, Any]]:
     """Yield what is not known yet of a dataset's recipes: the part, the recipe's name, and what was found."""
-    names = [name for name in recipes() if name.endswith(f".{dataset}") and made(name).task.clients > 1]
+    names = [name for name in recipes() if name.endswith(f".{dataset}") and load_recipe(name).task.clients > 1]
     for name in names:
         if dataset == "digits" and name not in known["liar"]:
             yield "liar", name, liar(name)
         if name in known["honest"]:
             continue
         if dataset == "mnist":
-            found = [honest(made(name), MNIST)]
+            found = [honest(load_recipe(name), MNIST)]
         else:
             found = [honest(mixed(name, seed, mix)) for seed in SEEDS for mix in MIXES]
         yield "honest", name, [len(found), sum(one for one, _ in found), max(share for _, share in found)]

@@ -22,7 +22,7 @@ from private_table import POPULATIONS, RESULTS, table
 from fedsieve import Run, local, open_run
 from fedsieve.cli.bench.clock import machine
 from fedsieve.methods import FLASH, FedAvg, Private
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import record_run
 from fedsieve.server.privacy import Release, epsilon
@@ -30,7 +30,7 @@ from fedsieve.server.privacy import Release, epsilon
 
 def runs() -> dict[str, Run]:
     """Return the recipe, and it without noise, and without sparsity."""
-    recipe = made("private.digits")
+    recipe = load_recipe("private.digits")
     methods = {
         "private_flash": recipe.method,
         "private_fedavg": replace(recipe.method, inner=FedAvg()),

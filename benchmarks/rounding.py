@@ -21,8 +21,7 @@ from typing import Any
 
 from fedsieve import local
 from fedsieve.cli.bench.clock import machine
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import read_rows, record_run
 
@@ -40,7 +39,7 @@ def one(task: str, values: str, seed: int) -> dict[str, float]:
     """Run a case, or read what it left, and return its numbers."""
     _, settings, _ = CASES[task]
     recipe, out = f"zerofl.{task}", Path("runs/rounding") / f"zerofl.{task}-{values}-{seed}"
-    run = changed(made(recipe), [*settings, f"values={values}", f"seed={seed}"])
+    run = load_recipe(recipe, [*settings, f"values={values}", f"seed={seed}"])
     if not (out / "summary.json").exists():
         for round in record_run(out, Execution().open(run), local(), recipe, Execution(resume=True)):
             print(f"{out.name} round {round.t}: {round.accuracy}", file=sys.stderr)

@@ -43,7 +43,7 @@ from fedsieve.client.training import params_of
 from fedsieve.engine.loop import Worker, answer
 from fedsieve.engine.messages import Letters
 from fedsieve.engine.setup import open_run
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 from fedsieve.types import Sparse, Tree, Update, rng
 from fedsieve.wire import Known, Manifest, decode, encode
 
@@ -68,7 +68,7 @@ def flat(tree: Tree) -> dict[str, torch.Tensor | Sparse]:
 
 def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
     """Train for some rounds: what a client sent in the last one, what it was sent, and its own dense model."""
-    run = made(recipe)
+    run = load_recipe(recipe)
     run = replace(run, method=replace(run.method, **changes), epochs=1, rounds=100, per_round=CLIENTS)
     federation = open_run(run, os.environ.get("FEDSIEVE_DATA"))
     worker, letters = Worker(federation, "cpu", "auto"), Letters(federation)

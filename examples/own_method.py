@@ -11,7 +11,7 @@ from torch import nn
 
 from fedsieve import Device, Expected, Method, Run, ServerState, Sparse, Update
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.recipes import presets
+from fedsieve.recipes.presets import PRESETS
 from fedsieve.server.aggregate import added, mean, tensors
 from fedsieve.sparse.policy import check_share
 from fedsieve.types import Tree
@@ -57,4 +57,4 @@ class RandomMask(Method[ServerState]):
 
 def digits() -> Run:
     """A tenth of the changes on the handwritten digits."""
-    return presets.digits(RandomMask(density=0.1))
+    return PRESETS["digits"].run(RandomMask(density=0.1))

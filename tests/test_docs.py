@@ -9,7 +9,7 @@ import pytest
 
 import fedsieve
 from fedsieve.engine.loop import MostlyDense
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md"))]
@@ -34,7 +34,7 @@ def test_the_committed_results_show_what_they_are_said_to_show() -> None:
 def test_the_demo_is_the_readmes_row_of_seed_0() -> None:
     """What ``scripts/demo`` ends with; other processors may turn one test example or two, .28 of a point each."""
     row = json.loads((ROOT / "benchmarks/results/digits.json").read_text())["recipes"]["zerofl"]
-    rounds = [*fedsieve.run(made("zerofl.digits"), fedsieve.local())]
+    rounds = [*fedsieve.run(load_recipe("zerofl.digits"), fedsieve.local())]
     assert rounds[-1].accuracy == pytest.approx(row["accuracy"][0], abs=0.006)
     assert sum(r.bytes_up for r in rounds) / (5 * len(rounds)) == pytest.approx(row["upload_bytes"][0], rel=0.005)
     assert rounds[-1].density == pytest.approx(row["density"][0], rel=0.001)
@@ -61,14 +61,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_in_the_docs_name_what_exists(page: Path) -> None:
-    from fedsieve.recipes.settings import changed
 
     for command in re.findall(r"^fedsieve run .*$", page.read_text(), re.M):
         words = command.partition("#")[0].split()
         if ".py:" in words[2]:
             assert (ROOT / words[2].partition(":")[0]).exists()
             words[2] = str(ROOT / words[2])
-        changed(made(words[2]), [words[i + 1] for i, word in enumerate(words) if word == "-s"])
+        load_recipe(words[2], [words[i + 1] for i, word in enumerate(words) if word == "-s"])
 
 
 def test_the_papers_cited_are_the_methods_listed() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedsieve import local, run
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RECIPES = [
@@ -21,7 +21,7 @@ RECIPES = [
 
 
 def measured(recipe: str) -> list[dict[str, float]]:
-    short = replace(made(recipe), rounds=3, epochs=1, evaluate_every=3)
+    short = replace(load_recipe(recipe), rounds=3, epochs=1, evaluate_every=3)
     rounds = run(short, local(kernels="dense"))
     return [{"loss": r.metrics["loss"], "up": r.bytes_up, "down": r.bytes_down, "density": r.density} for r in rounds]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedsieve import Run
 from fedsieve.client.models import MNISTNet
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
+from fedsieve.recipes.settings import apply_settings
 
 
 class Doubled(MNISTNet):
@@ -33,5 +33,7 @@ def net() -> Doubled:
 
 def pdst() -> Run:
     """PDST at density .05 on MNIST, LDA 0.1, with a softmax too many."""
-    run = changed(made("pdst.mnist"), ["method.density=0.05", "task.partition=lda:0.1", "evaluate_every=10"])
+    run = apply_settings(
+        load_recipe("pdst.mnist"), ["method.density=0.05", "task.partition=lda:0.1", "evaluate_every=10"]
+    )
     return replace(run, task=replace(run.task, model=net))

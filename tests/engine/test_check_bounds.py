@@ -16,7 +16,7 @@ from fedsieve.engine.admission import Checks
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.recipes.settings import changed as set_
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import record_run
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
@@ -172,19 +172,19 @@ def test_without_its_memory_the_bound_would_be_another() -> None:
 
 def test_the_bound_is_a_setting_like_any_other() -> None:
     run_: Run = tiny_run(FedAvg())
-    assert set_(run_, ["bound=fixed", "bound.norm=2.5"]).bound == Fixed(2.5)
-    assert set_(run_, ["bound=multiple", "bound.times=4", "bound.window=50"]).bound == Multiple(4.0, 50)
-    assert set_(run_, ["bound=off"]).bound == Off()
+    assert apply_settings(run_, ["bound=fixed", "bound.norm=2.5"]).bound == Fixed(2.5)
+    assert apply_settings(run_, ["bound=multiple", "bound.times=4", "bound.window=50"]).bound == Multiple(4.0, 50)
+    assert apply_settings(run_, ["bound=off"]).bound == Off()
     assert run_.bound == Loose()
-    assert set_(run_, ["bound.times=50"]).bound == Loose(50.0)
+    assert apply_settings(run_, ["bound.times=50"]).bound == Loose(50.0)
     for setting, line in (("norm=0", "bound.norm must be positive"), ("norm=nan", "bound.norm must be positive")):
         with pytest.raises(InputError, match=line):
-            set_(run_, ["bound=fixed", f"bound.{setting}"])
+            apply_settings(run_, ["bound=fixed", f"bound.{setting}"])
     for setting, line in (("times=.5", "bound.times must lie"), ("window=0", "bound.window must be at least 1")):
         with pytest.raises(InputError, match=line):
-            set_(run_, ["bound=multiple", f"bound.{setting}"])
+            apply_settings(run_, ["bound=multiple", f"bound.{setting}"])
     with pytest.raises(InputError, match="bound must be one of off, fixed, multiple, loose, got '10'"):
-        set_(run_, ["bound=10"])
+        apply_settings(run_, ["bound=10"])
 
 
 def test_a_bound_too_tight_says_so() -> None:

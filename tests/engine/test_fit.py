@@ -21,7 +21,7 @@ from fedsieve import Data, Dataset, Method, Run, Task, local, open_run
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.runs import run_json
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import record_run
@@ -325,4 +325,7 @@ def test_arrays_lists_and_numbers_are_taken() -> None:
     assert federation.dataset.classes == ("no", "yes")
     assert [len(shard) for shard in federation.shards] == [30, 20]  # clients may share examples
     assert next(iter(rounds(federation, local()))).t == 1
-    assert described(changed(Run(FedAvg(), task, 1, 2), ["task.partition=lda:0.5"]))["task"]["partition"] == "lda:0.5"
+    assert (
+        described(apply_settings(Run(FedAvg(), task, 1, 2), ["task.partition=lda:0.5"]))["task"]["partition"]
+        == "lda:0.5"
+    )

@@ -23,8 +23,7 @@ from fedsieve.engine.metrics import Lost
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.app.guard import alive, descendants
 from fedsieve.flower.app.superlink import script
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.types import flatten
 from supernodes import Machines, deployment, rows, three_machines
 
@@ -171,7 +170,7 @@ def trust(ca: Path, key: Path | None = None) -> list[str]:
 def test_with_tls_only_registered_nodes_get_a_model_and_all_keep_their_data(tmp_path: Path, machines: Machines) -> None:
     """Nodes 0 and 1 train on files of their own; nobody else gets anything; Flower counts the bytes that we count."""
     settings = ["task.clients=2", "per_round=2", "rounds=3"]
-    federation, out = open_run(changed(made("fedavg.digits"), settings)), tmp_path / "run"
+    federation, out = open_run(load_recipe("fedavg.digits", settings)), tmp_path / "run"
     options = [part for setting in settings for part in ("-s", setting)]
     folder = app(tmp_path, "fedavg.digits", *options, "--own-data")
     ours, foreign = (keys(tmp_path / name, machines.server) for name in ("keys", "foreign"))

@@ -16,7 +16,7 @@ from fedsieve.kernels.choice import Kernels
 from fedsieve.kernels.graph import Graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 from fedsieve.types import flatten
 from tiny import TinyNet, blobs, tiny_run
 
@@ -149,7 +149,7 @@ def graph_of_(kernels: Kernels) -> Graph:
 
 @pytest.mark.parametrize("method", ["pdst", "flash", "hetero_flash", "nst"])
 def test_the_digits_end_where_dense_training_ends(method: str) -> None:
-    short = replace(made(f"{method}.digits"), rounds=6, evaluate_every=3)
+    short = replace(load_recipe(f"{method}.digits"), rounds=6, evaluate_every=3)
     ends: list[Round] = [[*run(short, local(kernels=kernels))][-1] for kernels in ("dense", "sparse")]
     assert ends[0].accuracy == pytest.approx(ends[1].accuracy, abs=0.05)
     assert ends[0].metrics["loss"] == pytest.approx(ends[1].metrics["loss"], rel=0.02)

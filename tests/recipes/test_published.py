@@ -8,9 +8,8 @@ import pytest
 from fedsieve.cli.listing import show_catalogue
 from fedsieve.engine import Run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, TopK, ZeroFL
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 from fedsieve.recipes.papers import Published, published, published_of
-from fedsieve.recipes.settings import changed
 from fedsieve.server.aggregate import Adam, Average
 
 TABLES = {
@@ -159,13 +158,13 @@ def test_sparsefedpps_figure() -> None:
 
 
 def test_a_cell_is_the_papers_only_if_all_of_it_is() -> None:
-    run = replace(changed(made("zerofl.cifar10_niid"), ["method.sparsity=.9", "method.r_mask=.2"]), evaluate_every=1)
+    run = replace(load_recipe("zerofl.cifar10_niid", ["method.sparsity=.9", "method.r_mask=.2"]), evaluate_every=1)
     found = published_of(run)
     assert found
     assert (found.table, found.accuracy) == ("zerofl_table1", 81.04)
     assert published_of(replace(run, rounds=699)) is None
     assert published_of(replace(run, task=replace(run.task, partition="lda:0.1"))) is None
-    assert published_of(made("zerofl.digits")) is None
+    assert published_of(load_recipe("zerofl.digits")) is None
 
 
 def test_the_list_has_every_row_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:

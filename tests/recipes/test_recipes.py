@@ -9,8 +9,7 @@ from fedsieve import local, pool
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import ZeroFL
-from fedsieve.recipes import recipes
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe, recipes
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import read_rows, record_run
 
@@ -30,19 +29,19 @@ def test_every_method_has_a_recipe_for_every_dataset() -> None:
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_is_a_run_that_says_what_it_is(name: str) -> None:
     recipe = recipes()[name]
-    run = recipe()
-    assert (recipe.__doc__ or "").endswith(".")
+    run = recipe.run
+    assert " on " in recipe.about
     assert described(run)["method"]["kind"]
     assert run.method.name == name.split(".")[0]
 
 
 def test_the_papers_settings() -> None:
-    run = recipes()["zerofl.cifar10_niid"]()
+    run = load_recipe("zerofl.cifar10_niid")
     assert (run.rounds, run.per_round, run.task.clients, run.lr, run.lr_end) == (700, 10, 100, 0.1, 0.01)
     assert (run.epochs, run.batch, run.momentum, run.weight_decay) == (1, 16, 0.0, 0.0)
     assert run.task.partition == "lda:1.0"
-    assert recipes()["zerofl.cifar10_iid"]().task.partition == "lda:1000"
-    speech, femnist = recipes()["zerofl.speech_iid"](), recipes()["zerofl.femnist"]()
+    assert load_recipe("zerofl.cifar10_iid").task.partition == "lda:1000"
+    speech, femnist = load_recipe("zerofl.speech_iid"), load_recipe("zerofl.femnist")
     assert (speech.rounds, speech.lr, speech.lr_end) == (200, 0.01, 0.001)
     assert (femnist.rounds, femnist.per_round, femnist.lr, femnist.lr_end) == (1000, 35, 0.004, 0.001)
     assert all(r.task.validation == 0.1 and r.lr_offset == 0 for r in (run, speech, femnist))
@@ -52,7 +51,7 @@ def test_the_papers_settings() -> None:
 def test_only_zerofl_holds_examples_out_and_counts_rounds_from_0(method: str) -> None:
     """FLASH and SparseFedPP train on all and decay from t = 1; SparseFedPP's experiments draw all weights alike."""
     for name, recipe in recipes().items():
-        run = recipe()
+        run = recipe.run
         if not name.startswith(f"{method}.") or "central" in name:
             continue
         flash, power = (run.rounds, run.lr_end) in ((400, 0.001), (600, 0.001), (1000, 0.001)), run.lr == 0.5
@@ -69,7 +68,7 @@ def test_only_zerofl_holds_examples_out_and_counts_rounds_from_0(method: str) ->
 @pytest.mark.data
 def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
     short = ["rounds=2", "per_round=3", "task.test_limit=200", *warm_up(method)]
-    run = changed(recipes()[f"{method}.{dataset}"](), short)
+    run = load_recipe(f"{method}.{dataset}", short)
     final = [*record_run(tmp_path / "run", open_run(run, data_root), local(), "x")][-1]
     assert final.accuracy is not None
     assert [row["round"] for row in read_rows(tmp_path / "run")] == list(range(run.first, 3))
@@ -84,7 +83,7 @@ def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tm
 def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
     few = 1000 if dataset == "cifar10_niid" else 500
     short = ["rounds=2", "per_round=3", "task.test_limit=100", f"task.clients={few}", *warm_up(method)]
-    federation = open_run(changed(recipes()[f"{method}.{dataset}"](), short), data_root)
+    federation = open_run(load_recipe(f"{method}.{dataset}", short), data_root)
     final = [*record_run(tmp_path / "run", federation, pool(2), "x")][-1]
     assert final.accuracy is not None
     paper = federation.run.method.paper_bytes(federation.model())
@@ -97,7 +96,7 @@ def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, 
 @pytest.mark.data
 @pytest.mark.parametrize("recipe", ["zerofl.cifar10_niid", "zerofl.femnist", "zerofl.speech_niid"])
 def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root: Path) -> None:
-    run = changed(recipes()[recipe](), ["rounds=2", "per_round=2", "task.test_limit=200"])
+    run = load_recipe(recipe, ["rounds=2", "per_round=2", "task.test_limit=200"])
     final = [*record_run(tmp_path / "run", open_run(run, data_root), pool(2), recipe)][-1]
     assert final.accuracy is not None
     assert final.bytes_up < final.bytes_dense_up / 2
@@ -106,7 +105,7 @@ def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root:
 @pytest.mark.slow
 def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
     """Its aggregate, a union of five clients' supports, is hardly denser than one of them."""
-    run = replace(recipes()["sparsefedpp.digits"](), evaluate_every=1000)
+    run = replace(load_recipe("sparsefedpp.digits"), evaluate_every=1000)
     rows = [r.density for r in record_run(tmp_path / "run", open_run(run), local(), "x", Execution(until=40))]
     assert all(0.05 <= density < 0.08 for density in rows[20:])
 
@@ -117,7 +116,7 @@ def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
     [("zerofl.digits", 0.90), ("fedavg.digits", 0.95), ("flash.digits", 0.90), ("hetero_flash.digits", 0.90)],
 )
 def test_the_digits_are_learnt(recipe: str, floor: float, tmp_path: Path) -> None:
-    run = replace(recipes()[recipe](), evaluate_every=1000)
+    run = replace(load_recipe(recipe), evaluate_every=1000)
     final = [*record_run(tmp_path / "run", open_run(run), local(), recipe)][-1]
     assert final.accuracy is not None
     assert final.accuracy >= floor

@@ -3,14 +3,14 @@ from dataclasses import dataclass
 import pytest
 
 from fedsieve.methods import FedAvg, Swat, ZeroFL
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.server.aggregate import Adam
 from fedsieve.types import InputError
 from tiny import tiny_run
 
 
 def test_fields_are_changed_by_path_and_type() -> None:
-    run = changed(
+    run = apply_settings(
         tiny_run(ZeroFL()),
         ["rounds=20", "lr=3e-2", "method.upload=top_diff", "method.sparsity=0.95", "task.partition=lda:0.1"],
     )
@@ -21,23 +21,25 @@ def test_fields_are_changed_by_path_and_type() -> None:
 def test_the_order_of_settings_does_not_matter() -> None:
     both = ["task.clients=2", "per_round=2"]
     for settings in (both, both[::-1]):
-        run = changed(tiny_run(FedAvg()), settings)
+        run = apply_settings(tiny_run(FedAvg()), settings)
         assert (run.task.clients, run.per_round) == (2, 2)
-    assert changed(tiny_run(FedAvg()), ["method.server.eta=0.5", "method.server=adam"]).method == FedAvg(Adam(eta=0.5))
-    assert changed(tiny_run(FedAvg()), ["rounds=2", "rounds=3"]).rounds == 3
+    assert apply_settings(tiny_run(FedAvg()), ["method.server.eta=0.5", "method.server=adam"]).method == FedAvg(
+        Adam(eta=0.5)
+    )
+    assert apply_settings(tiny_run(FedAvg()), ["rounds=2", "rounds=3"]).rounds == 3
 
 
 def test_one_of_several_dataclasses_is_chosen_by_its_name() -> None:
-    run = changed(tiny_run(FedAvg()), ["method.server=adam", "method.server.eta=0.5"])
+    run = apply_settings(tiny_run(FedAvg()), ["method.server=adam", "method.server.eta=0.5"])
     assert run.method == FedAvg(Adam(eta=0.5))
 
 
 def test_a_tuple_is_written_with_commas() -> None:
-    assert changed(tiny_run(FedAvg()), ["task.tiers=0.4,0.3,0.3"]).task.tiers == (0.4, 0.3, 0.3)
+    assert apply_settings(tiny_run(FedAvg()), ["task.tiers=0.4,0.3,0.3"]).task.tiers == (0.4, 0.3, 0.3)
 
 
 def test_a_model_is_named_though_it_may_be_a_function() -> None:
-    assert changed(tiny_run(FedAvg()), ["task.model=resnet18"]).task.model == "resnet18"
+    assert apply_settings(tiny_run(FedAvg()), ["task.model=resnet18"]).task.model == "resnet18"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Switch:
 
 
 def test_booleans() -> None:
-    assert changed(Switch(), ["on=true"]).on
+    assert apply_settings(Switch(), ["on=true"]).on
     with pytest.raises(InputError, match="on must be true or false, got 'yes'"):
-        changed(Switch(), ["on=yes"])
+        apply_settings(Switch(), ["on=yes"])
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,9 @@ def test_booleans() -> None:
 )
 def test_mistakes_are_one_line(setting: str, line: str) -> None:
     with pytest.raises(InputError, match=line):
-        changed(tiny_run(Swat()), [setting])
+        apply_settings(tiny_run(Swat()), [setting])
 
 
 def test_an_unknown_server_names_those_there_are() -> None:
     with pytest.raises(InputError, match=r"method\.server must be one of average, adam, got 'sgd'"):
-        changed(tiny_run(FedAvg()), ["method.server=sgd"])
+        apply_settings(tiny_run(FedAvg()), ["method.server=sgd"])

@@ -19,8 +19,7 @@ from fedsieve import InputError, local, open_run
 from fedsieve.client.models import MODELS
 from fedsieve.data import digits
 from fedsieve.methods import ZeroFL
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import Card, Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
 from fedsieve.runs.store import record_run
 from tiny import tiny_run
@@ -53,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "task.partition=iid",
         "task.test_limit=100",
     ]
-    short = changed(made("zerofl.digits"), easy)
+    short = load_recipe("zerofl.digits", easy)
     list(record_run(folder, open_run(short), local(), "zerofl.digits"))
     return folder
 

@@ -17,7 +17,7 @@ from fedsieve.cli import main
 from fedsieve.engine.schedule import uses_rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
-from fedsieve.recipes import made, recipes
+from fedsieve.recipes import load_recipe, recipes
 from fedsieve.runs import checkpoints
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import check, read_rows, record_run
@@ -84,8 +84,10 @@ def test_what_is_stretched_over_the_rounds_is_not_prolonged(tmp_path: Path) -> N
         with pytest.raises(InputError, match=f"was planned for 2 rounds, and rounds=3 would be another run: {why}"):
             go(tmp_path / name, more, resume=True)
         assert {p: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} == before
-    assert [name for name in recipes() if uses_rounds(made(name).method)] == [n for n in recipes() if n[:4] == "dnr."]
-    assert uses_rounds(replace(made("private.digits").method, inner=DNR()))
+    assert [name for name in recipes() if uses_rounds(load_recipe(name).method)] == [
+        n for n in recipes() if n[:4] == "dnr."
+    ]
+    assert uses_rounds(replace(load_recipe("private.digits").method, inner=DNR()))
     assert not uses_rounds(Said())
 
 

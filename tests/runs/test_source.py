@@ -13,7 +13,7 @@ from torch import nn
 from fedsieve import InputError, local
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.source import sources
 from fedsieve.runs.store import check, read_rows, record_run
@@ -60,7 +60,7 @@ class Files:
         return f"{self.folder / self.name}.py:recipe"
 
     def go(self, out: Path, **options: Any) -> list[int]:
-        run = made(self.recipe)
+        run = load_recipe(self.recipe)
         return [r.t for r in record_run(out, open_run(run), local(), self.recipe, Execution(**options))]
 
 
@@ -87,7 +87,7 @@ def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, 
     with pytest.raises(InputError, match=line):
         own.go(out, resume=True)
     with pytest.raises(InputError, match="changed since"):
-        check(out, open_run(made(own.recipe)), own.recipe, Execution(resume=True))
+        check(out, open_run(load_recipe(own.recipe)), own.recipe, Execution(resume=True))
     assert about(out) == before
     assert own.go(out, resume=True, until=3, accept_changes=True) == [3]
     assert (out / f"source/000001/{own.name}.py").read_bytes() == first
@@ -132,7 +132,7 @@ def test_the_layers_of_a_model_that_is_given_as_it_is_are_the_users_own_code() -
 
 
 def test_a_run_of_fedsieves_own_code_keeps_none_of_it(tmp_path: Path) -> None:
-    run = replace(made("fedavg.digits"), rounds=1)
+    run = replace(load_recipe("fedavg.digits"), rounds=1)
     assert [r.t for r in record_run(tmp_path, open_run(run), local(), "fedavg.digits")] == [1]
     assert about(tmp_path)["source"] == {}
     assert not (tmp_path / "source").exists()

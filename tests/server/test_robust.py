@@ -14,8 +14,8 @@ from fedsieve import InputError, Run, Update, local, pool, run
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed as set_
+from fedsieve.recipes import load_recipe
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.server.aggregate import mean
 from fedsieve.server.masked import OnMask
 from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, combined
@@ -153,16 +153,16 @@ def test_other_methods_say_why_not(name: str) -> None:
 
 def test_the_mean_is_a_setting_like_any_other() -> None:
     run_: Run = tiny_run(FedAvg())
-    assert set_(run_, ["mean=trimmed", "mean.share=0.3"]).mean == Trimmed(0.3)
-    assert set_(run_, ["mean=clipped", "mean.norm=2"]).mean == Clipped(2.0)
-    assert set_(run_, ["mean=median"]).mean == Median()
-    assert set_(run_, ["mean=plain"]) == run_
+    assert apply_settings(run_, ["mean=trimmed", "mean.share=0.3"]).mean == Trimmed(0.3)
+    assert apply_settings(run_, ["mean=clipped", "mean.norm=2"]).mean == Clipped(2.0)
+    assert apply_settings(run_, ["mean=median"]).mean == Median()
+    assert apply_settings(run_, ["mean=plain"]) == run_
     with pytest.raises(InputError, match=r"mean\.share must lie in \[0, 0.5\), got 0.5"):
-        set_(run_, ["mean=trimmed", "mean.share=0.5"])
+        apply_settings(run_, ["mean=trimmed", "mean.share=0.5"])
     with pytest.raises(InputError, match=r"mean\.norm must be positive"):
-        set_(run_, ["mean=clipped", "mean.norm=-1"])
+        apply_settings(run_, ["mean=clipped", "mean.norm=-1"])
     with pytest.raises(InputError, match="mean must be one of plain, clipped, median, trimmed, got 'krum'"):
-        set_(run_, ["mean=krum"])
+        apply_settings(run_, ["mean=krum"])
 
 
 @pytest.mark.parametrize("how", [Median(), Clipped(0.05)], ids=["median", "clipped"])
@@ -184,7 +184,7 @@ def byzantine(many: int) -> Act:
 @pytest.fixture(scope="module")
 def ten() -> Run:
     """Ten clients of the digits, all in every round: the setting of ``benchmarks/byzantine.py``."""
-    run_ = made("fedavg.digits")
+    run_ = load_recipe("fedavg.digits")
     task = replace(run_.task, clients=10, partition="iid", validation=0.1)
     return replace(run_, task=task, per_round=10, rounds=24, lr=0.3, evaluate_every=24)
 

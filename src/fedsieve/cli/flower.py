@@ -32,11 +32,10 @@ def app_command(
     """Write a Flower app that runs a recipe: `flwr run DIR` takes it to a simulation or to a deployment."""
     from fedsieve.flower.app.settings import AppConfig
     from fedsieve.flower.app.template import licence, write_app
-    from fedsieve.recipes import made
-    from fedsieve.recipes.settings import changed
+    from fedsieve.recipes import load_recipe
 
     settings = set_ or []
-    execution.patience.check(changed(made(recipe), settings))
+    execution.patience.check(load_recipe(recipe, settings))
     out = str(Path(execution.out or folder / "run").absolute())
     config = AppConfig(**asdict(execution) | {"out": out}, recipe=recipe, settings=shlex.join(settings))
     write_app(folder, config, licence())

@@ -51,7 +51,7 @@ def entries(part: str, data: Path | None) -> dict[str, str]:
     if part == "methods":
         return {name: f"{_first(make)} [dim]{_paper(name, make)}[/]" for name, make in METHODS.items()}
     if part == "recipes":
-        return {name: _first(make) for name, make in recipes().items()}
+        return {name: recipe.about for name, recipe in recipes().items()}
     if part == "datasets":
         return {name: escape(dataset_status(name, data)) for name in NAMES}
     return {name: kind.about for name, kind in ENGINES.items()}

@@ -10,8 +10,7 @@ import typer
 
 from fedsieve.cli.engines import find_engine
 from fedsieve.engine.loop import chosen
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.environment import cores
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import show
@@ -25,7 +24,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels
 
     Raises InputError before anything is written.
     """
-    run = changed(made(recipe), settings)
+    run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
     if folder and not kernels_given:
         execution = replace(execution, kernels=kernels_of(folder) or execution.kernels)

@@ -1,67 +1,48 @@
-"""Recipes: one module a paper, one function an experiment, each returning a ``Run`` to copy and change."""
+"""Recipes: experiments by name, each a ``Run`` to copy and change: the built-in ones, and functions of the user's."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
-from inspect import getmembers, isfunction
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedsieve.engine import Run
+from fedsieve.recipes.catalogue import Recipe, recipes
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.types import InputError
 
-MODULES = (
-    "fedavg",
-    "fedadam",
-    "swat",
-    "zerofl",
-    "topk",
-    "sparsefedpp",
-    "dnr",
-    "nst",
-    "pdst",
-    "flash",
-    "hetero_flash",
-    "private",
-)
+__all__ = ["Recipe", "load_recipe", "recipes"]
 
 
-def recipes() -> dict[str, Callable[[], Run]]:
-    """Return the built-in recipes by name."""
-    found: dict[str, Callable[[], Run]] = {}
-    for name in MODULES:
-        module = importlib.import_module(f"fedsieve.recipes.{name}")
-        own = [(n, f) for n, f in getmembers(module, isfunction) if f.__module__ == module.__name__ and n[0] != "_"]
-        found |= {f"{name}.{n}": f for n, f in sorted(own, key=lambda nf: nf[1].__code__.co_firstlineno)}
-    return found
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Run:
+    """Return the run of a recipe, built-in (``zerofl.digits``) or ``file.py:function``. Raises InputError.
+
+    ``settings`` change it: ``["method.sparsity=0.95", "rounds=10"]``.
+    """
+    return apply_settings(_find_run(name), settings)
 
 
-def made(name: str) -> Run:
-    """Return the run of a recipe, built-in or ``file.py:function``. Raises InputError."""
-    recipe = find(name)
+def _find_run(name: str) -> Run:
+    if ".py:" not in name:
+        if name not in recipes():
+            raise InputError(
+                f"unknown recipe {name!r}; see `fedsieve list recipes`, or give your own as file.py:function"
+            )
+        return recipes()[name].run
+    function = _load_function(*name.rsplit(":", 1))
     try:
-        inspect.signature(recipe).bind()
+        inspect.signature(function).bind()
     except TypeError as error:
         raise InputError(f"{name} cannot be called without arguments ({error}): a recipe takes none") from None
-    run: object = recipe()
+    run = function()
     if not isinstance(run, Run):
         raise InputError(f"{name} returns no Run but {type(run).__name__}: a recipe is a function that returns a Run")
     return run
 
 
-def find(name: str) -> Callable[[], Run]:
-    """Return a recipe: a built-in one's, or that of ``file.py:function``. Raises InputError."""
-    if ".py:" in name:
-        return _own(*name.rsplit(":", 1))
-    known = recipes()
-    if name not in known:
-        raise InputError(f"unknown recipe {name!r}; see `fedsieve list recipes`, or give your own as file.py:function")
-    return known[name]
-
-
-def _own(path: str, function: str) -> Callable[[], Run]:
+def _load_function(path: str, function: str) -> Callable[[], object]:
     """Import the user's file as a module of its own name, so that worker processes can import it again."""
     file = Path(path).resolve()
     if not file.is_file():
@@ -80,5 +61,5 @@ def _own(path: str, function: str) -> Callable[[], Run]:
     found = getattr(module, function, None)
     if not callable(found):
         raise InputError(f"{path} has no function {function!r}")
-    recipe: Callable[[], Run] = found
+    recipe: Callable[[], object] = found
     return recipe

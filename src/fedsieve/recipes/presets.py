@@ -1,68 +1,28 @@
-"""The papers' settings for each dataset: model, clients, rounds, learning rate. The method goes in; a Run comes out."""
+"""The papers' settings for each dataset: everything of a run but its method."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedsieve.engine import Run, Task
 from fedsieve.types import Method
 
-Tiers: TypeAlias = tuple[float, ...]
-ONE: Tiers = (1.0,)
-HELD_OUT = 0.1
-"""The share of every client's examples that ZeroFL keeps for validation (A.5); FLASH and SparseFedPP train on all."""
 
+@dataclass(frozen=True)
+class Preset:
+    """A dataset with its model, clients, rounds and learning rate, whatever the method."""
 
-def digits(method: Method[Any], partition: str = "lda:1.0", tiers: Tiers = ONE) -> Run:
-    """Return scikit-learn's 8x8 digits on a small network: 20 clients, 5 a round, 2 epochs, half a minute."""
-    return Run(method, Task("digits_net", "digits", 20, partition, tiers=tiers), 80, 5, epochs=2, lr=0.4, lr_end=0.02)
+    about: str
+    """What ``fedsieve list`` says of it, after "on"."""
+    task: Task
+    settings: Mapping[str, Any]
+    """The fields of ``Run`` that are not the default."""
 
-
-def mnist(method: Method[Any], partition: str = "lda:1.0", tiers: Tiers = ONE) -> Run:
-    """Return MNIST on MNISTNet, 100 clients, 10 a round (FLASH, Table 1)."""
-    task = Task("mnist_net", "mnist", 100, partition, tiers=tiers)
-    return Run(method, task, 400, 10, batch=32, lr=0.1, lr_end=0.001, lr_offset=1)
-
-
-def cifar10(method: Method[Any], partition: str = "lda:1.0") -> Run:
-    """Return CIFAR-10 on ResNet-18, 100 clients, 10 a round (ZeroFL, Sec. 4.1, A.5 and A.6)."""
-    task = Task("resnet18", "cifar10", 100, partition, validation=HELD_OUT)
-    return Run(method, task, 700, 10, lr=0.1, lr_end=0.01, evaluate_every=10)
-
-
-def femnist(method: Method[Any], clients: int = 300) -> Run:
-    """Return FEMNIST by writer on the LEAF CNN, 35 a round (ZeroFL, Sec. 4.1, A.5 and A.6, of 3,597 writers)."""
-    task = Task("leaf_cnn", "femnist", clients, "group", validation=HELD_OUT)
-    return Run(method, task, 1000, 35, lr=0.004, lr_end=0.001, evaluate_every=10)
-
-
-def flash_cifar10(method: Method[Any], partition: str = "lda:1.0", tiers: Tiers = ONE) -> Run:
-    """Return CIFAR-10 on ResNet-18 with crops and mirror images, 100 clients, 10 a round (FLASH, Table 1)."""
-    task = Task("resnet18", "cifar10", 100, partition, tiers=tiers, augment="crop_flip")
-    return Run(method, task, 600, 10, lr=0.1, lr_end=0.001, lr_offset=1, evaluate_every=10)
-
-
-def flash_femnist(method: Method[Any], clients: int = 300, tiers: Tiers = ONE) -> Run:
-    """Return FEMNIST by writer on the LEAF CNN, 34 a round (FLASH, Table 1, of 3,400 writers)."""
-    task = Task("leaf_cnn", "femnist", clients, "group", tiers=tiers)
-    return Run(method, task, 1000, 34, batch=16, lr=0.1, lr_end=0.001, lr_offset=1, evaluate_every=10)
-
-
-def sparsefedpp_cifar10(method: Method[Any], partition: str = "lda:1.0") -> Run:
-    """Return CIFAR-10 on ResNet-18, 100 clients, 10 a round, at SparseFedPP's settings, whatever the method."""
-    return _sparsefedpp(method, Task("resnet18", "cifar10", 100, partition, initialisation="truncated_normal"), 700)
-
-
-def sparsefedpp_speech(method: Method[Any], partition: str = "lda:1.0") -> Run:
-    """Return Speech Commands on ResNet-18 at SparseFedPP's settings: CIFAR-10's, but 500 rounds."""
-    task = Task("resnet18", "speech_commands", 100, partition, initialisation="truncated_normal")
-    return _sparsefedpp(method, task, 500)
-
-
-def _sparsefedpp(method: Method[Any], task: Task, rounds: int) -> Run:
-    run = Run(method, task, rounds, 10, lr=0.5, lr_end=0.01, lr_offset=1, evaluate_every=10)
-    return replace(run, weight_decay=1e-3)
+    def run(self, method: Method[Any], tiers: tuple[float, ...] = (1.0,)) -> Run:
+        """Return the run of a method; ``tiers`` are the device classes' shares of the clients."""
+        return Run(method, replace(self.task, tiers=tiers), **self.settings)
 
 
 def central(run: Run) -> Run:
@@ -70,7 +30,74 @@ def central(run: Run) -> Run:
     return replace(run, task=replace(run.task, clients=1, partition="iid", tiers=(1.0,)), per_round=1, epochs=1)
 
 
-def speech(method: Method[Any], partition: str = "lda:1.0", tiers: Tiers = ONE) -> Run:
-    """Return Speech Commands, 32x32 MFCC, on ResNet-18, 100 clients, 10 a round (ZeroFL, Sec. 4.1, A.5, A.6)."""
-    task = Task("resnet18", "speech_commands", 100, partition, validation=HELD_OUT, tiers=tiers)
-    return Run(method, task, 200, 10, lr=0.01, lr_end=0.001, evaluate_every=10)
+def _iid_and_not(name: str, about: str, task: Task, settings: Mapping[str, Any]) -> dict[str, Preset]:
+    """Return a dataset's two presets, of an even partition (LDA 1000) and of an uneven one (LDA 1.0)."""
+    return {
+        f"{name}_{split}": Preset(about.format(f"LDA {alpha}"), replace(task, partition=f"lda:{alpha}"), settings)
+        for split, alpha in (("iid", "1000"), ("niid", "1.0"))
+    }
+
+
+VALIDATION = 0.1
+"""The share of every client's examples that ZeroFL keeps for validation (A.5); FLASH and SparseFedPP train on all."""
+FLASH_LR = {"lr": 0.1, "lr_end": 0.001, "lr_offset": 1}
+SPARSEFEDPP = {"per_round": 10, "lr": 0.5, "lr_end": 0.01, "lr_offset": 1, "weight_decay": 1e-3, "evaluate_every": 10}
+WRITERS = "300 writers of FEMNIST{}; the complete set: -s task.clients={}"
+
+PRESETS: dict[str, Preset] = {
+    # scikit-learn's 8x8 digits on a small network: half a minute
+    "digits": Preset(
+        "the handwritten digits, LDA 1.0",
+        Task("digits_net", "digits", 20, "lda:1.0"),
+        {"rounds": 80, "per_round": 5, "epochs": 2, "lr": 0.4, "lr_end": 0.02},
+    ),
+    # FLASH, Table 1
+    "mnist": Preset(
+        "MNIST, LDA 1.0",
+        Task("mnist_net", "mnist", 100, "lda:1.0"),
+        {"rounds": 400, "per_round": 10, "batch": 32, **FLASH_LR},
+    ),
+    # ZeroFL, Sec. 4.1, A.5 and A.6; of FEMNIST it has 3,597 writers, of speech commands 32x32 MFCC
+    **_iid_and_not(
+        "cifar10",
+        "CIFAR-10, {}",
+        Task("resnet18", "cifar10", 100, validation=VALIDATION),
+        {"rounds": 700, "per_round": 10, "lr": 0.1, "lr_end": 0.01, "evaluate_every": 10},
+    ),
+    "femnist": Preset(
+        WRITERS.format("", 3597),
+        Task("leaf_cnn", "femnist", 300, "group", validation=VALIDATION),
+        {"rounds": 1000, "per_round": 35, "lr": 0.004, "lr_end": 0.001, "evaluate_every": 10},
+    ),
+    **_iid_and_not(
+        "speech",
+        "Speech Commands, {}",
+        Task("resnet18", "speech_commands", 100, validation=VALIDATION),
+        {"rounds": 200, "per_round": 10, "lr": 0.01, "lr_end": 0.001, "evaluate_every": 10},
+    ),
+    # FLASH, Table 1: CIFAR-10 with crops and mirror images, FEMNIST of 3,400 writers
+    **_iid_and_not(
+        "flash_cifar10",
+        "CIFAR-10 at FLASH's settings, {}",
+        Task("resnet18", "cifar10", 100, augment="crop_flip"),
+        {"rounds": 600, "per_round": 10, **FLASH_LR, "evaluate_every": 10},
+    ),
+    "flash_femnist": Preset(
+        WRITERS.format(" at FLASH's settings", 3400),
+        Task("leaf_cnn", "femnist", 300, "group"),
+        {"rounds": 1000, "per_round": 34, "batch": 16, **FLASH_LR, "evaluate_every": 10},
+    ),
+    # SparseFedPP: the same for both, but 700 rounds and 500
+    **_iid_and_not(
+        "sparsefedpp_cifar10",
+        "CIFAR-10 at SparseFedPP's settings, {}",
+        Task("resnet18", "cifar10", 100, initialisation="truncated_normal"),
+        {"rounds": 700, **SPARSEFEDPP},
+    ),
+    **_iid_and_not(
+        "sparsefedpp_speech",
+        "Speech Commands at SparseFedPP's settings, {}",
+        Task("resnet18", "speech_commands", 100, initialisation="truncated_normal"),
+        {"rounds": 500, **SPARSEFEDPP},
+    ),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,7 @@ Wanted: TypeAlias = dict[str, Any]
 TEXT = "="
 
 
-def changed(run: T, settings: list[str]) -> T:
+def apply_settings(run: T, settings: Sequence[str]) -> T:
     """Return ``run`` with every ``name=value`` applied, the last of each name. Raises InputError.
 
     Names are paths of fields (``method.sparsity``). A field that takes one of several dataclasses is set by the class's

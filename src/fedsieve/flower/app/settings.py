@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine import Federation, Run
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution, execution_options
 from fedsieve.types import InputError
 from fedsieve.wire.authentication import key_of_run
@@ -32,7 +31,7 @@ class AppConfig(Execution):
     def run(self, here: Path) -> Run:
         """Return the recipe's run; its own file is looked for in ``here``. Raises InputError."""
         recipe = str(here / self.recipe) if ".py:" in self.recipe else self.recipe
-        return changed(made(recipe), shlex.split(self.settings))
+        return load_recipe(recipe, shlex.split(self.settings))
 
     def federation(self, here: Path) -> Federation:
         """Return the run with the recipe's own data. Raises InputError."""

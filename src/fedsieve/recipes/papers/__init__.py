@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from fedsieve.engine import Run
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 
 HERE = Path(__file__).parent
 
@@ -49,7 +48,7 @@ class Published:
 
     def run(self) -> Run:
         """Return the run of this row: seed 0, tested every round."""
-        return replace(changed(made(self.recipe), list(self.settings)), seed=0, evaluate_every=1)
+        return replace(load_recipe(self.recipe, self.settings), seed=0, evaluate_every=1)
 
 
 @cache

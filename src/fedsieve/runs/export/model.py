@@ -24,7 +24,7 @@ from fedsieve.engine.experiment import first_examples
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.setup import read_dataset
 from fedsieve.engine.user_inputs import given_model
-from fedsieve.recipes import made
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import Card, card_of
 from fedsieve.runs.store import inputs_of
@@ -130,7 +130,7 @@ def _own_task(told: dict[str, Any], field: str, trained_by: str, recipe: str) ->
     if not recipe:
         name = trained_by if ".py:" in trained_by else "FILE.py:FUNCTION"
         raise InputError(f"the {field} {wanted} is code of your own: name the recipe that trained it, --recipe {name}")
-    task = made(recipe).task
+    task = load_recipe(recipe).task
     found = described(getattr(task, field))
     if isinstance(task.model, nn.Module) and field == "model":  # whose weights are those that training began with
         wanted, found = str(wanted).split(" ")[0], found.split(" ")[0]

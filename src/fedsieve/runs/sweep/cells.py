@@ -12,8 +12,8 @@ from typing import Any
 from fedsieve.engine import Run
 from fedsieve.engine.loop import chosen
 from fedsieve.engine.setup import build_federation, read_dataset
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
+from fedsieve.recipes.settings import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.types import InputError
 
@@ -87,7 +87,7 @@ def grid(recipes: list[str], settings: list[str], seeds: int, execution: Executi
     twice = sorted({name for name in recipes if recipes.count(name) > 1})
     if twice:
         raise InputError(f"recipe {twice[0]} is named twice: name it once")
-    bases = {name: made(name) for name in recipes}
+    bases = {name: load_recipe(name) for name in recipes}
     axes = _axes(settings, bases)
     cells: list[Cell] = []
     for recipe in recipes:
@@ -167,7 +167,7 @@ def _brief(name: str, axes: Mapping[str, list[str]]) -> str:
 def _changed(base: Run, recipe: str, settings: Mapping[str, str]) -> Run:
     written = [f"{name}={value}" for name, value in settings.items()]
     try:
-        return changed(base, written)
+        return apply_settings(base, written)
     except InputError as error:
         raise InputError(" ".join([recipe, *(f"-s {setting}" for setting in written)]) + f": {error}") from None
 

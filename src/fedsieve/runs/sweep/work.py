@@ -19,8 +19,7 @@ import torch
 
 from fedsieve.engine import local
 from fedsieve.engine.processes import follow_parent
-from fedsieve.recipes import made
-from fedsieve.recipes.settings import changed
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import record_run
 from fedsieve.runs.sweep.cells import Job
@@ -114,7 +113,10 @@ def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, 
 
     warnings.showwarning = show
     try:
-        federation, engine = execution.open(changed(made(recipe), settings)), local(kernels=execution.kernels)
+        federation, engine = (
+            execution.open(load_recipe(recipe, settings)),
+            local(kernels=execution.kernels),
+        )
         for round in record_run(folder, federation, engine, recipe, replace(execution, resume=True)):
             say(("round", round.t, round.accuracy, ""))
     except InputError as error:
