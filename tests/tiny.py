@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fedsieve import Data, Dataset, Method, Run, Task
 from fedsieve.methods import Private
+from fedsieve.types import flatten
 
 TIMES = {"seconds": 0, "cpu_seconds": 0, "ms_per_step": 0}
 """The columns of a row that no two runs have alike."""
@@ -58,3 +59,9 @@ def tiny_run(method: Method[Any], **changes: object) -> Run:
     settings = {"rounds": 4, "per_round": 3, "batch": 8, "lr": 0.1, "lr_end": 0.05} | changes
     tiers = method.tiers or 1
     return Run(method, Task(net(method), blobs, 6, "iid", 0.1, tiers=(1 / tiers,) * tiers), **settings)  # type: ignore[arg-type]
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Tell whether two states of a server have the same names and, to the bit, the same tensors."""
+    fa, fb = flatten(a), flatten(b)
+    return fa.keys() == fb.keys() and all(torch.equal(fa[name], fb[name]) for name in fa)

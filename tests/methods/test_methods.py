@@ -1,6 +1,11 @@
 """Conformance: what every method owes, for those of methods_under_test."""
 
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -9,8 +14,8 @@ import torch
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
-from fedsieve.engine.loop import Round, Start, rounds
-from fedsieve.engine.setup import open_run
+from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Start, Worker, answer, rounds
+from fedsieve.engine.setup import Federation, open_run
 from fedsieve.kernels import reason
 from fedsieve.methods import (
     FedAvg,
@@ -22,12 +27,17 @@ from fedsieve.sparse.policy import policy
 from fedsieve.sparse.topk import density
 from fedsieve.types import InputError, Sparse, flatten, rng
 from methods_under_test import METHODS
-from tiny import TinyNet, blobs, net, tiny_run
+from tiny import TinyNet, blobs, net, same_state, tiny_run
 
 SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
 
 
 NO_KERNELS = reason()
+
+
+@pytest.fixture(params=METHODS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=METHODS)
@@ -65,38 +75,53 @@ def test_a_target_density_that_is_none_is_named() -> None:
     assert tiny_run(Odd()).target_density is None
 
 
+ROUNDS = 12
+
+
+def learning_run(name: str) -> Run:
+    return tiny_run(METHODS[name], rounds=ROUNDS, lr=0.2)
+
+
+@cache
+def federation(name: str) -> Federation:
+    return open_run(learning_run(name))
+
+
+@cache
+def learning(name: str, kernels: str) -> tuple[Round, ...]:
+    """All rounds of a method's run with these kernels: one run for all that is asserted of it."""
+    return tuple(rounds(federation(name), local(kernels=kernels)))
+
+
 def last(run_: Run, kernels: str = "auto") -> Round:
     *_, final = run(run_, local(kernels=kernels))
     return final
 
 
 def same(a: Round, b: Round) -> bool:
-    fa, fb = flatten(a.state), flatten(b.state)
-    return fa.keys() == fb.keys() and all(torch.equal(fa[n], fb[n]) for n in fa) and a.bytes_up == b.bytes_up
+    return same_state(a.state, b.state) and a.bytes_up == b.bytes_up
 
 
-def test_it_learns(method: Method[Any], kernels: str) -> None:
-    final = last(tiny_run(method, rounds=20, lr=0.2), kernels)
+def test_it_learns(name: str, kernels: str) -> None:
+    final = learning(name, kernels)[-1]
     assert final.kernels == {kernels: 3}
     assert final.accuracy is not None
     assert final.accuracy > 0.8
 
 
-def test_it_is_deterministic_and_the_seed_matters(method: Method[Any], kernels: str) -> None:
-    run_ = tiny_run(method, rounds=2)
-    first = last(run_, kernels)
-    assert same(first, last(run_, kernels))
-    assert not same(first, last(replace(run_, seed=1), kernels))
+def test_the_seed_matters(name: str, kernels: str) -> None:
+    opened = federation(name)
+    other = replace(opened, run=replace(opened.run, seed=1))
+    assert not same(learning(name, kernels)[0], next(rounds(other, local(kernels=kernels))))
 
 
-def test_it_goes_on_from_a_checkpoint_bit_for_bit(method: Method[Any], kernels: str) -> None:
-    federation, engine = open_run(tiny_run(method)), local(kernels=kernels)
-    whole = list(rounds(federation, engine))
-    second = whole[-3]
-    start = Start(2, flatten(second.state), second.memory)
-    resumed = list(rounds(federation, engine, start=start))
-    assert [r.t for r in resumed] == [3, 4]
-    assert same(resumed[-1], whole[-1])
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(name: str, kernels: str) -> None:
+    whole = learning(name, kernels)
+    before = whole[-3]
+    start = Start(before.t, flatten(before.state), before.memory)
+    resumed = list(rounds(federation(name), local(kernels=kernels), start=start))
+    assert [r.t for r in resumed] == [ROUNDS - 1, ROUNDS]
+    assert all(same(a, b) for a, b in zip(resumed, whole[-2:], strict=True))
 
 
 def test_it_keeps_the_names_of_the_plain_model(method: Method[Any]) -> None:
@@ -107,15 +132,15 @@ def test_it_keeps_the_names_of_the_plain_model(method: Method[Any]) -> None:
     assert set(params_of(method.prepare(net(method)()))) == names
 
 
-def test_what_it_deploys_is_what_was_tested(method: Method[Any], kernels: str) -> None:
-    final = last(tiny_run(method), kernels)
-    model = load_(net(method)(), final.model)
+def test_what_it_deploys_is_what_was_tested(name: str, kernels: str) -> None:
+    final = learning(name, kernels)[-1]
+    model = load_(net(METHODS[name])(), final.model)
     assert accuracy(model, blobs().test) == final.accuracy
     assert density(final.model) == final.density
 
 
-def test_it_counts_its_work(method: Method[Any], kernels: str) -> None:
-    final = last(tiny_run(method), kernels)
+def test_it_counts_its_work(name: str, kernels: str) -> None:
+    method, final = METHODS[name], learning(name, kernels)[-1]
     # 3 clients of 40 examples, 4 held out, each example 36 positions; conv1's input needs no gradient
     conv1, conv2, fc1, fc2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
     assert final.multiply_adds_dense == 3 * 36 * (2 * conv1 + 3 * (conv2 + fc1 + fc2))
@@ -132,42 +157,60 @@ def test_it_counts_its_work(method: Method[Any], kernels: str) -> None:
 
 @pytest.mark.parametrize("name", SPARSE_UPLOAD)
 def test_a_sparse_upload_is_smaller_than_dense(name: str, kernels: str) -> None:
-    final = last(tiny_run(METHODS[name]), kernels)
+    final = learning(name, kernels)[-1]
     assert final.bytes_up < 0.8 * final.bytes_dense_up
 
 
-def test_the_global_model_is_finite_and_float32(method: Method[Any], kernels: str) -> None:
-    for value in last(tiny_run(method), kernels).state.params.values():
+def test_the_global_model_is_finite_and_float32(name: str, kernels: str) -> None:
+    for value in learning(name, kernels)[-1].state.params.values():
         assert value.dtype == torch.float32
         assert torch.isfinite(value).all()
 
 
+def as_if_elsewhere(kernels: str) -> Engine:
+    """Clients in turn at two new workers, whose federation has been pickled as for a process of its own."""
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        parcel = pickle.dumps(federation)
+        workers = [Worker(pickle.loads(parcel), kernels=kernels) for _ in range(2)]
+
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+            for turn, (client, letter) in enumerate(messages.items()):
+                reply, kept = answer(workers[turn % 2], t, client, letter, memory.get(client, b""))
+                if kept:
+                    memory[client] = kept
+                yield client, reply
+
+        yield exchange
+
+    return engine
+
+
+def assert_same_rounds(some: Iterable[Round], others: Iterable[Round]) -> None:
+    for a, b in zip(some, others, strict=True):
+        assert same(a, b)
+        assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
+        assert (a.kernels, a.dense_because, a.steps) == (b.kernels, b.dense_because, b.steps)
+
+
+def test_it_is_deterministic_at_whichever_worker(name: str, kernels: str) -> None:
+    """The same run, opened anew, gives the same bits at workers that were sent it."""
+    again = islice(run(learning_run(name), as_if_elsewhere(kernels)), 2)
+    assert_same_rounds(learning(name, kernels)[:2], again)
+
+
+@pytest.mark.system
 @pytest.mark.parametrize(
-    "name",
-    [
-        "fedavg",
-        "swat, erk, period",
-        "zerofl top_weights",
-        "zerofl top_diff, adam",
-        "topk",
-        "sparsefedpp",
-        "dnr",
-        "nst",
-        "pdst",
-        "flash",
-        "hetero_flash",
-        "private, flash",
-    ],
+    ("name", "kernels", "processes"),
+    [("fedavg", "dense", 1), ("nst", "sparse", 3), ("flash", "sparse", 2), ("hetero_flash", "dense", 2)],
 )
-def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str) -> None:
-    run_ = tiny_run(METHODS[name], rounds=2)
-    alone = list(run(run_, local(kernels=kernels)))
-    for n in (1, 3) if name == "topk" else (2,):
-        together = list(run(run_, pool(n, kernels=kernels)))
-        for a, b in zip(alone, together, strict=True):
-            assert same(a, b)
-            assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
-            assert (a.kernels, a.dense_because, a.steps) == (b.kernels, b.dense_because, b.steps)
+def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str, processes: int) -> None:
+    """Of methods that differ in what a process keeps: nothing, memories, a warm-up, device classes."""
+    if kernels == "sparse" and NO_KERNELS:
+        pytest.skip(NO_KERNELS)
+    together = islice(run(learning_run(name), pool(processes, kernels=kernels)), 2)
+    assert_same_rounds(learning(name, kernels)[:2], together)
 
 
 @pytest.mark.skipif(bool(NO_KERNELS), reason=str(NO_KERNELS))
