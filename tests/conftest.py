@@ -1,7 +1,8 @@
-"""What all tests share: which of them are skipped, a cache of their own, and one thread for the kernels."""
+"""What all tests share: which of them are skipped or quick, a cache of their own, and one thread for the kernels."""
 
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,18 +14,32 @@ from fedsieve.kernels import library
 DATA = os.environ.get("FEDSIEVE_DATA")
 
 
+QUICK = 3
+"""How many cases of a test are marked quick."""
+
+
 def pytest_configure() -> None:
     """Let Ctrl-C reach the processes that tests start: a shell's background jobs, and their children, ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # of which there are as many as cores
+        torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine lacks, and mark quick some cases, evenly spaced, of every test that is none but plain."""
+    cases = defaultdict[str, list[pytest.Item]](list)
     for item in items:
         if item.get_closest_marker("data") and not DATA:
             item.add_marker(pytest.mark.skip(reason="FEDSIEVE_DATA is not set"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if not any(map(item.get_closest_marker, ("slow", "system", "data", "gpu"))):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for of_one_test in cases.values():
+        for item in of_one_test[:: -(-len(of_one_test) // QUICK)]:
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(scope="session", autouse=True)

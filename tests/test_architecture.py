@@ -129,6 +129,7 @@ def test_flower_is_imported_by_its_package_alone() -> None:
 
 
 @pytest.mark.parametrize("module", ["fedsieve.flower.engine", "fedsieve.flower.mod"])
+@pytest.mark.system
 def test_fedsieve_and_its_command_line_need_no_flower(module: str) -> None:
     code = f"import sys; sys.modules['flwr'] = None; import fedsieve.cli, {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -213,6 +213,7 @@ def test_memory_grows_with_the_batch() -> None:
 
 
 @pytest.mark.parametrize("rule", ["frozen", "swat"])
+@pytest.mark.system
 def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str) -> None:
     needs_kernels()
     row = step.measure_step(replace(SMALL, batch=16, rule=rule), Effort(1, 1, 20.0))  # type: ignore[arg-type]
@@ -235,6 +236,7 @@ def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
         assert float(sparse()) == pytest.approx(float(dense()), rel=1e-3)  # type: ignore[arg-type]
 
 
+@pytest.mark.system
 def test_inference_is_measured_for_one_example(here: None) -> None:
     needs_kernels()
     row = inference.measure_inference(replace(SMALL, batch=1), Effort(1, 1, 20.0))
@@ -270,7 +272,7 @@ def test_without_kernels_the_dense_numbers_are_there(
     assert "digits_net" in said.out
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_a_step_from_the_command_line(tmp_path: Path) -> None:
     words = ("--model", "digits_net", "--sparsity", "0.9", "--samples", "1", "--seconds", "1", "--json")
     said = bench("step", *words, "--threads", "1", cwd=tmp_path).stdout

@@ -43,6 +43,7 @@ def fedsieve(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProce
     return done
 
 
+@pytest.mark.system
 def test_a_run_from_start_to_report(tmp_path: Path) -> None:
     short = ("-s", "rounds=2", "-s", "evaluate_every=2")
     said = fedsieve("run", "zerofl.digits", *short, cwd=tmp_path).stdout
@@ -208,6 +209,7 @@ def slow(*words: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("engine", ["local", "pool:2"])
+@pytest.mark.system
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, engine: str) -> None:
     with slow("--engine", engine, cwd=tmp_path) as process:
         process.send_signal(signal.SIGINT)
@@ -223,6 +225,7 @@ def runs(pid: str) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.system
 def test_a_killed_server_takes_its_workers_with_it(tmp_path: Path) -> None:
     with slow("--engine", "pool:2", cwd=tmp_path) as process:
         mine = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -233,6 +236,7 @@ def test_a_killed_server_takes_its_workers_with_it(tmp_path: Path) -> None:
     assert not [pid for pid in mine if runs(pid)]
 
 
+@pytest.mark.system
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
     with slow("-s", "rounds=20", cwd=tmp_path) as process:
         assert process.stdout

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedsieve import Device, Run, Task, local, open_run, pool, run
+from engines import pickled
+from fedsieve import Device, Run, Task, local, open_run, run
 from fedsieve.client.cost import Cost
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import Training
@@ -204,7 +205,7 @@ class Mixed(TinyNet):
 def test_every_way_to_train_counts_the_same(method: Any) -> None:
     base = tiny_run(method, rounds=1)
     run_: Run = replace(base, task=replace(base.task, model=Mixed))
-    ways = [local(kernels="dense"), pool(1, kernels="dense")] + ([] if reason() else [local(kernels="sparse")])
+    ways = [local(kernels="dense"), pickled("dense")] + ([] if reason() else [local(kernels="sparse")])
     counts = [(r.multiply_adds, r.multiply_adds_dense) for way in ways for r in run(run_, way)]
     products = 4 * 6 * 6 * 6  # of maps, forward and for both gradients
     plain = [*run(base, local(kernels="dense"))][-1]

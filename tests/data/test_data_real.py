@@ -62,6 +62,7 @@ def test_femnist_subset():
     assert [len(s) for s in partition.partition("group", found, 300, 0)] == found.group.bincount().tolist()
 
 
+@pytest.mark.system
 def test_speech_commands_features_and_speakers():
     found = real("speech_commands")
     x, _ = found.train.batch(slice(None))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedsieve import InputError, ServerState, Sparse, local, pool
+from engines import pickled
+from fedsieve import InputError, ServerState, Sparse, local
 from fedsieve.engine import Exchange
 from fedsieve.engine.admission import Checks
 from fedsieve.engine.experiment import Federation
@@ -328,7 +329,7 @@ def test_a_run_with_a_liar_is_a_run_without_that_client(name: str, bound: str) -
 
 def test_engines_agree_about_a_liar() -> None:
     run_ = tiny_run(METHODS["nst"], rounds=2, per_round=6, bound=Multiple(3.0))
-    a, b = ([*rounds(open_run(run_), changed(lying, engine))] for engine in (local(), pool(2)))
+    a, b = ([*rounds(open_run(run_), changed(lying, engine))] for engine in (local(), pickled()))
     assert [told(x) | {"refused": x.refused} for x in a] == [told(x) | {"refused": x.refused} for x in b]
     assert all(same(x.state, y.state) and x.norms == y.norms for x, y in zip(a, b, strict=True))
 

@@ -79,7 +79,7 @@ class Chatty(FedAvg):
         return replace(update, metrics={**update.metrics, **more, "loss": torch.tensor(0.25), "diverged": math.inf})
 
 
-@pytest.mark.parametrize("engine", [local(), pool(2)], ids=["local", "pool"])
+@pytest.mark.parametrize("engine", [local(), pytest.param(pool(2), marks=pytest.mark.system)], ids=["local", "pool"])
 def test_a_method_that_tells_more_than_it_says_costs_only_that(engine: Any, tmp_path: Any) -> None:
     plain_ = [*rounds(open_run(tiny_run(FedAvg(), rounds=2)), local())]
     every = [*record_run(tmp_path, open_run(tiny_run(Chatty(), rounds=2)), engine, "tests.tiny")]

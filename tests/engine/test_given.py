@@ -77,6 +77,7 @@ def test_weights_that_a_model_comes_with_are_where_a_run_starts() -> None:
             assert torch.allclose(final.model[name], w, atol=1e-4), (method, name)
 
 
+@pytest.mark.system
 def test_objects_reach_other_processes() -> None:
     base = tiny_run(PDST(0.5), rounds=1)
     there = replace(base, task=Task(TinyNet(), blobs(), 6, halves(blobs(), 6, 0)))

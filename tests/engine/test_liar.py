@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_check import Silent, same
 
-from fedsieve import Run, pool
+from engines import pickled
+from fedsieve import Run
 from fedsieve.engine.loop import Round, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
@@ -82,7 +83,7 @@ def test_one_running_statistic_is_refused_in_every_round(name: str, statistic: s
 
 
 def test_engines_agree_on_the_default() -> None:
-    holds("nst", lying(four("nst"), NUMBERS), pool(2))
+    holds("nst", lying(four("nst"), NUMBERS), pickled())
 
 
 @pytest.mark.parametrize("per_round", [1, 2])

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fedsieve import local, pool, run
+from engines import pickled
+from fedsieve import local, run
 from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
@@ -54,7 +55,7 @@ def test_positions_are_kept_in_the_first_every_twentieth_and_the_last_round(tmp_
 
 def test_measuring_changes_nothing_and_engines_agree(tmp_path: Path) -> None:
     run = tiny_run(FLASH(density=0.3, c_d=3, E_d=2), rounds=3)
-    for name, engine, measure in (("a", local(), ()), ("b", local(), MASKS), ("c", pool(2), MASKS)):
+    for name, engine, measure in (("a", local(), ()), ("b", local(), MASKS), ("c", pickled(), MASKS)):
         list(record_run(tmp_path / name, open_run(run, measure=measure), engine, "x"))
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b == c

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from test_check import same
 
-from fedsieve import InputError, Run, local, pool
+from engines import pickled
+from fedsieve import InputError, Run, local
 from fedsieve.engine import Engine, Exchange, Federation
 from fedsieve.engine.loop import Round, rounds
 from fedsieve.engine.rollback import History, Memory, Point, Returns, far_out
@@ -94,7 +95,7 @@ def test_a_run_goes_back_before_the_update_that_poisoned_it(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("engine", [pool(2), inline()], ids=["pool", "inline"])
+@pytest.mark.parametrize("engine", [pickled(), inline()], ids=["pickled", "inline"])
 def test_engines_agree_on_the_way_back(engine: Any) -> None:
     run_ = four("nst")
     act = lying(run_, {2: 1e18, 4: 1e18})

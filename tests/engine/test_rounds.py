@@ -120,7 +120,7 @@ def everyone(method: Any, **changes: Any) -> Run:
     return tiny_run(method, per_round=6, **changes)
 
 
-@pytest.mark.parametrize("engine", [local(), pool(2)], ids=["local", "pool"])
+@pytest.mark.parametrize("engine", [local(), pytest.param(pool(2), marks=pytest.mark.system)], ids=["local", "pool"])
 def test_clients_remember_between_rounds(engine: Any) -> None:
     seen = [r.metrics["visits"] for r in run(everyone(Odd("remember"), rounds=3), engine)]
     assert seen == [1.0, 2.0, 3.0]
@@ -149,6 +149,7 @@ def test_a_round_without_a_single_good_update_ends_the_run_and_says_why(act: str
         list(run(everyone(Odd(act)), local()))
 
 
+@pytest.mark.system
 def test_a_dead_worker_process_is_named() -> None:
     with pytest.raises(InputError, match="a worker process could not start, or died in round 1"):
         list(run(everyone(Odd("die")), pool(2)))
@@ -221,6 +222,7 @@ class DropNet(TinyNet):
         return super().forward(self.dropout(x))
 
 
+@pytest.mark.system
 def test_chance_inside_a_model_is_the_same_in_every_engine() -> None:
     run_ = replace(tiny_run(FedAvg(), rounds=2), task=Task(DropNet, blobs, 6))
     runs = [[*run(run_, engine)][-1] for engine in (local(), local(), pool(2))]

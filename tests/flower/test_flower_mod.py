@@ -196,6 +196,7 @@ def test_impossible_settings_are_refused(settings: Any, line: str) -> None:
         SparseMod(**settings)
 
 
+@pytest.mark.system
 def test_fedsieve_does_without_flower_and_one_line_says_what_to_install() -> None:
     code = """import sys; sys.modules["flwr"] = None
 import fedsieve.cli

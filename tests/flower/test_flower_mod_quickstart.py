@@ -69,7 +69,7 @@ def test_the_model_is_the_same_to_the_bit_in_fewer_bytes(tmp_path: Path, monkeyp
     assert after.bytes_down < 0.95 * before.bytes_down
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.timeout(300)
 def test_flwr_run_takes_the_changed_app_to_its_end(tmp_path: Path) -> None:
     app, settings = patched(tmp_path / "app"), "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=2"

@@ -27,7 +27,7 @@ from fedsieve.recipes import load_recipe
 from fedsieve.types import flatten
 from supernodes import Machines, deployment, rows, three_machines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 RECIPE = f"{faulty_recipe.__file__}:recipe"
 
 

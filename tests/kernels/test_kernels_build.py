@@ -80,6 +80,7 @@ def test_what_is_compiled_is_what_can_be_loaded() -> None:
 
 @SHARED
 @pytest.mark.parametrize("isa", build.targets())
+@pytest.mark.system
 def test_an_instruction_set_can_be_forced(isa: str, folder: Path) -> None:
     if isa not in HERE:
         pytest.skip("this CPU lacks it")
@@ -97,6 +98,7 @@ def test_the_best_that_is_there_is_taken(folder: Path) -> None:
 
 
 @SHARED
+@pytest.mark.system
 def test_threads_are_torchs_even_beside_another_openmp(folder: Path) -> None:
     code = """
 import sklearn.cluster, torch  # brings an OpenMP of its own
@@ -302,6 +304,7 @@ def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 @SHARED
 @pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.parametrize("isa", build.targets())
+@pytest.mark.system
 def test_the_sources_compile_without_a_warning(isa: str, openmp: bool) -> None:
     command = build.compiler()
     parallel = build.openmp(command) if openmp else ["-Wno-unknown-pragmas"]
@@ -334,7 +337,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in (folder / "fedsieve/kernels/native").glob("*")}
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @SHARED
 def test_an_installation_brings_its_libraries(checkout: Path, tmp_path: Path) -> None:
     python(*PIP, "install", *LOCAL, "--target", str(tmp_path / "site"), str(checkout))
@@ -346,7 +349,7 @@ def test_an_installation_brings_its_libraries(checkout: Path, tmp_path: Path) ->
     assert not list((checkout / "src").rglob("*.so"))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_an_installation_without_a_compiler_succeeds(checkout: Path, tmp_path: Path) -> None:
     python(*PIP, "install", *LOCAL, "--target", str(tmp_path / "site"), str(checkout), CXX="/nonexistent")
     assert names(tmp_path / "site") == {"abi.cpp", "abi.h", "unbuilt.txt"}
@@ -355,7 +358,7 @@ def test_an_installation_without_a_compiler_succeeds(checkout: Path, tmp_path: P
     assert "no C++ compiler found (/nonexistent);" in said
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @SHARED
 def test_an_editable_installation_compiles_in_place(checkout: Path, tmp_path: Path) -> None:
     target = ("--target", str(tmp_path / "site"))
@@ -363,7 +366,7 @@ def test_an_editable_installation_compiles_in_place(checkout: Path, tmp_path: Pa
     assert {f"libfedsieve-{isa}.so" for isa in build.targets()} < names(checkout / "src")
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @SHARED
 @pytest.mark.parametrize("compiler", [True, False])
 def test_the_wheel_is_for_this_platform_if_it_holds_libraries(compiler: bool, checkout: Path, tmp_path: Path) -> None:
@@ -379,7 +382,7 @@ def test_the_wheel_is_for_this_platform_if_it_holds_libraries(compiler: bool, ch
     assert f"Tag: py3-none-{tag}\n" in about
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_source_archive_holds_the_sources(checkout: Path, tmp_path: Path) -> None:
     code = "import os, setuptools.build_meta as b; os.chdir({!r}); print(b.build_sdist({!r}))"
     name = python("-W", "ignore", "-c", code.format(str(checkout), str(tmp_path))).splitlines()[-1]

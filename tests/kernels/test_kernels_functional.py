@@ -112,6 +112,7 @@ def test_bits_do_not_depend_on_threads(n: int, storage: ops.Storage) -> None:
 
 @pytest.mark.skipif("FEDSIEVE_ISA" in os.environ, reason="an instruction set is chosen already")
 @pytest.mark.parametrize("isa", library.supported()[1:])
+@pytest.mark.system
 def test_every_instruction_set(isa: str) -> None:
     files = [str(path) for path in Path(__file__).parent.glob("test_kernels_*.py") if path.stem != "test_kernels_build"]
     words = ["-m", "pytest", "-q", "-x", "-m", "not slow", *files]

@@ -8,7 +8,8 @@ import torch
 from test_kernels_choice import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from torch import Tensor, nn
 
-from fedsieve import Task, local, pool, run
+from engines import pickled
+from fedsieve import Task, local, run
 from fedsieve.client.training import Training, params_of, sgd
 from fedsieve.engine import Round
 from fedsieve.kernels import choice, reason
@@ -93,7 +94,7 @@ class Chancy(TinyNet):
 @pytest.mark.parametrize("method", [FedAvg(), NST(density=0.4)], ids=["fedavg", "nst"])
 def test_layers_that_the_kernels_do_not_know_are_trained_and_counted_alike(method: Any) -> None:
     run_ = replace(tiny_run(method, rounds=2, momentum=0.0), task=Task(Chancy, blobs, 6))
-    engines = local(kernels="dense"), local(kernels="sparse"), pool(2, kernels="sparse")
+    engines = local(kernels="dense"), local(kernels="sparse"), pickled("sparse")
     dense, sparse, there = ([*run(run_, engine)][-1] for engine in engines)
     for name, value in sparse.state.params.items():
         torch.testing.assert_close(value, dense.state.params[name], rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ from fedsieve.kernels import build, library
 
 DRIVERS = sorted((Path(__file__).parents[1] / "native").glob("*.cpp"))
 CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 def run(*words: str, folder: Path) -> None:

@@ -1,8 +1,6 @@
 """Conformance: what every method owes, for those of methods_under_test."""
 
-import pickle
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -11,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from engines import pickled
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
-from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Start, Worker, answer, rounds
+from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import Federation, open_run
 from fedsieve.kernels import reason
 from fedsieve.methods import (
@@ -75,7 +74,7 @@ def test_a_target_density_that_is_none_is_named() -> None:
     assert tiny_run(Odd()).target_density is None
 
 
-ROUNDS = 12
+ROUNDS = 16
 
 
 def learning_run(name: str) -> Run:
@@ -167,36 +166,17 @@ def test_the_global_model_is_finite_and_float32(name: str, kernels: str) -> None
         assert torch.isfinite(value).all()
 
 
-def as_if_elsewhere(kernels: str) -> Engine:
-    """Clients in turn at two new workers, whose federation has been pickled as for a process of its own."""
-
-    @contextmanager
-    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        parcel = pickle.dumps(federation)
-        workers = [Worker(pickle.loads(parcel), kernels=kernels) for _ in range(2)]
-
-        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
-            for turn, (client, letter) in enumerate(messages.items()):
-                reply, kept = answer(workers[turn % 2], t, client, letter, memory.get(client, b""))
-                if kept:
-                    memory[client] = kept
-                yield client, reply
-
-        yield exchange
-
-    return engine
-
-
 def assert_same_rounds(some: Iterable[Round], others: Iterable[Round]) -> None:
     for a, b in zip(some, others, strict=True):
         assert same(a, b)
         assert (a.accuracy, a.multiply_adds, a.metrics) == (b.accuracy, b.multiply_adds, b.metrics)
+        assert (a.bytes_down, a.memory) == (b.bytes_down, b.memory)
         assert (a.kernels, a.dense_because, a.steps) == (b.kernels, b.dense_because, b.steps)
 
 
 def test_it_is_deterministic_at_whichever_worker(name: str, kernels: str) -> None:
     """The same run, opened anew, gives the same bits at workers that were sent it."""
-    again = islice(run(learning_run(name), as_if_elsewhere(kernels)), 2)
+    again = islice(run(learning_run(name), pickled(kernels)), 2)
     assert_same_rounds(learning(name, kernels)[:2], again)
 
 

@@ -74,7 +74,7 @@ def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tm
     assert [row["round"] for row in read_rows(tmp_path / "run")] == list(range(run.first, 3))
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("method", "dataset"),
@@ -92,7 +92,7 @@ def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, 
         assert final.bytes_up / 3 < paper
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.data
 @pytest.mark.parametrize("recipe", ["zerofl.cifar10_niid", "zerofl.femnist", "zerofl.speech_niid"])
 def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root: Path) -> None:
@@ -102,7 +102,7 @@ def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root:
     assert final.bytes_up < final.bytes_dense_up / 2
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
     """Its aggregate, a union of five clients' supports, is hardly denser than one of them."""
     run = replace(load_recipe("sparsefedpp.digits"), evaluate_every=1000)
@@ -110,7 +110,7 @@ def test_sparsefedpp_agrees_on_what_to_drop(tmp_path: Path) -> None:
     assert all(0.05 <= density < 0.08 for density in rows[20:])
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("recipe", "floor"),
     [("zerofl.digits", 0.90), ("fedavg.digits", 0.95), ("flash.digits", 0.90), ("hetero_flash.digits", 0.90)],

@@ -762,7 +762,7 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_browser_renders_the_page_and_asks_for_nothing(tmp_path: Path, width: int) -> None:
@@ -781,7 +781,7 @@ def test_a_browser_renders_the_page_and_asks_for_nothing(tmp_path: Path, width: 
         assert (picture == colour).all(2).sum() > 200
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_table_sorts_by_a_click_and_no_page_is_wider_than_a_phone(tmp_path: Path) -> None:
     tops = {"b10": 0.7, "b9": 0.9, "c": None, "a": 0.8}

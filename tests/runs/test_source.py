@@ -154,6 +154,7 @@ def test_the_command_line_goes_on_with_changes_that_are_accepted(
     assert (code, said.count("\n")) == (2, 1)
 
 
+@pytest.mark.system
 def test_a_sweep_goes_on_with_changes_that_are_accepted(
     own: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

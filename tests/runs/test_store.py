@@ -255,7 +255,7 @@ def victim(out: Path) -> None:
     go(out, tiny_run(ZeroFL(0.7, 0.1), rounds=60), resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_kill_9_at_any_instant_changes_no_byte(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_store"])

@@ -158,6 +158,7 @@ def stop(folder: Path, end: signal.Signals, *words: str) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.system
 def test_a_killed_sweep_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     words = ("topk.digits", "zerofl.digits", "-s", "rounds=3", "--seeds", "1", "--jobs", "2")
     assert stop(tmp_path, signal.SIGKILL, *words)[0] == -signal.SIGKILL
@@ -171,6 +172,7 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.system
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     code, said = stop(tmp_path, signal.SIGINT, "topk.digits", "-s", "rounds=3", "--seeds", "1")
     assert code == 130
@@ -221,6 +223,7 @@ def same_grid() -> Grid:
     return grid(["topk.digits"], ["rounds=2", "method.sparsity=.9,.95"], 2)
 
 
+@pytest.mark.system
 def test_the_results_are_what_the_summaries_say(finished: Path) -> None:
     assert json.loads((finished / "sweep.json").read_text()) == told(same_grid())
     cells = json.loads((finished / "results.json").read_text())["cells"]
@@ -247,6 +250,7 @@ def printed(folder: Path, width: int) -> str:
     return capture.get()
 
 
+@pytest.mark.system
 def test_the_table_fits_the_terminal(finished: Path) -> None:
     wide, narrow = printed(finished, 140), printed(finished, 60)
     assert wide.startswith("recipe ")
@@ -255,6 +259,7 @@ def test_the_table_fits_the_terminal(finished: Path) -> None:
     assert all(len(line) <= 60 for line in narrow.splitlines())
 
 
+@pytest.mark.system
 def test_the_paper_stands_beside_a_cell_of_its_very_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = same_grid().cells[0].run
 
@@ -271,6 +276,7 @@ def test_the_paper_stands_beside_a_cell_of_its_very_run(finished: Path, monkeypa
     assert "| 12.50 ± 0.25 variant |" in tables.markdown([first, second])
 
 
+@pytest.mark.system
 def test_a_failed_run_is_named_and_the_others_finish(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "out")
     for summary in tmp_path.glob("out/runs/01-*/summary.json"):

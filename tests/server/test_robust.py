@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsieve import InputError, Run, Update, local, pool, run
+from engines import pickled
+from fedsieve import InputError, Run, Update, local, run
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
@@ -167,7 +168,7 @@ def test_the_mean_is_a_setting_like_any_other() -> None:
 
 @pytest.mark.parametrize("how", [Median(), Clipped(0.05)], ids=["median", "clipped"])
 def test_engines_agree_on_it(how: Mean) -> None:
-    a, b = ([*run(tiny_run(METHODS["flash"], rounds=2, mean=how), engine)][-1] for engine in (local(), pool(2)))
+    a, b = ([*run(tiny_run(METHODS["flash"], rounds=2, mean=how), engine)][-1] for engine in (local(), pickled()))
     fa, fb = flatten(a.state), flatten(b.state)
     assert all(torch.equal(fa[n], fb[n]) for n in fa)
 
@@ -204,14 +205,14 @@ def honest(ten: Run) -> float:
     return reached(ten, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("many", [1, 3])
 def test_a_plain_mean_fails(ten: Run, honest: float, many: int) -> None:
     assert honest > 0.85
     assert reached(ten, many) < 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize(("many", "loss"), [(1, 0.02), (3, 0.05)])
 @pytest.mark.parametrize(
     ("how", "bound"),

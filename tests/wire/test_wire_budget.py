@@ -80,6 +80,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of memory")
+@pytest.mark.system
 def test_and_neither_does_the_process(tmp_path: Path) -> None:
     """What torch, pcodec and zstandard set aside is in it, which tracemalloc does not see."""
     for number, data in enumerate(hostile("4 M").values()):

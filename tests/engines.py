@@ -1,0 +1,28 @@
+"""An engine that is a pool without its processes."""
+
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from fedsieve.engine.experiment import Federation
+from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
+
+
+def pickled(kernels: str = "auto") -> Engine:
+    """Clients in turn at two new workers, whose federation has been pickled as for a process of its own."""
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        parcel = pickle.dumps(federation)
+        workers = [Worker(pickle.loads(parcel), kernels=kernels) for _ in range(2)]
+
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+            for turn, (client, letter) in enumerate(messages.items()):
+                reply, kept = answer(workers[turn % 2], t, client, letter, memory.get(client, b""))
+                if kept:
+                    memory[client] = kept
+                yield client, reply
+
+        yield exchange
+
+    return engine
