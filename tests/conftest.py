@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import CommandLine, Printed
 from fedsieve.kernels import library
 
 DATA = os.environ.get("FEDSIEVE_DATA")
@@ -66,3 +68,27 @@ def native() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fedsieve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[CommandLine]:
+    """The command line in this process, at work in ``tmp_path``; modules of that folder are forgotten afterwards."""
+    from fedsieve.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def called(*words: object, code: int = 0) -> Printed:
+        monkeypatch.setattr(sys, "argv", ["fedsieve", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = Printed(*capsys.readouterr())
+        assert (stop.value.code or 0) == code, printed.stderr
+        return printed
+
+    yield called
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]

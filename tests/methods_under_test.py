@@ -1,6 +1,9 @@
 """Every method, in the variants that differ in kind: the list behind all tests of methods. A new method is one line."""
 
+from collections.abc import Iterable
 from typing import Any
+
+import pytest
 
 from fedsieve.methods import (
     DNR,
@@ -44,3 +47,12 @@ METHODS: dict[str, Method[Any]] = {
     "private": Private(PDST(density=0.5), noise=1e-3, cohort=2),
     "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
 }
+
+KINDS = ("fedavg", "zerofl top_diff", "topk", "nst", "flash", "hetero_flash", "private")
+"""Methods that differ in what travels: whole tensors, positions of a client's choice (differences, or weights), those
+of masks that clients train, one mask after a warm-up, masks by device class, noisy values."""
+
+
+def kinds_first(names: Iterable[str]) -> list[Any]:
+    """Return the names as parameters of a test: those that are no kind of their own run with the system tests alone."""
+    return [name if name in KINDS else pytest.param(name, marks=pytest.mark.system) for name in names]

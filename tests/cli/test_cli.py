@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import CommandLine
 from fedsieve import __version__
 from fedsieve.engine import Patience
 from fedsieve.kernels import reason
@@ -37,70 +38,74 @@ not_a_function = 3
 """
 
 
-def fedsieve(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([Path(sys.executable).parent / "fedsieve", *words], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
+def process(*words: str, cwd: Path) -> str:
+    """Return what a command printed that ran as a process of its own."""
+    command = [Path(sys.executable).parent / "fedsieve", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.system
 def test_a_run_from_start_to_report(tmp_path: Path) -> None:
     short = ("-s", "rounds=2", "-s", "evaluate_every=2")
-    said = fedsieve("run", "zerofl.digits", *short, cwd=tmp_path).stdout
+    said = process("run", "zerofl.digits", *short, cwd=tmp_path)
     assert "round 1/2  accuracy      -  up" in said
     assert "round 2/2  accuracy" in said
     assert "by the paper's formula" in said
-    fedsieve("run", "zerofl.digits", *short, "--engine", "pool:2", cwd=tmp_path)
+    process("run", "zerofl.digits", *short, "--until", "1", cwd=tmp_path)
+    process("run", "zerofl.digits", *short, "--resume", "--engine", "pool:2", cwd=tmp_path)
     one, two = tmp_path / "runs/zerofl.digits-1", tmp_path / "runs/zerofl.digits-2"
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-    assert json.loads((two / "run.json").read_text())["engine"] == "pool:2"
-    fedsieve("report", str(one), str(two), "-o", "page.html", cwd=tmp_path)
+    rows = (two / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == [1, 2]
+    process("report", str(one), str(two), "-o", "page.html", cwd=tmp_path)
     assert "zerofl.digits" in (tmp_path / "page.html").read_text()
 
 
-def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path) -> None:
+def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path, fedsieve: CommandLine) -> None:
     (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})\n{MINE}")
-    fedsieve("run", "mine.py:recipe", "--until", "1", cwd=tmp_path)
-    said = fedsieve("run", "mine.py:recipe", "--resume", "--engine", "pool:2", cwd=tmp_path).stdout
+    fedsieve("run", "mine.py:recipe", "--until", "1")
+    said = fedsieve("run", "mine.py:recipe", "--resume").stdout
     assert "round 1/2" not in said
     assert "round 2/2" in said
     rows = (tmp_path / "runs/mine.recipe-1/rounds.jsonl").read_text().splitlines()
     assert [json.loads(row)["round"] for row in rows] == [1, 2]
 
 
-def test_kernels_from_the_command_line(tmp_path: Path) -> None:
+def test_kernels_from_the_command_line(tmp_path: Path, fedsieve: CommandLine) -> None:
     short = ("pdst.digits", "-s", "rounds=2", "--out", "out")
     way = "dense" if reason() else "sparse"
-    said = fedsieve("run", *short, "--kernels", way, "--until", "1", cwd=tmp_path).stdout
+    said = fedsieve("run", *short, "--kernels", way, "--until", "1").stdout
     assert re.search(rf"kernels +{way} +[\d.]+ ms a step", said)
-    said = fedsieve("run", *short, "--resume", "--kernels", "auto", cwd=tmp_path, code=2).stderr
+    said = fedsieve("run", *short, "--resume", "--kernels", "auto", code=2).stderr
     assert said == f"fedsieve: out was begun with --kernels {way}, not auto: go on so, or choose another --out\n"
-    fedsieve("run", *short, "--resume", cwd=tmp_path)
+    fedsieve("run", *short, "--resume")
     rows = [json.loads(row) for row in (tmp_path / "out/rounds.jsonl").read_text().splitlines()]
     assert [row["kernels"] for row in rows] == [{way: 5}, {way: 5}]
-    said = fedsieve("run", "fedavg.digits", "-s", "rounds=2", cwd=tmp_path).stdout
+    said = fedsieve("run", "fedavg.digits", "-s", "rounds=2").stdout
     assert said.count("kernels: dense, because ") == 1
-    assert (
-        "because" not in fedsieve("run", "fedavg.digits", "-s", "rounds=1", "--kernels", "dense", cwd=tmp_path).stdout
-    )
+    assert "because" not in fedsieve("run", "fedavg.digits", "-s", "rounds=1", "--kernels", "dense").stdout
     if not reason():
-        said = fedsieve("run", "swat.digits", "-s", "rounds=1", "--measure", "kernels", cwd=tmp_path).stdout
+        said = fedsieve("run", "swat.digits", "-s", "rounds=1", "--measure", "kernels").stdout
         for way in ("sparse", "dense"):
             assert re.search(rf"{way} +[\d.]+ ms a step, peak memory \d+ MB", said)
-        sweep = ("sweep", "pdst.digits", "-s", "rounds=1", "--seeds", "1", "--out", "s")
-        fedsieve(*sweep, "--kernels", "dense", cwd=tmp_path)
-        said = fedsieve(*sweep, cwd=tmp_path, code=2).stderr
-        assert said == "fedsieve: s holds another sweep (kernels dense there, auto here): choose another --out\n"
-        (summary,) = tmp_path.glob("s/runs/*/summary.json")
-        assert json.loads(summary.read_text())["kernels"] == {"dense": 5}
 
 
-def test_the_lists(tmp_path: Path) -> None:
-    said = fedsieve("list", "--data", str(tmp_path), cwd=tmp_path).stdout
+@pytest.mark.system
+def test_kernels_of_a_sweep(tmp_path: Path, fedsieve: CommandLine) -> None:
+    sweep = ("sweep", "pdst.digits", "-s", "rounds=1", "--seeds", "1", "--out", "s")
+    fedsieve(*sweep, "--kernels", "dense")
+    said = fedsieve(*sweep, code=2).stderr
+    assert said == "fedsieve: s holds another sweep (kernels dense there, auto here): choose another --out\n"
+    (summary,) = tmp_path.glob("s/runs/*/summary.json")
+    assert json.loads(summary.read_text())["kernels"] == {"dense": 5}
+
+
+def test_the_lists(tmp_path: Path, fedsieve: CommandLine) -> None:
+    said = fedsieve("list", "--data", str(tmp_path)).stdout
     for word in ("fedavg", "fedadam", "swat", "zerofl", "topk", "zerofl.digits", "speech_commands", "pool:N"):
         assert word in said
-    assert "Qiu et al. 2022" in fedsieve("list", "methods", cwd=tmp_path).stdout
-    assert "zerofl.digits" not in fedsieve("list", "engines", cwd=tmp_path).stdout
+    assert "Qiu et al. 2022" in fedsieve("list", "methods").stdout
+    assert "zerofl.digits" not in fedsieve("list", "engines").stdout
 
 
 @pytest.mark.parametrize("word", ["--help", "--version"])
@@ -127,8 +132,8 @@ def test_how_long_a_round_waits_is_said_once() -> None:
     assert Execution().patience == Patience()
 
 
-def test_help_names_the_commands(tmp_path: Path) -> None:
-    said = fedsieve("--help", cwd=tmp_path).stdout
+def test_help_names_the_commands(fedsieve: CommandLine) -> None:
+    said = fedsieve("--help").stdout
     assert all(word in said for word in ("run", "list", "report"))
 
 
@@ -171,7 +176,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_that_names_it(
+    name: str, tmp_path: Path, fedsieve: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})\n{MINE}")
     (tmp_path / "other.py").write_text("def number():\n    return 3\n\ndef needs(x):\n    return x\n")
     (tmp_path / "missing.py").write_text("import nowhere\n")
@@ -180,19 +187,8 @@ def test_a_mistake_is_one_line_that_names_it(name: str, tmp_path: Path, capsys: 
     (tmp_path / "broken.py").write_text("def recipe(:\n")
     before = sorted(tmp_path.iterdir())
     words, line = MISTAKES[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setattr(sys, "argv", ["fedsieve", *words])
-        patch.setattr(sys, "path", [*sys.path])
-        patch.delenv("FEDSIEVE_DATA", raising=False)
-        for module in ("mine", "other", "broken", "missing"):
-            patch.delitem(sys.modules, module, raising=False)
-        from fedsieve.cli import main
-
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
+    monkeypatch.delenv("FEDSIEVE_DATA", raising=False)
+    said = fedsieve(*words, code=2).stderr
     assert said.count("\n") == 1
     assert said.startswith("fedsieve: ")
     assert line in said
@@ -216,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, engine: str) -> None:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; every finished round is on disk: --resume goes on" in said
-    fedsieve("run", "zerofl.digits", "--resume", "--until", "12", cwd=tmp_path)
+    process("run", "zerofl.digits", "--resume", "--until", "12", cwd=tmp_path)
 
 
 def runs(pid: str) -> bool:
@@ -246,16 +242,16 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         assert process.wait(60) == 1
 
 
-def test_resume_takes_the_last_run_that_was_begun(tmp_path: Path) -> None:
-    fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--until", "1", cwd=tmp_path)
+def test_resume_takes_the_last_run_that_was_begun(tmp_path: Path, fedsieve: CommandLine) -> None:
+    fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--until", "1")
     (tmp_path / "runs/zerofl.digits-2").mkdir()
-    said = fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--resume", cwd=tmp_path).stdout
+    said = fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--resume").stdout
     assert "runs/zerofl.digits-1" in said
-    said = fedsieve("run", "zerofl.digits", "-s", "rounds=1", "--resume", "--out", "new", cwd=tmp_path).stderr
+    said = fedsieve("run", "zerofl.digits", "-s", "rounds=1", "--resume", "--out", "new").stderr
     assert "new holds no run yet: starting at round 1" in said
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    said = fedsieve("run", "zerofl.digits", "--out", "/dev/null/x", cwd=tmp_path, code=2).stderr
+def test_a_place_that_cannot_be_written_is_one_line(fedsieve: CommandLine) -> None:
+    said = fedsieve("run", "zerofl.digits", "--out", "/dev/null/x", code=2).stderr
     assert said.count("\n") == 1
-    fedsieve("run", "zerofl.digits", "-s", "rounds=1", "--out", "a[/]b", cwd=tmp_path)
+    fedsieve("run", "zerofl.digits", "-s", "rounds=1", "--out", "a[/]b")

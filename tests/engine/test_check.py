@@ -308,8 +308,14 @@ def told(round: Round) -> dict[str, Any]:
     return row(round) | TIMES | {"bytes_up": 0, "refused": []}
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        pytest.param(name, bound, marks=[pytest.mark.system] * (bound != "multiple" and name not in ("fedavg", "nst")))
+        for name in TOLD
+        for bound in BOUNDS
+    ],
+)
 def test_a_run_with_a_liar_is_a_run_without_that_client(name: str, bound: str) -> None:
     run_ = tiny_run(METHODS[name], rounds=3, per_round=6, bound=BOUNDS[bound])
     with_liar = [*rounds(open_run(run_), changed(lying))]

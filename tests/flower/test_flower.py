@@ -23,7 +23,7 @@ from fedsieve.flower.engine.nodes import SuperNodes
 from fedsieve.methods import FedAvg
 from fedsieve.server.robust import Fixed
 from fedsieve.types import InputError, flatten, rng
-from methods_under_test import METHODS
+from methods_under_test import METHODS, kinds_first
 from tiny import tiny_run
 
 
@@ -45,7 +45,7 @@ def tapped(engine: Engine, seen: list[tuple[int, bytes]]) -> Engine:
     return tap
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", kinds_first(METHODS))
 def test_states_memories_and_letters_are_locals(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # a letter tells how long training took
     federation = open_run(tiny_run(METHODS[name], rounds=3))

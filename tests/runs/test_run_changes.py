@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 from test_store import RECIPE, go, same_run
 
+from command_line import CommandLine
 from fedsieve import InputError, Run, local
-from fedsieve.cli import main
 from fedsieve.engine.schedule import uses_rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
@@ -228,14 +227,6 @@ def test_another_version_goes_on_and_is_recorded(tmp_path: Path) -> None:
     assert about(tmp_path)["changes"] == [change]  # no round was run by it
 
 
-def fedsieve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    """Run a command, and return its exit code and what it said on stderr."""
-    monkeypatch.setattr(sys, "argv", ["fedsieve", *words])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code or 0, capsys.readouterr().err  # type: ignore[return-value]
-
-
 FAILURES = {
     "memory": (MemoryError(), "not enough memory"),
     "PyTorch's": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
@@ -246,7 +237,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_what_the_machine_cannot_do_is_one_line_that_says_how_to_go_on(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedsieve: CommandLine
 ) -> None:
     error, line = FAILURES[name]
 
@@ -259,9 +250,9 @@ def test_what_the_machine_cannot_do_is_one_line_that_says_how_to_go_on(
     save = checkpoints.save
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", failing)
-        code, said = fedsieve(patch, capsys, *run)
-    assert (code, said.count("\n")) == (2, 1)
+        said = fedsieve(*run, code=2).stderr
+    assert said.count("\n") == 1
     assert line in said
     assert said.endswith("; every finished round is on disk: --resume goes on\n")
-    assert fedsieve(monkeypatch, capsys, *run, "--resume") == (0, "")
+    assert fedsieve(*run, "--resume").stderr == ""
     assert [row["round"] for row in read_rows(tmp_path / "out")] == [1, 2]

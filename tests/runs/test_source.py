@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run_changes import about, fedsieve, flat
+from test_run_changes import about, flat
 from torch import nn
 
+from command_line import CommandLine
 from fedsieve import InputError, local
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
@@ -139,32 +140,32 @@ def test_a_run_of_fedsieves_own_code_keeps_none_of_it(tmp_path: Path) -> None:
 
 
 def test_the_command_line_goes_on_with_changes_that_are_accepted(
-    own: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: Files, tmp_path: Path, fedsieve: CommandLine
 ) -> None:
     run = ("run", own.recipe, "--out", str(tmp_path / "out"), "-s", "lr_end=.1")
-    assert fedsieve(monkeypatch, capsys, *run, "--until", "1") == (0, "")
+    assert fedsieve(*run, "--until", "1").stderr == ""
     own.write(speed=2)
-    code, said = fedsieve(monkeypatch, capsys, *run, "--resume")
-    assert (code, said.count("\n")) == (2, 1)
+    said = fedsieve(*run, "--resume", code=2).stderr
+    assert said.count("\n") == 1
     assert f"{own.name}.py changed since" in said
-    assert fedsieve(monkeypatch, capsys, *run, "--resume", "--accept-changes") == (0, "")
-    assert fedsieve(monkeypatch, capsys, *run, "--resume", "-s", "rounds=5") == (0, "")
+    assert fedsieve(*run, "--resume", "--accept-changes").stderr == ""
+    assert fedsieve(*run, "--resume", "-s", "rounds=5").stderr == ""
     assert [row["round"] for row in read_rows(tmp_path / "out")] == [1, 2, 3, 4, 5]
-    code, said = fedsieve(monkeypatch, capsys, *run, "--resume", "-s", "rounds=6", "-s", "lr_end=.05")
-    assert (code, said.count("\n")) == (2, 1)
+    said = fedsieve(*run, "--resume", "-s", "rounds=6", "-s", "lr_end=.05", code=2).stderr
+    assert said.count("\n") == 1
 
 
 @pytest.mark.system
 def test_a_sweep_goes_on_with_changes_that_are_accepted(
-    own: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedsieve: CommandLine
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parents[1]}")
     sweep = ("sweep", own.recipe, "--out", str(tmp_path / "out"), "--seeds", "1", "-s", "lr=.1,.2")
-    assert fedsieve(monkeypatch, capsys, *sweep, "--until", "1") == (0, "")
+    assert fedsieve(*sweep, "--until", "1").stderr == ""
     own.write(speed=2)
-    code, said = fedsieve(monkeypatch, capsys, *sweep)
-    assert (code, said.count("\n")) == (2, 1)
+    said = fedsieve(*sweep, code=2).stderr
+    assert said.count("\n") == 1
     assert f"{own.name}.py changed since" in said
-    assert fedsieve(monkeypatch, capsys, *sweep, "--accept-changes") == (0, "")
+    assert fedsieve(*sweep, "--accept-changes").stderr == ""
     changes = [about(run)["changes"] for run in sorted((tmp_path / "out/runs").iterdir())]
     assert [[change["round"] for change in one] for one in changes] == [[2], [2]]

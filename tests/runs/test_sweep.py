@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
+from command_line import CommandLine
 from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
 from fedsieve.runs.execution import Execution
@@ -98,19 +99,12 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_runs(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, fedsieve: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, line = MISTAKES[name]
     (tmp_path / "mine").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fedsieve", "sweep", *words])
     monkeypatch.delenv("FEDSIEVE_DATA", raising=False)
-    from fedsieve.cli import main
-
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
+    said = fedsieve("sweep", *words, code=2).stderr
     assert said.count("\n") == 1
     assert line in said
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
