@@ -1,5 +1,7 @@
-"""Compile the native kernels into what is installed; everything else stands in pyproject.toml."""
+"""Compile the native kernels into what is installed, and lead the README's links to the repository; the rest stands in
+pyproject.toml."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -7,7 +9,9 @@ from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-build = runpy.run_path(str(Path(__file__).parent / "src/fedsieve/kernels/build.py"))["build"]
+HERE = Path(__file__).parent
+REPOSITORY = "https://github.com/fedsieve/fedsieve"
+build = runpy.run_path(str(HERE / "src/fedsieve/kernels/build.py"))["build"]
 
 
 class WithKernels(build_py):
@@ -30,4 +34,18 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(cmdclass={"build_py": WithKernels, "bdist_wheel": PlatformWheel})
+def readme() -> str:
+    """Return the README for a package index, where links and pictures must be whole addresses."""
+
+    def whole(found: re.Match[str]) -> str:
+        return f"{found[1]}({REPOSITORY}/{'raw' if found[1].startswith('!') else 'blob'}/main/{found[2]})"
+
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"(!?\[[^\]]*\])\((?!https?:)([^)]+)\)", whole, text)
+
+
+setup(
+    cmdclass={"build_py": WithKernels, "bdist_wheel": PlatformWheel},
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+)

@@ -3,23 +3,28 @@
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import fedsieve
 from fedsieve.engine.loop import MostlyDense
 from fedsieve.recipes import load_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md"))]
 
 
 def test_the_numbers_in_the_pages_are_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import readme
 
-    assert len(re.findall("<!-- (?:table|round|reproduced): ", (ROOT / "README.md").read_text())) == 9
+    marks = re.findall(r"<!-- (\w+: \w+) -->", "".join(page.read_text() for page in PAGES))
+    assert {"table: mnist", "table: digits", "table: digits05", "reproduced: flash", "performance: frozen"} <= {*marks}
+    cost = ("machine", "ms_per_round", "s_first_round_of_digits", "peak_mb_10_clients", "peak_mb_1000_clients")
+    assert {f"round: {name}" for name in cost} <= {*marks}
     for page in PAGES:
         text = page.read_text()
         assert readme.filled(text) == text, page
@@ -95,6 +100,28 @@ def test_every_supernode_in_the_docs_names_its_port() -> None:
     found = [c for page in PAGES for c in re.findall(r"^flower-supernode(?:.*\\\n)*.*$", page.read_text(), re.M)]
     assert found
     assert all(" --port 909" in command for command in found)
+
+
+def test_the_readme_is_short() -> None:
+    prose = re.sub(r"<!-- .*?<!-- end -->", "", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(prose.split()) <= 900
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/model.md"])
+def test_the_python_of_a_model_and_data_of_ones_own_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    x, y = torch.randn(400, 1, 4, 4), torch.arange(400) % 10
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    mine = {"x": x, "y": y, "x_test": x[:50], "y_test": y[:50], "my_network": network}
+    exec(re.sub(r"rounds=\d+", "rounds=2", code), mine)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_is_installed_in_the_docs_is_there_to_be_installed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lines = [line for page in PAGES for line in re.findall(r"pip install '\.\[([\w,]+)\]'", page.read_text())]
+    assert lines
+    assert {name for line in lines for name in line.split(",")} <= extras.keys()
 
 
 def test_nothing_tells_users_to_install_fedsieve_from_pypi() -> None:
