@@ -15,7 +15,7 @@ from fedsieve.recipes.presets import PRESETS
 from fedsieve.server.aggregate import added, mean, tensors
 from fedsieve.sparse.policy import check_share
 from fedsieve.types import Tree
-from fedsieve.types.contract import changes
+from fedsieve.types.contract import expect_changes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RandomMask(Method[ServerState]):
 
     def expected(self, state: ServerState, tier: int) -> Expected:
         """Expect some of every tensor's changes, and refuse what is anything else."""
-        return Expected(changes(state.params, {name: v.numel() for name, v in state.params.items()}))
+        return Expected(expect_changes(state.params, {name: v.numel() for name, v in state.params.items()}))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Add the mean change."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedsieve.client.models import MODELS
-from fedsieve.sparse.policy import layers
+from fedsieve.sparse.policy import weight_layers
 
 
 def parameters(name: str, channels: int, classes: int) -> int:
@@ -36,7 +36,7 @@ def test_sizes_are_the_papers(name: str, channels: int, classes: int, size: int,
 )
 def test_layers_have_the_papers_sizes(name: str, shape: tuple[int, int], wanted: dict[str, int]) -> None:
     model = MODELS[name](*shape)
-    assert {n: sum(p.numel() for p in layer.parameters()) for n, layer in layers(model).items()} == wanted
+    assert {n: sum(p.numel() for p in layer.parameters()) for n, layer in weight_layers(model).items()} == wanted
 
 
 def test_resnet_is_made_of_the_papers_parts() -> None:

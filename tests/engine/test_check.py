@@ -22,7 +22,7 @@ from fedsieve.methods import FedAvg
 from fedsieve.runs.store import row
 from fedsieve.server.robust import Fixed, Multiple, Off
 from fedsieve.types import Tree, flatten, rng
-from fedsieve.types.contract import Expected, Part, Unexpected, Whole, shown, weights
+from fedsieve.types.contract import Expected, Part, Unexpected, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
 from oracles.lies import LIES, Told, changed, poison, says
@@ -266,16 +266,16 @@ def test_positions_are_checked_here_too() -> None:
 
 def test_a_variance_may_shrink_to_nothing_but_not_below() -> None:
     params = {"bn.running_var": torch.tensor([1.5, 2.0])}
-    assert isinstance(weights(params)["bn.running_var"], Whole)
-    Expected(weights(params)).check({"bn.running_var": torch.zeros(2)})
+    assert isinstance(expect_weights(params)["bn.running_var"], Whole)
+    Expected(expect_weights(params)).check({"bn.running_var": torch.zeros(2)})
     with pytest.raises(Unexpected, match="cannot be"):
-        Expected(weights(params)).check({"bn.running_var": torch.tensor([-1e-9, 1.0])})
+        Expected(expect_weights(params)).check({"bn.running_var": torch.tensor([-1e-9, 1.0])})
 
 
 def test_what_a_client_calls_things_is_shown_as_one_short_line() -> None:
-    assert shown("ab") == "'ab'"
-    assert shown("a\n\x1b") == "'a??'"
-    assert len(shown("x" * 1000)) <= 62
+    assert printable("ab") == "'ab'"
+    assert printable("a\n\x1b") == "'a??'"
+    assert len(printable("x" * 1000)) <= 62
 
 
 BOUNDS = {"off": Off(), "fixed": Fixed(100.0), "multiple": Multiple(3.0)}

@@ -21,7 +21,7 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import record_run
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
-from fedsieve.types.contract import Expected, Norms, Whole, weights
+from fedsieve.types.contract import Expected, Norms, Whole, expect_weights
 from oracles.lies import Told, changed, flipped
 from tiny import tiny_run
 
@@ -57,7 +57,7 @@ def test_the_norm_is_that_of_the_change() -> None:
     params = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([1.0])}
     params |= {"bn.running_mean": torch.zeros(2), "bn.running_var": torch.ones(2)}
     statistics = {"bn.running_mean": torch.tensor([2.0, 2.0]), "bn.running_var": torch.tensor([3.0, 3.0])}
-    expected = Expected(weights(params, {"w": 2}))
+    expected = Expected(expect_weights(params, {"w": 2}))
     sent = Sparse(torch.tensor([4.0, 8.0]), torch.tensor([0, 3]), (2, 2))
     assert expected.norms({"w": sent, "b": torch.tensor([13.0]), **statistics}) == (13.0, 4.0, 12.0, 2.0)
     assert Expected({"s": Whole(torch.ones(2), counts=False)}).norms({"s": torch.zeros(2)}) is None

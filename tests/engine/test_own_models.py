@@ -16,7 +16,7 @@ from fedsieve.engine.messages import Letters
 from fedsieve.methods import NST, PDST, FedAvg, Private, TopK, ZeroFL
 from fedsieve.runs.progress import show
 from fedsieve.runs.store import record_run
-from fedsieve.sparse.policy import frozen, policy, shared
+from fedsieve.sparse.policy import frozen_names, select_weights, tied_names
 from fedsieve.types import InputError
 from methods_under_test import METHODS
 from tiny import PlainNet, TinyNet, tiny_run
@@ -55,7 +55,7 @@ def test_frozen_weights_stay_bit_for_bit(name: str, values: str) -> None:
     run_ = frozen_run(METHODS[name], rounds=2, values=values)
     federation = open_run(run_)
     before, final = federation.model(), [*rounds(federation, local())][-1]
-    fixed = frozen(before)
+    fixed = frozen_names(before)
     assert {"conv2.weight"} <= fixed <= {n for n in before.state_dict() if n.startswith(("conv2.", "bn."))}
     assert not final.refused
     for part in fixed:
@@ -111,7 +111,7 @@ def some(**fixed: bool) -> nn.Module:
 def test_what_is_frozen_is_in_no_policy(name: str, fixed: set[str], kept: tuple[str, ...]) -> None:
     model = some(**dict.fromkeys(fixed, True))
     model.policies = {"own": ("conv1", "fc1")}  # type: ignore[assignment]
-    assert policy(name, model) == tuple(f"{layer}.weight" for layer in kept)
+    assert select_weights(name, model) == tuple(f"{layer}.weight" for layer in kept)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_frozen_is_in_no_policy(name: str, fixed: set[str], kept: tuple[
 )
 def test_a_policy_of_frozen_layers_is_refused(name: str, line: str) -> None:
     with pytest.raises(InputError, match=line):
-        policy(name, some(conv1=True, conv2=True, fc1=True))
+        select_weights(name, some(conv1=True, conv2=True, fc1=True))
 
 
 class Tied(nn.Module):
@@ -147,7 +147,7 @@ class Tied(nn.Module):
     "method", [FedAvg(), TopK(policy="all"), PDST(0.5, "all"), NST(0.5, policy="all"), ZeroFL(policy="all")]
 )
 def test_shared_weights_are_one_weight_in_every_name(method: Method[Any]) -> None:
-    assert shared(Tied()) == {f"{m}.{w}" for m in ("inner", "again") for w in ("weight", "bias")} | {
+    assert tied_names(Tied()) == {f"{m}.{w}" for m in ("inner", "again") for w in ("weight", "bias")} | {
         "one.weight",
         "two.weight",
     }
@@ -157,7 +157,7 @@ def test_shared_weights_are_one_weight_in_every_name(method: Method[Any]) -> Non
     assert torch.equal(final.model["inner.weight"], final.model["again.weight"])
     assert bool(final.model["one.weight"].all())
     with pytest.raises(InputError, match=r"'one' matches only layers that are frozen .* or share their weights"):
-        policy("one,out", Tied())
+        select_weights("one,out", Tied())
 
 
 class Recurrent(nn.Module):

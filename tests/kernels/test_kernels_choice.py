@@ -26,8 +26,8 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.store import read_rows, record_run
 from fedsieve.runs.sweep import grid
 from fedsieve.sparse.layers import powerprop_, swat_
-from fedsieve.sparse.masks import counts_of, drawn
-from fedsieve.sparse.policy import policy
+from fedsieve.sparse.masks import layer_counts, random_masks
+from fedsieve.sparse.policy import select_weights
 from fedsieve.types import InputError, Mask, Tree, rng
 from oracles.lies import Told, changed
 from tiny import TinyNet, blobs, tiny_run
@@ -46,8 +46,8 @@ def graph_of(model: nn.Module) -> Graph:
 
 
 def mask_of(model: nn.Module, d: float, seed: int = 1) -> Mask:
-    like = {name: model.get_parameter(name) for name in policy("flash", model)}
-    return drawn(seed, counts_of(dict.fromkeys(like, d), like), like)
+    like = {name: model.get_parameter(name) for name in select_weights("flash", model)}
+    return random_masks(seed, layer_counts(dict.fromkeys(like, d), like), like)
 
 
 def device_of(model: nn.Module, cost: Cost | None = None, examples: int = 40, **changes: Any) -> Device:

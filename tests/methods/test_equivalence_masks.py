@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedsieve.server.aggregate import mean_where_held
-from fedsieve.sparse.dnr import apportioned, calibrated, prune_regrow
-from fedsieve.sparse.masks import counts_of, drawn, mismatch, values
+from fedsieve.sparse.dnr import apportion, prune_regrow, recalibrate
+from fedsieve.sparse.masks import gather_values, layer_counts, mismatch, random_masks
 from fedsieve.sparse.topk import global_top
 from fedsieve.types import Mask, Params
 from oracles import reference as ref
@@ -122,7 +122,7 @@ def test_prune_regrow_draws_other_positions_from_another_generator() -> None:
 def test_apportionment_is_exact_in_total_and_close_in_parts(total: int, given_: dict[str, tuple[float, int]]) -> None:
     share, room = {name: s for name, (s, _) in given_.items()}, {name: r for name, (_, r) in given_.items()}
     total = min(total, sum(room.values()))
-    parts, exact = apportioned(total, share, room), sparse.regrowth(total, share, room)
+    parts, exact = apportion(total, share, room), sparse.regrowth(total, share, room)
     assert sum(parts.values()) == total
     full = [name for name in share if exact[name] >= room[name] - 1e-9]
     for name, part in parts.items():
@@ -140,21 +140,21 @@ LIKE = {"a": torch.zeros(7, 3, 2), "b": torch.zeros(40), "c": torch.zeros(40)}
 @given(st.integers(0, 2**62), st.tuples(st.integers(0, 42), st.integers(0, 40), st.integers(0, 40)), st.data())
 def test_drawn_masks_are_exact_nested_and_repeatable(seed: int, counts: tuple[int, ...], data: st.DataObject) -> None:
     fewer = [data.draw(st.integers(0, n)) for n in counts]
-    large, again = (drawn(seed, torch.tensor(counts), LIKE) for _ in range(2))
-    small = drawn(seed, torch.tensor(fewer), LIKE)
+    large, again = (random_masks(seed, torch.tensor(counts), LIKE) for _ in range(2))
+    small = random_masks(seed, torch.tensor(fewer), LIKE)
     for name, n, m in zip(LIKE, counts, fewer, strict=True):
         assert large[name].shape == LIKE[name].shape
         assert (int(large[name].sum()), int(small[name].sum())) == (n, m)
         assert not (small[name] & ~large[name]).any()
         assert torch.equal(large[name], again[name])
-    alone = drawn(seed, torch.tensor(counts[1:]), {"b": LIKE["b"], "c": LIKE["c"]})
+    alone = random_masks(seed, torch.tensor(counts[1:]), {"b": LIKE["b"], "c": LIKE["c"]})
     assert torch.equal(alone["c"], large["c"]), "a layer's mask depends on the other layers"
 
 
 def test_drawn_masks_are_independent_between_layers_and_seeds_and_even() -> None:
     """Overlap of two independent masks of half a layer: a quarter, std .5 / sqrt(n) / 2 = .0022 of 12,800."""
     like, counts = {"a": torch.zeros(12_800), "b": torch.zeros(12_800)}, torch.tensor([6_400, 6_400])
-    one, other = drawn(5, counts, like), drawn(6, counts, like)
+    one, other = random_masks(5, counts, like), random_masks(6, counts, like)
     for x, y in ((one["a"], one["b"]), (one["a"], other["a"]), (one["b"], other["b"]), (one["b"], other["a"])):
         assert float((x & y).float().mean()) == pytest.approx(0.25, abs=0.015)
     assert float(one["a"][:6_400].float().mean()) == pytest.approx(0.5, abs=0.03)
@@ -174,13 +174,13 @@ def test_calibration_equals_reference(layers_: list[tuple[int, int]], percent: i
     mean = {f"l{i}": Fraction(h, 100) for i, (h, _) in enumerate(layers_)}
     sizes = {f"l{i}": k for i, (_, k) in enumerate(layers_)}
     d = Fraction(percent, 100)
-    found = calibrated({name: float(h) for name, h in mean.items()}, sizes, float(d), excess)
+    found = recalibrate({name: float(h) for name, h in mean.items()}, sizes, float(d), excess)
     wanted = sparse.calibrated(mean, sizes, d, excess == "redistribute")
     assert found == pytest.approx({name: float(h) for name, h in wanted.items()}, rel=1e-12)
     assert all(0 < h <= 1 for h in found.values())
     total, target = sum(found[name] * k for name, k in sizes.items()), float(d) * sum(sizes.values())
     assert total == pytest.approx(target) if excess == "redistribute" else total <= target * (1 + 1e-12)
-    counts = counts_of(found, {name: torch.zeros(k) for name, k in sizes.items()}).tolist()
+    counts = layer_counts(found, {name: torch.zeros(k) for name, k in sizes.items()}).tolist()
     assert counts == [math.ceil(wanted[name] * k) for name, k in sizes.items()]
     assert all(1 <= n <= k for n, k in zip(counts, sizes.values(), strict=True))
 
@@ -229,6 +229,6 @@ def test_global_cut_equals_reference(sizes: list[int], seed: int, twentieths: in
     support = global_top(params, tuple(params), 1 - (1 - twentieths / 20))
     assert sum(int(s.sum()) for s in support.values()) == math.ceil(d * total)
     kept = {name: v[support[name]] for name, v in params.items()}
-    assert all(torch.equal(values(params, support)[name], kept[name]) for name in params)
+    assert all(torch.equal(gather_values(params, support)[name], kept[name]) for name in params)
     for name, s in support.items():
         np.testing.assert_array_equal(s.numpy(), wanted[name] != 0)

@@ -394,7 +394,7 @@ def test_hetero_flash_equals_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     initial = float64(params_of(fresh()))
     state, answers = warm_up(watch, state, (1, 3), 3, "mean")
     sizes = {name: initial[name].size for name in INNER}
-    found = [numpy_masks(state.of(tier)) for tier in range(3)]
+    found = [numpy_masks(state.mask_of(tier)) for tier in range(3)]
     for own, wanted in zip(found, sparse.warmed_up(answers, sizes, [Fraction(d) for d in targets]), strict=True):
         assert_drawn(own, wanted)
     for large, small in pairwise(found):

@@ -22,8 +22,8 @@ from fedsieve.methods import (
     TopK,
     ZeroFL,
 )
-from fedsieve.sparse.policy import policy
-from fedsieve.sparse.topk import density
+from fedsieve.sparse.policy import select_weights
+from fedsieve.sparse.topk import weight_density
 from fedsieve.types import InputError, Sparse, flatten, rng
 from methods_under_test import METHODS
 from tiny import TinyNet, blobs, net, same_state, tiny_run
@@ -135,7 +135,7 @@ def test_what_it_deploys_is_what_was_tested(name: str, kernels: str) -> None:
     final = learning(name, kernels)[-1]
     model = load_(net(METHODS[name])(), final.model)
     assert accuracy(model, blobs().test) == final.accuracy
-    assert density(final.model) == final.density
+    assert weight_density(final.model) == final.density
 
 
 def test_it_counts_its_work(name: str, kernels: str) -> None:
@@ -238,7 +238,7 @@ def test_central_training_is_one_client() -> None:
 def test_layers_outside_the_policy_are_sent_whole() -> None:
     method = ZeroFL(0.9, 0.0, "top_weights")
     before = params_of(TinyNet())
-    sent = method.chosen(before, before, policy("zerofl", TinyNet()))
+    sent = method.chosen(before, before, select_weights("zerofl", TinyNet()))
     assert {n for n, v in sent.items() if isinstance(v, Sparse)} == {"conv2.weight", "fc1.weight"}
     fc1 = sent["fc1.weight"]
     assert isinstance(fc1, Sparse)
@@ -249,11 +249,11 @@ def test_swat_by_erdos_renyi_kernel_ships_layers_of_unequal_density() -> None:
     method, model = Swat(sparsity=0.7, policy="all", budget="erk"), TinyNet()
     params = method.deploy(method.init(model, rng(0, "init")))
     sides = {"conv1": 4 + 2 + 3 + 3, "conv2": 8 + 4 + 3 + 3, "fc1": 24 + 72, "fc2": 3 + 24}
-    kept = {name: density(params, [f"{name}.weight"]) for name in sides}
+    kept = {name: weight_density(params, [f"{name}.weight"]) for name in sides}
     shares = [kept[name] * params[f"{name}.weight"].numel() / sides[name] for name in sides]
     assert shares[:3] == pytest.approx([shares[0]] * 3, rel=0.03)
     assert kept["fc2"] == 1  # more than its share does not fit
-    assert density(params) == pytest.approx(0.3, abs=0.01)
+    assert weight_density(params) == pytest.approx(0.3, abs=0.01)
 
 
 def test_top_k_starts_dense_and_then_sends_down_only_what_survived() -> None:

@@ -19,10 +19,10 @@ from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.settings import apply_settings
 from fedsieve.server.aggregate import mean
-from fedsieve.server.masked import OnMask
+from fedsieve.server.masked import MaskedState
 from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, combined
 from fedsieve.types import Tree, flatten
-from fedsieve.types.contract import Expected, Whole, weights
+from fedsieve.types.contract import Expected, Whole, expect_weights
 from methods_under_test import METHODS, kinds_first
 from oracles.lies import Act, Told, changed, flipped
 from tiny import tiny_run
@@ -30,7 +30,7 @@ from tiny import tiny_run
 ONE_SUPPORT = ["fedavg", "fedadam", "swat", "swat, erk, period", "zerofl full", "pdst", "pdst, adam, equal"]
 ONE_SUPPORT += ["flash", "flash, sum, clip, adam"]
 BASE = torch.linspace(-1, 1, 6).view(2, 3)
-EXPECTED = Expected(weights({"w": BASE}))
+EXPECTED = Expected(expect_weights({"w": BASE}))
 
 
 def updates(m: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], list[Update]]:
@@ -77,7 +77,7 @@ def test_running_statistics_are_clipped_by_themselves() -> None:
     base = {"w": torch.zeros(2), "bn.running_var": torch.tensor([1.0, 1.0])}
     sent = Update({"w": torch.tensor([3.0, 4.0]), "bn.running_var": torch.tensor([4.0, 5.0])}, 1)
     for how, w, var in ((Clipped(1.0), [0.6, 0.8], [4.0, 5.0]), (Clipped(9.0, 2.5), [3.0, 4.0], [2.5, 3.0])):
-        (one,) = combined(how, [sent], Expected(weights(base)))
+        (one,) = combined(how, [sent], Expected(expect_weights(base)))
         assert one.tree["w"].tolist() == pytest.approx(w)  # type: ignore[union-attr]
         assert one.tree["bn.running_var"].tolist() == pytest.approx(var)  # type: ignore[union-attr]
 
@@ -121,7 +121,7 @@ def test_it_works_with_every_method_of_one_support(name: str, how: Mean) -> None
     assert all(torch.isfinite(v).all() for v in robust.state.params.values())
     assert not all(torch.equal(a[n], b[n]) for n in a)
     assert first.bytes_up == robust_first.bytes_up  # later, the models differ, and so does what tells them
-    if isinstance(robust.state, OnMask):
+    if isinstance(robust.state, MaskedState):
         assert all(not v[~robust.state.mask[n]].any() for n, v in robust.state.params.items() if n in robust.state.mask)
 
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedsieve.sparse.layers import Cut, SwatConv2d, SwatLinear, restart_, swat_
-from fedsieve.sparse.policy import policy, uniform
+from fedsieve.sparse.layers import PeriodicTopK, SwatConv2d, SwatLinear, reset_thresholds_, swat_
+from fedsieve.sparse.policy import select_weights, uniform_densities
 from fedsieve.sparse.topk import top
 from fedsieve.types import InputError
 from tiny import TinyNet
@@ -74,7 +74,7 @@ def test_evaluation_uses_the_sparse_weights_and_dense_activations() -> None:
 
 
 def test_between_refreshes_the_last_threshold_serves() -> None:
-    cut = Cut(0.5, 2)
+    cut = PeriodicTopK(0.5, 2)
     assert cut(torch.tensor([4.0, -3.0, 2.0, 1.0])).tolist() == [4.0, -3.0, 0.0, 0.0]
     assert cut(torch.tensor([1.0, 2.9, -3.0, 9.0])).tolist() == [0.0, 0.0, -3.0, 9.0]
     assert cut(torch.tensor([1.0, 2.5, -0.5, 0.1])).tolist() == [1.0, 2.5, 0.0, 0.0]
@@ -85,7 +85,7 @@ def test_between_refreshes_the_last_threshold_serves() -> None:
 def test_swat_keeps_names_parameters_and_counts_its_densities() -> None:
     model = TinyNet()
     names, before = list(model.state_dict()), {n: p.data_ptr() for n, p in model.named_parameters()}
-    net = swat_(model, uniform(policy("swat", model), 0.25), 1)
+    net = swat_(model, uniform_densities(select_weights("swat", model), 0.25), 1)
     assert list(net.state_dict()) == names
     assert {n: p.data_ptr() for n, p in net.named_parameters()} == before
     net(torch.randn(4, 2, 6, 6)).sum().backward()
@@ -99,7 +99,7 @@ def test_swat_keeps_names_parameters_and_counts_its_densities() -> None:
 def test_restart_reaches_every_layer() -> None:
     net = swat_(TinyNet(), {"fc1.weight": 0.5, "conv2.weight": 0.5}, 10)
     net(torch.randn(4, 2, 6, 6))
-    restart_(net)
+    reset_thresholds_(net)
     steps = [m.cut_input.step for m in net.modules() if isinstance(m, SwatConv2d | SwatLinear)]
     assert steps == [0, 0]
 

@@ -17,9 +17,19 @@ from fedsieve.client.masked import learn
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of
 from fedsieve.methods import DNR, FLASH, NST, PDST, HeteroFLASH, SparseFedPP, TopK
-from fedsieve.sparse.dnr import apportioned, calibrated, prune_regrow
-from fedsieve.sparse.masks import counts_of, drawn, mismatch, packed, projected, received, spread, unpacked, values
-from fedsieve.sparse.policy import policy
+from fedsieve.sparse.dnr import apportion, prune_regrow, recalibrate
+from fedsieve.sparse.masks import (
+    apply_mask,
+    gather_values,
+    layer_counts,
+    masks_from_spec,
+    mismatch,
+    pack_bits,
+    random_masks,
+    scatter_values,
+    unpack_bits,
+)
+from fedsieve.sparse.policy import select_weights
 from fedsieve.sparse.topk import EmptyLayer
 from fedsieve.types import Device, InputError, Update, rng
 from fedsieve.wire import decode, encode
@@ -29,7 +39,7 @@ LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3), "c": torch.zeros(4, 2, 3, 3
 
 
 def test_a_mask_is_what_its_spec_says() -> None:
-    mask = drawn(11, torch.tensor([9, 0, 72]), LIKE)
+    mask = random_masks(11, torch.tensor([9, 0, 72]), LIKE)
     key = int.from_bytes(hashlib.sha256(b"fedsieve/mask/11/a").digest()[:16], "little")
     scores = [int(s) for s in np.random.Philox(key=key).random_raw(35)]
     kept = sorted(range(35), key=scores.__getitem__)[:9]
@@ -50,41 +60,41 @@ def test_philox_gives_the_numbers_of_its_paper() -> None:
 
 
 def test_smaller_masks_of_the_same_seed_are_inside() -> None:
-    large, small = drawn(5, torch.tensor([20, 3, 50]), LIKE), drawn(5, torch.tensor([11, 1, 49]), LIKE)
+    large, small = random_masks(5, torch.tensor([20, 3, 50]), LIKE), random_masks(5, torch.tensor([11, 1, 49]), LIKE)
     assert all((small[n] <= large[n]).all() for n in LIKE)
-    other = drawn(6, torch.tensor([20, 3, 50]), LIKE)
+    other = random_masks(6, torch.tensor([20, 3, 50]), LIKE)
     assert any((other[n] != large[n]).any() for n in LIKE)
 
 
 @pytest.mark.parametrize("counts", [[9, 0], [36, 0, 0], [-1, 0, 0]])
 def test_counts_that_do_not_fit_are_refused(counts: list[int]) -> None:
     with pytest.raises(InputError, match="do not fit"):
-        drawn(1, torch.tensor(counts), LIKE)
+        random_masks(1, torch.tensor(counts), LIKE)
 
 
 @pytest.mark.parametrize("order", [None, {}, {"seed": 1.0, "counts": torch.ones(3)}, {"seed": torch.ones(2)}])
 def test_an_order_for_a_mask_that_is_none_is_refused(order: object) -> None:
     with pytest.raises(InputError, match="no order for a mask"):
-        received(order, TinyNet(), ("fc1.weight",))
+        masks_from_spec(order, TinyNet(), ("fc1.weight",))
 
 
 def test_only_values_travel_and_come_back_to_their_places() -> None:
     params = {name: torch.randn(v.shape) for name, v in LIKE.items()} | {"bias": torch.randn(4)}
-    mask = drawn(3, torch.tensor([9, 1, 20]), LIKE)
-    sent = values(params, mask)
+    mask = random_masks(3, torch.tensor([9, 1, 20]), LIKE)
+    sent = gather_values(params, mask)
     assert {name: len(v) for name, v in sent.items()} == {"a": 9, "b": 1, "c": 20, "bias": 4}
-    back, wanted = spread(sent, mask), projected(params, mask)
+    back, wanted = scatter_values(sent, mask), apply_mask(params, mask)
     assert all(torch.equal(back[n], wanted[n]) for n in params)
     for wrong in ({"a": torch.ones(8)}, {"a": 1.0}, 3.0):
         with pytest.raises(InputError):
-            spread(wrong, mask)
+            scatter_values(wrong, mask)
 
 
 def test_masks_are_remembered_as_bits() -> None:
-    mask = drawn(3, torch.tensor([9, 1, 20]), LIKE)
-    bits = packed(mask)
+    mask = random_masks(3, torch.tensor([9, 1, 20]), LIKE)
+    bits = pack_bits(mask)
     assert {name: v.numel() for name, v in bits.items()} == {"a": 5, "b": 1, "c": 9}
-    assert all(torch.equal(unpacked(bits, LIKE)[n], mask[n]) for n in mask)
+    assert all(torch.equal(unpack_bits(bits, LIKE)[n], mask[n]) for n in mask)
 
 
 def test_mismatch_sums_layers_first() -> None:
@@ -98,10 +108,13 @@ def test_mismatch_sums_layers_first() -> None:
 
 def test_calibration_reaches_the_target_or_clips() -> None:
     sizes = {"a": 100, "b": 900}
-    assert calibrated({"a": 0.4, "b": 0.1}, sizes, 0.1, "clip") == pytest.approx({"a": 0.4 / 1.3, "b": 0.1 / 1.3})
-    clipped = calibrated({"a": 1.0, "b": 0.05}, sizes, 0.3, "clip")
+    assert recalibrate({"a": 0.4, "b": 0.1}, sizes, 0.1, "clip") == pytest.approx({"a": 0.4 / 1.3, "b": 0.1 / 1.3})
+    clipped = recalibrate({"a": 1.0, "b": 0.05}, sizes, 0.3, "clip")
     assert clipped == {"a": 1.0, "b": pytest.approx(0.05 * 300 / 145)}
-    assert calibrated({"a": 1.0, "b": 0.05}, sizes, 0.3, "redistribute") == {"a": 1.0, "b": pytest.approx(200 / 900)}
+    assert recalibrate({"a": 1.0, "b": 0.05}, sizes, 0.3, "redistribute") == {
+        "a": 1.0,
+        "b": pytest.approx(200 / 900),
+    }
 
 
 def test_pruning_takes_the_smallest_and_growth_starts_at_zero() -> None:
@@ -122,7 +135,7 @@ def test_pruning_takes_the_smallest_and_growth_starts_at_zero() -> None:
 def test_parts_add_up_and_fit(total: int, layers: list[tuple[float, int]]) -> None:
     shares = {str(i): share for i, (share, _) in enumerate(layers)}
     room = {str(i): free for i, (_, free) in enumerate(layers)}
-    parts = apportioned(total, shares, room)
+    parts = apportion(total, shares, room)
     assert sum(parts.values()) == min(total, sum(room.values()))
     assert all(0 <= parts[n] <= room[n] for n in parts)
 
@@ -141,7 +154,7 @@ def test_dnr_keeps_the_number_of_weights_at_every_step() -> None:
 
     list(run(tiny_run(Watched(density=0.3)), local()))
     params = params_of(TinyNet())
-    wanted = sum(int(counts_of({n: 0.3}, params)[0]) for n in policy("flash", TinyNet()))
+    wanted = sum(int(layer_counts({n: 0.3}, params)[0]) for n in select_weights("flash", TinyNet()))
     assert found == [wanted] * 12
 
 
@@ -149,10 +162,10 @@ def test_work_follows_a_mask_that_moves() -> None:
     """One client, two steps, the mask moving between them: each step is counted at its own layer densities."""
     model, data = TinyNet(), blobs().train.subset(torch.arange(32))
     device = Device(model, data, data, 0.1, 1, 16, 0, 0, rng(0, "x"))
-    names = policy("flash", model)
+    names = select_weights("flash", model)
     like = {name: model.get_parameter(name) for name in names}
     work = Cost(model)
-    before = dict(drawn(1, counts_of(dict.fromkeys(names, 0.2), like), like))
+    before = dict(random_masks(1, layer_counts(dict.fromkeys(names, 0.2), like), like))
     _, after = learn(device, before, {1: 0.5})
     products = {"conv1.weight": 2 * 36 * 4 * 2 * 9, "conv2.weight": 3 * 9 * 8 * 4 * 9, "fc1.weight": 3 * 72 * 24}
     wanted = sum(16 * products[n] * float(mask[n].double().mean()) for mask in (before, after) for n in names)
@@ -167,7 +180,7 @@ def test_training_that_diverges_ends_in_one_line(method: Any) -> None:
 
 
 def test_no_drawn_mask_is_empty() -> None:
-    assert counts_of({"a": 1e-9, "b": 1e-9}, LIKE).tolist() == [1, 1]
+    assert layer_counts({"a": 1e-9, "b": 1e-9}, LIKE).tolist() == [1, 1]
 
 
 def test_the_mask_of_central_dnr_is_the_clients_own() -> None:
@@ -175,7 +188,7 @@ def test_the_mask_of_central_dnr_is_the_clients_own() -> None:
     for round in run(central, local()):
         own = {n: decode(round.memory[0])[n] for n in round.state.sparse}
         like = {n: round.state.params[n] for n in own}
-        assert all(torch.equal(unpacked(own, like)[n], round.state.mask[n]) for n in own)  # type: ignore[arg-type]
+        assert all(torch.equal(unpack_bits(own, like)[n], round.state.mask[n]) for n in own)  # type: ignore[arg-type]
 
 
 def test_a_tier_that_no_round_would_sample_is_refused() -> None:
@@ -210,7 +223,7 @@ def test_when_nst_learns() -> None:
 def test_flash_starts_stage_2_from_whole_weights_not_from_masked_ones() -> None:
     method, plain = FLASH(density=0.2, c_d=3), TinyNet()
     first = method.init(plain, rng(0, "init"))
-    names = policy("flash", plain)
+    names = select_weights("flash", plain)
     sensed = [torch.tensor([1.0, 0.1, 0.4], dtype=torch.float64), torch.tensor([0.8, 0.3, 0.2], dtype=torch.float64)]
     second = method.aggregate(first, [Update({"sensed": s}, n) for n, s in enumerate(sensed, 1)])
     fresh, mask = params_of(plain), second.mask
@@ -220,7 +233,7 @@ def test_flash_starts_stage_2_from_whole_weights_not_from_masked_ones() -> None:
         assert second.params[name].count_nonzero() == mask[name].sum()  # no weight is a masked one's zero
     sizes = {name: fresh[name].numel() for name in names}
     mean = dict(zip(names, [0.9, 0.2, 0.3], strict=True))  # unweighted
-    wanted = counts_of(calibrated(mean, sizes, 0.2, "redistribute"), fresh)
+    wanted = layer_counts(recalibrate(mean, sizes, 0.2, "redistribute"), fresh)
     assert second.counts[0].tolist() == wanted.tolist()
     assert int(second.stage) == 2
 
@@ -236,7 +249,7 @@ def test_the_mask_of_flash_never_changes_and_that_of_nst_does() -> None:
 def test_hetero_flash_nests_its_masks_and_counts_who_holds_what() -> None:
     method = HeteroFLASH(densities=(0.6, 0.4, 0.2), c_d=2, E_d=2)
     final = list(run(tiny_run(method), local()))[-1]
-    masks = [final.state.of(tier) for tier in range(3)]
+    masks = [final.state.mask_of(tier) for tier in range(3)]
     for large, small in pairwise(masks):
         assert all((small[n] <= large[n]).all() for n in large)
     total = sum(own.numel() for own in masks[0].values())
@@ -250,7 +263,7 @@ def test_clipping_keeps_masks_nested() -> None:
     sensed = torch.tensor([0.9, 0.9, 0.01], dtype=torch.float64)
     state = method.aggregate(method.init(TinyNet(), rng(0, "init")), [Update({"sensed": sensed}, 1)])
     assert (state.counts[1] <= state.counts[0]).all()
-    assert calibrated({"a": 1.0, "b": 0.01}, {"a": 10, "b": 990}, 0.5, "clip")["b"] > 0.01
+    assert recalibrate({"a": 1.0, "b": 0.01}, {"a": 10, "b": 990}, 0.5, "clip")["b"] > 0.01
 
 
 def test_a_warm_up_takes_its_clients_from_the_first_tier() -> None:
@@ -302,7 +315,7 @@ def test_both_directions_of_resnet18_weigh_a_tenth_and_a_twentieth(kind: Any, d:
     state = method.init(plain, rng(0, "init"))
     dense = {"tree": params_of(plain), "n": 1.0, "metrics": {"loss": 0.0}, "work": {"real": 0.0, "dense": 0.0}}
     down = method.broadcast(state, 0)
-    up = dense | {"tree": values(state.params, state.mask)}
+    up = dense | {"tree": gather_values(state.params, state.mask)}
     assert len(encode(params_of(plain))) / len(encode(down)) >= factor
     assert len(encode(dense)) / len(encode(up)) >= factor
 

@@ -26,9 +26,9 @@ def test_top_keeps_exactly_the_largest_and_breaks_ties_by_position(values: list[
 
 
 def test_top_counts_with_the_sums_that_the_papers_write() -> None:
-    assert topk.count(1 - 0.95 + 0.2, 16) == 4  # 0.25000000000000006 * 16 must not become 5
-    assert topk.count(1 - 0.9, 1000) == 100
-    assert topk.count(0.05, 21) == 2
+    assert topk.topk_count(1 - 0.95 + 0.2, 16) == 4  # 0.25000000000000006 * 16 must not become 5
+    assert topk.topk_count(1 - 0.9, 1000) == 100
+    assert topk.topk_count(0.05, 21) == 2
 
 
 def test_top_of_float64_sees_what_float32_cannot() -> None:
@@ -102,4 +102,4 @@ def test_erdos_renyi_kernel_meets_the_total_and_never_exceeds_one(q: float) -> N
 
 def test_cut_and_density_agree() -> None:
     params = {"w": torch.arange(1.0, 21).view(4, 5), "b": torch.zeros(3)}
-    assert topk.density(topk.cut(params, {"w": 0.25})) == 0.25
+    assert topk.weight_density(topk.keep_topk(params, {"w": 0.25})) == 0.25

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsieve.client.flops import OtherOps, count_other_ops, extrapolate
 from fedsieve.client.training import DenseSteps, train_
 from fedsieve.kernels.choice import Kernels, Sparse
-from fedsieve.sparse.policy import layers
+from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Device, Mask, Steps
 
 DENSE = (1.0, 1.0, 1.0)
@@ -33,7 +33,7 @@ class Cost:
         self.kernels = kernels
         self.restart()
         self.other_ops = OtherOps()
-        for layer in layers(model).values():
+        for layer in weight_layers(model).values():
             layer.register_forward_hook(partial(self._count, fan_in(layer), _is_trained(layer)), with_kwargs=True)
         if examples is not None:
             self.other_ops = count_other_ops(train_(model), examples, lambda: self.dense)

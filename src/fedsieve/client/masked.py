@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import Training, mean_loss
-from fedsieve.sparse.dnr import Share, prune_regrow
+from fedsieve.sparse.dnr import GrowthShare, prune_regrow
 from fedsieve.types import Device, Mask
 
 
 def learn(
-    device: Device, mask: Mask, rates: Mapping[int, float] | None = None, share: Share = "mean"
+    device: Device, mask: Mask, rates: Mapping[int, float] | None = None, share: GrowthShare = "mean"
 ) -> tuple[dict[str, float], Mask]:
     """Train ``device.model`` on a mask; after step s, prune and regrow at the rate ``rates[s]``.
 
@@ -31,7 +31,7 @@ def learn(
     return mean_loss(losses), mask
 
 
-def _moved(device: Device, mask: Mask, p: float, share: Share) -> Mask:
+def _moved(device: Device, mask: Mask, p: float, share: GrowthShare) -> Mask:
     """Return the mask after a step of DNR on the model's weights, which are left on both masks."""
     weights = {name: device.model.get_parameter(name) for name in mask}
     now = {name: w.detach().cpu() for name, w in weights.items()}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsieve.sparse.policy import layers
+from fedsieve.sparse.policy import weight_layers
 
 
 class Block(nn.Module):
@@ -126,7 +126,7 @@ def truncated_normal_(model: nn.Module, rng: torch.Generator) -> None:
     Guastella et al. 2024 start all models so: variance 1 / fan_in, from a normal distribution of the standard
     deviation sqrt(1 / fan_in) / 0.8796 that is cut at two of them.
     """
-    for layer in layers(model).values():
+    for layer in weight_layers(model).values():
         weight = layer.weight
         assert isinstance(weight, Tensor)
         std = math.sqrt(1 / weight[0].numel()) / 0.8796

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsieve.sparse.policy import still
+from fedsieve.sparse.policy import has_frozen_statistics
 from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
 
 
@@ -40,7 +40,7 @@ def train_(model: nn.Module) -> nn.Module:
     """Put the model in training mode, and return it; a frozen BatchNorm computes with its running statistics."""
     model.train()
     for module in model.modules():
-        if still(module):
+        if has_frozen_statistics(module):
             module.eval()
     return model
 

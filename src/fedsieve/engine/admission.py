@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from fedsieve.engine.diagnostics import PARTS, SAVED, Diagnostics, checked, plain, readable
 from fedsieve.engine.experiment import Federation
 from fedsieve.server.robust import FEW, Fixed, Limits, Loose, Multiple, Off, within
-from fedsieve.sparse.policy import frozen
+from fedsieve.sparse.policy import frozen_names
 from fedsieve.types import Tree, Update
 from fedsieve.types.contract import Expected, Norms, Unexpected, norms_of
 from fedsieve.types.method import expected_of
@@ -49,7 +49,7 @@ class Checks:
 
     def __init__(self, federation: Federation, norms: Iterable[Norms] = (), columns: Collection[str] = ()):
         self.federation, self.norms, self.columns = federation, [*norms], columns
-        self.frozen = frozen(federation.model())
+        self.frozen = frozen_names(federation.model())
         self.accounted = federation.run.private  # for the plain sum, whatever its answers are
         alone = federation.run.task.clients == 1 and isinstance(federation.run.bound, Loose)  # nobody to guard from it
         self.bound = Off() if self.accounted or alone else federation.run.bound
@@ -136,7 +136,7 @@ class Checks:
         if not isinstance(tree, Mapping) or not told.keys() <= {"tree", "n", *PARTS}:
             raise Unexpected("not a client's answer")
         n = _examples(told.get("n"), self.federation.examples(client))
-        tree = expected.filled(tree, self.frozen)
+        tree = expected.fill_frozen(tree, self.frozen)
         expected.check(tree)
         known = expected.metrics
         if known is not None and "masks" in self.federation.measure:

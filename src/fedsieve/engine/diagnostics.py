@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
-from fedsieve.types.contract import shown
+from fedsieve.types.contract import printable
 
 PARTS = ("metrics", "work", "notes")
 SAVED = ("saved_bytes", "saved_nonzero")
@@ -52,7 +52,7 @@ def checked(
     lines, metrics = list[str](), dict[str, float]()
     for name, value in islice(told["metrics"].items(), METRICS):
         if why := _unfit(name, value, known, columns):
-            lines.append(f"its metric {shown(name)} {why}")
+            lines.append(f"its metric {printable(name)} {why}")
         else:
             metrics[name] = value
     if len(told["metrics"]) > METRICS:

@@ -33,7 +33,7 @@ from fedsieve.engine.metrics import Lost, Refused, Remark, Tally
 from fedsieve.engine.rollback import Diverged, History, LeftOut, Memory, Point, Returns
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels.choice import Kernels
-from fedsieve.sparse.topk import density
+from fedsieve.sparse.topk import weight_density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.types.contract import Norms
 from fedsieve.wire import Body, decode, encode
@@ -256,8 +256,8 @@ def rounds(
                 model=model,
                 accuracy=accuracy(load_(plain, model), test) if tested else None,
                 accuracy_validation=accuracy(load_(plain, model), held_out) if tested and held_out else None,
-                density=density(model),
-                density_of_all=density(model, names),
+                density=weight_density(model),
+                density_of_all=weight_density(model, names),
                 metrics=tally.metrics,
                 bytes_up=tally.bytes_up,
                 bytes_down=outgoing.size,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.fingerprint import fingerprint
-from fedsieve.sparse.policy import frozen
+from fedsieve.sparse.policy import frozen_names
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensate, decode, encode, finite, seal, unseal
 
@@ -27,7 +27,7 @@ class Letters:
     def __init__(self, federation: Federation):
         model = federation.model()
         floats = {name: v for name, v in model.state_dict().items() if v.is_floating_point()}
-        self.frozen = frozen(model)
+        self.frozen = frozen_names(model)
         manifest = Manifest.of(floats)
         self.key = federation.key
         self.run, self.settings = federation.name, fingerprint(federation)

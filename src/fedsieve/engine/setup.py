@@ -24,7 +24,7 @@ from fedsieve.engine.experiment import Federation, Run, Task
 from fedsieve.engine.measures import check_measures
 from fedsieve.engine.user_inputs import given_dataset, line
 from fedsieve.server.robust import check_fit
-from fedsieve.sparse.layers import replaced
+from fedsieve.sparse.layers import sparse_layers
 from fedsieve.sparse.policy import Coverage
 from fedsieve.types import InputError, ServerState, rng
 
@@ -150,7 +150,7 @@ def check_prepared(federation: Federation, prepared: nn.Module) -> None:
     The prepared model is run on two examples, in training and in testing, beside the plain model with the weights that
     the replaced layers compute with. ``prepared`` is of no use afterwards.
     """
-    layers, plain = replaced(prepared), federation.model()
+    layers, plain = sparse_layers(prepared), federation.model()
     x, _ = federation.dataset.train.batch(slice(0, 2))
     if not layers:
         return
@@ -203,7 +203,7 @@ class _Uses(TorchFunctionMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.past, self.inside, self.handles = set[str](), list[nn.Module](), []
-        self.weights = {id(layer.weight): (name, layer) for name, layer in replaced(model).items()}
+        self.weights = {id(layer.weight): (name, layer) for name, layer in sparse_layers(model).items()}
         for _, layer in self.weights.values():
             self.handles.append(layer.register_forward_pre_hook(lambda layer, _: self.inside.append(layer)))
             self.handles.append(layer.register_forward_hook(self._leave, always_call=True))

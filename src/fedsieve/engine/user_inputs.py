@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
-from fedsieve.sparse.policy import computed
+from fedsieve.sparse.policy import undo_call
 from fedsieve.types import InputError, Method
 
 NO_DATASET = (
@@ -113,7 +113,7 @@ def _check_plain(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if attributes := [n for n, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
             what = f"layer {path} has no parameter {attributes[0]!r} of its own"
-            raise InputError(f"{what}, it is computed from others: call {computed(module, attributes[0])} first")
+            raise InputError(f"{what}, it is computed from others: call {undo_call(module, attributes[0])} first")
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, w in named.items():
         if isinstance(w, UninitializedParameter):

@@ -15,7 +15,7 @@ from fedsieve.kernels import library
 from fedsieve.kernels.graph import Foreign, Graph, Layer, Norm, Product, Unsupported, read
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
-from fedsieve.sparse.policy import layers
+from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Device, InputError, Mask
 
 CHOICES = ("auto", "sparse", "dense")
@@ -203,7 +203,10 @@ def _padded(samples: int) -> int:
 
 def _products(layer: Layer) -> float:
     """Return the multiplications of one dense product of a layer with one sample."""
-    out, modules = layer.output, [inner for module in _modules(layer) for inner in layers(module).values()]
+    out, modules = (
+        layer.output,
+        [inner for module in _modules(layer) for inner in weight_layers(module).values()],
+    )
     weights = [module.weight for module in modules]
     return float(sum(out.channels * out.height * out.width * w[0].numel() for w in weights if isinstance(w, Tensor)))
 

@@ -17,7 +17,7 @@ from fedsieve.kernels.graph import Product
 from fedsieve.kernels.program import Keep, Noted, Top, Wide, at, native
 from fedsieve.kernels.weights import Lists
 from fedsieve.sparse.layers import SwatConv2d, SwatLinear
-from fedsieve.sparse.topk import count
+from fedsieve.sparse.topk import topk_count
 
 if TYPE_CHECKING:
     from fedsieve.kernels.arena import Room
@@ -44,7 +44,7 @@ class Dense(Lists):
         self.blocks = -(-out // self.lanes)
         self.dense = self._blocks(inner * k * k)
         self.velocity = self._blocks(inner * k * k) if momentum else None
-        self.k = count(self.density, layer.module.weight.numel())
+        self.k = topk_count(self.density, layer.module.weight.numel())
         self.capacity = min(layer.module.weight.numel(), int(SLACK * self.k) + 64)
         self.offset, self.back_offset = (torch.empty(self.capacity, dtype=torch.int32) for _ in range(2))
         self.values, self.back_values = torch.empty(self.capacity), torch.empty(self.capacity)
@@ -123,7 +123,9 @@ class Dense(Lists):
         )
         keep = Keep(groups=groups, group=group, stride=layer.stride, line=line, plane=plane, corner=halo * (line + 1))
         each = x.channels * x.height * x.width
-        plan.cut(Cutting(keep, self.period, lambda n: count(self.density, n * each), lambda n: self.products / each))
+        plan.cut(
+            Cutting(keep, self.period, lambda n: topk_count(self.density, n * each), lambda n: self.products / each)
+        )
 
         def kept() -> Keep:
             keep.in_ = plan.arena.map(x)

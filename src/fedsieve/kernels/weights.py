@@ -16,8 +16,8 @@ from fedsieve.kernels.foreign import Call
 from fedsieve.kernels.graph import Foreign, Graph, Norm, Product
 from fedsieve.kernels.program import WORDS, Dot, Gather, NormBackward, Prune, Sgd, Step, Take, at, native
 from fedsieve.kernels.program import Norm as NormOp
-from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powered
-from fedsieve.sparse.topk import count
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
+from fedsieve.sparse.topk import topk_count
 
 if TYPE_CHECKING:
     from fedsieve.kernels.arena import Arena, Room
@@ -104,7 +104,7 @@ class Frozen(Lists):
         own = slice(self.start, self.start + self.count)
         weights.w[own] = self.layer.module.weight.reshape(-1)[self.index()]
         if weights.effective is not weights.w:
-            weights.effective[own] = powered(weights.w[own], self.power)
+            weights.effective[own] = powerprop_weight(weights.w[own], self.power)
 
     def write(self, weights: Weights) -> None:
         """Give them back, zero off the mask."""
@@ -163,7 +163,7 @@ class Frozen(Lists):
     def _prune(self, plan: Plan, x: Room, kept: Room) -> Step:
         op = Prune(in_=plan.arena.map(x), out=plan.arena.map(kept))
         share, each = self.count / self.numel, x.channels * x.height * x.width
-        plan.cut(Cutting(op, 1, lambda n: count(max(share, 1 / (n * each)), n * each), lambda n: 0))
+        plan.cut(Cutting(op, 1, lambda n: topk_count(max(share, 1 / (n * each)), n * each), lambda n: 0))
         return op
 
     def input_gradient(self, plan: Plan, g: Room) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Adam, Average, Step, dense_bytes, mean, tensors
 from fedsieve.types import Device, Method, ServerState, Tree, Update
-from fedsieve.types.contract import Expected, weights
+from fedsieve.types.contract import Expected, expect_weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FedAvg(Method[ServerState]):
 
     def expected(self, state: ServerState, tier: int) -> Expected:
         """Expect the whole model."""
-        return Expected(weights(state.params))
+        return Expected(expect_weights(state.params))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Take the server's step towards the mean of the clients' models."""

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from fedsieve.client.masked import epoch_ends, learn
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Average, Step, Weighting, mean, mean_where_held
-from fedsieve.server.masked import OnMask, stepped
-from fedsieve.sparse.dnr import Excess, Share, calibrated
-from fedsieve.sparse.masks import counts_of, projected, received, spread, values, values_bytes
-from fedsieve.sparse.policy import check_share, policy, uniform
+from fedsieve.server.masked import MaskedState, step_on_mask
+from fedsieve.sparse.dnr import ExcessRule, GrowthShare, recalibrate
+from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
+from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.types import Device, InputError, Method, Params, Tree, Update
-from fedsieve.types.contract import Expected, Number, Whole, weights
+from fedsieve.types.contract import Expected, Number, Whole, expect_weights
 
 
 @dataclass(frozen=True)
-class FLASH(Method[OnMask]):
+class FLASH(Method[MaskedState]):
     """Sense layer sensitivities on a few clients, then train on one frozen mask; only values travel."""
 
     density: float = 0.1
@@ -38,9 +38,9 @@ class FLASH(Method[OnMask]):
     """Their local epochs."""
     p: float = 0.25
     """DNR's first prune rate; it falls linearly to 0."""
-    share: Share = "mean"
+    share: GrowthShare = "mean"
     """Where DNR grows weights: by the mean |w| of a layer's non-zeros (the authors' code), or their sum (the text)."""
-    excess: Excess = "redistribute"
+    excess: ExcessRule = "redistribute"
     """A layer's density beyond 1 goes to the other layers, or is clipped off (the authors' code)."""
     weighting: Weighting = "samples"
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
@@ -61,12 +61,12 @@ class FLASH(Method[OnMask]):
         """The clients of round 0."""
         return self.c_d
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
+    def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
         """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
         params = params_of(model)
-        return _stage1(params, policy(self.policy, model), (self.density,), self.server.init(params), rng)
+        return _stage1(params, select_weights(self.policy, model), (self.density,), self.server.init(params), rng)
 
-    def broadcast(self, state: OnMask, tier: int) -> Tree:
+    def broadcast(self, state: MaskedState, tier: int) -> Tree:
         """Send the stage, the values on its mask, and what the mask is drawn from."""
         return _sent(state, 0)
 
@@ -74,23 +74,25 @@ class FLASH(Method[OnMask]):
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
         return _trained(self, down, device)
 
-    def expected(self, state: OnMask, tier: int) -> Expected:
+    def expected(self, state: MaskedState, tier: int) -> Expected:
         """Expect sensitivities, or the values on the mask."""
-        return _sensing(state) if state.stage == 1 else Expected(weights(values(state.params, state.mask)))
+        return (
+            _sensing(state) if state.stage == 1 else Expected(expect_weights(gather_values(state.params, state.mask)))
+        )
 
-    def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
+    def aggregate(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
             return _stage2(state, updates, (self.density,), self.excess)
-        return stepped(state, updates, self.server, self.weighting)
+        return step_on_mask(state, updates, self.server, self.weighting)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers (Table 3)."""
-        return values_bytes(model, policy(self.policy, model), self.density)
+        return masked_bytes(model, select_weights(self.policy, model), self.density)
 
 
 @dataclass(frozen=True)
-class HeteroFLASH(Method[OnMask]):
+class HeteroFLASH(Method[MaskedState]):
     """FLASH for unequal devices: a mask for each device class, each inside the next larger one."""
 
     densities: tuple[float, ...] = (0.2, 0.15, 0.1)
@@ -99,8 +101,8 @@ class HeteroFLASH(Method[OnMask]):
     """Clients of the warm-up, which learn at the largest density: all are of the first tier."""
     E_d: int = 10
     p: float = 0.25
-    share: Share = "mean"
-    excess: Excess = "redistribute"
+    share: GrowthShare = "mean"
+    excess: ExcessRule = "redistribute"
     policy: str = "flash"
 
     def __post_init__(self) -> None:
@@ -130,11 +132,11 @@ class HeteroFLASH(Method[OnMask]):
         """How many device classes the method serves."""
         return len(self.densities)
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
+    def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
         """Start stage 1 at the largest density."""
-        return _stage1(params_of(model), policy(self.policy, model), self.densities, {}, rng)
+        return _stage1(params_of(model), select_weights(self.policy, model), self.densities, {}, rng)
 
-    def broadcast(self, state: OnMask, tier: int) -> Tree:
+    def broadcast(self, state: MaskedState, tier: int) -> Tree:
         """Send the values on a device class's mask, and what it is drawn from."""
         return _sent(state, tier)
 
@@ -143,24 +145,26 @@ class HeteroFLASH(Method[OnMask]):
         update = _trained(self, down, device)
         return update if down["stage"] == 1 else replace(update, tree={"tier": down["tier"], **update.tree})
 
-    def expected(self, state: OnMask, tier: int) -> Expected:
+    def expected(self, state: MaskedState, tier: int) -> Expected:
         """Expect sensitivities, or the values on the mask of a device class, and its number."""
         if state.stage == 1:
             return _sensing(state)
-        return Expected({"tier": Number(float(tier)), **weights(values(state.params, state.of(tier)))})
+        return Expected(
+            {"tier": Number(float(tier)), **expect_weights(gather_values(state.params, state.mask_of(tier)))}
+        )
 
-    def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
+    def aggregate(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
         if state.stage == 1:
             return _stage2(state, updates, self.densities, self.excess)
         return replace(state, params=mean_where_held((self._held(state, u) for u in updates), state.params))
 
-    def _held(self, state: OnMask, update: Update) -> tuple[Params, dict[str, Tensor]]:
+    def _held(self, state: MaskedState, update: Update) -> tuple[Params, dict[str, Tensor]]:
         tier = update.tree.get("tier")
         if not isinstance(tier, float) or tier not in range(self.tiers):
             raise InputError("an update of no device class")
-        mask = state.of(int(tier))
-        return spread({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
+        mask = state.mask_of(int(tier))
+        return scatter_values({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
 
 
 def _check_warm_up(c_d: int, E_d: int, p: float) -> None:
@@ -178,29 +182,29 @@ def _stage1(
     densities: tuple[float, ...],
     moments: dict[str, Params],
     rng: torch.Generator,
-) -> OnMask:
+) -> MaskedState:
     """Return the state before the warm-up, its masks of uniform densities."""
     seed = torch.randint(2**62, (), generator=rng)
-    counts = torch.stack([counts_of(uniform(names, d), params) for d in densities])
-    return OnMask(params, moments, names, seed=seed, counts=counts, stage=torch.tensor(1))
+    counts = torch.stack([layer_counts(uniform_densities(names, d), params) for d in densities])
+    return MaskedState(params, moments, names, seed=seed, counts=counts, stage=torch.tensor(1))
 
 
-def _sent(state: OnMask, tier: int) -> Tree:
-    sent = values(state.params, state.of(tier))
-    return {"stage": float(state.stage), "tier": float(tier), "mask": state.order(tier), "params": sent}
+def _sent(state: MaskedState, tier: int) -> Tree:
+    sent = gather_values(state.params, state.mask_of(tier))
+    return {"stage": float(state.stage), "tier": float(tier), "mask": state.mask_spec(tier), "params": sent}
 
 
 def _trained(method: FLASH | HeteroFLASH, down: Tree, device: Device) -> Update:
     """Do what the stage asks: sense on a mask that moves, or train on one that is frozen."""
-    mask = received(down["mask"], device.model, policy(method.policy, device.model))
-    load_(device.model, spread(down["params"], mask))
+    mask = masks_from_spec(down["mask"], device.model, select_weights(method.policy, device.model))
+    load_(device.model, scatter_values(down["params"], mask))
     if down["stage"] == 1:
         return _sensed(replace(device, epochs=method.E_d), mask, method.p, method.share)
     metrics, _ = learn(device, mask)
-    return Update(values(params_of(device.model), mask), len(device.data), metrics)
+    return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
 
-def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: Share) -> Update:
+def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthShare) -> Update:
     """Learn a mask by DNR, its rate falling from ``p`` to 0, and answer with its density in every layer."""
     epoch, steps = epoch_ends(device)
     rates = {step: p * (1 - step / steps) for step in range(epoch, steps, epoch)}
@@ -211,7 +215,7 @@ def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: Share) 
     return Update({"sensed": sensed}, len(device.data), metrics)
 
 
-def _sensing(state: OnMask) -> Expected:
+def _sensing(state: MaskedState) -> Expected:
     """Expect the density of every layer after DNR: no layer is empty, and in all they keep what they started with."""
     sizes = torch.tensor([state.params[name].numel() for name in state.sparse], dtype=torch.float64)
     kept = partial(_kept, sizes, int(state.counts[0].sum()))
@@ -226,15 +230,17 @@ def _kept(sizes: Tensor, allowed: int, tree: Tree) -> str | None:
     return None if abs(kept - allowed) < 0.5 else f"sensed keeps {kept:.6g} weights, where {allowed} are allowed"
 
 
-def _stage2(state: OnMask, updates: Iterable[Update], densities: tuple[float, ...], excess: Excess) -> OnMask:
+def _stage2(
+    state: MaskedState, updates: Iterable[Update], densities: tuple[float, ...], excess: ExcessRule
+) -> MaskedState:
     """Return the state before round 1: a fresh mask of the sensed densities (eq. 2), smaller ones inside it."""
     sensed = mean(updates, "equal")["sensed"].tolist()
     sizes = {name: state.params[name].numel() for name in state.sparse}
     layers, counts = dict(zip(sizes, sensed, strict=True)), list[Tensor]()
     for i, d in enumerate(densities):
-        larger, layers = layers, calibrated(layers, sizes, d, excess)
+        larger, layers = layers, recalibrate(layers, sizes, d, excess)
         if i:  # nested, also where clipping left the larger mask short of its density
             layers = {name: min(v, larger[name]) for name, v in layers.items()}
-        counts.append(counts_of(layers, state.params))
-    drawn = replace(state, seed=state.seed + 1, counts=torch.stack(counts), stage=torch.tensor(2))
-    return replace(drawn, params=projected(state.params, drawn.mask))
+        counts.append(layer_counts(layers, state.params))
+    masked = replace(state, seed=state.seed + 1, counts=torch.stack(counts), stage=torch.tensor(2))
+    return replace(masked, params=apply_mask(state.params, masked.mask))

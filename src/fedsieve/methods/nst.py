@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from fedsieve.client.masked import epoch_ends, learn
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Weighting, mean, tensors
-from fedsieve.sparse.dnr import Share
-from fedsieve.sparse.masks import counts_of, drawn, packed, projected, received, unpacked
-from fedsieve.sparse.policy import check_share, policy, uniform
-from fedsieve.sparse.topk import cut, non_zeros, on_support
+from fedsieve.sparse.dnr import GrowthShare
+from fedsieve.sparse.masks import apply_mask, layer_counts, masks_from_spec, pack_bits, random_masks, unpack_bits
+from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
+from fedsieve.sparse.topk import drop_zeros, keep_topk, to_sparse
 from fedsieve.types import Device, InputError, Mask, Method, Params, ServerState, Sparse, Tree, Update
-from fedsieve.types.contract import Expected, weights
+from fedsieve.types.contract import Expected, expect_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class NSTState(ServerState):
 
     mask: Mask
     seed: Tensor
-    """int64 []: see ``masks.drawn``."""
+    """int64 []: see ``masks.random_masks``."""
     counts: Tensor
     """int64 [layers]: how many weights of each layer a mask keeps at first."""
 
@@ -52,7 +52,7 @@ class NST(Method[NSTState]):
     """DNR's first prune rate; it falls linearly to 0."""
     decay: Literal["round", "run"] = "round"
     """Over what p falls: the steps of one local training, or of the whole run (DNR)."""
-    share: Share = "mean"
+    share: GrowthShare = "mean"
     """Where weights grow: by the mean |w| of a layer's non-zeros (the authors' code), or their sum (the text)."""
     deployment: Literal["aggregate", "pruned"] = "aggregate"
     """What is tested and shipped: the union of the clients' masks, or its top weights, layer by layer."""
@@ -84,19 +84,22 @@ class NST(Method[NSTState]):
 
     def init(self, model: nn.Module, rng: torch.Generator) -> NSTState:
         """Draw the common mask, and keep the fresh model's weights on it; independent masks need all of them."""
-        params, names = params_of(model), policy(self.policy, model)
+        params, names = params_of(model), select_weights(self.policy, model)
         like = {name: params[name] for name in names}
-        seed, counts = torch.randint(2**62, (), generator=rng), counts_of(uniform(names, self.density), params)
+        seed, counts = (
+            torch.randint(2**62, (), generator=rng),
+            layer_counts(uniform_densities(names, self.density), params),
+        )
         if self.first_mask == "common":
-            mask = dict(drawn(int(seed), counts, like))
+            mask = dict(random_masks(int(seed), counts, like))
         else:
             mask = {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}
-        return NSTState(projected(params, mask), sparse=names, mask=mask, seed=seed, counts=counts)
+        return NSTState(apply_mask(params, mask), sparse=names, mask=mask, seed=seed, counts=counts)
 
     def broadcast(self, state: NSTState, tier: int) -> Tree:
         """Send the global model, without what no client's mask keeps, and what the first mask is drawn from."""
         mask = {"seed": state.seed, "counts": state.counts}
-        return {"mask": mask, "params": non_zeros(state.params, state.sparse)}
+        return {"mask": mask, "params": drop_zeros(state.params, state.sparse)}
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the client's own mask, learn it on the way, remember it, and send the weights on it."""
@@ -105,8 +108,8 @@ class NST(Method[NSTState]):
             raise InputError("the message holds no parameters")
         load_(device.model, tensors(sent))
         metrics, mask = learn(device, self._own(down["mask"], device), self.rates(device), self.share)
-        device.memory |= packed(mask)
-        return Update(on_support(params_of(device.model), mask), len(device.data), metrics)
+        device.memory |= pack_bits(mask)
+        return Update(to_sparse(params_of(device.model), mask), len(device.data), metrics)
 
     def rates(self, device: Device) -> dict[int, float]:
         """Return the prune rate after those steps that change the mask: the epochs' ends, or an only one's middle."""
@@ -119,18 +122,18 @@ class NST(Method[NSTState]):
 
     def _own(self, first: object, device: Device) -> Mask:
         """Return the client's mask: what it remembers, or in its first round the server's, or a random one."""
-        like = {name: device.model.get_parameter(name) for name in policy(self.policy, device.model)}
+        like = {name: device.model.get_parameter(name) for name in select_weights(self.policy, device.model)}
         if device.memory:
-            return unpacked(device.memory, like)
+            return unpack_bits(device.memory, like)
         if self.first_mask == "common":
-            return dict(received(first, device.model, tuple(like)))
+            return dict(masks_from_spec(first, device.model, tuple(like)))
         seed = int(torch.randint(2**62, (), generator=device.rng))
-        return dict(drawn(seed, counts_of(uniform(tuple(like), self.density), like), like))
+        return dict(random_masks(seed, layer_counts(uniform_densities(tuple(like), self.density), like), like))
 
     def expected(self, state: NSTState, tier: int) -> Expected:
         """Expect the weights on a mask: prune and regrow moves its positions, and keeps their number."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
-        return Expected(weights(state.params, sizes), int(state.counts.sum()))
+        return Expected(expect_weights(state.params, sizes), int(state.counts.sum()))
 
     def aggregate(self, state: NSTState, updates: Iterable[Update]) -> NSTState:
         """Average, zeros counting; the union of the clients' masks survives."""
@@ -143,7 +146,7 @@ class NST(Method[NSTState]):
 
     def pruned(self, state: NSTState) -> Params:
         """Return the aggregate cut to the target density, layer by layer."""
-        return cut(state.params, uniform(state.sparse, self.density))
+        return keep_topk(state.params, uniform_densities(state.sparse, self.density))
 
 
 def _joined(updates: Iterable[Update], union: Mask) -> Iterator[Update]:

@@ -16,15 +16,15 @@ from torch import nn
 from fedsieve.client.masked import learn
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Average, Step, Weighting
-from fedsieve.server.masked import OnMask, stepped
-from fedsieve.sparse.masks import counts_of, projected, received, spread, values, values_bytes
-from fedsieve.sparse.policy import check_share, policy, uniform
+from fedsieve.server.masked import MaskedState, step_on_mask
+from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
+from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.types import Device, Method, Tree, Update
-from fedsieve.types.contract import Expected, weights
+from fedsieve.types.contract import Expected, expect_weights
 
 
 @dataclass(frozen=True)
-class PDST(Method[OnMask]):
+class PDST(Method[MaskedState]):
     """Clients train on one frozen random mask of uniform density, and only values travel."""
 
     density: float = 0.1
@@ -41,33 +41,33 @@ class PDST(Method[OnMask]):
         """The share of a layer's weights that the mask keeps."""
         return self.density
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> OnMask:
+    def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
         """Draw the mask, and keep the fresh model's weights on it."""
-        params, names = params_of(model), policy(self.policy, model)
+        params, names = params_of(model), select_weights(self.policy, model)
         seed = torch.randint(2**62, (), generator=rng)
-        counts = counts_of(uniform(names, self.density), params)[None]
-        state = OnMask(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(2))
-        return replace(state, params=projected(params, state.mask))
+        counts = layer_counts(uniform_densities(names, self.density), params)[None]
+        state = MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(2))
+        return replace(state, params=apply_mask(params, state.mask))
 
-    def broadcast(self, state: OnMask, tier: int) -> Tree:
+    def broadcast(self, state: MaskedState, tier: int) -> Tree:
         """Send the values on the mask, and what it is drawn from."""
-        return {"mask": state.order(0), "params": values(state.params, state.mask)}
+        return {"mask": state.mask_spec(0), "params": gather_values(state.params, state.mask)}
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the mask, and send its values back."""
-        mask = received(down["mask"], device.model, policy(self.policy, device.model))
-        load_(device.model, spread(down["params"], mask))
+        mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model))
+        load_(device.model, scatter_values(down["params"], mask))
         metrics, _ = learn(device, mask)
-        return Update(values(params_of(device.model), mask), len(device.data), metrics)
+        return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
-    def expected(self, state: OnMask, tier: int) -> Expected:
+    def expected(self, state: MaskedState, tier: int) -> Expected:
         """Expect the values on the mask."""
-        return Expected(weights(values(state.params, state.mask)))
+        return Expected(expect_weights(gather_values(state.params, state.mask)))
 
-    def aggregate(self, state: OnMask, updates: Iterable[Update]) -> OnMask:
+    def aggregate(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
         """Take the server's step towards the mean of the values, on the mask."""
-        return stepped(state, updates, self.server, self.weighting)
+        return step_on_mask(state, updates, self.server, self.weighting)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers (FLASH, Table 3)."""
-        return values_bytes(model, policy(self.policy, model), self.density)
+        return masked_bytes(model, select_weights(self.policy, model), self.density)

@@ -92,7 +92,7 @@ class Private(Method[Any]):
             raise InputError(
                 f"{statistics[0]}: running statistics would drown in noise; take a model without BatchNorm"
             )
-        if chosen := expected_of(self.inner, state, 0).chosen():
+        if chosen := expected_of(self.inner, state, 0).client_chosen():
             raise InputError(
                 f"every client of {self.inner.name} chooses its own positions ({chosen[0]}): take flash, pdst"
             )

@@ -20,11 +20,11 @@ from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import mean, tensors
-from fedsieve.sparse.layers import powered, powerprop_, unpowered
-from fedsieve.sparse.policy import check_share, policy
-from fedsieve.sparse.topk import count, global_top, non_zeros, on_support
+from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
+from fedsieve.sparse.policy import check_share, select_weights
+from fedsieve.sparse.topk import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.types import Device, Expected, InputError, Method, Params, ServerState, Tree, Update
-from fedsieve.types.contract import weights
+from fedsieve.types.contract import expect_weights
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class TopK(Method[ServerState]):
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model, dense: round 1 is."""
-        return ServerState(params_of(model), sparse=policy(self.policy, model))
+        return ServerState(params_of(model), sparse=select_weights(self.policy, model))
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send the global model: its zeros (what all clients pruned) need not travel."""
-        return non_zeros(state.params, state.sparse)
+        return drop_zeros(state.params, state.sparse)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train, cut over all layers together, and send the survivors."""
         load_(device.model, tensors(down))
         metrics = train(device)
         after = params_of(device.model)
-        support = global_top(after, policy(self.policy, device.model), 1 - self.sparsity)
-        return Update(on_support(after, support), len(device.data), metrics)
+        support = global_top(after, select_weights(self.policy, device.model), 1 - self.sparsity)
+        return Update(to_sparse(after, support), len(device.data), metrics)
 
     def expected(self, state: ServerState, tier: int) -> Expected:
         """Expect the survivors, as many as the cut leaves of all layers together."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
-        return Expected(weights(state.params, sizes), count(1 - self.sparsity, sum(sizes.values())))
+        return Expected(expect_weights(state.params, sizes), topk_count(1 - self.sparsity, sum(sizes.values())))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Average; the union of the clients' supports survives."""
@@ -101,13 +101,13 @@ class SparseFedPP(TopK):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by powerpropagation."""
-        return powerprop_(model, policy(self.policy, model), self.a, self.activations == "pruned")
+        return powerprop_(model, select_weights(self.policy, model), self.a, self.activations == "pruned")
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the th of the model's weights, dense: round 1 is."""
-        params, names = params_of(model), policy(self.policy, model)
-        return ServerState(params | {n: unpowered(params[n], self.a) for n in names}, sparse=names)
+        params, names = params_of(model), select_weights(self.policy, model)
+        return ServerState(params | {n: powerprop_parameter(params[n], self.a) for n in names}, sparse=names)
 
     def effective(self, params: Params, state: ServerState) -> Params:
         """Return the weights that th stands for."""
-        return {n: powered(v, self.a) if n in state.sparse else v for n, v in params.items()}
+        return {n: powerprop_weight(v, self.a) if n in state.sparse else v for n, v in params.items()}

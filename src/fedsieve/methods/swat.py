@@ -14,11 +14,11 @@ from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import dense_bytes, mean, tensors
-from fedsieve.sparse.layers import restart_, swat_
-from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, policy, uniform
-from fedsieve.sparse.topk import cut
+from fedsieve.sparse.layers import reset_thresholds_, swat_
+from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, select_weights, uniform_densities
+from fedsieve.sparse.topk import keep_topk
 from fedsieve.types import Device, InputError, Method, Params, ServerState, Tree, Update
-from fedsieve.types.contract import Expected, weights
+from fedsieve.types.contract import Expected, expect_weights
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Swat(Method[ServerState]):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
-        return swat_(model, self.densities(params_of(model), policy(self.policy, model)), self.period)
+        return swat_(model, self.densities(params_of(model), select_weights(self.policy, model)), self.period)
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
-        return ServerState(params_of(model), sparse=policy(self.policy, model))
+        return ServerState(params_of(model), sparse=select_weights(self.policy, model))
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send the dense master weights."""
@@ -57,13 +57,13 @@ class Swat(Method[ServerState]):
     def client(self, down: Tree, device: Device) -> Update:
         """Train by SWAT, and send the dense master weights back."""
         load_(device.model, tensors(down))
-        restart_(device.model)
+        reset_thresholds_(device.model)
         metrics = train(device)
         return Update(params_of(device.model), len(device.data), metrics)
 
     def expected(self, state: ServerState, tier: int) -> Expected:
         """Expect the dense master weights."""
-        return Expected(weights(state.params))
+        return Expected(expect_weights(state.params))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Average the master weights."""
@@ -71,7 +71,7 @@ class Swat(Method[ServerState]):
 
     def deploy(self, state: ServerState) -> Params:
         """Ship the top weights of every layer: the network that training computed with."""
-        return cut(state.params, self.densities(state.params, state.sparse))
+        return keep_topk(state.params, self.densities(state.params, state.sparse))
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return the plain model's size."""
@@ -81,4 +81,4 @@ class Swat(Method[ServerState]):
         """Return every sparse layer's density."""
         if self.budget == "erk":
             return erdos_renyi_kernel(params, names, 1 - self.sparsity)
-        return uniform(names, 1 - self.sparsity)
+        return uniform_densities(names, 1 - self.sparsity)

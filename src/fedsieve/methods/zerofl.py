@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Average, Step, added, dense_bytes, mean, tensors
-from fedsieve.sparse.layers import restart_, swat_
-from fedsieve.sparse.policy import check_share, policy, uniform
-from fedsieve.sparse.topk import count, cut, top
+from fedsieve.sparse.layers import reset_thresholds_, swat_
+from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
+from fedsieve.sparse.topk import keep_topk, top, topk_count
 from fedsieve.types import Device, InputError, Method, Params, ServerState, Sparse, Tree, Update
-from fedsieve.types.contract import Expected, changes, weights
+from fedsieve.types.contract import Expected, expect_changes, expect_weights
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
 
@@ -64,12 +64,12 @@ class ZeroFL(Method[ServerState]):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
-        return swat_(model, uniform(policy(self.policy, model), 1 - self.sparsity), self.period)
+        return swat_(model, uniform_densities(select_weights(self.policy, model), 1 - self.sparsity), self.period)
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
         params = params_of(model)
-        return ServerState(params, self.server.init(params), policy(self.policy, model))
+        return ServerState(params, self.server.init(params), select_weights(self.policy, model))
 
     def broadcast(self, state: ServerState, tier: int) -> Tree:
         """Send the dense model: only the upload is sparse."""
@@ -79,12 +79,12 @@ class ZeroFL(Method[ServerState]):
         """Train by SWAT, and choose what to send."""
         before = tensors(down)
         load_(device.model, before)
-        restart_(device.model)
+        reset_thresholds_(device.model)
         metrics = train(device)
-        sparse = policy(self.policy, device.model)
-        return Update(self.chosen(before, params_of(device.model), sparse), len(device.data), metrics)
+        sparse = select_weights(self.policy, device.model)
+        return Update(self.select_upload(before, params_of(device.model), sparse), len(device.data), metrics)
 
-    def chosen(self, before: Params, after: Params, sparse: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
+    def select_upload(self, before: Params, after: Params, sparse: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
         """Return what a client sends (Sec. 3.3)."""
         if self.upload == "full":
             return dict(after)
@@ -95,10 +95,10 @@ class ZeroFL(Method[ServerState]):
 
     def expected(self, state: ServerState, tier: int) -> Expected:
         """Expect weights or changes, of the sparse layers the share q of each."""
-        most = {name: count(self.q, state.params[name].numel()) for name in state.sparse}
-        if self.upload == "full":
-            return Expected(weights(state.params))
-        return Expected((weights if self.upload == "top_weights" else changes)(state.params, most))
+        most = {name: topk_count(self.q, state.params[name].numel()) for name in state.sparse}
+        if self.upload in ("diff_of_top", "top_diff"):
+            return Expected(expect_changes(state.params, most))
+        return Expected(expect_weights(state.params, most if self.upload == "top_weights" else {}))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
         """Take the server's step towards the mean of the models, or the old model plus the mean of the changes."""
@@ -109,7 +109,7 @@ class ZeroFL(Method[ServerState]):
 
     def deploy(self, state: ServerState) -> Params:
         """Ship the top weights of every layer: the network that training computed with."""
-        return cut(state.params, uniform(state.sparse, 1 - self.sparsity))
+        return keep_topk(state.params, uniform_densities(state.sparse, 1 - self.sparsity))
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return the paper's upload: every tensor, dense ones too, a 1 x n CSR of int32 and float32, pickled.
@@ -117,7 +117,7 @@ class ZeroFL(Method[ServerState]):
         That is 8 bytes a number plus about 130 bytes a tensor (Table 1, whose MB are 1,024,000 bytes); ``full`` is
         the plain model at 4 bytes a number.
         """
-        params, sparse = params_of(model), policy(self.policy, model)
+        params, sparse = params_of(model), select_weights(self.policy, model)
         if self.upload == "full":
             return dense_bytes(params)
         sent = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())

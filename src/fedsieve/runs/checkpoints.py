@@ -22,7 +22,7 @@ from fedsieve.data.storage import regular, sync, write
 from fedsieve.engine import Round
 from fedsieve.engine.loop import Start
 from fedsieve.engine.rollback import DEPTH, LeftOut, Returns
-from fedsieve.types import InputError, apart, flatten
+from fedsieve.types import InputError, clone_shared, flatten
 
 KEPT = DEPTH
 """As many as a run may go back to: one that is finite, but poisoned, is never the only one."""
@@ -30,7 +30,7 @@ KEPT = DEPTH
 
 def save(out: Path, round: Round, about: Mapping[str, str]) -> None:
     """Save what a round left, and ``about`` the run; keep the last ones."""
-    tensors = apart({f"state/{name}": v for name, v in flatten(round.state).items()})
+    tensors = clone_shared({f"state/{name}": v for name, v in flatten(round.state).items()})
     for client, kept in round.memory.items():
         tensors[f"memory/{client}"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
     if round.norms:

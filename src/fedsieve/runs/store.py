@@ -40,8 +40,8 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.run_json import OTHER
 from fedsieve.runs.source import contents_of, hashed, sources
 from fedsieve.runs.summary import summary
-from fedsieve.sparse.masks import packed
-from fedsieve.types import InputError, apart, rng, unflatten
+from fedsieve.sparse.masks import pack_bits
+from fedsieve.types import InputError, clone_shared, rng, unflatten
 
 ROWS = "rounds.jsonl"
 PUT_BACK = f"put it back as it was, or {OTHER}"
@@ -188,7 +188,7 @@ def _keep_positions(out: Path, round: Round) -> None:
     if round.positions:
         (out / "masks").mkdir(exist_ok=True)
         sizes = json.dumps({name: own.numel() for name, own in round.positions.items()})
-        write(out / "masks" / f"{round.t:06d}.safetensors", save(packed(round.positions), {"numel": sizes}))
+        write(out / "masks" / f"{round.t:06d}.safetensors", save(pack_bits(round.positions), {"numel": sizes}))
 
 
 def row(round: Round) -> dict[str, Any]:
@@ -245,6 +245,6 @@ def _finish(out: Path, federation: Federation) -> None:
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     shipped = plain.state_dict() | run.method.deploy(state)
-    write(out / "model.safetensors", save(apart(shipped)))
+    write(out / "model.safetensors", save(clone_shared(shipped)))
     both = {"kernels_measured": of_both(federation, state, start)} if "kernels" in federation.measure else {}
     write_json(out / "summary.json", summary(read_rows(out), federation) | both)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedsieve.server.aggregate import Step, Weighting, mean
-from fedsieve.sparse.masks import drawn, projected, spread
+from fedsieve.sparse.masks import apply_mask, random_masks, scatter_values
 from fedsieve.types import Mask, Params, ServerState, Tree, Update
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnMask(ServerState):
+class MaskedState(ServerState):
     """Server state of a model that lives on drawn masks, one a device class, the first holding all others."""
 
     seed: Tensor
@@ -26,23 +26,23 @@ class OnMask(ServerState):
     @property
     def mask(self) -> Mask:
         """The mask of the server's model."""
-        return self.of(0)
+        return self.mask_of(0)
 
     def support(self, params: Params) -> Mask:
         """Return the mask of the server's model, whatever the weights on it are."""
         return self.mask
 
-    def of(self, tier: int) -> Mask:
+    def mask_of(self, tier: int) -> Mask:
         """Return the mask of a device class."""
-        return drawn(int(self.seed), self.counts[tier], {name: self.params[name] for name in self.sparse})
+        return random_masks(int(self.seed), self.counts[tier], {name: self.params[name] for name in self.sparse})
 
-    def order(self, tier: int) -> Tree:
-        """Return what a client draws its mask from: some hundred bytes, whatever the model's size."""
+    def mask_spec(self, tier: int) -> Tree:
+        """Return what a client draws its mask from, seed and counts: some hundred bytes, whatever the model's size."""
         return {"seed": self.seed, "counts": self.counts[tier]}
 
 
-def stepped(state: OnMask, updates: Iterable[Update], server: Step, weighting: Weighting) -> OnMask:
+def step_on_mask(state: MaskedState, updates: Iterable[Update], server: Step, weighting: Weighting) -> MaskedState:
     """Return the state after the server's step towards the mean of the clients' values, on the mask."""
-    target = spread(mean(updates, weighting), state.mask)
+    target = scatter_values(mean(updates, weighting), state.mask)
     params, moments = server.step(state.params, target, state.moments)
-    return replace(state, params=projected(params, state.mask), moments=moments)
+    return replace(state, params=apply_mask(params, state.mask), moments=moments)

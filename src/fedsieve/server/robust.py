@@ -206,7 +206,7 @@ def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bo
     if isinstance(mean, Plain):
         return
     every = [expected_of(method, state, tier) for tier in range(tiers)]
-    own = every[0].chosen()
+    own = every[0].client_chosen()
     if own or (method.tiers or 1) > 1 or len({_layout(one) for one in every}) > 1:
         why = (
             f"every client chooses its own positions ({own[0]}, ...)"
@@ -233,7 +233,7 @@ def _clipped(update: Update, most: tuple[float, float], expected: Expected) -> U
     if norms is None or within(norms, most):
         return update
     factors = (most[0] / max(norms[0], most[0]), most[1] / max(norms[1], most[1]))
-    return replace(update, tree=expected.scaled(update.tree, factors))
+    return replace(update, tree=expected.scale_changes(update.tree, factors))
 
 
 def _one(mean: Median | Trimmed, updates: Iterable[Update]) -> Iterator[Update]:

@@ -9,31 +9,35 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.sparse.policy import scaled
-from fedsieve.sparse.topk import count, top_within
+from fedsieve.sparse.policy import scale_densities
+from fedsieve.sparse.topk import top_within, topk_count
 from fedsieve.types import Mask, Params
 
-Share: TypeAlias = Literal["mean", "sum"]
+GrowthShare: TypeAlias = Literal["mean", "sum"]
 
 
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
 
 
-Excess: TypeAlias = Literal["redistribute", "clip"]
+ExcessRule: TypeAlias = Literal["redistribute", "clip"]
 
 
 """What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
 
 
-def calibrated(sensed: Mapping[str, float], sizes: Mapping[str, int], d: float, excess: Excess) -> dict[str, float]:
+def recalibrate(
+    sensed: Mapping[str, float], sizes: Mapping[str, int], d: float, excess: ExcessRule
+) -> dict[str, float]:
     """Return sensed layer densities scaled to the total density ``d`` (eq. 2), none above 1."""
     if excess == "redistribute":
-        return scaled(sensed, sizes, d)
+        return scale_densities(sensed, sizes, d)
     r_f = d * sum(sizes.values()) / sum(sensed[name] * size for name, size in sizes.items())
     return {name: min(1.0, r_f * value) for name, value in sensed.items()}
 
 
-def prune_regrow(weights: Params, mask: Mask, p: float, share: Share, rng: torch.Generator) -> tuple[Params, Mask]:
+def prune_regrow(
+    weights: Params, mask: Mask, p: float, share: GrowthShare, rng: torch.Generator
+) -> tuple[Params, Mask]:
     """Return weights and mask after one step of DNR (Sec. 2): the number of weights stays exactly what it was.
 
     Every layer loses its ``ceil(p * nnz)`` smallest (but never its last), the same total grows again where layers have
@@ -42,18 +46,18 @@ def prune_regrow(weights: Params, mask: Mask, p: float, share: Share, rng: torch
     kept, removed = dict[str, Tensor](), 0
     for name, own in mask.items():
         nnz = int(own.sum())
-        gone = max(min(count(p, nnz), nnz - 1), 0)
+        gone = max(min(topk_count(p, nnz), nnz - 1), 0)
         kept[name], removed = top_within(weights[name], own, nnz - gone), removed + gone
     left = {name: weights[name] * kept[name] for name in mask}
     room = {name: int((~own).sum()) for name, own in kept.items()}
     shares = {name: _share(left[name], share) for name in mask}
     if not all(math.isfinite(value) for value in shares.values()):
         return weights, mask  # training has diverged: the weights will say so where they arrive
-    grown = apportioned(removed, shares, room)
+    grown = apportion(removed, shares, room)
     return left, {name: kept[name] | _random(~kept[name], grown[name], rng) for name in mask}
 
 
-def apportioned(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
     """Return ``total`` cut into whole parts proportional to ``shares``, none above its ``room``.
 
     Largest remainders get the last units (ties to the first); a full part passes its surplus on.
@@ -72,7 +76,7 @@ def apportioned(total: int, shares: Mapping[str, float], room: Mapping[str, int]
     return parts
 
 
-def _share(w: Tensor, share: Share) -> float:
+def _share(w: Tensor, share: GrowthShare) -> float:
     magnitudes = w[w != 0].abs().double()
     return float(magnitudes.sum()) / (max(len(magnitudes), 1) if share == "mean" else 1)
 

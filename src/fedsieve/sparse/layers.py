@@ -27,7 +27,7 @@ CALLS = ("__call__", "forward", "_conv_forward")
 """What computes in a layer of PyTorch's."""
 
 
-class Cut:
+class PeriodicTopK:
     """Keep the top share of a tensor: exactly every ``period`` calls, by the last threshold in between."""
 
     def __init__(self, density: float, period: int):
@@ -55,7 +55,7 @@ class SwatConv2d(nn.Conv2d):
         super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
         self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
-        self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
+        self.cut_weight, self.cut_input = PeriodicTopK(density, period), PeriodicTopK(density, period)
         self.densities = (1.0, 1.0, 1.0)
 
     def effective(self) -> Tensor:
@@ -79,7 +79,7 @@ class SwatLinear(nn.Linear):
     def __init__(self, plain: nn.Linear, density: float, period: int):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
-        self.cut_weight, self.cut_input = Cut(density, period), Cut(density, period)
+        self.cut_weight, self.cut_input = PeriodicTopK(density, period), PeriodicTopK(density, period)
         self.densities = (1.0, 1.0, 1.0)
 
     def effective(self) -> Tensor:
@@ -104,14 +104,14 @@ def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.M
     return model
 
 
-def powered(th: Tensor, a: float) -> Tensor:
+def powerprop_weight(th: Tensor, a: float) -> Tensor:
     """Return the effective weight sign(th) |th|^a; ``th`` itself at a = 1, with a gradient of 1 everywhere."""
     return th if a == 1 else th.sign() * th.abs().pow(a)
 
 
-def unpowered(w: Tensor, a: float) -> Tensor:
+def powerprop_parameter(w: Tensor, a: float) -> Tensor:
     """Return the parameter whose effective weight is ``w``."""
-    return powered(w, 1 / a)
+    return powerprop_weight(w, 1 / a)
 
 
 class PowerConv2d(nn.Conv2d):
@@ -126,7 +126,7 @@ class PowerConv2d(nn.Conv2d):
 
     def effective(self) -> Tensor:
         """Return the weight that the layer computes with."""
-        return powered(self.weight, self.a)
+        return powerprop_weight(self.weight, self.a)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] -> [n, out, h', w']."""
@@ -149,7 +149,7 @@ class PowerLinear(nn.Linear):
 
     def effective(self) -> Tensor:
         """Return the weight that the layer computes with."""
-        return powered(self.weight, self.a)
+        return powerprop_weight(self.weight, self.a)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
@@ -180,7 +180,7 @@ def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool) 
     return model
 
 
-def restart_(model: nn.Module) -> None:
+def reset_thresholds_(model: nn.Module) -> None:
     """Make every SWAT layer cut exactly at its next step, as at the start of a client's training."""
     for layer in model.modules():
         if isinstance(layer, SwatConv2d | SwatLinear):
@@ -222,7 +222,7 @@ def _pass(*_: object) -> None:
     """Do nothing: PyTorch's fused encoder layer, which calls none of its layers, is not used where one has a hook."""
 
 
-def replaced(model: nn.Module) -> dict[str, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear]:
+def sparse_layers(model: nn.Module) -> dict[str, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear]:
     """Return the layers of a prepared model that took the place of plain ones, by name."""
     kinds = (SwatConv2d, SwatLinear, PowerConv2d, PowerLinear)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsieve.sparse.topk import count
+from fedsieve.sparse.topk import topk_count
 from fedsieve.types import InputError, Mask, Params
 
 
-def drawn(seed: int, counts: Tensor, like: Mapping[str, Tensor]) -> Mask:
+def random_masks(seed: int, counts: Tensor, like: Mapping[str, Tensor]) -> Mask:
     """Return random masks, shaped like the tensors ``like``, of exactly ``counts`` [layers] weights; read only.
 
     Position i of a layer has as its score the i-th 64-bit output of Philox-4x64-10 under the key
@@ -49,9 +49,9 @@ def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(kept).view(shape)
 
 
-def counts_of(densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
+def layer_counts(densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
     """Return int64 [layers], the ceil(d * numel) weights that each layer keeps: never none."""
-    return torch.tensor([max(1, count(d, like[name].numel())) for name, d in densities.items()])
+    return torch.tensor([max(1, topk_count(d, like[name].numel())) for name, d in densities.items()])
 
 
 def mismatch(a: Mask, b: Mask) -> float:
@@ -61,13 +61,13 @@ def mismatch(a: Mask, b: Mask) -> float:
     return 1 - both / either if either else 0.0
 
 
-def values(params: Params, mask: Mask) -> Params:
+def gather_values(params: Params, mask: Mask) -> Params:
     """Return the parameters with every tensor on a mask reduced to its values there, [nnz], by position."""
     return {name: v[mask[name]] if name in mask else v for name, v in params.items()}
 
 
-def spread(tree: object, mask: Mask) -> Params:
-    """Return the parameters whose ``values`` a tree holds. Raises InputError if they do not fit the mask."""
+def scatter_values(tree: object, mask: Mask) -> Params:
+    """Return the parameters whose ``gather_values`` a tree holds. Raises InputError if they do not fit the mask."""
     if not isinstance(tree, Mapping):
         raise InputError("the message holds no parameters")
     params = dict[str, Tensor]()
@@ -79,30 +79,30 @@ def spread(tree: object, mask: Mask) -> Params:
     return params
 
 
-def projected(params: Params, mask: Mask) -> Params:
+def apply_mask(params: Params, mask: Mask) -> Params:
     """Return the parameters, zero off the mask."""
     return {name: v * mask[name] if name in mask else v for name, v in params.items()}
 
 
-def received(order: object, model: nn.Module, names: tuple[str, ...]) -> Mask:
-    """Return the mask that the server's ``OnMask.order`` asks a client to draw. Raises InputError."""
+def masks_from_spec(order: object, model: nn.Module, names: tuple[str, ...]) -> Mask:
+    """Return the mask that the server's ``MaskedState.mask_spec`` asks a client to draw. Raises InputError."""
     seed, counts = (order.get("seed"), order.get("counts")) if isinstance(order, Mapping) else (None, None)
     if not isinstance(seed, Tensor) or not isinstance(counts, Tensor) or seed.numel() != 1 or counts.dim() != 1:
         raise InputError("the message holds no order for a mask")
-    return drawn(int(seed), counts, {name: model.get_parameter(name) for name in names})
+    return random_masks(int(seed), counts, {name: model.get_parameter(name) for name in names})
 
 
-def values_bytes(model: nn.Module, names: tuple[str, ...], d: float) -> float:
+def masked_bytes(model: nn.Module, names: tuple[str, ...], d: float) -> float:
     """Return four bytes for each parameter, of which the named tensors keep the share ``d`` (FLASH, Table 3)."""
     return 4.0 * sum(v.numel() * (d if name in names else 1.0) for name, v in model.named_parameters())
 
 
-def packed(mask: Mask) -> dict[str, Tensor]:
+def pack_bits(mask: Mask) -> dict[str, Tensor]:
     """Return every mask as its bits, uint8 [ceil(numel / 8)], the lowest position in the highest bit."""
     return {name: torch.from_numpy(np.packbits(own.reshape(-1).numpy())) for name, own in mask.items()}
 
 
-def unpacked(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
-    """Return the masks that ``packed`` packed, shaped like the tensors ``like``."""
+def unpack_bits(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
+    """Return the masks that ``pack_bits`` packed, shaped like the tensors ``like``."""
     found = {name: np.unpackbits(bits[name].numpy(), count=v.numel()).astype(bool) for name, v in like.items()}
     return {name: torch.from_numpy(own).view(like[name].shape) for name, own in found.items()}

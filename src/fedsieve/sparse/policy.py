@@ -14,27 +14,27 @@ from fedsieve.types import InputError, Params
 POLICIES = ("all", "swat", "flash", "zerofl")
 
 
-def frozen(model: nn.Module) -> frozenset[str]:
+def frozen_names(model: nn.Module) -> frozenset[str]:
     """Return the names of what training leaves as it is.
 
-    These are the parameters whose ``requires_grad`` is False, and the statistics of ``still`` layers.
+    These are the parameters whose ``requires_grad`` is False, and the statistics of ``has_frozen_statistics`` layers.
     """
     every = model.named_parameters(remove_duplicate=False)
     fixed = {name for name, w in every if not w.requires_grad}
     for path, module in model.named_modules(remove_duplicate=False):
-        if still(module):
+        if has_frozen_statistics(module):
             fixed |= {f"{path}.{name}".lstrip(".") for name, v in module.named_buffers() if v.is_floating_point()}
     return frozenset(fixed)
 
 
-def still(module: nn.Module) -> bool:
+def has_frozen_statistics(module: nn.Module) -> bool:
     """Tell a BatchNorm (or the like) all of whose parameters are frozen: its running statistics stay too."""
     own = [*module.parameters(recurse=False)]
     tracked = getattr(module, "track_running_stats", False)
     return bool(tracked and own) and not any(w.requires_grad for w in own)
 
 
-def shared(model: nn.Module) -> frozenset[str]:
+def tied_names(model: nn.Module) -> frozenset[str]:
     """Return the names of the parameters that have more than one: tied weights, a layer in two places."""
     every = [*model.named_parameters(remove_duplicate=False)]
     uses = Counter(id(w) for _, w in every)
@@ -79,13 +79,13 @@ class Coverage:
         return lines
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the convolutions and linear layers by name, in the order of the module."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def policy(name: str, model: nn.Module) -> tuple[str, ...]:
+def select_weights(name: str, model: nn.Module) -> tuple[str, ...]:
     """Return the weights that a policy sparsifies, in the order of the module.
 
     ``name`` is one of ``POLICIES``, or layer names and patterns joined by commas (``"conv*,fc1"``). A model may name
@@ -96,9 +96,9 @@ def policy(name: str, model: nn.Module) -> tuple[str, ...]:
     Weights that are frozen (``requires_grad`` is False) or that two layers share are in no policy. Raises InputError
     if none is left, or none of a pattern's, or if a layer's weight is no parameter of its own.
     """
-    found = layers(model)
+    found = weight_layers(model)
     own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
-    left_out = frozen(model) | shared(model)
+    left_out = frozen_names(model) | tied_names(model)
     free = [layer for layer in found if f"{layer}.weight" not in left_out]
     chosen = [*own[name]] if name in own else _rule(name, found, free)
     kept = tuple(f"{layer}.weight" for layer in chosen if f"{layer}.weight" not in left_out)
@@ -116,7 +116,7 @@ def policy(name: str, model: nn.Module) -> tuple[str, ...]:
     return kept
 
 
-def uniform(names: tuple[str, ...], q: float) -> dict[str, float]:
+def uniform_densities(names: tuple[str, ...], q: float) -> dict[str, float]:
     """Return the same density for every layer."""
     return dict.fromkeys(names, q)
 
@@ -127,10 +127,10 @@ def erdos_renyi_kernel(params: Params, names: tuple[str, ...], q: float) -> dict
     Evci et al. 2020, Sec. 3 (1): sum over a layer's dimensions (in, out, height, width) over their product.
     """
     raw = {name: sum(params[name].shape) / params[name].numel() for name in names}
-    return scaled(raw, {name: params[name].numel() for name in names}, q)
+    return scale_densities(raw, {name: params[name].numel() for name in names}, q)
 
 
-def scaled(raw: Mapping[str, float], sizes: Mapping[str, int], q: float) -> dict[str, float]:
+def scale_densities(raw: Mapping[str, float], sizes: Mapping[str, int], q: float) -> dict[str, float]:
     """Return densities proportional to ``raw`` of total ``q``; what a layer cannot hold goes to the others alike."""
     full: set[str] = set()
     while True:
@@ -194,12 +194,12 @@ def _check_own(model: nn.Module, weight: str) -> None:
     if any(name == "weight" for name, _ in layer.named_parameters(recurse=False)):
         return
     raise InputError(
-        f"layer {path} has no parameter 'weight' of its own, it is computed from others: call {computed(layer)} first, "
-        "or leave the layer out (-s method.policy=...)"
+        f"layer {path} has no parameter 'weight' of its own, it is computed from others: call {undo_call(layer)} "
+        "first, or leave the layer out (-s method.policy=...)"
     )
 
 
-def computed(layer: nn.Module, name: str = "weight") -> str:
+def undo_call(layer: nn.Module, name: str = "weight") -> str:
     """Return the call after which a layer that PyTorch computes a weight for has it as a parameter again."""
     calls = {
         "parametrizations": f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})",

@@ -20,14 +20,14 @@ class EmptyLayer(UserWarning):
     """A global cut left a layer without a single weight."""
 
 
-def count(q: float, numel: int) -> int:
+def topk_count(q: float, numel: int) -> int:
     """Return ceil(q * numel), immune to the last bits of sums like 1 - .95 + .2."""
     return math.ceil(round(q * numel, 6))
 
 
 def top(x: Tensor, q: float) -> Tensor:
-    """Return the boolean support, shaped like ``x``, of its ``count(q, numel)`` largest magnitudes."""
-    return _largest(_magnitudes(x), count(q, x.numel())).view(x.shape)
+    """Return the boolean support, shaped like ``x``, of its ``topk_count(q, numel)`` largest magnitudes."""
+    return _largest(_magnitudes(x), topk_count(q, x.numel())).view(x.shape)
 
 
 def top_within(x: Tensor, mask: Tensor, k: int) -> Tensor:
@@ -39,29 +39,29 @@ def top_within(x: Tensor, mask: Tensor, k: int) -> Tensor:
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
     """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
     keys = torch.cat([_magnitudes(params[name]) for name in names])
-    parts = torch.split(_largest(keys, count(q, len(keys))), [params[name].numel() for name in names])
+    parts = torch.split(_largest(keys, topk_count(q, len(keys))), [params[name].numel() for name in names])
     for name, part in zip(names, parts, strict=True):
         if not part.any():
             warnings.warn(f"the global cut at density {q:.4g} empties {name}", EmptyLayer, stacklevel=2)
     return {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def cut(params: Params, densities: Mapping[str, float]) -> Params:
+def keep_topk(params: Params, densities: Mapping[str, float]) -> Params:
     """Return ``params`` with every named tensor reduced to its own top share; the others as they are."""
     return {name: v * top(v, densities[name]) if name in densities else v for name, v in params.items()}
 
 
-def on_support(params: Params, support: Mask) -> dict[str, Tensor | Sparse]:
+def to_sparse(params: Params, support: Mask) -> dict[str, Tensor | Sparse]:
     """Return the parameters as they travel where the receiver does not know the support: values and positions."""
     return {name: Sparse.of(v, support[name]) if name in support else v for name, v in params.items()}
 
 
-def non_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
+def drop_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
     """Return the parameters with the zeros of the named tensors left out."""
-    return on_support(params, {name: params[name] != 0 for name in names})
+    return to_sparse(params, {name: params[name] != 0 for name in names})
 
 
-def density(params: Params, names: Collection[str] | None = None) -> float:
+def weight_density(params: Params, names: Collection[str] | None = None) -> float:
     """Return the share of non-zeros among all weights (tensors of two or more dimensions), or those of ``names``."""
     weights = [v for name, v in params.items() if (v.dim() >= 2 if names is None else name in names)]
     total = sum(v.numel() for v in weights)

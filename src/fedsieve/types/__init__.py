@@ -5,12 +5,12 @@ crosses an arrow is one of these types.
 """
 
 from fedsieve.types.contract import Expected
-from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalised
+from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
 from fedsieve.types.device import Augment, Device, Steps, Update
 from fedsieve.types.errors import InputError
 from fedsieve.types.method import Method
 from fedsieve.types.random import rng
-from fedsieve.types.state import ServerState, apart, flatten, unflatten
+from fedsieve.types.state import ServerState, clone_shared, flatten, unflatten
 
 __all__ = [
     "Augment",
@@ -26,9 +26,9 @@ __all__ = [
     "Steps",
     "Tree",
     "Update",
-    "apart",
+    "clone_shared",
     "flatten",
-    "normalised",
+    "normalize_inputs",
     "rng",
     "unflatten",
 ]

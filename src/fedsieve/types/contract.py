@@ -75,7 +75,7 @@ class Expected:
         """Raise Unexpected unless the tree is as expected, and finite."""
         for name in tree:
             if name not in self.tree:
-                raise Unexpected(f"{shown(name)} is nothing that this method sends")
+                raise Unexpected(f"{printable(name)} is nothing that this method sends")
         for name, entry in self.tree.items():
             if name not in tree:
                 raise Unexpected(f"{name} is missing")
@@ -86,14 +86,14 @@ class Expected:
         if self.rule and (wrong := self.rule(tree)):
             raise Unexpected(wrong)
 
-    def filled(self, tree: Tree, frozen: Set[str]) -> Tree:
+    def fill_frozen(self, tree: Tree, frozen: Set[str]) -> Tree:
         """Return the tree with what is frozen, as it is on the server. Raises Unexpected if a client sends of it."""
         if given := sorted(frozen & tree.keys()):
             raise Unexpected(f"{given[0]} is frozen: nobody sends it")
         bases = {name: entry.base for name, entry in self.tree.items() if not isinstance(entry, Number)}
         return {**tree, **{name: base for name, base in bases.items() if name in frozen}}
 
-    def chosen(self) -> list[str]:
+    def client_chosen(self) -> list[str]:
         """Return the names of which every client sends a part of its own."""
         return [name for name, entry in self.tree.items() if isinstance(entry, Part)]
 
@@ -102,7 +102,7 @@ class Expected:
         changed = ((name, _change(entry, tree[name])) for name, entry in self.tree.items() if _counts(entry))
         return norms_of(changed) if any(map(_counts, self.tree.values())) else None
 
-    def scaled(self, tree: Tree, factors: tuple[float, float]) -> dict[str, Any]:
+    def scale_changes(self, tree: Tree, factors: tuple[float, float]) -> dict[str, Any]:
         """Return the tree with what it changes multiplied by a factor for each of its norms; every tensor is whole."""
         return {name: _scaled(self.tree[name], v, factors[is_statistic(name)]) for name, v in tree.items()}
 
@@ -124,26 +124,26 @@ def norms_of(tensors: Iterable[tuple[str, Tensor]]) -> Norms:
     return math.sqrt(math.fsum(squares[0])), math.sqrt(math.fsum(squares[1])), largest[0], largest[1]
 
 
-def weights(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
+def expect_weights(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
     """Expect the parameters themselves, of those in ``most`` so many elements; variances are not negative."""
     most = most or {}
     least = dict.fromkeys((name for name in params if name.endswith("running_var")), 0.0)
     return {n: Part(v, most[n]) if n in most else Whole(v, least.get(n, -math.inf)) for n, v in params.items()}
 
 
-def changes(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
+def expect_changes(params: Params, most: Mapping[str, int] | None = None) -> dict[str, Entry]:
     """Expect changes of the parameters, of those in ``most`` so many elements; variances stay above 0 or at it."""
     most, none = most or {}, {name: v.new_zeros(()).expand(v.shape) for name, v in params.items()}
     least = {name: -v for name, v in params.items() if name.endswith("running_var")}
     return {n: Part(v, most[n]) if n in most else Whole(v, least.get(n, -math.inf)) for n, v in none.items()}
 
 
-def anything(params: Params) -> Expected:
+def any_update(params: Params) -> Expected:
     """Expect what a method that does not say may send: the parameters, whole or in part, and any metric."""
     return Expected({name: Part(v, v.numel(), or_whole=True) for name, v in params.items()}, metrics=None)
 
 
-def shown(text: str, length: int = 60) -> str:
+def printable(text: str, length: int = 60) -> str:
     """Return a client's text as it may be printed: one line of plain characters, cut short."""
     plain = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
     return repr(plain if len(text) <= length else plain[: length - 1] + "…")

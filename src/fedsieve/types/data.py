@@ -55,7 +55,7 @@ Tree: TypeAlias = Mapping[str, "Tensor | Sparse | float | Tree"]
 """What crosses the wire: names to tensors, sparse tensors, numbers, or further trees."""
 
 
-def normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize_inputs(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return raw inputs [b, ...] as ``(x - mean) / std`` in float32; uint8 stands for x / 255."""
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
     if mean == (0.0,) and std == (1.0,):
@@ -117,7 +117,7 @@ class Data:
     def batch(self, index: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return normalised inputs [b, ...] float32, raw ones passed through ``change``, and labels [b] int64."""
         x = self.x[index] if change is None else change(self.x[index])
-        return normalised(x, self.mean, self.std), self.y[index]
+        return normalize_inputs(x, self.mean, self.std), self.y[index]
 
 
 def _tensor(name: str, given: Any) -> Tensor:

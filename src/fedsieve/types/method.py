@@ -9,7 +9,7 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from fedsieve.types.contract import Expected, anything
+from fedsieve.types.contract import Expected, any_update
 from fedsieve.types.data import Params, Tree
 from fedsieve.types.device import Device, Update
 from fedsieve.types.errors import InputError
@@ -110,4 +110,4 @@ class Method(ABC, Generic[S]):
 
 def expected_of(method: Method[S], state: S, tier: int) -> Expected:
     """Return what a method's clients send, as it says itself or as may be supposed."""
-    return method.expected(state, tier) or anything(state.params)
+    return method.expected(state, tier) or any_update(state.params)

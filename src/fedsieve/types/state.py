@@ -44,7 +44,7 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
     return flat
 
 
-def apart(tensors: Mapping[str, Tensor]) -> Params:
+def clone_shared(tensors: Mapping[str, Tensor]) -> Params:
     """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
     result, seen = dict[str, Tensor](), set[int]()
     for name, value in tensors.items():

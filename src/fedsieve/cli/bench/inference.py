@@ -21,7 +21,7 @@ from fedsieve.cli.bench.training import LAYOUTS, to_layout
 from fedsieve.cli.bench.workload import Workload
 from fedsieve.client.process import keep_freed_memory
 from fedsieve.kernels import reason
-from fedsieve.sparse.policy import layers
+from fedsieve.sparse.policy import weight_layers
 
 
 def measure_inference(workload: Workload, effort: Effort) -> Measurement:
@@ -53,7 +53,7 @@ def forward_density(model: nn.Module, x: Tensor) -> float:
         real += products * int(weight.count_nonzero()) / weight.numel()
         dense += products
 
-    hooks = [layer.register_forward_hook(count) for layer in layers(model).values()]
+    hooks = [layer.register_forward_hook(count) for layer in weight_layers(model).values()]
     model(x)
     for hook in hooks:
         hook.remove()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fedsieve.client.models import MODELS
 from fedsieve.client.process import seeded
 from fedsieve.client.training import params_of
-from fedsieve.sparse.masks import counts_of, drawn
-from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, policy, uniform
+from fedsieve.sparse.masks import layer_counts, random_masks
+from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, select_weights, uniform_densities
 from fedsieve.types import InputError, Mask
 
 Rule: TypeAlias = Literal["frozen", "swat"]
@@ -91,16 +91,16 @@ class Workload:
     def densities(self, model: nn.Module) -> dict[str, float]:
         """Return the density of every sparse layer."""
         chosen = self.policy or ("zerofl" if self.rule == "swat" and self.model != "linear" else "")
-        names = policy(chosen or POLICIES.get(self.model, "zerofl"), model)
+        names = select_weights(chosen or POLICIES.get(self.model, "zerofl"), model)
         if self.budget == "erk":
             return erdos_renyi_kernel(params_of(model), names, 1 - self.sparsity)
-        return uniform(names, 1 - self.sparsity)
+        return uniform_densities(names, 1 - self.sparsity)
 
     def mask(self, model: nn.Module) -> Mask:
         """Return a random mask of these densities, in memory of its own."""
         densities = self.densities(model)
         like = {name: model.get_parameter(name) for name in densities}
-        return {name: own.clone() for name, own in drawn(SEED, counts_of(densities, like), like).items()}
+        return {name: own.clone() for name, own in random_masks(SEED, layer_counts(densities, like), like).items()}
 
     def pruned_network(self) -> tuple[nn.Module, Mask]:
         """Return the network with its weights on the mask, and the mask."""

@@ -23,7 +23,7 @@ from fedsieve.data.downloads import package
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.model import Deployed
 from fedsieve.runs.output import check_output, write_output
-from fedsieve.types import InputError, apart
+from fedsieve.types import InputError, clone_shared
 
 
 def check_out(out: Path) -> None:
@@ -119,7 +119,7 @@ def _fsv(deployed: Deployed) -> bytes:
 
 
 def _safetensors(deployed: Deployed) -> bytes:
-    return safetensors(apart(deployed.weights()))
+    return safetensors(clone_shared(deployed.weights()))
 
 
 FORMS: dict[str, Callable[[Deployed], bytes]] = {".onnx": _onnx, ".fsv": _fsv, ".safetensors": _safetensors}

@@ -28,8 +28,8 @@ from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import Card, card_of
 from fedsieve.runs.store import inputs_of
-from fedsieve.sparse.topk import density
-from fedsieve.types import Data, InputError, Params, Sparse, normalised
+from fedsieve.sparse.topk import weight_density
+from fedsieve.types import Data, InputError, Params, Sparse, normalize_inputs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Deployed:
 
     def normalised(self, x: Tensor) -> Tensor:
         """Return what the network takes, float32, for raw examples [n, *shape]: uint8 stands for x / 255."""
-        return normalised(x, self.card.mean, self.card.std)
+        return normalize_inputs(x, self.card.mean, self.card.std)
 
     def weights(self) -> Params:
         """Return every tensor of the model by its name."""
@@ -49,7 +49,7 @@ class Deployed:
 
     def density(self) -> float:
         """Return the share of non-zeros among the weights."""
-        return density(self.weights())
+        return weight_density(self.weights())
 
     def dense_bytes(self) -> int:
         """Return what all tensors take as they lie in memory."""
