@@ -85,7 +85,7 @@ check_source client_app conv2d conv2d_input_gradient conv2d_weight_gradient
 cross_entropy dense entries isa line linear
 linear_input_gradient linear_weight_gradient main max_pool2d max_pool2d_gradient measured norm
 norm_gradient opened order_of picture read reason results sample server_app sgd_ show simulated
-threads timed unpacked 
+threads timed
 """
 """Names that are still defined twice; the list only ever shrinks."""
 
