@@ -24,7 +24,7 @@ from fedsieve.cli.bench.clock import machine
 from fedsieve.methods import FLASH, FedAvg, Private
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import record_run
+from fedsieve.runs.recorder import record_run
 from fedsieve.server.privacy import Release, epsilon
 
 

@@ -23,7 +23,8 @@ from fedsieve import local
 from fedsieve.cli.bench.clock import machine
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import read_rows, record_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import read_rows
 
 RESULTS = Path(__file__).parent / "results" / "rounding.json"
 CASES = {

@@ -93,7 +93,7 @@ def test_the_rule_lets_plain_arrays_pass() -> None:
 
 def test_the_rule_reads_all_modules_there_are() -> None:
     assert {"wire", "engine", "export"} <= {path.parent.name for path in MODULES}
-    assert ROOT / "runs/store.py" in MODULES
+    assert ROOT / "runs/recorder.py" in MODULES
 
 
 def test_pool_asks_only_whether_something_can_be_sent() -> None:

@@ -19,7 +19,7 @@ from fedsieve.engine.loop import Memory, Round, rounds
 from fedsieve.engine.metrics import Tally
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.runs.store import row
+from fedsieve.runs.schema import row_of
 from fedsieve.server.robust import Fixed, Multiple, Off
 from fedsieve.types import Tree, flatten, rng
 from fedsieve.types.contract import Expected, Part, Unexpected, Whole, expect_weights, printable
@@ -305,7 +305,7 @@ def silent(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, T
 
 
 def told(round: Round) -> dict[str, Any]:
-    return row(round) | TIMES | {"bytes_up": 0, "refused": []}
+    return row_of(round) | TIMES | {"bytes_up": 0, "refused": []}
 
 
 @pytest.mark.parametrize(

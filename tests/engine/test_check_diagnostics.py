@@ -16,7 +16,8 @@ from fedsieve.engine.diagnostics import checked, readable
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.runs.store import read_rows, record_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import read_rows
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode
 from oracles.lies import BESIDE

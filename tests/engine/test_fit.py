@@ -22,9 +22,9 @@ from fedsieve.engine.fingerprint import described
 from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
 from fedsieve.recipes.settings import apply_settings
-from fedsieve.runs import run_json
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import record_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import manifest_of
 from fedsieve.types import InputError
 
 
@@ -229,7 +229,7 @@ def trained(method: Any) -> Callable[[], object]:
 
 
 def written(method: Any) -> Callable[[], object]:
-    return lambda: run_json.new(open_run(Run(method, Task(small, GOOD, 4), 1, 2)), "mine", Execution(), {})
+    return lambda: manifest_of(open_run(Run(method, Task(small, GOOD, 4), 1, 2)), "mine", Execution(), {})
 
 
 IDS = torch.arange(30)

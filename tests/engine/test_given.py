@@ -18,8 +18,8 @@ from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.template import write_app
 from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.recorder import record_run
 from fedsieve.runs.source import sources
-from fedsieve.runs.store import record_run
 from fedsieve.types import InputError
 from tiny import TinyNet, blobs, tiny_run
 

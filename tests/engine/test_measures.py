@@ -16,7 +16,8 @@ from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import read_rows, record_run, row
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import read_rows, row_of
 from fedsieve.sparse.masks import mismatch
 from fedsieve.types import InputError
 from tiny import TIMES, tiny_run
@@ -104,7 +105,7 @@ def test_a_metric_must_not_bear_the_name_of_a_column(tmp_path: Path) -> None:
     *_, final = local_rounds = list(run(tiny_run(FedAvg(), rounds=1), local()))
     assert len(local_rounds) == 1
     with pytest.raises(InputError, match=r"has the name of a column of rounds.jsonl \(accuracy\): rename it"):
-        row(replace(final, metrics={"accuracy": 0.99}))
+        row_of(replace(final, metrics={"accuracy": 0.99}))
 
 
 def test_an_unknown_measure_is_refused() -> None:

@@ -14,8 +14,9 @@ from fedsieve import Method, Run, local, open_run, run
 from fedsieve.engine.loop import MostlyDense, rounds
 from fedsieve.engine.messages import Letters
 from fedsieve.methods import NST, PDST, FedAvg, Private, TopK, ZeroFL
-from fedsieve.runs.progress import show
-from fedsieve.runs.store import record_run
+from fedsieve.runs.progress import show_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import row_of
 from fedsieve.sparse.policy import frozen_names, select_weights, tied_names
 from fedsieve.types import InputError
 from methods_under_test import METHODS
@@ -194,7 +195,8 @@ def test_what_a_policy_does_not_reach_is_told(tmp_path: Any) -> None:
     whole = {name: v for name, v in final.model.items() if name in dict(Recurrent().named_parameters())}
     assert final.density_of_all == sum(int(v.count_nonzero()) for v in whole.values()) / total > share
     console = Console(file=StringIO(), width=200)
-    show(tmp_path, federation, record_run(tmp_path, federation, local(), "mine"), 1, console)
+    rows = map(row_of, record_run(tmp_path, federation, local(), "mine"))
+    show_run(tmp_path, federation, rows, 1, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert federation.remarks[0] in text
     assert f"of its weights; {final.density_of_all:.2%} of all its parameters" in text

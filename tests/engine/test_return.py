@@ -19,9 +19,10 @@ from fedsieve.engine.loop import Round, rounds
 from fedsieve.engine.rollback import History, Memory, Point, Returns, far_out
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import inline
-from fedsieve.runs import checkpoints, store
+from fedsieve.runs import checkpoints, recorder
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import read_rows, record_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import read_rows
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree
 from fedsieve.types.contract import Norms
@@ -230,8 +231,8 @@ def test_a_crash_anywhere_on_the_way_back_changes_no_byte(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         for module, name, after in (
-            (store, "write", True),
-            (store, "append", True),
+            (recorder, "write", True),
+            (recorder, "append", True),
             (checkpoints, "write", False),
             (checkpoints, "sync", True),
         ):

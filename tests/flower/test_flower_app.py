@@ -36,7 +36,7 @@ from fedsieve.flower.app.settings import AppConfig, message_key, read_config
 from fedsieve.flower.app.superlink import unproxied
 from fedsieve.flower.app.template import write_app
 from fedsieve.flower.engine import NodeContext
-from fedsieve.runs.store import inputs_of
+from fedsieve.runs.schema import inputs_of
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
 

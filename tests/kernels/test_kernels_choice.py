@@ -23,7 +23,8 @@ from fedsieve.kernels.graph import Graph
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import read_rows, record_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import read_rows
 from fedsieve.runs.sweep import grid
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.sparse.masks import layer_counts, random_masks

@@ -16,7 +16,7 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
 from fedsieve.methods.private import TooFew
 from fedsieve.report import report
-from fedsieve.runs.store import record_run
+from fedsieve.runs.recorder import record_run
 from fedsieve.server.privacy import Release, epsilon
 from fedsieve.server.robust import Clipped, Median, Multiple, Trimmed
 from fedsieve.types import InputError, Update, flatten, rng

@@ -26,7 +26,7 @@ from fedsieve.report.figures.papers import ZEROFL
 from fedsieve.report.figures.positions import LENGTH, STRETCHES, present, recorded_rounds, shown, sizes
 from fedsieve.report.figures.sheet import PAPER, sheet
 from fedsieve.report.style import Line
-from fedsieve.runs.recorded import read
+from fedsieve.runs.record import read_record
 from fedsieve.types import InputError
 
 
@@ -50,7 +50,7 @@ def change_rows(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def panels(name: str, folders: list[Path], layers: tuple[str, ...] = ()) -> tuple[Panel, ...]:
-    return picture(name, [read(folder) for folder in folders], layers).panels
+    return picture(name, [read_record(folder) for folder in folders], layers).panels
 
 
 def accuracy(folders: list[Path], last: int = -1) -> tuple[float, float]:
@@ -203,20 +203,20 @@ def test_zerofl_2_shows_every_layer_of_every_run(tmp_path: Path) -> None:
 
 def test_a_row_that_is_not_full_leaves_its_place_empty(tmp_path: Path) -> None:
     masks = (0.0, 0.1, 0.2, 0.3)
-    runs = [read(fabricate(tmp_path / f"{r}", zerofl(r_mask=r), rounds=3, measure=True)) for r in masks]
+    runs = [read_record(fabricate(tmp_path / f"{r}", zerofl(r_mask=r), rounds=3, measure=True)) for r in masks]
     assert len(sheet(picture("zerofl-2", runs)).axes) == 4
     assert len(sheet(picture("zerofl-3", runs[:1], ("conv1", "fc1"))).axes) == 2
 
 
 def test_zerofl_3_shows_the_recorded_positions(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", zerofl(), rounds=45, measure=True)
-    maps = picture("zerofl-3", [read(folder)]).maps
+    maps = picture("zerofl-3", [read_record(folder)]).maps
     assert [one.title for one in maps] == ["conv1", "conv2", "fc1"]
     small, _, large = (one.bits for one in maps)
     assert small.columns == ("1", "20", "40", "45")
     assert small.y == "position (all 100)"
     assert large.y == f"position ({STRETCHES * LENGTH} of 37 k)"
-    files = recorded_rounds(read(folder))
+    files = recorded_rounds(read_record(folder))
     for bits, layer in ((small, "conv1.weight"), (large, "fc1.weight")):
         assert bits.present.shape == (len(shown(LAYERS[layer])), 4)
         np.testing.assert_array_equal(bits.present, present(files, layer, LAYERS[layer]))
@@ -226,7 +226,7 @@ def test_packed_bits_are_read_in_their_order(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", zerofl(), rounds=1, measure=True)
     support = np.arange(LAYERS["fc1.weight"]) % 3 == 0
     write_masks(folder / "masks/000001.safetensors", {"fc1.weight": support})
-    (one,) = picture("zerofl-3", [read(folder)]).maps
+    (one,) = picture("zerofl-3", [read_record(folder)]).maps
     np.testing.assert_array_equal(one.bits.present[:, 0], support[shown(len(support))])
 
 
@@ -245,7 +245,7 @@ def test_shown_positions_are_whole_stretches_from_first_to_last(numel: int) -> N
 
 def test_up_to_six_layers_are_chosen_evenly_or_as_asked(tmp_path: Path) -> None:
     layers = {f"layer{i}.weight": 40 for i in range(16)}
-    runs = [read(fabricate(tmp_path / "run", zerofl(), rounds=2, measure=True, layers=layers))]
+    runs = [read_record(fabricate(tmp_path / "run", zerofl(), rounds=2, measure=True, layers=layers))]
     titles = [one.title for one in picture("zerofl-3", runs).maps]
     assert titles == [f"layer{i}" for i in (0, 3, 6, 9, 12, 15)]
     assert [one.title for one in picture("zerofl-3", runs, ("layer4", "layer9.weight")).maps] == ["layer4", "layer9"]
@@ -290,8 +290,8 @@ def test_flash_1_places_the_end_over_density_and_rings_what_goes_on(tmp_path: Pa
     assert list(kept.lines["FLASH"].hollow) == [False, True]
     close(kept.lines["FedAvg"], [0.05, 0.2], [accuracy([dense])[0]] * 2, [0, 0])
     close(kept.lines["HeteroFLASH, d = 0.2"], [0.2], [accuracy([hetero])[0]], [0])
-    assert "Hollow" in picture("flash-1", [read(runs[0.1][0])]).caption
-    assert "Hollow" not in picture("flash-1", [read(runs[0.05][0])]).caption
+    assert "Hollow" in picture("flash-1", [read_record(runs[0.1][0])]).caption
+    assert "Hollow" not in picture("flash-1", [read_record(runs[0.05][0])]).caption
 
 
 def own(field: str, value: Any, target: float | None = None, **about: Any) -> dict[str, Any]:
@@ -324,7 +324,7 @@ def test_a_field_of_a_strangers_method_is_never_taken_for_its_density(tmp_path: 
     assert kept.lines[names[0]].level
     mean, spread = accuracy(cut)
     close(kept.lines[names[1]], [0.12], [mean], [spread])
-    caption = picture("flash-1", [read(folder) for folder in folders]).caption
+    caption = picture("flash-1", [read_record(folder) for folder in folders]).caption
     assert "where it declares none, what was measured" in caption
     (panel,) = panels("sparsefedpp-1", folders)
     assert panel.x.steps == ("0.88", "0.95")
@@ -368,7 +368,7 @@ def test_a_method_that_declares_its_target_is_one_line_over_it(tmp_path: Path) -
         "other, d = 0.1": [0.1],
         "Private": [0.1, 0.25],
     }
-    assert "measured" not in picture("flash-1", [read(folder) for folder in folders]).caption
+    assert "measured" not in picture("flash-1", [read_record(folder) for folder in folders]).caption
 
 
 def test_a_level_has_a_length_where_all_runs_are_of_one_density_and_a_lone_line_one_label(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_sparsefedpp_1_has_a_place_for_every_sparsity(tmp_path: Path) -> None:
 
 
 def test_the_axes_hold_the_numbers_and_the_legend_stands_outside(tmp_path: Path) -> None:
-    runs = [read(folder) for folder in every_figure(tmp_path, seeds=3)["zerofl-1"]]
+    runs = [read_record(folder) for folder in every_figure(tmp_path, seeds=3)["zerofl-1"]]
     made = picture("zerofl-1", runs)
     with mpl.rc_context(PAPER):
         drawn = sheet(made)
@@ -454,7 +454,7 @@ def test_the_axes_hold_the_numbers_and_the_legend_stands_outside(tmp_path: Path)
 def test_nothing_reaches_beyond_the_paper(tmp_path: Path) -> None:
     for name, folders in every_figure(tmp_path, seeds=2).items():
         with mpl.rc_context(PAPER):
-            drawn = sheet(picture(name, [read(folder) for folder in folders]))
+            drawn = sheet(picture(name, [read_record(folder) for folder in folders]))
             drawn.draw_without_rendering()
             tight, size = drawn.get_tightbbox(), drawn.get_size_inches()
         assert tight.x0 >= -0.01, name
@@ -535,7 +535,7 @@ def test_of_runs_with_the_same_settings_the_newest_finished_counts(tmp_path: Pat
 
     def taken(*folders: Path) -> list[str]:
         with pytest.warns(UserWarning, match="one counts") as said:
-            found = once([read(folder) for folder in folders])
+            found = once([read_record(folder) for folder in folders])
         assert len(said) == 1
         assert "\n" not in str(said[0].message)
         return [run.folder.name for run in found]
@@ -596,7 +596,7 @@ def test_other_files_beside_the_masks_are_none_of_ours(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", zerofl(), rounds=30, measure=True)
     (run / "masks/notes.safetensors").write_text("mine")
     (run / "masks/000099.safetensors.tmp").write_text("half")
-    files = recorded_rounds(read(run))
+    files = recorded_rounds(read_record(run))
     assert list(files) == [1, 20, 30]
     assert sizes(files[1]) == LAYERS
 
@@ -618,11 +618,11 @@ def test_names_of_strangers_are_text_in_every_format(tmp_path: Path) -> None:
 
 def test_the_page_shows_the_figures_that_its_runs_have_data_for(tmp_path: Path) -> None:
     made = every_figure(tmp_path, seeds=1, rounds=5)
-    shown = {name: [one.name for one in pictures([read(folder) for folder in made[name]])] for name in made}
+    shown = {name: [one.name for one in pictures([read_record(folder) for folder in made[name]])] for name in made}
     assert all(name in shown[name] for name in FIGURES)
     assert shown["zerofl-3"] == ["zerofl-2", "zerofl-3", "flash-2"]
     assert shown["zerofl-4"] == ["zerofl-1", "zerofl-4"]
-    assert pictures([read(made["zerofl-1"][0])]) == []
+    assert pictures([read_record(made["zerofl-1"][0])]) == []
     report([made["zerofl-1"][0]], tmp_path / "plain.html")
     assert "papers’ figures" not in (tmp_path / "plain.html").read_text()
     with pytest.warns(UserWarning, match="one counts"):

@@ -26,8 +26,8 @@ from fedsieve.report.configurations import configurations
 from fedsieve.report.figures import pictures
 from fedsieve.report.partitions import _columns
 from fedsieve.report.svg import swatch
-from fedsieve.runs.progress import _summary
-from fedsieve.runs.recorded import Recorded, read
+from fedsieve.runs.progress import summary_table
+from fedsieve.runs.record import RunRecord, read_record
 from fedsieve.runs.units import format_ratio
 from fedsieve.types import InputError
 
@@ -248,7 +248,7 @@ def test_runs_that_say_nothing_of_their_settings_are_called_by_their_folders(tmp
         assert page.result(label)
 
 
-def run_of(method: str = "ZeroFL", seed: int = 0, about: dict[str, Any] | None = None, **fields: Any) -> Recorded:
+def run_of(method: str = "ZeroFL", seed: int = 0, about: dict[str, Any] | None = None, **fields: Any) -> RunRecord:
     """Return a run of nothing but settings, their names written with two underscores for a dot."""
     run: dict[str, Any] = {"method": {"kind": method}, "seed": seed}
     for name, value in fields.items():
@@ -257,7 +257,7 @@ def run_of(method: str = "ZeroFL", seed: int = 0, about: dict[str, Any] | None =
         for part in path:
             node = node.setdefault(part, {})
         node[last] = value
-    return Recorded(Path("x"), {"run": run} | (about or {}), [], None, [], None)
+    return RunRecord(Path("x"), {"run": run} | (about or {}), [], None, [], None)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,9 @@ def run_of(method: str = "ZeroFL", seed: int = 0, about: dict[str, Any] | None =
         ([run_of(x="a" * 40 + c) for c in "bc"], [f"x {'a' * 27}… ({i})" for i in (1, 2)]),
     ],
 )
-def test_labels_are_the_fewest_settings_that_tell_configurations_apart(runs: list[Recorded], labels: list[str]) -> None:
+def test_labels_are_the_fewest_settings_that_tell_configurations_apart(
+    runs: list[RunRecord], labels: list[str]
+) -> None:
     assert [one.label for one in configurations(runs)] == labels
 
 
@@ -380,7 +382,7 @@ def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> N
         bytes_dense_up=1000,
     )
     console = Console(record=True, width=120, file=io.StringIO())
-    console.print(_summary(run))
+    console.print(summary_table(run))
     said = console.export_text()
     assert "2.9 times more than dense" in said
     assert "2.0 times more than dense" in said
@@ -462,7 +464,7 @@ def test_a_configuration_has_one_label_and_one_look_wherever_it_stands(tmp_path:
             run = write_run(tmp_path / f"{i}-{seed}", seed=seed, method=method, rounds=3, refuse=(2,) if i else ())
             change(run / "run.json", target_density=method["density"], **{"class": f"own:{method['kind']}"})
             runs.append(run)
-    every = configurations([read(run) for run in runs])
+    every = configurations([read_record(run) for run in runs])
     names = {one.label: one.look for one in every}
     assert list(names) == [f"{method['kind']}, density {method['density']}" for method in methods]
     drawn = {one.name: one for one in pictures([run for one in every for run in one.runs])}

@@ -21,7 +21,7 @@ from fedsieve.data import digits
 from fedsieve.methods import ZeroFL
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import Card, Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
-from fedsieve.runs.store import record_run
+from fedsieve.runs.recorder import record_run
 from tiny import tiny_run
 
 MINE = f"""

@@ -19,7 +19,8 @@ from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import load_recipe, recipes
 from fedsieve.runs import checkpoints
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import check, read_rows, record_run
+from fedsieve.runs.recorder import check_directory, record_run
+from fedsieve.runs.schema import read_rows
 from tiny import tiny_run
 
 
@@ -95,7 +96,7 @@ def test_fewer_rounds_than_were_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has run 3 rounds, more than rounds=2: give 3 or more, or choose another"):
         go(tmp_path, flat(FedAvg(), 2), resume=True)
     with pytest.raises(InputError, match="has run 3 rounds"):
-        check(tmp_path, open_run(flat(FedAvg(), 2)), RECIPE, Execution(resume=True))
+        check_directory(tmp_path, open_run(flat(FedAvg(), 2)), RECIPE, Execution(resume=True))
     assert go(tmp_path, flat(FedAvg(), 3), resume=True) == []
 
 
@@ -247,9 +248,9 @@ def test_what_the_machine_cannot_do_is_one_line_that_says_how_to_go_on(
         save(out, round, about)
 
     run = ("run", "fedavg.digits", "-s", "rounds=2", "--out", str(tmp_path / "out"))
-    save = checkpoints.save
+    save = checkpoints.save_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", failing)
+        patch.setattr(checkpoints, "save_checkpoint", failing)
         said = fedsieve(*run, code=2).stderr
     assert said.count("\n") == 1
     assert line in said

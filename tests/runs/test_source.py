@@ -16,8 +16,9 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.recorder import check_directory, record_run
+from fedsieve.runs.schema import read_rows
 from fedsieve.runs.source import sources
-from fedsieve.runs.store import check, read_rows, record_run
 from tiny import TinyNet
 
 RECIPE = """
@@ -88,7 +89,7 @@ def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, 
     with pytest.raises(InputError, match=line):
         own.go(out, resume=True)
     with pytest.raises(InputError, match="changed since"):
-        check(out, open_run(load_recipe(own.recipe)), own.recipe, Execution(resume=True))
+        check_directory(out, open_run(load_recipe(own.recipe)), own.recipe, Execution(resume=True))
     assert about(out) == before
     assert own.go(out, resume=True, until=3, accept_changes=True) == [3]
     assert (out / f"source/000001/{own.name}.py").read_bytes() == first

@@ -18,12 +18,12 @@ from command_line import CommandLine
 from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import read_rows
+from fedsieve.runs.schema import read_rows
 from fedsieve.runs.sweep import Grid, default_folder, grid, open_folder, show_table
 from fedsieve.runs.sweep import table as tables
-from fedsieve.runs.sweep.cells import values
-from fedsieve.runs.sweep.folder import told
-from fedsieve.runs.sweep.table import Row
+from fedsieve.runs.sweep.cells import axis_values
+from fedsieve.runs.sweep.folder import describe_sweep
+from fedsieve.runs.sweep.table import CellResult
 from fedsieve.types import InputError
 from tiny import TIMES
 
@@ -57,9 +57,9 @@ def test_the_grid_is_the_product_of_recipes_axes_and_seeds() -> None:
 
 
 def test_values_with_commas_stand_between_semicolons() -> None:
-    assert values("lr", ".1,.2", several=False) == [".1", ".2"]
-    assert values("method.policy", "conv1,fc1;", several=False) == ["conv1,fc1"]
-    assert values("method.policy", "conv1,fc1; all", several=False) == ["conv1,fc1", "all"]
+    assert axis_values("lr", ".1,.2", several=False) == [".1", ".2"]
+    assert axis_values("method.policy", "conv1,fc1;", several=False) == ["conv1,fc1"]
+    assert axis_values("method.policy", "conv1,fc1; all", several=False) == ["conv1,fc1", "all"]
     tiers = [cell.run.task.tiers for cell in grid(["fedavg.digits"], ["task.tiers=1;.4,.3,.3"], 1).cells]
     assert tiers == [(1.0,), (0.4, 0.3, 0.3)]
     assert [cell.run.task.tiers for cell in grid(["fedavg.digits"], ["task.tiers=.5,.5"], 1).cells] == [(0.5, 0.5)]
@@ -202,13 +202,17 @@ def test_a_field_of_the_method_concerns_the_recipes_that_have_it() -> None:
         ("zerofl.digits", {}),
     ]
     assert all(cell.run.rounds == 2 for cell in found.cells)
-    rows = tables.results(found, Path("nowhere"))
+    rows = tables.cell_results(found, Path("nowhere"))
     assert tables.columns(rows)["method.density"] == ["-", ".05", ".1", "-"]
-    one = tables.results(grid(["fedavg.digits", "nst.digits"], ["method.density=.05", "rounds=2"], 1), Path("nowhere"))
+    one = tables.cell_results(
+        grid(["fedavg.digits", "nst.digits"], ["method.density=.05", "rounds=2"], 1), Path("nowhere")
+    )
     assert tables.markdown(one).endswith("\nAll with rounds=2. Methods that have it with method.density=.05.\n")
     with pytest.raises(InputError, match="unknown measure 'mask'"):
         Execution(measure="mask")
-    assert told(grid(["fedavg.digits"], [], 1, Execution(measure="masks"))) != told(grid(["fedavg.digits"], [], 1))
+    assert describe_sweep(grid(["fedavg.digits"], [], 1, Execution(measure="masks"))) != describe_sweep(
+        grid(["fedavg.digits"], [], 1)
+    )
     with pytest.raises(InputError, match=r"unknown field 'method\.dense'"):
         grid(["fedavg.digits", "nst.digits"], ["method.dense=1"], 1)
 
@@ -219,7 +223,7 @@ def same_grid() -> Grid:
 
 @pytest.mark.system
 def test_the_results_are_what_the_summaries_say(finished: Path) -> None:
-    assert json.loads((finished / "sweep.json").read_text()) == told(same_grid())
+    assert json.loads((finished / "sweep.json").read_text()) == describe_sweep(same_grid())
     cells = json.loads((finished / "results.json").read_text())["cells"]
     for cell, number in zip(cells, ("01", "02"), strict=True):
         runs = [json.loads(path.read_text()) for path in sorted(finished.glob(f"runs/{number}-*/summary.json"))]
@@ -261,7 +265,7 @@ def test_the_paper_stands_beside_a_cell_of_its_very_run(finished: Path, monkeypa
         return Published("t", 1, "topk.digits", (), 12.5, 0.25, variant=True) if run == wanted else None
 
     monkeypatch.setattr(tables, "published_of", of)
-    first, second = tables.results(same_grid(), finished)
+    first, second = tables.cell_results(same_grid(), finished)
     assert first.mean is not None
     assert first.difference == first.mean - 12.5
     assert second.paper is None
@@ -283,14 +287,14 @@ def test_a_failed_run_is_named_and_the_others_finish(finished: Path, tmp_path: P
     assert err.count("\n") == 1
     assert "1 of 4 runs failed, to be tried again by the same command; topk.digits sparsity=.9 seed=0: the ch" in err
     assert "| topk.digits | .9 | " in (tmp_path / "out/table.md").read_text()
-    first, _ = tables.results(same_grid(), tmp_path / "out")
+    first, _ = tables.cell_results(same_grid(), tmp_path / "out")
     assert first.seeds[0] is first.std is first.difference is None
     assert first.seeds[1] == first.mean
 
 
 def test_a_setting_of_a_measures_name_keeps_its_column() -> None:
     cells = grid(["pdst.digits"], ["method.density=.05,.1", "rounds=1,2"], 1).cells
-    rows = [Row(cell, (90.0,), (1,), 1.0, 2.0, 0.5, 0.07, None) for cell in cells]
+    rows = [CellResult(cell, (90.0,), (1,), 1.0, 2.0, 0.5, 0.07, None) for cell in cells]
     found = tables.columns(rows)
     assert found["method.density"] == [".05", ".05", ".1", ".1"]
     assert found["rounds"] == ["1", "2", "1", "2"]

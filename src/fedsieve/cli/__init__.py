@@ -85,7 +85,15 @@ def sweep_command(
 
     A setting of the method (method.density) concerns those recipes whose method has it.
     """
-    from fedsieve.runs.sweep import check, check_same, default_folder, grid, open_folder, run_sweep, show_table
+    from fedsieve.runs.sweep import (
+        check_grid,
+        check_same_sweep,
+        default_folder,
+        grid,
+        open_folder,
+        run_sweep,
+        show_table,
+    )
     from fedsieve.types import InputError
 
     whole = grid(recipes, set_ or [], seeds, execution)
@@ -93,10 +101,10 @@ def sweep_command(
         raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
     folder = Path(execution.out) if execution.out else default_folder(whole)
     if table:
-        check_same(folder, whole)
+        check_same_sweep(folder, whole)
         show_table(whole, folder)
     else:
-        check(whole)
+        check_grid(whole)
         with open_folder(folder, whole):
             trouble = run_sweep(whole.jobs(folder), jobs, execution)
             show_table(whole, folder, save=True)

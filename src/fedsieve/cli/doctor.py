@@ -16,7 +16,7 @@ import torch
 from fedsieve.flower.app.superlink import healthy
 from fedsieve.kernels import reason
 from fedsieve.kernels.library import threads
-from fedsieve.runs import environment as circumstances
+from fedsieve.runs.environment import usable_cores
 from fedsieve.types.errors import install
 
 OLDEST = (1, 41)
@@ -45,8 +45,8 @@ def examine(environment: Environment | None = None, cores: int | None = None) ->
     yield _dependencies(environment)
     yield _superlink(environment)
     yield _telemetry(environment)
-    yield _threads(environment, cores or circumstances.cores())
-    yield _actors(cores or circumstances.cores())
+    yield _threads(environment, cores or usable_cores())
+    yield _actors(cores or usable_cores())
     yield _shared_memory(Path("/dev/shm"))
     yield _kernels()
     yield _key(environment)

@@ -11,11 +11,11 @@ import typer
 from fedsieve.cli.engines import find_engine
 from fedsieve.engine.loop import chosen
 from fedsieve.recipes import load_recipe
-from fedsieve.runs.environment import cores
+from fedsieve.runs.environment import usable_cores
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.progress import show
-from fedsieve.runs.run_json import FILE, kernels_of
-from fedsieve.runs.store import record_run
+from fedsieve.runs.progress import show_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import MANIFEST, recorded_kernels, row_of
 from fedsieve.types import InputError
 
 
@@ -27,7 +27,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels
     run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
     if folder and not kernels_given:
-        execution = replace(execution, kernels=kernels_of(folder) or execution.kernels)
+        execution = replace(execution, kernels=recorded_kernels(folder) or execution.kernels)
     execution.patience.check(run)
     kind, number = find_engine(execution)
     if kind.make:
@@ -37,15 +37,15 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels
     federation = execution.open(run)
     chosen(federation, execution.kernels, execution.device)
     folder = folder or run_folder(recipe, resume=False)
-    new = not (folder / FILE).exists()
-    rounds = (
-        record_run(folder, federation, engine, recipe, execution)
+    new = not (folder / MANIFEST).exists()
+    rows = (
+        map(row_of, record_run(folder, federation, engine, recipe, execution))
         if kind.make
-        else simulated(folder, federation, recipe, settings, execution, number or cores())
+        else simulated(folder, federation, recipe, settings, execution, number or usable_cores())
     )
     if execution.resume and new:
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    show(folder, federation, rounds, execution.last_round(run))
+    show_run(folder, federation, rows, execution.last_round(run))
 
 
 def run_folder(recipe: str, resume: bool) -> Path:

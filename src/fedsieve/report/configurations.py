@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.record import RunRecord
 
-Runs: TypeAlias = list[Recorded]
-Without: TypeAlias = Callable[[Recorded], Collection[str]]
+Runs: TypeAlias = list[RunRecord]
+Without: TypeAlias = Callable[[RunRecord], Collection[str]]
 """The settings of a run that do not count when it is compared with others."""
 
 SEED, KIND, TARGET, ENGINE = "seed", "method", "method.target_density", "engine"
@@ -36,7 +36,7 @@ WRITTEN = {
 }
 
 
-def nothing(run: Recorded) -> Collection[str]:
+def nothing(run: RunRecord) -> Collection[str]:
     """Return no setting: all count."""
     return ()
 
@@ -66,7 +66,7 @@ def configurations(runs: Runs) -> list[Configuration]:
     ]
 
 
-def seeds(runs: Iterable[Recorded], without: Without = nothing) -> list[Runs]:
+def seeds(runs: Iterable[RunRecord], without: Without = nothing) -> list[Runs]:
     """Return the runs that differ in nothing but the seed and the settings ``without``, group by group.
 
     The engine does not change what is computed; where one run is there by two engines, each has a group of its own.
@@ -77,7 +77,7 @@ def seeds(runs: Iterable[Recorded], without: Without = nothing) -> list[Runs]:
     return [part for group in groups.values() for part in _by_engine(group)]
 
 
-def once(runs: Iterable[Recorded], suits: Callable[[Recorded], bool] = lambda run: True) -> Runs:
+def once(runs: Iterable[RunRecord], suits: Callable[[RunRecord], bool] = lambda run: True) -> Runs:
     """Return the runs, one of those that have the same settings, seed and engine; a warning says which were taken.
 
     What ``suits`` goes before what does not, then a finished run before others, a longer one, one that measured more,
@@ -98,7 +98,7 @@ def once(runs: Iterable[Recorded], suits: Callable[[Recorded], bool] = lambda ru
     return list(best.values())
 
 
-def apart(runs: Sequence[Recorded], without: Without = nothing) -> list[str]:
+def apart(runs: Sequence[RunRecord], without: Without = nothing) -> list[str]:
     """Return what tells each run from the others: the method where it differs, then as few settings as will do."""
     rows = [{name: value for name, value in _fields(run).items() if name not in without(run)} for run in runs]
     names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
@@ -120,13 +120,13 @@ def unique(names: list[str]) -> list[str]:
     return [f"{name} ({i})" if name in twins else name for i, name in enumerate(names, 1)]
 
 
-def kind(run: Recorded) -> str:
+def kind(run: RunRecord) -> str:
     """Return the method's name, as its paper writes it."""
-    name = str(run.about.get("method", ""))
+    name = str(run.manifest.get("method", ""))
     return WRITTEN.get(name, name) or run.settings.get("method.kind", run.recipe)
 
 
-def _fields(run: Recorded) -> dict[str, str]:
+def _fields(run: RunRecord) -> dict[str, str]:
     """Return all that can tell a run from others but its seed."""
     own = {name: value for name, value in run.settings.items() if name != SEED}
     method = {name: value for name, value in own.items() if name.startswith("method.")}
@@ -134,18 +134,18 @@ def _fields(run: Recorded) -> dict[str, str]:
     return {KIND: kind(run), **method, **target, **own, **_around(run), ENGINE: _engine(run)}
 
 
-def _key(run: Recorded, without: Collection[str]) -> frozenset[tuple[str, str]]:
+def _key(run: RunRecord, without: Collection[str]) -> frozenset[tuple[str, str]]:
     if not run.settings:
         return frozenset({("folder", str(run.folder))})
     return frozenset(item for item in (run.settings | _around(run)).items() if item[0] not in without)
 
 
-def _around(run: Recorded) -> dict[str, str]:
-    return {name: str(run.about[name]) for name in AROUND if name in run.about}
+def _around(run: RunRecord) -> dict[str, str]:
+    return {name: str(run.manifest[name]) for name in AROUND if name in run.manifest}
 
 
-def _engine(run: Recorded) -> str:
-    return str(run.about.get(ENGINE, ""))
+def _engine(run: RunRecord) -> str:
+    return str(run.manifest.get(ENGINE, ""))
 
 
 def _by_engine(group: Runs) -> list[Runs]:
@@ -154,17 +154,17 @@ def _by_engine(group: Runs) -> list[Runs]:
     return [[run for run in group if _engine(run) == engine] for engine in dict.fromkeys(map(_engine, group))]
 
 
-def _seed(run: Recorded) -> tuple[bool, float, str]:
+def _seed(run: RunRecord) -> tuple[bool, float, str]:
     text = run.settings.get(SEED, "")
     return (False, float(text), "") if text.isdecimal() and len(text) < 300 else (True, 0.0, text)
 
 
-def _rank(run: Recorded) -> tuple[bool, int, int, float]:
-    measured: Any = run.about.get("measure")
+def _rank(run: RunRecord) -> tuple[bool, int, int, float]:
+    measured: Any = run.manifest.get("measure")
     started = 0.0
     with suppress(ValueError, OverflowError):
-        started = datetime.fromisoformat(str(run.about.get("started"))).timestamp()
-    return run.whole, run.done, len(measured) if isinstance(measured, list) else 0, started
+        started = datetime.fromisoformat(str(run.manifest.get("started"))).timestamp()
+    return run.whole, run.last_round, len(measured) if isinstance(measured, list) else 0, started
 
 
 def _listed(texts: list[str], between: str = ", ") -> str:

@@ -11,10 +11,10 @@ from fedsieve.report.figures.data import Points, averaged, over_bytes, over_roun
 from fedsieve.report.parts import legend, sample
 from fedsieve.report.style import Axis, Line
 from fedsieve.report.svg import chart, legend_list
-from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.record import RunRecord
 
 ROUND, REACHED = Axis("round", whole=True), Axis("accuracy, %", percent=True)
-Get: TypeAlias = Callable[[Recorded], Points]
+Get: TypeAlias = Callable[[RunRecord], Points]
 
 
 def curves(every: list[Configuration]) -> str:

@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import NONE, folded, soft, whose, wide
-from fedsieve.runs.recorded import Recorded, numeric
+from fedsieve.runs.record import RunRecord, numeric
 
 Values: TypeAlias = tuple[str, ...]
 SIDE_BY_SIDE, VALUES = 4, 8
 """Up to so many configurations stand side by side; of more values than that only the ends are shown."""
 
 
-def fields(every: list[Configuration], of: Callable[[Recorded], dict[str, str]]) -> str:
+def fields(every: list[Configuration], of: Callable[[RunRecord], dict[str, str]]) -> str:
     """Return what differs between the configurations as a table, and the rest folded."""
     each = [[of(run) for run in one.runs] for one in every]
     names = dict.fromkeys(name for runs in each for one in runs for name in one)

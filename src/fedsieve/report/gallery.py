@@ -8,10 +8,10 @@ from html import escape
 from fedsieve.report.figures import Map, Panel, Picture, pictures
 from fedsieve.report.style import Line
 from fedsieve.report.svg import MANY, bits, chart, legend_list, swatch
-from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.record import RunRecord
 
 
-def gallery(runs: list[Recorded]) -> str:
+def gallery(runs: list[RunRecord]) -> str:
     """Return those of the papers' figures that ``runs`` have data for; nothing if there are none."""
     return "".join(_figure(picture) for picture in pictures(runs))
 

@@ -15,7 +15,7 @@ from fedsieve.report.remarks import privacy, refused
 from fedsieve.report.results import results, state
 from fedsieve.report.svg import STYLE, palette_css
 from fedsieve.runs.output import check_output, write_output
-from fedsieve.runs.recorded import Recorded, read
+from fedsieve.runs.record import RunRecord, read_record
 from fedsieve.types import InputError
 
 HEAD = f"""<!doctype html>
@@ -36,7 +36,7 @@ def report(dirs: list[Path], out: Path) -> None:
     if not dirs:
         raise InputError("report: no run directory given: name at least one that `fedsieve run` wrote")
     check_output(out, "report.html")
-    page = _page(configurations(once([read(folder) for folder in dict.fromkeys(dirs)])))
+    page = _page(configurations(once([read_record(folder) for folder in dict.fromkeys(dirs)])))
     write_output(out, page.encode(errors="replace"))
 
 
@@ -59,7 +59,7 @@ def _page(every: list[Configuration]) -> str:
     return f"{HEAD}{title}<body>\n<main>\n{''.join(body)}</main>\n{script}</body>\n</html>\n"
 
 
-def _what(every: list[Configuration], runs: list[Recorded]) -> str:
+def _what(every: list[Configuration], runs: list[RunRecord]) -> str:
     """Return how many runs there are, and what they have in common of method and dataset."""
     shared = [{kind(run) for run in runs}, {run.settings.get("task.dataset", "") for run in runs}]
     method, dataset = (own.pop() if len(own) == 1 else "" for own in shared)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import folded, whose
 from fedsieve.report.svg import heat
-from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.record import RunRecord
 
 
 def partitions(every: list[Configuration]) -> str:
@@ -26,7 +26,7 @@ def partitions(every: list[Configuration]) -> str:
 
 def _way(place: int, some: list[Configuration], every: list[Configuration]) -> str:
     """Return the maps of one way to split, the first of them with the configurations that it is of."""
-    groups: dict[tuple[tuple[str, ...], bytes], list[Recorded]] = {}
+    groups: dict[tuple[tuple[str, ...], bytes], list[RunRecord]] = {}
     for run in (run for one in some for run in one.runs):
         if run.counts is not None:
             groups.setdefault((tuple(run.classes), run.counts.tobytes()), []).append(run)
@@ -36,11 +36,11 @@ def _way(place: int, some: list[Configuration], every: list[Configuration]) -> s
     return first + (folded("The clients of other seeds", "".join(rest), len(rest)) if rest else "")
 
 
-def _title(run: Recorded) -> str:
+def _title(run: RunRecord) -> str:
     return ", ".join(filter(None, (run.settings.get(f"task.{key}", "") for key in ("dataset", "partition"))))
 
 
-def _map(name: str, group: list[Recorded], of: str, several: bool) -> str:
+def _map(name: str, group: list[RunRecord], of: str, several: bool) -> str:
     run = group[0]
     assert run.counts is not None
     title, says, (shown, x_name) = _title(run), _says(run.counts), _columns(run.counts)

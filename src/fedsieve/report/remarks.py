@@ -8,7 +8,7 @@ from html import escape
 
 from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import folded
-from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.record import RunRecord
 from fedsieve.runs.units import format_number
 from fedsieve.server.privacy import EPSILON, REHEARSED
 
@@ -65,7 +65,10 @@ def privacy(every: list[Configuration]) -> str:
     return f"<p><small>{about}</small></p><ul class=reasons>{''.join(lines)}</ul>" if lines else ""
 
 
-def _spent(one: Configuration, run: Recorded, spent: float, kind: str) -> str:
-    delta, rounds = escape(run.settings.get("method.delta", "?")), f"{run.done} round{'s' * (run.done != 1)}"
+def _spent(one: Configuration, run: RunRecord, spent: float, kind: str) -> str:
+    delta, rounds = (
+        escape(run.settings.get("method.delta", "?")),
+        f"{run.last_round} round{'s' * (run.last_round != 1)}",
+    )
     number = f"ε = {format_number(spent)} at δ = {delta}, after {rounds}"
     return f"<li><strong>{escape(one.label)}</strong>: {number}{ABOUT_NOISE[kind]}</li>\n"

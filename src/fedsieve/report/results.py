@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from fedsieve.report.configurations import Configuration
 from fedsieve.report.parts import NONE, folded, sample, soft, wide
-from fedsieve.runs.recorded import Recorded, number, trained_by
+from fedsieve.runs.record import RunRecord, format_kernels, number
 from fedsieve.runs.units import (
     format_bytes,
     format_count,
@@ -21,7 +21,7 @@ from fedsieve.runs.units import (
     format_ratio,
 )
 
-Get: TypeAlias = Callable[[Recorded], float | None]
+Get: TypeAlias = Callable[[RunRecord], float | None]
 Form: TypeAlias = Callable[[float, float | None], str]
 NOTE = """Bytes are those of the encoded messages, as counted; 1 MB is 10<sup>6</sup> bytes. Dense is what plain
 federated averaging of the same model costs in the same rounds; under a measure stands what it is measured against, and
@@ -51,9 +51,9 @@ def results(every: list[Configuration]) -> str:
     return note + _table("Configuration" if several else "Run", rows) + (_each(every) if several else "")
 
 
-def state(runs: list[Recorded]) -> str:
+def state(runs: list[RunRecord]) -> str:
     """Return how far the runs are."""
-    done, planned = sorted({run.done for run in runs}), runs[0].settings.get("rounds", "?")
+    done, planned = sorted({run.last_round for run in runs}), runs[0].settings.get("rounds", "?")
     span = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
     whole = sum(run.whole for run in runs)
     if whole == len(runs):
@@ -89,7 +89,7 @@ def _row(one: Configuration, look: str, about: str) -> str:
         + _under("of all", runs, lambda run: run.last("density_of_all"), format_percent),
         _measured(runs, "bytes_up", format_bytes, "bytes_dense_up"),
         _measured(runs, "bytes_down", format_bytes, "bytes_dense_down"),
-        _against(runs, Recorded.upload, format_bytes, "paper", lambda run: run.final("paper_bytes_up")),
+        _against(runs, RunRecord.upload, format_bytes, "paper", lambda run: run.final("paper_bytes_up")),
         _measured(runs, "multiply_adds", format_count, "multiply_adds_dense") + _not_counted(runs),
         _step(runs),
         _value(runs, lambda run: run.total("seconds"), format_duration),
@@ -102,7 +102,7 @@ def _row(one: Configuration, look: str, about: str) -> str:
     return f"<tr><th scope=row>{name}{below}</th>{numbers}</tr>\n"
 
 
-def _accuracy(runs: list[Recorded]) -> str:
+def _accuracy(runs: list[RunRecord]) -> str:
     return (
         _value(runs, lambda run: run.last("accuracy"), format_percent)
         + _under("pruned", runs, lambda run: run.last("accuracy_pruned"), format_percent)
@@ -110,11 +110,11 @@ def _accuracy(runs: list[Recorded]) -> str:
     )
 
 
-def _known(runs: list[Recorded], get: Get) -> list[float]:
+def _known(runs: list[RunRecord], get: Get) -> list[float]:
     return [value for run in runs if (value := get(run)) is not None]
 
 
-def _value(runs: list[Recorded], get: Get, form: Form) -> str:
+def _value(runs: list[RunRecord], get: Get, form: Form) -> str:
     """Return the mean over the runs that have a measure, with its spread; a dash where none has."""
     known = _known(runs, get)
     if not known:
@@ -123,22 +123,22 @@ def _value(runs: list[Recorded], get: Get, form: Form) -> str:
     return f'<data value="{mean!r}">{form(mean, statistics.stdev(known) if len(known) > 1 else None)}</data>'
 
 
-def _under(what: str, runs: list[Recorded], get: Get, form: Form) -> str:
+def _under(what: str, runs: list[RunRecord], get: Get, form: Form) -> str:
     return f"<small>{what} {_value(runs, get, form)}</small>" if _known(runs, get) else ""
 
 
-def _measured(runs: list[Recorded], name: str, form: Form, dense: str) -> str:
+def _measured(runs: list[RunRecord], name: str, form: Form, dense: str) -> str:
     return _against(runs, lambda run: run.total(name), form, "dense", lambda run: run.total(dense))
 
 
-def _not_counted(runs: list[Recorded]) -> str:
+def _not_counted(runs: list[RunRecord]) -> str:
     """Return what the multiply-adds lack: the operations that have no formula."""
     every = [(run.summary or {}).get("multiply_adds_not_counted") for run in runs]
     names = sorted({str(name) for one in every if isinstance(one, list) for name in one})
     return f"<small>not counted: {escape(', '.join(names))}</small>" if names else ""
 
 
-def _against(runs: list[Recorded], get: Get, form: Form, what: str, reference: Get) -> str:
+def _against(runs: list[RunRecord], get: Get, form: Form, what: str, reference: Get) -> str:
     """Return a measure, and under it what it stands against, with the factor between the two."""
     own, others = _known(runs, get), _known(runs, reference)
     if not own or not others:
@@ -151,9 +151,9 @@ def _against(runs: list[Recorded], get: Get, form: Form, what: str, reference: G
     return _value(runs, get, form) + below
 
 
-def _step(runs: list[Recorded]) -> str:
+def _step(runs: list[RunRecord]) -> str:
     """Return the milliseconds of a training step and which way it was computed; and both ways, where measured."""
-    ways = trained_by(sum((run.kernels for run in runs), Counter[str]()))
+    ways = format_kernels(sum((run.kernels for run in runs), Counter[str]()))
     both = dict.fromkeys(way for run in runs for way in run.measured)
     measured = "".join(
         f"<small>{escape(way)} {_value(runs, _both(way, 'ms_per_step'), format_milliseconds)}, "
@@ -161,7 +161,9 @@ def _step(runs: list[Recorded]) -> str:
         for way in both
     )
     return (
-        _value(runs, Recorded.step, format_milliseconds) + (f"<small>{escape(ways)}</small>" if ways else "") + measured
+        _value(runs, RunRecord.step, format_milliseconds)
+        + (f"<small>{escape(ways)}</small>" if ways else "")
+        + measured
     )
 
 

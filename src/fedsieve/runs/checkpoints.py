@@ -15,24 +15,25 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as packed
+from safetensors.torch import save
 from torch import Tensor
 
 from fedsieve.data.storage import regular, sync, write
 from fedsieve.engine import Round
 from fedsieve.engine.loop import Start
 from fedsieve.engine.rollback import DEPTH, LeftOut, Returns
+from fedsieve.runs.schema import CHECKPOINTS
 from fedsieve.types import InputError, clone_shared, flatten
 
-KEPT = DEPTH
+COUNT = DEPTH
 """As many as a run may go back to: one that is finite, but poisoned, is never the only one."""
 
 
-def save(out: Path, round: Round, about: Mapping[str, str]) -> None:
+def save_checkpoint(out: Path, round: Round, about: Mapping[str, str]) -> None:
     """Save what a round left, and ``about`` the run; keep the last ones."""
     tensors = clone_shared({f"state/{name}": v for name, v in flatten(round.state).items()})
-    for client, kept in round.memory.items():
-        tensors[f"memory/{client}"] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
+    for client, content in round.memory.items():
+        tensors[f"memory/{client}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     if round.norms:
         tensors["norms"] = torch.tensor(round.norms, dtype=torch.float64)
     if round.lengths:
@@ -40,12 +41,12 @@ def save(out: Path, round: Round, about: Mapping[str, str]) -> None:
         tensors["lengths"] = torch.tensor(rows, dtype=torch.float64)
     header = {**about, "round": str(round.t), "returns": json.dumps(asdict(round.returns))}
     header["sha256"] = _digest(header, tensors)
-    write(out / "checkpoints" / f"{round.t:06d}.safetensors", packed(tensors, header))
-    for old in _paths(out)[:-KEPT]:
+    write(out / CHECKPOINTS / f"{round.t:06d}.safetensors", save(tensors, header))
+    for old in _paths(out)[:-COUNT]:
         old.unlink()
 
 
-def forget(out: Path, after: int) -> None:
+def remove_after(out: Path, after: int) -> None:
     """Remove the checkpoints of rounds that a run has gone back over, the newest first: a crash leaves no gap."""
     for path in reversed(_paths(out)):
         if int(path.stem) > after:
@@ -53,7 +54,7 @@ def forget(out: Path, after: int) -> None:
             sync(path.parent)
 
 
-def newest(out: Path) -> tuple[Start, dict[str, str]] | None:
+def load_newest(out: Path) -> tuple[Start, dict[str, str]] | None:
     """Return the newest checkpoint and what it says about its run, None where there is none.
 
     Raises InputError, naming the file and what to do, if it is damaged; so does what reads the ``earlier`` ones.
@@ -61,15 +62,15 @@ def newest(out: Path) -> tuple[Start, dict[str, str]] | None:
     paths = _paths(out)
     if not paths:
         return None
-    start, about = _read(paths[-1], paths[-2] if len(paths) > 1 else None)
+    start, about = _load(paths[-1], paths[-2] if len(paths) > 1 else None)
     return replace(start, earlier=tuple(partial(_start, path) for path in paths[:-1])), about
 
 
 def _start(path: Path) -> Start:
-    return _read(path, None)[0]
+    return _load(path, None)[0]
 
 
-def _read(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
+def _load(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
     """Return a checkpoint; ``before`` is the one that a run goes on from without it."""
     try:
         with safe_open(regular(path), "pt") as file:
@@ -84,25 +85,25 @@ def _read(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
         where = f"round {int(before.stem)}" if before else "the beginning"
         raise InputError(f"the checkpoint {path} is damaged: remove it to go on from {where}")
     state = {name.removeprefix("state/"): v for name, v in tensors.items() if name.startswith("state/")}
-    kept = {client: v.numpy().tobytes() for client, v in memory.items()}
+    contents = {client: v.numpy().tobytes() for client, v in memory.items()}
     lengths = {int(client): (a, b, c, d) for client, a, b, c, d in _rows(tensors, "lengths")}
     norms = tuple((a, b, c, d) for a, b, c, d in _rows(tensors, "norms"))
-    return Start(int(about["round"]), state, kept, norms, lengths, returns), about
+    return Start(int(about["round"]), state, contents, norms, lengths, returns), about
 
 
 def _returns(text: str) -> Returns:
-    told = json.loads(text)
-    return Returns(told["count"], tuple(LeftOut(**one) for one in told["left_out"]))
+    values = json.loads(text)
+    return Returns(values["count"], tuple(LeftOut(**one) for one in values["left_out"]))
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> list[list[float]]:
-    found: list[list[float]] = tensors[name].tolist() if name in tensors else []
-    return found
+    rows: list[list[float]] = tensors[name].tolist() if name in tensors else []
+    return rows
 
 
 def _paths(out: Path) -> list[Path]:
     """Return the checkpoints in the order of their rounds; other files there are none of ours."""
-    named = [p for p in (out / "checkpoints").glob("*.safetensors") if p.stem.isdecimal()]
+    named = [p for p in (out / CHECKPOINTS).glob("*.safetensors") if p.stem.isdecimal()]
     return sorted(named, key=lambda p: int(p.stem))
 
 

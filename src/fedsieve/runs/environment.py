@@ -15,8 +15,8 @@ import torch
 from fedsieve.kernels import library
 
 
-def circumstances() -> dict[str, Any]:
-    """Return them as plain JSON."""
+def describe_environment() -> dict[str, Any]:
+    """Return version, commit, time and hardware as plain JSON."""
     return {
         "version": version("fedsieve"),
         "commit": _commit(),
@@ -53,6 +53,6 @@ def _commit() -> str | None:
     return said.stdout.strip() or None if tracked.returncode == 0 else None
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """Return how many cores this process may use, where the system tells, or else how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

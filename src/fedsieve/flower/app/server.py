@@ -15,9 +15,9 @@ from fedsieve.data.storage import read_json, write_json
 from fedsieve.engine import Federation
 from fedsieve.flower.app.settings import AppConfig, message_key, read_config
 from fedsieve.flower.engine.server import ServerContext
-from fedsieve.runs.progress import show
-from fedsieve.runs.run_json import FILE
-from fedsieve.runs.store import inputs_of, record_run
+from fedsieve.runs.progress import show_run
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.schema import MANIFEST, inputs_of, row_of
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
 
@@ -46,11 +46,11 @@ def _serve(here: Path, carrier: ServerContext) -> None:
     federation = replace(server_federation(config, here), key=message_key(carrier.key), name=run_name(out))
     config.patience.check(federation.run)
     engine = carrier.engine(federation, config.patience, about)
-    execution = replace(config, engine="flower", resume=config.resume and (out / FILE).exists())
+    execution = replace(config, engine="flower", resume=config.resume and (out / MANIFEST).exists())
     rounds = record_run(out, federation, engine, config.recipe, execution)
     write_json(out / NAME, {"run": federation.name})
     about |= {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset)), "own": str(config.own_data)}
-    show(out, federation, rounds, config.last_round(federation.run))
+    show_run(out, federation, map(row_of, rounds), config.last_round(federation.run))
 
 
 def server_federation(config: AppConfig, here: Path) -> Federation:

@@ -7,11 +7,10 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from fedsieve.data.storage import read_json, write
@@ -21,8 +20,8 @@ from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.superlink import SuperLink, last_line, superlink
 from fedsieve.flower.app.template import licence, write_app
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.run_json import FILE
-from fedsieve.runs.store import check, read_rows
+from fedsieve.runs.recorder import check_directory
+from fedsieve.runs.schema import MANIFEST, read_rows
 from fedsieve.types import InputError
 
 LOG = "flower.log"
@@ -32,10 +31,10 @@ SILENT = 15
 """Questions in a row to which a SuperLink at work may give no answer: on a busy machine some are late."""
 
 
-def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[Any]:
+def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[dict[str, Any]]:
     """Run an app on Ray: ``nodes`` simulated SuperNodes, ``workers`` processes; yield every round's row.
 
-    A row has its columns as attributes. Raises InputError as the run itself does, or if Flower ends without a word.
+    Raises InputError as the run itself does, or if Flower ends without a word.
     """
     with _home(Path(config.out)) as home:
         ended = home / "ended.json"
@@ -54,7 +53,7 @@ def _home(out: Path) -> Iterator[Path]:
     try:
         yield home
     finally:
-        if (out / FILE).exists() and (home / "superlink.log").exists():
+        if (out / MANIFEST).exists() and (home / "superlink.log").exists():
             write(out / LOG, (home / "superlink.log").read_bytes())
         shutil.rmtree(home, ignore_errors=True)
 
@@ -65,7 +64,7 @@ def _federation(nodes: int, workers: int) -> str:
     return f"num-supernodes={nodes} client-resources-num-cpus=1{own}"
 
 
-def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[Any]:
+def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the rounds after ``last`` until the run has ended."""
     asked, silent = time.monotonic(), 0
     while True:
@@ -73,7 +72,7 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
         for row in read_rows(out):
             if row["round"] > last:
                 last = row["round"]
-                yield _shown(row)
+                yield row
         if over:
             break
         if link.process.poll() is not None:
@@ -86,11 +85,6 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
         time.sleep(LOOK)
     if error := (read_json(ended) or {}).get("error"):
         raise InputError(error)
-
-
-def _shown(row: Mapping[str, Any]) -> Any:
-    lines = {name: [SimpleNamespace(**one) for one in row[name]] for name in ("refused", "warnings", "left_out")}
-    return SimpleNamespace(**{**row, "t": row["round"], **lines})
 
 
 def _status(link: SuperLink, run: str) -> str | None:
@@ -112,9 +106,9 @@ def _check(status: str | None, silent: int, known: str) -> None:
 
 def simulated(
     folder: Path, federation: Federation, recipe: str, settings: list[str], execution: Execution, workers: int
-) -> Iterator[Any]:
+) -> Iterator[dict[str, Any]]:
     """Run a recipe in ``folder`` on ``workers`` Ray processes, and yield every round's row. Raises InputError."""
-    check(folder, federation, recipe, execution)
+    check_directory(folder, federation, recipe, execution)
     place = {"out": str(folder.absolute()), "data": str(execution.root or "")}
     config = AppConfig(**asdict(execution) | place, recipe=recipe, settings=shlex.join(settings))
     return simulate(config, max(federation.run.per_round, federation.run.warm_up), workers)

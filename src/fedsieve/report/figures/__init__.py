@@ -12,7 +12,7 @@ from fedsieve.report.figures import papers, positions
 from fedsieve.report.figures.data import LackingError, Map, Panel, Picture
 from fedsieve.report.figures.sheet import drawn
 from fedsieve.runs.output import check_output, write_output
-from fedsieve.runs.recorded import Recorded, number, read
+from fedsieve.runs.record import RunRecord, number, read_record
 from fedsieve.types import InputError
 
 __all__ = ["FIGURES", "Map", "Panel", "Picture", "figure", "picture", "pictures"]
@@ -41,7 +41,7 @@ def figure(name: str, dirs: Sequence[Path], out: Path, layers: Sequence[str] = (
     if not dirs:
         raise InputError("figure: no run directory given: name at least one that `fedsieve run` wrote")
     check_output(out, f"{name}.{kind}")
-    runs = once([read(folder) for folder in dict.fromkeys(dirs)], partial(_holds, name=name))
+    runs = once([read_record(folder) for folder in dict.fromkeys(dirs)], partial(_holds, name=name))
     write_output(out, drawn(picture(name, runs, layers), kind))
 
 
@@ -61,7 +61,7 @@ def pictures(runs: Runs) -> list[Picture]:
     return [one for one in made if _compares(one)]
 
 
-def _holds(run: Recorded, name: str) -> bool:
+def _holds(run: RunRecord, name: str) -> bool:
     """Tell whether a run was measured for a figure."""
     if name == "zerofl-2":
         return any(row.get("layers") for row in run.rows)

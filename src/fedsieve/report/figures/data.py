@@ -11,7 +11,7 @@ from typing import Any
 
 from fedsieve.report.configurations import TARGET, Runs, Without, apart, nothing, seeds, unique
 from fedsieve.report.style import Axis, Bits, Line
-from fedsieve.runs.recorded import Recorded, number, numeric
+from fedsieve.runs.record import RunRecord, number, numeric
 from fedsieve.types import InputError
 
 Points = dict[float, tuple[float, float]]
@@ -61,12 +61,12 @@ def share(value: Any) -> float | None:
     return known if known is not None and 0 <= known <= 1 else None
 
 
-def series(runs: Iterable[Recorded], base: Callable[[Recorded], str], without: Without = nothing) -> dict[str, Runs]:
+def series(runs: Iterable[RunRecord], base: Callable[[RunRecord], str], without: Without = nothing) -> dict[str, Runs]:
     """Return groups of ``seeds`` by their labels: ``base``, and what tells apart those of which it says the same."""
     return labelled(seeds(runs, without), base, without)
 
 
-def labelled(groups: list[Runs], base: Callable[[Recorded], str], without: Without = nothing) -> dict[str, Runs]:
+def labelled(groups: list[Runs], base: Callable[[RunRecord], str], without: Without = nothing) -> dict[str, Runs]:
     """Return the groups by labels, no two the same.
 
     A group that is one configuration of a page is called as it is all over the page. Of others, what ``base`` says of
@@ -95,7 +95,7 @@ def looks(groups: Mapping[str, Runs]) -> dict[str, int]:
             for label, own in every.items()}  # fmt: skip
 
 
-def field(run: Recorded, name: str) -> float | None:
+def field(run: RunRecord, name: str) -> float | None:
     """Return a setting that is a number, or the largest of several."""
     return numeric(run.settings.get(name, ""))
 
@@ -121,23 +121,23 @@ def aims(runs: Runs) -> Without:
     return lambda run: of[_method(run)] | {TARGET} if run.target is not None else set()
 
 
-def _method(run: Recorded) -> tuple[object, ...]:
-    return str(run.about.get("class")), run.settings.get("method.kind"), run.target is None
+def _method(run: RunRecord) -> tuple[object, ...]:
+    return str(run.manifest.get("class")), run.settings.get("method.kind"), run.target is None
 
 
-def _says(run: Recorded, name: str) -> bool:
+def _says(run: RunRecord, name: str) -> bool:
     value, target = field(run, name), run.target
     return None not in (value, target) and any(
         math.isclose(v, target or 0, rel_tol=1e-9) for v in (value or 0, 1 - (value or 0))
     )
 
 
-def over_rounds(run: Recorded, measured: str) -> Points:
+def over_rounds(run: RunRecord, measured: str) -> Points:
     """Return a share, in percent, by round; what cannot be one is left out."""
     return {t: (t, 100 * y) for t, y in zip(*run.series(measured), strict=True) if share(y) is not None}
 
 
-def over_bytes(run: Recorded) -> Points:
+def over_bytes(run: RunRecord) -> Points:
     """Return the accuracy, in percent, over the megabytes sent both ways until then; as far as all were counted."""
     each = (_sum(number(row.get("bytes_up")), number(row.get("bytes_down"))) for row in run.rows)
     sent = dict(zip((row["round"] for row in run.rows), accumulate(each), strict=True))

@@ -31,7 +31,7 @@ from fedsieve.report.figures.data import (
     swept,
 )
 from fedsieve.report.style import Axis, Bits, Line
-from fedsieve.runs.recorded import Recorded, numeric
+from fedsieve.runs.record import RunRecord, numeric
 
 ROUND, REACHED = Axis("round", whole=True), Axis("accuracy, %", percent=True)
 MISMATCH, NONZERO = Axis("mask mismatch, %", percent=True, zero=True), Axis("non-zero, %", percent=True, zero=True)
@@ -143,7 +143,7 @@ def sparsefedpp_1(runs: Runs) -> Picture:
     return _noted(Picture("sparsefedpp-1", "SparseFedPP, Fig. 1: accuracy by sparsity", caption, (panel,)))
 
 
-def _setting(run: Recorded) -> str:
+def _setting(run: RunRecord) -> str:
     """Return where a run belongs: one client is centralised; LDA of a large alpha is IID."""
     if field(run, "task.clients") == 1:
         return SETTINGS[0]
@@ -151,12 +151,12 @@ def _setting(run: Recorded) -> str:
     return SETTINGS[1 if how == "iid" or (how == "lda" and (numeric(alpha) or 0) >= MOST_IID) else 2]
 
 
-def _sparsity(run: Recorded) -> str:
+def _sparsity(run: RunRecord) -> str:
     """Return what a method aims at, or its name where it does not say."""
     return kind(run) if run.target is None else "dense" if run.target == 1 else f"{100 * (1 - run.target):.4g} % sparse"
 
 
-def _density(run: Recorded) -> str:
+def _density(run: RunRecord) -> str:
     """Return what a method aims at, or its name where it does not say, or is dense."""
     return kind(run) if run.target is None else "dense" if run.target == 1 else f"d = {run.target:g}"
 
@@ -174,7 +174,7 @@ def _rank(runs: Runs) -> float:
     return -(density(runs) or 0)
 
 
-def _seed(run: Recorded) -> str:
+def _seed(run: RunRecord) -> str:
     return f"seed {run.settings.get('seed', 'unknown')}"
 
 
@@ -183,13 +183,13 @@ def _measured_some(runs: Runs) -> str:
     return MEASURED if any(run.target is None and _sparse([run]) for run in runs) else ""
 
 
-def _upload(run: Recorded) -> str:
+def _upload(run: RunRecord) -> str:
     return run.settings.get("method.upload", "").replace("_", " ") if is_zerofl(run) else kind(run)
 
 
-def is_zerofl(run: Recorded) -> bool:
+def is_zerofl(run: RunRecord) -> bool:
     """Tell whether a run's method is ZeroFL itself, whose r_mask and upload a figure shows."""
-    return run.about.get("class") == ZEROFL
+    return run.manifest.get("class") == ZEROFL
 
 
 def _r_mask(runs: Runs) -> float | None:
@@ -199,11 +199,11 @@ def _r_mask(runs: Runs) -> float | None:
     return share(field(run, "method.r_mask")) if there else None
 
 
-def _but_r_mask(run: Recorded) -> tuple[str, ...]:
+def _but_r_mask(run: RunRecord) -> tuple[str, ...]:
     return ("method.r_mask",) if is_zerofl(run) else ()
 
 
-def _layers(run: Recorded) -> list[str]:
+def _layers(run: RunRecord) -> list[str]:
     """Return the layers whose ratio a run measured."""
     held = (row["layers"] for row in run.rows if isinstance(row.get("layers"), dict))
     return list(dict.fromkeys(name for one in held for name, value in one.items() if share(value) is not None))
@@ -214,7 +214,7 @@ def _measured(group: Runs, layer: str, place: int) -> Line:
     return averaged([_ratio(run, layer) for run in group], place)
 
 
-def _ratio(run: Recorded, layer: str) -> Points:
+def _ratio(run: RunRecord, layer: str) -> Points:
     held = ((row["round"], row["layers"].get(layer)) for row in run.rows if isinstance(row.get("layers"), dict))
     return {t: (t, 100 * known) for t, value in held if (known := share(value)) is not None}
 
@@ -251,7 +251,7 @@ def _chosen(known: list[str], wanted: Sequence[str], most: int) -> list[str]:
     return [known[i] for i in dict.fromkeys(np.linspace(0, len(known) - 1, most).round().astype(int).tolist())]
 
 
-def _by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Callable[[Recorded], str]) -> tuple[Panel, ...]:
+def _by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Callable[[RunRecord], str]) -> tuple[Panel, ...]:
     """Return panels of a measure over rounds, the denser lines first; the same label looks the same in all panels."""
     grouped = [series(runs, base) for _, runs, _, _ in parts]
     every = {label: group for groups in reversed(grouped) for label, group in groups.items()}
@@ -267,7 +267,7 @@ def _by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Callable[[Reco
 def _swept(
     runs: Runs,
     at: Callable[[Runs], float | None],
-    base: Callable[[Recorded], str],
+    base: Callable[[RunRecord], str],
     without: Without = nothing,
     *,
     steps: dict[float, int] | None = None,

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedsieve.data.storage import regular
-from fedsieve.runs.recorded import Recorded
+from fedsieve.runs.record import RunRecord
 from fedsieve.types import InputError
 
 STRETCHES, LENGTH = 8, 18
 """A large layer is shown by so many stretches of so many neighbouring positions: 18 are two 3x3 kernels."""
 
 
-def recorded_rounds(run: Recorded) -> dict[int, Path]:
+def recorded_rounds(run: RunRecord) -> dict[int, Path]:
     """Return the files of a run's supports by round."""
     found = [path for path in (run.folder / "masks").glob("*.safetensors") if path.stem.isdecimal()]
     return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}

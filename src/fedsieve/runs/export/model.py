@@ -27,7 +27,7 @@ from fedsieve.engine.user_inputs import given_model
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import Card, card_of
-from fedsieve.runs.store import inputs_of
+from fedsieve.runs.schema import inputs_of
 from fedsieve.sparse.topk import weight_density
 from fedsieve.types import Data, InputError, Params, Sparse, normalize_inputs
 

@@ -32,7 +32,7 @@ class Cell:
     @property
     def label(self) -> str:
         """What tells this cell from the others."""
-        return " ".join([short(self.recipe), *(f"{name}={value}" for name, value in self.swept.items())])
+        return " ".join([recipe_label(self.recipe), *(f"{name}={value}" for name, value in self.swept.items())])
 
     def job(self, seed: int, runs: Path) -> Job:
         """Return the cell's run of one seed, in a folder of its own below ``runs``."""
@@ -91,16 +91,16 @@ def grid(recipes: list[str], settings: list[str], seeds: int, execution: Executi
     axes = _axes(settings, bases)
     cells: list[Cell] = []
     for recipe in recipes:
-        own = {name: of for name, of in axes.items() if _concerns(name, recipe, bases)}
-        for values in product(*own.values()):
-            chosen = dict(zip(own, values, strict=True))
+        axes_of_recipe = {name: of for name, of in axes.items() if _concerns(name, recipe, bases)}
+        for values in product(*axes_of_recipe.values()):
+            chosen = dict(zip(axes_of_recipe, values, strict=True))
             swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
             cells.append(Cell(len(cells) + 1, recipe, chosen, swept, _changed(bases[recipe], recipe, chosen)))
     _check_different(cells)
     return Grid(tuple(recipes), axes, seeds, tuple(cells), execution)
 
 
-def check(grid: Grid) -> None:
+def check_grid(grid: Grid) -> None:
     """Raise InputError, naming the cell, unless its dataset is there and model, method and kernels fit it."""
     read: dict[Any, Any] = {}
     for cell in grid.cells:
@@ -113,7 +113,7 @@ def check(grid: Grid) -> None:
             raise InputError(f"{cell.label}: {error}") from None
 
 
-def short(recipe: str) -> str:
+def recipe_label(recipe: str) -> str:
     """Return a recipe's name without the folders of its file: ``mine.digits`` for ``some/mine.py:digits``."""
     return Path(recipe).name.replace(".py:", ".")
 
@@ -128,11 +128,11 @@ def _axes(settings: list[str], bases: Mapping[str, Run]) -> dict[str, list[str]]
             raise InputError(f"-s {setting}: a sweep's seeds are chosen by --seeds N, which runs seeds 0 to N-1")
         if name in axes:
             raise InputError(f"-s {setting}: {name} is named twice: give all of its values at once")
-        axes[name] = values(name, text, any(_holds_several(run, name) for run in bases.values()))
+        axes[name] = axis_values(name, text, any(_holds_several(run, name) for run in bases.values()))
     return axes
 
 
-def values(name: str, text: str, several: bool) -> list[str]:
+def axis_values(name: str, text: str, several: bool) -> list[str]:
     """Return the values of an axis, apart by ``;`` where one is written or a value holds ``several`` parts, else ``,``.
 
     A ``;`` may end the text, so that a single value with commas can be given as well.

@@ -8,22 +8,22 @@ table.md      the table
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fedsieve.data.storage import is_leftover, read_json, write_json
 from fedsieve.engine.fingerprint import described
-from fedsieve.runs.store import alone
-from fedsieve.runs.sweep.cells import Grid, short
+from fedsieve.runs.recorder import locked_directory
+from fedsieve.runs.schema import OTHER
+from fedsieve.runs.sweep.cells import Grid, recipe_label
 from fedsieve.types import InputError
 
 FILE = "sweep.json"
 
 
-def told(grid: Grid) -> dict[str, Any]:
+def describe_sweep(grid: Grid) -> dict[str, Any]:
     """Return what tells a sweep from every other: the content of ``sweep.json``."""
     runs = {job.folder.name: described(job.run) for job in grid.jobs(Path())}
     asked = {
@@ -37,9 +37,9 @@ def told(grid: Grid) -> dict[str, Any]:
 
 def default_folder(grid: Grid) -> Path:
     """Return sweeps/RECIPES-N: that of the same sweep, so that the same command goes on, or the first free one."""
-    names = [short(recipe) for recipe in grid.recipes]
+    names = [recipe_label(recipe) for recipe in grid.recipes]
     name = "+".join(names) if len("+".join(names)) <= 80 else f"{names[0]}+{len(names) - 1}"
-    number, wanted = 1, told(grid)
+    number, wanted = 1, describe_sweep(grid)
     while (folder := Path("sweeps") / f"{name}-{number}").exists() and _read(folder) != wanted:
         number += 1
     return folder
@@ -51,35 +51,30 @@ def open_folder(folder: Path, grid: Grid) -> Iterator[None]:
 
     Raises InputError if another sweep or anything else is in it, or another process is at work there.
     """
-    lock = alone(folder)
-    try:
+    with locked_directory(folder):
         if not (folder / FILE).exists():
             if any(not is_leftover(path) for path in folder.iterdir()):
-                raise InputError(f"{folder} is not empty and holds no sweep: choose another --out")
-            write_json(folder / FILE, told(grid))
-        check_same(folder, grid)
+                raise InputError(f"{folder} is not empty and holds no sweep: {OTHER}")
+            write_json(folder / FILE, describe_sweep(grid))
+        check_same_sweep(folder, grid)
         yield
-    finally:
-        os.close(lock)
 
 
-def check_same(folder: Path, grid: Grid) -> None:
+def check_same_sweep(folder: Path, grid: Grid) -> None:
     """Raise InputError unless the directory holds this very sweep."""
     if not (folder / FILE).exists():
         raise InputError(f"{folder} holds no sweep yet: run it first, without --table")
-    found, wanted = _read(folder), told(grid)
+    found, wanted = _read(folder), describe_sweep(grid)
     if found is None:
-        raise InputError(f"{folder / FILE} is damaged: choose another --out")
+        raise InputError(f"{folder / FILE} is damaged: {OTHER}")
     if found != wanted:
-        raise InputError(f"{folder} holds another sweep ({_difference(found, wanted)}): choose another --out")
+        raise InputError(f"{folder} holds another sweep ({_difference(found, wanted)}): {OTHER}")
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = read_json(folder / FILE)
-    except InputError:
-        return None
-    return None if found is None else {"kernels": "dense"} | found  # before there were any: dense
+    with suppress(InputError):
+        return read_json(folder / FILE)
+    return None
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

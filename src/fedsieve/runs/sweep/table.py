@@ -20,8 +20,8 @@ from rich.text import Text
 
 from fedsieve.data.storage import write, write_json
 from fedsieve.recipes.papers import Published, published_of
-from fedsieve.runs.recorded import Recorded, number, read
-from fedsieve.runs.sweep.cells import Cell, Grid, Job, short
+from fedsieve.runs.record import RunRecord, number, read_record
+from fedsieve.runs.sweep.cells import Cell, Grid, Job, recipe_label
 from fedsieve.runs.units import format_ratio
 
 MEASURES = ("recipe", "work", "density")
@@ -29,7 +29,7 @@ MEASURES = ("recipe", "work", "density")
 
 
 @dataclass(frozen=True)
-class Row:
+class CellResult:
     """A cell's results; None where nothing is known yet. ``seeds`` and ``rounds`` have an entry a seed."""
 
     cell: Cell
@@ -69,7 +69,7 @@ class Row:
 
 def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console | None = None) -> None:
     """Print the table of a sweep, and ``save`` it in the directory too."""
-    rows = results(grid, folder)
+    rows = cell_results(grid, folder)
     if save:
         write_json(folder / "results.json", {"cells": [as_json(row) for row in rows]})
         write(folder / "table.md", markdown(rows).encode())
@@ -82,19 +82,19 @@ def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console
     console.print(f"{folder} holds the table (table.md, results.json) and the runs (fedsieve report {folder}/runs/*)")
 
 
-def results(grid: Grid, folder: Path) -> list[Row]:
+def cell_results(grid: Grid, folder: Path) -> list[CellResult]:
     """Return the results of every cell, as far as its runs have got."""
     jobs = grid.jobs(folder)
     return [_row(cell, [job for job in jobs if job.cell is cell]) for cell in grid.cells]
 
 
-def _row(cell: Cell, jobs: list[Job]) -> Row:
-    runs = [read(job.folder) if (job.folder / "summary.json").exists() else None for job in jobs]
+def _row(cell: Cell, jobs: list[Job]) -> CellResult:
+    runs = [read_record(job.folder) if (job.folder / "summary.json").exists() else None for job in jobs]
     done = [run for run in runs if run and run.summary]
     up, dense = _trained(done, "bytes_up"), _trained(done, "bytes_dense_up")
     uploads = sum(len(row.get("clients") or ()) for row in _training(done))
     densities = [value for run in done if (value := run.final("density")) is not None]
-    return Row(
+    return CellResult(
         cell=cell,
         seeds=tuple(_percent(run.final("accuracy")) if run else None for run in runs),
         rounds=tuple(int(run.rows[-1]["round"]) if run and run.summary else 0 for run in runs),
@@ -106,16 +106,16 @@ def _row(cell: Cell, jobs: list[Job]) -> Row:
     )
 
 
-def _training(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
+def _training(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Return the rows of all rounds but a warm-up's, which is round 0."""
     return [row for run in runs for row in run.rows if row["round"] > 0]
 
 
-def _trained(runs: Sequence[Recorded], name: str) -> float:
+def _trained(runs: Sequence[RunRecord], name: str) -> float:
     return sum(number(row.get(name)) or 0.0 for row in _training(runs))
 
 
-def _share(runs: Sequence[Recorded], part: str, whole: str) -> float | None:
+def _share(runs: Sequence[RunRecord], part: str, whole: str) -> float | None:
     total = sum(run.final(whole) or 0.0 for run in runs)
     return sum(run.final(part) or 0.0 for run in runs) / total if total else None
 
@@ -124,7 +124,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else share * 100
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def as_json(row: CellResult) -> dict[str, Any]:
     """Return a row as ``results.json`` holds it."""
     return {
         "recipe": row.cell.recipe,
@@ -143,13 +143,13 @@ def as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def columns(rows: list[Row]) -> dict[str, list[str]]:
+def columns(rows: list[CellResult]) -> dict[str, list[str]]:
     """Return the table's columns, by their titles; those that say nothing of any row are left out."""
-    table = {"recipe": [short(row.cell.recipe) for row in rows]}
+    table = {"recipe": [recipe_label(row.cell.recipe) for row in rows]}
     names = {name: row.cell for row in reversed(rows) for name in reversed(row.cell.swept)}
     for name in reversed(names):
         table[_title(name, names[name])] = [row.cell.swept.get(name, "-") for row in rows]
-    table["accuracy, %"] = [spread(row.mean, row.std) for row in rows]
+    table["accuracy, %"] = [format_mean(row.mean, row.std) for row in rows]
     table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
     if not all(row.whole for row in rows):
         table["rounds run"] = [_rounds(row) for row in rows]
@@ -163,7 +163,7 @@ def columns(rows: list[Row]) -> dict[str, list[str]]:
     return table
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[CellResult]) -> str:
     """Return the table as Markdown."""
     table = columns(rows)
     lines = [list(table), ["---"] * len(table), *zip(*table.values(), strict=True)]
@@ -171,7 +171,7 @@ def markdown(rows: list[Row]) -> str:
     return text + (f"\n{note}\n" if (note := _note(rows)) else "")
 
 
-def spread(mean: float | None, std: float | None) -> str:
+def format_mean(mean: float | None, std: float | None) -> str:
     """Return a mean and its standard deviation, or - for what is not known."""
     return "-" if mean is None else f"{mean:.2f} ± {_number(std, '.2f')}"
 
@@ -185,7 +185,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def _rounds(row: Row) -> str:
+def _rounds(row: CellResult) -> str:
     few, many = min(row.rounds), max(row.rounds)
     return f"{few if few == many else f'{few}-{many}'}/{row.cell.run.rounds}"
 
@@ -193,10 +193,10 @@ def _rounds(row: Row) -> str:
 def _paper(paper: Published | None) -> str:
     if paper is None:
         return "-"
-    return spread(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
+    return format_mean(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
 
 
-def _note(rows: list[Row]) -> str:
+def _note(rows: list[CellResult]) -> str:
     """Return what the table's words mean, where that is not plain."""
     told = [_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False)]
     told = [line for line in told if line]
@@ -207,7 +207,7 @@ def _note(rows: list[Row]) -> str:
     return " ".join(told)
 
 
-def _fixed(who: str, rows: list[Row], *, everywhere: bool) -> str:
+def _fixed(who: str, rows: list[CellResult], *, everywhere: bool) -> str:
     """Return the settings that are the same in all rows, or in those rows alone that have them."""
     given = [row.cell.settings for row in rows]
     names = dict.fromkeys(name for settings in given for name in settings)
@@ -216,7 +216,7 @@ def _fixed(who: str, rows: list[Row], *, everywhere: bool) -> str:
     return f"{who} with {', '.join(same)}." if same else ""
 
 
-def _wide(rows: list[Row]) -> Table:
+def _wide(rows: list[CellResult]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     found = columns(rows)
     for title in found:
@@ -226,7 +226,7 @@ def _wide(rows: list[Row]) -> Table:
     return table
 
 
-def _narrow(rows: list[Row]) -> Text:
+def _narrow(rows: list[CellResult]) -> Text:
     """Return the table for a narrow terminal: a paragraph a cell, whose first line names it."""
     text, found = Text(), columns(rows)
     for i, row in enumerate(rows):

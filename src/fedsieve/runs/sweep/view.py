@@ -12,13 +12,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fedsieve.data.storage import read_json
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.progress import clock
-from fedsieve.runs.recorded import number
-from fedsieve.runs.store import check_source, read_rows
+from fedsieve.runs.progress import format_clock
+from fedsieve.runs.record import number
+from fedsieve.runs.resume import check_recorded_code
+from fedsieve.runs.schema import read_rows, read_summary
 from fedsieve.runs.sweep.cells import Job
-from fedsieve.runs.sweep.work import News, work
+from fedsieve.runs.sweep.work import JobEvent, run_jobs
 from fedsieve.types import InputError
 
 
@@ -29,29 +29,29 @@ def run_sweep(jobs: list[Job], processes: int, execution: Execution, console: Co
     """
     if not execution.accept_changes:
         for job in jobs:
-            check_source(job.folder, job.run, job.cell.recipe)
+            check_recorded_code(job.folder, job.run, job.cell.recipe)
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    stand = Standing(jobs, execution)
-    todo = [job for job in jobs if not finished(job, stand.last(job))]
+    progress = SweepProgress(jobs, execution)
+    todo = [job for job in jobs if not is_finished(job, progress.last(job))]
     console.print(
         f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished; {len(todo)} to run, {processes} at once"
     )
     failed = dict[Job, str]()
     if todo:
-        with closing(work(todo, processes, execution)) as news:
-            (_live if console.is_terminal else _plain)(news, stand, failed, console)
+        with closing(run_jobs(todo, processes, execution)) as events:
+            (_live if console.is_terminal else _plain)(events, progress, failed, console)
     if not failed:
         return ""
     first, why = next(iter(failed.items()))
     return f"{len(failed)} of {len(jobs)} runs failed, to be tried again by the same command; {first.label}: {why}"
 
 
-class Standing:
+class SweepProgress:
     """How far every job is: its rounds done, its last accuracy, and which are at work."""
 
     def __init__(self, jobs: list[Job], execution: Execution):
         self.execution, self.jobs = execution, jobs
-        self.done = {job: _done(job) for job in jobs}
+        self.done = {job: _rounds_on_disk(job) for job in jobs}
         self.accuracy: dict[Job, float | None] = dict.fromkeys(jobs)
         self.running: list[Job] = []
 
@@ -67,34 +67,34 @@ class Standing:
         """Return the rounds done in all jobs."""
         return sum(min(self.done[job], self.last(job)) for job in self.jobs)
 
-    def take(self, news: News) -> None:
+    def update(self, event: JobEvent) -> None:
         """Note what happened."""
-        if news.what == "started":
-            self.running.append(news.job)
-        elif news.what == "round":
-            self.done[news.job] = news.round
-            self.accuracy[news.job] = news.accuracy if news.accuracy is not None else self.accuracy[news.job]
-        elif news.what in ("failed", "done"):
-            self.running.remove(news.job)
+        if event.what == "started":
+            self.running.append(event.job)
+        elif event.what == "round":
+            self.done[event.job] = event.round
+            self.accuracy[event.job] = event.accuracy if event.accuracy is not None else self.accuracy[event.job]
+        elif event.what in ("failed", "done"):
+            self.running.remove(event.job)
 
-    def line(self, job: Job) -> str:
+    def describe(self, job: Job) -> str:
         """Return how far a job is: accuracy first, so that a narrow terminal cuts off the label's end at most."""
         known = self.accuracy[job]
         share = "     -" if known is None else f"{known:6.1%}"
         return f"{share}  round {self.done[job]}/{self.last(job)}  {job.label}"
 
 
-def finished(job: Job, last: int) -> bool:
+def is_finished(job: Job, last: int) -> bool:
     """Tell whether a run has got to its last round and all of its files are written."""
     try:
-        found = read_json(job.folder / "summary.json") or {}
+        found = read_summary(job.folder) or {}
     except InputError:
         return False
     rounds = found.get("rounds") if number(found.get("accuracy")) is not None else None
     return isinstance(rounds, int) and rounds >= last
 
 
-def _done(job: Job) -> int:
+def _rounds_on_disk(job: Job) -> int:
     """Return the last round on disk."""
     try:
         rows = read_rows(job.folder)
@@ -103,36 +103,36 @@ def _done(job: Job) -> int:
         return 0  # the run itself says what is wrong
 
 
-def _live(news: Generator[News], stand: Standing, failed: dict[Job, str], console: Console) -> None:
+def _live(events: Generator[JobEvent], progress: SweepProgress, failed: dict[Job, str], console: Console) -> None:
     columns = (TextColumn("rounds"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
     bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
-    whole = bar.add_task("", total=stand.total(), completed=stand.rounds())
+    whole = bar.add_task("", total=progress.total(), completed=progress.rounds())
     with Live(bar, console=console, refresh_per_second=4) as live:
-        for one in news:
-            stand.take(one)
-            bar.update(whole, completed=stand.rounds())
-            lines = [Text(stand.line(job), no_wrap=True, overflow="ellipsis") for job in stand.running]
+        for event in events:
+            progress.update(event)
+            bar.update(whole, completed=progress.rounds())
+            lines = [Text(progress.describe(job), no_wrap=True, overflow="ellipsis") for job in progress.running]
             live.update(Group(bar, *lines))
-            _tell(one, stand, failed, console)
+            _print_event(event, progress, failed, console)
 
 
-def _plain(news: Generator[News], stand: Standing, failed: dict[Job, str], console: Console) -> None:
-    began, before = time.perf_counter(), stand.rounds()
-    for one in news:
-        stand.take(one)
-        if one.what == "round":
-            done, total = stand.rounds(), stand.total()
+def _plain(events: Generator[JobEvent], progress: SweepProgress, failed: dict[Job, str], console: Console) -> None:
+    began, before = time.perf_counter(), progress.rounds()
+    for event in events:
+        progress.update(event)
+        if event.what == "round":
+            done, total = progress.rounds(), progress.total()
             left = (time.perf_counter() - began) / max(done - before, 1) * (total - done)
-            console.print(f"{stand.line(one.job)}  ({done}/{total} in all, ETA {clock(left)})")
-        _tell(one, stand, failed, console)
+            console.print(f"{progress.describe(event.job)}  ({done}/{total} in all, ETA {format_clock(left)})")
+        _print_event(event, progress, failed, console)
 
 
-def _tell(news: News, stand: Standing, failed: dict[Job, str], console: Console) -> None:
+def _print_event(event: JobEvent, progress: SweepProgress, failed: dict[Job, str], console: Console) -> None:
     """Print what is to stay: a run that is done or failed, and warnings."""
-    if news.what == "done":
-        console.print(f"done  {stand.line(news.job)}")
-    elif news.what == "warned":
-        console.print(f"warning: {news.job.label}: {news.text}")
-    elif news.what == "failed":
-        failed[news.job] = news.text
-        console.print(f"failed: {news.job.label}: {news.text}")
+    if event.what == "done":
+        console.print(f"done  {progress.describe(event.job)}")
+    elif event.what == "warned":
+        console.print(f"warning: {event.job.label}: {event.text}")
+    elif event.what == "failed":
+        failed[event.job] = event.text
+        console.print(f"failed: {event.job.label}: {event.text}")

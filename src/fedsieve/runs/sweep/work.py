@@ -21,7 +21,7 @@ from fedsieve.engine import local
 from fedsieve.engine.processes import follow_parent
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.store import record_run
+from fedsieve.runs.recorder import record_run
 from fedsieve.runs.sweep.cells import Job
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
@@ -30,7 +30,7 @@ Message: TypeAlias = tuple[Literal["round", "warned", "failed", "done"], int, fl
 """What a process says: the kind, the round, its accuracy, and a line of text."""
 
 
-class News(NamedTuple):
+class JobEvent(NamedTuple):
     """What happened to a job: it started, finished a round, warned, failed, or is done."""
 
     job: Job
@@ -40,25 +40,25 @@ class News(NamedTuple):
     text: str = ""
 
 
-def work(jobs: list[Job], processes: int, execution: Execution) -> Generator[News]:
+def run_jobs(jobs: list[Job], processes: int, execution: Execution) -> Generator[JobEvent]:
     """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
     waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.popleft()
-                mouth, process = _start(job, execution)
-                running[mouth] = job, process
-                yield News(job, "started")
-            spoke = wait(list(running))
-            for mouth in [mouth for mouth in running if mouth in spoke]:
-                job, process = running[mouth]
-                news = _heard(mouth, job, process)
-                if news.what in ("failed", "done"):
-                    del running[mouth]
-                    mouth.close()
+                pipe, process = _start(job, execution)
+                running[pipe] = job, process
+                yield JobEvent(job, "started")
+            ready = wait(list(running))
+            for pipe in [pipe for pipe in running if pipe in ready]:
+                job, process = running[pipe]
+                event = _receive(pipe, job, process)
+                if event.what in ("failed", "done"):
+                    del running[pipe]
+                    pipe.close()
                     process.join()
-                yield news
+                yield event
     finally:
         for _, process in running.values():
             process.kill()
@@ -89,24 +89,24 @@ def _start(job: Job, execution: Execution) -> tuple[Connection, ForkServerProces
     return ours, process
 
 
-def _heard(mouth: Connection, job: Job, process: ForkServerProcess) -> News:
+def _receive(pipe: Connection, job: Job, process: ForkServerProcess) -> JobEvent:
     """Return what a process said, or that it died without a word."""
     try:
-        message: Message = mouth.recv()
+        message: Message = pipe.recv()
     except (EOFError, OSError):
         process.join()
         how = f"exit code {process.exitcode}" if (process.exitcode or 0) >= 0 else f"signal {-(process.exitcode or 0)}"
-        return News(job, "failed", text=f"its process died ({how}; killed, or out of memory?)")
-    return News(job, *message)
+        return JobEvent(job, "failed", text=f"its process died ({how}; killed, or out of memory?)")
+    return JobEvent(job, *message)
 
 
-def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, mouth: Connection) -> None:
+def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, pipe: Connection) -> None:
     """Be a process of the sweep: one run, from where it stands to its end."""
     threading.Thread(target=follow_parent, daemon=True).start()
     torch.set_num_threads(1)
 
     def say(message: Message) -> None:
-        mouth.send(message)
+        pipe.send(message)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         say(("warned", 0, None, str(message)))

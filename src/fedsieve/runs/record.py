@@ -1,7 +1,6 @@
-"""A run directory, read for the report: finished or not, whole or cut off in the middle of a row.
+"""A run directory as one object: finished or not, whole or cut off in the middle of a row.
 
-``run.json`` says what ran, ``rounds.jsonl`` holds a row a round, ``summary.json`` is there once the run is finished,
-``partition.json`` counts who holds what. A value that is missing, or not a plausible number, is None: never a guess.
+Its files are those of ``schema``. A value that is missing, or not a plausible number, is None: never a guess.
 A summary of fewer rounds than were run is that of a run which goes on, and is passed over.
 """
 
@@ -18,21 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.storage import object_of, read_file, read_json
+from fedsieve.data.storage import LEAVE_OUT, read_json
+from fedsieve.runs.schema import (
+    LARGEST,
+    MANIFEST,
+    SMALLEST,
+    flatten_settings,
+    read_partition,
+    read_rows,
+    read_summary,
+)
 from fedsieve.types import InputError
 
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Numbers beyond these are no measurement: their sums and quotients overflow."""
 DECLARED = ("class", "target_density")
 """What run.json says of the method beside its fields."""
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunRecord:
     """One run: ``summary`` is None unless it covers all ``rows``, ``counts`` [clients, classes] None where unknown."""
 
     folder: Path
-    about: dict[str, Any]
+    manifest: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any] | None
     classes: list[str]
@@ -45,26 +51,26 @@ class Recorded:
     @property
     def recipe(self) -> str:
         """The recipe that ran."""
-        return str(self.about.get("recipe") or self.folder.name)
+        return str(self.manifest.get("recipe") or self.folder.name)
 
     @property
     def settings(self) -> dict[str, str]:
         """Every field of the run, by its dotted name."""
-        return _flat(self.about.get("run"))
+        return _as_texts(self.manifest.get("run"))
 
     @property
     def target(self) -> float | None:
         """The density that the method says it aims at; None where it says nothing."""
-        known = number(self.about.get("target_density"))
+        known = number(self.manifest.get("target_density"))
         return round(known, 12) if known is not None and 0 < known <= 1 else None
 
     @property
     def whole(self) -> bool:
         """Whether all planned rounds were run: a run stopped by ``--until`` has a summary too."""
-        return self.summary is not None and str(self.done) == self.settings.get("rounds")
+        return self.summary is not None and str(self.last_round) == self.settings.get("rounds")
 
     @property
-    def done(self) -> int:
+    def last_round(self) -> int:
         """The last round that was run; a warm-up is round 0."""
         return int(number(self.rows[-1].get("round")) or 0) if self.rows else 0
 
@@ -72,14 +78,14 @@ class Recorded:
     def machine(self) -> dict[str, str]:
         """Version, engine, device and hardware, by name."""
         other = ("recipe", "run", "hardware", "method", *DECLARED)
-        plain = {key: value for key, value in self.about.items() if key not in other}
-        return _flat(plain) | _flat(self.about.get("hardware"))
+        plain = {key: value for key, value in self.manifest.items() if key not in other}
+        return _as_texts(plain) | _as_texts(self.manifest.get("hardware"))
 
     @property
     def declared(self) -> dict[str, str]:
         """What the method says of itself beside its fields."""
-        known = {"class": self.about.get("class"), "target_density": self.target and f"{self.target:g}"}
-        return _flat({"method": {key: value for key, value in known.items() if value is not None}})
+        known = {"class": self.manifest.get("class"), "target_density": self.target and f"{self.target:g}"}
+        return _as_texts({"method": {key: value for key, value in known.items() if value is not None}})
 
     @property
     def method(self) -> str:
@@ -141,19 +147,23 @@ class Recorded:
         return Counter(str(one.get("reason")) if isinstance(one, dict) else str(one) for one in every)
 
 
-def read(folder: Path) -> Recorded:
-    """Return what a run directory holds; InputError names the file that is missing or broken, and the remedy."""
-    about = read_json(folder / "run.json")
-    if about is None:
-        raise InputError(f"{folder} is not a run directory (no run.json): name a folder that `fedsieve run` wrote")
-    classes, counts = _partition(folder / "partition.json")
-    rows, summary = _rows(folder / "rounds.jsonl"), read_json(folder / "summary.json")
-    run = Recorded(folder, about, rows, summary, classes, counts)
-    current = summary is not None and number(summary.get("rounds")) == run.done
+def read_record(folder: Path) -> RunRecord:
+    """Return what a run directory holds; InputError names the file that is missing or broken, and the remedy.
+
+    A round that was run again counts as it was last written.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        raise InputError(f"{folder} is not a run directory (no {MANIFEST}): name a folder that `fedsieve run` wrote")
+    classes, counts = read_partition(folder)
+    rows = {row["round"]: row for row in read_rows(folder, LEAVE_OUT)}
+    summary = read_summary(folder)
+    run = RunRecord(folder, manifest, [rows[t] for t in sorted(rows)], summary, classes, counts)
+    current = summary is not None and number(summary.get("rounds")) == run.last_round
     return run if current else replace(run, summary=None)
 
 
-def trained_by(kernels: Mapping[str, int]) -> str:
+def format_kernels(kernels: Mapping[str, int]) -> str:
     """Return which way clients trained: ``sparse``, ``dense``, or how many each, ``sparse 30, dense 7``."""
     return ", ".join(kernels) if len(kernels) < 2 else ", ".join(f"{way} {n}" for way, n in kernels.items())
 
@@ -173,34 +183,11 @@ def numeric(text: str) -> float | None:
     return None
 
 
-def _flat(node: Any, name: str = "") -> dict[str, str]:
-    if isinstance(node, dict):
-        return {k: v for key, value in node.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
-    return {name: node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)} if name else {}
+def _as_texts(node: Any) -> dict[str, str]:
+    """Return the values of nested objects of JSON as texts, by dotted names; of what is no object, nothing."""
+    values = flatten_settings(node) if isinstance(node, dict) else {}
+    return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in values.items()}
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(n, int) for n in value.values())
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rounds in order, the last written of each; a last line that was cut off is a round not yet over."""
-    *lines, rest = (read_file(path) or b"").split(b"\n")
-    rows = [object_of(line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
-    with suppress(InputError):
-        rows.append(object_of(rest, "the last line"))
-    by_round = {t: row for row in rows if (t := number(row.get("round"))) is not None}
-    return [by_round[t] for t in sorted(by_round)]
-
-
-def _partition(path: Path) -> tuple[list[str], NDArray[np.float64] | None]:
-    held = read_json(path)
-    if held is None:
-        return [], None
-    with suppress(KeyError, TypeError, ValueError, OverflowError):
-        classes, counts = [str(name) for name in held["classes"]], np.array(held["counts"], dtype=np.float64)
-        if not counts.size:
-            return classes, None
-        if counts.ndim == 2 and counts.shape[1] == len(classes) and ((counts >= 0) & (counts <= LARGEST)).all():
-            return classes, counts
-    raise InputError(f"{path}: counts is not a number for each class of each client: restore the file, or remove it")
