@@ -53,7 +53,8 @@ def test_speech_commands_public_folders(tmp_path, inside):
             soundfile.write(folder / word / f"{name}_nohash_0.wav", tone(0.9), 16_000)
     refuses("speech_commands", tmp_path, "_background_noise_", "missing", "speech_commands_v0.02.tar.gz")
     (folder / "_background_noise_").mkdir()
-    soundfile.write(folder / "_background_noise_" / "hum.wav", tone(20), 16_000)
+    quiet, loud = tone(18) / 10, tone(2)
+    soundfile.write(folder / "_background_noise_" / "hum.wav", np.concatenate([quiet, loud]), 16_000)
     found = data.load_dataset("speech_commands", tmp_path)
     assert data.dataset_status("speech_commands", tmp_path) == f"{folder}: public wav folders"
     # 10 and 5 speakers x 3 words, and a tenth as much silence; bed is unknown; the validation speaker is left out.
@@ -61,6 +62,8 @@ def test_speech_commands_public_folders(tmp_path, inside):
     assert found.test.y.bincount(minlength=12).tolist() == [5] + [0] * 8 + [5, 1, 5]
     assert found.groups == tuple(sorted(people["training"]))
     assert found.train.x.shape == (33, 1, 32, 32)
+    silent = [part.x[part.y == speech_commands.CLASSES.index("silence")][:, 0, 0] for part in (found.train, found.test)]
+    assert silent[0].max() < silent[1].min()  # energy: silence to test with is the recording's end
     x, _ = found.train.batch(slice(None))
     assert (x.mean().item(), x.std().item()) == (pytest.approx(0, abs=1e-3), pytest.approx(1, abs=1e-3))
     (folder / "yes" / f"{people['training'][0]}_nohash_0.wav").write_bytes(b"RIFFnothing")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -229,6 +229,23 @@ def test_chance_inside_a_model_is_the_same_in_every_engine() -> None:
     for name, value in runs[0].state.params.items():
         assert all(torch.equal(value, other.state.params[name]) for other in runs)
     assert torch.equal(runs[0].state.params["spare"], torch.ones(2))
+
+
+class Drawing(TinyNet):
+    """Notes what chance it meets in each training step."""
+
+    drawn: ClassVar[list[float]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.drawn.append(float(torch.rand(())))
+        return super().forward(x)
+
+
+def test_chance_inside_a_model_is_another_for_every_client_and_round() -> None:
+    run_ = replace(tiny_run(FedAvg(), rounds=2, batch=40), task=Task(Drawing, blobs, 6))
+    list(run(run_, local(kernels="dense")))
+    assert len(set(Drawing.drawn[-6:])) == 6  # the last two rounds, of three clients and one step each
 
 
 def test_training_leaves_the_callers_chance_and_threads_alone() -> None:

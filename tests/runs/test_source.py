@@ -17,6 +17,7 @@ from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import check_directory, record_run
+from fedsieve.runs.resume import code_folder
 from fedsieve.runs.schema import read_rows
 from fedsieve.runs.source import sources
 from tiny import TinyNet
@@ -101,6 +102,12 @@ def test_a_run_keeps_the_users_own_code_and_notices_when_it_changes(own: Files, 
     own.write(speed=2)  # back at the first state of one file: still another than the last
     with pytest.raises(InputError, match=rf"/{own.nets}\.py changed since .*source/000003"):
         own.go(out, resume=True)
+
+
+def test_the_code_that_a_run_goes_on_with_is_that_of_its_last_change() -> None:
+    changes = [{"round": 2, "source": []}, {"round": 4, "source": []}, {"round": 6, "rounds": [4, 8]}]
+    for count, since in ((0, 1), (1, 2), (2, 4), (3, 4)):
+        assert code_folder(Path("out"), {"changes": changes[:count]}, 1) == Path(f"out/source/{since:06d}")
 
 
 def test_imports_of_numbers_alone_and_of_functions_are_own_code(own: Files, tmp_path: Path) -> None:

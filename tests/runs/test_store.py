@@ -71,6 +71,18 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 3
 
 
+def test_a_warm_up_counts_as_bytes_and_as_no_upload_of_training(tmp_path: Path) -> None:
+    """Nor does dense training, which has none, cost anything in its round."""
+    assert go(tmp_path, tiny_run(FLASH(0.5, c_d=2, E_d=2), rounds=2)) == [0, 1, 2]
+    first, *trained = read_rows(tmp_path)
+    dense = [first[name] for name in ("bytes_dense_up", "bytes_dense_down", "multiply_adds_dense")]
+    assert first["bytes_up"] > dense[0] == dense[1] == dense[2] == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["uploads"] == sum(len(row["clients"]) for row in trained) == 6
+    assert summary["upload_bytes"] == sum(row["bytes_up"] for row in trained) / 6
+    assert summary["bytes_up"] == first["bytes_up"] + sum(row["bytes_up"] for row in trained)
+
+
 @pytest.mark.parametrize(
     "method",
     [FedAdam(), Odd("remember"), SparseFedPP(0.8), DNR(), NST(), PDST(), FLASH(c_d=3), HeteroFLASH(c_d=2)],
