@@ -10,7 +10,7 @@ from common import KEY, Outcome, report, tried
 from fedsieve.engine import Federation, Run, open_run
 from fedsieve.engine.messages import Letters
 from fedsieve.recipes import load_recipe
-from fedsieve.types import rng
+from fedsieve.types import RoundContext, rng
 
 
 def opened(run: Run) -> Federation:
@@ -32,7 +32,7 @@ def attack() -> list[Outcome]:
     found = []
     for what, other in others.items():
         server, mine = Letters(opened(other)), Letters(ours)
-        tree = run.method.broadcast(run.method.init(ours.model(), rng(run.seed, "init")), 0)
+        tree = run.method.broadcast(run.method.init(ours.model(), rng(run.seed, "init")), RoundContext())
         down, open_answer = server.round(1, {0: 0}, {0: tree})
         up = mine.up(1, 0, {"n": 1.0}, mine.based(tree))
         found.append(tried(f"{what}: its broadcast, to our client", partial(mine.message, 1, 0, down[0])))

@@ -32,7 +32,7 @@ from fedsieve.client.process import peak_memory_mb  # noqa: F401 (memory's proce
 from fedsieve.client.training import load_, params_of
 from fedsieve.methods import FedAvg
 from fedsieve.server.aggregate import tensors
-from fedsieve.types import Tree
+from fedsieve.types import RoundContext, Tree
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Idle(Method[ServerState]):
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         return self.inner.init(model, rng)
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         return state.params
 
     def client(self, down: Tree, device: Device) -> Update:
         load_(device.model, tensors(down))
         return Update(params_of(device.model), len(device.data))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
-        return self.inner.aggregate(state, updates)
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
+        return self.inner.aggregate(state, updates, context)
 
 
 def noise() -> Dataset:

@@ -44,7 +44,7 @@ from fedsieve.engine.loop import Worker, answer
 from fedsieve.engine.messages import Letters
 from fedsieve.engine.setup import open_run
 from fedsieve.recipes import load_recipe
-from fedsieve.types import Sparse, Tree, Update, rng
+from fedsieve.types import RoundContext, Sparse, Tree, Update, rng
 from fedsieve.wire import Known, Manifest, decode, encode
 
 Codec = tuple[str, Callable[[], Any], Callable[[Any], Any]]
@@ -74,13 +74,13 @@ def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict
     worker, letters = Worker(federation, "cpu", "auto"), Letters(federation)
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     for t in range(run.first, run.first + ROUNDS + 1):
-        tree = run.method.broadcast(state, 0)
+        tree = run.method.broadcast(state, RoundContext())
         outgoing, opened = letters.round(t, dict.fromkeys(run.sample(t)[:CLIENTS], 0), {0: tree})
         down, updates = flat(tree), []
         for client, letter in outgoing.items():
             told: Any = opened(client, answer(worker, t, client, letter)[0])
             updates.append(Update(told["tree"], int(told["n"]), told["metrics"]))
-        state = run.method.aggregate(state, updates)
+        state = run.method.aggregate(state, updates, RoundContext())
         print(f"# {recipe}: round {t}, loss {told['metrics'].get('loss', 0):.3f}", file=sys.stderr)
     return flat(updates[-1].tree), down, params_of(worker.model)
 

@@ -14,7 +14,7 @@ from fedsieve.client.training import load_, params_of, train
 from fedsieve.recipes.presets import PRESETS
 from fedsieve.server.aggregate import added, mean, tensors
 from fedsieve.sparse.policy import check_share
-from fedsieve.types import Tree
+from fedsieve.types import RoundContext, Tree
 from fedsieve.types.contract import expect_changes
 
 
@@ -31,7 +31,7 @@ class RandomMask(Method[ServerState]):
         """Start from the fresh model."""
         return ServerState(params_of(model))
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the whole model."""
         return state.params
 
@@ -46,11 +46,11 @@ class RandomMask(Method[ServerState]):
             tree[name] = Sparse.of((after - before[name]) / self.density, support)
         return Update(tree, len(device.data), metrics)
 
-    def expected(self, state: ServerState, tier: int) -> Expected:
+    def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect some of every tensor's changes, and refuse what is anything else."""
         return Expected(expect_changes(state.params, {name: v.numel() for name, v in state.params.items()}))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
         """Add the mean change."""
         return ServerState(added(state.params, mean(updates)))
 

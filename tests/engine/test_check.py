@@ -21,7 +21,7 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.runs.schema import row_of
 from fedsieve.server.robust import Fixed, Multiple, Off
-from fedsieve.types import Tree, flatten, rng
+from fedsieve.types import RoundContext, Tree, flatten, rng
 from fedsieve.types.contract import Expected, Part, Unexpected, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
@@ -73,9 +73,9 @@ def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = Non
     """The next state and the tally of a round with these answers."""
     federation = replace(of.federation, run=replace(of.federation.run, bound=bound or Off()))
     checks, tally = Checks(federation, columns={"seconds"}), Tally()
-    passed = partial(checks.passed, of.state, of.asked)
+    passed = partial(checks.passed, 1, of.state, of.asked)
     opened = lambda _, reply: decode(reply)  # noqa: E731
-    return federation.run.method.aggregate(of.state, tally.read(replies, opened, passed)), tally
+    return federation.run.method.aggregate(of.state, tally.read(replies, opened, passed), RoundContext()), tally
 
 
 def same(a: Any, b: Any) -> bool:
@@ -234,8 +234,8 @@ def test_whatever_reading_an_answer_raises_is_its_clients_refusal(error: type[Ex
         return decode(reply)
 
     tally = Tally()
-    passed = partial(Checks(of.federation).passed, of.state, of.asked)
-    state = of.federation.run.method.aggregate(of.state, tally.read(of.replies.items(), opened, passed))
+    passed = partial(Checks(of.federation).passed, 1, of.state, of.asked)
+    state = of.federation.run.method.aggregate(of.state, tally.read(of.replies.items(), opened, passed), RoundContext())
     assert [r.client for r in tally.refused] == [a]
     assert len(tally.refused[0].reason) <= 300
     assert tally.refused[0].reason.isprintable()
@@ -355,7 +355,7 @@ class Silent(FedAvg):
 
     name: str = "silent"
 
-    def expected(self, state: ServerState, tier: int) -> None:  # type: ignore[override]
+    def expected(self, state: ServerState, context: RoundContext) -> None:  # type: ignore[override]
         return None
 
 

@@ -15,7 +15,7 @@ from fedsieve.engine.loop import Engine, Exchange, Memory, Start, Worker, answer
 from fedsieve.engine.messages import UNSENT, Letters
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, FedAvg, ZeroFL
-from fedsieve.types import InputError, Params, flatten
+from fedsieve.types import InputError, Params, RoundContext, flatten
 from fedsieve.wire import TAG, WireError, decode
 from tiny import tiny_run
 
@@ -84,7 +84,7 @@ def test_each_federation_has_its_own_key() -> None:
     """Letters of the same run in another process's federation do not fit."""
     ours, theirs = open_run(everyone(FedAvg())), open_run(everyone(FedAvg()))
     state = ours.run.method.init(ours.model(), torch.Generator())
-    outgoing, _ = Letters(ours).round(1, {0: 0}, {0: ours.run.method.broadcast(state, 0)})
+    outgoing, _ = Letters(ours).round(1, {0: 0}, {0: ours.run.method.broadcast(state, RoundContext())})
     assert answer(Worker(ours, kernels="dense"), 1, 0, outgoing[0])[0]
     for t, client, worker in ((1, 0, theirs), (2, 0, ours), (1, 1, ours)):
         with pytest.raises(WireError, match="seal"):

@@ -14,7 +14,7 @@ from fedsieve.engine.loop import Round, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
 from fedsieve.server.robust import Off
-from fedsieve.types import Tree
+from fedsieve.types import RoundContext, Tree
 from methods_under_test import KINDS, METHODS
 from oracles.lies import Act, Told, changed, largest, values_of
 from tiny import tiny_run
@@ -124,7 +124,7 @@ def test_a_private_answer_is_bounded_by_clip_and_noise_alone() -> None:
     run_ = four("private")
     federation = open_run(run_)
     state = method.init(federation.model(), torch.Generator().manual_seed(0))
-    expected = method.expected(state, 0)
+    expected = method.expected(state, RoundContext())
     base: dict[str, Any] = {name: entry.base for name, entry in expected.tree.items()}  # type: ignore[union-attr]
     numel = sum(v.numel() for v in base.values())
     for length, passes in ((method._longest(numel) * 0.999, True), (method._longest(numel) * 1.01, False)):

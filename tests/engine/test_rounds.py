@@ -14,7 +14,7 @@ from fedsieve.data.partition import hold_out
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
-from fedsieve.types import InputError, Tree, flatten, rng
+from fedsieve.types import InputError, RoundContext, Tree, flatten, rng
 from tiny import TinyNet, blobs, tiny_run
 
 
@@ -91,8 +91,8 @@ class Odd(Method[ServerState]):
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         return self.inner.init(model, rng)
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
-        return {"tier": float(tier), "params": state.params}
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
+        return {"tier": float(context.tier), "params": state.params}
 
     def client(self, down: Tree, device: Device) -> Update:
         params = down["params"]
@@ -112,8 +112,8 @@ class Odd(Method[ServerState]):
             os._exit(3)
         return replace(update, n=0 if self.act == "empty" else update.n, metrics={"visits": float(visits)})
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
-        return self.inner.aggregate(state, updates)
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
+        return self.inner.aggregate(state, updates, context)
 
 
 def everyone(method: Any, **changes: Any) -> Run:

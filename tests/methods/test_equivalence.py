@@ -20,7 +20,7 @@ from torch import nn
 from fedsieve import methods
 from fedsieve.engine import Run, Task
 from fedsieve.server import aggregate
-from fedsieve.types import Data, Device, Method, rng
+from fedsieve.types import Data, Device, Method, RoundContext, rng
 from oracles import reference as ref
 
 # ---------------------------------------------------------------- the reference by itself
@@ -274,7 +274,7 @@ def package_rounds(case: Case) -> Iterator[tuple[ref.State, ref.State]]:
     resident = method.prepare(fresh())
     state = method.init(fresh(), rng(SEED, "init"))
     for t, clients in enumerate(SAMPLED):
-        down, updates = method.broadcast(state, 0), []
+        down, updates = method.broadcast(state, RoundContext()), []
         for c in clients:
             device = Device(
                 model=resident,
@@ -288,7 +288,7 @@ def package_rounds(case: Case) -> Iterator[tuple[ref.State, ref.State]]:
                 rng=chance(t, c),
             )
             updates.append(method.client(down, device))
-        state = method.aggregate(state, iter(updates))
+        state = method.aggregate(state, iter(updates), RoundContext())
         yield float64(state.params), float64(method.deploy(state))
 
 

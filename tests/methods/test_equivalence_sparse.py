@@ -33,7 +33,7 @@ from fedsieve.client.training import params_of
 from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, nst
 from fedsieve.sparse import masks
 from fedsieve.sparse.layers import powerprop_
-from fedsieve.types import Data, Device, Mask, Method, Params, Sparse, Tree, Update, rng
+from fedsieve.types import Data, Device, Mask, Method, Params, RoundContext, Sparse, Tree, Update, rng
 from fedsieve.wire import decode, encode
 from oracles import reference as ref
 from oracles import reference_sparse as sparse
@@ -208,16 +208,16 @@ def test_sparsefedpp_equals_reference(
     sp: float, alpha: float, activations: bool, decay: float, epochs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three rounds: ``th`` and everything else on the server, the deployed weights, and exact numbers sent."""
-    method = SparseFedPP(sp, alpha, "pruned" if activations else "all")
+    method = SparseFedPP(sp, a=alpha, activations="pruned" if activations else "all")
     watch, state = Watch(method, monkeypatch, decay, epochs), method.init(fresh(), rng(DRAW, "init"))
     server = sparse.SparseFedPP(float64(state.params), sp, alpha, activations=activations)
     total = sum(state.params[name].numel() for name in NAMES)
     for t, clients in enumerate(SAMPLED):
-        updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
+        updates = [watch.client(method.broadcast(state, RoundContext()), c, t) for c in clients]
         for u in updates:
             sent = [u.tree[name] for name in NAMES]
             assert sum(len(v.values) for v in sent if isinstance(v, Sparse)) == math.ceil(ref.density(sp) * total)
-        state = method.aggregate(state, iter(updates))
+        state = method.aggregate(state, iter(updates), RoundContext())
         server.round([watch.seen[t, c].answer(c, t, decay) for c in clients])
         assert_equal(server.state, float64(state.params), f"round {t}")
         assert_equal(server.deployed(), float64(method.deploy(state)), f"round {t}, deployed")
@@ -245,8 +245,8 @@ def test_pdst_equals_reference(decay: float, epochs: int, weighting: Any, monkey
     assert counts(mask_) == uniform_counts(server, "0.3")
     assert_equal(sparse.masked(float64(params_of(fresh())), mask_), server, "init")
     for t, clients in enumerate(SAMPLED):
-        updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
-        state = method.aggregate(state, iter(updates))
+        updates = [watch.client(method.broadcast(state, RoundContext()), c, t) for c in clients]
+        state = method.aggregate(state, iter(updates), RoundContext())
         answers = [watch.seen[t, c].answer(c, t, decay) for c in clients]
         server = sparse.pdst_round(server, mask_, answers, equal=weighting == "equal")
         assert_equal(server, float64(state.params), f"round {t}")
@@ -298,8 +298,8 @@ def test_nst_equals_reference(
     for t, clients in enumerate(SAMPLED):
         updates, used = [], {}
         for current in clients:
-            updates.append(watch.client(method.broadcast(state, 0), current, t))
-        state = method.aggregate(state, iter(updates))
+            updates.append(watch.client(method.broadcast(state, RoundContext()), current, t))
+        state = method.aggregate(state, iter(updates), RoundContext())
         new = {c: own for c, own in used.items() if c not in server.masks}
         server.masks |= first_masks(server.state, new, common)
         for c in clients:
@@ -321,7 +321,7 @@ def warm_up(
     watch: Watch, state: Any, clients: tuple[int, ...], epochs: int, share: str
 ) -> tuple[Any, list[dict[str, Fraction]]]:
     """Run stage 1 on both sides; return the package's state of stage 2 and the reference's clients' densities."""
-    updates = [watch.client(watch.method.broadcast(state, 0), c, -1) for c in clients]
+    updates = [watch.client(watch.method.broadcast(state, RoundContext()), c, -1) for c in clients]
     start, mask_, answers = float64(state.params), numpy_masks(state.mask), []
     for c in clients:
         done = list[bool]()
@@ -331,7 +331,7 @@ def warm_up(
         assert learner.margin > FLOAT32_ROUNDING, "a pruning that rounding could turn: take another seed"
         assert len(done) == len(seen.updates) == epochs - 1
         answers.append(sparse.densities(learner.masks))
-    return watch.method.aggregate(state, iter(updates)), answers
+    return watch.method.aggregate(state, iter(updates), RoundContext()), answers
 
 
 def assert_drawn(found: sparse.Masks, wanted: Mapping[str, Fraction]) -> None:
@@ -355,8 +355,8 @@ def test_flash_equals_reference(share: Any, excess: Any, d: str, monkeypatch: py
     server = float64(state.params)
     assert_equal(sparse.masked(initial, mask_), server, "the initial weights on the new mask")
     for t, clients in enumerate(SAMPLED):
-        updates = [watch.client(method.broadcast(state, 0), c, t) for c in clients]
-        state = method.aggregate(state, iter(updates))
+        updates = [watch.client(method.broadcast(state, RoundContext()), c, t) for c in clients]
+        state = method.aggregate(state, iter(updates), RoundContext())
         server = sparse.pdst_round(server, mask_, [watch.seen[t, c].answer(c, t) for c in clients])
         assert_equal(server, float64(state.params), f"round {t}")
     assert sparse.mismatch(mask_, numpy_masks(state.mask)) == 0
@@ -374,7 +374,7 @@ def test_flash_takes_sensitivities_alike_and_recalibrates_them(excess: Any) -> N
         (Fraction(1), Fraction("0.2"), 5),
     ]
     updates = [Update({"sensed": torch.tensor([float(a), float(b)], dtype=torch.float64)}, n) for a, b, n in told]
-    found = numpy_masks(method.aggregate(state, iter(updates)).mask)
+    found = numpy_masks(method.aggregate(state, iter(updates), RoundContext()).mask)
     answers = [dict(zip(INNER, (a, b), strict=True)) for a, b, _ in told]
     sizes = {name: state.params[name].numel() for name in INNER}
     (wanted,) = sparse.warmed_up(answers, sizes, [Fraction("0.6")], excess == "redistribute")
@@ -402,8 +402,8 @@ def test_hetero_flash_equals_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     server = float64(state.params)
     assert_equal(sparse.masked(initial, found[0]), server, "the initial weights on the largest mask")
     for t, clients in enumerate(SAMPLED):
-        updates = [watch.client(method.broadcast(state, TIERS[c]), c, t) for c in clients]
-        state, before = method.aggregate(state, iter(updates)), server
+        updates = [watch.client(method.broadcast(state, RoundContext(tier=TIERS[c])), c, t) for c in clients]
+        state, before = method.aggregate(state, iter(updates), RoundContext()), server
         answers_ = [watch.seen[t, c].answer(c, t) for c in clients]
         server = sparse.hetero_round(server, [found[TIERS[c]] for c in clients], answers_)
         assert_equal(server, float64(state.params), f"round {t}")

@@ -19,7 +19,7 @@ from fedsieve.report import report
 from fedsieve.runs.recorder import record_run
 from fedsieve.server.privacy import Release, epsilon
 from fedsieve.server.robust import Clipped, Median, Multiple, Trimmed
-from fedsieve.types import InputError, Update, flatten, rng
+from fedsieve.types import InputError, RoundContext, Update, flatten, rng
 from tiny import PlainNet, TinyNet, tiny_run
 
 QUIET = {"clip": 1.0, "noise": 1e-3, "cohort": 3}
@@ -57,7 +57,7 @@ def answers(method: Private, n: int = 1) -> tuple[Any, list[dict[str, Any]], lis
     torch.manual_seed(0)
     federation = open_run(tiny_run(method, lr=0.5))
     state = method.init(PlainNet(), rng(0, "init"))
-    down, model = method.broadcast(state, 0), method.prepare(PlainNet())
+    down, model = method.broadcast(state, RoundContext()), method.prepare(PlainNet())
     before: Any = down.get("params", down)
     given, plain = [], []
     for client in range(n):
@@ -108,7 +108,7 @@ def test_clients_tell_neither_their_number_of_examples_nor_their_loss() -> None:
     federation = open_run(tiny_run(method))
     state = method.init(PlainNet(), rng(0, "init"))
     device = federation.device(1, 0, method.prepare(PlainNet()), "cpu", {})
-    update = method.client(method.broadcast(state, 0), device)
+    update = method.client(method.broadcast(state, RoundContext()), device)
     assert (update.n, dict(update.metrics)) == (1, {})
     assert len(device.data) > 1
 
@@ -116,10 +116,10 @@ def test_clients_tell_neither_their_number_of_examples_nor_their_loss() -> None:
 def test_a_round_below_the_cohort_changes_nothing() -> None:
     method = METHODS["pdst"]
     state = method.init(PlainNet(), rng(0, "init"))
-    ones = {name: torch.ones_like(v) for name, v in method.broadcast(state, 0)["params"].items()}  # type: ignore[union-attr]
+    ones = {name: torch.ones_like(v) for name, v in method.broadcast(state, RoundContext())["params"].items()}  # type: ignore[union-attr]
     with pytest.warns(TooFew, match="2 answers, whose noise is not that of a cohort of 3"):
-        assert method.aggregate(state, [Update(ones, 1)] * 2) is state
-    assert method.aggregate(state, [Update(ones, 1)] * 3) is not state
+        assert method.aggregate(state, [Update(ones, 1)] * 2, RoundContext()) is state
+    assert method.aggregate(state, [Update(ones, 1)] * 3, RoundContext()) is not state
 
 
 def test_sensed_densities_are_noised_and_brought_back_to_what_can_be() -> None:

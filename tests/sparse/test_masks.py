@@ -31,7 +31,7 @@ from fedsieve.sparse.masks import (
 )
 from fedsieve.sparse.policy import select_weights
 from fedsieve.sparse.topk import EmptyLayer
-from fedsieve.types import Device, InputError, Update, rng
+from fedsieve.types import Device, InputError, RoundContext, Update, rng
 from fedsieve.wire import decode, encode
 from tiny import TinyNet, blobs, tiny_run
 
@@ -147,10 +147,10 @@ def test_dnr_keeps_the_number_of_weights_at_every_step() -> None:
         def rates(self, device: Device) -> dict[int, float]:
             return dict.fromkeys(range(1, 6), 0.25)
 
-        def aggregate(self, state: Any, updates: Any) -> Any:
+        def aggregate(self, state: Any, updates: Any, context: RoundContext) -> Any:
             kept = list(updates)
             found.extend(sum(len(u.tree[n].index) for n in state.sparse) for u in kept)
-            return super().aggregate(state, kept)
+            return super().aggregate(state, kept, context)
 
     list(run(tiny_run(Watched(density=0.3)), local()))
     params = params_of(TinyNet())
@@ -225,7 +225,7 @@ def test_flash_starts_stage_2_from_whole_weights_not_from_masked_ones() -> None:
     first = method.init(plain, rng(0, "init"))
     names = select_weights("flash", plain)
     sensed = [torch.tensor([1.0, 0.1, 0.4], dtype=torch.float64), torch.tensor([0.8, 0.3, 0.2], dtype=torch.float64)]
-    second = method.aggregate(first, [Update({"sensed": s}, n) for n, s in enumerate(sensed, 1)])
+    second = method.aggregate(first, [Update({"sensed": s}, n) for n, s in enumerate(sensed, 1)], RoundContext())
     fresh, mask = params_of(plain), second.mask
     for name in names:
         assert torch.equal(second.params[name], fresh[name] * mask[name])
@@ -261,7 +261,7 @@ def test_clipping_keeps_masks_nested() -> None:
     """Sensed densities that no honest warm-up gives: what is clipped off the first mask is no room for the second."""
     method = HeteroFLASH(densities=(0.9, 0.8), excess="clip", c_d=1)
     sensed = torch.tensor([0.9, 0.9, 0.01], dtype=torch.float64)
-    state = method.aggregate(method.init(TinyNet(), rng(0, "init")), [Update({"sensed": sensed}, 1)])
+    state = method.aggregate(method.init(TinyNet(), rng(0, "init")), [Update({"sensed": sensed}, 1)], RoundContext())
     assert (state.counts[1] <= state.counts[0]).all()
     assert recalibrate({"a": 1.0, "b": 0.01}, {"a": 10, "b": 990}, 0.5, "clip")["b"] > 0.01
 
@@ -314,7 +314,7 @@ def test_both_directions_of_resnet18_weigh_a_tenth_and_a_twentieth(kind: Any, d:
     method = kind(density=d)
     state = method.init(plain, rng(0, "init"))
     dense = {"tree": params_of(plain), "n": 1.0, "metrics": {"loss": 0.0}, "work": {"real": 0.0, "dense": 0.0}}
-    down = method.broadcast(state, 0)
+    down = method.broadcast(state, RoundContext())
     up = dense | {"tree": gather_values(state.params, state.mask)}
     assert len(encode(params_of(plain))) / len(encode(down)) >= factor
     assert len(encode(dense)) / len(encode(up)) >= factor
@@ -332,7 +332,7 @@ def test_sparsefedpp_at_a_1_with_all_activations_is_top_k() -> None:
     twin, topk = SparseFedPP(0.7, a=1.0, activations="all"), TopK(0.7)
     state = topk.init(TinyNet(), rng(0, "init"))
     device = Device(TinyNet(), blobs().train, blobs().test, 0.1, 1, 16, 0, 0, rng(0, "client"))
-    one = topk.client(topk.broadcast(state, 0), device)
+    one = topk.client(topk.broadcast(state, RoundContext()), device)
     plain = replace(device, model=twin.prepare(TinyNet()), rng=rng(0, "client"))
-    other = twin.client(twin.broadcast(state, 0), plain)
+    other = twin.client(twin.broadcast(state, RoundContext()), plain)
     assert encode(one.tree) == encode(other.tree)

@@ -56,17 +56,18 @@ class Checks:
 
     def passed(
         self,
+        t: int,
         state: Any,
         asked: Mapping[int, int],
         answers: Iterable[tuple[int, Letter]],
         refuse: Callable[[int, str], None],
     ) -> Iterator[Answer]:
-        """Yield the answers that pass; ``asked`` holds every client's device class.
+        """Yield the answers of round t that pass; ``asked`` holds every client's device class.
 
         They come in their order, after them those that are longer than is usual, but not for this round. The others go
         to ``refuse``, with the reason. None of them leaves a trace.
         """
-        limits, sound = self._limits(state, self._sound(state, asked, answers, refuse))
+        limits, sound = self._limits(state, self._sound(t, state, asked, answers, refuse))
         norms, long = list[Norms](), list[tuple[Answer, Norms]]()
         for answer in sound:
             norms += _norms([answer])
@@ -107,14 +108,15 @@ class Checks:
 
     def _sound(
         self,
+        t: int,
         state: Any,
         asked: Mapping[int, int],
         answers: Iterable[tuple[int, Letter]],
         refuse: Callable[[int, str], None],
     ) -> Iterator[Answer]:
         """Yield the answers that are sound in themselves."""
-        method, heard = self.federation.run.method, set[int]()
-        expected = {tier: expected_of(method, state, tier) for tier in sorted({*asked.values()})}
+        run, heard = self.federation.run, set[int]()
+        expected = {tier: expected_of(run.method, state, run.context(t, tier)) for tier in sorted({*asked.values()})}
         for client, letter in answers:
             if client not in asked:
                 refuse(client, "it was not asked in this round")

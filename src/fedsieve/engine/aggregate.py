@@ -33,9 +33,9 @@ def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> 
 def aggregated(run: Run, t: int, state: Any, updates: Iterable[Update], tally: Tally) -> Any:
     """Return the next state. Raises Diverged, saying why, if no update could be taken."""
     if not isinstance(run.mean, Plain):
-        updates = combined(run.mean, updates, expected_of(run.method, state, 0))
+        updates = combined(run.mean, updates, expected_of(run.method, state, run.context(t)))
     try:
-        return run.method.aggregate(state, updates)
+        return run.method.aggregate(state, updates, run.context(t))
     except InputError:
         if tally.weight or not tally.complete:
             raise

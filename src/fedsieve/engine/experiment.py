@@ -20,7 +20,7 @@ from fedsieve.data.partition import Indices, Partition, hold_out
 from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_parts, given_model, shares
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.sparse.policy import Coverage
-from fedsieve.types import Data, Device, InputError, Method, rng
+from fedsieve.types import Data, Device, InputError, Method, RoundContext, rng
 
 LATER = {"later": True}
 """Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
@@ -198,6 +198,10 @@ class Run:
     def private(self) -> bool:
         """Whether the method accounts for the privacy that its rounds spend."""
         return self.method.spent(0, self.per_round, self.task.clients) is not None
+
+    def context(self, t: int, tier: int = 0) -> RoundContext:
+        """Return what the method's server functions are told of round t."""
+        return RoundContext(t, self.rounds, self.task.clients, tier)
 
     @property
     def first(self) -> int:

@@ -231,13 +231,13 @@ def rounds(
             away = {one.client for one in history.returns.of(t)}
             clients = [client for client in run.sample(t) if client not in away]
             tiers = {client: run.task.tier(client) for client in clients}
-            sent = {tier: method.broadcast(state, tier) for tier in sorted(set(tiers.values()))}
+            sent = {tier: method.broadcast(state, run.context(t, tier)) for tier in sorted(set(tiers.values()))}
             outgoing, told = letters.round(t, tiers, sent)
             answers = exchange(t, outgoing)
             before = state
             try:
                 with num_threads(1):
-                    passed = partial(checks.passed, state, tiers)
+                    passed = partial(checks.passed, t, state, tiers)
                     state = aggregated(run, t, state, tally.read(answers, told, passed), tally)
                     model = method.deploy(state)
                 seconds, computed = time.perf_counter() - began, time.process_time() - computed

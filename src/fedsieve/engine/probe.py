@@ -28,7 +28,7 @@ STEPS, WARM = 12, 2
 def of_both(federation: Federation, state: Any, start: Start) -> dict[str, dict[str, Any]]:
     """Return what a step costs each way on this machine's CPU; or why one of them cannot be, in ``because``."""
     client = federation.run.sample(start.t)[0]
-    tree = federation.run.method.broadcast(state, federation.run.task.tier(client))
+    tree = federation.run.method.broadcast(state, federation.run.context(start.t, federation.run.task.tier(client)))
     small, memory = _small(federation, client), start.memory.get(client, b"")
     outgoing, _ = Letters(small).round(start.t, {client: 0}, {0: tree})
     message = outgoing[client]

@@ -54,7 +54,8 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     check_prepared(federation, run.method.prepare(federation.model()))
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     check_method(federation, state)
-    check_fit(run.method, state, len(task.tiers), run.mean, run.bound, run.private)
+    contexts = [run.context(run.first, tier) for tier in range(len(task.tiers))]
+    check_fit(run.method, state, contexts, run.mean, run.bound, run.private)
     coverage = Coverage.of(federation.model(), state.sparse)
     unknown = Cost(run.method.prepare(federation.model()), examples=federation.few()).other_ops.unknown
     return replace(federation, coverage=coverage, not_counted=unknown)

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Adam, Average, Step, dense_bytes, mean, tensors
-from fedsieve.types import Device, Method, ServerState, Tree, Update
+from fedsieve.types import Device, Method, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -39,7 +39,7 @@ class FedAvg(Method[ServerState]):
         params = params_of(model)
         return ServerState(params, self.server.init(params))
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the whole model."""
         return state.params
 
@@ -49,11 +49,11 @@ class FedAvg(Method[ServerState]):
         metrics = train(device)
         return Update(params_of(device.model), len(device.data), metrics)
 
-    def expected(self, state: ServerState, tier: int) -> Expected:
+    def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect the whole model."""
         return Expected(expect_weights(state.params))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
         """Take the server's step towards the mean of the clients' models."""
         params, moments = self.server.step(state.params, mean(updates), state.moments)
         return ServerState(params, moments)

@@ -23,7 +23,7 @@ from fedsieve.server.masked import MaskedState, step_on_mask
 from fedsieve.sparse.dnr import ExcessRule, GrowthShare, recalibrate
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, Tree, Update
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights
 
 
@@ -66,7 +66,7 @@ class FLASH(Method[MaskedState]):
         params = params_of(model)
         return _stage1(params, select_weights(self.policy, model), (self.density,), self.server.init(params), rng)
 
-    def broadcast(self, state: MaskedState, tier: int) -> Tree:
+    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the stage, the values on its mask, and what the mask is drawn from."""
         return _sent(state, 0)
 
@@ -74,13 +74,13 @@ class FLASH(Method[MaskedState]):
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
         return _trained(self, down, device)
 
-    def expected(self, state: MaskedState, tier: int) -> Expected:
+    def expected(self, state: MaskedState, context: RoundContext) -> Expected:
         """Expect sensitivities, or the values on the mask."""
         return (
             _sensing(state) if state.stage == 1 else Expected(expect_weights(gather_values(state.params, state.mask)))
         )
 
-    def aggregate(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
+    def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
             return _stage2(state, updates, (self.density,), self.excess)
@@ -136,24 +136,27 @@ class HeteroFLASH(Method[MaskedState]):
         """Start stage 1 at the largest density."""
         return _stage1(params_of(model), select_weights(self.policy, model), self.densities, {}, rng)
 
-    def broadcast(self, state: MaskedState, tier: int) -> Tree:
+    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the values on a device class's mask, and what it is drawn from."""
-        return _sent(state, tier)
+        return _sent(state, context.tier)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities or, trained on the frozen mask of its class, with values."""
         update = _trained(self, down, device)
         return update if down["stage"] == 1 else replace(update, tree={"tier": down["tier"], **update.tree})
 
-    def expected(self, state: MaskedState, tier: int) -> Expected:
+    def expected(self, state: MaskedState, context: RoundContext) -> Expected:
         """Expect sensitivities, or the values on the mask of a device class, and its number."""
         if state.stage == 1:
             return _sensing(state)
         return Expected(
-            {"tier": Number(float(tier)), **expect_weights(gather_values(state.params, state.mask_of(tier)))}
+            {
+                "tier": Number(float(context.tier)),
+                **expect_weights(gather_values(state.params, state.mask_of(context.tier))),
+            }
         )
 
-    def aggregate(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
+    def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
         if state.stage == 1:
             return _stage2(state, updates, self.densities, self.excess)

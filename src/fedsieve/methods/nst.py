@@ -24,7 +24,7 @@ from fedsieve.sparse.dnr import GrowthShare
 from fedsieve.sparse.masks import apply_mask, layer_counts, masks_from_spec, pack_bits, random_masks, unpack_bits
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.sparse.topk import drop_zeros, keep_topk, to_sparse
-from fedsieve.types import Device, InputError, Mask, Method, Params, ServerState, Sparse, Tree, Update
+from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -96,7 +96,7 @@ class NST(Method[NSTState]):
             mask = {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}
         return NSTState(apply_mask(params, mask), sparse=names, mask=mask, seed=seed, counts=counts)
 
-    def broadcast(self, state: NSTState, tier: int) -> Tree:
+    def broadcast(self, state: NSTState, context: RoundContext) -> Tree:
         """Send the global model, without what no client's mask keeps, and what the first mask is drawn from."""
         mask = {"seed": state.seed, "counts": state.counts}
         return {"mask": mask, "params": drop_zeros(state.params, state.sparse)}
@@ -130,12 +130,12 @@ class NST(Method[NSTState]):
         seed = int(torch.randint(2**62, (), generator=device.rng))
         return dict(random_masks(seed, layer_counts(uniform_densities(tuple(like), self.density), like), like))
 
-    def expected(self, state: NSTState, tier: int) -> Expected:
+    def expected(self, state: NSTState, context: RoundContext) -> Expected:
         """Expect the weights on a mask: prune and regrow moves its positions, and keeps their number."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
         return Expected(expect_weights(state.params, sizes), int(state.counts.sum()))
 
-    def aggregate(self, state: NSTState, updates: Iterable[Update]) -> NSTState:
+    def aggregate(self, state: NSTState, updates: Iterable[Update], context: RoundContext) -> NSTState:
         """Average, zeros counting; the union of the clients' masks survives."""
         union = {name: torch.zeros_like(own) for name, own in state.mask.items()}
         return replace(state, params=mean(_joined(updates, union), self.weighting), mask=union)

@@ -19,7 +19,7 @@ from fedsieve.server.aggregate import Average, Step, Weighting
 from fedsieve.server.masked import MaskedState, step_on_mask
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.types import Device, Method, Tree, Update
+from fedsieve.types import Device, Method, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -49,7 +49,7 @@ class PDST(Method[MaskedState]):
         state = MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(2))
         return replace(state, params=apply_mask(params, state.mask))
 
-    def broadcast(self, state: MaskedState, tier: int) -> Tree:
+    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the values on the mask, and what it is drawn from."""
         return {"mask": state.mask_spec(0), "params": gather_values(state.params, state.mask)}
 
@@ -60,11 +60,11 @@ class PDST(Method[MaskedState]):
         metrics, _ = learn(device, mask)
         return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
-    def expected(self, state: MaskedState, tier: int) -> Expected:
+    def expected(self, state: MaskedState, context: RoundContext) -> Expected:
         """Expect the values on the mask."""
         return Expected(expect_weights(gather_values(state.params, state.mask)))
 
-    def aggregate(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
+    def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Take the server's step towards the mean of the values, on the mask."""
         return step_on_mask(state, updates, self.server, self.weighting)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedsieve.server.aggregate import mean
 from fedsieve.server.privacy import EPSILON, REHEARSED, Release, check_accountant, epsilon
-from fedsieve.types import Device, Expected, InputError, Method, Params, ServerState, Tree, Update
+from fedsieve.types import Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Whole, is_statistic
 from fedsieve.types.method import expected_of
 
@@ -92,15 +92,15 @@ class Private(Method[Any]):
             raise InputError(
                 f"{statistics[0]}: running statistics would drown in noise; take a model without BatchNorm"
             )
-        if chosen := expected_of(self.inner, state, 0).client_chosen():
+        if chosen := expected_of(self.inner, state, RoundContext()).client_chosen():
             raise InputError(
                 f"every client of {self.inner.name} chooses its own positions ({chosen[0]}): take flash, pdst"
             )
         return state
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send what is sent without privacy."""
-        return self.inner.broadcast(state, tier)
+        return self.inner.broadcast(state, context)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train as without privacy; answer with a change that is clipped and noised, and with no metrics."""
@@ -116,14 +116,14 @@ class Private(Method[Any]):
         }
         return Update(tree, 1)
 
-    def expected(self, state: ServerState, tier: int) -> Expected:
+    def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect what is sent without privacy, noise and all, no longer than clip and noise together can be.
 
         That bound depends on no client's data, so that what is refused tells nothing: the accounting stays as it is.
         """
-        plain = expected_of(self.inner, state, tier)
+        plain = expected_of(self.inner, state, context)
         whole = {name: entry for name, entry in plain.tree.items() if isinstance(entry, Whole)}
-        down = self.broadcast(state, tier)
+        down = self.broadcast(state, context)
         before = {name: _base(down.get("params", down), name, entry.base) for name, entry in whole.items()}
         entries = {name: Whole(entry.base, counts=entry.counts) for name, entry in whole.items()}
         rule = partial(_too_long, before, self._longest(sum(v.numel() for v in before.values())))
@@ -141,7 +141,7 @@ class Private(Method[Any]):
         """The standard deviation of one client's noise."""
         return self.noise * self.clip / math.sqrt(self.cohort)
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> Any:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> Any:
         """Take the plain mean of the answers, brought back to values that can be, as the only answer."""
         every = [0]
         found = mean(_counted(updates, every), "equal")
@@ -151,8 +151,8 @@ class Private(Method[Any]):
             )
             warnings.warn(lost, TooFew, stacklevel=2)
             return state
-        plain = expected_of(self.inner, state, 0)
-        return self.inner.aggregate(state, [Update({n: _possible(plain, n, v) for n, v in found.items()}, 1)])
+        plain = expected_of(self.inner, state, context)
+        return self.inner.aggregate(state, [Update({n: _possible(plain, n, v) for n, v in found.items()}, 1)], context)
 
     def deploy(self, state: ServerState) -> Params:
         """Ship what is shipped without privacy."""

@@ -23,7 +23,7 @@ from fedsieve.server.aggregate import mean, tensors
 from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
 from fedsieve.sparse.policy import check_share, select_weights
 from fedsieve.sparse.topk import drop_zeros, global_top, to_sparse, topk_count
-from fedsieve.types import Device, Expected, InputError, Method, Params, ServerState, Tree, Update
+from fedsieve.types import Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import expect_weights
 
 
@@ -48,7 +48,7 @@ class TopK(Method[ServerState]):
         """Start from the fresh model, dense: round 1 is."""
         return ServerState(params_of(model), sparse=select_weights(self.policy, model))
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the global model: its zeros (what all clients pruned) need not travel."""
         return drop_zeros(state.params, state.sparse)
 
@@ -60,12 +60,12 @@ class TopK(Method[ServerState]):
         support = global_top(after, select_weights(self.policy, device.model), 1 - self.sparsity)
         return Update(to_sparse(after, support), len(device.data), metrics)
 
-    def expected(self, state: ServerState, tier: int) -> Expected:
+    def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect the survivors, as many as the cut leaves of all layers together."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
         return Expected(expect_weights(state.params, sizes), topk_count(1 - self.sparsity, sum(sizes.values())))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
         """Average; the union of the clients' supports survives."""
         return ServerState(mean(updates), sparse=state.sparse)
 

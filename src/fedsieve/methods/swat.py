@@ -17,7 +17,7 @@ from fedsieve.server.aggregate import dense_bytes, mean, tensors
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, select_weights, uniform_densities
 from fedsieve.sparse.topk import keep_topk
-from fedsieve.types import Device, InputError, Method, Params, ServerState, Tree, Update
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -50,7 +50,7 @@ class Swat(Method[ServerState]):
         """Start from the fresh model."""
         return ServerState(params_of(model), sparse=select_weights(self.policy, model))
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the dense master weights."""
         return state.params
 
@@ -61,11 +61,11 @@ class Swat(Method[ServerState]):
         metrics = train(device)
         return Update(params_of(device.model), len(device.data), metrics)
 
-    def expected(self, state: ServerState, tier: int) -> Expected:
+    def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect the dense master weights."""
         return Expected(expect_weights(state.params))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
         """Average the master weights."""
         return ServerState(mean(updates), sparse=state.sparse)
 

@@ -25,7 +25,7 @@ from fedsieve.server.aggregate import Average, Step, added, dense_bytes, mean, t
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.sparse.topk import keep_topk, top, topk_count
-from fedsieve.types import Device, InputError, Method, Params, ServerState, Sparse, Tree, Update
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_changes, expect_weights
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
@@ -71,7 +71,7 @@ class ZeroFL(Method[ServerState]):
         params = params_of(model)
         return ServerState(params, self.server.init(params), select_weights(self.policy, model))
 
-    def broadcast(self, state: ServerState, tier: int) -> Tree:
+    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the dense model: only the upload is sparse."""
         return state.params
 
@@ -93,14 +93,14 @@ class ZeroFL(Method[ServerState]):
         judged = change if self.upload == "top_diff" else after
         return {n: Sparse.of(v, top(judged[n], self.q)) if n in sparse else v for n, v in sent.items()}
 
-    def expected(self, state: ServerState, tier: int) -> Expected:
+    def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect weights or changes, of the sparse layers the share q of each."""
         most = {name: topk_count(self.q, state.params[name].numel()) for name in state.sparse}
         if self.upload in ("diff_of_top", "top_diff"):
             return Expected(expect_changes(state.params, most))
         return Expected(expect_weights(state.params, most if self.upload == "top_weights" else {}))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update]) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
         """Take the server's step towards the mean of the models, or the old model plus the mean of the changes."""
         average = mean(updates)
         target = average if self.upload in ("full", "top_weights") else added(state.params, average)

@@ -7,7 +7,7 @@ every method whose clients send values at the same positions, and refuses the ot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, median_low
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.types import Expected, InputError, Method, Update
+from fedsieve.types import Expected, InputError, Method, RoundContext, Update
 from fedsieve.types.contract import Norms
 from fedsieve.types.method import expected_of
 
@@ -187,13 +187,15 @@ def combined(mean: Mean, updates: Iterable[Update], expected: Expected) -> Itera
     return _one(mean, updates)
 
 
-def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bound, private: bool) -> None:
+def check_fit(
+    method: Method[Any], state: Any, contexts: Sequence[RoundContext], mean: Mean, bound: Bound, private: bool
+) -> None:
     """Raise InputError unless a method's clients send what the bound and the mean can judge."""
     if isinstance(mean, Plain) and isinstance(bound, Off | Loose):
         return
     what = "mean" if not isinstance(mean, Plain) else "bound"
     chosen = type(mean if what == "mean" else bound).__name__.lower()
-    if method.expected(state, 0) is None:
+    if method.expected(state, contexts[0]) is None:
         raise InputError(
             f"{what}={chosen} needs to know what {method.name}'s clients send: give it a function expected "
             f"(docs/how-to/method.md)"
@@ -205,7 +207,7 @@ def check_fit(method: Method[Any], state: Any, tiers: int, mean: Mean, bound: Bo
         )
     if isinstance(mean, Plain):
         return
-    every = [expected_of(method, state, tier) for tier in range(tiers)]
+    every = [expected_of(method, state, context) for context in contexts]
     own = every[0].client_chosen()
     if own or (method.tiers or 1) > 1 or len({_layout(one) for one in every}) > 1:
         why = (

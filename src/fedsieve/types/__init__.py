@@ -6,7 +6,7 @@ crosses an arrow is one of these types.
 
 from fedsieve.types.contract import Expected
 from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
-from fedsieve.types.device import Augment, Device, Steps, Update
+from fedsieve.types.device import Augment, Device, RoundContext, Steps, Update
 from fedsieve.types.errors import InputError
 from fedsieve.types.method import Method
 from fedsieve.types.random import rng
@@ -21,6 +21,7 @@ __all__ = [
     "Mask",
     "Method",
     "Params",
+    "RoundContext",
     "ServerState",
     "Sparse",
     "Steps",

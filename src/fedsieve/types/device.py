@@ -32,6 +32,20 @@ class Steps(Protocol):
         """Give the model its weights."""
 
 
+@dataclass(frozen=True)
+class RoundContext:
+    """Which round a server's function is called in, of how many, and for whom."""
+
+    round: int = 1
+    """t; 0 in a warm-up."""
+    rounds: int = 1
+    """T, the rounds of the run."""
+    clients: int = 1
+    """The clients of the federation, of which a round samples some."""
+    tier: int = 0
+    """The device class that is sent to, or that an answer is expected of; 0 where all of them are aggregated."""
+
+
 @dataclass
 class Device:
     """What a client owns while it trains: one round's orders, its data, and what it remembers between rounds."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedsieve.types.contract import Expected, any_update
 from fedsieve.types.data import Params, Tree
-from fedsieve.types.device import Device, Update
+from fedsieve.types.device import Device, RoundContext, Update
 from fedsieve.types.errors import InputError
 from fedsieve.types.state import S
 
@@ -34,23 +34,23 @@ class Method(ABC, Generic[S]):
         """Return the server's state before round 1, from a freshly initialised plain model."""
 
     @abstractmethod
-    def broadcast(self, state: S, tier: int) -> Tree:
-        """Return what the clients of a device class are sent this round."""
+    def broadcast(self, state: S, context: RoundContext) -> Tree:
+        """Return what the clients of the device class ``context.tier`` are sent this round."""
 
     @abstractmethod
     def client(self, down: Tree, device: Device) -> Update:
         """Train on a device from what it was sent."""
 
     @abstractmethod
-    def aggregate(self, state: S, updates: Iterable[Update]) -> S:
+    def aggregate(self, state: S, updates: Iterable[Update], context: RoundContext) -> S:
         """Fold the answers, a stream read once, into the next state."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the module that clients train (once a process): the plain model, or one of the same names."""
         return model
 
-    def expected(self, state: S, tier: int) -> Expected | None:
-        """Return what the clients of a device class send, which the server holds every answer against; None: unsaid."""
+    def expected(self, state: S, context: RoundContext) -> Expected | None:
+        """Return what the clients of a device class send, by which the server checks every answer; None: unsaid."""
         return None
 
     def deploy(self, state: S) -> Params:
@@ -108,6 +108,6 @@ class Method(ABC, Generic[S]):
         return None
 
 
-def expected_of(method: Method[S], state: S, tier: int) -> Expected:
+def expected_of(method: Method[S], state: S, context: RoundContext) -> Expected:
     """Return what a method's clients send, as it says itself or as may be supposed."""
-    return method.expected(state, tier) or any_update(state.params)
+    return method.expected(state, context) or any_update(state.params)
