@@ -20,12 +20,20 @@ from PIL import Image
 
 from fabricated import LAYERS, fabricate, write_masks
 from fedsieve.report import report
-from fedsieve.report.configurations import once
-from fedsieve.report.figures import FIGURES, Panel, figure, picture, pictures
+from fedsieve.report.configurations import deduplicate
+from fedsieve.report.figures import FIGURES, paper_figure, paper_figures, write_figure
+from fedsieve.report.figures.mask_files import (
+    LENGTH,
+    STRETCHES,
+    mask_sizes,
+    masks_at,
+    recorded_rounds,
+    sampled_positions,
+)
+from fedsieve.report.figures.paper import draw_figure
 from fedsieve.report.figures.papers import ZEROFL
-from fedsieve.report.figures.positions import LENGTH, STRETCHES, present, recorded_rounds, shown, sizes
-from fedsieve.report.figures.sheet import PAPER, sheet
-from fedsieve.report.style import Line
+from fedsieve.report.plots import Line, LinePlot
+from fedsieve.report.style import PAPER
 from fedsieve.runs.record import read_record
 from fedsieve.types import InputError
 
@@ -49,8 +57,10 @@ def change_rows(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(change(row)) + "\n" for row in rows_of(folder)))
 
 
-def panels(name: str, folders: list[Path], layers: tuple[str, ...] = ()) -> tuple[Panel, ...]:
-    return picture(name, [read_record(folder) for folder in folders], layers).panels
+def panels(name: str, folders: list[Path], layers: tuple[str, ...] = ()) -> tuple[LinePlot, ...]:
+    plots = paper_figure(name, [read_record(folder) for folder in folders], layers).plots
+    assert all(isinstance(plot, LinePlot) for plot in plots)
+    return plots  # type: ignore[return-value]
 
 
 def accuracy(folders: list[Path], last: int = -1) -> tuple[float, float]:
@@ -98,9 +108,9 @@ def test_every_figure_draws(tmp_path: Path, seeds: int, rounds: int, done: int |
     made = every_figure(tmp_path, seeds, rounds, done)
     if rounds == 1:
         with pytest.raises(InputError, match="masks in two rounds"):
-            figure("flash-2", made.pop("flash-2"), tmp_path / "flash-2.png")
+            write_figure("flash-2", made.pop("flash-2"), tmp_path / "flash-2.png")
     for name, folders in made.items():
-        figure(name, folders, tmp_path / f"{name}.png")
+        write_figure(name, folders, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width == round(300 * (3.4 if name in ("zerofl-4", "sparsefedpp-1") else 7.0))
             assert len(image.convert("RGB").getcolors(10**6) or []) > 10
@@ -111,7 +121,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     for name, folders in every_figure(tmp_path).items():
         for place in ("a", "b"):
-            figure(name, folders, tmp_path / f"{place}.{suffix}")
+            write_figure(name, folders, tmp_path / f"{place}.{suffix}")
         content = (tmp_path / f"a.{suffix}").read_bytes()
         assert content == (tmp_path / f"b.{suffix}").read_bytes()
         assert content.startswith(starts[suffix.lower()])
@@ -128,7 +138,7 @@ def test_zerofl_1_averages_seeds_and_sorts_runs_into_panels(tmp_path: Path) -> N
     assert [panel.title for panel in shown] == ["centralised", "FL, IID", "FL, non-IID"]
     for i, panel in enumerate(shown):
         assert list(panel.lines) == ["dense", "90 % sparse", "95 % sparse"]
-        assert [line.run for line in panel.lines.values()] == [0, 1, 2]
+        assert [line.look for line in panel.lines.values()] == [0, 1, 2]
         for k, line in enumerate(panel.lines.values()):
             runs = [folders[9 * seed + 3 * k + i] for seed in range(3)]
             ends = [accuracy(runs, t) for t in range(22)]
@@ -204,35 +214,35 @@ def test_zerofl_2_shows_every_layer_of_every_run(tmp_path: Path) -> None:
 def test_a_row_that_is_not_full_leaves_its_place_empty(tmp_path: Path) -> None:
     masks = (0.0, 0.1, 0.2, 0.3)
     runs = [read_record(fabricate(tmp_path / f"{r}", zerofl(r_mask=r), rounds=3, measure=True)) for r in masks]
-    assert len(sheet(picture("zerofl-2", runs)).axes) == 4
-    assert len(sheet(picture("zerofl-3", runs[:1], ("conv1", "fc1"))).axes) == 2
+    assert len(draw_figure(paper_figure("zerofl-2", runs)).axes) == 4
+    assert len(draw_figure(paper_figure("zerofl-3", runs[:1], ("conv1", "fc1"))).axes) == 2
 
 
 def test_zerofl_3_shows_the_recorded_positions(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", zerofl(), rounds=45, measure=True)
-    maps = picture("zerofl-3", [read_record(folder)]).maps
+    maps = paper_figure("zerofl-3", [read_record(folder)]).plots
     assert [one.title for one in maps] == ["conv1", "conv2", "fc1"]
-    small, _, large = (one.bits for one in maps)
+    small, _, large = maps
     assert small.columns == ("1", "20", "40", "45")
-    assert small.y == "position (all 100)"
-    assert large.y == f"position ({STRETCHES * LENGTH} of 37 k)"
+    assert small.y.name == "position (all 100)"
+    assert large.y.name == f"position ({STRETCHES * LENGTH} of 37 k)"
     files = recorded_rounds(read_record(folder))
     for bits, layer in ((small, "conv1.weight"), (large, "fc1.weight")):
-        assert bits.present.shape == (len(shown(LAYERS[layer])), 4)
-        np.testing.assert_array_equal(bits.present, present(files, layer, LAYERS[layer]))
+        assert bits.present.shape == (len(sampled_positions(LAYERS[layer])), 4)
+        np.testing.assert_array_equal(bits.present, masks_at(files, layer, LAYERS[layer]))
 
 
 def test_packed_bits_are_read_in_their_order(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", zerofl(), rounds=1, measure=True)
     support = np.arange(LAYERS["fc1.weight"]) % 3 == 0
     write_masks(folder / "masks/000001.safetensors", {"fc1.weight": support})
-    (one,) = picture("zerofl-3", [read_record(folder)]).maps
-    np.testing.assert_array_equal(one.bits.present[:, 0], support[shown(len(support))])
+    (one,) = paper_figure("zerofl-3", [read_record(folder)]).plots
+    np.testing.assert_array_equal(one.present[:, 0], support[sampled_positions(len(support))])
 
 
 @pytest.mark.parametrize("numel", [1, 144, 145, 1728, 36_864, 2_359_296])
 def test_shown_positions_are_whole_stretches_from_first_to_last(numel: int) -> None:
-    positions = shown(numel)
+    positions = sampled_positions(numel)
     assert positions[0] == 0
     assert positions[-1] == numel - 1
     assert (np.diff(positions) > 0).all() or numel == 145
@@ -246,11 +256,14 @@ def test_shown_positions_are_whole_stretches_from_first_to_last(numel: int) -> N
 def test_up_to_six_layers_are_chosen_evenly_or_as_asked(tmp_path: Path) -> None:
     layers = {f"layer{i}.weight": 40 for i in range(16)}
     runs = [read_record(fabricate(tmp_path / "run", zerofl(), rounds=2, measure=True, layers=layers))]
-    titles = [one.title for one in picture("zerofl-3", runs).maps]
+    titles = [one.title for one in paper_figure("zerofl-3", runs).plots]
     assert titles == [f"layer{i}" for i in (0, 3, 6, 9, 12, 15)]
-    assert [one.title for one in picture("zerofl-3", runs, ("layer4", "layer9.weight")).maps] == ["layer4", "layer9"]
+    assert [one.title for one in paper_figure("zerofl-3", runs, ("layer4", "layer9.weight")).plots] == [
+        "layer4",
+        "layer9",
+    ]
     with pytest.raises(InputError, match="unknown layer conv9; the layers are layer0, layer1"):
-        picture("zerofl-3", runs, ("conv9", "layer1"))
+        paper_figure("zerofl-3", runs, ("conv9", "layer1"))
 
 
 def test_zerofl_4_sweeps_r_mask(tmp_path: Path) -> None:
@@ -290,8 +303,8 @@ def test_flash_1_places_the_end_over_density_and_rings_what_goes_on(tmp_path: Pa
     assert list(kept.lines["FLASH"].hollow) == [False, True]
     close(kept.lines["FedAvg"], [0.05, 0.2], [accuracy([dense])[0]] * 2, [0, 0])
     close(kept.lines["HeteroFLASH, d = 0.2"], [0.2], [accuracy([hetero])[0]], [0])
-    assert "Hollow" in picture("flash-1", [read_record(runs[0.1][0])]).caption
-    assert "Hollow" not in picture("flash-1", [read_record(runs[0.05][0])]).caption
+    assert "Hollow" in paper_figure("flash-1", [read_record(runs[0.1][0])]).full_caption
+    assert "Hollow" not in paper_figure("flash-1", [read_record(runs[0.05][0])]).full_caption
 
 
 def own(field: str, value: Any, target: float | None = None, **about: Any) -> dict[str, Any]:
@@ -324,7 +337,7 @@ def test_a_field_of_a_strangers_method_is_never_taken_for_its_density(tmp_path: 
     assert kept.lines[names[0]].level
     mean, spread = accuracy(cut)
     close(kept.lines[names[1]], [0.12], [mean], [spread])
-    caption = picture("flash-1", [read_record(folder) for folder in folders]).caption
+    caption = paper_figure("flash-1", [read_record(folder) for folder in folders]).full_caption
     assert "where it declares none, what was measured" in caption
     (panel,) = panels("sparsefedpp-1", folders)
     assert panel.x.steps == ("0.88", "0.95")
@@ -368,14 +381,14 @@ def test_a_method_that_declares_its_target_is_one_line_over_it(tmp_path: Path) -
         "other, d = 0.1": [0.1],
         "Private": [0.1, 0.25],
     }
-    assert "measured" not in picture("flash-1", [read_record(folder) for folder in folders]).caption
+    assert "measured" not in paper_figure("flash-1", [read_record(folder) for folder in folders]).full_caption
 
 
 def test_a_level_has_a_length_where_all_runs_are_of_one_density_and_a_lone_line_one_label(tmp_path: Path) -> None:
     dense, lone = fabricate(tmp_path / "dense", DENSE, rounds=3), fabricate(tmp_path / "lone", flash(0.1), rounds=3)
     sent, kept = panels("flash-1", [dense, lone])
     assert list(kept.lines) == list(sent.lines) == ["FedAvg", "FLASH, d = 0.1"]
-    assert [line.run for line in kept.lines.values()] == [0, 1]
+    assert [line.look for line in kept.lines.values()] == [0, 1]
     np.testing.assert_allclose(kept.lines["FedAvg"].x, [0.09, 0.11])
     (panel,) = panels("sparsefedpp-1", [dense, lone])
     np.testing.assert_allclose(panel.lines["FedAvg"].x, [-0.1, 0.1])
@@ -386,7 +399,7 @@ def test_r_mask_is_that_of_zerofl_alone(tmp_path: Path) -> None:
     namesake = fabricate(tmp_path / "name", zerofl(r_mask=0.3), rounds=4, about={"class": "mine:ZeroFL"})
     for folder in (stranger, namesake):
         with pytest.raises(InputError, match="name runs of zerofl"):
-            figure("zerofl-4", [folder], tmp_path / "a.png")
+            write_figure("zerofl-4", [folder], tmp_path / "a.png")
     runs = [fabricate(tmp_path / f"{r}", zerofl(r_mask=r), rounds=4) for r in (0.1, 0.2)]
     (panel,) = panels("zerofl-4", [*runs, stranger, namesake])
     assert list(panel.lines["top weights"].x) == [0.1, 0.2]
@@ -408,7 +421,7 @@ def test_flash_2_shows_accuracy_and_mismatch_side_by_side(tmp_path: Path) -> Non
     assert [panel.title for panel in shown] == ["(a) centralised", "(b) FL", "(c) centralised", "(d) FL"]
     assert list(shown[1].lines) == ["dense", "d = 0.1", "d = 0.05"]
     assert list(shown[3].lines) == ["d = 0.1", "d = 0.05"]
-    assert shown[3].lines["d = 0.1"].run == shown[1].lines["d = 0.1"].run == 1
+    assert shown[3].lines["d = 0.1"].look == shown[1].lines["d = 0.1"].look == 1
     rows = [rows_of(folder)[1:] for folder in folders[3::4]]
     mismatch = 100 * np.array([[row["mismatch"] for row in one] for one in rows])
     close(shown[3].lines["d = 0.1"], list(range(2, 23)), list(mismatch.mean(0)), list(mismatch.std(0, ddof=1)))
@@ -434,14 +447,14 @@ def test_sparsefedpp_1_has_a_place_for_every_sparsity(tmp_path: Path) -> None:
 
 def test_the_axes_hold_the_numbers_and_the_legend_stands_outside(tmp_path: Path) -> None:
     runs = [read_record(folder) for folder in every_figure(tmp_path, seeds=3)["zerofl-1"]]
-    made = picture("zerofl-1", runs)
+    made = paper_figure("zerofl-1", runs)
     with mpl.rc_context(PAPER):
-        drawn = sheet(made)
+        drawn = draw_figure(made)
         drawn.draw_without_rendering()
         assert drawn.get_figwidth() == 7.0
         (legend,) = drawn.legends
         box = legend.get_window_extent()
-        for axes, panel in zip(drawn.axes, made.panels, strict=True):
+        for axes, panel in zip(drawn.axes, made.plots, strict=True):
             for line, data in zip(axes.lines, panel.lines.values(), strict=True):
                 np.testing.assert_array_equal(line.get_xydata(), np.stack([data.x, data.y], 1))
             assert box.y1 <= axes.get_tightbbox().y0 + 1
@@ -454,7 +467,7 @@ def test_the_axes_hold_the_numbers_and_the_legend_stands_outside(tmp_path: Path)
 def test_nothing_reaches_beyond_the_paper(tmp_path: Path) -> None:
     for name, folders in every_figure(tmp_path, seeds=2).items():
         with mpl.rc_context(PAPER):
-            drawn = sheet(picture(name, [read_record(folder) for folder in folders]))
+            drawn = draw_figure(paper_figure(name, [read_record(folder) for folder in folders]))
             drawn.draw_without_rendering()
             tight, size = drawn.get_tightbbox(), drawn.get_size_inches()
         assert tight.x0 >= -0.01, name
@@ -483,20 +496,20 @@ def test_what_is_no_share_is_left_out(tmp_path: Path, lost: Any) -> None:
 def test_measures_that_are_missing_are_named_with_the_way_to_get_them(tmp_path: Path, name: str) -> None:
     run = fabricate(tmp_path / "run", zerofl(), rounds=3)
     with pytest.raises(InputError, match="--measure masks"):
-        figure(name, [run], tmp_path / "out.png")
+        write_figure(name, [run], tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 
 
 @pytest.mark.parametrize(("name", "said"), [("zerofl-4", "no run given has an r_mask"), ("sparsefedpp-1", "sparsity")])
 def test_settings_that_are_missing_are_named(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        figure(name, [fabricate(tmp_path / "run", DENSE, rounds=3)], tmp_path / "out.png")
+        write_figure(name, [fabricate(tmp_path / "run", DENSE, rounds=3)], tmp_path / "out.png")
 
 
 @pytest.mark.parametrize("name", ["zerofl-1", "zerofl-4", "flash-1", "sparsefedpp-1"])
 def test_a_run_without_a_test_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="no run given has a tested round yet"):
-        figure(name, [fabricate(tmp_path / "run", zerofl(), rounds=3, done=0)], tmp_path / "out.png")
+        write_figure(name, [fabricate(tmp_path / "run", zerofl(), rounds=3, done=0)], tmp_path / "out.png")
 
 
 def test_mistakes_are_named_with_the_remedy(tmp_path: Path) -> None:
@@ -511,21 +524,21 @@ def test_mistakes_are_named_with_the_remedy(tmp_path: Path) -> None:
         (("zerofl-1", [run], tmp_path / "a.png", ["conv1"]), "zerofl-1 has no layers to choose: drop --layers"),
     ):
         with pytest.raises(InputError, match=re.escape(said)) as raised:
-            figure(*args)
+            write_figure(*args)
         assert "\n" not in str(raised.value)
     (tmp_path / "dir.png").mkdir()
     with pytest.raises(InputError, match="is a directory: name a file"):
-        figure("zerofl-1", [run], tmp_path / "dir.png")
+        write_figure("zerofl-1", [run], tmp_path / "dir.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dir.png", "run"]
 
 
 def test_one_run_given_twice_is_no_second_seed(tmp_path: Path) -> None:
     run, out = fabricate(tmp_path / "run", zerofl(), rounds=3), tmp_path / "a.png"
-    figure("zerofl-1", [run, run], out)
+    write_figure("zerofl-1", [run, run], out)
     shutil.copytree(run, tmp_path / "copy")
     alone = out.read_bytes()
     with pytest.warns(UserWarning, match=r"one counts .*: .*/copy, not .*/run$"):
-        figure("zerofl-1", [run, tmp_path / "copy"], out)
+        write_figure("zerofl-1", [run, tmp_path / "copy"], out)
     assert out.read_bytes() == alone
 
 
@@ -535,7 +548,7 @@ def test_of_runs_with_the_same_settings_the_newest_finished_counts(tmp_path: Pat
 
     def taken(*folders: Path) -> list[str]:
         with pytest.warns(UserWarning, match="one counts") as said:
-            found = once([read_record(folder) for folder in folders])
+            found = deduplicate([read_record(folder) for folder in folders])
         assert len(said) == 1
         assert "\n" not in str(said[0].message)
         return [run.folder.name for run in found]
@@ -550,7 +563,7 @@ def test_of_runs_with_the_same_settings_the_newest_finished_counts(tmp_path: Pat
     measured = fabricate(tmp_path / "measured", flash(0.1), rounds=6, measure=True, about=started(1))
     fabricate(tmp_path / "plain", flash(0.1), rounds=6, about=started(2))
     with pytest.warns(UserWarning, match=f"{measured}, not"):
-        figure("flash-2", [measured, tmp_path / "plain"], tmp_path / "a.png")
+        write_figure("flash-2", [measured, tmp_path / "plain"], tmp_path / "a.png")
     engines = [fabricate(tmp_path / e, zerofl(), rounds=6, about={"engine": e}) for e in ("local", "pool:2")]
     kernels = fabricate(tmp_path / "kernels", zerofl(), rounds=6, about={"kernels": "sparse", "engine": "local"})
     (panel,) = panels("zerofl-1", [*engines, kernels])
@@ -580,7 +593,7 @@ def test_a_damaged_file_of_masks_is_named(tmp_path: Path, damage: str) -> None:
     path = run / "masks/000001.safetensors"
     DAMAGES[damage](path)
     with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged: restore the file, or remove it"):
-        figure("zerofl-3", [run], tmp_path / "a.png")
+        write_figure("zerofl-3", [run], tmp_path / "a.png")
     with pytest.raises(InputError, match="is damaged"):
         report([run], tmp_path / "report.html")
 
@@ -589,7 +602,7 @@ def test_a_file_of_other_layers_is_named(tmp_path: Path) -> None:
     run = fabricate(tmp_path / "run", zerofl(), rounds=30, measure=True)
     write_masks(run / "masks/000020.safetensors", {"conv1.weight": np.ones(99, bool)})
     with pytest.raises(InputError, match=r"000020.safetensors does not hold 100 positions of conv1.weight"):
-        figure("zerofl-3", [run], tmp_path / "a.png")
+        write_figure("zerofl-3", [run], tmp_path / "a.png")
 
 
 def test_other_files_beside_the_masks_are_none_of_ours(tmp_path: Path) -> None:
@@ -598,7 +611,7 @@ def test_other_files_beside_the_masks_are_none_of_ours(tmp_path: Path) -> None:
     (run / "masks/000099.safetensors.tmp").write_text("half")
     files = recorded_rounds(read_record(run))
     assert list(files) == [1, 20, 30]
-    assert sizes(files[1]) == LAYERS
+    assert mask_sizes(files[1]) == LAYERS
 
 
 def test_names_of_strangers_are_text_in_every_format(tmp_path: Path) -> None:
@@ -609,7 +622,7 @@ def test_names_of_strangers_are_text_in_every_format(tmp_path: Path) -> None:
     other = fabricate(tmp_path / "other", zerofl(0.8) | {"kind": bad}, **more)
     for suffix in ("png", "pdf", "svg"):
         for name in FIGURES:
-            figure(name, [run, other], tmp_path / f"a.{suffix}")
+            write_figure(name, [run, other], tmp_path / f"a.{suffix}")
     report([run, other], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<script") == 1
@@ -618,11 +631,11 @@ def test_names_of_strangers_are_text_in_every_format(tmp_path: Path) -> None:
 
 def test_the_page_shows_the_figures_that_its_runs_have_data_for(tmp_path: Path) -> None:
     made = every_figure(tmp_path, seeds=1, rounds=5)
-    shown = {name: [one.name for one in pictures([read_record(folder) for folder in made[name]])] for name in made}
+    shown = {name: [one.name for one in paper_figures([read_record(folder) for folder in made[name]])] for name in made}
     assert all(name in shown[name] for name in FIGURES)
     assert shown["zerofl-3"] == ["zerofl-2", "zerofl-3", "flash-2"]
     assert shown["zerofl-4"] == ["zerofl-1", "zerofl-4"]
-    assert pictures([read_record(made["zerofl-1"][0])]) == []
+    assert paper_figures([read_record(made["zerofl-1"][0])]) == []
     report([made["zerofl-1"][0]], tmp_path / "plain.html")
     assert "papers’ figures" not in (tmp_path / "plain.html").read_text()
     with pytest.warns(UserWarning, match="one counts"):

@@ -22,9 +22,9 @@ from PIL import Image
 from rich.console import Console
 
 from fedsieve.report import report
-from fedsieve.report.configurations import configurations
-from fedsieve.report.figures import pictures
-from fedsieve.report.partitions import _columns
+from fedsieve.report.configurations import group_configurations
+from fedsieve.report.figures import paper_figures
+from fedsieve.report.partitions import gather_columns
 from fedsieve.report.svg import swatch
 from fedsieve.runs.progress import summary_table
 from fedsieve.runs.record import RunRecord, read_record
@@ -289,7 +289,7 @@ def run_of(method: str = "ZeroFL", seed: int = 0, about: dict[str, Any] | None =
 def test_labels_are_the_fewest_settings_that_tell_configurations_apart(
     runs: list[RunRecord], labels: list[str]
 ) -> None:
-    assert [one.label for one in configurations(runs)] == labels
+    assert [one.label for one in group_configurations(runs)] == labels
 
 
 def test_seeds_are_one_row_of_means_with_their_spread(tmp_path: Path) -> None:
@@ -464,15 +464,15 @@ def test_a_configuration_has_one_label_and_one_look_wherever_it_stands(tmp_path:
             run = write_run(tmp_path / f"{i}-{seed}", seed=seed, method=method, rounds=3, refuse=(2,) if i else ())
             change(run / "run.json", target_density=method["density"], **{"class": f"own:{method['kind']}"})
             runs.append(run)
-    every = configurations([read_record(run) for run in runs])
+    every = group_configurations([read_record(run) for run in runs])
     names = {one.label: one.look for one in every}
     assert list(names) == [f"{method['kind']}, density {method['density']}" for method in methods]
-    drawn = {one.name: one for one in pictures([run for one in every for run in one.runs])}
+    drawn = {one.name: one for one in paper_figures([run for one in every for run in one.runs])}
     assert drawn.keys() == {"zerofl-1", "flash-1", "sparsefedpp-1"}
-    for panel in (*drawn["zerofl-1"].panels, drawn["flash-1"].panels[0]):
-        assert {label: line.run for label, line in panel.lines.items()} == names
-    for panel in (drawn["flash-1"].panels[1], *drawn["sparsefedpp-1"].panels):
-        looks = {label: line.run for label, line in panel.lines.items()}
+    for panel in (*drawn["zerofl-1"].plots, drawn["flash-1"].plots[0]):
+        assert {label: line.look for label, line in panel.lines.items()} == names
+    for panel in (drawn["flash-1"].plots[1], *drawn["sparsefedpp-1"].plots):
+        looks = {label: line.look for label, line in panel.lines.items()}
         assert {label: look for label, look in looks.items() if label in names}.items() <= names.items()
         assert {label for label in looks if label not in names} == {"M3", "M8"}
         assert not {looks["M3"], looks["M8"]} & set(names.values())
@@ -655,7 +655,7 @@ def test_many_configurations_have_a_row_for_each_value_of_a_setting(tmp_path: Pa
 @pytest.mark.parametrize(("clients", "columns"), [(5, 5), (200, 200), (201, 201), (3600, 400)])
 def test_many_clients_are_sorted_by_main_class_and_gathered(clients: int, columns: int) -> None:
     counts = np.random.default_rng(0).integers(0, 50, (clients, 62)).astype(float)
-    shown, name = _columns(counts)
+    shown, name = gather_columns(counts)
     assert shown.shape == (columns, 62)
     np.testing.assert_allclose(shown.sum(0) * clients / columns, counts.sum(0))
     if clients > 200:

@@ -157,10 +157,10 @@ def figure_command(
     layers: Annotated[str, typer.Option(help="For zerofl-2 and -3: the layers to show, A,B,C.")] = "",
 ) -> None:
     """Draw one of the papers' figures from runs; those that differ only in their seed become one line."""
-    from fedsieve.report.figures import figure
+    from fedsieve.report.figures import write_figure
 
     out = out or Path(f"{name}.pdf")
-    figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
+    write_figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
     typer.echo(f"wrote {out}")
 
 

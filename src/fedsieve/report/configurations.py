@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ Runs: TypeAlias = list[RunRecord]
 Without: TypeAlias = Callable[[RunRecord], Collection[str]]
 """The settings of a run that do not count when it is compared with others."""
 
-SEED, KIND, TARGET, ENGINE = "seed", "method", "method.target_density", "engine"
-AROUND = ("kernels", "device", "class")
+SEED, METHOD, TARGET, ENGINE = "seed", "method", "method.target_density", "engine"
+BESIDE_SETTINGS = ("kernels", "device", "class")
 """What run.json says beside the settings that runs of one configuration share."""
-FIRST = (KIND, "task.dataset", "task.partition")
+FIRST = (METHOD, "task.dataset", "task.partition")
 LONGEST = 28
 """Letters of a value that a label shows."""
-WRITTEN = {
+DISPLAY_NAMES = {
     "fedavg": "FedAvg",
     "fedadam": "FedAdam",
     "swat": "SWAT",
@@ -36,7 +37,7 @@ WRITTEN = {
 }
 
 
-def nothing(run: RunRecord) -> Collection[str]:
+def no_settings(run: RunRecord) -> Collection[str]:
     """Return no setting: all count."""
     return ()
 
@@ -50,23 +51,25 @@ class Configuration:
     runs: Runs
 
     @property
-    def counted(self) -> Runs:
+    def averaged(self) -> Runs:
         """The runs that a mean is taken of: the finished ones, or all where none is."""
         return [run for run in self.runs if run.whole] or self.runs
 
 
-def configurations(runs: Runs) -> list[Configuration]:
+def group_configurations(runs: Runs) -> list[Configuration]:
     """Return the runs by configuration, in the order of their first ones, with labels of which no two are the same."""
-    groups = [sorted(group, key=_seed) for group in seeds(runs)]
+    groups = [sorted(group, key=_seed) for group in group_by_seed(runs)]
     first = [group[0] for group in groups]
-    labels = unique([said or kind(run) for said, run in zip(apart(first), first, strict=True)])
+    labels = number_duplicates(
+        [text or method_name(run) for text, run in zip(distinguishing_settings(first), first, strict=True)]
+    )
     return [
         Configuration(label, look, [replace(run, label=label, look=look) for run in group])
         for look, (label, group) in enumerate(zip(labels, groups, strict=True))
     ]
 
 
-def seeds(runs: Iterable[RunRecord], without: Without = nothing) -> list[Runs]:
+def group_by_seed(runs: Iterable[RunRecord], without: Without = no_settings) -> list[Runs]:
     """Return the runs that differ in nothing but the seed and the settings ``without``, group by group.
 
     The engine does not change what is computed; where one run is there by two engines, each has a group of its own.
@@ -77,7 +80,7 @@ def seeds(runs: Iterable[RunRecord], without: Without = nothing) -> list[Runs]:
     return [part for group in groups.values() for part in _by_engine(group)]
 
 
-def once(runs: Iterable[RunRecord], suits: Callable[[RunRecord], bool] = lambda run: True) -> Runs:
+def deduplicate(runs: Iterable[RunRecord], suits: Callable[[RunRecord], bool] = lambda run: True) -> Runs:
     """Return the runs, one of those that have the same settings, seed and engine; a warning says which were taken.
 
     What ``suits`` goes before what does not, then a finished run before others, a longer one, one that measured more,
@@ -88,42 +91,42 @@ def once(runs: Iterable[RunRecord], suits: Callable[[RunRecord], bool] = lambda 
         groups.setdefault((_key(run, ()), _engine(run)), []).append(run)
     best = {key: max(reversed(group), key=lambda run: (suits(run), *_rank(run))) for key, group in groups.items()}
     taken = [
-        f"{best[key].folder}, not {_listed([str(run.folder) for run in group if run is not best[key]])}"
+        f"{best[key].folder}, not {_first_few([str(run.folder) for run in group if run is not best[key]], 4)}"
         for key, group in groups.items()
         if len(group) > 1
     ]
     if taken:
         how = "of runs with the same settings and seed one counts (finished, longest, most measured, newest)"
-        warnings.warn(f"{how}: {_listed(taken, '; ')}", stacklevel=2)
+        warnings.warn(f"{how}: {_first_few(taken, 4, '; ')}", stacklevel=2)
     return list(best.values())
 
 
-def apart(runs: Sequence[RunRecord], without: Without = nothing) -> list[str]:
+def distinguishing_settings(runs: Sequence[RunRecord], without: Without = no_settings) -> list[str]:
     """Return what tells each run from the others: the method where it differs, then as few settings as will do."""
     rows = [{name: value for name, value in _fields(run).items() if name not in without(run)} for run in runs]
     names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
     differing = [name for name in names if len({row.get(name) for row in rows}) > 1]
-    chosen = [name for name in differing if name == KIND]
+    chosen = [name for name in differing if name == METHOD]
     while more := [name for name in differing if _distinct(rows, [*chosen, name]) > _distinct(rows, chosen)]:
         chosen.append(max(more, key=lambda name: _distinct(rows, [*chosen, name])))
     for name in chosen[:]:
         rest = [other for other in chosen if other != name]
-        chosen = rest if name != KIND and _distinct(rows, rest) == _distinct(rows, chosen) else chosen
-    shown = sorted(chosen, key=lambda name: not name.startswith("method"))
-    said = [", ".join(_said(name, row[name]) for name in shown if name in row) for row in rows]
-    return [text or "default" for text in said] if chosen else said
+        chosen = rest if name != METHOD and _distinct(rows, rest) == _distinct(rows, chosen) else chosen
+    ordered = sorted(chosen, key=lambda name: not name.startswith("method"))
+    texts = [", ".join(_format_setting(name, row[name]) for name in ordered if name in row) for row in rows]
+    return [text or "default" for text in texts] if chosen else texts
 
 
-def unique(names: list[str]) -> list[str]:
+def number_duplicates(names: list[str]) -> list[str]:
     """Return the names, those that occur twice with their places."""
     twins = {name for name in names if names.count(name) > 1}
     return [f"{name} ({i})" if name in twins else name for i, name in enumerate(names, 1)]
 
 
-def kind(run: RunRecord) -> str:
+def method_name(run: RunRecord) -> str:
     """Return the method's name, as its paper writes it."""
     name = str(run.manifest.get("method", ""))
-    return WRITTEN.get(name, name) or run.settings.get("method.kind", run.recipe)
+    return DISPLAY_NAMES.get(name, name) or run.settings.get("method.kind", run.recipe)
 
 
 def _fields(run: RunRecord) -> dict[str, str]:
@@ -131,17 +134,17 @@ def _fields(run: RunRecord) -> dict[str, str]:
     own = {name: value for name, value in run.settings.items() if name != SEED}
     method = {name: value for name, value in own.items() if name.startswith("method.")}
     target = {} if run.target is None else {TARGET: f"{run.target:g}"}
-    return {KIND: kind(run), **method, **target, **own, **_around(run), ENGINE: _engine(run)}
+    return {METHOD: method_name(run), **method, **target, **own, **_beside_settings(run), ENGINE: _engine(run)}
 
 
 def _key(run: RunRecord, without: Collection[str]) -> frozenset[tuple[str, str]]:
     if not run.settings:
         return frozenset({("folder", str(run.folder))})
-    return frozenset(item for item in (run.settings | _around(run)).items() if item[0] not in without)
+    return frozenset(item for item in (run.settings | _beside_settings(run)).items() if item[0] not in without)
 
 
-def _around(run: RunRecord) -> dict[str, str]:
-    return {name: str(run.manifest[name]) for name in AROUND if name in run.manifest}
+def _beside_settings(run: RunRecord) -> dict[str, str]:
+    return {name: str(run.manifest[name]) for name in BESIDE_SETTINGS if name in run.manifest}
 
 
 def _engine(run: RunRecord) -> str:
@@ -167,8 +170,8 @@ def _rank(run: RunRecord) -> tuple[bool, int, int, float]:
     return run.whole, run.last_round, len(measured) if isinstance(measured, list) else 0, started
 
 
-def _listed(texts: list[str], between: str = ", ") -> str:
-    return between.join([*texts[:4], *([f"and {len(texts) - 4} more"] if len(texts) > 4 else [])])
+def _first_few(texts: list[str], most: int, between: str = ", ") -> str:
+    return between.join([*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])])
 
 
 def _distinct(rows: list[dict[str, str]], names: Sequence[str]) -> int:
@@ -176,8 +179,24 @@ def _distinct(rows: list[dict[str, str]], names: Sequence[str]) -> int:
     return len({tuple(row.get(name) for name in names) for row in rows})
 
 
-def _said(name: str, value: str) -> str:
+def _format_setting(name: str, value: str) -> str:
     short = value if len(value) <= LONGEST else value[: LONGEST - 1] + "…"
-    if name == KIND:
+    if name == METHOD:
         return short
     return f"{'density' if name == TARGET else name.removesuffix('.kind').split('.')[-1]} {short}"
+
+
+def name_configurations(some: Sequence[Configuration], every: Sequence[Configuration]) -> str:
+    """Return which configurations are meant: all, all of a method, or by their labels, as far as there is room."""
+    if len(some) == len(every):
+        return "all"
+    many = Counter(method_name(one.runs[0]) for one in every)
+    labels: dict[str, list[str]] = {}
+    for one in some:
+        labels.setdefault(method_name(one.runs[0]), []).append(one.label)
+    parts = [
+        text
+        for name, own in labels.items()
+        for text in ([f"{name} (all {len(own)})"] if 1 < len(own) == many[name] else own)
+    ]
+    return _first_few(parts, 6, "; ")

@@ -2,71 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 from fedsieve.report.configurations import Configuration
-from fedsieve.report.figures.data import Points, averaged, over_bytes, over_rounds
-from fedsieve.report.parts import legend, sample
-from fedsieve.report.style import Axis, Line
-from fedsieve.report.svg import chart, legend_list
+from fedsieve.report.figures.series import Points, accuracy_by_bytes, mean_line, percent_by_round
+from fedsieve.report.plots import Axis, Line, LinePlot
 from fedsieve.runs.record import RunRecord
 
-ROUND, REACHED = Axis("round", whole=True), Axis("accuracy, %", percent=True)
-Get: TypeAlias = Callable[[RunRecord], Points]
+ROUND, ACCURACY = Axis("round", whole=True), Axis("accuracy, %", percent=True)
 
 
-def curves(every: list[Configuration]) -> str:
-    """Return the plots, under one legend: the best at the end of the first plot comes first."""
-    accuracy = _lines(every, lambda run: over_rounds(run, "accuracy"))
-    density = _lines(every, lambda run: over_rounds(run, "density"))
-    sent = _lines(every, over_bytes)
-    cost = Axis("sent up and down so far, MB", log=_spans([line.x[-1] for line in sent if line.x], 10))
-    kept = Axis("density, %", percent=True, zero=True, log=_spans([y for line in density for y in line.y], 30))
-    plots = [
-        _plot("accuracy", "Accuracy over rounds", every, accuracy, ROUND, REACHED),
-        _plot("sent", "Accuracy over bytes sent", every, sent, cost, REACHED),
-        _plot("density", "Density over rounds", every, density, ROUND, kept),
-        _traffic("up", every),
-        _traffic("down", every),
-    ]
-    ends = {line.run: line.y[-1] for line in accuracy if line.x}
-    ordered = sorted(every, key=lambda one: -ends.get(one.look, -1))
-    several = any(len(one.runs) > 1 for one in every)
-    said = "<p><small>Bands: the standard deviation over seeds.</small></p>\n" if several else ""
-    return f"{legend('curve', ordered)}{said}<div class=plots>\n{''.join(plots)}</div>"
+def curves(every: list[Configuration]) -> dict[str, LinePlot]:
+    """Return the plots by their ids; one without a line has nothing measured yet."""
+    means = {measure: _mean_lines(every, measure) for measure in ("accuracy", "sent", "density")}
+    cost = Axis("sent up and down so far, MB", log=_spans([line.x[-1] for line in means["sent"].values()], 10))
+    densities = [y for line in means["density"].values() for y in line.y]
+    kept = Axis("density, %", percent=True, zero=True, log=_spans(densities, 30))
+    return {
+        "accuracy": LinePlot("Accuracy over rounds", ROUND, ACCURACY, means["accuracy"]),
+        "sent": LinePlot("Accuracy over bytes sent", cost, ACCURACY, means["sent"]),
+        "density": LinePlot("Density over rounds", ROUND, kept, means["density"]),
+        "bytes-up": _traffic("up", every),
+        "bytes-down": _traffic("down", every),
+    }
 
 
-def _lines(every: list[Configuration], get: Get) -> list[Line]:
-    return [averaged(map(get, one.runs), one.look) for one in every]
+def best_first(every: list[Configuration], accuracy: LinePlot) -> list[Configuration]:
+    """Return the configurations by their accuracy at the end of a plot."""
+    return sorted(every, key=lambda one: -line.y[-1] if (line := accuracy.lines.get(one.label)) else 1)
+
+
+def _mean_lines(every: list[Configuration], measure: str) -> dict[str, Line]:
+    """Return the line of each configuration that has measured something."""
+    lines = {one.label: mean_line((_points(run, measure) for run in one.runs), one.look) for one in every}
+    return {label: line for label, line in lines.items() if line.x}
+
+
+def _points(run: RunRecord, measure: str) -> Points:
+    if measure.startswith("bytes_"):
+        return {t: (t, y) for t, y in zip(*run.series(measure), strict=True)}
+    return accuracy_by_bytes(run) if measure == "sent" else percent_by_round(run, measure)
 
 
 def _spans(values: Sequence[float], factor: float) -> bool:
     return bool(values) and min(values) > 0 and max(values) / min(values) > factor
 
 
-def _traffic(way: str, every: list[Configuration]) -> str:
+def _traffic(way: str, every: list[Configuration]) -> LinePlot:
     """Return the plot of bytes sent one way in a round, and each distinct dense reference dotted, once."""
-    dense = {tuple(map(tuple, run.series(f"bytes_dense_{way}"))) for one in every for run in one.runs}
-    lines = [Line(x, y, None) for x, y in sorted(dense) if x]
-    lines += _lines(every, lambda run: {t: (t, y) for t, y in zip(*run.series(f"bytes_{way}"), strict=True)})
-    values = [y for line in lines for y in line.y]
+    series = {tuple(map(tuple, run.series(f"bytes_dense_{way}"))) for one in every for run in one.runs}
+    references = [Line(x, y, None) for x, y in sorted(series) if x]
+    lines = _mean_lines(every, f"bytes_{way}")
+    values = [y for line in (*references, *lines.values()) for y in line.y]
     unit, size = ("MB", 1e6) if max(values, default=0) >= 1e6 else ("kB", 1e3)
-    lines = [replace(one, y=[y / size for y in one.y], spread=[s / size for s in one.spread]) for one in lines]
     axis = Axis(f"{unit} in a round", zero=True, log=_spans(values, 10))
-    reference = legend_list([f"{sample(f'dense-{way}', None)}dense"]) if dense else ""
-    return _plot(f"bytes-{way}", f"Bytes {way} in a round", every, lines, ROUND, axis, reference)
+    scaled = {label: _divide(line, size) for label, line in lines.items()}
+    return LinePlot(f"Bytes {way} in a round", ROUND, axis, scaled, tuple(_divide(line, size) for line in references))
 
 
-def _plot(
-    name: str, title: str, every: list[Configuration], lines: Sequence[Line], x: Axis, y: Axis, below: str = ""
-) -> str:
-    """Return a titled plot; without a point to show, the sentence that says so."""
-    lines = [line for line in lines if line.x]
-    if not lines:
-        return f"<figure><h3>{title}</h3><p class=soft>Nothing measured yet.</p></figure>\n"
-    own = [line for line in lines if line.run is not None]
-    ends = "; ".join(f"{every[line.run or 0].label}: {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in own)
-    drawn = chart(name, lines, x, y, f"{title}. {y.name}, first to last: {ends}.")
-    return f"<figure><h3>{title}</h3>{drawn}{below}</figure>\n"
+def _divide(line: Line, unit: float) -> Line:
+    return replace(line, y=[y / unit for y in line.y], spread=[s / unit for s in line.spread])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
-from html import escape
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
-from fedsieve.report.configurations import Configuration
-from fedsieve.report.parts import NONE, folded, sample, soft, wide
+from fedsieve.report.configurations import Runs
 from fedsieve.runs.record import RunRecord, format_kernels, number
 from fedsieve.runs.units import (
     format_bytes,
@@ -22,150 +21,123 @@ from fedsieve.runs.units import (
 )
 
 Get: TypeAlias = Callable[[RunRecord], float | None]
-Form: TypeAlias = Callable[[float, float | None], str]
-NOTE = """Bytes are those of the encoded messages, as counted; 1 MB is 10<sup>6</sup> bytes. Dense is what plain
-federated averaging of the same model costs in the same rounds; under a measure stands what it is measured against, and
-by how much it is below or above. A step is a client's, with what goes before and after its steps; sparse is by the
-kernels, dense by PyTorch. Below, if it was measured at the end of the run: one step each way, alone, and the peak
-memory of a process that takes it."""
-SEEDS = """ Of several seeds: the mean ± the standard deviation of the sample (none is shown that rounds to zero), of
-those that are finished."""
-COLUMNS = (
-    "Accuracy",
-    "Density",
-    "Bytes up",
-    "Bytes down",
-    "One upload",
-    "Multiply-adds",
-    "A step",
-    "Time",
-    "Peak memory",
-)
+Format: TypeAlias = Callable[[float, float | None], str]
 
 
-def results(every: list[Configuration]) -> str:
-    """Return the table, and, where seeds are many, that of every run by itself."""
-    several = any(len(one.runs) > 1 for one in every)
-    rows = [_row(one, sample("result", one.look), _seeds(one)) for one in every]
-    note = f"<p><small>{NOTE}{SEEDS * several}</small></p>\n"
-    return note + _table("Configuration" if several else "Run", rows) + (_each(every) if several else "")
+class MeasuredValue(NamedTuple):
+    """A mean over runs, to sort by, and as text with its spread; None and a dash where no run has the measure."""
+
+    number: float | None
+    text: str
 
 
-def state(runs: list[RunRecord]) -> str:
-    """Return how far the runs are."""
-    done, planned = sorted({run.last_round for run in runs}), runs[0].settings.get("rounds", "?")
-    span = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
-    whole = sum(run.whole for run in runs)
-    if whole == len(runs):
-        return f"<span class=state>finished, {span} round{'s' * (done[-1] != 1)}</span>"
-    some = f"{whole} of {len(runs)} finished, " if len(runs) > 1 else ""
-    return f'<span class="state going">{some}{span} of {escape(planned)} rounds</span>'
+TableLine: TypeAlias = list[str | MeasuredValue]
+Cell: TypeAlias = list[TableLine]
+"""The lines of a cell: the measure, and in small what it stands against."""
 
 
-def _each(every: list[Configuration]) -> str:
-    singles = [(one, run) for one in every for run in one.runs]
-    rows = []
-    for i, (one, run) in enumerate(singles):
-        alone = Configuration(f"{one.label}, seed {run.settings.get('seed', '–')}", one.look, [run])
-        rows.append(_row(alone, sample(f"run{i}-", one.look), run.folder.name))
-    return folded("Every run by itself", _table("Run", rows), len(rows))
+def _mean(runs: Runs, get: Get, form: Format) -> MeasuredValue:
+    known = _known(runs, get)
+    if not known:
+        return MeasuredValue(None, "–")
+    mean = known[0] if len(known) == 1 else statistics.fmean(known)
+    return MeasuredValue(mean, form(mean, statistics.stdev(known) if len(known) > 1 else None))
 
 
-def _table(first: str, rows: list[str]) -> str:
-    heads = "".join(f"<th scope=col class=number>{name}</th>" for name in COLUMNS)
-    body = f"<thead><tr><th scope=col>{first}</th>{heads}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>"
-    return wide(body, "results sorts" if len(rows) > 1 else "results")
-
-
-def _seeds(one: Configuration) -> str:
-    return f"{len(one.runs)} seeds" if len(one.runs) > 1 else ""
-
-
-def _row(one: Configuration, look: str, about: str) -> str:
-    runs = one.counted
-    cells = [
-        _accuracy(runs),
-        _value(runs, lambda run: run.last("density"), format_percent)
-        + _under("of all", runs, lambda run: run.last("density_of_all"), format_percent),
-        _measured(runs, "bytes_up", format_bytes, "bytes_dense_up"),
-        _measured(runs, "bytes_down", format_bytes, "bytes_dense_down"),
-        _against(runs, RunRecord.upload, format_bytes, "paper", lambda run: run.final("paper_bytes_up")),
-        _measured(runs, "multiply_adds", format_count, "multiply_adds_dense") + _not_counted(runs),
-        _step(runs),
-        _value(runs, lambda run: run.total("seconds"), format_duration),
-        _value(runs, lambda run: run.final("peak_memory_mb"), format_megabytes),
-    ]
-    name = f"<span class=named>{look}<span>{soft(one.label)}</span></span>"
-    going = "" if all(run.whole for run in one.runs) else state(one.runs)
-    below = "".join(f"<small>{text}</small>" for text in (soft(about), going) if text)
-    numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
-    return f"<tr><th scope=row>{name}{below}</th>{numbers}</tr>\n"
-
-
-def _accuracy(runs: list[RunRecord]) -> str:
-    return (
-        _value(runs, lambda run: run.last("accuracy"), format_percent)
-        + _under("pruned", runs, lambda run: run.last("accuracy_pruned"), format_percent)
-        + _under("validation", runs, lambda run: run.last("accuracy_validation"), format_percent)
-    )
-
-
-def _known(runs: list[RunRecord], get: Get) -> list[float]:
+def _known(runs: Runs, get: Get) -> list[float]:
     return [value for run in runs if (value := get(run)) is not None]
 
 
-def _value(runs: list[RunRecord], get: Get, form: Form) -> str:
-    """Return the mean over the runs that have a measure, with its spread; a dash where none has."""
-    known = _known(runs, get)
-    if not known:
-        return NONE
-    mean = known[0] if len(known) == 1 else statistics.fmean(known)
-    return f'<data value="{mean!r}">{form(mean, statistics.stdev(known) if len(known) > 1 else None)}</data>'
+def _last(name: str) -> Get:
+    return lambda run: run.last(name)
 
 
-def _under(what: str, runs: list[RunRecord], get: Get, form: Form) -> str:
-    return f"<small>{what} {_value(runs, get, form)}</small>" if _known(runs, get) else ""
+def _percents(runs: Runs, name: str, below: Mapping[str, str]) -> Cell:
+    """Return a share at the end, and ``below`` it those further shares that a run has."""
+    cell: Cell = [[_mean(runs, _last(name), format_percent)]]
+    for text, other in below.items():
+        if _known(runs, _last(other)):
+            cell.append([f"{text} ", _mean(runs, _last(other), format_percent)])
+    return cell
 
 
-def _measured(runs: list[RunRecord], name: str, form: Form, dense: str) -> str:
+def _against(runs: Runs, get: Get, form: Format, what: str, reference: Get) -> Cell:
+    """Return a measure, and under it what it stands against, with the factor between the two."""
+    own, others = _known(runs, get), _known(runs, reference)
+    cell: Cell = [[_mean(runs, get, form)]]
+    if own and others:
+        mean = statistics.fmean(others)
+        factor = format_ratio(mean, statistics.fmean(own))
+        cell.append([f"{what} ", MeasuredValue(mean, form(mean, None))])
+        if factor:
+            cell.append([factor])
+    return cell
+
+
+def _against_dense(runs: Runs, name: str, dense: str, form: Format) -> Cell:
     return _against(runs, lambda run: run.total(name), form, "dense", lambda run: run.total(dense))
 
 
-def _not_counted(runs: list[RunRecord]) -> str:
-    """Return what the multiply-adds lack: the operations that have no formula."""
+def _multiply_adds(runs: Runs) -> Cell:
+    """Return the multiply-adds, and what they lack: the operations that have no formula."""
     every = [(run.summary or {}).get("multiply_adds_not_counted") for run in runs]
     names = sorted({str(name) for one in every if isinstance(one, list) for name in one})
-    return f"<small>not counted: {escape(', '.join(names))}</small>" if names else ""
+    cell = _against_dense(runs, "multiply_adds", "multiply_adds_dense", format_count)
+    if names:
+        cell.append([f"not counted: {', '.join(names)}"])
+    return cell
 
 
-def _against(runs: list[RunRecord], get: Get, form: Form, what: str, reference: Get) -> str:
-    """Return a measure, and under it what it stands against, with the factor between the two."""
-    own, others = _known(runs, get), _known(runs, reference)
-    if not own or not others:
-        return _value(runs, get, form)
-    mean = statistics.fmean(others)
-    factor = format_ratio(mean, statistics.fmean(own))
-    below = f"<small>{what} {_value([runs[0]], lambda _: mean, form)}</small>" + (
-        f"<small>{factor}</small>" if factor else ""
-    )
-    return _value(runs, get, form) + below
-
-
-def _step(runs: list[RunRecord]) -> str:
+def _step(runs: Runs) -> Cell:
     """Return the milliseconds of a training step and which way it was computed; and both ways, where measured."""
     ways = format_kernels(sum((run.kernels for run in runs), Counter[str]()))
-    both = dict.fromkeys(way for run in runs for way in run.measured)
-    measured = "".join(
-        f"<small>{escape(way)} {_value(runs, _both(way, 'ms_per_step'), format_milliseconds)}, "
-        f"{_value(runs, _both(way, 'peak_memory_mb'), format_megabytes)}</small>"
-        for way in both
-    )
-    return (
-        _value(runs, RunRecord.step, format_milliseconds)
-        + (f"<small>{escape(ways)}</small>" if ways else "")
-        + measured
-    )
+    cell: Cell = [[_mean(runs, RunRecord.step, format_milliseconds)]]
+    if ways:
+        cell.append([ways])
+    for way in dict.fromkeys(way for run in runs for way in run.measured):
+        time, memory = (partial(_measured, way=way, name=name) for name in ("ms_per_step", "peak_memory_mb"))
+        cell.append([f"{way} ", _mean(runs, time, format_milliseconds), ", ", _mean(runs, memory, format_megabytes)])
+    return cell
 
 
-def _both(way: str, name: str) -> Get:
-    return lambda run: number(run.measured.get(way, {}).get(name))
+def _measured(run: RunRecord, way: str, name: str) -> float | None:
+    return number(run.measured.get(way, {}).get(name))
+
+
+COLUMNS: dict[str, Callable[[Runs], Cell]] = {
+    "Accuracy": lambda runs: _percents(
+        runs, "accuracy", {"pruned": "accuracy_pruned", "validation": "accuracy_validation"}
+    ),
+    "Density": lambda runs: _percents(runs, "density", {"of all": "density_of_all"}),
+    "Bytes up": lambda runs: _against_dense(runs, "bytes_up", "bytes_dense_up", format_bytes),
+    "Bytes down": lambda runs: _against_dense(runs, "bytes_down", "bytes_dense_down", format_bytes),
+    "One upload": lambda runs: _against(
+        runs, RunRecord.upload, format_bytes, "paper", lambda run: run.final("paper_bytes_up")
+    ),
+    "Multiply-adds": _multiply_adds,
+    "A step": _step,
+    "Time": lambda runs: [[_mean(runs, lambda run: run.total("seconds"), format_duration)]],
+    "Peak memory": lambda runs: [[_mean(runs, lambda run: run.final("peak_memory_mb"), format_megabytes)]],
+}
+"""The columns of the table of results, and the cell of each for the runs of one configuration."""
+
+
+def result_cells(runs: Runs) -> list[Cell]:
+    """Return a row of the table of results."""
+    return [cell(runs) for cell in COLUMNS.values()]
+
+
+def progress_text(runs: Runs) -> str:
+    """Return how far the runs are."""
+    done, planned = sorted({run.last_round for run in runs}), runs[0].settings.get("rounds", "?")
+    span = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
+    if all_finished(runs):
+        return f"finished, {span} round{'s' * (done[-1] != 1)}"
+    whole = sum(run.whole for run in runs)
+    some = f"{whole} of {len(runs)} finished, " if len(runs) > 1 else ""
+    return f"{some}{span} of {planned} rounds"
+
+
+def all_finished(runs: Runs) -> bool:
+    """Tell whether every run got to its last round."""
+    return all(run.whole for run in runs)

@@ -7,17 +7,32 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, count
-from typing import Any
+from typing import Any, TypeAlias
 
-from fedsieve.report.configurations import TARGET, Runs, Without, apart, nothing, seeds, unique
-from fedsieve.report.style import Axis, Bits, Line
+from fedsieve.report.configurations import (
+    TARGET,
+    Runs,
+    Without,
+    distinguishing_settings,
+    group_by_seed,
+    no_settings,
+    number_duplicates,
+)
+from fedsieve.report.plots import Line, LinePlot, Plot
 from fedsieve.runs.record import RunRecord, number, numeric
 from fedsieve.types import InputError
 
-Points = dict[float, tuple[float, float]]
+Name: TypeAlias = Callable[[RunRecord], str]
+Position: TypeAlias = Callable[[Runs], float | None]
+"""Where runs that differ in their seed alone stand on an axis; None for nowhere."""
+Points: TypeAlias = dict[float, tuple[float, float]]
 """By round: x and y."""
 DENSE = 0.995
 """From this measured density on, a model counts as dense: some weights of a dense one are zero by chance."""
+
+
+SPREAD = " Bands and bars: the standard deviation over seeds."
+HOLLOW = " Hollow: a run that is not finished."
 
 
 class LackingError(InputError):
@@ -25,48 +40,47 @@ class LackingError(InputError):
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One pair of axes, and its lines by their labels."""
-
-    title: str
-    x: Axis
-    y: Axis
-    lines: Mapping[str, Line]
-
-
-@dataclass(frozen=True)
-class Map:
-    """One map of what is present."""
-
-    title: str
-    bits: Bits
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A whole figure: panels of the same measure have one scale, unless they stand ``apart``."""
+class PaperFigure:
+    """A whole figure: plots of the same measure have one scale, unless ``own_scales``."""
 
     name: str
     title: str
     caption: str
-    panels: tuple[Panel, ...] = ()
-    maps: tuple[Map, ...] = ()
+    plots: tuple[Plot, ...]
     columns: int = 3
-    apart: bool = False
+    own_scales: bool = False
+
+    @property
+    def labelled_lines(self) -> list[tuple[str, Line]]:
+        """The lines of all plots with their labels, those of the first plot last."""
+        plots = [plot.lines for plot in reversed(self.plots) if isinstance(plot, LinePlot)]
+        return [item for lines in plots for item in lines.items()]
+
+    @property
+    def legend(self) -> dict[str, Line]:
+        """Every line once by its label, as the first plot that has it shows it, in the order of the looks."""
+        return dict(sorted(dict(self.labelled_lines).items(), key=lambda item: item[1].look or 0))
+
+    @property
+    def full_caption(self) -> str:
+        """The caption, and what else the lines show."""
+        lines = [line for _, line in self.labelled_lines]
+        spread, hollow = any(any(line.spread) for line in lines), any(any(line.hollow) for line in lines)
+        return self.caption + SPREAD * spread + HOLLOW * hollow
 
 
-def share(value: Any) -> float | None:
+def as_share(value: Any) -> float | None:
     """Return ``value`` if it is a share of a whole."""
     known = number(value)
     return known if known is not None and 0 <= known <= 1 else None
 
 
-def series(runs: Iterable[RunRecord], base: Callable[[RunRecord], str], without: Without = nothing) -> dict[str, Runs]:
-    """Return groups of ``seeds`` by their labels: ``base``, and what tells apart those of which it says the same."""
-    return labelled(seeds(runs, without), base, without)
+def labelled_series(runs: Iterable[RunRecord], base: Name, without: Without = no_settings) -> dict[str, Runs]:
+    """Return groups by seed by their labels: ``base``, and what tells apart those of which it says the same."""
+    return label_groups(group_by_seed(runs, without), base, without)
 
 
-def labelled(groups: list[Runs], base: Callable[[RunRecord], str], without: Without = nothing) -> dict[str, Runs]:
+def label_groups(groups: list[Runs], base: Name, without: Without = no_settings) -> dict[str, Runs]:
     """Return the groups by labels, no two the same.
 
     A group that is one configuration of a page is called as it is all over the page. Of others, what ``base`` says of
@@ -76,9 +90,9 @@ def labelled(groups: list[Runs], base: Callable[[RunRecord], str], without: With
     full = list(names)
     for name in set(names):
         peers = [i for i, other in enumerate(names) if other == name]
-        parts = apart([groups[i][0] for i in peers], without)
+        parts = distinguishing_settings([groups[i][0] for i in peers], without)
         full = [", ".join(filter(None, [name, parts[peers.index(i)]])) if i in peers else n for i, n in enumerate(full)]
-    return dict(zip(unique(full), groups, strict=True))
+    return dict(zip(number_duplicates(full), groups, strict=True))
 
 
 def _own(group: Runs) -> str:
@@ -87,7 +101,7 @@ def _own(group: Runs) -> str:
     return labels.pop() if len(labels) == 1 else ""
 
 
-def looks(groups: Mapping[str, Runs]) -> dict[str, int]:
+def assign_looks(groups: Mapping[str, Runs]) -> dict[str, int]:
     """Return the places of the groups' looks: that of the configuration on a page, else one that nothing has."""
     every = {label: {run.look for run in group} for label, group in groups.items()}
     fresh = count(1 + max((look for own in every.values() for look in own if look is not None), default=-1))
@@ -95,29 +109,29 @@ def looks(groups: Mapping[str, Runs]) -> dict[str, int]:
             for label, own in every.items()}  # fmt: skip
 
 
-def field(run: RunRecord, name: str) -> float | None:
+def numeric_setting(run: RunRecord, name: str) -> float | None:
     """Return a setting that is a number, or the largest of several."""
     return numeric(run.settings.get(name, ""))
 
 
-def density(runs: Runs) -> float | None:
+def density_of(runs: Runs) -> float | None:
     """Return the density that the method of one configuration aims at, or else the mean of what was measured last."""
     if runs[0].target is not None:
         return runs[0].target
-    known = [d for run in runs if (d := share(run.last("density"))) is not None]
+    known = [d for run in runs if (d := as_share(run.last("density"))) is not None]
     mean = statistics.fmean(known) if known else None
     return 1.0 if mean is not None and mean >= DENSE else float(f"{mean:.3g}") if mean else mean
 
 
-def aims(runs: Runs) -> Without:
+def target_settings(runs: Runs) -> Without:
     """Return what does not count where runs of a method are one line over density: the settings that say the target.
 
     They are those that equal the target, or 1 less it, in every run of the method.
     """
     of: dict[object, set[str]] = {}
     for run in runs:
-        said = {name for name in run.settings if name.startswith("method.") and _says(run, name)}
-        of[_method(run)] = of.get(_method(run), said) & said
+        names = {name for name in run.settings if name.startswith("method.") and _tells_target(run, name)}
+        of[_method(run)] = of.get(_method(run), names) & names
     return lambda run: of[_method(run)] | {TARGET} if run.target is not None else set()
 
 
@@ -125,30 +139,30 @@ def _method(run: RunRecord) -> tuple[object, ...]:
     return str(run.manifest.get("class")), run.settings.get("method.kind"), run.target is None
 
 
-def _says(run: RunRecord, name: str) -> bool:
-    value, target = field(run, name), run.target
+def _tells_target(run: RunRecord, name: str) -> bool:
+    value, target = numeric_setting(run, name), run.target
     return None not in (value, target) and any(
         math.isclose(v, target or 0, rel_tol=1e-9) for v in (value or 0, 1 - (value or 0))
     )
 
 
-def over_rounds(run: RunRecord, measured: str) -> Points:
+def percent_by_round(run: RunRecord, measured: str) -> Points:
     """Return a share, in percent, by round; what cannot be one is left out."""
-    return {t: (t, 100 * y) for t, y in zip(*run.series(measured), strict=True) if share(y) is not None}
+    return {t: (t, 100 * y) for t, y in zip(*run.series(measured), strict=True) if as_share(y) is not None}
 
 
-def over_bytes(run: RunRecord) -> Points:
+def accuracy_by_bytes(run: RunRecord) -> Points:
     """Return the accuracy, in percent, over the megabytes sent both ways until then; as far as all were counted."""
     each = (_sum(number(row.get("bytes_up")), number(row.get("bytes_down"))) for row in run.rows)
     sent = dict(zip((row["round"] for row in run.rows), accumulate(each), strict=True))
-    return {t: (sent[t] / 1e6, y) for t, (_, y) in over_rounds(run, "accuracy").items() if sent[t] > 0}
+    return {t: (sent[t] / 1e6, y) for t, (_, y) in percent_by_round(run, "accuracy").items() if sent[t] > 0}
 
 
 def _sum(up: float | None, down: float | None) -> float:
     return math.nan if up is None or down is None else up + down
 
 
-def averaged(every: Iterable[Points], place: int) -> Line:
+def mean_line(every: Iterable[Points], place: int) -> Line:
     """Return the mean over the seeds, with its standard deviation, at the rounds that all seeds reached.
 
     A seed that has measured nothing yet is left out.
@@ -160,23 +174,29 @@ def averaged(every: Iterable[Points], place: int) -> Line:
     return Line(middle[0], middle[1], place, spread=tuple(spread))
 
 
-def ending(runs: Runs, place: int) -> tuple[float, float, bool] | None:
+def final_accuracy(runs: Runs, place: int) -> tuple[float, float, bool] | None:
     """Return the accuracy at the last round that all seeds were tested in: mean, spread, and if one is not finished."""
-    line = averaged([over_rounds(run, "accuracy") for run in runs], place)
+    line = mean_line([percent_by_round(run, "accuracy") for run in runs], place)
     return (line.y[-1], line.spread[-1], not all(run.whole for run in runs)) if line.x else None
 
 
-def swept(runs: Runs, at: Callable[[Runs], float | None], place: int, steps: Mapping[float, int] | None) -> Line:
+def accuracy_line(
+    runs: Runs, at: Callable[[Runs], float | None], place: int, steps: Mapping[float, int] | None
+) -> Line:
     """Return the accuracy at the end over ``at``, of a configuration; or over the place of its value in ``steps``."""
-    points = [(x, end) for group in seeds(runs) if (x := at(group)) is not None and (end := ending(group, place))]
+    points = [
+        (x, end)
+        for group in group_by_seed(runs)
+        if (x := at(group)) is not None and (end := final_accuracy(group, place))
+    ]
     known = [(steps[x] if steps else x, *end) for x, end in sorted(points)]
     xs, ys, spread, hollow = ([point[i] for point in known] for i in range(4))
     return Line(xs, ys, place, spread=spread, bars=True, hollow=[bool(one) for one in hollow])
 
 
-def level(runs: Runs, place: int, ends: tuple[float, float]) -> Line:
+def level_line(runs: Runs, place: int, ends: tuple[float, float]) -> Line:
     """Return the accuracy of a method without the setting that a figure varies: the same all the way."""
-    reached = ending(runs, place)
+    reached = final_accuracy(runs, place)
     if reached is None:
         return Line((), (), place)
     middle, spread, hollow = reached

@@ -27,21 +27,21 @@ def recorded_rounds(run: RunRecord) -> dict[int, Path]:
     return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
 
 
-def sizes(path: Path) -> dict[str, int]:
+def mask_sizes(path: Path) -> dict[str, int]:
     """Return how many positions each layer has, in the layers' order; InputError if the file is damaged."""
     try:
         with safe_open(regular(path), "np") as file:
-            told = json.loads((file.metadata() or {})["numel"])
-            shapes = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            packed = {name: held.get_shape() for name, held in shapes.items() if held.get_dtype() == "U8"}
-        if told and all(type(n) is int and n > 0 and packed.get(name) == [(n + 7) // 8] for name, n in told.items()):
-            return dict(told)
+            numel = json.loads((file.metadata() or {})["numel"])
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            packed = {name: part.get_shape() for name, part in slices.items() if part.get_dtype() == "U8"}
+        if numel and all(type(n) is int and n > 0 and packed.get(name) == [(n + 7) // 8] for name, n in numel.items()):
+            return dict(numel)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise InputError(f"{path} is damaged: restore the file, or remove it")
 
 
-def shown(numel: int) -> NDArray[np.int64]:
+def sampled_positions(numel: int) -> NDArray[np.int64]:
     """Return the positions that stand for a layer: all of them, or stretches spread evenly from the first to the last.
 
     Single positions at equal distances would all be the same place of their kernels.
@@ -52,12 +52,12 @@ def shown(numel: int) -> NDArray[np.int64]:
     return (starts[:, None] + np.arange(LENGTH)).reshape(-1)
 
 
-def present(files: dict[int, Path], layer: str, numel: int) -> NDArray[np.bool_]:
+def masks_at(files: dict[int, Path], layer: str, numel: int) -> NDArray[np.bool_]:
     """Return what of a layer is present [shown positions, rounds]; InputError names a file that lacks the layer."""
     columns = []
     for path in files.values():
-        if sizes(path).get(layer) != numel:
+        if mask_sizes(path).get(layer) != numel:
             raise InputError(f"{path} does not hold {numel} positions of {layer} as the run's first does: remove it")
         with safe_open(regular(path), "np") as file:
-            columns.append(np.unpackbits(file.get_tensor(layer), count=numel)[shown(numel)])
+            columns.append(np.unpackbits(file.get_tensor(layer), count=numel)[sampled_positions(numel)])
     return np.stack(columns, axis=1).astype(bool)
