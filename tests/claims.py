@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from fedsieve.wire import Known, Manifest
+from fedsieve.wire import Known, Manifest, WireError, decode
 from fedsieve.wire.streams import BACK_ENDS, pack
 from messages import message, varint
 
@@ -66,3 +66,11 @@ def hostile(size: str, back_end: str = "") -> dict[str, bytes]:
             name = f"{'sparse' if kind == SPARSE else 'dense'}, way {way}, mode {mode}, {count} and {changed} at {edge}"
             found[name] = one(known, back, kind, way, mode, count, changed, edge)
     return found
+
+
+def tried(data: bytes, known: Known) -> str:
+    try:
+        decode(data, known)
+    except WireError as error:
+        return str(error)
+    return "taken"

@@ -58,16 +58,21 @@ def data_root() -> Path:
 
 
 @pytest.fixture
-def native() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def native(one_thread: None) -> Iterator[None]:
     """The native kernels, one thread, and new memory full of NaN: to read what nobody wrote then shows."""
     if library.reason() is not None:
         pytest.skip(str(library.reason()))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

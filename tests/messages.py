@@ -1,6 +1,7 @@
 """Messages written by hand, byte by byte as docs/reference/wire.md has them, and trees whose messages are kept."""
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,15 @@ if __name__ == "__main__":  # python tests/messages.py: only after a change of t
     for name, (tree, known, how) in golden().items():
         text = encode(tree, known, **how).hex()
         (GOLDEN / f"{name}.hex").write_text("\n".join(text[i : i + 96] for i in range(0, len(text), 96)) + "\n")
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, Sparse):
+        return isinstance(b, Sparse) and a.shape == b.shape and same(a.index, b.index) and same(a.values, b.values)
+    if isinstance(a, torch.Tensor):
+        if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        return a.numel() == 0 or torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    if isinstance(a, Mapping):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    return struct.pack("<d", a) == struct.pack("<d", b)  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Data, Dataset, Method, Run, Task
+from fedsieve import Data, Dataset, Method, Run, Task, local, run
+from fedsieve.engine.loop import Round
 from fedsieve.methods import Private
 from fedsieve.types import flatten
 
@@ -65,3 +66,12 @@ def same_state(a: Any, b: Any) -> bool:
     """Tell whether two states of a server have the same names and, to the bit, the same tensors."""
     fa, fb = flatten(a), flatten(b)
     return fa.keys() == fb.keys() and all(torch.equal(fa[name], fb[name]) for name in fa)
+
+
+def last(run_: Run, engine: Any = None) -> Round:
+    *_, final = run(run_, engine or local())
+    return final
+
+
+def alike(a: Round, b: Round) -> bool:
+    return all(torch.equal(v, b.model[name]) for name, v in a.model.items())

@@ -3,84 +3,30 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from custom_methods import Silent
 from engines import pickled
-from fedsieve import InputError, ServerState, Sparse, local
+from fedsieve import InputError, Sparse, local
 from fedsieve.engine import Exchange
 from fedsieve.engine.admission import Checks
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Memory, Round, rounds
+from fedsieve.engine.loop import Memory, rounds
 from fedsieve.engine.metrics import Tally
 from fedsieve.engine.setup import open_run
-from fedsieve.methods import FedAvg
-from fedsieve.runs.schema import row_of
 from fedsieve.server.robust import Fixed, Multiple, Off
-from fedsieve.types import RoundContext, Tree, flatten, rng
+from fedsieve.types import RoundContext, Tree
 from fedsieve.types.contract import Expected, Part, Unexpected, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
 from oracles.lies import LIES, Told, changed, poison, says
-from tiny import TIMES, tiny_run
-
-SENSING = {f"{name}, round 0": METHODS[name] for name in METHODS if "flash" in name}
-SCENES = METHODS | SENSING
-LIAR = 1
-"""The second of the three that are asked."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A round of honest clients, before it is aggregated."""
-
-    federation: Federation
-    state: Any
-    asked: dict[int, int]
-    replies: dict[int, bytes]
-    after: Any
-
-
-@cache
-def scene(name: str) -> Scene:
-    """The first round of training, or the warm-up."""
-    seen = dict[int, dict[int, bytes]]()
-
-    def record(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        seen.setdefault(t, {})[client] = encode(told)
-        yield client, told
-
-    run_ = tiny_run(SCENES[name], rounds=2)
-    federation = open_run(run_)
-    every = [*rounds(federation, changed(record), last=1)]
-    if name in SENSING:
-        state, last = initial(federation), every[0]
-    else:
-        state, last = (every[-2].state if run_.first == 0 else initial(federation)), every[-1]
-    asked = {client: run_.task.tier(client) for client in last.clients}
-    return Scene(federation, state, asked, seen[last.t], last.state)
-
-
-def initial(federation: Federation) -> Any:
-    return federation.run.method.init(federation.model(), rng(federation.run.seed, "init"))
-
-
-def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = None) -> tuple[Any, Tally]:
-    """The next state and the tally of a round with these answers."""
-    federation = replace(of.federation, run=replace(of.federation.run, bound=bound or Off()))
-    checks, tally = Checks(federation, columns={"seconds"}), Tally()
-    passed = partial(checks.passed, 1, of.state, of.asked)
-    opened = lambda _, reply: decode(reply)  # noqa: E731
-    return federation.run.method.aggregate(of.state, tally.read(replies, opened, passed), RoundContext()), tally
-
-
-def same(a: Any, b: Any) -> bool:
-    fa, fb = flatten(a), flatten(b)
-    return fa.keys() == fb.keys() and all(torch.equal(fa[name], fb[name]) for name in fa)
+from scenes import LIAR, SCENES, SENSING, aggregated, comparable, scene
+from tiny import same_state, tiny_run
 
 
 def rest(tally: Tally) -> Tally:
@@ -91,7 +37,7 @@ def rest(tally: Tally) -> Tally:
 def test_honest_clients_pass(name: str) -> None:
     after, tally = aggregated(of := scene(name), of.replies.items())
     assert not tally.refused
-    assert same(after, of.after)
+    assert same_state(after, of.after)
 
 
 LIARS = [name for name in SCENES if "," not in name.removesuffix(", round 0")]
@@ -123,7 +69,7 @@ def test_a_lie_is_refused_and_leaves_no_trace(name: str, lie: str) -> None:
     assert [refusal.client for refusal in tally.refused] == [liar]
     assert tally.refused[0].reason.isprintable()
     assert len(tally.refused[0].reason) <= 300
-    assert same(state, wanted)
+    assert same_state(state, wanted)
     assert rest(tally) == rest(without)
     assert tally.bytes_up - len(replies[liar]) == without.bytes_up
 
@@ -178,7 +124,7 @@ def test_one_answer_a_client_and_none_of_others(name: str) -> None:
     stranger = next(client for client in range(6) if client not in of.asked)
     again = encode(LIES["half an example"](decode(first), of.state))
     state, tally = aggregated(of, [(a, first), (a, again), (stranger, first), (a, first), *others, (-1, first)])
-    assert same(state, of.after)
+    assert same_state(state, of.after)
     assert [(r.client, r.reason) for r in tally.refused] == [
         (a, "a second answer in one round"),  # a line once, however often it is so
         (stranger, "it was not asked in this round"),
@@ -186,7 +132,7 @@ def test_one_answer_a_client_and_none_of_others(name: str) -> None:
     ]
     state, tally = aggregated(of, [(a, b"torn"), (a, first), *others])
     assert [r.client for r in tally.refused] == [a, a]
-    assert same(state, aggregated(of, others)[0])
+    assert same_state(state, aggregated(of, others)[0])
 
 
 NONSENSE: dict[str, Any] = {
@@ -213,12 +159,12 @@ def test_what_an_engine_brings_that_is_no_answer_is_refused(name: str) -> None:
     wanted, without = aggregated(of, others)
     every: list[Any] = [*NONSENSE.values(), *others, (10**18, first), (-5, b"")]
     state, tally = aggregated(of, every)
-    assert same(state, wanted)
+    assert same_state(state, wanted)
     assert rest(tally) == rest(without)
     assert {r.client for r in tally.refused} == {-1, 10**18, -5}
     for letter in LETTERS.values():
         state, tally = aggregated(of, [(a, letter), *others])  # type: ignore[list-item]
-        assert same(state, wanted)
+        assert same_state(state, wanted)
         assert [r.client for r in tally.refused] == [a]
         assert tally.refused[0].reason.startswith("the engine brought")
 
@@ -239,7 +185,7 @@ def test_whatever_reading_an_answer_raises_is_its_clients_refusal(error: type[Ex
     assert [r.client for r in tally.refused] == [a]
     assert len(tally.refused[0].reason) <= 300
     assert tally.refused[0].reason.isprintable()
-    assert same(state, aggregated(of, [(client, of.replies[client]) for client in others])[0])
+    assert same_state(state, aggregated(of, [(client, of.replies[client]) for client in others])[0])
 
 
 @pytest.mark.parametrize("brought", [[], (), None, 3, ValueError], ids=str)
@@ -304,10 +250,6 @@ def silent(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, T
         yield client, told
 
 
-def told(round: Round) -> dict[str, Any]:
-    return row_of(round) | TIMES | {"bytes_up": 0, "refused": []}
-
-
 @pytest.mark.parametrize(
     ("name", "bound"),
     [
@@ -324,9 +266,9 @@ def test_a_run_with_a_liar_is_a_run_without_that_client(name: str, bound: str) -
         liars = [2] if a.t != 2 and 2 in a.clients else []
         assert [refusal.client for refusal in a.refused] == liars
         assert not b.refused
-        assert same(a.state, b.state)
+        assert same_state(a.state, b.state)
         assert all(torch.equal(v, b.model[n]) for n, v in a.model.items())
-        assert told(a) == told(b)
+        assert comparable(a) == comparable(b)
         assert a.memory == b.memory
         assert a.norms == b.norms
         if not liars:
@@ -336,8 +278,8 @@ def test_a_run_with_a_liar_is_a_run_without_that_client(name: str, bound: str) -
 def test_engines_agree_about_a_liar() -> None:
     run_ = tiny_run(METHODS["nst"], rounds=2, per_round=6, bound=Multiple(3.0))
     a, b = ([*rounds(open_run(run_), changed(lying, engine))] for engine in (local(), pickled()))
-    assert [told(x) | {"refused": x.refused} for x in a] == [told(x) | {"refused": x.refused} for x in b]
-    assert all(same(x.state, y.state) and x.norms == y.norms for x, y in zip(a, b, strict=True))
+    assert [comparable(x) | {"refused": x.refused} for x in a] == [comparable(x) | {"refused": x.refused} for x in b]
+    assert all(same_state(x.state, y.state) and x.norms == y.norms for x, y in zip(a, b, strict=True))
 
 
 def test_if_all_lie_the_run_ends_and_says_why() -> None:
@@ -349,20 +291,10 @@ def test_if_all_lie_the_run_ends_and_says_why() -> None:
             next(rounds(open_run(tiny_run(METHODS[name])), changed(all_lie)))
 
 
-@dataclass(frozen=True)
-class Silent(FedAvg):
-    """FedAvg that does not say what its clients send."""
-
-    name: str = "silent"
-
-    def expected(self, state: ServerState, context: RoundContext) -> None:  # type: ignore[override]
-        return None
-
-
 def test_a_method_that_does_not_say_what_it_sends_is_held_to_the_model() -> None:
     of = scene("fedavg")
     silent = replace(of, federation=replace(of.federation, run=replace(of.federation.run, method=Silent())))
-    assert same(aggregated(silent, of.replies.items())[0], of.after)
+    assert same_state(aggregated(silent, of.replies.items())[0], of.after)
     liar = next(iter(of.replies))
     passes = ("other kind", "negative variance")
     for name, lie in LIES.items():

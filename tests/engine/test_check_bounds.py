@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from test_check import same, told
 
 from fedsieve import InputError, Run, Sparse, local
 from fedsieve.engine.admission import Checks
@@ -23,7 +22,8 @@ from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
 from fedsieve.types.contract import Expected, Norms, Whole, expect_weights
 from oracles.lies import Told, changed, flipped
-from tiny import tiny_run
+from scenes import comparable
+from tiny import same_state, tiny_run
 
 
 def shout(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
@@ -148,7 +148,9 @@ def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
     whole = go(tmp_path / "whole")
     parts = go(tmp_path / "parts", until=1) + go(tmp_path / "parts", until=3, resume=True)
     parts += go(tmp_path / "parts", resume=True)
-    assert [told(r) | {"refused": r.refused} for r in whole] == [told(r) | {"refused": r.refused} for r in parts]
+    assert [comparable(r) | {"refused": r.refused} for r in whole] == [
+        comparable(r) | {"refused": r.refused} for r in parts
+    ]
     assert [len(r.norms) for r in whole] == [5, 8, 8, 8, 8]
     assert [r.norms for r in whole] == [r.norms for r in parts]
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
@@ -167,7 +169,7 @@ def test_without_its_memory_the_bound_would_be_another() -> None:
     start = Start(2, flatten(whole[1].state), whole[1].memory, whole[1].norms)
     resumed = [*rounds(federation, local(), start=start)]
     assert [r.refused for r in resumed] == [r.refused for r in whole[2:]]
-    assert same(resumed[-1].state, whole[-1].state)
+    assert same_state(resumed[-1].state, whole[-1].state)
 
 
 def test_the_bound_is_a_setting_like_any_other() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_check import LIAR, aggregated, same, scene
 
 from fedsieve import local, pool
 from fedsieve.engine.diagnostics import checked, readable
@@ -21,7 +20,8 @@ from fedsieve.runs.schema import read_rows
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode
 from oracles.lies import BESIDE
-from tiny import TinyNet, tiny_run
+from scenes import LIAR, aggregated, scene
+from tiny import TinyNet, same_state, tiny_run
 
 UNMARKED = ["no metrics", "no metrics at all", "a metric in place of metrics", "extra work", "extra note"]
 UNMARKED += ["two reasons", "a tensor for a reason", "a hostile reason", "a long reason", "a reason that is none"]
@@ -45,7 +45,7 @@ def test_what_a_client_says_of_its_training_never_costs_its_update(name: str, li
         return
     state, tally = aggregated(of, (of.replies | {liar: encode(told)}).items())
     assert not tally.refused
-    assert same(state, of.after)
+    assert same_state(state, of.after)
     assert math.isfinite(tally.real + tally.dense + tally.seconds + sum(tally.metrics.values()))
     assert all(warning.client == liar for warning in tally.warnings)
     if lie not in UNMARKED:
@@ -85,7 +85,7 @@ def test_a_method_that_tells_more_than_it_says_costs_only_that(engine: Any, tmp_
     plain_ = [*rounds(open_run(tiny_run(FedAvg(), rounds=2)), local())]
     every = [*record_run(tmp_path, open_run(tiny_run(Chatty(), rounds=2)), engine, "tests.tiny")]
     assert not any(one.refused for one in every)
-    assert same(every[-1].state, plain_[-1].state)
+    assert same_state(every[-1].state, plain_[-1].state)
     assert every[-1].metrics == {"loss": 0.25}
     rows = read_rows(tmp_path)
     for line in rows:

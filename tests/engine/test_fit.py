@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_given import alike, last
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -26,6 +25,7 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import manifest_of
 from fedsieve.types import InputError
+from tiny import alike, last
 
 
 def text(make: Callable[[], object]) -> str:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from fedsieve import Data, Dataset, Run, Task, local, open_run, pool, run
+from fedsieve import Data, Dataset, Task, local, open_run, pool
 from fedsieve.cli import app
-from fedsieve.engine.loop import Round
 from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.template import write_app
 from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
@@ -21,24 +20,15 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.source import sources
 from fedsieve.types import InputError
-from tiny import TinyNet, blobs, tiny_run
+from tiny import TinyNet, alike, blobs, last, tiny_run
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-def last(run_: Run, engine: Any = None) -> Round:
-    *_, final = run(run_, engine or local())
-    return final
 
 
 def halves(dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
     """Every client has some of all examples: others may have them too."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(len(dataset.train), generator=generator)[:40] for _ in range(clients)]
-
-
-def alike(a: Round, b: Round) -> bool:
-    return all(torch.equal(v, b.model[name]) for name, v in a.model.items())
 
 
 def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_check import Silent, same
 
+from custom_methods import Silent
 from engines import pickled
 from fedsieve import Run
 from fedsieve.engine.loop import Round, rounds
@@ -17,7 +17,7 @@ from fedsieve.server.robust import Off
 from fedsieve.types import RoundContext, Tree
 from methods_under_test import KINDS, METHODS
 from oracles.lies import Act, Told, changed, largest, values_of
-from tiny import tiny_run
+from tiny import same_state, tiny_run
 
 NUMBERS = (1e3, 1e6, 1e18, 1e30)
 UNSAID = "a method that does not say what it sends"
@@ -65,7 +65,7 @@ def holds(name: str, act: Act, engine: Any = None) -> None:
     for a, b in zip(every, without, strict=True):
         assert [one.client for one in a.refused] == [liar_of(run_, a.t)]
         assert not b.refused
-        assert same(a.state, b.state)
+        assert same_state(a.state, b.state)
         assert a.norms == b.norms
     assert every[-1].accuracy == without[-1].accuracy
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from test_rounds import Odd
 from torch import Tensor, nn
 
+from custom_methods import Odd
 from fedsieve import Method, Run, local, open_run, run
 from fedsieve.engine.loop import MostlyDense, rounds
 from fedsieve.engine.messages import Letters

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_check import same
 
 from engines import pickled
 from fedsieve import InputError, Run, local
@@ -28,7 +27,7 @@ from fedsieve.types import Tree
 from fedsieve.types.contract import Norms
 from methods_under_test import METHODS, kinds_first
 from oracles.lies import Act, Told, changed, largest, values_of
-from tiny import TIMES, tiny_run
+from tiny import TIMES, same_state, tiny_run
 
 RECIPE = "tests.tiny"
 
@@ -86,7 +85,7 @@ def test_a_run_goes_back_before_the_update_that_poisoned_it(name: str) -> None:
         return
     _, without = walked(rounds(open_run(run_), unasked(run_, 2)))
     assert [one.t for one in straight] == [one.t for one in without]
-    assert all(same(a.state, b.state) and a.memory == b.memory for a, b in zip(straight, without, strict=True))
+    assert all(same_state(a.state, b.state) and a.memory == b.memory for a, b in zip(straight, without, strict=True))
     assert straight[-1].returns.count == 1
     (left,) = straight[-1].returns.left_out
     assert (left.round, left.client) == (2, liar_of(run_, 2))
@@ -102,7 +101,7 @@ def test_engines_agree_on_the_way_back(engine: Any) -> None:
     act = lying(run_, {2: 1e18, 4: 1e18})
     a, b = (walked(rounds(open_run(run_), changed(act, one))) for one in (local(), engine))
     assert a[0] == b[0]
-    assert all(same(x.state, y.state) and x.memory == y.memory for x, y in zip(a[1], b[1], strict=True))
+    assert all(same_state(x.state, y.state) and x.memory == y.memory for x, y in zip(a[1], b[1], strict=True))
     assert a[1][-1].returns == b[1][-1].returns
 
 

@@ -1,20 +1,20 @@
 """The loop: sampling, the learning rate, tiers, refusals, clients that remember."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool, run
+from custom_methods import Odd
+from fedsieve import Run, Task, local, pool, run
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
-from fedsieve.types import InputError, RoundContext, Tree, flatten, rng
+from fedsieve.types import InputError, flatten, rng
 from tiny import TinyNet, blobs, tiny_run
 
 
@@ -78,42 +78,6 @@ def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
     for t in range(1, 9):
         sampled = [tiers[c] for c in run_.sample(t)]
         assert [sampled.count(i) for i in range(3)] == [4, 3, 3]
-
-
-@dataclass(frozen=True)
-class Odd(Method[ServerState]):
-    """FedAvg whose clients do what a test wants."""
-
-    act: str
-    inner: FedAvg = FedAvg()
-    name: str = "odd"
-
-    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
-        return self.inner.init(model, rng)
-
-    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
-        return {"tier": float(context.tier), "params": state.params}
-
-    def client(self, down: Tree, device: Device) -> Update:
-        params = down["params"]
-        assert isinstance(params, dict)
-        visits = device.memory.get("visits", torch.zeros(1)) + 1
-        if self.act == "remember":
-            device.memory["visits"] = visits
-        update = self.inner.client(params, device)
-        first: Tensor = next(iter(update.tree.values()))  # type: ignore[assignment]
-        if self.act == "poison" and device.rng.initial_seed() % 2:
-            first.view(-1)[0] = float("nan")
-        if self.act == "poison all":
-            first.view(-1)[0] = float("inf")
-        if self.act == "die":
-            import os
-
-            os._exit(3)
-        return replace(update, n=0 if self.act == "empty" else update.n, metrics={"visits": float(visits)})
-
-    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
-        return self.inner.aggregate(state, updates, context)
 
 
 def everyone(method: Any, **changes: Any) -> Run:

@@ -1,7 +1,7 @@
 """Which way clients train: the rule, what is told of it, and what is refused."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Device, Task, local, pool, run
+from fedsieve import Task, local, pool, run
 from fedsieve.client.cost import Cost
 from fedsieve.client.masked import learn
 from fedsieve.client.training import params_of, train
@@ -26,16 +26,13 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import read_rows
 from fedsieve.runs.sweep import grid
-from fedsieve.sparse.layers import powerprop_, swat_
-from fedsieve.sparse.masks import layer_counts, random_masks
-from fedsieve.sparse.policy import select_weights
-from fedsieve.types import InputError, Mask, Tree, rng
+from fedsieve.types import InputError, Tree
+from kernel_training import SHAPE, both, device_of, fresh, mask_of
 from oracles.lies import Told, changed
 from tiny import TinyNet, blobs, tiny_run
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
 
-SHAPE = (2, 6, 6)
 CONV1, CONV2, FC1, FC2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
 """The multiplications of one product of TinyNet's layers with one sample."""
 
@@ -44,39 +41,6 @@ def graph_of(model: nn.Module) -> Graph:
     graph = Kernels(model, "sparse").graph(SHAPE)
     assert isinstance(graph, Graph)
     return graph
-
-
-def mask_of(model: nn.Module, d: float, seed: int = 1) -> Mask:
-    like = {name: model.get_parameter(name) for name in select_weights("flash", model)}
-    return random_masks(seed, layer_counts(dict.fromkeys(like, d), like), like)
-
-
-def device_of(model: nn.Module, cost: Cost | None = None, examples: int = 40, **changes: Any) -> Device:
-    data = blobs().train.subset(torch.arange(examples))
-    settings: dict[str, Any] = {"lr": 0.1, "epochs": 2, "batch": 16, "momentum": 0.0, "weight_decay": 0.0} | changes
-    return Device(model, data, data, rng=rng(0, "x"), steps=cost.begin if cost else None, **settings)
-
-
-def fresh(rule: str = "plain") -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = TinyNet()
-    if rule == "swat":
-        return swat_(model, {"conv2.weight": 0.3, "fc1.weight": 0.2}, 1)
-    return powerprop_(model, ("conv2.weight", "fc1.weight"), 1.25, True) if rule == "power" else model
-
-
-def both(rule: str = "plain", **changes: Any) -> Iterator[tuple[nn.Module, Device]]:
-    """The same training twice: by PyTorch, and by the kernels."""
-    for way in ("dense", "sparse"):
-        model = fresh(rule)
-        yield model, device_of(model, Cost(model, Kernels(model, way)), **changes)
-
-
-def assert_equal(models: list[nn.Module]) -> None:
-    dense, sparse = map(params_of, models)
-    for name, value in dense.items():
-        torch.testing.assert_close(sparse[name], value, rtol=0, atol=1e-5)
 
 
 # ---------------------------------------------------------------- the rule

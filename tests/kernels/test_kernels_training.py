@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_kernels_choice import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from torch import Tensor, nn
 
 from engines import pickled
@@ -19,6 +18,7 @@ from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.recipes import load_recipe
 from fedsieve.types import flatten
+from kernel_training import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from tiny import TinyNet, blobs, tiny_run
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))

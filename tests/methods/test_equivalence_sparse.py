@@ -13,20 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_equivalence import (
-    BATCH,
-    FLOAT32_ROUNDING,
-    LR,
-    ROUNDS,
-    SAMPLED,
-    SEED,
-    assert_equal,
-    chance,
-    dataset,
-    float64,
-    fresh,
-)
-from test_reference_sparse import _one_thread, batch, theta_state  # noqa: F401 (the fixture holds here too)
 
 from fedsieve.client.models import truncated_normal_
 from fedsieve.client.training import params_of
@@ -37,6 +23,23 @@ from fedsieve.types import Data, Device, Mask, Method, Params, RoundContext, Spa
 from fedsieve.wire import decode, encode
 from oracles import reference as ref
 from oracles import reference_sparse as sparse
+from oracles.side_by_side import (
+    BATCH,
+    FLOAT32_ROUNDING,
+    LR,
+    ROUNDS,
+    SAMPLED,
+    SEED,
+    assert_equal,
+    batch,
+    chance,
+    dataset,
+    float64,
+    fresh,
+    theta_state,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ---------------------------------------------------------------- both side by side: what they share
 

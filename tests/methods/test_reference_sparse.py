@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
-from test_equivalence import (
-    random_state,
-)
 
 from oracles import reference as ref
 from oracles import reference_sparse as sparse
+from oracles.side_by_side import batch, random_state, theta_state
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---------------------------------------------------------------- the reference by itself: powerpropagation
-
-
-def theta_state(seed: int, zeros: float = 0.0) -> ref.State:
-    """Return a random state of the tiny network, a share of whose policy weights are exactly zero."""
-    g, state = np.random.default_rng(seed), random_state(seed)
-    return state | {
-        f"{layer}.weight": (v := state[f"{layer}.weight"]) * (g.random(v.shape) >= zeros) for layer in ref.LAYERS
-    }
-
-
-def batch(seed: int, n: int = 5) -> tuple[ref.Array, np.ndarray]:
-    g = np.random.default_rng(seed)
-    return g.normal(size=(n, 1, 6, 6)), g.integers(0, 3, n)
 
 
 def loss(state: ref.State, alpha: float, x: ref.Array, y: np.ndarray, probe: ref.State | None = None) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_rounds import Odd
 
+from custom_methods import Odd
 from fedsieve import InputError, Run, local
 from fedsieve.client.training import accuracy
 from fedsieve.engine.setup import open_run

@@ -1,6 +1,5 @@
 """The format: exact round trips in every mode, what knowledge saves, and rounding with error feedback."""
 
-import struct
 import tracemalloc
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,21 +18,8 @@ from fedsieve.wire import Known, Manifest, WireError, compensate, decode, encode
 from fedsieve.wire.layout import OWN
 from fedsieve.wire.streams import BACK_ENDS
 from fedsieve.wire.values import at_bf16_distance, bf16_distance
-from messages import leaf, stream, varint
+from messages import leaf, same, stream, varint
 from messages import message as message_of
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, Sparse):
-        return isinstance(b, Sparse) and a.shape == b.shape and same(a.index, b.index) and same(a.values, b.values)
-    if isinstance(a, torch.Tensor):
-        if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
-            return False
-        return a.numel() == 0 or torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-    if isinstance(a, Mapping):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    return struct.pack("<d", a) == struct.pack("<d", b)  # type: ignore[arg-type]
-
 
 bits = st.lists(st.integers(0, 2**32 - 1), max_size=70)
 special = st.sampled_from([0, 0x80000000, 1, 0x7F800000, 0x7FC00001, 0xFFFFFFFF])

@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_wire import same
 
-from claims import SIZES, hostile, of_one_tensor
+from claims import SIZES, hostile, of_one_tensor, tried
 from fedsieve.sparse.topk import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.budget import LEAST
 from fedsieve.wire.streams import BACK_ENDS
-from messages import message, varint
+from messages import message, same, varint
 
 OWN = 12 << 10
 """Bytes of Python's and NumPy's own objects: what counts beside a model of a few thousand elements alone."""
@@ -34,14 +33,6 @@ def peak(call: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-def tried(data: bytes, known: Known) -> str:
-    try:
-        decode(data, known)
-    except WireError as error:
-        return str(error)
-    return "taken"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -61,7 +52,8 @@ def test_a_short_message_that_claims_much_takes_less_than_twice_the_model(size: 
 WATCHED = """
 import json, sys
 from pathlib import Path
-from test_wire_budget import of_one_tensor, tried
+from claims import of_one_tensor, tried
+from claims import tried
 
 known, folder = of_one_tensor("4 M"), Path(sys.argv[1])
 def resident(name):

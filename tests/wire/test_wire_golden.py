@@ -1,7 +1,6 @@
 """Kept messages of every mode: what is encoded today is the same bytes, and what was encoded then still decodes."""
 
 import pytest
-from test_wire import same
 
 from fedsieve.types import Sparse
 from fedsieve.wire import decode, encode, rounded
@@ -9,7 +8,7 @@ from fedsieve.wire.known import NOTHING
 from fedsieve.wire.plan import Plan
 from fedsieve.wire.positions import RANKED
 from fedsieve.wire.values import BF16_DISTANCE
-from messages import GOLDEN, golden
+from messages import GOLDEN, golden, same
 
 KEPT = {path.stem: bytes.fromhex(path.read_text()) for path in sorted(GOLDEN.glob("*.hex"))}
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_wire import same
 
 from fedsieve.client.process import num_threads
 from fedsieve.sparse.topk import top
 from fedsieve.types import Sparse
 from fedsieve.wire import WireError, decode, encode
 from fedsieve.wire.streams import BACK_ENDS
+from messages import same
 
 
 @pytest.mark.parametrize("back", BACK_ENDS)
