@@ -33,7 +33,7 @@ from fedsieve.cli.bench.measurement import Effort, fastest, ratio
 from fedsieve.cli.bench.step import measure_step
 from fedsieve.cli.bench.training import instruction_set
 from fedsieve.cli.bench.workload import Workload
-from fedsieve.kernels import reason
+from fedsieve.kernels import unavailable_reason
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 FULL, QUICK = {"samples": 7, "seconds": 40.0, "processes": 3}, {"samples": 2, "seconds": 10.0}
@@ -205,7 +205,7 @@ def main() -> None:
     if unknown := set(chosen) - {*PLAN, "runs"}:
         sys.exit(f"no table {', '.join(sorted(unknown))}; the tables are {', '.join(PLAN)} and runs")
     effort = Effort(torch.get_num_threads(), **(QUICK if quick else FULL))  # type: ignore[arg-type]
-    if why := reason():
+    if why := unavailable_reason():
         print(f"no sparse kernels here, so only dense PyTorch is measured: {why}", file=sys.stderr)
     rows = [] if quick else committed()
     for name, lines in PLAN.items():

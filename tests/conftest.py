@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from command_line import CommandLine, Printed
-from fedsieve.kernels import library
+from fedsieve.kernels.runtime import library
 
 DATA = os.environ.get("FEDSIEVE_DATA")
 
@@ -68,8 +68,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def native(one_thread: None) -> Iterator[None]:
     """The native kernels, one thread, and new memory full of NaN: to read what nobody wrote then shows."""
-    if library.reason() is not None:
-        pytest.skip(str(library.reason()))
+    if library.unavailable_reason() is not None:
+        pytest.skip(str(library.unavailable_reason()))
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -9,7 +9,7 @@ from torch import nn
 from fedsieve import Device
 from fedsieve.client.cost import Cost
 from fedsieve.client.training import params_of
-from fedsieve.kernels.choice import Kernels
+from fedsieve.kernels.dispatch import Kernels
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.sparse.masks import layer_counts, random_masks
 from fedsieve.sparse.policy import select_weights

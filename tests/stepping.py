@@ -62,17 +62,17 @@ def trained(
     data: Batches,
     sgd: Sgd,
     storage: str = "fp32",
-    lean: bool = False,
+    low_memory: bool = False,
 ) -> tuple[nn.Module, Trainer]:
     """Return a copy of the model after the kernels' steps; between them, what is left in memory is made NaN."""
     model = copy.deepcopy(model)
     trainer = Trainer(
         model, mask, max(len(y) for _, y in data),
-        lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay, storage=storage, lean=lean,
+        lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay, storage=storage, low_memory=low_memory,
     )  # fmt: skip  # type: ignore[arg-type]
     for x, y in data:
         trainer.step(x, y)
-        trainer.plan.arena.memory.fill_(0x7FC07FC0)
+        trainer.lowered.arena.memory.fill_(0x7FC07FC0)
     trainer.write_()
     return model, trainer
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import fedsieve
-from fedsieve.kernels import build, library
+from fedsieve.kernels import build
+from fedsieve.kernels.runtime import library
 
 ROOT = Path(__file__).parent.parent
 BARE = {"PATH": "/nonexistent", "CC": "/nonexistent", "CXX": "/nonexistent", "HOME": "/nonexistent"}
@@ -85,7 +86,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.skipif(not build.compiler(), reason="no compiler: the wheel has no kernels")
-@pytest.mark.skipif(library.reason() is not None, reason="no kernels here")
+@pytest.mark.skipif(library.unavailable_reason() is not None, reason="no kernels here")
 def test_the_wheel_works_where_there_is_no_compiler(installed: Path, tmp_path: Path) -> None:
     assert output(installed / "fedsieve", "--version", cwd=tmp_path, env=BARE) == f"fedsieve {fedsieve.__version__}\n"
     place = output(installed / "python", "-c", "import fedsieve; print(fedsieve.__file__)", cwd=tmp_path, env=BARE)

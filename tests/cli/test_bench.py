@@ -43,7 +43,7 @@ KEYS = [
 
 
 def needs_kernels() -> None:
-    if why := kernels.reason():
+    if why := kernels.unavailable_reason():
         pytest.skip(why)
 
 

@@ -13,7 +13,7 @@ import pytest
 from command_line import CommandLine
 from fedsieve import __version__
 from fedsieve.engine import Patience
-from fedsieve.kernels import reason
+from fedsieve.kernels import unavailable_reason
 from fedsieve.runs.execution import Execution
 
 MINE = """
@@ -73,7 +73,7 @@ def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path, fedsieve: Comman
 
 def test_kernels_from_the_command_line(tmp_path: Path, fedsieve: CommandLine) -> None:
     short = ("pdst.digits", "-s", "rounds=2", "--out", "out")
-    way = "dense" if reason() else "sparse"
+    way = "dense" if unavailable_reason() else "sparse"
     said = fedsieve("run", *short, "--kernels", way, "--until", "1").stdout
     assert re.search(rf"kernels +{way} +[\d.]+ ms a step", said)
     said = fedsieve("run", *short, "--resume", "--kernels", "auto", code=2).stderr
@@ -84,7 +84,7 @@ def test_kernels_from_the_command_line(tmp_path: Path, fedsieve: CommandLine) ->
     said = fedsieve("run", "fedavg.digits", "-s", "rounds=2").stdout
     assert said.count("kernels: dense, because ") == 1
     assert "because" not in fedsieve("run", "fedavg.digits", "-s", "rounds=1", "--kernels", "dense").stdout
-    if not reason():
+    if not unavailable_reason():
         said = fedsieve("run", "swat.digits", "-s", "rounds=1", "--measure", "kernels").stdout
         for way in ("sparse", "dense"):
             assert re.search(rf"{way} +[\d.]+ ms a step, peak memory \d+ MB", said)

@@ -19,7 +19,7 @@ from fedsieve.client.cost import Cost
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import Training
 from fedsieve.engine.loop import Worker, rounds
-from fedsieve.kernels import reason
+from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import PDST, FedAvg, Swat, TopK
 from fedsieve.types import rng
 from tiny import TinyNet, blobs, tiny_run
@@ -205,7 +205,7 @@ class Mixed(TinyNet):
 def test_every_way_to_train_counts_the_same(method: Any) -> None:
     base = tiny_run(method, rounds=1)
     run_: Run = replace(base, task=replace(base.task, model=Mixed))
-    ways = [local(kernels="dense"), pickled("dense")] + ([] if reason() else [local(kernels="sparse")])
+    ways = [local(kernels="dense"), pickled("dense")] + ([] if unavailable_reason() else [local(kernels="sparse")])
     counts = [(r.multiply_adds, r.multiply_adds_dense) for way in ways for r in run(run_, way)]
     products = 4 * 6 * 6 * 6  # of maps, forward and for both gradients
     plain = [*run(base, local(kernels="dense"))][-1]

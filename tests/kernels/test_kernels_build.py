@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fedsieve import InputError
-from fedsieve.kernels import build, library
+from fedsieve.kernels import build
+from fedsieve.kernels.runtime import library
 
 ROOT = Path(__file__).parents[2]
 BUILD = str(ROOT / "src/fedsieve/kernels/build.py")
@@ -29,7 +30,7 @@ extern "C" int team(int n) {
     return got;
 }
 """
-HERE = library.supported()
+HERE = library.supported_isas()
 SHARED = pytest.mark.skipif(not HERE or not build.compiler(), reason="no compiler, or a CPU without kernels")
 
 
@@ -84,17 +85,17 @@ def test_what_is_compiled_is_what_can_be_loaded() -> None:
 def test_an_instruction_set_can_be_forced(isa: str, folder: Path) -> None:
     if isa not in HERE:
         pytest.skip("this CPU lacks it")
-    code = "from fedsieve.kernels.library import isa, load, reason; print(reason(), isa(), load()._name)"
-    assert python("-c", code, FEDSIEVE_ISA=isa) == f"None {isa} {folder}/libfedsieve-{isa}.so\n"
+    code = "from fedsieve.kernels.runtime.library import *; print(loaded_isa(), load_library()._name)"
+    assert python("-c", code, FEDSIEVE_ISA=isa) == f"{isa} {folder}/libfedsieve-{isa}.so\n"
 
 
 @SHARED
 def test_the_best_that_is_there_is_taken(folder: Path) -> None:
-    assert library.isa() == HERE[0]
+    assert library.loaded_isa() == HERE[0]
     if len(HERE) > 1:
         best(folder).unlink()
         _forget()
-        assert library.isa() == HERE[1]
+        assert library.loaded_isa() == HERE[1]
 
 
 @SHARED
@@ -102,9 +103,9 @@ def test_the_best_that_is_there_is_taken(folder: Path) -> None:
 def test_threads_are_torchs_even_beside_another_openmp(folder: Path) -> None:
     code = """
 import sklearn.cluster, torch  # brings an OpenMP of its own
-from fedsieve.kernels.library import load, threads
+from fedsieve.kernels.runtime.library import get_num_threads, load_library
 torch.set_num_threads(2)
-print(threads(), load().team(2))
+print(get_num_threads(), load_library().team(2))
 """
     assert python("-c", code) == "2 2\n"
 
@@ -116,8 +117,8 @@ def test_one_thread_where_the_library_has_another_openmp_than_torch(folder: Path
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert library.reason() is None
-        assert library.threads() == 1
+        assert library.unavailable_reason() is None
+        assert library.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
@@ -140,7 +141,7 @@ def test_without_a_compiler_one_line_says_so(env: dict[str, str], tmp_path: Path
     said = python(BUILD, "--into", str(tmp_path / "native"), **env)
     assert said.startswith("native kernels: none built (no C++ compiler found (")
     assert said.count("\n") == 1
-    why = library.reason()
+    why = library.unavailable_reason()
     assert why is not None
     assert f"in {tmp_path / 'native'}: no C++ compiler found (" in why
     assert why.endswith("; `python -m fedsieve.kernels.build` builds them")
@@ -149,7 +150,7 @@ def test_without_a_compiler_one_line_says_so(env: dict[str, str], tmp_path: Path
 
 def test_without_libraries_load_gives_the_reason(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^no native kernels: no compiled .* they were never compiled; `python -m"):
-        library.load()
+        library.load_library()
 
 
 @SHARED
@@ -160,11 +161,11 @@ def test_an_error_in_the_sources_is_one_line_and_leaves_no_old_library(folder: P
     assert said.count("not this") == 1
     assert "\n" not in said
     assert not list(folder.glob("*.so"))
-    assert "not this" in str(library.reason())
+    assert "not this" in str(library.unavailable_reason())
     (folder / "wrong.cpp").unlink()
     build.build(folder, folder)
     _forget()
-    assert library.reason() is None
+    assert library.unavailable_reason() is None
     assert sorted(path.suffix for path in folder.iterdir()) == [".cpp", *[".so"] * len(build.targets())]
 
 
@@ -198,8 +199,8 @@ def test_a_compiler_without_openmp_compiles_for_one_thread(
     )
     said = build.build(tmp_path / "native", tmp_path / "native")
     assert said == f"native kernels: {', '.join(build.targets())} (without OpenMP: one thread)"
-    assert library.load().team(2) == 1
-    assert library.threads() == 1
+    assert library.load_library().team(2) == 1
+    assert library.get_num_threads() == 1
 
 
 @SHARED
@@ -215,7 +216,7 @@ def test_a_library_that_is_cut_short_is_not_loaded(folder: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from fedsieve.kernels import library
+from fedsieve.kernels.runtime import library
 
 path = Path(sys.argv[1])
 whole = path.read_bytes()
@@ -223,7 +224,7 @@ for share in (0.01, 0.3, 0.6, 0.9, 0.999):
     path.unlink()
     path.write_bytes(whole[: int(share * len(whole))])
     library._found.cache_clear()
-    print(library.reason())
+    print(library.unavailable_reason())
 """
     said = python("-c", code, str(best(folder))).splitlines()
     assert len(said) == 5
@@ -232,7 +233,7 @@ for share in (0.01, 0.3, 0.6, 0.9, 0.999):
 
 def _check_broken(folder: Path) -> None:
     """One line that names the file; and its advice helps."""
-    why = library.reason()
+    why = library.unavailable_reason()
     assert why is not None
     assert why.startswith(str(best(folder)))
     assert why.endswith("`python -m fedsieve.kernels.build --force` rebuilds it")
@@ -246,27 +247,27 @@ def _check_broken(folder: Path) -> None:
 def test_a_library_of_another_version_is_not_used(folder: Path, other: int) -> None:
     (folder / "abi.cpp").write_text(SOURCE.replace("ABI;", f"{other};"))
     build.build(folder, folder)
-    assert f"(its ABI is {other}, not {library.ABI})" in str(library.reason())
+    assert f"(its ABI is {other}, not {library.ABI})" in str(library.unavailable_reason())
 
 
 @SHARED
 def test_a_library_that_is_not_of_the_kernels_is_not_used(folder: Path) -> None:
     (folder / "abi.cpp").write_text('extern "C" int other() { return 0; }')
     build.build(folder, folder)
-    assert "undefined symbol: fs_isa" in str(library.reason())
+    assert "undefined symbol: fs_isa" in str(library.unavailable_reason())
 
 
 @SHARED
 @pytest.mark.skipif(len(HERE) < 2, reason="one instruction set")
 def test_a_library_under_anothers_name_is_not_used(folder: Path) -> None:
     shutil.copy(folder / f"libfedsieve-{HERE[1]}.so", best(folder))
-    assert f"is made for {HERE[1]};" in str(library.reason())
+    assert f"is made for {HERE[1]};" in str(library.unavailable_reason())
 
 
 @pytest.mark.parametrize("value", ["avx", "AVX2", "neon"])
 def test_an_unknown_instruction_set_is_a_mistake(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIEVE_ISA", value)
-    for ask in (library.reason, library.load, library.isa, library.threads):
+    for ask in (library.unavailable_reason, library.load_library, library.loaded_isa, library.get_num_threads):
         with pytest.raises(
             InputError, match=f"FEDSIEVE_ISA={value}: .*avx512bf16, avx512, avx2, x86_64, aarch64, .*none"
         ):
@@ -275,7 +276,7 @@ def test_an_unknown_instruction_set_is_a_mistake(value: str, monkeypatch: pytest
 
 def test_none_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIEVE_ISA", "none")
-    assert library.reason() == "FEDSIEVE_ISA=none switches them off"
+    assert library.unavailable_reason() == "FEDSIEVE_ISA=none switches them off"
 
 
 def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +285,7 @@ def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     def cpu(machine: str, info: str) -> tuple[str, ...]:
         monkeypatch.setattr(platform, "machine", lambda: machine)
         monkeypatch.setattr(Path, "read_text", lambda self: f"processor : 0\nflags\t\t: {info}\n")
-        return library.supported()
+        return library.supported_isas()
 
     assert cpu("x86_64", flags["avx512bf16"]) == ("avx512bf16", "avx512", "avx2", "x86_64")
     assert cpu("x86_64", flags["avx512"]) == ("avx512", "avx2", "x86_64")
@@ -293,12 +294,12 @@ def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu("x86_64", "sse sse2") == ()
     assert cpu("aarch64", "") == cpu("arm64", "") == ("aarch64",)
     assert cpu("riscv64", "") == ()
-    assert library.reason() == "this CPU (riscv64) is not supported"
+    assert library.unavailable_reason() == "this CPU (riscv64) is not supported"
     assert build.build(Path("nowhere")) == "native kernels: none (this CPU, riscv64, is not supported)"
     cpu("x86_64", flags["avx2"])
     _forget()
     monkeypatch.setenv("FEDSIEVE_ISA", "avx512")
-    assert library.reason() == "FEDSIEVE_ISA=avx512: this CPU lacks it; it has avx2, x86_64"
+    assert library.unavailable_reason() == "FEDSIEVE_ISA=avx512: this CPU lacks it; it has avx2, x86_64"
 
 
 @SHARED
@@ -343,9 +344,9 @@ def test_an_installation_brings_its_libraries(checkout: Path, tmp_path: Path) ->
     python(*PIP, "install", *LOCAL, "--target", str(tmp_path / "site"), str(checkout))
     libraries = {f"libfedsieve-{isa}.so" for isa in build.targets()}
     assert names(tmp_path / "site") == {"abi.cpp", "abi.h"} | libraries
-    code = "from fedsieve.kernels import library; print(library.__file__, library.reason())"
+    code = "from fedsieve.kernels.runtime import library; print(library.__file__, library.unavailable_reason())"
     said = python("-c", code, PYTHONPATH=str(tmp_path / "site"), FEDSIEVE_KERNELS_DIR="")
-    assert said == f"{tmp_path}/site/fedsieve/kernels/library.py None\n"
+    assert said == f"{tmp_path}/site/fedsieve/kernels/runtime/library.py None\n"
     assert not list((checkout / "src").rglob("*.so"))
 
 
@@ -353,7 +354,7 @@ def test_an_installation_brings_its_libraries(checkout: Path, tmp_path: Path) ->
 def test_an_installation_without_a_compiler_succeeds(checkout: Path, tmp_path: Path) -> None:
     python(*PIP, "install", *LOCAL, "--target", str(tmp_path / "site"), str(checkout), CXX="/nonexistent")
     assert names(tmp_path / "site") == {"abi.cpp", "abi.h", "unbuilt.txt"}
-    code = "from fedsieve.kernels import library; print(library.reason())"
+    code = "from fedsieve.kernels.runtime import library; print(library.unavailable_reason())"
     said = python("-c", code, PYTHONPATH=str(tmp_path / "site"), FEDSIEVE_KERNELS_DIR="")
     assert "no C++ compiler found (/nonexistent);" in said
 

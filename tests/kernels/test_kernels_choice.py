@@ -17,9 +17,10 @@ from fedsieve.client.training import params_of, train
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import Letters
 from fedsieve.engine.setup import open_run
-from fedsieve.kernels import isa, library, reason
-from fedsieve.kernels.choice import Kernels, multiply_adds, not_worth
-from fedsieve.kernels.graph import Graph
+from fedsieve.kernels import loaded_isa, unavailable_reason
+from fedsieve.kernels.dispatch import Kernels, multiply_adds, not_worth
+from fedsieve.kernels.graph.layers import Graph
+from fedsieve.kernels.runtime import library
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
 from fedsieve.runs.execution import Execution
@@ -31,7 +32,7 @@ from kernel_training import SHAPE, both, device_of, fresh, mask_of
 from oracles.lies import Told, changed
 from tiny import TinyNet, blobs, tiny_run
 
-pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
 
 CONV1, CONV2, FC1, FC2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
 """The multiplications of one product of TinyNet's layers with one sample."""
@@ -256,7 +257,7 @@ def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
         assert row["saved_bytes"] > 0
         assert "saved_nonzero" not in row  # which the kernels do not tell
     about = json.loads((out / "run.json").read_text())
-    assert (about["kernels"], about["hardware"]["isa"]) == ("sparse", isa())
+    assert (about["kernels"], about["hardware"]["isa"]) == ("sparse", loaded_isa())
     told = json.loads((out / "summary.json").read_text())
     assert (told["kernels"], told["dense_because"], told["steps"]) == ({"sparse": 6}, None, 30)
     assert told["ms_per_step"] == pytest.approx(sum(row["ms_per_step"] for row in rows) / 2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedsieve import InputError
 from fedsieve.kernels import Trainer
-from fedsieve.kernels.graph import Unsupported
+from fedsieve.kernels.checks import Unsupported
 from nets import COMMON, Net, Shape, biased, bn, chain, conv, net
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
 
@@ -68,7 +68,7 @@ def test_foreign_layers(name: str) -> None:
     make, shape, foreign = FOREIGN[name]
     torch.manual_seed(0)
     model = make()
-    assert assert_as_dense(model, shape, (17, 5, 17), BRISK).foreign == foreign
+    assert assert_as_dense(model, shape, (17, 5, 17), BRISK).fallbacks == foreign
 
 
 @pytest.mark.parametrize("p", [0.3, 1.0])
@@ -81,7 +81,7 @@ def test_dropout_takes_its_chance_from_torch(p: float) -> None:
         torch.manual_seed(3)
         ours, trainer = trained(model, mask, data, BRISK)
         states.append(torch.get_rng_state())
-    assert trainer.foreign == ["d", "dropout"]
+    assert trainer.fallbacks == ["d", "dropout"]
     assert not ours.training
     torch.manual_seed(3)
     exact = dense(model, mask, data, BRISK, torch.float32)

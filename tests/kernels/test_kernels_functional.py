@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import reference_ops
 from awkward import STORAGES, awkward_mask, randn
 from fedsieve import InputError
-from fedsieve.kernels import library, ops, reference, sparse_conv2d, sparse_linear
+from fedsieve.kernels import ops, sparse_conv2d, sparse_linear
+from fedsieve.kernels.runtime import library
 
 pytestmark = pytest.mark.usefixtures("native")
 MASK, FLAT = awkward_mask("rows", 3, 2, 3, 3), awkward_mask("rows", 3, 4)
@@ -43,10 +45,10 @@ def test_gradcheck_of_a_linear_layer() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x, v: reference.conv2d(x, v, MASK, None, 2, 1),
-        lambda x, v: reference.max_pool2d(x, 3, 2, 1),
-        lambda x, v: reference.avg_pool2d(x, 3, 2, 1, False),
-        lambda x, v: reference.norm(x, ops.BatchNorm(v[:2], v[2:4], *torch.ones(2, 2).double()), x * x, True),
+        lambda x, v: reference_ops.conv2d(x, v, MASK, None, 2, 1),
+        lambda x, v: reference_ops.max_pool2d(x, 3, 2, 1),
+        lambda x, v: reference_ops.avg_pool2d(x, 3, 2, 1, False),
+        lambda x, v: reference_ops.norm(x, ops.BatchNorm(v[:2], v[2:4], *torch.ones(2, 2).double()), x * x, True),
     ],
 )
 def test_gradcheck_of_the_references(call: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -92,7 +94,7 @@ def test_bits_do_not_depend_on_threads(n: int, storage: ops.Storage) -> None:
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        assert library.threads() == threads
+        assert library.get_num_threads() == threads
         by = ops.BatchNorm(torch.ones(5), torch.zeros(5), torch.zeros(5), torch.ones(5))
         w, velocity = randn(n), randn(n)
         ops.sgd_(w, randn(n, seed=1), velocity, 0.1, 0.9, 0.01, 1.25)
@@ -111,7 +113,7 @@ def test_bits_do_not_depend_on_threads(n: int, storage: ops.Storage) -> None:
 
 
 @pytest.mark.skipif("FEDSIEVE_ISA" in os.environ, reason="an instruction set is chosen already")
-@pytest.mark.parametrize("isa", library.supported()[1:])
+@pytest.mark.parametrize("isa", library.supported_isas()[1:])
 @pytest.mark.system
 def test_every_instruction_set(isa: str) -> None:
     files = [str(path) for path in Path(__file__).parent.glob("test_kernels_*.py") if path.stem != "test_kernels_build"]
@@ -127,7 +129,7 @@ def not_finite(bad: float, of: Any, **how: str) -> list[Tensor | None]:
     x, grad, mask = randn(17, 2, 6, 5), randn(17, 3, 6, 5), torch.ones(3, 2, 3, 3, dtype=torch.bool)
     x[3, 1, 2, 2], grad[2, 1, 0, 4] = bad, bad
     x, grad, values, plain = (
-        t.to(torch.float64 if of is reference else t.dtype) for t in (x, grad, randn(54), x * 0 + 1)
+        t.to(torch.float64 if of is reference_ops else t.dtype) for t in (x, grad, randn(54), x * 0 + 1)
     )
     plain = plain.nan_to_num(1.0)
 
@@ -155,7 +157,7 @@ def not_finite(bad: float, of: Any, **how: str) -> list[Tensor | None]:
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_stays_as_in_pytorch(bad: float, storage: ops.Storage) -> None:
-    pairs = zip(not_finite(bad, ops, storage=storage), not_finite(bad, reference), strict=True)
+    pairs = zip(not_finite(bad, ops, storage=storage), not_finite(bad, reference_ops), strict=True)
     for i, (got, want) in enumerate(pairs):
         if got is not None and want is not None:
             torch.testing.assert_close(got.double(), want.double(), equal_nan=True, rtol=0.02, atol=0.02, msg=str(i))

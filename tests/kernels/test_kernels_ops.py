@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import reference_ops
 from awkward import STORAGES, awkward_mask, randn, within
-from fedsieve.kernels import ops, reference
+from fedsieve.kernels import ops
+from fedsieve.kernels.lower.index import SMALL, SparseIndex
+from fedsieve.kernels.runtime.abi import FeatureMap
 
 pytestmark = pytest.mark.usefixtures("native")
 SIZES = (0, 1, 7, 15, 16, 17, 65)
@@ -40,18 +44,18 @@ def test_conv2d(case: tuple[int, ...], kind: str | float, storage: ops.Storage) 
 
     got = ops.conv2d(x, values, mask, bias, *how, storage=storage)
     if inner and outer:
-        want = reference.conv2d(double[0], double[1], mask, double[2], *how)
-        within(got, want, per_row(mask) + 1, reference.conv2d(size[0], size[1], mask, size[2], *how), storage)
+        want = reference_ops.conv2d(double[0], double[1], mask, double[2], *how)
+        within(got, want, per_row(mask) + 1, reference_ops.conv2d(size[0], size[1], mask, size[2], *how), storage)
     assert torch.equal(got, bias.view(-1, 1, 1).expand(n, -1, *after)) or inner
 
     got = ops.conv2d_input_gradient(grad, values, mask, (height, width), *how, storage=storage)
     assert got.shape == x.shape
     if inner and outer:
-        wanted = (reference.conv2d_input_gradient(d[3], d[1], mask, (height, width), *how) for d in (double, size))
+        wanted = (reference_ops.conv2d_input_gradient(d[3], d[1], mask, (height, width), *how) for d in (double, size))
         within(got, next(wanted), per_row(mask, 1), next(wanted), storage)
     got = ops.conv2d_weight_gradient(grad, x, mask, *how, storage=storage)
     if inner and outer:
-        wanted = (reference.conv2d_weight_gradient(d[3], d[0], mask, *how) for d in (double, size))
+        wanted = (reference_ops.conv2d_weight_gradient(d[3], d[0], mask, *how) for d in (double, size))
         within(got, next(wanted), n * after[0] * after[1], next(wanted))
 
 
@@ -69,12 +73,12 @@ def test_linear(n: int, inner: int, outer: int, kind: str | float, storage: ops.
     )
     double = [t.double() for t in (x, values, bias, grad)]
     size = [t.abs() for t in double]
-    wanted = [reference.linear(d[0], d[1], mask, d[2]) for d in (double, size)]
+    wanted = [reference_ops.linear(d[0], d[1], mask, d[2]) for d in (double, size)]
     within(ops.linear(x, values, mask, bias, storage=storage), wanted[0], per_row(mask) + 1, wanted[1], storage)
-    wanted = [reference.linear_input_gradient(d[3], d[1], mask) for d in (double, size)]
+    wanted = [reference_ops.linear_input_gradient(d[3], d[1], mask) for d in (double, size)]
     got = ops.linear_input_gradient(grad, values, mask, storage=storage)
     within(got, wanted[0], per_row(mask, 1), wanted[1], storage)
-    wanted = [reference.linear_weight_gradient(d[3], d[0], mask) for d in (double, size)]
+    wanted = [reference_ops.linear_weight_gradient(d[3], d[0], mask) for d in (double, size)]
     within(ops.linear_weight_gradient(grad, x, mask, storage=storage), wanted[0], n, wanted[1])
 
 
@@ -87,26 +91,26 @@ POOLS = [(2, None, 0), (3, 1, 0), (3, 2, 1), (2, 1, 1), (5, 3, 2), (1, 2, 0), (4
 def test_pools(shape: tuple[int, ...], how: tuple[int, int | None, int], storage: ops.Storage) -> None:
     x, area = randn(*shape), how[0] ** 2
     got = ops.max_pool2d(x, *how, storage=storage)
-    assert torch.equal(got, reference.max_pool2d(x, *how))
+    assert torch.equal(got, reference_ops.max_pool2d(x, *how))
     grad = randn(*got.shape, seed=1)
-    want = reference.max_pool2d_gradient(grad.double(), x.double(), *how)
-    size = reference.max_pool2d_gradient(grad.double().abs(), x.double(), *how)
+    want = reference_ops.max_pool2d_gradient(grad.double(), x.double(), *how)
+    size = reference_ops.max_pool2d_gradient(grad.double().abs(), x.double(), *how)
     within(ops.max_pool2d_gradient(grad, x, *how, storage=storage), want, area, size, storage, sums=area)
     for with_pad in (True, False):
         got = ops.avg_pool2d(x, *how, with_pad, storage=storage)
-        size = reference.avg_pool2d(x.double().abs(), *how, with_pad)
-        within(got, reference.avg_pool2d(x.double(), *how, with_pad), area + 1, size, storage)
+        size = reference_ops.avg_pool2d(x.double().abs(), *how, with_pad)
+        within(got, reference_ops.avg_pool2d(x.double(), *how, with_pad), area + 1, size, storage)
         got = ops.avg_pool2d_gradient(grad, x, *how, with_pad, storage=storage)
-        want = reference.avg_pool2d_gradient(grad.double(), x.double(), *how, with_pad)
-        size = reference.avg_pool2d_gradient(grad.double().abs(), x.double(), *how, with_pad)
+        want = reference_ops.avg_pool2d_gradient(grad.double(), x.double(), *how, with_pad)
+        size = reference_ops.avg_pool2d_gradient(grad.double().abs(), x.double(), *how, with_pad)
         within(got, want, area + 1, size, storage, sums=area)
 
 
 def test_max_pool_gives_ties_to_the_first() -> None:
     x = torch.tensor([[1.0, 2, 2], [2, 2, 0], [-torch.inf, -torch.inf, -torch.inf]]).view(1, 1, 3, 3)
     for how in ((2, 1), (3, 1), (1, 1), (3, 3, 1)):
-        grad = torch.ones_like(reference.max_pool2d(x, *how))
-        want = reference.max_pool2d_gradient(grad, x, *how)
+        grad = torch.ones_like(reference_ops.max_pool2d(x, *how))
+        want = reference_ops.max_pool2d_gradient(grad, x, *how)
         assert torch.equal(ops.max_pool2d_gradient(grad, x, *how), want)
 
 
@@ -133,10 +137,10 @@ def test_norm(shape: tuple[int, ...], mode: str, plus: bool, relu: bool, storage
     for seed in range(100):  # until no number is so close to 0 that rounding decides what ReLU does
         y, add = randn(*shape, seed=10 + seed), randn(*shape, seed=200 + seed) if plus else None
         add64 = None if add is None else add.double()
-        linear = reference.norm(y.double(), batch_norm(c, torch.float64, mode == "training") if by else None, add64)
+        linear = reference_ops.norm(y.double(), batch_norm(c, torch.float64, mode == "training") if by else None, add64)
         if linear.abs().min() > 1e-4:
             break
-    got, want = ops.norm(y, by, add, relu, storage=storage), reference.norm(y.double(), by64, add64, relu)
+    got, want = ops.norm(y, by, add, relu, storage=storage), reference_ops.norm(y.double(), by64, add64, relu)
     # y scale + shift + add, with statistics that are sums along rows, and then over rows and blocks
     chain = 16 + 2 * (shape[3] + shape[2] * -(-shape[0] // 16))
     mean, inv = y.double().new_zeros(c, 1, 1), y.double().new_ones(c, 1, 1)
@@ -159,7 +163,7 @@ def test_norm(shape: tuple[int, ...], mode: str, plus: bool, relu: bool, storage
         (None, None) if mode == "none" else (batch_norm(c, d, mode == "training") for d in (y.dtype, torch.float64))
     )
     got4 = ops.norm_gradient(grad, y, by, add, relu, storage=storage)
-    want4 = reference.norm_gradient(grad.double(), y.double(), by64, add64, relu)
+    want4 = reference_ops.norm_gradient(grad.double(), y.double(), by64, add64, relu)
     assert [g is None for g in got4] == [w is None for w in want4]
     dp = grad.double() * (linear > 0) if relu else grad.double()
     each = (dp.abs().mean((0, 2, 3), keepdim=True), (dp * spread).abs().mean((0, 2, 3), keepdim=True))
@@ -182,7 +186,7 @@ def test_cross_entropy(n: int, classes: int, storage: ops.Storage) -> None:
     logits, label = 3 * randn(n, classes), torch.arange(n) * 7 % classes
     logits = logits.bfloat16().float()
     loss, grad = ops.cross_entropy(logits, label, storage=storage)
-    want, want_grad = reference.cross_entropy(logits.double(), label)
+    want, want_grad = reference_ops.cross_entropy(logits.double(), label)
     far = 1 + logits.double().abs().max() * 2
     within(loss, want, 8, far + want)
     within(grad, want_grad, 8, far * (want_grad.abs() + 2 * torch.finfo(torch.float32).eps / n), storage)
@@ -198,14 +202,24 @@ def test_sgd(m: int, momentum: float, power: float) -> None:
     for step in range(3):
         grad = randn(m, seed=2 + step)
         got = ops.sgd_(w, grad, velocity, 0.25, momentum, 0.125, power)
-        want = reference.sgd_(w64, grad.double(), v64, 0.25, momentum, 0.125, power)
+        want = reference_ops.sgd_(w64, grad.double(), v64, 0.25, momentum, 0.125, power)
         for a, b in ((w, w64), (got, want), *([(velocity, v64)] if momentum else [])):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("shape", [(5, 7), (0, 3), (3, 0), (17, 16), (1, 65), (4, 5, 3, 3), (3, 1, 1, 1), (2, 3, 5, 5)])
-def test_entries(shape: tuple[int, ...], kind: str | float) -> None:
+def test_the_index_of_a_mask(shape: tuple[int, ...], kind: str | float) -> None:
     mask = awkward_mask(kind, *shape)
-    for got, want in zip(ops.entries(mask), reference.entries(mask), strict=True):
-        assert torch.equal(got, want)
+    want, (outer, inner, k) = mask.flatten().nonzero().squeeze(1), (*shape, 1)[:3]
+    counts = mask.flatten(1).sum(1) if mask.numel() else torch.zeros(outer, dtype=torch.int64)
+    for width in (SMALL, SMALL + 1):  # sorted by tap, of 3x3 kernels on small maps, or as the mask is
+        index = SparseIndex(outer, inner, k, 1, k // 2, len(want))
+        index.fill(mask, FeatureMap(None, inner, 2, 7, width, k // 2))
+        assert torch.equal(index.row, F.pad(counts.cumsum(0), (1, 0)).int())
+        tapped, found = k == 3 and width == SMALL, index.positions()
+        assert torch.equal(found.sort().values if tapped else found, want)
+        assert (index.tap is not None) == tapped
+        if tapped and index.tap is not None:
+            tap = torch.arange(len(index.tap) - 1).repeat_interleave(index.tap.diff())
+            assert torch.equal(tap, found // (inner * 9) * 9 + found % 9)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
-from fedsieve.kernels import Predictor, reason
+from fedsieve.kernels import Predictor, unavailable_reason
 from fedsieve.kernels import predictor as module
-from fedsieve.kernels.fold import Fused, fold
-from fedsieve.kernels.graph import read
+from fedsieve.kernels.graph.fuse import FusedProduct, fuse_batchnorm
+from fedsieve.kernels.graph.trace import read_graph
 from fedsieve.types import InputError
 
-pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
 
 SHAPES = {"resnet18": (3, 32, 32), "leaf_cnn": (1, 28, 28), "mnist_net": (1, 28, 28), "digits_net": (1, 8, 8)}
 CLOSE = {"fp32": 1e-5, "bf16": 2e-2}
@@ -160,16 +160,16 @@ def test_the_same_with_any_threads(n: int, storage: str) -> None:
 
 
 def test_resnet_is_products_and_one_pool() -> None:
-    graph = fold(read(MODELS["resnet18"](3, 10).eval(), (3, 32, 32)))
-    assert [type(layer).__name__ for layer in graph.layers] == ["Fused"] * 20 + ["Pool", "Fused"]
+    graph = fuse_batchnorm(read_graph(MODELS["resnet18"](3, 10).eval(), (3, 32, 32)))
+    assert [type(layer).__name__ for layer in graph.layers] == ["FusedProduct"] * 20 + ["PoolLayer", "FusedProduct"]
     assert sum(len(layer.inputs) == 2 for layer in graph.layers) == 8
-    assert sum(layer.relu for layer in graph.layers if isinstance(layer, Fused)) == 17
+    assert sum(layer.relu for layer in graph.layers if isinstance(layer, FusedProduct)) == 17
 
 
 def test_zeros_cost_nothing() -> None:
     model = pruned(MODELS["digits_net"](1, 10), 0.1)
-    graph = fold(read(model, (1, 8, 8)))
-    entries = [len(layer.value) for layer in graph.layers if isinstance(layer, Fused)]
+    graph = fuse_batchnorm(read_graph(model, (1, 8, 8)))
+    entries = [len(layer.values) for layer in graph.layers if isinstance(layer, FusedProduct)]
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert entries == [int(weight.count_nonzero()) for weight in weights]
 
@@ -233,7 +233,7 @@ def test_other_models_run_as_they_are(made: type[nn.Module], why: str) -> None:
 
 
 def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.library, "reason", lambda: "none here")
+    monkeypatch.setattr(module.library, "unavailable_reason", lambda: "none here")
     model, x = MODELS["digits_net"](1, 10).eval(), torch.randn(3, 1, 8, 8)
     predict = Predictor(model, 4)
     with torch.no_grad():

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedsieve.client.models import MODELS
-from fedsieve.kernels import Trainer, library, swat
+from fedsieve.kernels import Trainer
+from fedsieve.kernels.lower import weights
+from fedsieve.kernels.lower.swat import SwatProduct
+from fedsieve.kernels.runtime import library
 from fedsieve.sparse.layers import swat_
 from nets import NETS
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
@@ -23,14 +26,14 @@ def test_the_four_models(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name](SHAPES[name][0], 4)
     trainer = assert_as_dense(model, SHAPES[name], (3, 2) if name == "resnet18" else (17, 5), BRISK)
-    assert trainer.foreign == []
+    assert trainer.fallbacks == []
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_nets(name: str) -> None:
     make, shape = NETS[name]
     torch.manual_seed(0)
-    assert assert_as_dense(make(), shape, (17, 5, 17), BRISK).foreign == []
+    assert assert_as_dense(make(), shape, (17, 5, 17), BRISK).fallbacks == []
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 33])
@@ -78,7 +81,7 @@ def test_bits_do_not_depend_on_threads(storage: str, shape: tuple[int, ...]) -> 
     found = []
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
-        assert library.threads() == threads
+        assert library.get_num_threads() == threads
         found.append(trained(model, masks(model), batches(shape, (17, 5, 65)), BRISK, storage)[0].state_dict())
     for other in found[1:]:
         assert all(torch.equal(x, other[name]) for name, x in found[0].items())
@@ -86,14 +89,14 @@ def test_bits_do_not_depend_on_threads(storage: str, shape: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", [*NETS, "large"])
-def test_lean_training_is_the_same(name: str, storage: str) -> None:
+def test_low_memory_training_is_the_same(name: str, storage: str) -> None:
     torch.manual_seed(0)
     make, shape = (large, (2, 32, 32)) if name == "large" else NETS[name]
     model, data = make(), batches(shape, (17, 5, 33))
     mask = masks(model)
-    full, lean = (trained(model, mask, data, BRISK, storage, lean) for lean in (False, True))
-    assert all(torch.equal(x, lean[0].state_dict()[name]) for name, x in full[0].state_dict().items())
-    assert lean[1].bytes <= full[1].bytes
+    full, low = (trained(model, mask, data, BRISK, storage, low_memory) for low_memory in (False, True))
+    assert all(torch.equal(x, low[0].state_dict()[name]) for name, x in full[0].state_dict().items())
+    assert low[1].bytes <= full[1].bytes
 
 
 def test_the_loss_is_the_batchs_mean() -> None:
@@ -143,31 +146,32 @@ def test_training_again_begins_with_the_models_weights() -> None:
     assert first[0] == first[1]
 
 
-@pytest.mark.parametrize("room", ["enough", "too little"])
-def test_noted_weights_are_those_that_a_scan_finds(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that reach the threshold are noted as they are written; where they do not fit, all are looked through."""
-    if room == "too little":
-        monkeypatch.setattr(swat, "UNEVEN", 0)  # what the linear layer has fits all the same
+@pytest.mark.parametrize("memory", ["enough", "too little"])
+def test_candidates_are_the_weights_that_a_scan_finds(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reaches the threshold is recorded as it is written; where that does not fit, all are looked through."""
+    if memory == "too little":
+        monkeypatch.setattr(weights, "UNEVEN", 0)  # what the linear layer has fits all the same
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 70, 5, 1, 2), nn.ReLU(), nn.Conv2d(70, 9, 3, 2)]
     model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(81, 4))
     swat_(model, {f"{i}.weight": d for i, d in ((0, 0.2), (2, 0.05), (4, 0.1), (7, 0.05))}, 4)
     data = batches((3, 8, 8), (17,) * 11)
     found = []
-    for noted in (True, False):
+    for recorded in (True, False):
         own = copy.deepcopy(model)
         trainer = Trainer(own, {}, 17, lr=0.05, momentum=0.9)
         trainer.step(*data[0])
-        dense = [lists for lists in trainer.weights.lists.values() if isinstance(lists, swat.Dense)]
-        assert [bool(lists.top.noted.marks) for lists in dense] == [True, True, False, True]  # not at stride 2
-        if not noted:
-            for op in (*(lists.top for lists in dense), *trainer.plan.wide):
-                op.noted.marks = None
+        products = [p for p in trainer.lowered.products.values() if isinstance(p, SwatProduct)]
+        recorded_at = [bool(product.top.candidates.marks) for product in products]
+        assert recorded_at == [True, True, False, True]  # not at stride 2
+        if not recorded:
+            for op in (*(product.top for product in products), *trainer.lowered.wide):
+                op.candidates.marks = None
         for x, y in data[1:]:
             trainer.step(x, y)
-        if noted:
-            counts = torch.cat([dense[i].counts for i in (0, 1, 3)])
-            assert (counts < 0).any() == (room == "too little")
+        if recorded:
+            counts = torch.cat([c for c in (product.own.counts for product in products) if c is not None])
+            assert (counts < 0).any() == (memory == "too little")
             assert (counts >= 0).any()
         trainer.write_()
         found.append((own.state_dict(), trainer.multiply_adds))

@@ -11,9 +11,9 @@ from engines import pickled
 from fedsieve import Task, local, run
 from fedsieve.client.training import Training, params_of, sgd
 from fedsieve.engine import Round
-from fedsieve.kernels import choice, reason
-from fedsieve.kernels.choice import Kernels
-from fedsieve.kernels.graph import Graph
+from fedsieve.kernels import dispatch, unavailable_reason
+from fedsieve.kernels.dispatch import Kernels
+from fedsieve.kernels.graph.layers import Graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.recipes import load_recipe
@@ -21,7 +21,7 @@ from fedsieve.types import flatten
 from kernel_training import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from tiny import TinyNet, blobs, tiny_run
 
-pytestmark = pytest.mark.skipif(bool(reason()), reason=str(reason()))
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
 
 
 def test_what_a_loops_body_does_to_the_weights_is_done() -> None:
@@ -124,7 +124,7 @@ def test_a_trainer_is_made_once_and_serves_every_client(monkeypatch: pytest.Monk
             made.append(1)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(choice, "Trainer", Counting)
+    monkeypatch.setattr(dispatch, "Trainer", Counting)
     for method, wanted in ((PDST(density=0.3), 1), (Swat(0.7), 1), (FedAvg(), 1), (FLASH(0.3, c_d=3, E_d=2), 7)):
         made.clear()
         list(run(tiny_run(method), local(kernels="sparse")))  # FLASH: two masks for each of three clients, and the last

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsieve.kernels import build, library
+from fedsieve.kernels import build
+from fedsieve.kernels.runtime import library
 
 DRIVERS = sorted((Path(__file__).parents[1] / "native").glob("*.cpp"))
 CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64")
@@ -34,7 +35,7 @@ def machine(
         if not all(map(shutil.which, CROSS)):
             pytest.skip("needs what scripts/aarch64 installs")
         compiler, runner = [CROSS[0], "-static"], [CROSS[1]]
-    elif isa not in library.supported() or not compiler:
+    elif isa not in library.supported_isas() or not compiler:
         pytest.skip("no compiler, or this CPU lacks it")
     command = [*compiler, *build.options(isa), *build.openmp(compiler), f"-I{build.NATIVE}"]
     run(*command, "-c", *map(str, sorted(build.NATIVE.glob("*.cpp"))), folder=folder)

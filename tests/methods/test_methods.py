@@ -15,7 +15,7 @@ from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
 from fedsieve.engine.loop import Round, Start, rounds
 from fedsieve.engine.setup import Federation, open_run
-from fedsieve.kernels import reason
+from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import (
     FedAvg,
     Swat,
@@ -31,7 +31,7 @@ from tiny import TinyNet, blobs, net, same_state, tiny_run
 SPARSE_UPLOAD = [name for name in METHODS if not name.startswith(("fed", "swat", "zerofl full"))]
 
 
-NO_KERNELS = reason()
+NO_KERNELS = unavailable_reason()
 
 
 @pytest.fixture(params=METHODS)

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import torch
 
 from fedsieve.flower.app.superlink import healthy
-from fedsieve.kernels import reason
-from fedsieve.kernels.library import threads
+from fedsieve.kernels import unavailable_reason
+from fedsieve.kernels.runtime.library import get_num_threads
 from fedsieve.runs.environment import usable_cores
 from fedsieve.types.errors import install
 
@@ -144,9 +144,9 @@ def _shared_memory(folder: Path) -> Finding:
 
 
 def _kernels() -> Finding:
-    if missing := reason():
+    if missing := unavailable_reason():
         return Finding("mend", f"no sparse kernels ({missing}): every training is dense")
-    ours, torchs = threads(), torch.get_num_threads()
+    ours, torchs = get_num_threads(), torch.get_num_threads()
     if ours < torchs:
         return Finding(
             "mend",

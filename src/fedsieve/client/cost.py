@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.flops import OtherOps, count_other_ops, extrapolate
 from fedsieve.client.training import DenseSteps, train_
-from fedsieve.kernels.choice import Kernels, Sparse
+from fedsieve.kernels.dispatch import Kernels, SparseSteps
 from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Device, Mask, Steps
 
@@ -45,7 +45,7 @@ class Cost:
         """Forget what was counted."""
         self.real = self.dense = self.seconds = 0.0
         self.times, self.why = list[float](), ""
-        self.sparse: Sparse | None = None
+        self.sparse: SparseSteps | None = None
 
     def report(self) -> dict[str, Any]:
         """Return the multiply-adds as ``work``; the steps, seconds, and which steps they were and why as ``notes``."""
@@ -130,7 +130,7 @@ def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
 class _CountedSteps:
     """Steps whose cost is counted."""
 
-    steps: DenseSteps | Sparse
+    steps: DenseSteps | SparseSteps
     cost: Cost
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class _CountedSteps:
         with self.cost.clock():
             loss = self.steps.step(x, y)
         self.cost.times.append(self.cost.seconds - before)
-        if isinstance(self.steps, Sparse):
+        if isinstance(self.steps, SparseSteps):
             real, dense = self.steps.multiply_adds(len(x))
             more = self.cost.other_ops.both(len(x))
             self.cost._add(real + more, dense + more)

@@ -32,7 +32,7 @@ from fedsieve.engine.messages import Letters
 from fedsieve.engine.metrics import Lost, Refused, Remark, Tally
 from fedsieve.engine.rollback import Diverged, History, LeftOut, Memory, Point, Returns
 from fedsieve.engine.setup import open_run
-from fedsieve.kernels.choice import Kernels
+from fedsieve.kernels.dispatch import Kernels
 from fedsieve.sparse.topk import weight_density
 from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
 from fedsieve.types.contract import Norms

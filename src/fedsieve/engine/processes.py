@@ -22,7 +22,7 @@ from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, answer, chosen
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.serial import check_device
-from fedsieve.kernels.choice import check_choice
+from fedsieve.kernels.dispatch import check_choice
 from fedsieve.types import InputError
 
 _worker: Worker | None = None

@@ -10,7 +10,7 @@ import torch
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, answer
 from fedsieve.engine.rollback import Memory
-from fedsieve.kernels.choice import check_choice
+from fedsieve.kernels.dispatch import check_choice
 from fedsieve.types import InputError
 
 

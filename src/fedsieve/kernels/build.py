@@ -132,7 +132,7 @@ def _explain(folder: Path, why: str) -> None:
         (folder / UNBUILT).unlink(missing_ok=True)
 
 
-def main() -> None:
+def run_command_line() -> None:
     """Compile as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m fedsieve.kernels.build", description="Compile the native kernels.")
     parser.add_argument("--force", action="store_true", help="compile even what is newer than its sources")
@@ -143,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line()

@@ -14,6 +14,10 @@ LARGEST = 2**31 - 1
 """Offsets in a map are 32-bit."""
 
 
+class Unsupported(Exception):
+    """A model that the kernels cannot take at all, and why."""
+
+
 def refuse(what: str, wanted: str, got: object) -> NoReturn:
     """Raise the InputError that says what was wanted and what there is instead."""
     raise InputError(f"{what} must be {wanted}, got {describe(got) if isinstance(got, Tensor) else repr(got)}")
@@ -63,7 +67,7 @@ def integer(what: str, n: object, least: int, most: int = LARGEST) -> int:
     return n
 
 
-def support(what: str, mask: object, dims: int) -> Tensor:
+def boolean_mask(what: str, mask: object, dims: int) -> Tensor:
     """Return a boolean mask [out, in] or [out, in, k, k] with k odd, contiguous."""
     found = tensor(what, mask, torch.bool, *[None] * dims)
     if dims == 4 and (found.shape[2] != found.shape[3] or found.shape[2] % 2 == 0):
@@ -73,7 +77,7 @@ def support(what: str, mask: object, dims: int) -> Tensor:
     return found
 
 
-def packed(storage: object) -> bool:
+def is_bf16(storage: object) -> bool:
     """Tell whether maps are stored as bfloat16."""
     if storage not in ("fp32", "bf16"):
         refuse("storage", "'fp32' or 'bf16'", storage)

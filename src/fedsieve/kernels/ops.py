@@ -1,23 +1,24 @@
 """Each kernel as a function of ordinary tensors, [n, channels, height, width] or [n, features], packed and unpacked.
 
-``reference`` has the same functions in plain PyTorch. Weights are ``values`` [nnz] on a boolean ``mask``, in its order.
+Weights are ``values`` [nnz] on a boolean ``mask``, in its order.
 Inputs are float32 on the CPU, in any memory order; anything else is an InputError. NaN and infinity pass through as in
 PyTorch. ``storage``: "fp32", or "bf16", which rounds every map to bfloat16 and sums in float32.
 """
 
 from __future__ import annotations
 
-from ctypes import pointer
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.alone import Lists, Product, Storage, Work
-from fedsieve.kernels.checks import floats, in_place, integer, labels, refuse, size_after, support
-from fedsieve.kernels.program import Dot, Loss, NormBackward, Pool, Program, Sgd, at
-from fedsieve.kernels.program import Norm as NormOp
+from fedsieve.kernels.checks import boolean_mask, floats, in_place, integer, labels, refuse, size_after
+from fedsieve.kernels.graph.recognise import Window
+from fedsieve.kernels.lower.index import norm_op, pool_op
+from fedsieve.kernels.lower.single_op import SingleOp, SingleProduct, Storage
+from fedsieve.kernels.runtime.abi import DotOp, LossOp, NormBackwardOp, NormOp, SgdOp, address
+from fedsieve.kernels.runtime.program import Program
 from fedsieve.types import InputError
 
 Optional: TypeAlias = Tensor | None
@@ -36,12 +37,6 @@ class BatchNorm:
     eps: float = 1e-5
 
 
-def entries(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a mask's entries as lists: where every row's begin (int32 [rows + 1]), and flat positions (int64)."""
-    lists = Lists.of(support("mask", mask, 4 if isinstance(mask, Tensor) and mask.dim() == 4 else 2))
-    return lists.row, lists.index
-
-
 def conv2d(
     x: Tensor,
     values: Tensor,
@@ -53,13 +48,13 @@ def conv2d(
     storage: Storage = "fp32",
 ) -> Tensor:
     """Return the convolution of x with the weights [out, in, k, k] that are ``values`` on ``mask``."""
-    p = Product(mask, values, stride, padding, storage)
+    p = SingleProduct(mask, values, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
-    work = Work(len(x), storage)
-    given, out = work.pack(x, padding), work.map(p.outer, *p.after(x))
-    op, _ = p.gather(work, given, out)
+    work = SingleOp(len(x), storage)
+    given, out = work.pack(x, padding), work.map(p.outer, *p.size_of(x))
+    op = p.gather(given, out)
     if bias is not None:
-        op.bias = at(work.hold(floats("bias", bias, p.outer)))
+        op.bias = address(work.hold(floats("bias", bias, p.outer)))
     work.run(op)
     return work.unpack(out)
 
@@ -75,12 +70,12 @@ def conv2d_input_gradient(
     storage: Storage = "fp32",
 ) -> Tensor:
     """Return the gradient of conv2d's input, [n, in, *size], from that of its output."""
-    p = Product(mask, values, stride, padding, storage)
+    p = SingleProduct(mask, values, stride, padding, storage)
     height, width = (integer("size", n, 1) for n in size)
-    grad = floats("grad", grad, None, p.outer, *p.after(torch.empty(0, p.inner, height, width)))
-    work = Work(len(grad), storage)
+    grad = floats("grad", grad, None, p.outer, *p.size_of(torch.empty(0, p.inner, height, width)))
+    work = SingleOp(len(grad), storage)
     given, out = work.pack(grad, p.kernel), work.map(p.inner, height, width)
-    work.run(*p.transposed(work, given, out))
+    work.run(*p.gather_back(given, out))
     return work.unpack(out)
 
 
@@ -88,31 +83,30 @@ def conv2d_weight_gradient(
     grad: Tensor, x: Tensor, mask: Tensor, stride: int = 1, padding: int = 0, *, storage: Storage = "fp32"
 ) -> Tensor:
     """Return the gradient [nnz] of conv2d's weights on the mask, from that of its output."""
-    p = Product(mask, None, stride, padding, storage)
+    p = SingleProduct(mask, None, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
-    grad = floats("grad", grad, len(x), p.outer, *p.after(x))
-    work, found, second = Work(len(x), storage), torch.zeros_like(p.values), torch.empty_like(p.values)
-    of, order = p.gather(work, work.pack(x, padding), work.pack(grad))
-    work.run(Dot(of, at(found), at(second)))
-    return torch.zeros_like(found).index_copy_(0, order, found)
+    grad = floats("grad", grad, len(x), p.outer, *p.size_of(x))
+    work, found, second = SingleOp(len(x), storage), torch.zeros_like(p.values), torch.empty_like(p.values)
+    work.run(DotOp(p.gather(work.pack(x, padding), work.pack(grad)), address(found), address(second)))
+    return torch.zeros_like(found).index_copy_(0, p.order, found)
 
 
 def linear(x: Tensor, values: Tensor, mask: Tensor, bias: Optional = None, *, storage: Storage = "fp32") -> Tensor:
     """Return x [n, in] times the weights [out, in] that are ``values`` on ``mask``."""
-    mask, x = support("mask", mask, 2), floats("x", x, None, None)
+    mask, x = boolean_mask("mask", mask, 2), floats("x", x, None, None)
     return conv2d(x[..., None, None], values, mask[..., None, None], bias, storage=storage).flatten(1)
 
 
 def linear_input_gradient(grad: Tensor, values: Tensor, mask: Tensor, *, storage: Storage = "fp32") -> Tensor:
     """Return the gradient [n, in] of linear's input from that of its output."""
-    mask, grad = support("mask", mask, 2)[..., None, None], floats("grad", grad, None, None)[..., None, None]
+    mask, grad = boolean_mask("mask", mask, 2)[..., None, None], floats("grad", grad, None, None)[..., None, None]
     return conv2d_input_gradient(grad, values, mask, (1, 1), storage=storage).flatten(1)
 
 
 def linear_weight_gradient(grad: Tensor, x: Tensor, mask: Tensor, *, storage: Storage = "fp32") -> Tensor:
     """Return the gradient [nnz] of linear's weights on the mask, from that of its output."""
     x, grad = floats("x", x, None, None)[..., None, None], floats("grad", grad, None, None)[..., None, None]
-    return conv2d_weight_gradient(grad, x, support("mask", mask, 2)[..., None, None], storage=storage)
+    return conv2d_weight_gradient(grad, x, boolean_mask("mask", mask, 2)[..., None, None], storage=storage)
 
 
 def max_pool2d(
@@ -161,7 +155,7 @@ def norm(
 ) -> Tensor:
     """Return relu(batch_norm(y) + add), each of the three optional."""
     y = floats("y", y, None, None, None, None)
-    work = Work(len(y), storage)
+    work = SingleOp(len(y), storage)
     op = _norm(work, y, by, add, relu)
     work.run(op)
     return work.unpack(op.out)
@@ -178,11 +172,11 @@ def norm_gradient(
 ) -> tuple[Tensor, Optional, Optional, Optional]:
     """Return the gradients of y, weight, bias and add; None for what is not there. Updates the running vectors too."""
     y = floats("y", y, None, None, None, None)
-    work, c = Work(len(y), storage), y.shape[1]
+    work, c = SingleOp(len(y), storage), y.shape[1]
     op, vectors = _norm(work, y, by, add, relu), torch.zeros(2, c)
-    back = NormBackward(of=op, grad=work.pack(floats("grad", grad, *y.shape)), grad_y=work.map(*y.shape[1:]))
+    back = NormBackwardOp(of=op, grad=work.pack(floats("grad", grad, *y.shape)), grad_y=work.map(*y.shape[1:]))
     if by is not None:
-        back.grad_gamma, back.grad_beta = at(vectors), at(vectors, c)
+        back.grad_gamma, back.grad_beta = address(vectors), address(vectors, c)
     work.run(op, back)
     gamma, beta = (None, None) if by is None else (vectors[0], vectors[1])
     return work.unpack(back.grad_y), gamma, beta, None if add is None else work.unpack(back.grad)
@@ -193,10 +187,10 @@ def cross_entropy(logits: Tensor, label: Tensor, *, storage: Storage = "fp32") -
     logits = floats("logits", logits, None, None)
     n, classes = logits.shape
     integer("the number of samples", n, 1)
-    work, loss = Work(n, storage), torch.zeros(())
+    work, loss = SingleOp(n, storage), torch.zeros(())
     given, grad = work.pack(logits[..., None, None]), work.map(classes, 1, 1)
     label = labels("label", label, n, classes)
-    work.run(Loss(logits=given, grad=grad, label=at(label), loss=at(loss), samples=n))
+    work.run(LossOp(logits=given, grad=grad, label=address(label), loss=address(loss), samples=n))
     return loss, work.unpack(grad).flatten(1)
 
 
@@ -219,7 +213,9 @@ def sgd_(
     if momentum and velocity is None:
         refuse("velocity", "given with momentum", None)
     value = w if power == 1 else torch.empty_like(w)
-    op = Sgd(at(w), at(velocity), at(grad), len(w), rate, momentum, weight_decay, power, at(value))
+    op = SgdOp(
+        address(w), address(velocity), address(grad), len(w), rate, momentum, weight_decay, power, address(value)
+    )
     Program([op]).run()
     return value
 
@@ -230,33 +226,29 @@ def _pool(
     x, kernel = floats("x", x, None, None, None, None), integer("kernel", kernel, 1)
     stride = integer("stride", kernel if stride is None else stride, 1)
     padding = integer("padding", padding, 0, kernel // 2)
-    height, width = (size_after("pool", n, kernel, stride, padding) for n in x.shape[2:])
-    work = Work(len(x), storage)
-    given, out = work.pack(x), work.map(x.shape[1], height, width)
-    op = Pool(in_=given, out=out, kernel=kernel, stride=stride, padding=padding, average=average)
+    sizes = [size_after("pool", n, kernel, stride, padding) for n in x.shape[2:]]
+    work = SingleOp(len(x), storage)
+    op = pool_op(work.pack(x), work.map(x.shape[1], *sizes), Window(kernel, stride, padding, average))
     work.run(op)
     if grad is None:
-        return work.unpack(out)
-    op.grad_out, op.grad_in = (
-        work.pack(floats("grad", grad, len(x), out.channels, height, width)),
-        work.map(*x.shape[1:]),
-    )
+        return work.unpack(op.out)
+    op.grad_out, op.grad_in = work.pack(floats("grad", grad, *x.shape[:2], *sizes)), work.map(*x.shape[1:])
     op.backward = 1
     work.run(op)
     return work.unpack(op.grad_in)
 
 
-def _norm(work: Work, y: Tensor, by: BatchNorm | None, add: Optional, relu: bool) -> NormOp:
-    given, c = work.pack(y), y.shape[1]
-    op = NormOp(y=given, out=work.map(*y.shape[1:]), samples=work.n, training=1, relu=relu)
-    if add is not None:
-        op.add = pointer(work.pack(floats("add", add, *y.shape)))
+def _norm(work: SingleOp, y: Tensor, by: BatchNorm | None, add: Optional, relu: bool) -> NormOp:
+    c, more = y.shape[1], None if add is None else work.pack(floats("add", add, *y.shape))
+    op = norm_op(work.pack(y), work.map(*y.shape[1:]), more, relu, 1)
+    op.samples = work.n
     if by is not None:
         if by.training and y[:, 0].numel() < 2:
             raise InputError(f"norm: BatchNorm needs more than one value a channel in training, got {list(y.shape)}")
         stats = work.hold(torch.zeros(2, c))
-        op.mean, op.invstd, op.momentum, op.eps, op.training = at(stats), at(stats, c), by.momentum, by.eps, by.training
-        op.gamma, op.beta = (at(work.hold(floats(k, v, c))) for k, v in (("weight", by.weight), ("bias", by.bias)))
-        op.running_mean = at(in_place("running_mean", by.running_mean, c))
-        op.running_var = at(in_place("running_var", by.running_var, c))
+        op.mean, op.invstd, op.momentum, op.eps, op.training = *map(address, stats), by.momentum, by.eps, by.training
+        vectors = floats("weight", by.weight, c), floats("bias", by.bias, c)
+        op.gamma, op.beta = (address(work.hold(vector)) for vector in vectors)
+        op.running_mean = address(in_place("running_mean", by.running_mean, c))
+        op.running_var = address(in_place("running_var", by.running_var, c))
     return op

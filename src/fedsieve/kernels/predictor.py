@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from ctypes import pointer
 
 import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels import library
-from fedsieve.kernels.arena import Arena, Room
-from fedsieve.kernels.fold import Fused, fold
-from fedsieve.kernels.graph import Graph, Layer, Norm, Pool, Unsupported, read
-from fedsieve.kernels.layouts import Blocks, Layout, Single
-from fedsieve.kernels.program import Norm as NormOp
-from fedsieve.kernels.program import at, run_each
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph.fuse import fuse_batchnorm
+from fedsieve.kernels.graph.trace import read_graph
+from fedsieve.kernels.lower.inference import BlockPass, ForwardPass, SinglePass
+from fedsieve.kernels.runtime import library
+from fedsieve.kernels.runtime.program import run_each
 from fedsieve.types import InputError
 
 STORAGES = {"fp32": 16, "bf16": 32}
@@ -39,7 +37,7 @@ class Predictor:
         if storage not in STORAGES:
             raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
         self.model, self.batch, self.block = copy.deepcopy(model).eval(), batch, STORAGES[storage]
-        self.reason: str | None = library.reason()
+        self.reason: str | None = library.unavailable_reason()
         self._shape: tuple[int, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -62,13 +60,13 @@ class Predictor:
             raise InputError(
                 f"the model takes no samples of shape {list(shape)}: {str(error).splitlines()[0]}"
             ) from None
-        self.reason, self._shape, self._passes = library.reason(), shape, dict[int, list[Forward]]()
+        self.reason, self._shape, self._passes = library.unavailable_reason(), shape, dict[int, list[ForwardPass]]()
         if self.reason is not None:
             return
         try:
-            self._graph = fold(read(self.model, shape, training=False))
-            if self._graph.foreign:
-                raise Unsupported(f"the kernels do not know {', '.join(self._graph.foreign)}")
+            self._graph = fuse_batchnorm(read_graph(self.model, shape, training=False))
+            if self._graph.fallbacks:
+                raise Unsupported(f"the kernels do not know {', '.join(self._graph.fallbacks)}")
             self._team(1, 1)
         except Unsupported as error:
             self.reason = str(error)
@@ -78,7 +76,7 @@ class Predictor:
         for start in range(0, len(x), self.batch):
             done, sizes = start, _sizes(min(self.batch, len(x) - start), self.block)
             while sizes:
-                group = _group(sizes, library.threads())
+                group = _group(sizes, library.get_num_threads())
                 count = min(sum(group), start + self.batch - done, len(x) - done)
                 self._run(x[done : done + count], out[done : done + count], group)
                 done, sizes = done + count, sizes[len(group) :]
@@ -89,43 +87,20 @@ class Predictor:
         passes = self._team(group[0], len(group))
         for one, samples in zip(passes, torch.split(x, group[0]), strict=True):
             one.x[: len(samples)] = samples
-        if len(passes) == 1 and passes[0].work >= SHARED:
+        if len(passes) == 1 and passes[0].multiply_adds >= SHARED:
             passes[0].program.run()
         else:
             run_each([one.program for one in passes])
         for one, logits in zip(passes, torch.split(out, group[0]), strict=True):
             logits.copy_(one.logits[: len(logits)])
 
-    def _team(self, size: int, count: int) -> list[Forward]:
+    def _team(self, size: int, count: int) -> list[ForwardPass]:
         """Return as many forward passes of one size."""
         team = self._passes.setdefault(size, [])
         while len(team) < count:
-            layout = Single() if size == 1 else Blocks(size, packed=size == STORAGES["bf16"])
-            team.append(Forward(self._graph, layout))
+            alone = size == 1
+            team.append(SinglePass(self._graph, 1) if alone else BlockPass(self._graph, size, size == STORAGES["bf16"]))
         return team[:count]
-
-
-class Forward:
-    """A forward pass of up to as many samples as its layout is for."""
-
-    def __init__(self, graph: Graph, layout: Layout):
-        given, output = graph.input, graph.output
-        sizes = (given.channels,) if given.flat else (given.channels, given.height, given.width)
-        self.x, self.logits = torch.zeros(layout.samples, *sizes), torch.zeros(layout.samples, output.channels)
-        arena = layout.arena
-        first = layout.room(graph, given)
-        arena.step(lambda: layout.load(given, self.x, first), first)
-        rooms = {given: first}
-        for layer in graph.layers:
-            ins, out = [rooms[value] for value in layer.inputs], layout.room(graph, layer.output)
-            _add(layout, layer, ins, out)
-            rooms[layer.output] = out
-        arena.step(lambda: layout.save(output, rooms[output], self.logits), rooms[output])
-        self.program = arena.settle()
-        products = [layer for layer in graph.layers if isinstance(layer, Fused)]
-        area = sum(len(layer.value) * layer.output.height * layer.output.width for layer in products)
-        self.work = layout.samples * area
-        """Multiply-adds."""
 
 
 def _sizes(samples: int, block: int) -> list[int]:
@@ -141,34 +116,3 @@ def _group(sizes: list[int], threads: int) -> list[int]:
     """Return the first passes, of one size, that run at once: one, by all threads, where that uses more of them."""
     group = [size for size in sizes[:threads] if size == sizes[0]]
     return group if 2 * len(group) > threads else group[:1]
-
-
-def _add(layout: Layout, layer: Layer, ins: list[Room], out: Room) -> None:
-    """Add a layer's operation."""
-    arena = layout.arena
-    if isinstance(layer, Fused):
-        layout.product(layer, ins, out)
-    elif isinstance(layer, Norm):
-        arena.step(lambda: _norm(arena, layer, ins, out), *ins, out)
-    elif isinstance(layer, Pool):
-        arena.step(lambda: layout.pool(layer, ins[0], out), *ins, out)
-    else:
-        arena.step(lambda: layout.flatten(layer.inputs[0], ins[0], out), *ins, out)
-
-
-def _norm(arena: Arena, layer: Norm, ins: list[Room], out: Room) -> NormOp:
-    """Return a BatchNorm by running statistics, a sum, a ReLU, that no product stands before."""
-    op = NormOp(y=arena.map(ins[0]), out=arena.map(out), relu=int(layer.relu))
-    if len(ins) == 2:
-        op.add = pointer(arena.map(ins[1]))
-    if (norm := layer.module) is not None:
-        op.kept = numbers = [
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            *torch.empty(2, len(norm.weight)),
-        ]
-        op.gamma, op.beta, op.running_mean, op.running_var, op.mean, op.invstd = map(at, numbers)
-        op.eps = norm.eps
-    return op

@@ -6,16 +6,16 @@ import gc
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels import checks, library
-from fedsieve.kernels.arena import Room
-from fedsieve.kernels.cuts import give_back
-from fedsieve.kernels.graph import Graph, Unsupported, read
-from fedsieve.kernels.plan import Plan
-from fedsieve.kernels.program import Loss, Pack, Program, Sgd, at
-from fedsieve.kernels.weights import Weights
+from fedsieve.kernels import checks
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph.layers import Graph
+from fedsieve.kernels.graph.trace import read_graph
+from fedsieve.kernels.lower.training import TrainingStep
+from fedsieve.kernels.lower.weights import Weights
+from fedsieve.kernels.runtime import library
+from fedsieve.kernels.runtime.arena import trim_memory
 from fedsieve.types import InputError
 
 
@@ -23,7 +23,7 @@ class Trainer:
     """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers: SGD on cross-entropy.
 
     ``storage`` "bf16": activations and their gradients are kept as bfloat16, two to a word; sums, weights and their
-    gradients stay float32. ``lean``: the least memory, for some more time: residual sums are computed again for
+    gradients stay float32. ``low_memory``: the least memory, for some more time: residual sums are computed again for
     backward, too, and the masked layers of the model have no weights of their own until ``write_``.
     """
 
@@ -37,100 +37,83 @@ class Trainer:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         storage: Literal["fp32", "bf16"] = "fp32",
-        lean: bool = False,
+        low_memory: bool = False,
         graph: Graph | None = None,
     ):
         checks.model(model, mask)
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
-        self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.packed(storage)
-        self.lean, self.foreign = lean, list[str]()
-        self._ready, self._steps, self.seen, self.done = False, 0, 0, (0.0, 0.0)
+        self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.is_bf16(storage)
+        self.low_memory, self.fallbacks = low_memory, list[str]()
+        self._ready, self._steps, self._samples, self._done = False, 0, 0, (0.0, 0.0)
         self._shape: tuple[int, ...] = ()
-        if lean:
-            give_back()  # what making the model and its mask left
+        if low_memory:
+            trim_memory()  # what making the model and its mask left
         if graph:
             self._build(graph)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on samples [n, ...] and labels [n]; returns their mean loss."""
         if not self._ready:
-            self._build(read(self.model, tuple(checks.samples(x).shape[1:])))
+            self._build(read_graph(self.model, tuple(checks.samples(x).shape[1:])))
         x, y = self._checked(x, y)
-        self.plan.begin(self._steps, len(x), library.threads())
+        self.lowered.begin(self._steps, len(x), library.get_num_threads())
         self._steps += 1
-        self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
-        self.program.run()
-        real, dense = self.plan.work(len(x))
-        self.done = (self.done[0] + real, self.done[1] + dense)
-        self.seen += len(x)
-        return self.result.clone()
+        self.lowered.set_batch(x, y)
+        self.lowered.program.run()
+        real, dense = self.lowered.multiply_adds(len(x))
+        self._done = (self._done[0] + real, self._done[1] + dense)
+        self._samples += len(x)
+        return self.lowered.loss_value.clone()
 
     @property
     def multiply_adds(self) -> tuple[float, float]:
         """Those of a full batch's step: at the real densities since ``begin``, and were all dense."""
-        batches = self.seen / self.batch
-        return self.done[0] / batches, self.done[1] / batches
+        batches = self._samples / self.batch
+        return self._done[0] / batches, self._done[1] / batches
 
     @property
     def bytes(self) -> int:
-        """What the trainer holds: activations, lists, weights and scratch."""
-        held = [self.plan.arena.memory, *_tensors(self.weights), *_tensors(self.plan.scratch)]
-        held += [t for own in self.weights.lists.values() for t in _tensors(own)]
-        return sum({t.data_ptr(): t.numel() * t.element_size() for t in held}.values())
+        """What the trainer holds: activations, indices, weights and scratch."""
+        scratch = [value for value in vars(self.lowered.scratch).values() if isinstance(value, Tensor)]
+        tensors = [self.lowered.arena.memory, *self.weights.tensors, *scratch]
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
     def begin(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Read the model's weights anew, momentum at rest, cuts exact at the next step."""
+        """Read the model's weights anew, momentum at rest, selections exact at the next step."""
         if momentum and not self.momentum:
             raise InputError(f"momentum must be 0, as this trainer was made without, got {momentum}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self._steps, self.seen, self.done = 0, 0, (0.0, 0.0)
+        self._steps, self._samples, self._done = 0, 0, (0.0, 0.0)
         if self._ready:
-            for op in (*self.updates, *self.plan.wide):
-                op.rate, op.momentum, op.decay = lr, momentum, weight_decay
+            self.lowered.set_optimizer(lr, momentum, weight_decay)
             self.weights.read()
             self.weights.rest()
-            self.start.run()
-            if self.lean:
+            self.lowered.start.run()
+            if self.low_memory:
                 self.weights.release()
                 gc.collect()
-                give_back()
+                trim_memory()
 
     def read_(self) -> None:
         """Take the model's weights, and go on as if they had been there."""
         if self._ready:
             self.weights.read(self._steps)
-            self.start.run()
+            self.lowered.start.run()
 
     def write_(self) -> None:
-        """Give the trained weights back to the model."""
+        """Copy the trained weights into the model."""
         if self._ready:
             self.weights.write(self._steps)
 
     def _build(self, graph: Graph) -> None:
-        given = graph.input
-        self._shape = (given.channels,) if given.flat else (given.channels, given.height, given.width)
-        self.foreign = graph.foreign
-        self.weights = weights = Weights(graph, self.model, self.mask, self.momentum)
-        for name in self.mask.keys() - weights.masked():
+        value = graph.input
+        self._shape = (value.channels,) if value.flat else (value.channels, value.height, value.width)
+        self.fallbacks = graph.fallbacks
+        self.weights = Weights(graph, self.mask, self.momentum)
+        for name in self.mask.keys() - self.weights.names:
             raise Unsupported(f"the mask of {name}, which no sparse layer has")
         self.mask = {}
-        self.plan = plan = Plan(graph, weights, self.batch, self.packed, self.lean)
-        self.result = torch.zeros(())
-        first = plan.act[graph.input] = plan.room(graph.input, plan.halo(graph.input))
-        plan.arena.step(lambda: self._pack(plan, first), first)
-        plan.forward()
-        logits = plan.act[graph.output]
-        g = plan.grad[graph.output] = plan.room(graph.output, plan.gradient_halo(graph.output))
-        plan.arena.step(lambda: self._loss(plan, logits, g), logits, g)
-        plan.backward()
-        if self.lean:
-            give_back()
-        plan.scratch.make()
-        self.program = plan.arena.settle()
-        steps = weights.update(self.lr, self.momentum, self.weight_decay)
-        self.updates = [step for step in steps if isinstance(step, Sgd)]
-        self.program.steps += steps
-        self.start = Program([weights.transpose()])
+        self.lowered = TrainingStep(graph, self.weights, self.batch, self.packed, self.low_memory)
         self._ready = True
         self.begin(self.lr, self.momentum, self.weight_decay)
 
@@ -139,16 +122,4 @@ class Trainer:
         n = checks.integer("the number of samples", len(x), 1, self.batch)
         if any(n * norm.output.height * norm.output.width == 1 for norm in self.weights.norms):
             raise InputError("BatchNorm needs more than one value a channel: the batch has one sample")
-        return x, checks.labels("y", y, n, self.plan.graph.output.channels)
-
-    def _pack(self, plan: Plan, room: Room) -> Pack:
-        self.pack = Pack(map=plan.arena.map(room), unpack=0)
-        return plan.sized_(self.pack)
-
-    def _loss(self, plan: Plan, logits: Room, g: Room) -> Loss:
-        self.loss = Loss(logits=plan.arena.map(logits), grad=plan.arena.map(g), loss=at(self.result))
-        return plan.sized_(self.loss)
-
-
-def _tensors(thing: object) -> list[Tensor]:
-    return [value for value in vars(thing).values() if isinstance(value, Tensor)]
+        return x, checks.labels("y", y, n, self.lowered.graph.output.channels)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedsieve.kernels import library
+from fedsieve.kernels.runtime import library
 
 
 def describe_environment() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def describe_environment() -> dict[str, Any]:
             "system": platform.platform(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "isa": library.isa() if (why := library.reason()) is None else f"none ({why})",
+            "isa": library.loaded_isa() if (why := library.unavailable_reason()) is None else f"none ({why})",
         },
     }
 

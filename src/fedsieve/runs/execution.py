@@ -61,7 +61,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         from fedsieve.engine.measures import check_measures
-        from fedsieve.kernels.choice import check_choice
+        from fedsieve.kernels.dispatch import check_choice
         from fedsieve.types import InputError
 
         check_choice(self.kernels)

@@ -130,9 +130,9 @@ def _measure(
 ) -> None:
     """Measure every workload, and print a row each."""
     from fedsieve.cli.bench.training import instruction_set
-    from fedsieve.kernels import reason
+    from fedsieve.kernels import unavailable_reason
 
-    if why := reason():
+    if why := unavailable_reason():
         typer.echo(f"fedsieve: no sparse kernels here, so only dense PyTorch is measured: {why}", err=True)
     rows = (measure(workload, effort) for workload in workloads)
     _print_rows(rows, as_json, f"{effort.threads} threads, kernels for {instruction_set()}")

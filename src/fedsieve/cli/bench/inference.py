@@ -20,7 +20,7 @@ from fedsieve.cli.bench.measurement import Effort, Measurement, compare_times, m
 from fedsieve.cli.bench.training import LAYOUTS, to_layout
 from fedsieve.cli.bench.workload import Workload
 from fedsieve.client.process import keep_freed_memory
-from fedsieve.kernels import reason
+from fedsieve.kernels import unavailable_reason
 from fedsieve.sparse.policy import weight_layers
 
 
@@ -35,7 +35,7 @@ def time_inference(workload: Workload, **effort: Any) -> dict[str, Any]:
     model, x = workload.pruned_network()[0].eval(), workload.examples()[0]
     with torch.inference_mode():
         calls = {key: warm_up(call) for key, call in _dense_variants(model, x).items()}
-    if reason() is None:
+    if unavailable_reason() is None:
         calls["sparse",] = warm_up(partial(kernels.Predictor(model, workload.batch, workload.storage), x))
     with torch.inference_mode():
         return compare_times(calls, Effort(**effort)) | {"density_per_multiply_add": forward_density(model, x)}

@@ -17,7 +17,7 @@ from fedsieve.cli.bench.measurement import Effort, Measurement, compare_times, m
 from fedsieve.cli.bench.training import LAYOUTS, dense_step, sparse_step, sparse_trainer
 from fedsieve.cli.bench.workload import PERIOD, Workload
 from fedsieve.client.process import keep_freed_memory
-from fedsieve.kernels import reason
+from fedsieve.kernels import unavailable_reason
 
 
 def measure_step(workload: Workload, effort: Effort) -> Measurement:
@@ -41,7 +41,7 @@ def time_step(workload: Workload, **effort: Any) -> dict[str, Any]:
         for kind, layout, by_compiler in variants
     }
     density = None
-    if reason() is None:
+    if unavailable_reason() is None:
         trainer = sparse_trainer(workload)
         calls["sparse",] = warm_up(sparse_step(trainer, workload), PERIOD if workload.rule == "swat" else 1)
         real, dense = trainer.multiply_adds

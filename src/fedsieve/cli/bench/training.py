@@ -55,13 +55,13 @@ def dense_step(workload: Workload, kind: str, layout: str, frozen: bool, compile
     return step
 
 
-def sparse_trainer(workload: Workload, lean: bool = False) -> kernels.Trainer:
-    """Return the kernels' trainer of the workload's network; ``lean``: with the least memory."""
+def sparse_trainer(workload: Workload, low_memory: bool = False) -> kernels.Trainer:
+    """Return the kernels' trainer of the workload's network; ``low_memory``: with the least memory."""
     model, mask = workload.pruned_network() if workload.rule == "frozen" else (workload.network(), {})
     if workload.rule == "swat":
         swat_(model, workload.densities(model), PERIOD)
     return kernels.Trainer(
-        model.train(), mask, workload.batch, lr=LR, momentum=MOMENTUM, storage=workload.storage, lean=lean
+        model.train(), mask, workload.batch, lr=LR, momentum=MOMENTUM, storage=workload.storage, low_memory=low_memory
     )
 
 
@@ -72,4 +72,4 @@ def sparse_step(trainer: kernels.Trainer, workload: Workload) -> Step:
 
 def instruction_set() -> str:
     """Return the instruction set that the kernels use here, or that there are none."""
-    return kernels.isa() if kernels.reason() is None else "none"
+    return kernels.loaded_isa() if kernels.unavailable_reason() is None else "none"

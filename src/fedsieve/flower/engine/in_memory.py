@@ -18,7 +18,7 @@ from fedsieve.flower.engine.client import client_app
 from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.nodes import SimulatedNodes
 from fedsieve.flower.private import FlowerRun, give_identity
-from fedsieve.kernels.choice import check_choice
+from fedsieve.kernels.dispatch import check_choice
 
 
 def inline(device: str = "cpu", kernels: str = "auto", patience: Patience | None = None) -> Engine:

@@ -52,14 +52,14 @@ def forward(deployed: Deployed, batch: int, kernels: str = "auto") -> tuple[Call
     if kernels == "dense":
         return deployed.model, "dense"
     try:
-        from fedsieve.kernels import Predictor, isa  # type: ignore[import-not-found,attr-defined,unused-ignore]
+        from fedsieve.kernels import Predictor, loaded_isa
     except ImportError:
         why = "this version of FedSieve has none"
     else:
         predictor = Predictor(deployed.model, batch)
         predictor(torch.zeros(1, *deployed.card.shape))  # which makes its plan, or finds out why it cannot
         if predictor.reason is None:
-            return predictor, f"sparse ({isa()})"
+            return predictor, f"sparse ({loaded_isa()})"
         why = predictor.reason
     if kernels == "sparse":
         raise InputError(f"there are no sparse kernels for this model, because {why}: use --kernels dense")

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedsieve.kernels import library
-from fedsieve.kernels.graph import Foreign, Graph, Layer, Norm, Product, Unsupported, read
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph.layers import FallbackLayer, Graph, ProductLayer
+from fedsieve.kernels.graph.trace import read_graph
+from fedsieve.kernels.runtime import library
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 from fedsieve.sparse.policy import weight_layers
@@ -54,13 +56,13 @@ class Kernels:
         """Return the model as the kernels read it, or why they cannot."""
         if self.where != "cpu":
             return f"the kernels compute on CPUs, not on {self.where}"
-        if why := library.reason():
+        if why := library.unavailable_reason():
             return f"there are no native kernels: {why}"
         if shape not in self._graphs:
             self._graphs[shape] = _read(self.model, shape)
         return self._graphs[shape]
 
-    def take(self, device: Device, mask: Mask) -> Sparse | str:
+    def take(self, device: Device, mask: Mask) -> SparseSteps | str:
         """Return the steps of a training on a mask; or why they are dense, "" where that was asked for."""
         if self.choice == "dense":
             return ""
@@ -73,7 +75,7 @@ class Kernels:
             return graph
         if self.choice == "auto" and (why := not_worth(graph, mask, len(device.data), device.batch)):
             return why
-        return Sparse(self, graph, device, mask)
+        return SparseSteps(self, graph, device, mask)
 
     def trainer(self, graph: Graph, device: Device, mask: Mask) -> tuple[Trainer, bool]:
         """Return a trainer on a mask, and whether it is new, with the model's weights: else it is as it was left."""
@@ -116,7 +118,7 @@ class _Purpose:
         return same and mine.keys() == theirs.keys() and all(_equal(own, theirs[name]) for name, own in mine.items())
 
 
-class Sparse:
+class SparseSteps:
     """The steps of one training, by the kernels."""
 
     def __init__(self, kernels: Kernels, graph: Graph, device: Device, mask: Mask):
@@ -134,10 +136,10 @@ class Sparse:
         if self.kernels.fits(self.graph, self.device, mask):
             self.trainer.read_()
             return
-        momenta = self.trainer.weights.momenta()
+        velocities = self.trainer.weights.velocities()
         del self.trainer  # its memory, too, serves the next
         self.trainer, _ = self.kernels.trainer(self.graph, self.device, mask)
-        self.trainer.weights.move(momenta)
+        self.trainer.weights.set_velocities(velocities)
 
     def write_(self) -> None:
         """Give the model its weights."""
@@ -145,7 +147,7 @@ class Sparse:
 
     def multiply_adds(self, n: int) -> tuple[float, float]:
         """Return those of the last step, on ``n`` samples: at the real densities, and were all dense."""
-        return self.trainer.plan.work(n)
+        return self.trainer.lowered.multiply_adds(n)
 
     @property
     def bytes(self) -> int:
@@ -159,23 +161,26 @@ def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
         if isinstance(module, PowerConv2d | PowerLinear) and module.a == 1 and module.prune:
             return f"at a = 1 pruned weights come back, and {name} would keep other activations at every step"
     try:
-        return read(model, shape)
+        return read_graph(model, shape)
     except Unsupported as error:
         return str(error)
 
 
 def _unknown(graph: Graph, mask: Mask) -> str | None:
     """Return the first mask that the kernels would not heed."""
-    plain = [p for p in graph.layers if isinstance(p, Product) and not isinstance(p.module, SwatConv2d | SwatLinear)]
+    plain = [
+        p for p in graph.layers if isinstance(p, ProductLayer) and not isinstance(p.module, SwatConv2d | SwatLinear)
+    ]
     heeded = {f"{layer.name}.weight" for layer in plain}
-    return next((n for n in mask if n not in heeded and not n.startswith(tuple(f"{f}." for f in graph.foreign))), None)
+    fallbacks = tuple(f"{name}." for name in graph.fallbacks)
+    return next((name for name in mask if name not in heeded and not name.startswith(fallbacks)), None)
 
 
 def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
     """Return why dense training is faster; "" where the kernels are."""
-    real, dense, foreign = multiply_adds(graph, mask)
-    if foreign > dense:
-        return f"most of the work is in layers that only PyTorch knows ({', '.join(graph.foreign)})"
+    real, dense, fallback = multiply_adds(graph, mask)
+    if fallback > dense:
+        return f"most of the work is in layers that only PyTorch knows ({', '.join(graph.fallbacks)})"
     whole, rest = divmod(examples, batch)
     share = real / max(dense, 1) * (whole * _padded(batch) + _padded(rest)) / max(examples, 1)
     if share < WORTH:
@@ -184,39 +189,25 @@ def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: in
 
 
 def multiply_adds(graph: Graph, mask: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """Return those of a step on one sample: the kernels', the same were all dense, and PyTorch's in foreign layers."""
-    moving, real, dense, foreign = {graph.input: False}, 0.0, 0.0, 0.0
+    """Return those of a step on one sample: the kernels', the same were all dense, and PyTorch's in fallback layers."""
+    real = dense = fallback = 0.0
     for layer in graph.layers:
-        into = any(moving[value] for value in layer.inputs)
-        moving[layer.output] = into or any(list(module.parameters()) for module in _modules(layer))
-        products = _products(layer) * (2 + into)
-        if isinstance(layer, Product):
+        times = 2 + any(graph.needs_grad[value] for value in layer.inputs)
+        if isinstance(layer, ProductLayer):
+            products = layer.multiply_adds * times
             real, dense = real + products * _density(layer, mask), dense + products
-        else:
-            foreign += products
-    return real, dense, foreign
+        elif isinstance(layer, FallbackLayer) and layer.module is not None:
+            area, inner = layer.output.height * layer.output.width, weight_layers(layer.module).values()
+            weights = [module.weight for module in inner if isinstance(module.weight, Tensor)]
+            fallback += sum(layer.output.channels * area * weight[0].numel() for weight in weights) * times
+    return real, dense, fallback
 
 
 def _padded(samples: int) -> int:
     return -(-samples // TOGETHER) * TOGETHER
 
 
-def _products(layer: Layer) -> float:
-    """Return the multiplications of one dense product of a layer with one sample."""
-    out, modules = (
-        layer.output,
-        [inner for module in _modules(layer) for inner in weight_layers(module).values()],
-    )
-    weights = [module.weight for module in modules]
-    return float(sum(out.channels * out.height * out.width * w[0].numel() for w in weights if isinstance(w, Tensor)))
-
-
-def _modules(layer: Layer) -> list[nn.Module]:
-    own = layer.module if isinstance(layer, Product | Norm | Foreign) else None
-    return [] if own is None else [own]
-
-
-def _density(layer: Product, mask: Mapping[str, Tensor]) -> float:
+def _density(layer: ProductLayer, mask: Mapping[str, Tensor]) -> float:
     module, own = layer.module, mask.get(f"{layer.name}.weight")
     if isinstance(module, SwatConv2d | SwatLinear):
         return module.cut_weight.density

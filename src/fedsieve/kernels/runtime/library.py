@@ -29,7 +29,7 @@ NEEDS = {"avx512bf16": V4_BF16, "avx512": V4, "avx2": V3, "x86_64": V2}
 ISAS = (*NEEDS, "aarch64")
 
 
-def supported() -> tuple[str, ...]:
+def supported_isas() -> tuple[str, ...]:
     """Return the instruction sets that this CPU has, best first: off Linux, only the least of x86."""
     machine = platform.machine().lower()
     if machine in ("aarch64", "arm64"):
@@ -44,7 +44,7 @@ def supported() -> tuple[str, ...]:
     return tuple(isa for isa, needed in NEEDS.items() if flags.issuperset(needed.split()))
 
 
-def load() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
     """Return the library. Raises InputError, with the reason, where there is none."""
     found = _found()
     if isinstance(found, str):
@@ -52,18 +52,18 @@ def load() -> ctypes.CDLL:
     return found
 
 
-def reason() -> str | None:
+def unavailable_reason() -> str | None:
     """Return in one line why there are no kernels; None where there are. Raises InputError if FEDSIEVE_ISA is wrong."""
     found = _found()
     return found if isinstance(found, str) else None
 
 
-def isa() -> str:
+def loaded_isa() -> str:
     """Return the instruction set of the library."""
-    return _isa(load())
+    return _isa(load_library())
 
 
-def threads() -> int:
+def get_num_threads() -> int:
     """Return how many threads a kernel may use: torch's number, or 1 unless both call the same OpenMP."""
     return torch.get_num_threads() if _one_openmp() else 1
 
@@ -71,7 +71,7 @@ def threads() -> int:
 @cache
 def _found() -> ctypes.CDLL | str:
     """Return the library, or why there is none."""
-    wanted, here = os.environ.get("FEDSIEVE_ISA"), supported()
+    wanted, here = os.environ.get("FEDSIEVE_ISA"), supported_isas()
     if wanted and wanted not in (*ISAS, "none"):
         raise InputError(f"FEDSIEVE_ISA={wanted}: there is {', '.join(ISAS)}, and none for no kernels")
     if wanted == "none":
@@ -80,7 +80,7 @@ def _found() -> ctypes.CDLL | str:
         return f"this CPU ({platform.machine()}) is not supported"
     if wanted and wanted not in here:
         return f"FEDSIEVE_ISA={wanted}: this CPU lacks it; it has {', '.join(here)}"
-    folder = Path(os.environ.get("FEDSIEVE_KERNELS_DIR") or Path(__file__).parent / "native")
+    folder = Path(os.environ.get("FEDSIEVE_KERNELS_DIR") or Path(__file__).parents[1] / "native")
     names = [wanted] if wanted else here
     there = [name for name in names if _path(folder, name).is_file()]
     return _opened(_path(folder, there[0]), there[0]) if there else _absent(folder, names)
@@ -132,7 +132,7 @@ def _whole(path: Path) -> bool:
 @cache
 def _one_openmp() -> bool:
     """Tell whether the library and torch call the same OpenMP; with two pools, threads would fight for the cores."""
-    ours = _openmp(load())
+    ours = _openmp(load_library())
     return ours is not None and ours == _openmp(ctypes.CDLL(torch._C.__file__))
 
 

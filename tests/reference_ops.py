@@ -11,12 +11,6 @@ from torch import Tensor
 from fedsieve.kernels.ops import BatchNorm
 
 
-def entries(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a mask's entries as lists: where every row's begin (int32 [rows + 1]), and flat positions (int64)."""
-    counts = mask.flatten(1).sum(1) if mask.numel() else torch.zeros(len(mask), dtype=torch.int64)
-    return F.pad(counts.cumsum(0), (1, 0)).int(), mask.flatten().nonzero().squeeze(1)
-
-
 def conv2d(
     x: Tensor, values: Tensor, mask: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0
 ) -> Tensor:

@@ -1,11 +1,9 @@
-"""An ordinary model, read with ``torch.fx`` as a list of layers that the kernels know, and of those they do not."""
+"""Reading an ordinary model with ``torch.fx``, as a list of layers that the kernels know and of those they do not."""
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,8 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from fedsieve.kernels.recognise import (
-    Window,
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph.layers import (
+    FallbackLayer,
+    FlattenLayer,
+    Graph,
+    Layer,
+    NormLayer,
+    PoolLayer,
+    ProductLayer,
+    Value,
+)
+from fedsieve.kernels.graph.recognise import (
     is_flatten,
     is_in_place,
     is_norm,
@@ -26,129 +34,6 @@ from fedsieve.kernels.recognise import (
     put_back,
     window,
 )
-
-
-class Unsupported(Exception):
-    """A model that cannot be lowered at all, and why."""
-
-
-@dataclass(eq=False)
-class Value:
-    """What a layer gives: [n, channels, height, width]; features have height and width 1."""
-
-    channels: int
-    height: int = 1
-    width: int = 1
-    flat: bool = False
-    """Whether the model sees it as [n, features]."""
-
-
-@dataclass(eq=False)
-class Layer:
-    """One step of the model: its inputs and its output."""
-
-    inputs: list[Value]
-    output: Value
-
-
-@dataclass(eq=False)
-class Product(Layer):
-    """A convolution or a linear layer, with its bias and a ReLU behind it."""
-
-    module: nn.Conv2d | nn.Linear
-    name: str
-    relu: bool = False
-
-    @property
-    def kernel(self) -> int:
-        """The kernel's width; 1 for a linear layer."""
-        return int(self.module.kernel_size[0]) if isinstance(self.module, nn.Conv2d) else 1
-
-    @property
-    def stride(self) -> int:
-        """The stride; 1 for a linear layer."""
-        return int(self.module.stride[0]) if isinstance(self.module, nn.Conv2d) else 1
-
-    @property
-    def padding(self) -> int:
-        """The padding; 0 for a linear layer."""
-        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0
-
-
-@dataclass(eq=False)
-class Norm(Layer):
-    """relu(batch_norm(y) + add), each of the three optional; ``inputs`` holds y, and add where there is one."""
-
-    module: nn.BatchNorm2d | None = None
-    name: str = ""
-    relu: bool = False
-
-    @property
-    def running(self) -> tuple[Tensor, Tensor]:
-        """The running mean and variance of a BatchNorm."""
-        assert self.module is not None
-        assert self.module.running_mean is not None
-        assert self.module.running_var is not None
-        return self.module.running_mean, self.module.running_var
-
-    @property
-    def tracked(self) -> Tensor:
-        """How many batches a BatchNorm has seen."""
-        assert self.module is not None
-        assert self.module.num_batches_tracked is not None
-        return self.module.num_batches_tracked
-
-
-@dataclass(eq=False)
-class Pool(Layer):
-    """A maximum or a mean over windows."""
-
-    window: Window
-
-
-@dataclass(eq=False)
-class Flatten(Layer):
-    """[n, c, h, w] to [n, c h w]."""
-
-
-@dataclass(eq=False)
-class Foreign(Layer):
-    """Anything else: run by PyTorch, sample first; ``inputs`` are those of ``node.all_input_nodes``."""
-
-    node: fx.Node
-    module: nn.Module | None
-    name: str
-
-    def __call__(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
-        """Compute with these parameters in place of the module's."""
-        given = dict(zip(self.node.all_input_nodes, inputs, strict=True))
-        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), given.__getitem__)
-        out: Tensor
-        if self.module is not None:
-            out = functional_call(self.module, dict(parameters), args, kwargs)
-        elif self.node.op == "call_method":
-            out = getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
-        else:
-            out = self.node.target(*args, **kwargs)  # type: ignore[operator]
-        return out
-
-
-@dataclass
-class Graph:
-    """A model's layers in order, from ``input`` to the logits, ``output``."""
-
-    input: Value
-    output: Value
-    layers: list[Layer]
-
-    @property
-    def foreign(self) -> list[str]:
-        """The layers that run dense, by name."""
-        return [layer.name for layer in self.layers if isinstance(layer, Foreign)]
-
-    def users(self, value: Value) -> list[Layer]:
-        """Return the layers that read a value."""
-        return [layer for layer in self.layers if value in layer.inputs]
 
 
 class _Proxy(fx.Proxy):
@@ -189,8 +74,8 @@ class _Shapes(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
-        held: dict[str, Tensor] = dict(chain(module.named_parameters(), module.named_buffers()))
-        own = {name: torch.empty_like(tensor, device="meta") for name, tensor in held.items()}
+        tensors: dict[str, Tensor] = dict(chain(module.named_parameters(), module.named_buffers()))
+        own = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
         if isinstance(module, nn.Conv2d):
             return nn.Conv2d._conv_forward(module, args[0], own["weight"], own.get("bias"))
         if isinstance(module, nn.Linear):
@@ -198,12 +83,12 @@ class _Shapes(fx.Interpreter):
         return functional_call(module, own, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        found = super().run_node(n)
-        n.meta["value"] = (tuple(found.shape), found.dtype) if isinstance(found, Tensor) else ((), None)
-        return found
+        result = super().run_node(n)
+        n.meta["value"] = (tuple(result.shape), result.dtype) if isinstance(result, Tensor) else ((), None)
+        return result
 
 
-def read(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
+def read_graph(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
     states = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
     modes = {m: m.training for m in model.modules()}
@@ -252,19 +137,19 @@ class _Reader:
 
     def graph(self) -> Graph:
         """Read node by node, each into a layer, or into the layer before it."""
-        given, output = None, None
+        model_input, output = None, None
         for node in self.nodes:
             if node.op == "placeholder":
-                if given is not None:
+                if model_input is not None:
                     raise Unsupported("the model takes more than one input")
-                given = self.values[node] = _value(node)
+                model_input = self.values[node] = _value(node)
             elif node.op == "output":
                 output = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
             elif node.meta["value"][1] is not None:  # else a size, for a view
                 self._read(node)
-        if given is None or output is None or not output.flat:
+        if model_input is None or output is None or not output.flat:
             raise Unsupported("the model does not map [n, ...] to logits [n, classes]")
-        return Graph(given, output, self.layers)
+        return Graph(model_input, output, self.layers)
 
     def _read(self, node: fx.Node) -> None:
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -273,26 +158,26 @@ class _Reader:
         value = self._layer(node, module, kind, first)
         self.values[node] = value
         if first is not None and is_in_place(kind, node):
-            self.values |= {other: value for other, held in self.values.items() if held is first}
+            self.values |= {other: value for other, old in self.values.items() if old is first}
 
     def _layer(self, node: fx.Node, module: nn.Module | None, kind: Any, x: Value | None) -> Value:
         name = str(node.target) if module is not None else node.name
         if x is None:
-            return self._foreign(node, module, name)
+            return self._fallback(node, module, name)
         if is_product(module) and (isinstance(module, nn.Conv2d) or x.flat):
-            return self._add(Product([x], _value(node), module, name))  # type: ignore[arg-type]
+            return self._add(ProductLayer([x], _value(node), module, name))  # type: ignore[arg-type]
         if is_norm(module):
-            return self._add(Norm([x], _value(node), module, name))  # type: ignore[arg-type]
+            return self._add(NormLayer([x], _value(node), module, name))  # type: ignore[arg-type]
         if is_relu(kind):
             return self._relu(node, x)
         other = self.values.get(node.args[1]) if is_sum(kind, node) else None  # type: ignore[arg-type]
         if other is not None and _same(x, other):
             return self._sum(node, x, other)
-        if not x.flat and (found := window(kind, node, x.height, x.width)) is not None:
-            return self._add(Pool([x], _value(node), found))
+        if not x.flat and (pooled := window(kind, node, x.height, x.width)) is not None:
+            return self._add(PoolLayer([x], _value(node), pooled))
         if is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
-            return x if x.flat else self._add(Flatten([x], value))
-        return x if is_nothing(module, self.training) else self._foreign(node, module, name)
+            return x if x.flat else self._add(FlattenLayer([x], value))
+        return x if is_nothing(module, self.training) else self._fallback(node, module, name)
 
     def _add(self, layer: Layer) -> Value:
         self.layers.append(layer)
@@ -300,20 +185,20 @@ class _Reader:
 
     def _relu(self, node: fx.Node, x: Value) -> Value:
         maker = self._maker(x)
-        if self._users(x) == 1 and ((isinstance(maker, Norm) and not maker.relu) or _has_bias(maker)):
+        if self._users(x) == 1 and ((isinstance(maker, NormLayer) and not maker.relu) or _has_bias(maker)):
             maker.relu = True  # type: ignore[union-attr]
             return x
-        return self._add(Norm([x], _value(node), relu=True))
+        return self._add(NormLayer([x], _value(node), relu=True))
 
     def _sum(self, node: fx.Node, left: Value, right: Value) -> Value:
         for x, other in ((left, right), (right, left)):
             maker = self._maker(x)
-            plain = isinstance(maker, Norm) and not maker.relu and len(maker.inputs) == 1
+            plain = isinstance(maker, NormLayer) and not maker.relu and len(maker.inputs) == 1
             if plain and self._users(x) == 1 and x is not other:
                 self.layers.remove(maker)  # type: ignore[arg-type]
                 maker.inputs.append(other)  # type: ignore[union-attr]
                 return self._add(maker)  # type: ignore[arg-type]
-        return self._add(Norm([left, right], _value(node)))
+        return self._add(NormLayer([left, right], _value(node)))
 
     def _maker(self, x: Value) -> Layer | None:
         return next((layer for layer in self.layers if layer.output is x), None)
@@ -323,12 +208,11 @@ class _Reader:
         names = {node for node, value in self.values.items() if value is x}
         return len({user for node in names for user in node.users} - names)
 
-    def _foreign(self, node: fx.Node, module: nn.Module | None, name: str) -> Value:
-        if not all(given in self.values for given in node.all_input_nodes):
+    def _fallback(self, node: fx.Node, module: nn.Module | None, name: str) -> Value:
+        if not all(source in self.values for source in node.all_input_nodes):
             raise Unsupported(f"{name} takes its inputs in a way that cannot be followed")
-        return self._add(
-            Foreign([self.values[given] for given in node.all_input_nodes], _value(node), node, module, name)
-        )
+        inputs = [self.values[source] for source in node.all_input_nodes]
+        return self._add(FallbackLayer(inputs, _value(node), node, module, name))
 
 
 def _value(node: fx.Node) -> Value:
@@ -343,4 +227,4 @@ def _same(a: Value, b: Value) -> bool:
 
 
 def _has_bias(layer: Layer | None) -> bool:
-    return isinstance(layer, Product) and layer.module.bias is not None and not layer.relu
+    return isinstance(layer, ProductLayer) and layer.module.bias is not None and not layer.relu

@@ -1,0 +1,169 @@
+"""The layers of a model as the kernels see it: those that they know, and those that PyTorch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from fedsieve.kernels.graph.recognise import Window
+
+
+@dataclass(eq=False)
+class Value:
+    """What a layer gives: [n, channels, height, width]; features have height and width 1."""
+
+    channels: int
+    height: int = 1
+    width: int = 1
+    flat: bool = False
+    """Whether the model sees it as [n, features]."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """One step of the model: its inputs and its output."""
+
+    inputs: list[Value]
+    output: Value
+
+
+@dataclass(eq=False)
+class ProductLayer(Layer):
+    """A convolution or a linear layer, with its bias and a ReLU behind it."""
+
+    module: nn.Conv2d | nn.Linear
+    name: str
+    relu: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The weight's shape as a convolution's: [out, in, kernel, kernel]."""
+        out, inner = self.module.weight.shape[:2]
+        return out, inner, self.kernel, self.kernel
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of a sample's dense forward."""
+        return self.output.height * self.output.width * self.module.weight.numel()
+
+    @property
+    def kernel(self) -> int:
+        """The kernel's width; 1 for a linear layer."""
+        return int(self.module.kernel_size[0]) if isinstance(self.module, nn.Conv2d) else 1
+
+    @property
+    def stride(self) -> int:
+        """The stride; 1 for a linear layer."""
+        return int(self.module.stride[0]) if isinstance(self.module, nn.Conv2d) else 1
+
+    @property
+    def padding(self) -> int:
+        """The padding; 0 for a linear layer."""
+        return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0
+
+    @property
+    def reach(self) -> int:
+        """How far beyond the border of the output's gradient the input's gradient looks."""
+        k, s, p, x, y = self.kernel, self.stride, self.padding, self.inputs[0], self.output
+        below = -min((top + p - tap) // s for top in range(s) for tap in range(k) if (top + p - tap) % s == 0)
+        above = max((x.height - 1 + p) // s - (y.height - 1), (x.width - 1 + p) // s - (y.width - 1))
+        return max(below, above, 0)
+
+
+@dataclass(eq=False)
+class NormLayer(Layer):
+    """relu(batch_norm(y) + add), each of the three optional; ``inputs`` holds y, and add where there is one."""
+
+    module: nn.BatchNorm2d | None = None
+    name: str = ""
+    relu: bool = False
+
+    @property
+    def running(self) -> tuple[Tensor, Tensor]:
+        """The running mean and variance of a BatchNorm."""
+        assert self.module is not None
+        assert self.module.running_mean is not None
+        assert self.module.running_var is not None
+        return self.module.running_mean, self.module.running_var
+
+    @property
+    def tracked(self) -> Tensor:
+        """How many batches a BatchNorm has seen."""
+        assert self.module is not None
+        assert self.module.num_batches_tracked is not None
+        return self.module.num_batches_tracked
+
+
+@dataclass(eq=False)
+class PoolLayer(Layer):
+    """A maximum or a mean over windows."""
+
+    window: Window
+
+
+@dataclass(eq=False)
+class FlattenLayer(Layer):
+    """[n, c, h, w] to [n, c h w]."""
+
+
+@dataclass(eq=False)
+class FallbackLayer(Layer):
+    """Anything else: run by PyTorch, sample first; ``inputs`` are those of ``node.all_input_nodes``."""
+
+    node: fx.Node
+    module: nn.Module | None
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The module's parameters by name; none of a function's."""
+        return {} if self.module is None else dict(self.module.named_parameters())
+
+    def __call__(self, inputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> Tensor:
+        """Compute with these parameters in place of the module's."""
+        values = dict(zip(self.node.all_input_nodes, inputs, strict=True))
+        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), values.__getitem__)
+        out: Tensor
+        if self.module is not None:
+            out = functional_call(self.module, dict(parameters), args, kwargs)
+        elif self.node.op == "call_method":
+            out = getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
+        else:
+            out = self.node.target(*args, **kwargs)  # type: ignore[operator]
+        return out
+
+
+@dataclass
+class Graph:
+    """A model's layers in order, from ``input`` to the logits, ``output``."""
+
+    input: Value
+    output: Value
+    layers: list[Layer]
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """The layers that PyTorch runs, by name."""
+        return [layer.name for layer in self.layers if isinstance(layer, FallbackLayer)]
+
+    @cached_property
+    def needs_grad(self) -> dict[Value, bool]:
+        """Which values depend on something that is trained."""
+        needs = {self.input: False}
+        for layer in self.layers:
+            module = getattr(layer, "module", None)
+            trained = module is not None and any(True for _ in module.parameters())
+            needs[layer.output] = trained or any(needs[value] for value in layer.inputs)
+        return needs
+
+    def users(self, value: Value) -> list[Layer]:
+        """Return the layers that read a value."""
+        return [layer for layer in self.layers if value in layer.inputs]
+
+    def maker(self, value: Value) -> Layer | None:
+        """Return the layer that gives a value; None for the model's input."""
+        return next((layer for layer in self.layers if layer.output is value), None)

@@ -1,0 +1,114 @@
+"""The index of a sparse product, pools and norms: what training, inference and single operations share."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from fedsieve.kernels.graph.recognise import Window
+from fedsieve.kernels.runtime.abi import WORDS, FeatureMap, GatherOp, MapPointer, NormOp, PoolOp, address
+from fedsieve.kernels.runtime.program import native
+
+SMALL = 8
+"""The widest map whose border is worth leaving out of a 3x3 kernel's products."""
+
+
+class SparseIndex:
+    """Where each entry of a sparse weight [outer, inner, kernel, kernel] finds its number in a map.
+
+    ``row`` [outer + 1] says where each output channel's entries begin, ``offset`` [entries] where in the input each
+    looks, ``value`` is the address of their numbers. ``back_row``, ``back_offset`` and ``back_value`` are the same of
+    the input's gradient: by input channel, for each parity of the stride, where in the output's gradient an entry
+    looks. Of 3x3 kernels on small maps, ``tap`` and ``back_tap`` say where each tap's entries begin, so that what lies
+    beyond the border is left out.
+    """
+
+    def __init__(self, outer: int, inner: int, kernel: int, stride: int, padding: int, capacity: int):
+        self.outer, self.inner, self.kernel, self.stride, self.padding = outer, inner, kernel, stride, padding
+        self.row = torch.empty(outer + 1, dtype=torch.int32)
+        self.back_row = torch.empty(stride**2 * inner + 1, dtype=torch.int32)
+        self.offset, self.back_offset = (torch.empty(capacity, dtype=torch.int32) for _ in range(2))
+        self.tap: Tensor | None = None
+        self.back_tap: Tensor | None = None
+        self.value: int | None = None
+        self.back_value: int | None = None
+
+    def fill(self, mask: Tensor, x: FeatureMap) -> None:
+        """Index the entries of a boolean mask [outer, inner, kernel, kernel] in maps like ``x``."""
+        self.place = x.channel, x.line, x.halo - self.padding
+        if (self.kernel, self.stride, self.padding) == (3, 1, 1) and x.width <= SMALL:
+            self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (self.outer, self.inner))
+        sizes = self.outer, self.inner, self.kernel
+        places = address(self.row), address(self.offset), address(self.tap)
+        native().fs_entries(address(mask), *sizes, *self.place, *places)
+
+    def fill_values(self, values: Tensor, positions: Tensor, mask: Tensor, x: FeatureMap) -> Tensor:
+        """Index a mask with ``values`` at its sorted flat ``positions``; return which value each entry has."""
+        self.fill(mask, x)
+        order = torch.searchsorted(positions, self.positions())
+        self.entries = values[order]
+        self.value = address(self.entries)
+        return order
+
+    def fill_taps(self, values: Tensor, positions: Tensor, channel: int, taps: list[int]) -> None:
+        """Index ``values`` where channels lie ``channel`` words apart, and each tap at a distance of its own."""
+        inner, tap = positions // self.kernel**2 % self.inner, positions % self.kernel**2
+        self.offset = (inner * channel + torch.tensor(taps)[tap]).int()
+        outer = positions // (self.inner * self.kernel**2)
+        self.row[0] = 0
+        self.row[1:] = outer.bincount(minlength=self.outer).cumsum(0)
+        self.value = address(values)
+
+    def positions(self) -> Tensor:
+        """Return the flat positions of the entries in the weight, int64 [entries]."""
+        channel, line, shift = self.place
+        inner, rest = self.offset.long() // channel, self.offset.long() % channel
+        tap = (rest // line - shift) * self.kernel + rest % line // WORDS - shift
+        outer = torch.arange(self.outer).repeat_interleave(self.row.long().diff())
+        positions: Tensor = (outer * self.inner + inner) * self.kernel**2 + tap
+        return positions
+
+    def fill_back(self, g: FeatureMap, order: Tensor) -> None:
+        """Index the same entries in maps of the output's gradient like ``g``; ``order`` tells which entry each is."""
+        positions = self.positions().int()
+        native().fs_transposed(
+            address(positions), len(positions), self.inner, self.kernel, self.stride, self.padding, g.channel, g.line,
+            g.halo, address(self.back_row), address(self.back_offset), address(order), address(self.back_tap),
+        )  # fmt: skip
+
+    def gather(self, x: FeatureMap, out: FeatureMap) -> GatherOp:
+        """Return the forward product."""
+        op = GatherOp(in_=x, out=out, rows=self.outer, height=out.height, width=out.width, stride_out=1)
+        op.row, op.offset, op.value, op.tap = *map(address, (self.row, self.offset)), self.value, address(self.tap)
+        op.stride_in = self.stride
+        return op
+
+    def parities(self, x: FeatureMap) -> list[tuple[int, int]]:
+        """Return the parities of the stride that an input has positions of."""
+        return list(product(range(min(self.stride, x.height)), range(min(self.stride, x.width))))
+
+    def gather_back(self, g: FeatureMap, into: FeatureMap, parity: tuple[int, int], more: bool = False) -> GatherOp:
+        """Return the input's gradient at the positions of one parity; ``more``: added to what stands there."""
+        (top, left), s = parity, self.stride
+        op = GatherOp(in_=g, out=into, rows=self.inner, stride_in=1, stride_out=s, top=top, left=left)
+        op.row, op.offset = address(self.back_row, (top * s + left) * self.inner), address(self.back_offset)
+        op.value, op.tap = self.back_value, address(self.back_tap)
+        op.height, op.width = -(-(into.height - top) // s), -(-(into.width - left) // s)
+        if more:
+            op.add = MapPointer(into)
+        return op
+
+
+def norm_op(y: FeatureMap, out: FeatureMap, add: FeatureMap | None, relu: bool, training: int = 0) -> NormOp:
+    """Return relu(y + add), the sum and the ReLU optional; what BatchNorm needs is set by ``normalise``."""
+    op = NormOp(y=y, out=out, training=training, relu=int(relu))
+    if add is not None:
+        op.add = MapPointer(add)
+    return op
+
+
+def pool_op(x: FeatureMap, out: FeatureMap, window: Window) -> PoolOp:
+    """Return a pool of maps."""
+    return PoolOp(in_=x, out=out, **vars(window))

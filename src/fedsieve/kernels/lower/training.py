@@ -1,0 +1,266 @@
+"""From a model's layers to the operations of a training step, and the memory that they need.
+
+What a step needs is known before it runs. What BatchNorm and ReLU gave is computed again for backward, not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+
+from fedsieve.kernels.graph.layers import (
+    FallbackLayer,
+    FlattenLayer,
+    Graph,
+    Layer,
+    NormLayer,
+    PoolLayer,
+    ProductLayer,
+    Value,
+)
+from fedsieve.kernels.lower.context import StepContext
+from fedsieve.kernels.lower.fallback import Fallback
+from fedsieve.kernels.lower.index import norm_op, pool_op
+from fedsieve.kernels.lower.product import MaskedProduct, Product
+from fedsieve.kernels.lower.swat import SwatProduct
+from fedsieve.kernels.lower.weights import MaskedWeights, Weights
+from fedsieve.kernels.runtime.abi import CopyOp, LossOp, NormBackwardOp, NormOp, PackOp, PoolOp, SgdOp, TakeOp, address
+from fedsieve.kernels.runtime.arena import Buffer, trim_memory
+from fedsieve.kernels.runtime.program import Program, Step
+
+COPY, ADD, FLATTEN, UNFLATTEN = range(4)
+"""Modes of a CopyOp."""
+
+
+class TrainingStep(StepContext):
+    """The forward and backward passes of a graph, and a step of SGD, as a program."""
+
+    def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, low_memory: bool = False):
+        super().__init__(graph, weights, batch, packed, low_memory)
+        self.activations: dict[Value, Buffer] = {}
+        self.gradients: dict[Value, Buffer] = {}
+        self._recomputed: set[Value] = set()
+        self.fallbacks = {layer: Fallback(self, layer) for layer in graph.layers if isinstance(layer, FallbackLayer)}
+        self.products = {layer: self._product(layer) for layer in weights.layers}
+        self.loss_value = torch.zeros(())
+        self._lower()
+        if low_memory:
+            trim_memory()
+        self.scratch.allocate()
+        self.program = self.arena.settle()
+        self.updates = self._sgd()
+        take = TakeOp(address(weights.effective), address(weights.order), address(weights.back_value), weights.sparse)
+        self.program.steps += [*self.updates, take]
+        self.start = Program([take])
+        """What must run after the weights were read: the copy of the entries for the input gradients."""
+
+    def set_batch(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Point the program to a batch's samples and labels, which must be kept until it has run."""
+        self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
+
+    def set_optimizer(self, lr: float, momentum: float, weight_decay: float) -> None:
+        """Set what SGD does from the next step on."""
+        for op in (*self.updates, *self.wide):
+            op.rate, op.momentum, op.decay = lr, momentum, weight_decay
+
+    def _product(self, layer: ProductLayer) -> Product:
+        own = self.weights.layers[layer]
+        return MaskedProduct(self, layer, own) if isinstance(own, MaskedWeights) else SwatProduct(self, layer, own)
+
+    def _lower(self) -> None:
+        graph = self.graph
+        first = self.activations[graph.input] = self._activation(graph.input)
+        self.arena.step(lambda: self._pack(first), first)
+        for layer in graph.layers:
+            out = self.activations[layer.output] = self._activation(layer.output)
+            self._forward(layer, out)
+        logits = self.activations[graph.output]
+        g = self.gradients[graph.output] = self.buffer(graph.output, self._gradient_halo(graph.output))
+        self.arena.step(lambda: self._loss(logits, g), logits, g)
+        for layer in reversed(graph.layers):
+            gradient = self.gradients.pop(layer.output, None)
+            if gradient is not None and graph.needs_grad[layer.output]:
+                self._backward(layer, gradient)
+
+    def _pack(self, first: Buffer) -> PackOp:
+        self.pack = self.sized_(PackOp(map=first, unpack=0))
+        return self.pack
+
+    def _loss(self, logits: Buffer, g: Buffer) -> LossOp:
+        self.loss = self.sized_(LossOp(logits=logits, grad=g, loss=address(self.loss_value)))
+        return self.loss
+
+    def _activation(self, value: Value) -> Buffer:
+        """Return a new buffer for a value, with the halo that its readers need."""
+        halo = max((u.padding for u in self.graph.users(value) if isinstance(u, ProductLayer)), default=0)
+        return self.buffer(value, halo)
+
+    def _gradient_halo(self, value: Value) -> int:
+        """Return the halo that a gradient's readers need; a buffer may be handed on from value to value."""
+        maker = self.graph.maker(value)
+        if isinstance(maker, ProductLayer) and self.graph.needs_grad[maker.inputs[0]]:
+            return maker.reach
+        if isinstance(maker, NormLayer):
+            return max(self._gradient_halo(v) for v in maker.inputs)
+        return 0
+
+    def _forward(self, layer: Layer, out: Buffer, again: bool = False) -> None:
+        """Add a layer's forward; ``again``: as it was, for backward."""
+        ins = [self.activations[value] for value in layer.inputs]
+        if isinstance(layer, ProductLayer):
+            self.products[layer].forward(ins[0], out)
+        elif isinstance(layer, NormLayer):
+            self.arena.step(lambda: self.sized_(self._norm(layer, ins, out, 1 + again)), *ins, out)
+        elif isinstance(layer, PoolLayer):
+            self.arena.step(lambda: pool_op(ins[0], out, layer.window), ins[0], out)
+        elif isinstance(layer, FlattenLayer):
+            self.arena.step(lambda: CopyOp(ins[0], out, FLATTEN), ins[0], out)
+        elif isinstance(layer, FallbackLayer):
+            self.arena.step(lambda: self.fallbacks[layer].forward(ins, out), *ins, out)
+
+    def _backward(self, layer: Layer, g: Buffer) -> None:
+        if isinstance(layer, ProductLayer):
+            self._product_backward(layer, g)
+        elif isinstance(layer, NormLayer):
+            self._norm_backward(layer, g)
+        elif isinstance(layer, PoolLayer):
+            self._pool_backward(layer, g)
+        elif isinstance(layer, FlattenLayer):
+            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, UNFLATTEN), g)
+        elif isinstance(layer, FallbackLayer):
+            needed = [value for value in layer.inputs if self.graph.needs_grad[value]]
+            fresh = [self.buffer(value) for value in needed]
+            self.arena.step(lambda: self.fallbacks[layer].backward(g, fresh), g, *fresh)
+            for value, buffer in zip(needed, fresh, strict=True):
+                self._deliver(value, lambda to, b=buffer: CopyOp(b, to, COPY), buffer)  # type: ignore[misc]
+
+    def _product_backward(self, layer: ProductLayer, g: Buffer) -> None:
+        x, out = layer.inputs[0], self.activations[layer.output]
+        if layer.relu or layer.module.bias is not None:
+            self.arena.step(lambda: self._bias_backward(layer, out, g), out, g)
+        self._recompute(x)
+        self.products[layer].backward(self.activations[x], g)
+        if self.graph.needs_grad[x]:
+            into, more = self._gradient(x)
+            self.products[layer].input_gradient(g, into, more)
+
+    def _bias_backward(self, layer: ProductLayer, out: Buffer, g: Buffer) -> NormBackwardOp:
+        """Return what a bias and a ReLU behind a product do to the gradient, in place."""
+        op = NormBackwardOp(of=norm_op(out, out, None, layer.relu, 1), grad=g, grad_y=g)
+        op.grad_beta = self.weights.address(layer.module.bias, self.weights.grad)
+        return self.sized_(op)
+
+    def _pool_backward(self, layer: PoolLayer, g: Buffer) -> None:
+        x = layer.inputs[0]
+        if not layer.window.average:
+            self._recompute(x)
+        into, more = self._gradient(x)
+        values = (into, g) if layer.window.average else (self.activations[x], self.activations[layer.output])
+
+        def make() -> PoolOp:
+            op = pool_op(*values, layer.window)
+            op.grad_out, op.grad_in, op.backward, op.accumulate = g, into, 1, int(more)
+            return op
+
+        self.arena.step(make, *values, g, into)
+
+    def _norm(self, layer: NormLayer, ins: list[Buffer], out: Buffer, training: int) -> NormOp:
+        op, module = norm_op(ins[0], out, ins[1] if len(ins) == 2 else None, layer.relu, training), layer.module
+        if module is not None:
+            stats = self.weights.stats[layer]
+            op.mean, op.invstd, op.running_mean, op.running_var = (address(row) for row in stats)
+            op.gamma, op.beta = self.weights.address(module.weight), self.weights.address(module.bias)
+            op.momentum, op.eps = module.momentum or 0, module.eps
+        return op
+
+    def _norm_backward(self, layer: NormLayer, g: Buffer) -> None:
+        y, out, weights = layer.inputs[0], self.activations[layer.output], self.weights
+        if layer.module is not None:
+            self._recompute_first(y)
+        ins = [self.activations[v] for v in layer.inputs]
+
+        def make(to: Buffer) -> NormBackwardOp:
+            op = NormBackwardOp(of=self._norm(layer, ins, out, 1), grad=g, grad_y=to)
+            if layer.module is not None:
+                op.grad_gamma = weights.address(layer.module.weight, weights.grad)
+                op.grad_beta = weights.address(layer.module.bias, weights.grad)
+            return self.sized_(op)
+
+        used = [ins[0]] if layer.module is not None else []
+        used += [out] if layer.relu and (len(ins) == 2 or layer.module is None) else []
+        if len(ins) == 1 and y not in self.gradients:
+            self.arena.step(lambda: make(g), *used, g)
+            self.gradients[y] = g
+            return
+        self._deliver(y, make, g, *used)
+        if len(ins) == 2 and self.graph.needs_grad[layer.inputs[1]]:
+            other = layer.inputs[1]
+            if other in self.gradients:
+                to = self.gradients[other]
+                self.arena.step(lambda: CopyOp(g, to, ADD), g, to)
+            else:
+                self.gradients[other] = g
+
+    def _deliver(self, value: Value, make: Callable[[Buffer], Step], *used: Buffer) -> None:
+        """Add an operation that writes a gradient: by way of a buffer of its own, where others wrote before."""
+        if not self.graph.needs_grad[value]:
+            unused = self.buffer(value)
+            self.arena.step(lambda: make(unused), *used, unused)
+            return
+        into, more = self._gradient(value)
+        if not more:
+            self.arena.step(lambda: make(into), *used, into)
+            return
+        between = self.buffer(value)
+        self.arena.step(lambda: make(between), *used, between)
+        self.arena.step(lambda: CopyOp(between, into, ADD), between, into)
+
+    def _gradient(self, value: Value) -> tuple[Buffer, bool]:
+        """Return the buffer of a value's gradient, and whether something stands in it already."""
+        if value in self.gradients:
+            return self.gradients[value], True
+        self.gradients[value] = self.buffer(value, self._gradient_halo(value))
+        return self.gradients[value], False
+
+    def _recompute(self, value: Value) -> None:
+        """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
+        maker = self.graph.maker(value)
+        normed = isinstance(maker, NormLayer) and maker.module is not None and len(maker.inputs) <= 1 + self.low_memory
+        if not normed or value in self._recomputed:
+            return
+        assert maker is not None
+        self._recompute_first(maker.inputs[0])
+        borrowed = {other for other in maker.inputs[1:] if other not in self._recomputed}
+        for other in borrowed:
+            self._recompute(other)
+        self.activations[value] = self._activation(value)
+        self._forward(maker, self.activations[value], again=True)
+        self._recomputed = (self._recomputed - borrowed) | {value}
+
+    def _recompute_first(self, value: Value) -> None:
+        """With low memory, compute the first layer's product again for its BatchNorm: it is large, and little work."""
+        maker, model_input = self.graph.maker(value), self.graph.input
+        own = self.products[maker] if isinstance(maker, ProductLayer) else None
+        if not self.low_memory or not isinstance(own, MaskedProduct) or value in self._recomputed:
+            return
+        if own.layer.inputs[0] is model_input:
+            x, out = self.activations[model_input], self._activation(value)
+            self.activations[value], self._recomputed = out, self._recomputed | {value}
+            self.arena.step(lambda: own.gather(x, out), x, out)
+
+    def _sgd(self) -> list[SgdOp]:
+        """Return the step of all vectors: of powerpropagation's layers with their powers."""
+        weights = self.weights
+        powers = [own for own in weights.masked if own.power != 1]
+        ends = {end for own in powers for end in (own.start, own.start + own.count)}
+        updates = []
+        for start, end in pairwise(sorted({0, weights.sparse, weights.w.numel()} | ends)):
+            velocity = None if weights.velocity is None else address(weights.velocity, start)
+            op = SgdOp(address(weights.w, start), velocity, address(weights.grad, start), end - start)
+            op.power = next((own.power for own in powers if own.start <= start < own.start + own.count), 1.0)
+            if start < weights.sparse and weights.effective is not weights.w:
+                op.value = address(weights.effective, start)
+            updates.append(op)
+        return updates

@@ -1,0 +1,240 @@
+"""What is trained, as the kernels store it: vectors of numbers, and the indices that the sparse products walk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedsieve.kernels.graph.layers import FallbackLayer, Graph, NormLayer, ProductLayer
+from fedsieve.kernels.lower.index import SparseIndex
+from fedsieve.kernels.runtime.abi import address
+from fedsieve.kernels.runtime.arena import huge_pages, lazy_zeros
+from fedsieve.kernels.runtime.program import native
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
+from fedsieve.sparse.topk import topk_count
+
+SLACK = 1.5
+"""Memory for entries beyond the exact top-k: a threshold lets more pass, as weights grow."""
+UNEVEN = 3
+"""Memory for the candidates of a block of output channels, times an even share of all."""
+
+
+class MaskedWeights:
+    """The weights of a layer on a mask that stays as it is: ``count`` entries of all vectors from ``start`` on."""
+
+    def __init__(self, layer: ProductLayer, mask: Tensor | None, start: int):
+        module = layer.module
+        power = module if isinstance(module, PowerConv2d | PowerLinear) else None
+        self.layer, self.start, self.numel = layer, start, module.weight.numel()
+        self.power, self.prune = (power.a, power.prune) if power else (1.0, False)
+        if mask is None:
+            mask = torch.ones(layer.shape, dtype=torch.bool) if self.power == 1 else module.weight != 0
+        self.mask = mask.detach().contiguous()
+        """Needed until the index is filled."""
+        self.count = int(self.mask.count_nonzero())
+        self.index = SparseIndex(*layer.shape[:3], layer.stride, layer.padding, self.count)
+
+    def read(self, weights: Weights) -> None:
+        """Copy the module's weights, if it has any, into the vectors."""
+        if self.layer.module.weight.stride(0) == 0:
+            return
+        own = slice(self.start, self.start + self.count)
+        weights.w[own] = self.layer.module.weight.reshape(-1)[self.index.positions()]
+        if weights.effective is not weights.w:
+            weights.effective[own] = powerprop_weight(weights.w[own], self.power)
+
+    def write(self, weights: Weights) -> None:
+        """Copy the weights from the vectors into the module, zero off the mask."""
+        weight = self.layer.module.weight
+        if weight.stride(0) == 0:
+            weight.data = torch.empty(weight.shape)
+        flat = weight.view(-1) if weight.is_contiguous() else torch.empty(self.numel)
+        if self.count < self.numel:
+            flat.zero_()
+        flat[self.index.positions()] = weights.w[self.start : self.start + self.count]
+        if not weight.is_contiguous():
+            weight.copy_(flat.view(weight.shape))
+
+    def velocity_of(self, velocity: Tensor) -> Tensor:
+        """Return the layer's velocity [numel] out of that of all entries, 0 off the mask."""
+        own = velocity[self.start : self.start + self.count]
+        return torch.zeros(self.numel).index_copy_(0, self.index.positions(), own)
+
+    def set_velocity(self, velocity: Tensor, own: Tensor) -> None:
+        """Copy the layer's velocity [numel] into that of all entries."""
+        velocity[self.start : self.start + self.count] = own[self.index.positions()]
+
+    def release(self) -> None:
+        """Give the module a weight without memory, until ``write``."""
+        if self.count < self.numel:
+            self.layer.module.weight.data = torch.zeros(()).expand(self.layer.module.weight.shape)
+
+
+class SwatWeights:
+    """A SWAT layer's weights: all in ``dense``, by blocks of ``fs_lanes()`` output channels; an index of the largest.
+
+    At stride 1 whoever writes the weights records which reach the threshold (``marks``, ``candidates`` and, for each
+    block, ``counts``; below 0 where nothing is known).
+    """
+
+    def __init__(self, layer: ProductLayer, momentum: bool):
+        assert isinstance(layer.module, SwatConv2d | SwatLinear)
+        self.layer, top_k = layer, layer.module.cut_weight
+        self.density, self.period = top_k.density, top_k.period
+        self.lanes, (out, inner, k, _) = int(native().fs_lanes()), layer.shape
+        self.blocks, numel = -(-out // self.lanes), layer.module.weight.numel()
+        self.dense = self._blocked(inner * k * k)
+        self.velocity = self._blocked(inner * k * k) if momentum else None
+        self.k = topk_count(self.density, numel)
+        self.capacity = min(numel, int(SLACK * self.k) + 64)
+        self.index = SparseIndex(out, inner, k, layer.stride, layer.padding, self.capacity)
+        self.values, self.back_values = torch.empty(self.capacity), torch.empty(self.capacity)
+        self.index.value, self.index.back_value = address(self.values), address(self.back_values)
+        self.tally = torch.empty(self.blocks * (self.lanes + layer.stride**2 * inner), dtype=torch.int32)
+        self.counts: Tensor | None = None
+        if layer.stride == 1:
+            self.most = UNEVEN * self.k // self.blocks + self.lanes * 9
+            self.marks = torch.zeros(self.blocks, inner * k * k, dtype=torch.int32)
+            self.candidates = lazy_zeros(self.blocks * (self.most + self.lanes))
+            self.counts = torch.full((self.blocks,), -1, dtype=torch.int32)
+
+    def _blocked(self, each: int) -> Tensor:
+        memory = huge_pages(self.blocks * each * self.lanes).view(torch.float32)
+        return memory.view(self.blocks, each, self.lanes).zero_()
+
+    def read(self, _: Weights) -> None:
+        """Copy the module's weights into the blocks."""
+        out = self.layer.shape[0]
+        padded = torch.zeros(self.blocks * self.lanes, self.dense.shape[1])
+        padded[:out] = self.layer.module.weight.reshape(out, -1)
+        self.dense.copy_(padded.view(self.blocks, self.lanes, -1).transpose(1, 2))
+        if self.counts is not None:
+            self.counts.fill_(-1)
+
+    def write(self, _: Weights) -> None:
+        """Copy the weights from the blocks into the module."""
+        weight = self.layer.module.weight
+        flat = self.dense.transpose(1, 2).reshape(self.blocks * self.lanes, -1)[: len(weight)]
+        weight.copy_(flat.view_as(weight))
+
+    def velocity_of(self, _: Tensor) -> Tensor:
+        """Return a copy of the layer's velocity."""
+        assert self.velocity is not None
+        return self.velocity.clone()
+
+    def set_velocity(self, _: Tensor, own: Tensor) -> None:
+        """Take the layer's velocity from such a copy."""
+        assert self.velocity is not None
+        self.velocity.copy_(own)
+
+
+class Weights:
+    """The trained numbers of a graph: ``w``, ``grad`` and ``velocity``, first all entries, then all small vectors."""
+
+    def __init__(self, graph: Graph, mask: Mapping[str, Tensor], momentum: float = 0):
+        self.norms = [layer for layer in graph.layers if isinstance(layer, NormLayer) and layer.module is not None]
+        self.layers: dict[ProductLayer, MaskedWeights | SwatWeights] = {}
+        self.names = set[str]()
+        """The names of the parameters that heed a mask."""
+        vectors, start = list[Tensor](), 0
+        for product in (layer for layer in graph.layers if isinstance(layer, ProductLayer)):
+            if isinstance(product.module, SwatConv2d | SwatLinear):
+                self.layers[product] = SwatWeights(product, bool(momentum))
+            else:
+                name = f"{product.name}.weight"
+                self.layers[product] = own = MaskedWeights(product, mask.get(name), start)
+                self.names.add(name)
+                start += own.count
+            vectors += [] if product.module.bias is None else [product.module.bias]
+        self.masks: dict[int, Tensor] = {}
+        """The masks of small vectors, by the identity of the parameter."""
+        for fallback in (layer for layer in graph.layers if isinstance(layer, FallbackLayer)):
+            for name, parameter in fallback.parameters.items():
+                vectors.append(parameter)
+                if (own_mask := mask.get(f"{fallback.name}.{name}")) is not None:
+                    self.names.add(f"{fallback.name}.{name}")
+                    self.masks[id(parameter)] = own_mask.clone()
+        vectors += [vector for layer in self.norms for vector in layer.module.parameters()]  # type: ignore[union-attr]
+        self.sparse, self.small, self.vectors = start, dict[int, int](), vectors
+        for vector in vectors:
+            self.small[id(vector)] = start
+            start += vector.numel()
+        self.w, self.grad = lazy_zeros(start), lazy_zeros(start)
+        self.velocity = lazy_zeros(start) if momentum else None
+        self.effective = lazy_zeros(self.sparse) if any(own.power != 1 for own in self.masked) else self.w
+        """What the products multiply with: of powerpropagation, not w itself."""
+        self.back_value, self.order = lazy_zeros(self.sparse), lazy_zeros(self.sparse).view(torch.int32)
+        self.stats = {layer: torch.zeros(4, layer.output.channels) for layer in self.norms}
+        """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
+
+    @property
+    def masked(self) -> list[MaskedWeights]:
+        """The layers on a mask that stays as it is."""
+        return [own for own in self.layers.values() if isinstance(own, MaskedWeights)]
+
+    @torch.no_grad()
+    def read(self, steps: int = 0) -> None:
+        """Copy the model's weights, as they are after so many steps."""
+        for own in self.layers.values():
+            own.read(self)
+        for vector in self.vectors:
+            view = self.view(vector).copy_(vector)
+            if id(vector) in self.masks:
+                view.mul_(self.masks[id(vector)])
+        for layer in self.norms:
+            for i, running in enumerate(layer.running, start=2):
+                self.stats[layer][i] = running
+        self.tracked = {layer: int(layer.tracked) - steps for layer in self.norms}
+
+    @torch.no_grad()
+    def write(self, steps: int) -> None:
+        """Copy the weights after so many steps into the model: zero off the masks."""
+        for own in self.layers.values():
+            own.write(self)
+        for vector in self.vectors:
+            vector.copy_(self.view(vector))
+        for layer in self.norms:
+            for i, running in enumerate(layer.running, start=2):
+                running.copy_(self.stats[layer][i])
+            layer.tracked.fill_(self.tracked[layer] + steps)
+
+    def rest(self) -> None:
+        """Set all velocities to zero."""
+        for storage in (self, *self.layers.values()):
+            if not isinstance(storage, MaskedWeights) and storage.velocity is not None:
+                storage.velocity.zero_()
+
+    def velocities(self) -> dict[ProductLayer | None, Tensor]:
+        """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
+        if self.velocity is None:
+            return {}
+        small: dict[ProductLayer | None, Tensor] = {None: self.velocity[self.sparse :].clone()}
+        return small | {layer: own.velocity_of(self.velocity) for layer, own in self.layers.items()}
+
+    def set_velocities(self, velocities: Mapping[ProductLayer | None, Tensor]) -> None:
+        """Take over what ``velocities`` of this graph returned, as far as the masks reach."""
+        if self.velocity is not None and velocities:
+            for layer, own in self.layers.items():
+                own.set_velocity(self.velocity, velocities[layer])
+            self.velocity[self.sparse :] = velocities[None]
+
+    def release(self) -> None:
+        """Free what the masked layers of the model hold, until ``write``."""
+        for own in self.masked:
+            own.release()
+
+    def view(self, vector: Tensor, where: Tensor | None = None) -> Tensor:
+        """Return a small vector in ``w`` (or ``where``), shaped as the model has it."""
+        return (self.w if where is None else where)[self.small[id(vector)] :][: vector.numel()].view(vector.shape)
+
+    def address(self, vector: Tensor | None, where: Tensor | None = None) -> int | None:
+        """Return the address of a small vector in ``w`` (or ``where``)."""
+        return None if vector is None else address(self.w if where is None else where, self.small[id(vector)])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that takes memory: vectors, layers and indices."""
+        owners = [self, *self.layers.values(), *(own.index for own in self.layers.values())]
+        return [value for owner in owners for value in vars(owner).values() if isinstance(value, Tensor)]

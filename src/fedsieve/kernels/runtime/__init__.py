@@ -1,0 +1,1 @@
+"""What runs operations: the native library, its structures, programs, and the memory of their maps."""

@@ -1,0 +1,247 @@
+"""The operations of the native library: ``native/abi.h``, structure by structure and field by field."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+WORDS = 16
+"""Words of a block: the lanes of a position."""
+
+
+def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
+    """Return a structure's fields in order, from pairs of a type and the names that have it."""
+    return [(name, kind) for kind, names in groups for name in names.split()]
+
+
+class FeatureMap(Structure):
+    """An activation tensor in the layout of the kernels; ``packed``: bfloat16, two numbers a word."""
+
+    _fields_ = _fields((c_void_p, "data"), (c_int32, "channels blocks height width halo packed"))
+
+    @property
+    def line(self) -> int:
+        """Words from one row of positions to the next."""
+        return int(self.width + 2 * self.halo) * WORDS
+
+    @property
+    def channel(self) -> int:
+        """Words from one channel to the next."""
+        return self.line * int(self.height + 2 * self.halo) * int(self.blocks)
+
+    @property
+    def words(self) -> int:
+        """Words in all."""
+        return self.channel * int(self.channels)
+
+
+MapPointer = POINTER(FeatureMap)
+
+
+class Operation(Structure):
+    """One operation, of a ``kind`` of ``native/abi.h``: set its fields by name."""
+
+    kind: ClassVar[int]
+
+
+class GatherOp(Operation):
+    """A sparse product: forward, or the input's gradient."""
+
+    kind = 0
+    _fields_ = _fields(
+        (FeatureMap, "in_ out"),
+        (c_void_p, "row offset value bias"),
+        (MapPointer, "add"),
+        (c_int32, "rows height width stride_in stride_out top left relu"),
+        (c_void_p, "tap"),
+    )
+
+
+class DotOp(Operation):
+    """The gradient of the weights on a mask."""
+
+    kind = 1
+    _fields_ = _fields((GatherOp, "of"), (c_void_p, "grad second"))
+
+
+class NormOp(Operation):
+    """BatchNorm, bias, sum and ReLU: each of them optional."""
+
+    kind = 2
+    _fields_ = _fields(
+        (FeatureMap, "y out"),
+        (MapPointer, "add"),
+        (c_void_p, "gamma beta running_mean running_var mean invstd"),
+        (c_float, "momentum eps"),
+        (c_int32, "samples training relu"),
+    )
+
+
+class NormBackwardOp(Operation):
+    """The gradients of a NormOp."""
+
+    kind = 3
+    _fields_ = _fields((NormOp, "of"), (FeatureMap, "grad grad_y"), (c_void_p, "grad_gamma grad_beta"))
+
+
+class PoolOp(Operation):
+    """Maximum or mean over windows, or its gradient."""
+
+    kind = 4
+    _fields_ = _fields(
+        (FeatureMap, "in_ out grad_out grad_in"), (c_int32, "kernel stride padding average backward accumulate")
+    )
+
+
+class CopyOp(Operation):
+    """A copy, a sum in place, or a change between maps and features."""
+
+    kind = 5
+    _fields_ = _fields((FeatureMap, "from_ to"), (c_int32, "mode"))
+
+
+class PackOp(Operation):
+    """Samples into a map, or out of it."""
+
+    kind = 6
+    _fields_ = _fields((FeatureMap, "map"), (c_void_p, "plain"), (c_int32, "samples unpack"))
+
+
+class LossOp(Operation):
+    """Mean cross-entropy and its gradient."""
+
+    kind = 7
+    _fields_ = _fields((FeatureMap, "logits grad"), (c_void_p, "label loss"), (c_int32, "samples"))
+
+
+class SgdOp(Operation):
+    """A step of stochastic gradient descent on a vector of numbers."""
+
+    kind = 8
+    _fields_ = _fields(
+        (c_void_p, "w velocity grad"), (c_int64, "count"), (c_float, "rate momentum decay power"), (c_void_p, "value")
+    )
+
+
+class SelectionArgs(Structure):
+    """How many of the largest numbers to select, and the threshold found: the C structure ``Cut``."""
+
+    _fields_ = _fields((c_int64, "count"), (c_int32, "exact"), (c_void_p, "threshold found work"))
+
+
+class Candidates(Structure):
+    """Which weights reach a threshold, recorded as they are written: the C structure ``Noted``."""
+
+    _fields_ = _fields((c_void_p, "marks value count"), (c_int64, "room"), (c_void_p, "threshold"))
+
+
+class TopOp(Operation):
+    """The largest weights of a dense layer, as lists."""
+
+    kind = 9
+    _fields_ = _fields(
+        (SelectionArgs, "top_k"),
+        (c_void_p, "dense"),
+        (c_int32, "out in_ kernel stride padding"),
+        (c_int64, "channel line shift"),
+        (c_void_p, "row offset value"),
+        (c_int64, "back_channel back_line back_halo"),
+        (c_void_p, "back_row back_offset back_value"),
+        (c_int64, "capacity"),
+        (c_void_p, "tally"),
+        (Candidates, "candidates"),
+    )
+
+
+class KeepOp(Operation):
+    """The largest activations of a map, as lists."""
+
+    kind = 10
+    _fields_ = _fields(
+        (SelectionArgs, "top_k"),
+        (FeatureMap, "in_"),
+        (c_int32, "samples groups group stride line plane corner"),
+        (c_void_p, "start position value"),
+    )
+
+
+class PruneOp(Operation):
+    """A map's largest activations, zeros for the others."""
+
+    kind = 11
+    _fields_ = _fields((SelectionArgs, "top_k"), (FeatureMap, "in_ out"), (c_int32, "samples"))
+
+
+class WideOp(Operation):
+    """The gradient of a dense weight from selected inputs, and the step of SGD that it makes."""
+
+    kind = 12
+    _fields_ = _fields(
+        (FeatureMap, "grad"),
+        (c_int32, "halo"),
+        (c_void_p, "blocks"),
+        (POINTER(KeepOp), "from_"),
+        (c_int32, "kernel padding"),
+        (c_void_p, "dense velocity sums grad_out"),
+        (c_float, "rate momentum decay"),
+        (c_int32, "phase"),
+        (Candidates, "candidates"),
+    )
+
+
+class TakeOp(Operation):
+    """Values picked out of a vector."""
+
+    kind = 13
+    _fields_ = _fields((c_void_p, "dense index value"), (c_int64, "count"))
+
+
+class Unfold(Structure):
+    """How a sample's map is laid out anew, for a convolution to be a GatherOp."""
+
+    _fields_ = _fields(
+        (c_void_p, "in_ mask"),
+        (c_int64, "in_channel out_channel"),
+        (c_int32, "channels height width lines rows columns kernel stride padding"),
+    )
+
+
+class ConvolutionOp(Operation):
+    """A convolution of one sample."""
+
+    kind = 14
+    _fields_ = _fields((Unfold, "in_"), (GatherOp, "of"))
+
+
+class WindowOp(Operation):
+    """Maximum or mean over the windows of a sample's map."""
+
+    kind = 15
+    _fields_ = _fields(
+        (c_void_p, "in_ out"),
+        (c_int64, "in_channel out_channel"),
+        (c_int32, "channels height width out_height out_width kernel stride padding average"),
+    )
+
+
+class LinearOp(Operation):
+    """A linear layer of one sample."""
+
+    kind = 16
+    _fields_ = _fields((c_void_p, "x y row index value bias add"), (c_int32, "rows relu"))
+
+
+class Instruction(Structure):
+    """An operation in a program's list: its kind and its address."""
+
+    _fields_ = _fields((c_int64, "kind"), (c_void_p, "args"))
+
+
+def address(x: Tensor | None, offset: int = 0) -> int | None:
+    """Return the address of element ``offset`` of a contiguous tensor; None of None."""
+    if x is None:
+        return None
+    assert x.is_contiguous()
+    return x.data_ptr() + offset * x.element_size()
