@@ -1,4 +1,4 @@
-"""Letters of another run with the same key: other settings or the same again; down to clients, and up."""
+"""Messages of another run with the same key: other settings or the same again; down to clients, and up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from common import KEY, Outcome, report, tried
 
 from fedsieve.engine import Federation, Run, open_run
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.messages import Messages
 from fedsieve.recipes import load_recipe
 from fedsieve.types import RoundContext, rng
 
@@ -31,12 +31,12 @@ def attack() -> list[Outcome]:
     }
     found = []
     for what, other in others.items():
-        server, mine = Letters(opened(other)), Letters(ours)
+        server, mine = Messages(opened(other)), Messages(ours)
         tree = run.method.broadcast(run.method.init(ours.model(), rng(run.seed, "init")), RoundContext())
-        down, open_answer = server.round(1, {0: 0}, {0: tree})
-        up = mine.up(1, 0, {"n": 1.0}, mine.based(tree))
-        found.append(tried(f"{what}: its broadcast, to our client", partial(mine.message, 1, 0, down[0])))
-        found.append(tried(f"{what}: our client's answer, to its server", partial(open_answer, 0, up)))
+        down = server.broadcast(1, {0: 0}, {0: tree})
+        up = mine.encode_reply(1, 0, {"n": 1.0}, mine.known(tree))
+        found.append(tried(f"{what}: its broadcast, to our client", partial(mine.unseal_broadcast, 1, 0, down[0])))
+        found.append(tried(f"{what}: our client's answer, to its server", partial(down.decode_reply, 0, up)))
     return found
 
 

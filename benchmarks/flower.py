@@ -40,7 +40,7 @@ from flwr.simulation import run_simulation
 from fedsieve import Federation
 from fedsieve.cli.bench.clock import machine, steal_ticks
 from fedsieve.client.training import params_of
-from fedsieve.engine import Patience
+from fedsieve.engine import Quorum
 from fedsieve.engine.loop import rounds
 from fedsieve.flower import SparseGrid
 from fedsieve.flower.engine import SimulatedNodes, grid_engine
@@ -81,7 +81,7 @@ class Ways:
     def __init__(self, grid: Grid, model: str):
         federation = idle(model)
         self.grid, self.nodes, self.arrays = grid, sorted(grid.get_node_ids()), arrays_of(federation)
-        self.engine = rounds(federation, grid_engine(grid, SimulatedNodes(grid), Patience()))
+        self.engine = rounds(federation, grid_engine(grid, SimulatedNodes(grid), Quorum()))
         plain = sum(len(array.data) for array in self.arrays.values())
         self.sizes = {"plain": (plain, plain), "plain_moved": (plain, plain)}
 

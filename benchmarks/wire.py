@@ -40,8 +40,8 @@ from fedsieve.cli.bench.wire import (
     random_messages,
 )
 from fedsieve.client.training import params_of
-from fedsieve.engine.loop import Worker, answer
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.loop import Worker, run_client
+from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
 from fedsieve.recipes import load_recipe
 from fedsieve.types import RoundContext, Sparse, Tree, Update, rng
@@ -71,14 +71,14 @@ def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict
     run = load_recipe(recipe)
     run = replace(run, method=replace(run.method, **changes), epochs=1, rounds=100, per_round=CLIENTS)
     federation = open_run(run, os.environ.get("FEDSIEVE_DATA"))
-    worker, letters = Worker(federation, "cpu", "auto"), Letters(federation)
+    worker, messages = Worker(federation, "cpu", "auto"), Messages(federation)
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     for t in range(run.first, run.first + ROUNDS + 1):
         tree = run.method.broadcast(state, RoundContext())
-        outgoing, opened = letters.round(t, dict.fromkeys(run.sample(t)[:CLIENTS], 0), {0: tree})
+        broadcast = messages.broadcast(t, dict.fromkeys(run.sample(t)[:CLIENTS], 0), {0: tree})
         down, updates = flat(tree), []
-        for client, letter in outgoing.items():
-            told: Any = opened(client, answer(worker, t, client, letter)[0])
+        for client, message in broadcast.items():
+            told: Any = broadcast.decode_reply(client, run_client(worker, t, client, message)[0])
             updates.append(Update(told["tree"], int(told["n"]), told["metrics"]))
         state = run.method.aggregate(state, updates, RoundContext())
         print(f"# {recipe}: round {t}, loss {told['metrics'].get('loss', 0):.3f}", file=sys.stderr)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Engine, Exchange, Memory, Worker, answer
+from fedsieve.engine.loop import Engine, Exchange, Worker, run_client
+from fedsieve.engine.rollback import Memory
 
 
 def pickled(kernels: str = "auto") -> Engine:
@@ -18,7 +19,7 @@ def pickled(kernels: str = "auto") -> Engine:
 
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
             for turn, (client, letter) in enumerate(messages.items()):
-                reply, kept = answer(workers[turn % 2], t, client, letter, memory.get(client, b""))
+                reply, kept = run_client(workers[turn % 2], t, client, letter, memory.get(client, b""))
                 if kept:
                     memory[client] = kept
                 yield client, reply

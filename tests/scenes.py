@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-from fedsieve.engine.admission import Checks
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Round, rounds
-from fedsieve.engine.metrics import Tally
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.metrics import RoundMetrics
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.runs.schema import row_of
-from fedsieve.server.robust import Off
+from fedsieve.server.admission import Off
 from fedsieve.types import RoundContext, Tree, rng
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
@@ -63,13 +63,13 @@ def initial(federation: Federation) -> Any:
     return federation.run.method.init(federation.model(), rng(federation.run.seed, "init"))
 
 
-def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = None) -> tuple[Any, Tally]:
+def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = None) -> tuple[Any, RoundMetrics]:
     """The next state and the tally of a round with these answers."""
     federation = replace(of.federation, run=replace(of.federation.run, bound=bound or Off()))
-    checks, tally = Checks(federation, columns={"seconds"}), Tally()
-    passed = partial(checks.passed, 1, of.state, of.asked)
+    checks, tally = federation.admission({"seconds"}), RoundMetrics()
+    passed = partial(checks.admit, 1, of.state, of.asked)
     opened = lambda _, reply: decode(reply)  # noqa: E731
-    return federation.run.method.aggregate(of.state, tally.read(replies, opened, passed), RoundContext()), tally
+    return federation.run.method.aggregate(of.state, tally.collect(replies, opened, passed), RoundContext()), tally
 
 
 def comparable(round: Round) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve import Data, Dataset, Method, Run, Task, local, run
-from fedsieve.engine.loop import Round
+from fedsieve.engine.round import Round
 from fedsieve.methods import Private
 from fedsieve.types import flatten
 

@@ -12,7 +12,7 @@ import pytest
 
 from command_line import CommandLine
 from fedsieve import __version__
-from fedsieve.engine import Patience
+from fedsieve.engine import Quorum
 from fedsieve.kernels import unavailable_reason
 from fedsieve.runs.execution import Execution
 
@@ -129,7 +129,7 @@ def test_the_version_and_the_module() -> None:
 
 
 def test_how_long_a_round_waits_is_said_once() -> None:
-    assert Execution().patience == Patience()
+    assert Execution().quorum == Quorum()
 
 
 def test_help_names_the_commands(fedsieve: CommandLine) -> None:

@@ -14,14 +14,14 @@ from custom_methods import Silent
 from engines import pickled
 from fedsieve import InputError, Sparse, local
 from fedsieve.engine import Exchange
-from fedsieve.engine.admission import Checks
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Memory, rounds
-from fedsieve.engine.metrics import Tally
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.metrics import RoundMetrics
+from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
-from fedsieve.server.robust import Fixed, Multiple, Off
+from fedsieve.server.admission import Fixed, Multiple, Off
 from fedsieve.types import RoundContext, Tree
-from fedsieve.types.contract import Expected, Part, Unexpected, Whole, expect_weights, printable
+from fedsieve.types.contract import ContractError, Expected, Part, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
 from oracles.lies import LIES, Told, changed, poison, says
@@ -29,7 +29,7 @@ from scenes import LIAR, SCENES, SENSING, aggregated, comparable, scene
 from tiny import same_state, tiny_run
 
 
-def rest(tally: Tally) -> Tally:
+def rest(tally: RoundMetrics) -> RoundMetrics:
     return replace(tally, bytes_up=0, refused=[])
 
 
@@ -179,9 +179,11 @@ def test_whatever_reading_an_answer_raises_is_its_clients_refusal(error: type[Ex
             raise error("x" * 1000 + "\n")
         return decode(reply)
 
-    tally = Tally()
-    passed = partial(Checks(of.federation).passed, 1, of.state, of.asked)
-    state = of.federation.run.method.aggregate(of.state, tally.read(of.replies.items(), opened, passed), RoundContext())
+    tally = RoundMetrics()
+    passed = partial(of.federation.admission().admit, 1, of.state, of.asked)
+    state = of.federation.run.method.aggregate(
+        of.state, tally.collect(of.replies.items(), opened, passed), RoundContext()
+    )
     assert [r.client for r in tally.refused] == [a]
     assert len(tally.refused[0].reason) <= 300
     assert tally.refused[0].reason.isprintable()
@@ -204,9 +206,9 @@ def test_positions_are_checked_here_too() -> None:
     good = Sparse(torch.ones(2), torch.tensor([1, 4]), (2, 3))
     part.check({"w": good})
     for index in ([4, 1], [1, 1], [-1, 2], [1, 6], [1], [1, 2, 3]):
-        with pytest.raises(Unexpected, match="positions that are none of 6"):
+        with pytest.raises(ContractError, match="positions that are none of 6"):
             part.check({"w": replace(good, positions=torch.tensor(index))})
-    with pytest.raises(Unexpected, match="positions"):
+    with pytest.raises(ContractError, match="positions"):
         part.check({"w": replace(good, positions=torch.tensor([1.0, 4.0]))})
 
 
@@ -214,7 +216,7 @@ def test_a_variance_may_shrink_to_nothing_but_not_below() -> None:
     params = {"bn.running_var": torch.tensor([1.5, 2.0])}
     assert isinstance(expect_weights(params)["bn.running_var"], Whole)
     Expected(expect_weights(params)).check({"bn.running_var": torch.zeros(2)})
-    with pytest.raises(Unexpected, match="cannot be"):
+    with pytest.raises(ContractError, match="cannot be"):
         Expected(expect_weights(params)).check({"bn.running_var": torch.tensor([-1e-9, 1.0])})
 
 

@@ -11,14 +11,14 @@ import torch
 from safetensors import safe_open
 
 from fedsieve import InputError, Run, Sparse, local
-from fedsieve.engine.admission import Checks
-from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.round import Checkpoint, Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes.settings import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
-from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
+from fedsieve.server.admission import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
 from fedsieve.types.contract import Expected, Norms, Whole, expect_weights
 from oracles.lies import Told, changed, flipped
@@ -75,7 +75,8 @@ def test_the_running_median_and_the_first_rounds() -> None:
     assert bound.first(pairs(*((norm, 1.0) for norm in (3.0, 1.0, 100.0, 2.0, 1e9)))) == (4.0, 2.0)
     assert bound.first(pairs(*((norm, 0.0) for norm in (0.0, 0.0, 5.0)))) == (0.0, 0.0)
     assert bound.first(pairs((2.0, 1.0), (1.0, 2.0), (3.0, 3.0), (2.0, 99.0), (99.0, 1.0))) == (4.0, 4.0)
-    checks = Checks(open_run(tiny_run(FedAvg(), bound=bound)), pairs((9.0, 0.0), (8.0, 0.0)))
+    checks = open_run(tiny_run(FedAvg(), bound=bound)).admission()
+    checks.norms = pairs((9.0, 0.0), (8.0, 0.0))
     for norms in (*pairs((1.0, 0.0)), None, *pairs((2.0, 0.0))):
         checks._remember(norms)
     assert checks.norms == pairs((8.0, 0.0), (1.0, 0.0), (2.0, 0.0))
@@ -118,7 +119,7 @@ def test_only_under_a_loose_bound_is_an_answer_held_until_the_rounds_end(bound: 
     changes = {2: 1e3, 0: 0.0, 1: 0.0, 3: 0.0}
     letters = [(client, lambda by=by: {"tree": _moved(state.params, by), "n": 1.0}) for client, by in changes.items()]
     asked = dict.fromkeys(changes, 0)
-    for answer in Checks(federation).passed(1, state, asked, letters, lambda client, _: seen.append(client)):
+    for answer in federation.admission().admit(1, state, asked, letters, lambda client, _: seen.append(client)):
         seen.append(answer.client)
     assert seen == order
 
@@ -166,7 +167,7 @@ def test_without_its_memory_the_bound_would_be_another() -> None:
     run_ = tiny_run(FedAvg(), per_round=6, bound=Multiple(1.0))
     federation = open_run(run_)
     whole = [*rounds(federation, local())]
-    start = Start(2, flatten(whole[1].state), whole[1].memory, whole[1].norms)
+    start = Checkpoint(2, flatten(whole[1].state), whole[1].memory, whole[1].norms)
     resumed = [*rounds(federation, local(), start=start)]
     assert [r.refused for r in resumed] == [r.refused for r in whole[2:]]
     assert same_state(resumed[-1].state, whole[-1].state)

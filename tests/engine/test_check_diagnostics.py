@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fedsieve import local, pool
-from fedsieve.engine.diagnostics import checked, readable
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import read_rows
+from fedsieve.server.diagnostics import check_diagnostics, read_diagnostics
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode
 from oracles.lies import BESIDE
@@ -36,11 +36,14 @@ def test_what_a_client_says_of_its_training_never_costs_its_update(name: str, li
     liar = [*of.replies][min(LIAR, len(of.replies) - 1)]
     told = BESIDE[lie](decode(of.replies[liar]), of.state)
     began = time.perf_counter()
-    parts, lines = checked(readable(told), ("loss",), {"seconds"})
+    parts, lines = check_diagnostics(read_diagnostics(told), ("loss",), {"seconds"})
     assert time.perf_counter() - began < 0.1
     assert len(lines) <= 101
     assert all(line.isprintable() and len(line) < 400 for line in lines)
-    assert checked(readable(readable(told)), ("loss",), {"seconds"}) == (parts, lines) or lie.startswith("nan")
+    assert check_diagnostics(read_diagnostics(read_diagnostics(told)), ("loss",), {"seconds"}) == (
+        parts,
+        lines,
+    ) or lie.startswith("nan")
     if lie == "a million metrics":  # which no message holds
         return
     state, tally = aggregated(of, (of.replies | {liar: encode(told)}).items())

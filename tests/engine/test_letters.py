@@ -1,4 +1,4 @@
-"""Letters in a run: what is not sealed for this round, client and base is refused, and the round goes on without it."""
+"""Messages in a run: what is not sealed for this round, client and base is refused, and the round goes on."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +11,10 @@ import torch
 from engines import pickled
 from fedsieve import Dataset, local
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Engine, Exchange, Memory, Start, Worker, answer, rounds
-from fedsieve.engine.messages import UNSENT, Letters
+from fedsieve.engine.loop import Engine, Exchange, Worker, rounds, run_client
+from fedsieve.engine.messages import UNSENT, Messages
+from fedsieve.engine.rollback import Memory
+from fedsieve.engine.round import Checkpoint
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, FedAvg, ZeroFL
 from fedsieve.types import InputError, Params, RoundContext, flatten
@@ -81,14 +83,14 @@ def test_a_meddled_answer_is_refused_and_the_round_goes_on(act: str) -> None:
 
 
 def test_each_federation_has_its_own_key() -> None:
-    """Letters of the same run in another process's federation do not fit."""
+    """Messages of the same run in another process's federation do not fit."""
     ours, theirs = open_run(everyone(FedAvg())), open_run(everyone(FedAvg()))
     state = ours.run.method.init(ours.model(), torch.Generator())
-    outgoing, _ = Letters(ours).round(1, {0: 0}, {0: ours.run.method.broadcast(state, RoundContext())})
-    assert answer(Worker(ours, kernels="dense"), 1, 0, outgoing[0])[0]
+    outgoing = Messages(ours).broadcast(1, {0: 0}, {0: ours.run.method.broadcast(state, RoundContext())})
+    assert run_client(Worker(ours, kernels="dense"), 1, 0, outgoing[0])[0]
     for t, client, worker in ((1, 0, theirs), (2, 0, ours), (1, 1, ours)):
         with pytest.raises(WireError, match="seal"):
-            answer(Worker(worker, kernels="dense"), t, client, outgoing[0])
+            run_client(Worker(worker, kernels="dense"), t, client, outgoing[0])
 
 
 def split(first: int) -> Any:
@@ -118,25 +120,25 @@ def test_letters_of_another_run_with_the_same_key_are_refused_in_both_directions
     run_ = replace(everyone(FedAvg()), task=task)
     ours, theirs = open_run(run_), open_run(replace(run_, **OTHERS[setting]))
     theirs = replace(theirs, key=ours.key, name=theirs.name if setting == "the same again" else ours.name)
-    server, mine = Letters(theirs), Letters(ours)
+    server, mine = Messages(theirs), Messages(ours)
     params = ours.run.method.init(ours.model(), torch.Generator()).params
-    outgoing, told = server.round(1, {0: 0}, {0: params})
+    outgoing = server.broadcast(1, {0: 0}, {0: params})
     with pytest.raises(WireError, match="other settings"):
-        mine.message(1, 0, outgoing[0])
+        mine.unseal_broadcast(1, 0, outgoing[0])
     with pytest.raises(WireError, match="other settings"):
-        told(0, mine.up(1, 0, {"n": 1.0}, mine.based(params)))
+        outgoing.decode_reply(0, mine.encode_reply(1, 0, {"n": 1.0}, mine.known(params)))
 
 
 def test_an_answer_to_another_broadcast_is_refused() -> None:
     federation = open_run(everyone(FedAvg()))
-    letters, params = Letters(federation), federation.run.method.init(federation.model(), torch.Generator()).params
+    codec, params = Messages(federation), federation.run.method.init(federation.model(), torch.Generator()).params
     other: Params = {name: v + 1 for name, v in params.items()}
-    outgoing, told = letters.round(1, {0: 0}, {0: params})
-    _, told_other = letters.round(1, {0: 0}, {0: other})
-    reply, _ = answer(Worker(federation, kernels="dense"), 1, 0, outgoing[0])
-    assert set(told(0, reply)) >= {"tree", "n"}
+    outgoing = codec.broadcast(1, {0: 0}, {0: params})
+    another = codec.broadcast(1, {0: 0}, {0: other})
+    reply, _ = run_client(Worker(federation, kernels="dense"), 1, 0, outgoing[0])
+    assert set(outgoing.decode_reply(0, reply)) >= {"tree", "n"}
     with pytest.raises(WireError, match="base"):
-        told_other(0, reply)
+        another.decode_reply(0, reply)
 
 
 def test_the_model_just_sent_makes_answers_smaller() -> None:
@@ -165,7 +167,7 @@ def test_rounded_runs_are_the_same_at_other_workers_and_after_a_stop() -> None:
     run_ = replace(tiny_run(ZeroFL(0.9, 0.0), rounds=4), values="int8")
     whole = list(rounds(open_run(run_), local(kernels="dense")))
     half = whole[1]
-    start = Start(half.t, flatten(half.state), half.memory)
+    start = Checkpoint(half.t, flatten(half.state), half.memory)
     for again in (
         list(rounds(open_run(run_), pickled("dense"))),
         list(rounds(open_run(run_), local(kernels="dense"), start=start)),
@@ -183,13 +185,13 @@ def test_what_is_not_finite_is_not_rounded_but_refused() -> None:
 
 def test_what_a_client_lost_is_sent_the_next_time() -> None:
     """Two rounds of the same update: what arrives adds up to it twice, but for one rounding's error."""
-    letters = Letters(open_run(replace(everyone(FedAvg()), values="int4")))
+    codec = Messages(open_run(replace(everyone(FedAvg()), values="int4")))
     name, update = "fc.weight", torch.linspace(-1, 1, 40).view(4, 10)
     memory: dict[str, torch.Tensor] = {"own": torch.ones(1)}
-    known, sums = letters.plain, torch.zeros(4, 10)
+    known, sums = codec.plain, torch.zeros(4, 10)
     for t in (1, 2):
-        told = letters.compensate({name: update}, memory)
-        back = letters.answer(t, 0, letters.up(t, 0, told, known), known)[name]
+        told = codec.compensate({name: update}, memory)
+        back = codec.decode_reply(t, 0, codec.encode_reply(t, 0, told, known), known)[name]
         assert isinstance(back, torch.Tensor)
         sums += back
     assert torch.allclose(sums + memory[UNSENT + name], 2 * update, atol=1e-6)

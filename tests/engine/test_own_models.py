@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from custom_methods import Odd
 from fedsieve import Method, Run, local, open_run, run
 from fedsieve.engine.loop import MostlyDense, rounds
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.messages import Messages
 from fedsieve.methods import NST, PDST, FedAvg, Private, TopK, ZeroFL
 from fedsieve.runs.progress import show_run
 from fedsieve.runs.recorder import record_run
@@ -80,7 +80,7 @@ def test_a_batchnorm_with_one_frozen_half_still_follows_the_data() -> None:
 
 
 def test_nobody_can_send_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Letters, "trained", lambda self, tree: tree)
+    monkeypatch.setattr(Messages, "without_frozen", lambda self, tree: tree)
     with pytest.raises(InputError, match=r"bn\.\w+ is frozen: nobody sends it"):
         [*run(frozen_run(FedAvg(), rounds=1), local())]
 

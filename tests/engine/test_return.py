@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 from engines import pickled
 from fedsieve import InputError, Run, local
 from fedsieve.engine import Engine, Exchange, Federation
-from fedsieve.engine.loop import Round, rounds
-from fedsieve.engine.rollback import History, Memory, Point, Returns, far_out
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.rollback import Memory, Rollbacks, Snapshot, Snapshots, far_out
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import inline
 from fedsieve.runs import checkpoints, recorder
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import read_rows
-from fedsieve.server.robust import Off
+from fedsieve.server.admission import Off
 from fedsieve.types import Tree
 from fedsieve.types.contract import Norms
 from methods_under_test import METHODS, kinds_first
@@ -86,8 +87,8 @@ def test_a_run_goes_back_before_the_update_that_poisoned_it(name: str) -> None:
     _, without = walked(rounds(open_run(run_), unasked(run_, 2)))
     assert [one.t for one in straight] == [one.t for one in without]
     assert all(same_state(a.state, b.state) and a.memory == b.memory for a, b in zip(straight, without, strict=True))
-    assert straight[-1].returns.count == 1
-    (left,) = straight[-1].returns.left_out
+    assert straight[-1].rollbacks.count == 1
+    (left,) = straight[-1].rollbacks.left_out
     assert (left.round, left.client) == (2, liar_of(run_, 2))
     assert "times as much as the others, and round" in left.reason
     assert [one.left_out for one in straight if one.t != 2] == [()] * (len(straight) - 1)
@@ -102,7 +103,7 @@ def test_engines_agree_on_the_way_back(engine: Any) -> None:
     a, b = (walked(rounds(open_run(run_), changed(act, one))) for one in (local(), engine))
     assert a[0] == b[0]
     assert all(same_state(x.state, y.state) and x.memory == y.memory for x, y in zip(a[1], b[1], strict=True))
-    assert a[1][-1].returns == b[1][-1].returns
+    assert a[1][-1].rollbacks == b[1][-1].rollbacks
 
 
 def test_who_lies_in_every_round_is_named_at_the_end() -> None:
@@ -138,8 +139,8 @@ def test_an_update_stands_out_from_the_others_of_its_round() -> None:
     assert far_out({0: (1.0, 0.0, 1.0, 0.0), 1: (1.0, 3.0, 1.0, 2.0)}) == {1: float("inf")}
 
 
-def points(*norms: dict[int, Norms]) -> list[Callable[[], Point]]:
-    return [partial(Point, t, f"state {t}", {}, (), one) for t, one in enumerate(norms)]
+def points(*norms: dict[int, Norms]) -> list[Callable[[], Snapshot]]:
+    return [partial(Snapshot, t, f"state {t}", {}, (), one) for t, one in enumerate(norms)]
 
 
 def test_the_way_back_leads_before_the_last_round_in_which_one_stood_out() -> None:
@@ -151,16 +152,18 @@ def test_the_way_back_leads_before_the_last_round_in_which_one_stood_out() -> No
         ([{}, even, even], {}, None),
         ([odd, even, even], even, None),  # what came before it is not known any more
     ):
-        history = History(points(*held), Returns())
+        history = Snapshots(points(*held), Rollbacks())
         back = history.back(3, failed)
         assert (back.t if back else None) == wanted
-        assert history.returns.count == (wanted is not None)
+        assert history.rollbacks.count == (wanted is not None)
         if back:
-            assert [(one.round, one.client) for one in history.returns.left_out] == [(back.t + 1, 1)]
-            history.add(Point(back.t + 1, "again", {}, (), even))
+            assert [(one.round, one.client) for one in history.rollbacks.left_out] == [(back.t + 1, 1)]
+            history.add(Snapshot(back.t + 1, "again", {}, (), even))
             assert history.points[-2]() == back
-    assert History(points({}, even, odd), Returns(2)).back(3, odd) is None
-    assert History([*points({}, odd)[:1], *points({}, odd, even, even)[2:]], Returns()).back(4, even) is None  # a gap
+    assert Snapshots(points({}, even, odd), Rollbacks(2)).back(3, odd) is None
+    assert (
+        Snapshots([*points({}, odd)[:1], *points({}, odd, even, even)[2:]], Rollbacks()).back(4, even) is None
+    )  # a gap
 
 
 def kept(out: Path, run_: Run, act: Act, **options: Any) -> list[int]:

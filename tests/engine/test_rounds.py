@@ -11,7 +11,8 @@ from custom_methods import Odd
 from fedsieve import Run, Task, local, pool, run
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
-from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.round import Checkpoint, Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
 from fedsieve.types import InputError, flatten, rng
@@ -94,7 +95,7 @@ def test_memories_travel_with_a_checkpoint() -> None:
     federation = open_run(tiny_run(Odd("remember")))
     whole = list(rounds(federation, local()))
     first = next(iter(rounds(federation, local())))
-    start = Start(1, flatten(first.state), dict(first.memory))
+    start = Checkpoint(1, flatten(first.state), dict(first.memory))
     resumed = list(rounds(federation, local(), start=start))
     assert [r.metrics for r in resumed] == [r.metrics for r in whole[1:]]
 

@@ -12,16 +12,18 @@ from flwr.app import Context, Error, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from fedsieve import local, run
-from fedsieve.engine import Patience
+from fedsieve.engine import Quorum
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Engine, Exchange, Memory, Round, Worker, rounds
+from fedsieve.engine.loop import Engine, Exchange, Worker, rounds
+from fedsieve.engine.rollback import Memory
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import SimulatedNodes, client_app, grid_engine, inline
 from fedsieve.flower.engine.client_memory import ClientMemory
 from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.flower.engine.nodes import SuperNodes
 from fedsieve.methods import FedAvg
-from fedsieve.server.robust import Fixed
+from fedsieve.server.admission import Fixed
 from fedsieve.types import InputError, flatten, rng
 from methods_under_test import METHODS, kinds_first
 from tiny import tiny_run
@@ -86,8 +88,8 @@ def faulty(federation: Federation, faults: Faults, asked: list[tuple[int, int]],
     return InlineGrid(Faulty(), nodes)
 
 
-def over(grid: InlineGrid, **patience: Any) -> Engine:
-    return grid_engine(grid, SimulatedNodes(grid), Patience(**patience), pause=0)
+def over(grid: InlineGrid, **quorum: Any) -> Engine:
+    return grid_engine(grid, SimulatedNodes(grid), Quorum(**quorum), pause=0)
 
 
 def test_a_round_goes_on_without_a_client_that_is_lost_and_says_why() -> None:
@@ -148,7 +150,7 @@ def test_an_answer_is_given_on_when_it_is_its_turn(kind: type[InlineGrid], train
 
     clients = federation.run.sample(1)
     with over(kind(Counting()))(federation, {}) as exchange, local()(federation, {}) as plain:
-        outgoing, _ = worker.letters.round(1, dict.fromkeys(clients, 0), {0: params(federation)})
+        outgoing = worker.messages.broadcast(1, dict.fromkeys(clients, 0), {0: params(federation)})
         wanted = [client for client, _ in plain(1, outgoing)]
         found = [(client, len(asked)) for client, _ in exchange(1, outgoing)]
     assert found == [*zip(wanted, trained, strict=True)]
@@ -217,9 +219,9 @@ def test_patience_is_checked() -> None:
     times = [{"round_timeout": float(seconds)} for seconds in ("0", "nan", "inf")]
     for wrong in ({"min_clients": -1}, *times, {"attempts": 0}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
-            Patience(**wrong)  # type: ignore[arg-type]
-    assert [Patience().quorum(n) for n in (1, 2, 3, 10)] == [1, 1, 2, 5]
-    assert Patience(min_clients=4).quorum(3) == 3
+            Quorum(**wrong)  # type: ignore[arg-type]
+    assert [Quorum().needed(n) for n in (1, 2, 3, 10)] == [1, 1, 2, 5]
+    assert Quorum(min_clients=4).needed(3) == 3
 
 
 class Deployment(InlineGrid):
@@ -249,7 +251,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_supernodes_are_the_clients_they_say_and_keep_their_memories(name: str, tmp_path: Any) -> None:
     federation = open_run(tiny_run(METHODS[name], rounds=3))
     grid = Deployment(federation, tmp_path, range(6))
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(), pause=0)
     for one, other in zip(rounds(federation, local()), rounds(federation, engine), strict=True):
         assert not other.memory
         assert_same(replace(one, memory={}), other)
@@ -259,7 +261,7 @@ def test_supernodes_are_the_clients_they_say_and_keep_their_memories(name: str, 
 def test_a_supernode_that_has_gone_is_lost_at_once_and_may_come_back(tmp_path: Any) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=3, per_round=6))
     grid = Deployment(federation, tmp_path, range(6))
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(), pause=0)
     stream = rounds(federation, engine)
     assert not next(stream).refused
     gone = grid.contexts.pop(4)
@@ -273,7 +275,7 @@ def test_a_supernode_that_starts_again_under_its_own_id_is_told_of_the_run_again
     """With node keys an id is the node's for good, and a restart between two looks is not to be seen."""
     federation = open_run(tiny_run(METHODS["nst"], rounds=3, per_round=6))
     grid = Deployment(federation, tmp_path, range(6))
-    stream = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0))
+    stream = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(), pause=0))
     assert not next(stream).refused
     old = grid.contexts[4]
     grid.contexts[4] = Context(1, 4, old.node_config, type(old.state)(), {})
@@ -300,7 +302,7 @@ def test_who_waits_for_an_absent_supernode_has_all_of_a_rounds_time_afterwards(
     monkeypatch.setattr(Watched, "ttls", [])
     federation = open_run(tiny_run(FedAvg(), rounds=2, per_round=6))
     grid = Watched(federation, tmp_path, range(5))
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=60.0), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(round_timeout=60.0), pause=0)
     began = time.monotonic()
     assert [[r.client for r in one.refused] for one in rounds(federation, engine)] == [[5], [5]]
     assert 0.3 < time.monotonic() - began < 30
@@ -313,7 +315,7 @@ def test_nobody_trains_for_a_round_that_cannot_be_one(tmp_path: Any, monkeypatch
     monkeypatch.setattr(Watched, "ttls", [])
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Watched(federation, tmp_path, range(2))
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=0.1), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(round_timeout=0.1), pause=0)
     with pytest.raises(InputError, match=r"0 of 6 clients answered in 3 attempts, 3 are needed .* is not connected"):
         [*rounds(federation, engine)]
     assert grid.ttls == []
@@ -325,7 +327,7 @@ def test_a_supernode_that_could_not_say_who_it_is_is_asked_again(
 ) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=3, per_round=6))
     grid = Deployment(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(round_timeout=0.3), pause=0)
     stream = rounds(federation, engine)
     assert [r.client for r in next(stream).refused] == [5]
     grid.contexts[7].node_config["partition-id"] = 5
@@ -352,7 +354,7 @@ def test_a_supernode_that_is_waited_for_is_asked_again_after_a_while(
     monkeypatch.setattr("fedsieve.flower.engine.nodes.AGAIN", 0.05)
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Late(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
-    (final,) = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(), pause=0))
+    (final,) = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(), pause=0))
     assert not final.refused
 
 
@@ -370,7 +372,7 @@ def test_a_supernode_that_is_no_client_takes_no_part(
 ) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Deployment(federation, tmp_path, clients)
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(round_timeout=0.3), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(round_timeout=0.3), pause=0)
     (final,) = rounds(federation, engine)
     assert f"takes no part: {line}" in capfd.readouterr().err
     assert len(final.refused) == 3
@@ -380,7 +382,7 @@ def test_a_supernode_that_is_no_client_takes_no_part(
 def test_a_supernode_with_another_key_is_lost_to_every_round(tmp_path: Any) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=1))
     grid = Deployment(replace(federation, key=b"x" * 32), tmp_path, range(6))
-    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Patience(attempts=1), pause=0)
+    engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(attempts=1), pause=0)
     with pytest.raises(InputError, match=r"0 of 3 clients answered.*the seal does not fit round 1 and client"):
         [*rounds(federation, engine)]
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from fedsieve import cli
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.messages import Messages
 from fedsieve.flower.app import simulation as simulation
 from fedsieve.flower.app import superlink
 from fedsieve.flower.app.client import worker_for
@@ -211,16 +211,16 @@ def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monk
         about = {"run": federation.name, "inputs": json.dumps(inputs_of(federation.dataset))}
         node = NodeContext(config.run_config(), node, about, None)
         params = federation.run.method.init(federation.model(), torch.Generator()).params
-        outgoing, _ = Letters(federation).round(1, {1: 0}, {0: params})
+        outgoing = Messages(federation).broadcast(1, {1: 0}, {0: params})
         worker = worker_for(tmp_path, node)
-        assert worker.read(1, 1, outgoing[1]).keys() == params.keys()
+        assert worker.decode(1, 1, outgoing[1]).keys() == params.keys()
         assert worker.federation.examples(1) == (3 if own else len(federation.shards[1]))
         for other in (
             replace(node, about={**about, "run": "cd" * 16}),
             replace(node, config=replace(config, settings=f"{config.settings} lr=0.5").run_config()),
         ):
             with pytest.raises(WireError, match="the seal does not fit"):
-                worker_for(tmp_path, other).read(1, 1, outgoing[1])
+                worker_for(tmp_path, other).decode(1, 1, outgoing[1])
 
 
 def test_a_run_keeps_its_name(tmp_path: Path) -> None:

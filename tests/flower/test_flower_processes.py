@@ -18,8 +18,9 @@ from torch import equal
 import faulty_recipe
 from fedsieve import local
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Engine, Exchange, Memory, rounds
-from fedsieve.engine.metrics import Lost
+from fedsieve.engine.loop import Engine, Exchange, rounds
+from fedsieve.engine.metrics import Failure
+from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.app.guard import alive, descendants
 from fedsieve.flower.app.superlink import script
@@ -47,10 +48,10 @@ def without(lost: Mapping[tuple[int, int], str]) -> Engine:
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         with local()(federation, memory) as exchange:
 
-            def some(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Lost]]:
+            def some(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Failure]]:
                 sent = {client: messages[client] for client in messages if (t, client) not in lost}
                 answers = dict(exchange(t, sent))
-                return [(client, answers.get(client) or Lost(lost[t, client])) for client in messages]
+                return [(client, answers.get(client) or Failure(lost[t, client])) for client in messages]
 
             yield some
 

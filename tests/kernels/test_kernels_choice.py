@@ -15,7 +15,7 @@ from fedsieve.client.cost import Cost
 from fedsieve.client.masked import learn
 from fedsieve.client.training import params_of, train
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels import loaded_isa, unavailable_reason
 from fedsieve.kernels.dispatch import Kernels, multiply_adds, not_worth
@@ -222,11 +222,11 @@ def test_notes_are_no_part_of_an_upload() -> None:
     for kernels in ("auto", "dense", "sparse"):
         sent: list[int] = []
         federation = open_run(tiny_run(FedAvg(), rounds=1))
-        letters = Letters(federation)
+        codec = Messages(federation)
 
         def weigh(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
             bare = {name: part for name, part in told.items() if name != "notes"}
-            sent.append(len(letters.up(t, client, bare, letters.based(down))))  # noqa: B023
+            sent.append(len(codec.encode_reply(t, client, bare, codec.known(down))))  # noqa: B023
             yield client, told
 
         (round_,) = rounds(federation, changed(weigh, local(kernels=kernels)))

@@ -13,7 +13,8 @@ from engines import pickled
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
-from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.round import Checkpoint, Round
 from fedsieve.engine.setup import Federation, open_run
 from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import (
@@ -117,7 +118,7 @@ def test_the_seed_matters(name: str, kernels: str) -> None:
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(name: str, kernels: str) -> None:
     whole = learning(name, kernels)
     before = whole[-3]
-    start = Start(before.t, flatten(before.state), before.memory)
+    start = Checkpoint(before.t, flatten(before.state), before.memory)
     resumed = list(rounds(federation(name), local(kernels=kernels), start=start))
     assert [r.t for r in resumed] == [ROUNDS - 1, ROUNDS]
     assert all(same(a, b) for a, b in zip(resumed, whole[-2:], strict=True))

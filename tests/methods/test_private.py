@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from fedsieve import Run, local, run
-from fedsieve.engine.loop import Round, Start, rounds
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.round import Checkpoint, Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
 from fedsieve.methods.private import TooFew
 from fedsieve.report import report
 from fedsieve.runs.recorder import record_run
+from fedsieve.server.admission import Multiple
 from fedsieve.server.privacy import Release, epsilon
-from fedsieve.server.robust import Clipped, Median, Multiple, Trimmed
+from fedsieve.server.robust import Clipped, Median, Trimmed
 from fedsieve.types import InputError, RoundContext, Update, flatten, rng
 from tiny import PlainNet, TinyNet, tiny_run
 
@@ -47,7 +49,7 @@ def test_it_learns_repeats_and_goes_on(name: str) -> None:
     federation = open_run(tiny_run(METHODS[name]))
     whole = [*rounds(federation, local())]
     second = whole[-3]
-    resumed = [*rounds(federation, local(), start=Start(2, flatten(second.state), second.memory))]
+    resumed = [*rounds(federation, local(), start=Checkpoint(2, flatten(second.state), second.memory))]
     assert same(resumed[-1], whole[-1])
     assert not same(last(replace(federation.run, seed=1)), whole[-1])
 

@@ -8,8 +8,8 @@ import torch
 
 from fedsieve import Sparse, local
 from fedsieve.engine import Engine, Exchange, Federation
-from fedsieve.engine.loop import Memory
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.messages import Messages
+from fedsieve.engine.rollback import Memory
 from fedsieve.types import Tree
 
 Told = dict[str, Any]
@@ -23,16 +23,16 @@ def changed(act: Act, inner: Engine | None = None) -> Engine:
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        letters = Letters(federation)
+        codec = Messages(federation)
         with (inner or local())(federation, memory) as exchange:
 
             def answers(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
                 for client, reply in exchange(t, messages):
-                    down = letters.read(letters.message(t, client, messages[client]))
-                    known = letters.based(down)
-                    told: Told = dict(letters.answer(t, client, reply, known))
+                    down = codec.decode_broadcast(codec.unseal_broadcast(t, client, messages[client]))
+                    known = codec.known(down)
+                    told: Told = dict(codec.decode_reply(t, client, reply, known))
                     for author, changed in act(t, client, down, told):
-                        yield author, letters.up(t, author, changed, known)
+                        yield author, codec.encode_reply(t, author, changed, known)
 
             yield answers
 

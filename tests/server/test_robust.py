@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from engines import pickled
 from fedsieve import InputError, Run, Update, local, run
-from fedsieve.engine.loop import Round, rounds
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.settings import apply_settings
+from fedsieve.server.admission import Bound, Multiple, Off
 from fedsieve.server.aggregate import mean
 from fedsieve.server.masked import MaskedState
-from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, combined
+from fedsieve.server.robust import Clipped, Mean, Median, Plain, Trimmed, robust_updates
 from fedsieve.types import Tree, flatten
 from fedsieve.types.contract import Expected, Whole, expect_weights
 from methods_under_test import METHODS, kinds_first
@@ -39,7 +41,7 @@ def updates(m: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], list[Update]]:
 
 
 def taken(how: Mean, given: list[Update], expected: Expected = EXPECTED) -> np.ndarray[Any, Any]:
-    return mean(combined(how, given, expected))["w"].numpy()
+    return mean(robust_updates(how, given, expected))["w"].numpy()
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 7, 10])
@@ -77,26 +79,26 @@ def test_running_statistics_are_clipped_by_themselves() -> None:
     base = {"w": torch.zeros(2), "bn.running_var": torch.tensor([1.0, 1.0])}
     sent = Update({"w": torch.tensor([3.0, 4.0]), "bn.running_var": torch.tensor([4.0, 5.0])}, 1)
     for how, w, var in ((Clipped(1.0), [0.6, 0.8], [4.0, 5.0]), (Clipped(9.0, 2.5), [3.0, 4.0], [2.5, 3.0])):
-        (one,) = combined(how, [sent], Expected(expect_weights(base)))
+        (one,) = robust_updates(how, [sent], Expected(expect_weights(base)))
         assert one.tree["w"].tolist() == pytest.approx(w)  # type: ignore[union-attr]
         assert one.tree["bn.running_var"].tolist() == pytest.approx(var)  # type: ignore[union-attr]
 
 
 def test_what_is_short_enough_is_not_touched() -> None:
     _, given = updates(3)
-    assert [*combined(Clipped(1e9), given, EXPECTED)] == given
-    assert combined(Plain(), given, EXPECTED) is given
+    assert [*robust_updates(Clipped(1e9), given, EXPECTED)] == given
+    assert robust_updates(Plain(), given, EXPECTED) is given
 
 
 def test_what_has_no_norm_is_not_clipped() -> None:
     sensed = Expected({"w": Whole(BASE, counts=False)})
     _, given = updates(3)
-    assert [*combined(Clipped(1e-9), given, sensed)] == given
+    assert [*robust_updates(Clipped(1e-9), given, sensed)] == given
 
 
 def test_large_tensors_are_taken_in_parts() -> None:
     x = torch.randn(5, 2**20 + 3, generator=torch.Generator().manual_seed(0))
-    (one,) = combined(Median(), [Update({"w": row}, 1) for row in x], EXPECTED)
+    (one,) = robust_updates(Median(), [Update({"w": row}, 1) for row in x], EXPECTED)
     assert torch.equal(one.tree["w"], x.median(0).values)  # type: ignore[arg-type]
 
 

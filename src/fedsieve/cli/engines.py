@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedsieve.engine import Engine, Patience, local, pool
+from fedsieve.engine import Engine, Quorum, local, pool
 from fedsieve.runs.execution import Execution
 from fedsieve.types import InputError
 
@@ -23,7 +23,7 @@ class EngineKind(NamedTuple):
 def _inline(execution: Execution, _: int) -> Engine:
     from fedsieve.flower.engine import inline
 
-    return inline(execution.device, execution.kernels, execution.patience)
+    return inline(execution.device, execution.kernels, execution.quorum)
 
 
 ENGINES = {
@@ -56,7 +56,7 @@ def find_engine(execution: Execution) -> tuple[EngineKind, int]:
         raise InputError(
             f"unknown engine {name!r}; the engines are {', '.join(ENGINES)} (pool:2 and flower:2 have two processes)"
         )
-    if not kind.loses_clients and execution.patience != Patience():
+    if not kind.loses_clients and execution.quorum != Quorum():
         raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
     if not kind.make and execution.device != "cpu":
         raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")

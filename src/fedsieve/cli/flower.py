@@ -35,7 +35,7 @@ def app_command(
     from fedsieve.recipes import load_recipe
 
     settings = set_ or []
-    execution.patience.check(load_recipe(recipe, settings))
+    execution.quorum.check(load_recipe(recipe, settings))
     out = str(Path(execution.out or folder / "run").absolute())
     config = AppConfig(**asdict(execution) | {"out": out}, recipe=recipe, settings=shlex.join(settings))
     write_app(folder, config, licence())

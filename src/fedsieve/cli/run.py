@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from fedsieve.cli.engines import find_engine
-from fedsieve.engine.loop import chosen
+from fedsieve.engine.loop import kernels_for
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.environment import usable_cores
 from fedsieve.runs.execution import Execution
@@ -28,14 +28,14 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
     if folder and not kernels_given:
         execution = replace(execution, kernels=recorded_kernels(folder) or execution.kernels)
-    execution.patience.check(run)
+    execution.quorum.check(run)
     kind, number = find_engine(execution)
     if kind.make:
         engine = kind.make(execution, number)
     else:
         from fedsieve.flower.app.simulation import simulated
     federation = execution.open(run)
-    chosen(federation, execution.kernels, execution.device)
+    kernels_for(federation, execution.kernels, execution.device)
     folder = folder or run_folder(recipe, resume=False)
     new = not (folder / MANIFEST).exists()
     rows = (

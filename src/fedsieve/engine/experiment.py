@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition, hold_out
 from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_parts, given_model, shares
-from fedsieve.server.robust import Bound, Loose, Mean, Plain
-from fedsieve.sparse.policy import Coverage
+from fedsieve.server.admission import Admission, Bound, Loose, Off
+from fedsieve.server.robust import Mean, Plain
+from fedsieve.sparse.policy import Coverage, frozen_names
 from fedsieve.types import Data, Device, InputError, Method, RoundContext, rng
+from fedsieve.types.method import expected_of
 
 LATER = {"later": True}
 """Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
@@ -242,9 +244,9 @@ class Federation:
     measure: tuple[str, ...] = ()
     """What is measured on the way (``fedsieve.engine.measures``); no part of the run itself."""
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
-    """What this process and those it starts seal their letters with."""
+    """What this process and those it starts seal their messages with."""
     name: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
-    """What tells this run from every other one, also of the same settings: letters are bound to it, no result is."""
+    """What tells this run from every other one, also of the same settings: messages are bound to it, no result is."""
     coverage: Coverage | None = field(default=None, compare=False)
     """What of the model the method makes sparse."""
     not_counted: tuple[str, ...] = field(default=(), compare=False)
@@ -261,6 +263,20 @@ class Federation:
     def examples(self, client: int) -> int:
         """Return how many examples a client has, training and validation."""
         return len(self.shards[client]) if self.own is None else self.own.get(client, 0)
+
+    def admission(self, columns: Collection[str] = ()) -> Admission:
+        """Return the admission of the run's answers; no metric may have the name of one of ``columns``."""
+        run = self.run
+        alone = run.task.clients == 1 and isinstance(run.bound, Loose)  # nobody to guard from it
+        return Admission(
+            lambda state, t, tier: expected_of(run.method, state, run.context(t, tier)),
+            Off() if alone else run.bound,
+            self.examples,
+            frozen_names(self.model()),
+            private=run.private,
+            saved="masks" in self.measure,
+            columns=columns,
+        )
 
     def model(self) -> nn.Module:
         """Return the plain model, freshly initialised: the same in every process."""

@@ -1,6 +1,6 @@
-"""The server's loop and the client's function: the same in every engine.
+"""The server's loop and the client's side of a round: the same in every engine.
 
-    clients -> broadcast -> encode -> [bytes] -> answer -> [bytes] -> decode -> aggregate -> next state
+    broadcast -> encode -> [bytes] -> decode -> client -> encode -> [bytes] -> decode -> admit -> aggregate -> deploy
 
 An engine carries the bytes; they are counted here, where they exist.
 """
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,112 +23,37 @@ from fedsieve.client.cost import Cost
 from fedsieve.client.process import keep_freed_memory, num_threads, seeded
 from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.client.training import accuracy, load_
-from fedsieve.engine.admission import Checks
-from fedsieve.engine.aggregate import aggregated, check_finite
-from fedsieve.engine.diagnostics import readable
 from fedsieve.engine.experiment import Federation, Run
-from fedsieve.engine.measures import EVERY, of_masks, of_pruned, positions
-from fedsieve.engine.messages import Letters
-from fedsieve.engine.metrics import Lost, Refused, Remark, Tally
-from fedsieve.engine.rollback import Diverged, History, LeftOut, Memory, Point, Returns
+from fedsieve.engine.measures import EVERY, measure_masks, measure_pruned, top_positions
+from fedsieve.engine.messages import Messages
+from fedsieve.engine.metrics import NO_CLIENT, Failure, RoundMetrics
+from fedsieve.engine.rollback import DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
+from fedsieve.engine.round import Checkpoint, Round
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels.dispatch import Kernels
+from fedsieve.server.diagnostics import read_diagnostics
+from fedsieve.server.robust import Plain, robust_updates
 from fedsieve.sparse.topk import weight_density
-from fedsieve.types import Data, InputError, Mask, Params, Tree, Update, rng, unflatten
-from fedsieve.types.contract import Norms
-from fedsieve.wire import Body, decode, encode
+from fedsieve.types import Data, InputError, Tree, Update, flatten, rng
+from fedsieve.types.method import expected_of
+from fedsieve.wire import Body, decode, encode, finite
+
+FINITE_EXAMPLES = 8
+"""The test examples that a round's model must answer with finite numbers."""
 
 
 class MostlyDense(UserWarning):
     """A sparse method's policy does not reach a good part of the weights."""
 
 
-Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Lost]]"]
-"""Take round t's messages to their clients and bring the answers back, in the clients' order."""
+Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Failure]]"]
+"""Carry round t's messages to their clients and bring the replies back, in the clients' order."""
 
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one round left behind. Bytes are summed over its clients; ``bytes_dense_*`` are the dense model's.
-
-    Dense training knows no warm-up: in round 0 what it would cost is nothing.
-    """
-
-    t: int
-    clients: tuple[int, ...]
-    state: Any
-    model: Params
-    """The deployed model."""
-    accuracy: float | None
-    """On the test set; None in rounds without a test."""
-    accuracy_validation: float | None
-    """On what all clients hold out; None without a test, or where nothing is held out."""
-    density: float
-    """The share of non-zeros among the weights of two or more dimensions."""
-    density_of_all: float
-    """The share of non-zeros among all parameters, those that no policy reaches, biases and norms included."""
-    metrics: Mapping[str, float]
-    bytes_up: int
-    bytes_down: int
-    bytes_dense_up: int
-    bytes_dense_down: int
-    multiply_adds: float
-    multiply_adds_dense: float
-    kernels: Mapping[str, int]
-    """How many clients trained by the kernels (``sparse``), and how many by PyTorch (``dense``)."""
-    dense_because: str | None
-    """Why a client's training was dense, where that was not asked for."""
-    steps: int
-    """The clients' training steps."""
-    ms_per_step: float | None
-    """Milliseconds a training step took a client, on average, with what goes before and after its steps."""
-    seconds: float
-    """Wall-clock of the round, its test set aside."""
-    cpu_seconds: float
-    """What of it this process computed: of a round of one process less than ``seconds`` if the machine was busy."""
-    refused: tuple[Refused, ...]
-    warnings: tuple[Remark, ...]
-    """What clients told of their training that does not count."""
-    memory: Memory
-    norms: tuple[Norms, ...] = ()
-    """The norms that the next round's bound is taken from."""
-    lengths: Mapping[int, Norms] = field(default_factory=dict)
-    """By client, what the updates that were taken change of the model, where that is known."""
-    returns: Returns = Returns()
-    """How often the run has gone back, and what it leaves out for that."""
-    measures: Mapping[str, Any] = field(default_factory=dict)
-    """Further columns, where they were asked for."""
-    positions: Mask = field(default_factory=dict)
-    """Where each layer has its top weights, in the rounds that keep it."""
-
-    @property
-    def left_out(self) -> tuple[LeftOut, ...]:
-        """The updates that were left out of this round when the run went back to it."""
-        return self.returns.of(self.t)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where to go on: the last finished round, its state's tensors (see ``types.flatten``), the clients' memories."""
-
-    t: int
-    tensors: Mapping[str, Tensor]
-    memory: Memory
-    norms: tuple[Norms, ...] = ()
-    lengths: Mapping[int, Norms] = field(default_factory=dict)
-    returns: Returns = Returns()
-    earlier: tuple[Callable[[], Start], ...] = ()
-    """What reads the rounds before, in their order, should the run have to go back."""
-
-    def point(self, template: Any) -> Point:
-        """Return the point that this is, for a state like ``template``. Raises InputError on a misfit."""
-        return Point(self.t, unflatten(template, self.tensors), self.memory, self.norms, self.lengths)
-
-
-def chosen(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
-    """Return the kernels that train the clients' ``model``, as chosen. Raises InputError where they must but cannot."""
+def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
+    """Return the kernels that train ``model``, by ``choice``. Raises InputError if they must, but cannot."""
     kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
     if choice != "dense":
         kernels.check(tuple(federation.dataset.train.x.shape[1:]))
@@ -136,7 +61,7 @@ def chosen(federation: Federation, choice: str, where: str = "cpu", model: nn.Mo
 
 
 class Worker:
-    """A process's share of the clients: one resident model, the multiply-adds it has done, and the federation."""
+    """A process's share of the clients: one resident model, the cost of the last training, and the federation."""
 
     def __init__(self, federation: Federation, where: str = "cpu", kernels: str = "auto"):
         keep_freed_memory()
@@ -145,47 +70,45 @@ class Worker:
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
         examples = None if (x := federation.few()) is None else x.to(where)
-        self.cost = Cost(self.model, chosen(federation, kernels, where, self.model), examples)
+        self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples)
         self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
-        self.letters = Letters(federation)
-        self._message: Body | None = None
-        self._down, self.known = dict[str, Any](), self.letters.plain
+        self.messages = Messages(federation)
+        self._body: Body | None = None
+        self._broadcast, self.known = dict[str, Any](), self.messages.plain
 
-    def read(self, t: int, client: int, letter: bytes) -> Tree:
-        """Return what a letter says, to be read only: clients that are sent the same bytes share it."""
-        message = self.letters.message(t, client, letter, self._message)
-        if message is not self._message:
-            self._message, self._down = message, dict(self.letters.read(message))
-            self.known = self.letters.based(self._down)
-        return self._down
+    def decode(self, t: int, client: int, message: bytes) -> Tree:
+        """Return a message's tree, to be read only: clients that are sent the same bytes share it."""
+        body = self.messages.unseal_broadcast(t, client, message, self._body)
+        if body is not self._body:
+            self._body, self._broadcast = body, dict(self.messages.decode_broadcast(body))
+            self.known = self.messages.known(self._broadcast)
+        return self._broadcast
+
+    def encode(self, t: int, client: int, update: Update, memory: dict[str, Tensor]) -> bytes:
+        """Return a client's reply: its update, rounded with error feedback in ``memory``, and its diagnostics."""
+        if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
+            raise InputError(f"{self.method.name}: client must return an Update of a tree by names")
+        diagnostics = read_diagnostics({"metrics": update.metrics, **self.cost.report()})
+        if self.saved:
+            sparse = self.cost.sparse
+            diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()
+        tree = self.messages.compensate(self.messages.without_frozen(update.tree), memory)
+        reply: Tree = {"tree": tree, "n": float(update.n), **diagnostics}
+        return self.messages.encode_reply(t, client, reply, self.known)
 
 
-def answer(worker: Worker, t: int, client: int, letter: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
-    """Be a client for one round: decode, train, encode. Returns the answer and what the client remembers."""
+def run_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
+    """Be a client for one round: decode, train, encode. Rollbacks its reply, and its memory for the next round."""
     worker.cost.restart()
     if worker.saved:
         worker.saved.restart()
-    kept = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
+    tensors = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
     with num_threads(1), seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
-        device = worker.federation.device(t, client, worker.model, worker.where, kept)
+        device = worker.federation.device(t, client, worker.model, worker.where, tensors)
         device.steps = worker.cost.begin
-        down = worker.read(t, client, letter)
-        update = worker.method.client(down, device)
-    if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
-        raise InputError(f"{worker.method.name}: client must return an Update of a tree by names")
-    diagnostics = readable({"metrics": update.metrics, **worker.cost.report()})
-    diagnostics["metrics"] |= _saved(worker)
-    sent = worker.letters.compensate(worker.letters.trained(update.tree), device.memory)
-    told: Tree = {"tree": sent, "n": float(update.n), **diagnostics}
-    reply = worker.letters.up(t, client, told, worker.known)
+        update = worker.method.client(worker.decode(t, client, message), device)
+    reply = worker.encode(t, client, update, device.memory)
     return reply, encode(device.memory) if device.memory else b""
-
-
-def _saved(worker: Worker) -> dict[str, float]:
-    """Return what was kept for backward, if it is measured: by autograd, or as a whole by the kernels."""
-    if not worker.saved:
-        return {}
-    return {"saved_bytes": float(worker.cost.sparse.bytes)} if worker.cost.sparse else worker.saved.metrics()
 
 
 def run(
@@ -203,51 +126,51 @@ def run(
 
 
 def rounds(
-    federation: Federation, engine: Engine, device: str = "cpu", start: Start | None = None, last: int = 0
+    federation: Federation, engine: Engine, device: str = "cpu", start: Checkpoint | None = None, last: int = 0
 ) -> Generator[Round]:
-    """Run an opened experiment, from the beginning or from where ``start`` says, to round ``last`` (0: all).
+    """Run an opened experiment, from the beginning or from the checkpoint ``start``, to round ``last`` (0: all).
 
     The beginning is round 1, or round 0 where the method needs a warm-up.
     """
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
-    letters, names = Letters(federation), dict(plain.named_parameters()).keys()
-    dense_up, dense_down = (_dense_bytes(tree) for tree in (letters.trained(state.params), state.params))
-    history, memory = _history(Point(run.first - 1, state, {}), start), Memory()
-    checks = Checks(federation, (), {"round", "left_out", *(f.name for f in fields(Round))})
-    point: Point | None = history.points[-1]()
+    messages, names = Messages(federation), dict(plain.named_parameters()).keys()
+    dense_up, dense_down = (_dense_bytes(tree) for tree in (messages.without_frozen(state.params), state.params))
+    snapshots, memory = _snapshots(Snapshot(run.first - 1, state, {}), start), Memory()
+    admission = federation.admission(columns={"round", "left_out", *(f.name for f in fields(Round))})
+    snapshot: Snapshot | None = snapshots.points[-1]()
     plain, test = plain.to(device), federation.test().to(device)
-    held_out = None if (validation := federation.validation()) is None else validation.to(device)
+    validation = None if (data := federation.validation()) is None else data.to(device)
     with engine(federation, memory) as exchange:
         last = min(last or run.rounds, run.rounds)
         while True:
-            if point:
-                t, state, checks.norms = point.t, point.state, [*point.norms]
+            if snapshot:
+                t, state, admission.norms = snapshot.t, snapshot.state, [*snapshot.norms]
                 memory.clear()
-                memory.update(point.memory)
+                memory.update(snapshot.memory)
             if (t := t + 1) > last:
                 return
-            began, computed, tally = time.perf_counter(), time.process_time(), Tally()
-            away = {one.client for one in history.returns.of(t)}
-            clients = [client for client in run.sample(t) if client not in away]
+            began, computed, metrics = time.perf_counter(), time.process_time(), RoundMetrics()
+            left_out = {one.client for one in snapshots.rollbacks.of(t)}
+            clients = [client for client in run.sample(t) if client not in left_out]
             tiers = {client: run.task.tier(client) for client in clients}
-            sent = {tier: method.broadcast(state, run.context(t, tier)) for tier in sorted(set(tiers.values()))}
-            outgoing, told = letters.round(t, tiers, sent)
-            answers = exchange(t, outgoing)
-            before = state
+            trees = {tier: method.broadcast(state, run.context(t, tier)) for tier in sorted(set(tiers.values()))}
+            broadcast, before = messages.broadcast(t, tiers, trees), state
+            replies = exchange(t, broadcast)
             try:
                 with num_threads(1):
-                    passed = partial(checks.passed, t, state, tiers)
-                    state = aggregated(run, t, state, tally.read(answers, told, passed), tally)
+                    admit = partial(admission.admit, t, state, tiers)
+                    state = aggregate(run, t, state, metrics.collect(replies, broadcast.decode_reply, admit), metrics)
                     model = method.deploy(state)
                 seconds, computed = time.perf_counter() - began, time.process_time() - computed
                 check_finite(run, t, state, load_(plain, model), test)
-            except Diverged as error:
-                if not (point := history.back(t, tally.lengths)):
-                    raise Diverged(f"{error}; {history.returns}" if history.returns.count else str(error)) from None
+            except DivergenceError as error:
+                if not (snapshot := snapshots.back(t, metrics.lengths)):
+                    why = f"{error}; {snapshots.rollbacks}" if snapshots.rollbacks.count else str(error)
+                    raise DivergenceError(why) from None
                 continue
-            point = None
-            history.add(Point(t, state, dict(memory), tuple(checks.norms), tally.lengths))
+            snapshot = None
+            snapshots.add(Snapshot(t, state, dict(memory), tuple(admission.norms), metrics.lengths))
             tested = t % run.evaluate_every == 0 or t == last
             yield Round(
                 t=t,
@@ -255,30 +178,59 @@ def rounds(
                 state=state,
                 model=model,
                 accuracy=accuracy(load_(plain, model), test) if tested else None,
-                accuracy_validation=accuracy(load_(plain, model), held_out) if tested and held_out else None,
+                accuracy_validation=accuracy(load_(plain, model), validation) if tested and validation else None,
                 density=weight_density(model),
                 density_of_all=weight_density(model, names),
-                metrics=tally.metrics,
-                bytes_up=tally.bytes_up,
-                bytes_down=outgoing.size,
+                metrics=metrics.metrics,
+                bytes_up=metrics.bytes_up,
+                bytes_down=broadcast.size,
                 bytes_dense_up=dense_up * len(clients) * (t > 0),
                 bytes_dense_down=dense_down * len(clients) * (t > 0),
-                multiply_adds=tally.real,
-                multiply_adds_dense=tally.dense * (t > 0),
-                kernels=dict(sorted(tally.kernels.items(), reverse=True)),
-                dense_because=tally.why,
-                steps=tally.steps,
-                ms_per_step=1000 * tally.seconds / tally.steps if tally.steps else None,
+                multiply_adds=metrics.real,
+                multiply_adds_dense=metrics.dense * (t > 0),
+                kernels=dict(sorted(metrics.kernels.items(), reverse=True)),
+                dense_because=metrics.why,
+                steps=metrics.steps,
+                ms_per_step=1000 * metrics.seconds / metrics.steps if metrics.steps else None,
                 seconds=seconds,
                 cpu_seconds=computed,
-                refused=tuple(sorted(tally.refused, key=lambda refusal: refusal.client)),
-                warnings=tuple(tally.warnings),
+                refused=tuple(sorted(metrics.refused, key=lambda refusal: refusal.client)),
+                warnings=tuple(metrics.warnings),
                 memory=dict(memory),
-                norms=tuple(checks.norms),
-                lengths=tally.lengths,
-                returns=history.returns,
+                norms=tuple(admission.norms),
+                lengths=metrics.lengths,
+                rollbacks=snapshots.rollbacks,
                 **_measured(federation, t, before, state, plain, test if tested else None),
             )
+
+
+def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: RoundMetrics) -> Any:
+    """Return the next state, of the admitted updates. Raises DivergenceError, saying why, if there is none."""
+    if not isinstance(run.mean, Plain):
+        updates = robust_updates(run.mean, updates, expected_of(run.method, state, run.context(t)))
+    try:
+        return run.method.aggregate(state, updates, run.context(t))
+    except InputError:
+        if metrics.weight or not metrics.complete:
+            raise
+    if not metrics.refused:
+        raise InputError(f"round {t}: the engine brought no answer")
+    first = metrics.refused[0]
+    who = f"client {first.client}: {first.reason}" if first.client != NO_CLIENT else first.reason
+    remedy = {"Fixed": "bound.norm", "Multiple": "bound.times", "Loose": "bound.times"}.get(type(run.bound).__name__)
+    looser = f"; if the bound is too tight, raise {remedy}" if remedy else ""
+    raise DivergenceError(
+        f"round {t}: no client's update could be taken ({who}); if training diverged, lower lr (now {run.lr}){looser}"
+    )
+
+
+@torch.no_grad()
+def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> None:
+    """Raise DivergenceError unless all numbers of a state are finite, and its model's logits of some test examples."""
+    floats = (v for v in flatten(state).values() if v.is_floating_point())
+    with num_threads(1):
+        if not all(map(finite, floats)) or not finite(model.eval()(test.batch(slice(0, FINITE_EXAMPLES))[0])):
+            raise DivergenceError(f"round {t}: the model is not finite after it: lower lr (now {run.lr})")
 
 
 def _measured(
@@ -287,26 +239,25 @@ def _measured(
     """Return what of a round was asked to be measured."""
     run, columns, kept = federation.run, dict[str, Any](), dict[str, Tensor]()
     if "masks" in federation.measure:
-        columns |= of_masks(run.method, before if t > run.first else None, state)
-        kept = positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
+        columns |= measure_masks(run.method, before if t > run.first else None, state)
+        kept = top_positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
     if "pruned" in federation.measure and test:
-        columns |= of_pruned(run.method, state, plain, test)
+        columns |= measure_pruned(run.method, state, plain, test)
     columns |= run.method.spent(t, run.per_round, run.task.clients) or {}
     return {"measures": columns, "positions": kept}
 
 
-def _history(beginning: Point, start: Start | None) -> History:
-    """Return the points that a run may go back to, the newest of which is where it goes on."""
-    points: list[Callable[[], Point]] = [lambda: beginning]
+def _snapshots(beginning: Snapshot, start: Checkpoint | None) -> Snapshots:
+    """Return the snapshots that a run may go back to, the newest of which is where it goes on."""
     if not start:
-        return History(points, Returns())
-    points += [partial(_read, one, beginning.state) for one in start.earlier]
-    now = start.point(beginning.state)
-    return History([*points, lambda: now], start.returns)
+        return Snapshots([lambda: beginning], Rollbacks())
+    template, now = beginning.state, start.snapshot(beginning.state)
+    earlier = [partial(_read_snapshot, read, template) for read in start.earlier]
+    return Snapshots([lambda: beginning, *earlier, lambda: now], start.rollbacks)
 
 
-def _read(start: Callable[[], Start], template: Any) -> Point:
-    return start().point(template)
+def _read_snapshot(read: Callable[[], Checkpoint], template: Any) -> Snapshot:
+    return read().snapshot(template)
 
 
 def _dense_bytes(tree: Tree) -> int:

@@ -30,7 +30,7 @@ def check_measures(names: tuple[str, ...]) -> None:
             raise InputError(f"unknown measure {name!r}; the measures are {', '.join(MEASURES)}")
 
 
-def of_masks(method: Method[Any], before: ServerState | None, after: ServerState) -> dict[str, Any]:
+def measure_masks(method: Method[Any], before: ServerState | None, after: ServerState) -> dict[str, Any]:
     """Return the row's entries for ``masks``, from the state of the round before (None: there was none) and this.
 
     The mismatch is that of the deployed models' masks; the layers' non-zeros are those of the aggregate.
@@ -42,12 +42,12 @@ def of_masks(method: Method[Any], before: ServerState | None, after: ServerState
     return {"mismatch": mismatch(*masks), "layers": layers}
 
 
-def positions(state: ServerState) -> Mask:
+def top_positions(state: ServerState) -> Mask:
     """Return where each sparse layer of the server's model has its top weights, zeros never."""
     return {name: top(state.params[name], SHARE) & (state.params[name] != 0) for name in state.sparse}
 
 
-def of_pruned(method: Method[Any], state: ServerState, plain: nn.Module, test: Data) -> dict[str, Any]:
+def measure_pruned(method: Method[Any], state: ServerState, plain: nn.Module, test: Data) -> dict[str, Any]:
     """Return the row's entry for ``pruned``, nothing for a method that serves no union."""
     pruned = method.pruned(state)
     return {} if pruned is None else {"accuracy_pruned": accuracy(load_(plain, pruned), test)}

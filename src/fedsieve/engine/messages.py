@@ -1,12 +1,12 @@
-"""Letters between the server and its clients: sealed to run, round and client, answers against the model just sent.
+"""Messages between the server and its clients: sealed to run, round and client, replies against the model just sent.
 
-Both sides know the plain model's manifest and, of an answer, the broadcast that it answers: its float32 tensors, by
-their own names, are the base that values and positions are told from.
+Both sides know the plain model's manifest and, of a reply, the broadcast that it answers: its float32 tensors, by
+their own names, are the base that values and positions are encoded against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -21,45 +21,54 @@ UNSENT = "unsent:"
 """Before the name of a parameter in a client's memory: what rounding took from it, to be sent the next time."""
 
 
-class Letters:
-    """What a federation's processes write and read letters with."""
+class Messages:
+    """What a federation's processes encode, seal, unseal and decode messages with."""
 
     def __init__(self, federation: Federation):
         model = federation.model()
         floats = {name: v for name, v in model.state_dict().items() if v.is_floating_point()}
         self.frozen = frozen_names(model)
-        manifest = Manifest.of(floats)
         self.key = federation.key
         self.run, self.settings = federation.name, fingerprint(federation)
-        self.plain = Known(manifest, finite=False, copies=federation.run.method.copies)
+        self.plain = Known(Manifest.of(floats), finite=False, copies=federation.run.method.copies)
         self.values = federation.run.values
 
-    def based(self, down: Tree) -> Known:
-        """Return what both sides know of the answers to a broadcast."""
-        return replace(self.plain, base=dict(_floats(down)))
+    def known(self, broadcast: Tree) -> Known:
+        """Return what both sides know of the replies to a broadcast."""
+        return replace(self.plain, base=dict(_floats(broadcast)))
 
-    def envelope(self, t: int, client: int, direction: str, known: Known) -> Envelope:
-        """Return what a letter is bound to; ``known`` is what its message is encoded against."""
+    def _envelope(self, t: int, client: int, direction: str, known: Known) -> Envelope:
+        """Return what a message is sealed to; ``known`` is what it is encoded against."""
         return Envelope(self.run, self.settings, t, client, direction, known.digest)
 
-    def down(self, t: int, client: int, message: Body) -> bytes:
-        """Return a broadcast's letter to one client."""
-        return seal(message, self.envelope(t, client, "down", self.plain), self.key)
+    def broadcast(self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]) -> Broadcast:
+        """Return a round's messages, of each client's tier and each tier's tree, and what decodes the replies."""
+        bodies = {tier: Body(encode(tree, self.plain)) for tier, tree in trees.items()}
+        known = {tier: self.known(tree) for tier, tree in trees.items()}
+        return Broadcast(self, t, {c: bodies[tier] for c, tier in tiers.items()}, {c: known[tiers[c]] for c in tiers})
 
-    def message(self, t: int, client: int, letter: bytes, last: Body | None = None) -> Body:
-        """Return the message in a letter to a client: ``last`` itself if it is the same. Raises WireError."""
-        return unseal(letter, self.envelope(t, client, "down", self.plain), self.key, last)
+    def seal_broadcast(self, t: int, client: int, body: Body) -> bytes:
+        """Return an encoded broadcast, sealed to one client."""
+        return seal(body, self._envelope(t, client, "down", self.plain), self.key)
 
-    def read(self, message: Body) -> Tree:
+    def unseal_broadcast(self, t: int, client: int, message: bytes, last: Body | None = None) -> Body:
+        """Return the encoded broadcast in a message: ``last`` itself if it is the same. Raises WireError."""
+        return unseal(message, self._envelope(t, client, "down", self.plain), self.key, last)
+
+    def decode_broadcast(self, body: Body) -> Tree:
         """Return a broadcast's tree. Raises WireError."""
-        return decode(message.data, self.plain)
+        return decode(body.data, self.plain)
 
-    def up(self, t: int, client: int, told: Tree, known: Known) -> bytes:
-        """Return a client's letter. One that is not finite keeps every bit: the server says what is wrong with it."""
-        values = self.values if _finite(told) else "f32"
-        return seal(Body(encode(told, known, values)), self.envelope(t, client, "up", known), self.key)
+    def encode_reply(self, t: int, client: int, tree: Tree, known: Known) -> bytes:
+        """Return a client's reply, sealed. One that is not finite keeps every bit: the server says what is wrong."""
+        values = self.values if _finite(tree) else "f32"
+        return seal(Body(encode(tree, known, values)), self._envelope(t, client, "up", known), self.key)
 
-    def trained(self, tree: Tree) -> Tree:
+    def decode_reply(self, t: int, client: int, reply: bytes, known: Known) -> Tree:
+        """Return the tree of a client's reply. Raises WireError."""
+        return decode(unseal(reply, self._envelope(t, client, "up", known), self.key).data, known)
+
+    def without_frozen(self, tree: Tree) -> Tree:
         """Return what a client sends of its update: all but what is frozen, which the server has."""
         return {name: value for name, value in tree.items() if name not in self.frozen}
 
@@ -71,47 +80,35 @@ class Letters:
         if self.values == "f32" or not _finite(tree):
             return tree
         tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor | Sparse)}
-        left = {name.removeprefix(UNSENT): v for name, v in memory.items() if name.startswith(UNSENT)}
-        sent, left = compensate(tensors, left, self.values, self.plain)
-        memory |= {UNSENT + name: value for name, value in left.items()}
+        residual = {name.removeprefix(UNSENT): v for name, v in memory.items() if name.startswith(UNSENT)}
+        sent, residual = compensate(tensors, residual, self.values, self.plain)
+        memory |= {UNSENT + name: value for name, value in residual.items()}
         return {**tree, **sent}
 
-    def answer(self, t: int, client: int, letter: bytes, known: Known) -> Tree:
-        """Return what a client told. Raises WireError."""
-        return decode(unseal(letter, self.envelope(t, client, "up", known), self.key).data, known)
 
-    def round(
-        self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]
-    ) -> tuple[Outgoing, Callable[[int, bytes], Tree]]:
-        """Return a round's letters, given each client's tier and each tier's broadcast, and what opens the answers."""
-        messages = {tier: Body(encode(tree, self.plain)) for tier, tree in trees.items()}
-        known = {tier: self.based(tree) for tier, tree in trees.items()}
+class Broadcast(Mapping[int, bytes]):
+    """A round's messages by client, each sealed when it is asked for: the encoded tree is held once a tier."""
 
-        def told(client: int, letter: bytes) -> Tree:
-            return self.answer(t, client, letter, known[tiers[client]])
-
-        return Outgoing(self, t, {client: messages[tier] for client, tier in tiers.items()}), told
-
-
-class Outgoing(Mapping[int, bytes]):
-    """A round's letters by client, each sealed when it is asked for: the message itself is held once."""
-
-    def __init__(self, letters: Letters, t: int, messages: Mapping[int, Body]):
-        self.letters, self.t, self.messages = letters, t, messages
+    def __init__(self, messages: Messages, t: int, bodies: Mapping[int, Body], known: Mapping[int, Known]):
+        self.messages, self.t, self.bodies, self.known = messages, t, bodies, known
 
     @property
     def size(self) -> int:
-        """The bytes of all letters."""
-        return sum(len(message.data) + TAG for message in self.messages.values())
+        """The bytes of all messages."""
+        return sum(len(body.data) + TAG for body in self.bodies.values())
 
     def __getitem__(self, client: int) -> bytes:
-        return self.letters.down(self.t, client, self.messages[client])
+        return self.messages.seal_broadcast(self.t, client, self.bodies[client])
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.messages)
+        return iter(self.bodies)
 
     def __len__(self) -> int:
-        return len(self.messages)
+        return len(self.bodies)
+
+    def decode_reply(self, client: int, reply: bytes) -> Tree:
+        """Return the tree of a client's reply to this broadcast. Raises WireError, KeyError for another client."""
+        return self.messages.decode_reply(self.t, client, reply, self.known[client])
 
 
 def _floats(tree: Tree) -> Iterator[tuple[str, Tensor | Sparse]]:

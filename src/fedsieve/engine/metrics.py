@@ -1,4 +1,4 @@
-"""What a round's answers add up to: bytes, work, metrics, and who was refused or lost."""
+"""What a round's answers add up to: bytes, work, metrics, and who was refused or failed."""
 
 from __future__ import annotations
 
@@ -8,50 +8,49 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-from fedsieve.engine.admission import Answer, Letter
+from fedsieve.server.admission import Answer, Decode, Refuse
 from fedsieve.types import Tree, Update
 from fedsieve.types.contract import Norms
 from fedsieve.wire import WireError, encode
 
-Refuse: TypeAlias = Callable[[int, str], None]
-Passed: TypeAlias = Callable[[Iterable[tuple[int, Letter]], Refuse], Iterable[Answer]]
-"""``check.Checks.passed`` in one round: the answers that pass; the others go to a function, with the reason."""
+Admit: TypeAlias = Callable[[Iterable[tuple[int, Decode]], Refuse], Iterable[Answer]]
+"""``Admission.admit`` in one round: the answers that are admitted; the others go to a function, with the reason."""
 
-Opened: TypeAlias = Callable[[int, bytes], Tree]
-"""Open a client's letter, or raise WireError."""
+DecodeReply: TypeAlias = Callable[[int, bytes], Tree]
+"""Decode a client's reply, or raise WireError."""
 
-NOBODY = -1
-"""In place of a client where an engine brings what is no client's answer."""
+NO_CLIENT = -1
+"""In place of a client where an engine brings what is no client's reply."""
 LINES = 1000
 """How many refusals of one round are noted, and how many warnings."""
 
 
 @dataclass(frozen=True)
-class Refused:
-    """An answer that the server did not take, and why."""
+class Refusal:
+    """An answer that the server did not admit, and why."""
 
     client: int
     reason: str
 
 
 @dataclass(frozen=True)
-class Remark:
-    """What a client tells of its training that does not count, and why: the first that does. Its update counts."""
+class ClientWarning:
+    """What a client reports of its training that does not count, and why. Its update counts."""
 
     client: int
     reason: str
 
 
 @dataclass(frozen=True)
-class Lost:
+class Failure:
     """What an engine brings of a client that did not answer: why. The round goes on without it."""
 
     reason: str
 
 
 @dataclass
-class Tally:
-    """What a round's answers added up to, counted while they stream by. Their notes are no part of the bytes."""
+class RoundMetrics:
+    """What a round's answers add up to, counted while they stream by. Their notes are no part of the bytes."""
 
     bytes_up: int = 0
     real: float = 0.0
@@ -59,23 +58,23 @@ class Tally:
     weight: float = 0.0
     weights: dict[str, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
-    refused: list[Refused] = field(default_factory=list)
-    warnings: list[Remark] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    warnings: list[ClientWarning] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     why: str | None = None
     steps: int = 0
     seconds: float = 0.0
     lengths: dict[int, Norms] = field(default_factory=dict)
-    """By client, what the updates that were taken change of the model, where that is known."""
+    """By client, what the admitted updates change of the model, where that is known."""
     complete: bool = False
     """Whether the engine has brought all it has, and has not failed in the middle."""
 
-    def read(self, answers: object, opened: Opened, passed: Passed) -> Iterator[Update]:
-        """Yield every update that passes the checks; note the others. ``opened`` opens a client's letter."""
-        for answer in passed(self._brought(answers, opened), self._refuse):
+    def collect(self, replies: object, decode: DecodeReply, admit: Admit) -> Iterator[Update]:
+        """Yield every update that is admitted; count it, and note the others. ``decode`` reads a client's reply."""
+        for answer in admit(self._messages(replies, decode), self._refuse):
             update, work = answer.update, answer.diagnostics["work"]
             self._warn(answer.client, answer.warnings)
-            self._note(answer.diagnostics["notes"])
+            self._count_notes(answer.diagnostics["notes"])
             self.real += work.get("real", 0.0)
             self.dense += work.get("dense", 0.0)
             self.weight += update.n
@@ -86,32 +85,32 @@ class Tally:
                 self.weights[name] = self.weights.get(name, 0.0) + update.n
             yield update
 
-    def _brought(self, answers: object, opened: Opened) -> Iterator[tuple[int, Letter]]:
-        """Count the bytes that an engine brings, and say what reads them; refuse what is no client's answer at all."""
-        if not isinstance(answers, Iterable):
-            self._refuse(NOBODY, f"the engine brought {type(answers).__name__} in place of answers")
-            answers = ()
-        for brought in answers:
-            client, letter = brought if isinstance(brought, tuple | list) and len(brought) == 2 else (None, None)
+    def _messages(self, replies: object, decode: DecodeReply) -> Iterator[tuple[int, Decode]]:
+        """Count the bytes that an engine brings, and yield what decodes them; refuse what is no client's reply."""
+        if not isinstance(replies, Iterable):
+            self._refuse(NO_CLIENT, f"the engine brought {type(replies).__name__} in place of answers")
+            replies = ()
+        for pair in replies:
+            client, reply = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
             if type(client) is not int or abs(client) >= 2**63:
-                self._refuse(NOBODY, "the engine brought what is no client's number with its letter")
+                self._refuse(NO_CLIENT, "the engine brought what is no client's number with its letter")
                 continue
-            self.bytes_up += len(letter) if isinstance(letter, bytes) else 0
-            yield client, partial(_tree, opened, client, letter)
+            self.bytes_up += len(reply) if isinstance(reply, bytes) else 0
+            yield client, partial(_tree, decode, client, reply)
         self.complete = True
 
     def _refuse(self, client: int, reason: str) -> None:
-        one = Refused(client, reason)
+        one = Refusal(client, reason)
         if len(self.refused) < LINES and one not in self.refused:
             self.refused.append(one)
 
     def _warn(self, client: int, reasons: Iterable[str]) -> None:
         for reason in reasons:
             if len(self.warnings) < LINES and all(reason != one.reason for one in self.warnings):
-                self.warnings.append(Remark(client, reason))
+                self.warnings.append(ClientWarning(client, reason))
 
-    def _note(self, notes: Mapping[str, Any]) -> None:
-        """Add a client's notes, if it has told any."""
+    def _count_notes(self, notes: Mapping[str, Any]) -> None:
+        """Add a client's notes, which may be empty, and take their bytes off the round's."""
         if not notes:
             return
         self.bytes_up -= len(encode({"notes": notes})) - len(encode({}))
@@ -121,14 +120,14 @@ class Tally:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The clients' metrics, averaged by the numbers of examples of those who tell them."""
+        """The clients' metrics, averaged by the numbers of examples of those who report them."""
         return {name: value / self.weights[name] for name, value in self.sums.items()}
 
 
-def _tree(opened: Opened, client: int, letter: object) -> Tree:
-    """Return what a client's letter says. Raises WireError if there is none."""
-    if isinstance(letter, Lost):
-        raise WireError(str(letter.reason))
-    if not isinstance(letter, bytes):
-        raise WireError(f"the engine brought {type(letter).__name__} in place of its letter")
-    return opened(client, letter)
+def _tree(decode: DecodeReply, client: int, reply: object) -> Tree:
+    """Return a client's decoded reply. Raises WireError if there is none."""
+    if isinstance(reply, Failure):
+        raise WireError(str(reply.reason))
+    if not isinstance(reply, bytes):
+        raise WireError(f"the engine brought {type(reply).__name__} in place of its letter")
+    return decode(client, reply)

@@ -16,22 +16,22 @@ import torch
 
 from fedsieve.client.process import peak_memory_mb
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Start, Worker, answer, chosen
-from fedsieve.engine.messages import Letters
+from fedsieve.engine.loop import Worker, kernels_for, run_client
+from fedsieve.engine.messages import Messages
 from fedsieve.engine.processes import check_sendable
+from fedsieve.engine.round import Checkpoint
 from fedsieve.types import InputError
 
 STEPS, WARM = 12, 2
 """Steps at least, of which the first are not counted."""
 
 
-def of_both(federation: Federation, state: Any, start: Start) -> dict[str, dict[str, Any]]:
+def of_both(federation: Federation, state: Any, start: Checkpoint) -> dict[str, dict[str, Any]]:
     """Return what a step costs each way on this machine's CPU; or why one of them cannot be, in ``because``."""
     client = federation.run.sample(start.t)[0]
     tree = federation.run.method.broadcast(state, federation.run.context(start.t, federation.run.task.tier(client)))
     small, memory = _small(federation, client), start.memory.get(client, b"")
-    outgoing, _ = Letters(small).round(start.t, {client: 0}, {0: tree})
-    message = outgoing[client]
+    message = Messages(small).broadcast(start.t, {client: 0}, {0: tree})[client]
     return {way: _of_one(way, small, start.t, client, message, memory) for way in ("sparse", "dense")}
 
 
@@ -50,7 +50,7 @@ def _small(federation: Federation, client: int) -> Federation:
 
 def _of_one(way: str, federation: Federation, t: int, client: int, message: bytes, memory: bytes) -> dict[str, Any]:
     try:
-        chosen(federation, way)
+        kernels_for(federation, way)
         check_sendable(federation)
     except InputError as error:
         return {"because": str(error)}
@@ -61,7 +61,7 @@ def _of_one(way: str, federation: Federation, t: int, client: int, message: byte
 def _step(way: str, federation: Federation, t: int, client: int, message: bytes, memory: bytes) -> dict[str, Any]:
     torch.set_num_threads(1)
     worker = Worker(federation, "cpu", way)
-    answer(worker, t, client, message, memory)
+    run_client(worker, t, client, message, memory)
     cost = worker.cost
     return {
         "ms_per_step": 1000 * statistics.median(cost.times[WARM:]),

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsieve.client.process import peak_memory_mb, warn_in_one_line
 from fedsieve.data import Dataset
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Engine, Exchange, Worker, answer, chosen
+from fedsieve.engine.loop import Engine, Exchange, Worker, kernels_for, run_client
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.serial import check_device
 from fedsieve.kernels.dispatch import check_choice
@@ -38,7 +38,7 @@ def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         check_sendable(federation)
-        chosen(federation, kernels, device)
+        kernels_for(federation, kernels, device)
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device, kernels))
 
@@ -111,7 +111,7 @@ def follow_parent() -> None:
 
 def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, bytes, float]:
     assert _worker is not None
-    return *answer(_worker, t, client, message, memory), peak_memory_mb()
+    return *run_client(_worker, t, client, message, memory), peak_memory_mb()
 
 
 def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, bytes, float]:

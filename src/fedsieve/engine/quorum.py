@@ -14,8 +14,8 @@ class QuorumMissed(InputError):
 
 
 @dataclass(frozen=True)
-class Patience:
-    """What an engine whose clients may be lost is told; the others have no use for it."""
+class Quorum:
+    """How long an engine waits for clients that may fail, and how many of them must answer."""
 
     min_clients: int = 0
     """The answers that a round needs; 0: half of its clients, rounded up. A warm-up of fewer clients needs them all."""
@@ -33,9 +33,9 @@ class Patience:
         if self.attempts < 1:
             raise InputError(f"attempts must be at least 1, got {self.attempts}")
 
-    def quorum(self, asked: int) -> int:
-        """Return how many of the asked must answer."""
-        return min(self.min_clients or (asked + 1) // 2, asked)
+    def needed(self, clients: int) -> int:
+        """Return how many of a round's ``clients`` must answer."""
+        return min(self.min_clients or (clients + 1) // 2, clients)
 
     def check(self, run: Run) -> None:
         """Raise InputError if no round of a run has as many clients as must answer."""

@@ -27,12 +27,12 @@ Memory: TypeAlias = dict[int, bytes]
 """What each client keeps to itself between rounds, encoded; it never crosses to the server's state."""
 
 
-class Diverged(InputError):
+class DivergenceError(InputError):
     """A round left nothing finite to go on with."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Exclusion:
     """An update that is left out of its round, and why."""
 
     round: int
@@ -41,13 +41,13 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Returns:
+class Rollbacks:
     """How often a run has gone back, and what it leaves out for that."""
 
     count: int = 0
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[Exclusion, ...] = ()
 
-    def of(self, t: int) -> tuple[LeftOut, ...]:
+    def of(self, t: int) -> tuple[Exclusion, ...]:
         """Return what is left out of round ``t``."""
         return tuple(one for one in self.left_out if one.round == t)
 
@@ -57,7 +57,7 @@ class Returns:
 
 
 @dataclass(frozen=True)
-class Point:
+class Snapshot:
     """A run after round ``t``: all that the next round depends on."""
 
     t: int
@@ -70,36 +70,36 @@ class Point:
     """By client, what the updates that made this state changed; None: not known."""
 
 
-class History:
+class Snapshots:
     """The last points of a run, the newest last; earlier ones may be read when they are needed."""
 
-    def __init__(self, points: Iterable[Callable[[], Point]], returns: Returns):
-        self.points, self.returns = deque(points, DEPTH), returns
+    def __init__(self, points: Iterable[Callable[[], Snapshot]], returns: Rollbacks):
+        self.points, self.rollbacks = deque(points, DEPTH), returns
 
-    def add(self, point: Point) -> None:
+    def add(self, point: Snapshot) -> None:
         """Take the point after a round."""
         self.points.append(lambda: point)
 
-    def back(self, t: int, lengths: Mapping[int, Norms]) -> Point | None:
+    def back(self, t: int, lengths: Mapping[int, Norms]) -> Snapshot | None:
         """Return where to go on after round ``t`` has diverged, whose updates had these ``lengths``.
 
         None if the run has gone back often enough, or no update stands out. What is left out is in ``returns``.
         """
-        if self.returns.count == RETURNS:
+        if self.rollbacks.count == RETURNS:
             return None
-        after, failed = Point(t, None, {}, (), lengths), t
+        after, failed = Snapshot(t, None, {}, (), lengths), t
         while self.points and (base := self.points[-1]()).t == after.t - 1:
             if found := far_out(after.lengths or {}):
-                self.returns = self._without(after.t, found, failed)
+                self.rollbacks = self._without(after.t, found, failed)
                 return base
             after = base
             self.points.pop()
         return None
 
-    def _without(self, t: int, found: Mapping[int, float], failed: int) -> Returns:
+    def _without(self, t: int, found: Mapping[int, float], failed: int) -> Rollbacks:
         why = "it changed the model {:.3g} times as much as the others, and round {} came to nothing finite"
-        more = (LeftOut(t, client, why.format(ratio, failed)) for client, ratio in found.items())
-        return Returns(self.returns.count + 1, (*self.returns.left_out, *more))
+        more = (Exclusion(t, client, why.format(ratio, failed)) for client, ratio in found.items())
+        return Rollbacks(self.rollbacks.count + 1, (*self.rollbacks.left_out, *more))
 
 
 def far_out(lengths: Mapping[int, Norms]) -> dict[int, float]:

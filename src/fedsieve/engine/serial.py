@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from fedsieve.engine.experiment import Federation
-from fedsieve.engine.loop import Engine, Exchange, Worker, answer
+from fedsieve.engine.loop import Engine, Exchange, Worker, run_client
 from fedsieve.engine.rollback import Memory
 from fedsieve.kernels.dispatch import check_choice
 from fedsieve.types import InputError
@@ -25,7 +25,7 @@ def local(device: str = "cpu", kernels: str = "auto") -> Engine:
 
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
             for client, message in messages.items():
-                reply, kept = answer(worker, t, client, message, memory.get(client, b""))
+                reply, kept = run_client(worker, t, client, message, memory.get(client, b""))
                 if kept:
                     memory[client] = kept
                 yield client, reply

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fedsieve.data.storage import regular, sync, write
 from fedsieve.engine import Round
-from fedsieve.engine.loop import Start
-from fedsieve.engine.rollback import DEPTH, LeftOut, Returns
+from fedsieve.engine.rollback import DEPTH, Exclusion, Rollbacks
+from fedsieve.engine.round import Checkpoint
 from fedsieve.runs.schema import CHECKPOINTS
 from fedsieve.types import InputError, clone_shared, flatten
 
@@ -39,7 +39,7 @@ def save_checkpoint(out: Path, round: Round, about: Mapping[str, str]) -> None:
     if round.lengths:
         rows = [(float(client), *norms) for client, norms in round.lengths.items()]
         tensors["lengths"] = torch.tensor(rows, dtype=torch.float64)
-    header = {**about, "round": str(round.t), "returns": json.dumps(asdict(round.returns))}
+    header = {**about, "round": str(round.t), "rollbacks": json.dumps(asdict(round.rollbacks))}
     header["sha256"] = _digest(header, tensors)
     write(out / CHECKPOINTS / f"{round.t:06d}.safetensors", save(tensors, header))
     for old in _paths(out)[:-COUNT]:
@@ -54,7 +54,7 @@ def remove_after(out: Path, after: int) -> None:
             sync(path.parent)
 
 
-def load_newest(out: Path) -> tuple[Start, dict[str, str]] | None:
+def load_newest(out: Path) -> tuple[Checkpoint, dict[str, str]] | None:
     """Return the newest checkpoint and what it says about its run, None where there is none.
 
     Raises InputError, naming the file and what to do, if it is damaged; so does what reads the ``earlier`` ones.
@@ -66,11 +66,11 @@ def load_newest(out: Path) -> tuple[Start, dict[str, str]] | None:
     return replace(start, earlier=tuple(partial(_start, path) for path in paths[:-1])), about
 
 
-def _start(path: Path) -> Start:
+def _start(path: Path) -> Checkpoint:
     return _load(path, None)[0]
 
 
-def _load(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
+def _load(path: Path, before: Path | None) -> tuple[Checkpoint, dict[str, str]]:
     """Return a checkpoint; ``before`` is the one that a run goes on from without it."""
     try:
         with safe_open(regular(path), "pt") as file:
@@ -78,7 +78,7 @@ def _load(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         damaged = about.pop("sha256", "") != _digest(about, tensors) or int(about["round"]) != int(path.stem)
         memory = {int(n.removeprefix("memory/")): v for n, v in tensors.items() if n.startswith("memory/")}
-        returns = _returns(about.pop("returns"))
+        rollbacks = _rollbacks(about.pop("rollbacks"))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         damaged = True
     if damaged:
@@ -88,12 +88,12 @@ def _load(path: Path, before: Path | None) -> tuple[Start, dict[str, str]]:
     contents = {client: v.numpy().tobytes() for client, v in memory.items()}
     lengths = {int(client): (a, b, c, d) for client, a, b, c, d in _rows(tensors, "lengths")}
     norms = tuple((a, b, c, d) for a, b, c, d in _rows(tensors, "norms"))
-    return Start(int(about["round"]), state, contents, norms, lengths, returns), about
+    return Checkpoint(int(about["round"]), state, contents, norms, lengths, rollbacks), about
 
 
-def _returns(text: str) -> Returns:
+def _rollbacks(text: str) -> Rollbacks:
     values = json.loads(text)
-    return Returns(values["count"], tuple(LeftOut(**one) for one in values["left_out"]))
+    return Rollbacks(values["count"], tuple(Exclusion(**one) for one in values["left_out"]))
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> list[list[float]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from fedsieve.engine import Federation, Patience, Run
+    from fedsieve.engine import Federation, Quorum, Run
 
 Face: TypeAlias = Literal["run", "sweep", "flower"]
 """Who has an option: ``fedsieve run``, ``fedsieve sweep``; ``fedsieve flower app`` and the run config of its app."""
@@ -68,7 +68,7 @@ class Execution:
         check_measures(self.measures)
         if self.until < 0:
             raise InputError(f"until must be a round, or 0 for the last, got {self.until}")
-        assert self.patience
+        assert self.quorum
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -76,11 +76,11 @@ class Execution:
         return tuple(name.strip() for name in self.measure.split(",") if name.strip())
 
     @property
-    def patience(self) -> Patience:
+    def quorum(self) -> Quorum:
         """How long a server waits for clients that may be lost. Raises InputError."""
-        from fedsieve.engine import Patience
+        from fedsieve.engine import Quorum
 
-        return Patience(self.min_clients, self.round_timeout)
+        return Quorum(self.min_clients, self.round_timeout)
 
     @property
     def root(self) -> Path | None:

@@ -16,8 +16,9 @@ from safetensors.torch import save
 
 from fedsieve.data.storage import append, is_leftover, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round
-from fedsieve.engine.loop import Start, rounds
+from fedsieve.engine.loop import rounds
 from fedsieve.engine.probe import of_both
+from fedsieve.engine.round import Checkpoint
 from fedsieve.runs import checkpoints, resume
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.schema import (
@@ -52,7 +53,7 @@ class _Plan:
     manifest: dict[str, Any]
     source: dict[str, bytes]
     lines: list[bytes]
-    start: Start | None
+    start: Checkpoint | None
 
 
 def record_run(

@@ -45,7 +45,7 @@ OTHER = "choose another --out"
 PUT_BACK = f"put it back as it was, or {OTHER}"
 SMALLEST, LARGEST = 1e-30, 1e30
 """Numbers beyond these are no measurement: their sums and quotients overflow."""
-NOT_IN_ROWS = {"t", "state", "model", "memory", "norms", "lengths", "returns", "metrics", "measures", "positions"}
+NOT_IN_ROWS = {"t", "state", "model", "memory", "norms", "lengths", "rollbacks", "metrics", "measures", "positions"}
 """The fields of a ``Round`` that are no columns of its row: ``t`` is ``round`` there, metrics and measures its own."""
 
 

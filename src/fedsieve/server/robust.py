@@ -1,4 +1,4 @@
-"""Against updates that are possible, but odd: bounds on their norm, and means that a few of them cannot move far.
+"""Robust aggregation: means that a few odd updates cannot move far.
 
 A mean stands before the method's own: it passes the updates on, clipped one by one, or one in place of all. So it fits
 every method whose clients send values at the same positions, and refuses the others.
@@ -9,119 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import median, median_low
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fedsieve.server.admission import Bound, Loose, Off, check_positive, within
 from fedsieve.types import Expected, InputError, Method, RoundContext, Update
-from fedsieve.types.contract import Norms
 from fedsieve.types.method import expected_of
 
 CHUNK = 2**20
 """Coordinates that are sorted at a time."""
-FEW = 3
-"""Of fewer updates one that lies may be the median."""
-
-Limits: TypeAlias = tuple[float, ...]
-"""Bounds on ``Norms``, as many as there are: the first two, or all."""
-
-
-@dataclass(frozen=True)
-class Off:
-    """No bound on an update's norm."""
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """An update is refused if its weights change by more than ``norm``, or its running statistics by ``statistics``."""
-
-    norm: float = 10.0
-    """The largest Euclidean norm of a change of weights."""
-    statistics: float = 1000.0
-    """The largest Euclidean norm of a change of BatchNorm's running statistics."""
-
-    def __post_init__(self) -> None:
-        _check_positive("bound.norm", self.norm)
-        _check_positive("bound.statistics", self.statistics)
-
-
-@dataclass(frozen=True)
-class Multiple:
-    """An update is refused if a norm of it is above ``times`` the running median, that of the last ones taken.
-
-    The norms are two, of weights and of running statistics, and each has its median. The first round has none
-    before it: its bound is ``times`` the median of its own norms, the largest left out as long as they are above it.
-    """
-
-    times: float = 3.0
-    """How many times the median a norm may be."""
-    window: int = 100
-    """How many updates the median is taken over."""
-
-    def __post_init__(self) -> None:
-        _check_running(self.times, self.window)
-
-    def limits(self, norms: list[Norms]) -> Limits:
-        """Return the bounds after updates of these norms."""
-        weights, others, *_ = zip(*norms, strict=True)
-        return self.times * median(weights), self.times * median(others)
-
-    def first(self, norms: list[Norms]) -> Limits:
-        """Return the bounds of a first round, whose updates have these norms."""
-        while True:
-            limit = self._first([one[0] for one in norms])
-            limits = limit, self._first([one[1] for one in norms if one[0] <= limit])
-            kept = [one for one in norms if within(one, limits)]
-            if len(kept) == len(norms):
-                return limits
-            norms = kept
-
-    def _first(self, norms: list[float]) -> float:
-        rising = sorted(norms)
-        limits = [self.times * median(rising[: k + 1]) for k in range(len(rising))]
-        return next((limits[k] for k in reversed(range(len(rising))) if rising[k] <= limits[k]), math.inf)
-
-
-@dataclass(frozen=True)
-class Loose:
-    """An update is refused if it changes the model ``times`` as much as is usual, and by more than the model itself.
-
-    That is so much that no honest client does it. It is held of norm and largest element, of weights and of running
-    statistics: usual is the running median of each, that of the last updates taken. Before there are ``FEW`` of them,
-    the bound is ``times`` the model itself, and running statistics, whose scale is the data's, have none. Where most
-    of a round's updates are longer than ever, training went there, and none of them lies: see ``widened``.
-    """
-
-    times: float = 100.0
-    """How many times the median a norm may be."""
-    window: int = 100
-    """How many updates the median is taken over."""
-
-    def __post_init__(self) -> None:
-        _check_running(self.times, self.window)
-
-    def limits(self, norms: list[Norms], model: Norms) -> Limits:
-        """Return the bounds after updates of these norms, for a model of those; a model of zeros counts as 1."""
-        own = [max(1.0, norm) for norm in model]
-        if len(norms) < FEW:
-            return self.times * own[0], math.inf, self.times * own[2], math.inf
-        usual = map(median, zip(*norms, strict=True))
-        return tuple(max(self.times * middle, least) for middle, least in zip(usual, own, strict=True))
-
-    def widened(self, limits: Limits, norms: list[Norms]) -> Limits:
-        """Return a round's bounds, at least ``times`` the median of all its updates, of an even number the lower one.
-
-        So half of them may lie. One update alone widens nothing.
-        """
-        if len(norms) < 2:
-            return limits
-        usual = map(median_low, zip(*norms, strict=True))
-        return tuple(max(limit, self.times * middle) for limit, middle in zip(limits, usual, strict=True))
-
-
-Bound: TypeAlias = Off | Fixed | Multiple | Loose
 
 
 @dataclass(frozen=True)
@@ -144,8 +42,8 @@ class Clipped:
     """The Euclidean norm that a change of BatchNorm's running statistics is shortened to."""
 
     def __post_init__(self) -> None:
-        _check_positive("mean.norm", self.norm)
-        _check_positive("mean.statistics", self.statistics)
+        check_positive("mean.norm", self.norm)
+        check_positive("mean.statistics", self.statistics)
 
 
 @dataclass(frozen=True)
@@ -175,7 +73,7 @@ class Trimmed:
 Mean: TypeAlias = Plain | Clipped | Median | Trimmed
 
 
-def combined(mean: Mean, updates: Iterable[Update], expected: Expected) -> Iterable[Update]:
+def robust_updates(mean: Mean, updates: Iterable[Update], expected: Expected) -> Iterable[Update]:
     """Return what the method's own mean is to be taken of: for median and trimmed mean, one update for all.
 
     The updates stream through, but for median and trimmed mean, which hold all of a round's.
@@ -225,11 +123,6 @@ def _layout(expected: Expected) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(getattr(entry, "base", torch.empty(())).shape)) for name, entry in expected.tree.items())
 
 
-def within(norms: Norms, limits: Limits) -> bool:
-    """Tell whether no norm is above its bound."""
-    return all(norm <= limit for norm, limit in zip(norms, limits, strict=False))
-
-
 def _clipped(update: Update, most: tuple[float, float], expected: Expected) -> Update:
     norms = expected.norms(update.tree)
     if norms is None or within(norms, most):
@@ -261,15 +154,3 @@ def _inner(values: list[Any], drop: int) -> Any:
 
 def _kept_mean(rows: Tensor, drop: int) -> Tensor:
     return rows.sort(dim=0).values[drop : len(rows) - drop].double().mean(0)
-
-
-def _check_running(times: float, window: int) -> None:
-    if not 1 <= times <= 1e6:
-        raise InputError(f"bound.times must lie in [1, 1e6], got {times}")
-    if window < 1:
-        raise InputError(f"bound.window must be at least 1, got {window}")
-
-
-def _check_positive(what: str, norm: float) -> None:
-    if not 0 < norm <= 1e18:
-        raise InputError(f"{what} must be positive and at most 1e18, got {norm}")

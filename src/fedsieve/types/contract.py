@@ -21,7 +21,7 @@ Norms: TypeAlias = tuple[float, float, float, float]
 then the largest absolute values, of either."""
 
 
-class Unexpected(ValueError):
+class ContractError(ValueError):
     """An update that parses, but that no honest client sends: the message says why."""
 
 
@@ -72,24 +72,24 @@ class Expected:
     """What else must hold of a tree that is otherwise as expected: returns what is wrong, or None."""
 
     def check(self, tree: Tree) -> None:
-        """Raise Unexpected unless the tree is as expected, and finite."""
+        """Raise ContractError unless the tree is as expected, and finite."""
         for name in tree:
             if name not in self.tree:
-                raise Unexpected(f"{printable(name)} is nothing that this method sends")
+                raise ContractError(f"{printable(name)} is nothing that this method sends")
         for name, entry in self.tree.items():
             if name not in tree:
-                raise Unexpected(f"{name} is missing")
+                raise ContractError(f"{name} is missing")
             _check(name, entry, tree[name])
         sent = sum(len(v.values) for v in tree.values() if isinstance(v, Sparse))
         if self.most is not None and sent > self.most:
-            raise Unexpected(f"{sent} values at positions of the client's choice, where {self.most} are allowed")
+            raise ContractError(f"{sent} values at positions of the client's choice, where {self.most} are allowed")
         if self.rule and (wrong := self.rule(tree)):
-            raise Unexpected(wrong)
+            raise ContractError(wrong)
 
     def fill_frozen(self, tree: Tree, frozen: Set[str]) -> Tree:
-        """Return the tree with what is frozen, as it is on the server. Raises Unexpected if a client sends of it."""
+        """Return the tree with what is frozen, as it is on the server. Raises ContractError if a client sends of it."""
         if given := sorted(frozen & tree.keys()):
-            raise Unexpected(f"{given[0]} is frozen: nobody sends it")
+            raise ContractError(f"{given[0]} is frozen: nobody sends it")
         bases = {name: entry.base for name, entry in self.tree.items() if not isinstance(entry, Number)}
         return {**tree, **{name: base for name, base in bases.items() if name in frozen}}
 
@@ -152,40 +152,40 @@ def printable(text: str, length: int = 60) -> str:
 def _check(name: str, entry: Entry, sent: object) -> None:
     if isinstance(entry, Number):
         if not isinstance(sent, float) or sent != entry.value:
-            raise Unexpected(f"{name} is not {entry.value:g}")
+            raise ContractError(f"{name} is not {entry.value:g}")
         return
     if isinstance(sent, Tensor) and (isinstance(entry, Whole) or entry.or_whole):
         _check_values(name, sent, tuple(sent.shape), entry.base)
         if isinstance(entry, Whole) and not _within(sent, entry):
-            raise Unexpected(f"{name} has values that cannot be")
+            raise ContractError(f"{name} has values that cannot be")
     elif isinstance(sent, Sparse) and isinstance(entry, Part):
         _check_positions(name, sent)
         _check_values(name, sent.values, tuple(sent.shape), entry.base)
         if len(sent.values) > entry.most:
-            raise Unexpected(f"{name} has {len(sent.values)} values, where {entry.most} are allowed")
+            raise ContractError(f"{name} has {len(sent.values)} values, where {entry.most} are allowed")
     else:
-        raise Unexpected(f"{name} is {_kind(sent)}, not {_kind(entry)}")
+        raise ContractError(f"{name} is {_kind(sent)}, not {_kind(entry)}")
 
 
 def _check_values(name: str, values: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     if shape != tuple(like.shape):
-        raise Unexpected(f"{name} has the shape {list(shape)[:8]}, not {list(like.shape)}")
+        raise ContractError(f"{name} has the shape {list(shape)[:8]}, not {list(like.shape)}")
     if values.dtype != like.dtype:
-        raise Unexpected(f"{name} is of {values.dtype}, not of {like.dtype}")
+        raise ContractError(f"{name} is of {values.dtype}, not of {like.dtype}")
     flat = values.reshape(-1)
     if not math.isfinite(float(torch.dot(flat, flat))):
         whole = bool(torch.isfinite(flat).all())
-        raise Unexpected(f"{name} is {'too large: its norm overflows' if whole else 'not finite'}")
+        raise ContractError(f"{name} is {'too large: its norm overflows' if whole else 'not finite'}")
 
 
 def _check_positions(name: str, sent: Sparse) -> None:
-    """Raise Unexpected unless the positions rise strictly inside the tensor, a value each."""
+    """Raise ContractError unless the positions rise strictly inside the tensor, a value each."""
     index, numel = sent.index, math.prod(sent.shape)
     good = index.dtype == torch.int64 and index.dim() == sent.values.dim() == 1 and len(index) == len(sent.values)
     if good and len(index):
         good = int(index[0]) >= 0 and int(index[-1]) < numel and bool((index[1:] > index[:-1]).all())
     if not good:
-        raise Unexpected(f"{name} has positions that are none of {numel} elements")
+        raise ContractError(f"{name} has positions that are none of {numel} elements")
 
 
 def _within(sent: Tensor, entry: Whole) -> bool:

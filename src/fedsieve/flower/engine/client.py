@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsieve.engine.loop import Worker, answer
+from fedsieve.engine.loop import Worker, run_client
 from fedsieve.flower.engine.client_memory import ClientMemory
 from fedsieve.flower.engine.messages import get_bytes, get_config, to_content
 from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors
@@ -71,12 +71,12 @@ def _train(worker_for: WorkerFor, message: Message, context: Context) -> Message
         raise ValueError("the server's message holds no letter")
     node = _place(context, config)
     if sent_memory is not None:
-        reply, memory = answer(worker_for(node), t, client, payload, sent_memory)
+        reply, memory = run_client(worker_for(node), t, client, payload, sent_memory)
         return Message(to_content({"letter": reply, "memory": memory}), reply_to=message)
     if client != node.node.get("partition-id"):
         raise ValueError(f"asked to be client {client}, which this SuperNode is not")
     memories = ClientMemory(_folder(node), str(node.about.get("run")), client)
-    reply, memory = answer(worker_for(node), t, client, payload, memories.before(t))
+    reply, memory = run_client(worker_for(node), t, client, payload, memories.before(t))
     if memory:
         memories.keep(t, memory)
     return Message(to_content({"letter": reply}), reply_to=message)

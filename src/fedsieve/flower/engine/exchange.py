@@ -1,4 +1,4 @@
-"""Letters through a Flower grid and back: quorum, timeouts, and who was lost and why."""
+"""Messages through a Flower grid and back: quorum, timeouts, and who was lost and why."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from flwr.serverapp import Grid
 
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange
-from fedsieve.engine.metrics import Lost
-from fedsieve.engine.quorum import Patience, QuorumMissed
+from fedsieve.engine.metrics import Failure
+from fedsieve.engine.quorum import Quorum, QuorumMissed
 from fedsieve.engine.rollback import Memory
 from fedsieve.flower.engine.messages import error_line, get_bytes, to_content
 from fedsieve.flower.engine.nodes import Nodes, SimulatedNodes
 
 
-def grid_engine(grid: Grid, nodes: Nodes, patience: Patience, at_once: int = 0, pause: float = 0.05) -> Engine:
+def grid_engine(grid: Grid, nodes: Nodes, quorum: Quorum, at_once: int = 0, pause: float = 0.05) -> Engine:
     """Carry letters over ``grid`` to ``nodes``, at most ``at_once`` under way (0: all), looking every ``pause`` s."""
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Lost]]:
-            answers, quorum = _Answers(messages), patience.quorum(len(messages))
-            for _ in range(patience.attempts):
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Failure]]:
+            answers, needed = _Answers(messages), quorum.needed(len(messages))
+            for _ in range(quorum.attempts):
                 missing = [*answers.missing]
-                wanting = quorum - len(messages) + len(missing)
-                found = nodes.find(missing, patience.round_timeout, wanting)
+                wanting = needed - len(messages) + len(missing)
+                found = nodes.find(missing, quorum.round_timeout, wanting)
                 answers.lose(missing, "its SuperNode is not connected")
                 if len(found) < wanting:  # who is there would train for nothing
                     continue
-                deadline = time.monotonic() + patience.round_timeout
+                deadline = time.monotonic() + quorum.round_timeout
                 asked = _Attempt(grid, t, found, messages, nodes.about, _memory(nodes, memory), deadline)
                 for client, answer in asked.answers(at_once, pause):
                     answers.put(client, answer)
                     yield from answers.ready()
-                if len(messages) - len(answers.missing) >= quorum:
+                if len(messages) - len(answers.missing) >= needed:
                     break
             else:
-                raise QuorumMissed(_too_few(t, len(messages), answers.lost, quorum, patience))
+                raise QuorumMissed(_too_few(t, len(messages), answers.lost, quorum))
             yield from answers.remaining()
 
         yield exchange
@@ -53,12 +53,12 @@ def _memory(nodes: Nodes, memory: Memory) -> Memory | None:
     return memory if isinstance(nodes, SimulatedNodes) else None
 
 
-def _too_few(t: int, asked: int, lost: Mapping[int, Lost], quorum: int, patience: Patience) -> str:
+def _too_few(t: int, asked: int, lost: Mapping[int, Failure], quorum: Quorum) -> str:
     first = min(lost)
     return (
-        f"round {t}: {asked - len(lost)} of {asked} clients answered in {patience.attempts} attempts, {quorum} are "
-        f"needed (client {first}: {lost[first].reason}): the model is as it was; mend the clients and go on with "
-        "--resume, or lower min-clients"
+        f"round {t}: {asked - len(lost)} of {asked} clients answered in {quorum.attempts} attempts, "
+        f"{quorum.needed(asked)} are needed (client {first}: {lost[first].reason}): the model is as it was; mend the "
+        "clients and go on with --resume, or lower min-clients"
     )
 
 
@@ -68,15 +68,15 @@ class _Answers:
     def __init__(self, clients: Iterable[int]):
         self.due = deque(clients)
         self.missing = dict.fromkeys(self.due)
-        self.early, self.lost = dict[int, bytes](), dict[int, Lost]()
+        self.early, self.lost = dict[int, bytes](), dict[int, Failure]()
 
     def lose(self, clients: Iterable[int], reason: str) -> None:
         """Note that clients have not answered, as far as is known."""
-        self.lost |= dict.fromkeys(clients, Lost(reason))
+        self.lost |= dict.fromkeys(clients, Failure(reason))
 
-    def put(self, client: int, answer: bytes | Lost) -> None:
+    def put(self, client: int, answer: bytes | Failure) -> None:
         """Take an answer, or why there is none."""
-        if isinstance(answer, Lost):
+        if isinstance(answer, Failure):
             self.lost[client] = answer
             return
         del self.missing[client]
@@ -88,7 +88,7 @@ class _Answers:
         while self.due and self.due[0] in self.early:
             yield (client := self.due.popleft()), self.early.pop(client)
 
-    def remaining(self) -> Iterator[tuple[int, bytes | Lost]]:
+    def remaining(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Give on what there is; nobody waits for the others any more."""
         for client in self.due:
             yield client, self.early.pop(client) if client in self.early else self.lost[client]
@@ -111,7 +111,7 @@ class _Attempt:
         self.about, self.memory = about, memory
         self.pending = dict[str, int]()
 
-    def answers(self, at_once: int, pause: float) -> Iterator[tuple[int, bytes | Lost]]:
+    def answers(self, at_once: int, pause: float) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield every client's answer as it comes, or why there is none."""
         todo = deque(self.found)
         while todo or self.pending:
@@ -124,13 +124,13 @@ class _Attempt:
                 if (client := self.pending.pop(reply.metadata.reply_to_message_id, -1)) >= 0:
                     yield client, self._taken(client, reply)
             if over:
-                late = Lost("no answer within the round's time: raise round-timeout if it was at work")
+                late = Failure("no answer within the round's time: raise round-timeout if it was at work")
                 yield from ((client, late) for client in [*todo, *self.pending.values()])
                 return
             if self.pending and not replies:
                 time.sleep(pause)
 
-    def _send(self, client: int) -> Lost | None:
+    def _send(self, client: int) -> Failure | None:
         parts = {"letter": self.payloads[client]}
         if self.memory is not None:
             parts["memory"] = self.memory.get(client, b"")
@@ -139,16 +139,16 @@ class _Attempt:
         message = Message(content, self.found[client], MessageType.TRAIN, group_id=str(self.t), ttl=left)
         ids = [*self.grid.push_messages([message])]
         if not ids or not ids[0]:
-            return Lost("Flower did not take the message to it")
+            return Failure("Flower did not take the message to it")
         self.pending[ids[0]] = client
         return None
 
-    def _taken(self, client: int, reply: Message) -> bytes | Lost:
+    def _taken(self, client: int, reply: Message) -> bytes | Failure:
         if reply.has_error():
-            return Lost(error_line(reply.error))
+            return Failure(error_line(reply.error))
         payload = get_bytes(reply.content, "letter")
         if payload is None:
-            return Lost("its answer holds no letter")
+            return Failure("its answer holds no letter")
         memory = get_bytes(reply.content, "memory")
         if self.memory is not None and memory:
             self.memory[client] = memory

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker
-from fedsieve.engine.quorum import Patience
+from fedsieve.engine.quorum import Quorum
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.serial import check_device
 from fedsieve.flower.engine.client import client_app
@@ -21,7 +21,7 @@ from fedsieve.flower.private import FlowerRun, give_identity
 from fedsieve.kernels.dispatch import check_choice
 
 
-def inline(device: str = "cpu", kernels: str = "auto", patience: Patience | None = None) -> Engine:
+def inline(device: str = "cpu", kernels: str = "auto", quorum: Quorum | None = None) -> Engine:
     """Train all clients in this process, through Flower's messages."""
     check_device(device)
     check_choice(kernels)
@@ -30,7 +30,7 @@ def inline(device: str = "cpu", kernels: str = "auto", patience: Patience | None
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         worker = Worker(federation, device, kernels)
         grid = InlineGrid(client_app(lambda node: worker))
-        with grid_engine(grid, SimulatedNodes(grid), patience or Patience(), pause=0)(federation, memory) as exchange:
+        with grid_engine(grid, SimulatedNodes(grid), quorum or Quorum(), pause=0)(federation, memory) as exchange:
             yield exchange
 
     return engine

@@ -10,9 +10,9 @@ from typing import Protocol
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedsieve.engine.diagnostics import plain
 from fedsieve.engine.experiment import Federation
 from fedsieve.flower.engine.messages import error_line, get_config, to_content
+from fedsieve.server.diagnostics import one_line
 
 PAUSE = 0.5
 MEETING = 300.0
@@ -96,7 +96,7 @@ class SuperNodes:
                 node = self.asked.pop(reply.metadata.reply_to_message_id, None)
                 if node in here and (why := self._refused(node, reply)):
                     self.failed[node] = time.monotonic()
-                    self._say(f"SuperNode {node} takes no part: {plain(why)}")
+                    self._say(f"SuperNode {node} takes no part: {one_line(why)}")
 
     def _refused(self, node: int, reply: Message) -> str:
         """Register a node, or return why not."""

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine
-from fedsieve.engine.quorum import Patience
+from fedsieve.engine.quorum import Quorum
 from fedsieve.flower.engine.client import simulation_key
 from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.nodes import SimulatedNodes, SuperNodes
@@ -35,11 +35,11 @@ class ServerContext:
         """Whether all nodes are this machine's own."""
         return self.key is not None
 
-    def engine(self, federation: Federation, patience: Patience, about: Mapping[str, str]) -> Engine:
+    def engine(self, federation: Federation, quorum: Quorum, about: Mapping[str, str]) -> Engine:
         """Return the engine; ``about`` is what every node is told of the run."""
         if self.simulated:
-            return grid_engine(self.grid, SimulatedNodes(self.grid, about), patience, PENDING)
-        return grid_engine(self.grid, SuperNodes(self.grid, federation, about), patience, pause=0.5)
+            return grid_engine(self.grid, SimulatedNodes(self.grid, about), quorum, PENDING)
+        return grid_engine(self.grid, SuperNodes(self.grid, federation, about), quorum, pause=0.5)
 
 
 Serve: TypeAlias = Callable[[ServerContext], None]

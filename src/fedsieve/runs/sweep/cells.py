@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine import Run
-from fedsieve.engine.loop import chosen
+from fedsieve.engine.loop import kernels_for
 from fedsieve.engine.setup import build_federation, read_dataset
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.settings import apply_settings
@@ -108,7 +108,7 @@ def check_grid(grid: Grid) -> None:
         try:
             if task.dataset not in read:
                 read = {task.dataset: read_dataset(task, grid.execution.root)}  # one at a time in memory
-            chosen(build_federation(cell.run, read[task.dataset]), grid.execution.kernels)
+            kernels_for(build_federation(cell.run, read[task.dataset]), grid.execution.kernels)
         except InputError as error:
             raise InputError(f"{cell.label}: {error}") from None
 
