@@ -117,11 +117,11 @@ def test_bits_do_not_depend_on_threads(n: int, storage: ops.Storage) -> None:
 @pytest.mark.system
 def test_every_instruction_set(isa: str) -> None:
     files = [str(path) for path in Path(__file__).parent.glob("test_kernels_*.py") if path.stem != "test_kernels_build"]
-    words = ["-m", "pytest", "-q", "-x", "-m", "not slow", *files]
-    done = subprocess.run(
-        [sys.executable, *words], env={**os.environ, "FEDSIEVE_ISA": isa}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
+    ops = str(Path(__file__).with_name("test_kernels_ops.py"))
+    for words in (["-m", "quick", *files], [ops]):  # every case of single operations, and some of all else
+        command = [sys.executable, "-m", "pytest", "-q", "-x", *words]
+        done = subprocess.run(command, env={**os.environ, "FEDSIEVE_ISA": isa}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 def not_finite(bad: float, of: Any, **how: str) -> list[Tensor | None]:

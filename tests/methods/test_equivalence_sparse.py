@@ -14,10 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedsieve.client import masked
 from fedsieve.client.models import truncated_normal_
 from fedsieve.client.training import params_of
 from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, nst
-from fedsieve.sparse import masks
+from fedsieve.sparse.dnr import GrowthShare
 from fedsieve.sparse.layers import powerprop_
 from fedsieve.types import Data, Device, Mask, Method, Params, RoundContext, Sparse, Tree, Update, rng
 from fedsieve.wire import decode, encode
@@ -98,15 +99,15 @@ class Watch:
         self.resident, self.memory = method.prepare(fresh()), dict[int, dict[str, torch.Tensor]]()
         self.seen: dict[tuple[int, int], Seen] = {}
         self._updates: list[MaskUpdate] = []
-        original = masks.prune_regrow
+        original = masked.prune_regrow
 
-        def prune_regrow(weights: Params, mask: Mask, p: float, share: masks.Share, g: torch.Generator) -> Any:
+        def prune_regrow(weights: Params, mask: Mask, p: float, share: GrowthShare, g: torch.Generator) -> Any:
             before = numpy_masks(mask)
             left, after = original(weights, mask, p, share, g)
             self._updates.append(MaskUpdate(before, p, numpy_masks(after)))
             return left, after
 
-        patch.setattr(masks, "prune_regrow", prune_regrow)
+        patch.setattr(masked, "prune_regrow", prune_regrow)
 
     def client(self, down: Tree, client: int, t: int) -> Update:
         """Return a client's update in round t = 0 .. (-1: the warm-up)."""

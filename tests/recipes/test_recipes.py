@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsieve import local, pool
+from fedsieve import local
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import ZeroFL
@@ -79,13 +79,18 @@ def test_every_method_runs_on_the_smaller_datasets(method: str, dataset: str, tm
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("method", "dataset"),
-    [*((m, "cifar10_niid") for m in METHODS), *((m, "speech_niid") for m in ("fedavg", "zerofl", "flash"))],
+    [
+        ("fedavg", "cifar10_niid"),
+        ("hetero_flash", "cifar10_niid"),
+        ("zerofl", "cifar10_niid"),
+        ("zerofl", "speech_niid"),
+    ],
 )
-def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
+def test_methods_of_three_kinds_run_on_resnet(method: str, dataset: str, tmp_path: Path, data_root: Path) -> None:
     few = 1000 if dataset == "cifar10_niid" else 500
-    short = ["rounds=2", "per_round=3", "task.test_limit=100", f"task.clients={few}", *warm_up(method)]
+    short = ["rounds=1", "per_round=3", "task.test_limit=100", f"task.clients={few}", *warm_up(method)]
     federation = open_run(load_recipe(f"{method}.{dataset}", short), data_root)
-    final = [*record_run(tmp_path / "run", federation, pool(2), "x")][-1]
+    final = [*record_run(tmp_path / "run", federation, local(), "x")][-1]
     assert final.accuracy is not None
     paper = federation.run.method.paper_bytes(federation.model())
     if isinstance(federation.run.method, ZeroFL):  # one upload, measured, stays below the paper's CSR
@@ -95,10 +100,9 @@ def test_every_method_runs_on_resnet(method: str, dataset: str, tmp_path: Path, 
 
 @pytest.mark.system
 @pytest.mark.data
-@pytest.mark.parametrize("recipe", ["zerofl.cifar10_niid", "zerofl.femnist", "zerofl.speech_niid"])
-def test_recipes_run_end_to_end_in_small(recipe: str, tmp_path: Path, data_root: Path) -> None:
-    run = load_recipe(recipe, ["rounds=2", "per_round=2", "task.test_limit=200"])
-    final = [*record_run(tmp_path / "run", open_run(run, data_root), pool(2), recipe)][-1]
+def test_a_recipe_runs_from_end_to_end_in_small(tmp_path: Path, data_root: Path) -> None:
+    run = load_recipe("zerofl.femnist", ["rounds=2", "per_round=2", "task.test_limit=200"])
+    final = [*record_run(tmp_path / "run", open_run(run, data_root), local(), "x")][-1]
     assert final.accuracy is not None
     assert final.bytes_up < final.bytes_dense_up / 2
 

@@ -213,18 +213,16 @@ def honest(ten: Run) -> float:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("many", [1, 3])
-def test_a_plain_mean_fails(ten: Run, honest: float, many: int) -> None:
+def test_a_plain_mean_fails(ten: Run, honest: float) -> None:
     assert honest > 0.85
-    assert reached(ten, many) < 0.5
+    assert reached(ten, 1) < 0.5
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("many", "loss"), [(1, 0.02), (3, 0.05)])
 @pytest.mark.parametrize(
     ("how", "bound"),
     [(Median(), Off()), (Trimmed(0.3), Off()), (Plain(), Multiple(3.0)), (Median(), Multiple(3.0))],
     ids=["median", "trimmed", "bound", "median and bound"],
 )
-def test_robust_options_hold(ten: Run, honest: float, how: Mean, bound: Bound, many: int, loss: float) -> None:
-    assert reached(replace(ten, mean=how, bound=bound), many) >= honest - loss
+def test_robust_options_hold_against_three_of_ten(ten: Run, honest: float, how: Mean, bound: Bound) -> None:
+    assert reached(replace(ten, mean=how, bound=bound), 3) >= honest - 0.05
