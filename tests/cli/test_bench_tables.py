@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_bench import ROOT
 
 from fedsieve.cli.bench.measurement import Effort
 from fedsieve.cli.bench.workload import Workload
 from fedsieve.types import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

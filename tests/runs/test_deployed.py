@@ -3,11 +3,9 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,95 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fedsieve import InputError, local, open_run
-from fedsieve.client.models import MODELS
+from deployed_models import command, make
+from fedsieve import InputError
 from fedsieve.data import digits
-from fedsieve.methods import ZeroFL
-from fedsieve.recipes import load_recipe
-from fedsieve.runs.export import Card, Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
-from fedsieve.runs.recorder import record_run
-from tiny import tiny_run
+from fedsieve.runs.export import Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
 
-MINE = f"""
-import sys; sys.path.append({str(Path(__file__).parents[1])!r})
-from tiny import TinyNet, blobs, tiny_run
-from dataclasses import replace
-from fedsieve.methods import ZeroFL
-
-def recipe():
-    return tiny_run(ZeroFL(0.7, 0.1))
-
-def other():
-    run = recipe()
-    return replace(run, task=replace(run.task, model=lambda: TinyNet()))
-"""
 OWN = {"task": {"model": "tiny:TinyNet", "dataset": "tiny:blobs"}}
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight rounds of ZeroFL on the digits, tested on 100 of them."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    easy = [
-        "rounds=8",
-        "evaluate_every=8",
-        "per_round=3",
-        "task.clients=6",
-        "task.partition=iid",
-        "task.test_limit=100",
-    ]
-    short = load_recipe("zerofl.digits", easy)
-    list(record_run(folder, open_run(short), local(), "zerofl.digits"))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose network and data are the user's."""
-    folder = tmp_path_factory.mktemp("runs") / "own"
-    list(record_run(folder, open_run(tiny_run(ZeroFL(0.7, 0.1), rounds=2)), local(), "mine.py:recipe"))
-    return folder
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to work in, with the user's file in it."""
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.delenv("FEDSIEVE_DATA", raising=False)
-    yield tmp_path
-    sys.modules.pop("mine", None)
-
-
-def make(
-    model: str = "digits_net", shape: tuple[int, ...] = (1, 8, 8), dataset: str = "digits", **card: Any
-) -> Deployed:
-    """Return an untrained model whose outputs tell inputs apart, with a sparse first layer."""
-    torch.manual_seed(0)
-    net = MODELS[model](shape[0], 10).eval()
-    for weight in (w for w in net.parameters() if w.dim() > 1):
-        weight.data[torch.rand(weight.shape) < 0.8] = 0.0
-    told = {"task": {"model": model, "dataset": dataset}}
-    plain = {"recipe": "a.b", "version": "1", "classes": tuple("0123456789"), "mean": (0.0,), "std": (1.0,)}
-    return Deployed(net.requires_grad_(False), Card(run=told, shape=shape, **plain | card))
 
 
 def read(source: Path | str, model: Deployed) -> Tensor:
     inputs = open_inputs(str(source), model.card)
     return inputs.read(0, len(inputs.names))
-
-
-def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return the exit code, stdout and stderr of a command line."""
-    from fedsieve.cli import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fedsieve", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    return (int(stop.value.code or 0), *capsys.readouterr())
 
 
 def test_it_is_as_accurate_as_the_run_said(run: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_deployed import command, make, mine, own, run  # noqa: F401
 from torch import Tensor, nn
 
+from deployed_models import command, make
 from fedsieve import InputError, Sparse
 from fedsieve.runs.export import Deployed, check_out, export, open_deployed, open_inputs, predictions, sparse_file
 from fedsieve.wire import encode
@@ -74,7 +74,7 @@ def test_other_types_and_batchnorms_counters_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "n.fsv").exists()
 
 
-def test_the_sparse_file_predicts_what_the_run_does(run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_sparse_file_predicts_what_the_run_does(run: Path, tmp_path: Path) -> None:
     there, file = open_deployed(run), tmp_path / "m.fsv"
     export(there, file)
     assert file.stat().st_size < 0.2 * there.dense_bytes()
@@ -153,7 +153,7 @@ def test_a_forged_sparse_file_is_one_line(tmp_path: Path) -> None:
     assert open_deployed(tmp_path / "f.fsv").card == model.card
 
 
-def test_a_network_of_ones_own_is_named_not_stored(own: Path, mine: Path) -> None:  # noqa: F811
+def test_a_network_of_ones_own_is_named_not_stored(own: Path, mine: Path) -> None:
     there = open_deployed(own, "mine.py:recipe")
     export(there, mine / "m.fsv")
     sys.modules.pop("mine")
@@ -165,7 +165,7 @@ def test_a_network_of_ones_own_is_named_not_stored(own: Path, mine: Path) -> Non
     assert found[0] == found[1]
 
 
-def test_safetensors_are_the_runs_own(run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_safetensors_are_the_runs_own(run: Path, tmp_path: Path) -> None:
     model = open_deployed(run)
     export(model, tmp_path / "m.safetensors")
     assert (tmp_path / "m.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
@@ -262,7 +262,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.fsv"]
 
 
-def test_the_command_says_what_was_written(run: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_the_command_says_what_was_written(run: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("m.fsv", "m.safetensors"):
         code, out, err = command(capsys, "export", run, "-o", name)
         assert (code, err) == (0, "")

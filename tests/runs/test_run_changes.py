@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import RECIPE, go, same_run
 
 from command_line import CommandLine
-from fedsieve import InputError, Run, local
+from fedsieve import InputError, local
 from fedsieve.engine.schedule import uses_rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
@@ -21,16 +20,8 @@ from fedsieve.runs import checkpoints
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import check_directory, record_run
 from fedsieve.runs.schema import read_rows
+from run_directories import RECIPE, about, flat, go, same_run
 from tiny import tiny_run
-
-
-def flat(method: object, rounds: int) -> Run:
-    return tiny_run(method, rounds=rounds, lr_end=0.1)
-
-
-def about(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "run.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize("method", [FedAvg(), NST(), FLASH(c_d=3)], ids=["fedavg", "memory", "warm-up"])

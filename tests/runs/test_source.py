@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run_changes import about, flat
 from torch import nn
 
 from command_line import CommandLine
@@ -20,6 +19,7 @@ from fedsieve.runs.recorder import check_directory, record_run
 from fedsieve.runs.resume import code_folder
 from fedsieve.runs.schema import read_rows
 from fedsieve.runs.source import sources
+from run_directories import about, flat
 from tiny import TinyNet
 
 RECIPE = """

@@ -16,26 +16,22 @@ import torch
 from safetensors.torch import load_file
 
 from custom_methods import Odd
-from fedsieve import InputError, Run, local
+from fedsieve import InputError, local
 from fedsieve.client.training import accuracy
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import read_rows
-from tiny import TIMES, tiny_run
+from run_directories import RECIPE, go, same_run
+from tiny import tiny_run
 
-RECIPE = "tests.tiny"
 COLUMNS = ["round", "clients", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down"]
 COLUMNS += ["seconds", "cpu_seconds", "refused", "multiply_adds", "multiply_adds_dense", "loss", "kernels"]
 COLUMNS += ["dense_because", "steps", "ms_per_step", "density_of_all"]
 SUMMARY = ["method", "dataset", "rounds", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up"]
 SUMMARY += ["bytes_dense_down", "multiply_adds", "multiply_adds_dense", "seconds", "peak_memory_mb", "kernels", "steps"]
 SUMMARY += ["ms_per_step", "dense_because", "density_of_all", "multiply_adds_not_counted"]
-
-
-def go(out: Path, run: Run, **options: Any) -> list[int]:
-    return [r.t for r in record_run(out, open_run(run), local(), RECIPE, Execution(**options))]
 
 
 def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
@@ -97,13 +93,6 @@ def test_stopping_and_resuming_changes_no_byte(tmp_path: Path, method: Any) -> N
     assert go(tmp_path / "parts", run, resume=True) == [4]
     assert go(tmp_path / "parts", run, resume=True) == []
     assert same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def same_run(a: Path, b: Path) -> bool:
-    """The models are equal to the byte, the rows but for their times."""
-    rows = [[row | TIMES for row in read_rows(out)] for out in (a, b)]
-    models = [(out / "model.safetensors").read_bytes() for out in (a, b)]
-    return rows[0] == rows[1] and models[0] == models[1]
 
 
 def test_what_a_crash_leaves_is_mended(tmp_path: Path) -> None:
