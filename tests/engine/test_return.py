@@ -15,7 +15,7 @@ from engines import pickled
 from fedsieve import InputError, Run, local
 from fedsieve.engine import Engine, Exchange, Federation
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.rollback import Memory, Rollbacks, Snapshot, Snapshots, far_out
+from fedsieve.engine.rollback import Memory, Rollbacks, Snapshot, Snapshots, find_outliers
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import inline
@@ -132,11 +132,11 @@ def lengths(*norms: float) -> dict[int, Norms]:
 
 
 def test_an_update_stands_out_from_the_others_of_its_round() -> None:
-    assert far_out({}) == far_out(lengths(1e9)) == far_out(lengths(1.0, 5.0, 2.0)) == {}
-    assert far_out(lengths(1.0, 50.0, 1.0, 2.0)) == {1: 50.0}
-    assert far_out(lengths(1.0, 1e9, 1e9, 2.0, 1.0)) == {1: 1e9 / 1.5, 2: 1e9 / 1.5}
-    assert far_out(lengths(1.0, 11.0)) == {1: 11.0}
-    assert far_out({0: (1.0, 0.0, 1.0, 0.0), 1: (1.0, 3.0, 1.0, 2.0)}) == {1: float("inf")}
+    assert find_outliers({}) == find_outliers(lengths(1e9)) == find_outliers(lengths(1.0, 5.0, 2.0)) == {}
+    assert find_outliers(lengths(1.0, 50.0, 1.0, 2.0)) == {1: 50.0}
+    assert find_outliers(lengths(1.0, 1e9, 1e9, 2.0, 1.0)) == {1: 1e9 / 1.5, 2: 1e9 / 1.5}
+    assert find_outliers(lengths(1.0, 11.0)) == {1: 11.0}
+    assert find_outliers({0: (1.0, 0.0, 1.0, 0.0), 1: (1.0, 3.0, 1.0, 2.0)}) == {1: float("inf")}
 
 
 def points(*norms: dict[int, Norms]) -> list[Callable[[], Snapshot]]:

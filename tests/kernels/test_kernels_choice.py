@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsieve import Task, local, pool, run
 from fedsieve.client.cost import Cost
-from fedsieve.client.masked import learn
+from fedsieve.client.masked import train_on_mask
 from fedsieve.client.training import params_of, train
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import Messages
@@ -207,8 +207,8 @@ def test_dense_is_what_it_was_without_kernels() -> None:
     """As asked for, no reason given; and to the bit what a device without kernels computes."""
     model, other = fresh(), fresh()
     mask = mask_of(model, 0.3)
-    learn(device_of(model, Cost(model, Kernels(model, "dense")), momentum=0.9), mask)
-    learn(device_of(other, momentum=0.9), mask)
+    train_on_mask(device_of(model, Cost(model, Kernels(model, "dense")), momentum=0.9), mask)
+    train_on_mask(device_of(other, momentum=0.9), mask)
     assert all(torch.equal(value, params_of(other)[name]) for name, value in params_of(model).items())
     (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local(kernels="dense"))
     assert (round_.kernels, round_.dense_because) == ({"dense": 3}, None)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fedsieve.server.aggregate import mean_where_held
+from fedsieve.server.aggregate import mean_over_holders
 from fedsieve.sparse.dnr import apportion, prune_regrow, recalibrate
 from fedsieve.sparse.masks import gather_values, layer_counts, mismatch, random_masks
 from fedsieve.sparse.topk import global_top
@@ -207,7 +207,7 @@ def test_mean_over_supports_equals_reference(sizes: list[int], clients: list[int
         if dense:
             masks = {name: m for name, m in masks.items() if name != "l0"}
         models.append((weights | {"bias": torch.tensor([float(seed % 7), -1.0])}, masks))
-    found = mean_where_held(iter(models), old)
+    found = mean_over_holders(iter(models), old)
     sent = [float64(w) for w, _ in models]
     wanted = sparse.supported_mean(float64(old), sent, [numpy_of(m) for _, m in models])
     for name, value in wanted.items():

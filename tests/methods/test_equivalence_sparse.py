@@ -285,13 +285,13 @@ def test_nst_equals_reference(
     """Three rounds: the server, every client's mask, and the number that each update pruned and regrew."""
     method = NST(0.3, p0, share=share, first_mask=first_mask, policy=PATTERN)
     watch, state = Watch(method, monkeypatch, epochs=epochs), method.init(fresh(), rng(SEED, "init"))
-    used, original = dict[int, Mask](), nst.learn
+    used, original = dict[int, Mask](), nst.train_on_mask
 
-    def learn(device: Device, mask: Mask, *rest: Any) -> Any:
+    def train_on_mask(device: Device, mask: Mask, *rest: Any) -> Any:
         used[current] = mask
         return original(device, mask, *rest)
 
-    monkeypatch.setattr(nst, "learn", learn)
+    monkeypatch.setattr(nst, "train_on_mask", train_on_mask)
     initial, common = float64(params_of(fresh())), None
     if first_mask == "common":
         common = numpy_masks(state.mask)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedsieve import Run, Task, local, run
 from fedsieve.client.cost import Cost
-from fedsieve.client.masked import learn
+from fedsieve.client.masked import train_on_mask
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of
 from fedsieve.methods import DNR, FLASH, NST, PDST, HeteroFLASH, SparseFedPP, TopK
@@ -166,7 +166,7 @@ def test_work_follows_a_mask_that_moves() -> None:
     like = {name: model.get_parameter(name) for name in names}
     work = Cost(model)
     before = dict(random_masks(1, layer_counts(dict.fromkeys(names, 0.2), like), like))
-    _, after = learn(device, before, {1: 0.5})
+    _, after = train_on_mask(device, before, {1: 0.5})
     products = {"conv1.weight": 2 * 36 * 4 * 2 * 9, "conv2.weight": 3 * 9 * 8 * 4 * 9, "fc1.weight": 3 * 72 * 24}
     wanted = sum(16 * products[n] * float(mask[n].double().mean()) for mask in (before, after) for n in names)
     assert any(int(before[n].sum()) != int(after[n].sum()) for n in names)

@@ -13,7 +13,7 @@ from fedsieve.sparse.dnr import GrowthShare, prune_regrow
 from fedsieve.types import Device, Mask
 
 
-def learn(
+def train_on_mask(
     device: Device, mask: Mask, rates: Mapping[int, float] | None = None, share: GrowthShare = "mean"
 ) -> tuple[dict[str, float], Mask]:
     """Train ``device.model`` on a mask; after step s, prune and regrow at the rate ``rates[s]``.

@@ -17,7 +17,7 @@ from fedsieve.client.training import crop_flip
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition, hold_out
-from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_parts, given_model, shares
+from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_method_type, parse_tiers, resolve_model
 from fedsieve.server.admission import Admission, Bound, Loose, Off
 from fedsieve.server.robust import Mean, Plain
 from fedsieve.sparse.policy import Coverage, frozen_names
@@ -64,7 +64,7 @@ class Task:
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
-        object.__setattr__(self, "tiers", shares(self.tiers))
+        object.__setattr__(self, "tiers", parse_tiers(self.tiers))
         if self.clients < 1:
             raise InputError(f"task.clients must be at least 1, got {self.clients}")
         if not 0 <= self.validation < 1:
@@ -154,7 +154,7 @@ class Run:
 
     def _check_method(self) -> None:
         """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
-        check_parts(self.method)
+        check_method_type(self.method)
         density: object = self.target_density
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")
@@ -286,7 +286,7 @@ class Federation:
                 x = self.dataset.train.x
                 model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
             else:
-                model = given_model(self.run.task.model)
+                model = resolve_model(self.run.task.model)
         if self.run.task.initialisation == "truncated_normal":
             truncated_normal_(model, rng(self.run.seed, "initialisation"))
         return model

@@ -41,11 +41,13 @@ class Messages:
         """Return what a message is sealed to; ``known`` is what it is encoded against."""
         return Envelope(self.run, self.settings, t, client, direction, known.digest)
 
-    def broadcast(self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]) -> Broadcast:
+    def broadcast(self, t: int, tiers: Mapping[int, int], trees: Mapping[int, Tree]) -> RoundMessages:
         """Return a round's messages, of each client's tier and each tier's tree, and what decodes the replies."""
         bodies = {tier: Body(encode(tree, self.plain)) for tier, tree in trees.items()}
         known = {tier: self.known(tree) for tier, tree in trees.items()}
-        return Broadcast(self, t, {c: bodies[tier] for c, tier in tiers.items()}, {c: known[tiers[c]] for c in tiers})
+        return RoundMessages(
+            self, t, {c: bodies[tier] for c, tier in tiers.items()}, {c: known[tiers[c]] for c in tiers}
+        )
 
     def seal_broadcast(self, t: int, client: int, body: Body) -> bytes:
         """Return an encoded broadcast, sealed to one client."""
@@ -86,7 +88,7 @@ class Messages:
         return {**tree, **sent}
 
 
-class Broadcast(Mapping[int, bytes]):
+class RoundMessages(Mapping[int, bytes]):
     """A round's messages by client, each sealed when it is asked for: the encoded tree is held once a tier."""
 
     def __init__(self, messages: Messages, t: int, bodies: Mapping[int, Body], known: Mapping[int, Known]):

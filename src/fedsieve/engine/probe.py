@@ -26,7 +26,7 @@ STEPS, WARM = 12, 2
 """Steps at least, of which the first are not counted."""
 
 
-def of_both(federation: Federation, state: Any, start: Checkpoint) -> dict[str, dict[str, Any]]:
+def measure_kernels(federation: Federation, state: Any, start: Checkpoint) -> dict[str, dict[str, Any]]:
     """Return what a step costs each way on this machine's CPU; or why one of them cannot be, in ``because``."""
     client = federation.run.sample(start.t)[0]
     tree = federation.run.method.broadcast(state, federation.run.context(start.t, federation.run.task.tier(client)))

@@ -89,7 +89,7 @@ class Snapshots:
             return None
         after, failed = Snapshot(t, None, {}, (), lengths), t
         while self.points and (base := self.points[-1]()).t == after.t - 1:
-            if found := far_out(after.lengths or {}):
+            if found := find_outliers(after.lengths or {}):
                 self.rollbacks = self._without(after.t, found, failed)
                 return base
             after = base
@@ -102,7 +102,7 @@ class Snapshots:
         return Rollbacks(self.rollbacks.count + 1, (*self.rollbacks.left_out, *more))
 
 
-def far_out(lengths: Mapping[int, Norms]) -> dict[int, float]:
+def find_outliers(lengths: Mapping[int, Norms]) -> dict[int, float]:
     """Return the clients whose updates stand out, each with how many times as much as the others' it changes."""
     ratios = {client: max(_ratios(client, lengths), default=0.0) for client in lengths if len(lengths) > 1}
     return {client: ratio for client, ratio in ratios.items() if ratio > FAR}

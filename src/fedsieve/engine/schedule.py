@@ -12,7 +12,7 @@ from fedsieve.engine.experiment import Run
 from fedsieve.types import Method
 
 
-def stretched(run: Run) -> str | None:
+def reason_not_to_prolong(run: Run) -> str | None:
     """Return why a run cannot be prolonged, with the remedy; None if it can."""
     if run.lr != run.lr_end:
         return (

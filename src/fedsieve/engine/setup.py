@@ -22,7 +22,7 @@ from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import partition
 from fedsieve.engine.experiment import Federation, Run, Task
 from fedsieve.engine.measures import check_measures
-from fedsieve.engine.user_inputs import given_dataset, line
+from fedsieve.engine.user_inputs import first_line, resolve_dataset
 from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import sparse_layers
 from fedsieve.sparse.policy import Coverage
@@ -42,7 +42,7 @@ def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] 
 def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
     """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
     root = root_from(data) if isinstance(data, str) else data
-    return load_dataset(task.dataset, root) if isinstance(task.dataset, str) else given_dataset(task.dataset)
+    return load_dataset(task.dataset, root) if isinstance(task.dataset, str) else resolve_dataset(task.dataset)
 
 
 def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
@@ -123,7 +123,7 @@ def _logits(model: nn.Module, x: Tensor, given: str) -> object:
     try:
         return model.eval()(x)
     except Exception as error:
-        raise InputError(f"{given} of shape {list(x.shape[1:])} it fails ({line(error)})") from error
+        raise InputError(f"{given} of shape {list(x.shape[1:])} it fails ({first_line(error)})") from error
 
 
 def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
@@ -136,7 +136,7 @@ def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
             loss = F.cross_entropy(train_(model)(x), torch.zeros(len(x), dtype=torch.int64))
             torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:
-        raise InputError(f"{fits}: a training step on {len(x)} examples fails ({line(error)})") from error
+        raise InputError(f"{fits}: a training step on {len(x)} examples fails ({first_line(error)})") from error
     now = dict(model.named_buffers())
     if odd := [name for name, value in before.items() if not torch.equal(now[name], value)]:
         raise InputError(

@@ -41,7 +41,7 @@ def check_fields(where: str, holder: object) -> None:
         raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
 
 
-def check_parts(method: Any) -> None:
+def check_method_type(method: Any) -> None:
     """Raise InputError unless a method is one, and what it declares of itself is of the right type."""
     if not isinstance(method, Method):
         what = f"{type_name(method)} is no subclass of fedsieve.Method"
@@ -56,36 +56,36 @@ def check_parts(method: Any) -> None:
             raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
 
 
-def shares(given: Any) -> tuple[float, ...]:
-    """Return what a user gave as shares. Raises InputError."""
-    result = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+def parse_tiers(value: Any) -> tuple[float, ...]:
+    """Return the shares of the device classes as a tuple. Raises InputError."""
+    result = () if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not result or not all(isinstance(share, int | float) for share in result):
-        raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {given!r}")
+        raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {value!r}")
     return result
 
 
-def given_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
+def resolve_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
     """Return a user's dataset, itself or what its function gives. Raises InputError."""
-    dataset: object = own if isinstance(own, Dataset) else _called("dataset", own)
+    dataset: object = own if isinstance(own, Dataset) else _call("dataset", own)
     if not isinstance(dataset, Dataset):
         raise InputError(f"task.dataset {NO_DATASET.format(type_name(dataset))}")
     return dataset
 
 
-def given_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def resolve_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """Return a copy, on the CPU, of a user's model or of what its function gives. Raises InputError."""
-    model: object = own if isinstance(own, nn.Module) else _called("model", own)
+    model: object = own if isinstance(own, nn.Module) else _call("model", own)
     if not isinstance(model, nn.Module):
         raise InputError(f"task.model must give a torch.nn.Module, its function gives {type_name(model)}")
     _check_plain(model)
     try:
         return copy.deepcopy(model).to("cpu")
     except Exception as error:
-        raise InputError(f"the model cannot be copied ({line(error)})") from error
+        raise InputError(f"the model cannot be copied ({first_line(error)})") from error
 
 
-def _called(what: str, function: Callable[[], object]) -> object:
-    """Return what a user's function gives. Raises InputError if it needs arguments."""
+def _call(what: str, function: Callable[[], object]) -> object:
+    """Return the result of a user's function. Raises InputError if it needs arguments."""
     try:
         inspect.signature(function).bind()
     except TypeError as error:
@@ -97,7 +97,7 @@ def _called(what: str, function: Callable[[], object]) -> object:
     return function()
 
 
-def line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return what an error of the user's own code says, in one line."""
     return (str(error).splitlines() or [""])[0] or type_name(error)
 

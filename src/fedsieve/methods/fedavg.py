@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import Adam, Average, Step, dense_bytes, mean, tensors
+from fedsieve.server.aggregate import dense_bytes, mean, tensors
+from fedsieve.server.optimizer import Adam, Average, ServerOptimizer
 from fedsieve.types import Device, Method, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 
@@ -22,7 +23,7 @@ from fedsieve.types.contract import Expected, expect_weights
 class FedAvg(Method[ServerState]):
     """Dense local training; the server averages, or steps towards the average."""
 
-    server: Step = Average()
+    server: ServerOptimizer = Average()
 
     @property
     def name(self) -> str:

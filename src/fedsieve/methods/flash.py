@@ -16,10 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.masked import epoch_ends, learn
+from fedsieve.client.masked import epoch_ends, train_on_mask
 from fedsieve.client.training import load_, params_of
-from fedsieve.server.aggregate import Average, Step, Weighting, mean, mean_where_held
+from fedsieve.server.aggregate import Weighting, mean, mean_over_holders
 from fedsieve.server.masked import MaskedState, step_on_mask
+from fedsieve.server.optimizer import Average, ServerOptimizer
 from fedsieve.sparse.dnr import ExcessRule, GrowthShare, recalibrate
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
@@ -45,7 +46,7 @@ class FLASH(Method[MaskedState]):
     weighting: Weighting = "samples"
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
     policy: str = "flash"
-    server: Step = Average()
+    server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
         check_share("density", self.density, zero=False)
@@ -160,7 +161,7 @@ class HeteroFLASH(Method[MaskedState]):
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
         if state.stage == 1:
             return _stage2(state, updates, self.densities, self.excess)
-        return replace(state, params=mean_where_held((self._held(state, u) for u in updates), state.params))
+        return replace(state, params=mean_over_holders((self._held(state, u) for u in updates), state.params))
 
     def _held(self, state: MaskedState, update: Update) -> tuple[Params, dict[str, Tensor]]:
         tier = update.tree.get("tier")
@@ -203,7 +204,7 @@ def _trained(method: FLASH | HeteroFLASH, down: Tree, device: Device) -> Update:
     load_(device.model, scatter_values(down["params"], mask))
     if down["stage"] == 1:
         return _sensed(replace(device, epochs=method.E_d), mask, method.p, method.share)
-    metrics, _ = learn(device, mask)
+    metrics, _ = train_on_mask(device, mask)
     return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
 
@@ -211,7 +212,7 @@ def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthS
     """Learn a mask by DNR, its rate falling from ``p`` to 0, and answer with its density in every layer."""
     epoch, steps = epoch_ends(device)
     rates = {step: p * (1 - step / steps) for step in range(epoch, steps, epoch)}
-    metrics, mask = learn(device, dict(mask), rates, share)
+    metrics, mask = train_on_mask(device, dict(mask), rates, share)
     sensed = torch.tensor([int(own.sum()) / own.numel() for own in mask.values()], dtype=torch.float64)
     if not math.isfinite(metrics.get("loss", 0.0)):
         sensed.fill_(torch.nan)  # what a diverged training sensed is not to be taken

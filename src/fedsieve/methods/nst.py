@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.masked import epoch_ends, learn
+from fedsieve.client.masked import epoch_ends, train_on_mask
 from fedsieve.client.training import load_, params_of
 from fedsieve.server.aggregate import Weighting, mean, tensors
 from fedsieve.sparse.dnr import GrowthShare
@@ -107,7 +107,7 @@ class NST(Method[NSTState]):
         if not isinstance(sent, Mapping):
             raise InputError("the message holds no parameters")
         load_(device.model, tensors(sent))
-        metrics, mask = learn(device, self._own(down["mask"], device), self.rates(device), self.share)
+        metrics, mask = train_on_mask(device, self._own(down["mask"], device), self.rates(device), self.share)
         device.memory |= pack_bits(mask)
         return Update(to_sparse(params_of(device.model), mask), len(device.data), metrics)
 

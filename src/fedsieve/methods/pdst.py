@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fedsieve.client.masked import learn
+from fedsieve.client.masked import train_on_mask
 from fedsieve.client.training import load_, params_of
-from fedsieve.server.aggregate import Average, Step, Weighting
+from fedsieve.server.aggregate import Weighting
 from fedsieve.server.masked import MaskedState, step_on_mask
+from fedsieve.server.optimizer import Average, ServerOptimizer
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.types import Device, Method, RoundContext, Tree, Update
@@ -31,7 +32,7 @@ class PDST(Method[MaskedState]):
     policy: str = "flash"
     weighting: Weighting = "samples"
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
-    server: Step = Average()
+    server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
         check_share("density", self.density, zero=False)
@@ -57,7 +58,7 @@ class PDST(Method[MaskedState]):
         """Train on the mask, and send its values back."""
         mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model))
         load_(device.model, scatter_values(down["params"], mask))
-        metrics, _ = learn(device, mask)
+        metrics, _ = train_on_mask(device, mask)
         return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
     def expected(self, state: MaskedState, context: RoundContext) -> Expected:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import Average, Step, added, dense_bytes, mean, tensors
+from fedsieve.server.aggregate import added, dense_bytes, mean, tensors
+from fedsieve.server.optimizer import Average, ServerOptimizer
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.sparse.topk import keep_topk, top, topk_count
@@ -43,7 +44,7 @@ class ZeroFL(Method[ServerState]):
     policy: str = "zerofl"
     period: int = 1
     """Steps from one exact top-k to the next; the last threshold serves in between."""
-    server: Step = Average()
+    server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity, zero=True)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from fedsieve.data.storage import append, is_leftover, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.probe import of_both
+from fedsieve.engine.probe import measure_kernels
 from fedsieve.engine.round import Checkpoint
 from fedsieve.runs import checkpoints, resume
 from fedsieve.runs.execution import Execution
@@ -202,5 +202,5 @@ def _finish(out: Path, federation: Federation) -> None:
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     write(out / MODEL, save(clone_shared(plain.state_dict() | run.method.deploy(state))))
-    both = {"kernels_measured": of_both(federation, state, start)} if "kernels" in federation.measure else {}
+    both = {"kernels_measured": measure_kernels(federation, state, start)} if "kernels" in federation.measure else {}
     write_json(out / SUMMARY, summary_of(read_rows(out), federation) | both)

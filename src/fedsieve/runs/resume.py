@@ -13,7 +13,7 @@ from typing import Any
 
 from fedsieve.engine import Federation, Run
 from fedsieve.engine.fingerprint import digest_of
-from fedsieve.engine.schedule import stretched
+from fedsieve.engine.schedule import reason_not_to_prolong
 from fedsieve.runs.schema import MANIFEST, OTHER, PUT_BACK, SOURCE, flatten_settings, read_manifest
 from fedsieve.runs.source import contents_of, hashed, sources
 from fedsieve.types import InputError
@@ -54,7 +54,7 @@ def check_rounds(out: Path, federation: Federation, planned: int, last: int) -> 
         return
     if rounds < last:
         raise InputError(f"{out} has run {last} rounds, more than rounds={rounds}: give {last} or more, or {OTHER}")
-    if why := stretched(federation.run):
+    if why := reason_not_to_prolong(federation.run):
         raise InputError(f"{out} was planned for {planned} rounds, and rounds={rounds} would be another run: {why}")
 
 

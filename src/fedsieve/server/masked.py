@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedsieve.server.aggregate import Step, Weighting, mean
+from fedsieve.server.aggregate import Weighting, mean
+from fedsieve.server.optimizer import ServerOptimizer
 from fedsieve.sparse.masks import apply_mask, random_masks, scatter_values
 from fedsieve.types import Mask, Params, ServerState, Tree, Update
 
@@ -41,7 +42,9 @@ class MaskedState(ServerState):
         return {"seed": self.seed, "counts": self.counts[tier]}
 
 
-def step_on_mask(state: MaskedState, updates: Iterable[Update], server: Step, weighting: Weighting) -> MaskedState:
+def step_on_mask(
+    state: MaskedState, updates: Iterable[Update], server: ServerOptimizer, weighting: Weighting
+) -> MaskedState:
     """Return the state after the server's step towards the mean of the clients' values, on the mask."""
     target = scatter_values(mean(updates, weighting), state.mask)
     params, moments = server.step(state.params, target, state.moments)

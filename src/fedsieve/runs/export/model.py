@@ -23,7 +23,7 @@ from fedsieve.engine import Task
 from fedsieve.engine.experiment import first_examples
 from fedsieve.engine.fingerprint import described
 from fedsieve.engine.setup import read_dataset
-from fedsieve.engine.user_inputs import given_model
+from fedsieve.engine.user_inputs import resolve_model
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import Card, card_of
@@ -114,7 +114,7 @@ def _network(card: Card, recipe: str) -> nn.Module:
             return MODELS[card.network](card.shape[0], len(card.classes))
     network = _own_task(card.run["task"], "model", card.recipe, recipe).model
     assert not isinstance(network, str)
-    return given_model(network)
+    return resolve_model(network)
 
 
 def _dataset(told: dict[str, Any], trained_by: str, recipe: str, data: str | None) -> Dataset:
