@@ -2,16 +2,23 @@
 
 import json
 import re
+import runpy
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fedsieve
+from fedsieve import Method
+from fedsieve.client.process import num_threads
 from fedsieve.engine.loop import MostlyDense
+from fedsieve.methods import FedAvg, ZeroFL
 from fedsieve.recipes import load_recipe
+from fedsieve.recipes.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md"))]
@@ -94,6 +101,18 @@ def test_the_example_of_a_model_and_data_runs(
     final = capsys.readouterr().out.splitlines()[-1]
     assert float(re.findall(r"accuracy ([\d.]+)%", final)[0]) > 85
     assert len((ROOT / "examples/own_model.py").read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("method", [FedAvg(), ZeroFL(sparsity=0.9, r_mask=0.1)], ids=lambda method: method.name)
+def test_the_example_of_a_round_gives_the_bits_of_a_run(method: Method[Any]) -> None:
+    example = runpy.run_path(str(ROOT / "examples/round.py"))
+    with num_threads(1):
+        model = example["train"](method, rounds=2)
+    run = replace(PRESETS["digits"].run(method), rounds=2)
+    *_, final = fedsieve.run(run, fedsieve.local(kernels="dense"))
+    assert model.keys() == final.model.keys()
+    assert all(torch.equal(value, final.model[name]) for name, value in model.items())
+    assert len((ROOT / "examples/round.py").read_text().splitlines()) <= 45
 
 
 def test_every_supernode_in_the_docs_names_its_port() -> None:

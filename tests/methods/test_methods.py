@@ -239,7 +239,7 @@ def test_central_training_is_one_client() -> None:
 def test_layers_outside_the_policy_are_sent_whole() -> None:
     method = ZeroFL(0.9, 0.0, "top_weights")
     before = params_of(TinyNet())
-    sent = method.chosen(before, before, select_weights("zerofl", TinyNet()))
+    sent = method.select_upload(before, before, select_weights("zerofl", TinyNet()))
     assert {n for n, v in sent.items() if isinstance(v, Sparse)} == {"conv2.weight", "fc1.weight"}
     fc1 = sent["fc1.weight"]
     assert isinstance(fc1, Sparse)

@@ -72,25 +72,25 @@ def test_a_global_cut_that_empties_a_layer_warns_with_its_name() -> None:
 def test_policies_name_the_layers_of_the_papers(model: str, policy: str, total: int, layers: int) -> None:
     shape = {"resnet18": (3, 10), "leaf_cnn": (1, 62)}.get(model, (1, 10))
     net = MODELS[model](*shape)
-    names = policies.policy(policy, net)
+    names = policies.select_weights(policy, net)
     assert sum(net.get_parameter(name).numel() for name in names) == total
     assert len(names) == layers
 
 
 def test_a_policy_may_be_patterns_of_layer_names() -> None:
-    assert policies.policy("conv*, fc1", TinyNet()) == ("conv1.weight", "conv2.weight", "fc1.weight")
+    assert policies.select_weights("conv*, fc1", TinyNet()) == ("conv1.weight", "conv2.weight", "fc1.weight")
 
 
 @pytest.mark.parametrize("policy", ["nothing", "zerof1", ""])
 def test_a_policy_that_matches_no_layer_names_the_layers(policy: str) -> None:
     with pytest.raises(InputError, match="matches no layer; the layers are conv1, conv2, fc1, fc2"):
-        policies.policy(policy, TinyNet())
+        policies.select_weights(policy, TinyNet())
 
 
 @pytest.mark.parametrize("q", [0.02, 0.1, 0.5, 0.9, 1.0])
 def test_erdos_renyi_kernel_meets_the_total_and_never_exceeds_one(q: float) -> None:
     params = params_of(TinyNet())
-    names = policies.policy("all", TinyNet())
+    names = policies.select_weights("all", TinyNet())
     densities = policies.erdos_renyi_kernel(params, names, q)
     sizes = {name: params[name].numel() for name in names}
     assert max(densities.values()) <= 1 + 1e-12
