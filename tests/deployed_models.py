@@ -1,4 +1,4 @@
-"""Deployed models that tell inputs apart, and the commands that use them."""
+"""TrainedModel models that tell inputs apart, and the commands that use them."""
 
 import sys
 from typing import Any
@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from fedsieve.client.models import MODELS
-from fedsieve.runs.export import Card, Deployed
+from fedsieve.runs.export import ModelMetadata, TrainedModel
 
 
 def make(
-    model: str = "digits_net", shape: tuple[int, ...] = (1, 8, 8), dataset: str = "digits", **card: Any
-) -> Deployed:
+    model: str = "digits_net", shape: tuple[int, ...] = (1, 8, 8), dataset: str = "digits", **metadata: Any
+) -> TrainedModel:
     """Return an untrained model whose outputs tell inputs apart, with a sparse first layer."""
     torch.manual_seed(0)
     net = MODELS[model](shape[0], 10).eval()
@@ -20,7 +20,7 @@ def make(
         weight.data[torch.rand(weight.shape) < 0.8] = 0.0
     told = {"task": {"model": model, "dataset": dataset}}
     plain = {"recipe": "a.b", "version": "1", "classes": tuple("0123456789"), "mean": (0.0,), "std": (1.0,)}
-    return Deployed(net.requires_grad_(False), Card(run=told, shape=shape, **plain | card))
+    return TrainedModel(net.requires_grad_(False), ModelMetadata(run=told, shape=shape, **plain | metadata))
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:

@@ -16,31 +16,39 @@ from torch import Tensor, nn
 from deployed_models import command, make
 from fedsieve import InputError
 from fedsieve.data import digits
-from fedsieve.runs.export import Deployed, Inputs, forward, open_deployed, open_inputs, predictions, show
+from fedsieve.runs.export import (
+    ExampleSource,
+    TrainedModel,
+    choose_forward,
+    open_examples,
+    open_model,
+    predict,
+    print_predictions,
+)
 
 OWN = {"task": {"model": "tiny:TinyNet", "dataset": "tiny:blobs"}}
 
 
-def read(source: Path | str, model: Deployed) -> Tensor:
-    inputs = open_inputs(str(source), model.card)
+def read(source: Path | str, model: TrainedModel) -> Tensor:
+    inputs = open_examples(str(source), model.metadata)
     return inputs.read(0, len(inputs.names))
 
 
 def test_it_is_as_accurate_as_the_run_said(run: Path) -> None:
-    model = open_deployed(run)
-    inputs = open_inputs("test", model.card)
-    found = list(predictions(model, inputs, model.model, batch=32))
+    model = open_model(run)
+    inputs = open_examples("test", model.metadata)
+    found = list(predict(model, inputs, model.network, batch=32))
     assert len(found) == 100
     told = json.loads((run / "summary.json").read_text())
     assert sum(one.right for one in found) / 100 == told["accuracy"] > 0.7
     assert model.density() == told["density"]
-    alone = list(predictions(model, inputs, model.model, batch=1))
+    alone = list(predict(model, inputs, model.network, batch=1))
     assert [one.top[0][0] for one in alone] == [one.top[0][0] for one in found]
 
 
 def test_a_range_of_the_test_set_is_what_it_says(run: Path) -> None:
-    card = open_deployed(run).card
-    whole, part, one = (open_inputs(source, card) for source in ("test", "test:3-7", "test:3"))
+    metadata = open_model(run).metadata
+    whole, part, one = (open_examples(source, metadata) for source in ("test", "test:3-7", "test:3"))
     assert part.names == ["3", "4", "5", "6", "7"]
     assert whole.truth is not None
     assert part.truth is not None
@@ -49,18 +57,12 @@ def test_a_range_of_the_test_set_is_what_it_says(run: Path) -> None:
     assert one.names == ["3"]
 
 
-def test_a_run_from_before_inputs_json_asks_its_dataset(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "old")
-    (tmp_path / "old/inputs.json").unlink()
-    assert open_deployed(tmp_path / "old").card == open_deployed(run).card
-
-
 def test_arrays_are_taken_in_the_datasets_units_or_as_bytes(tmp_path: Path) -> None:
     model = make(mean=(0.2,), std=(0.5,))
     grey = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8)
     for name, array in (("bytes", grey), ("float", grey / np.float32(255)), ("big", (grey / 255).astype(">f8"))):
         np.save(tmp_path / f"{name}.npy", array)
-        found = model.normalised(read(tmp_path / f"{name}.npy", model))
+        found = model.normalize(read(tmp_path / f"{name}.npy", model))
         expected = (torch.from_numpy(grey).float() / 255 - 0.2) / 0.5
         assert torch.allclose(found, expected, atol=1e-6)
     np.save(tmp_path / "one.npy", grey[2])
@@ -68,7 +70,7 @@ def test_arrays_are_taken_in_the_datasets_units_or_as_bytes(tmp_path: Path) -> N
     np.savez(tmp_path / "x.npz", x=grey[2:3], y=np.zeros(1))
     for name in ("one.npy", "only.npz", "x.npz"):
         assert np.array_equal(read(tmp_path / name, model).numpy(), grey[2:3]), name
-    vectors = replace(model, card=replace(model.card, shape=(30,)))
+    vectors = replace(model, metadata=replace(model.metadata, shape=(30,)))
     np.save(tmp_path / "vectors.npy", np.ones((4, 30), np.float16))
     assert read(tmp_path / "vectors.npy", vectors).shape == (4, 30)
 
@@ -108,7 +110,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     for i, name in enumerate(("b.png", "a.png", "c.PNG", ".hidden.png")):
         Image.new("L", (8, 8), 50 * i).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    inputs = open_inputs(str(tmp_path), model.card)
+    inputs = open_examples(str(tmp_path), model.metadata)
     assert [Path(name).name for name in inputs.names] == ["a.png", "b.png", "c.PNG"]
     grey = [round(float(x.mean()) * 255) for x in inputs.read(0, 3)]
     assert grey == [50, 0, 100]
@@ -140,11 +142,11 @@ def test_recordings_give_the_features_of_speech_commands(tmp_path: Path) -> None
 def test_the_likeliest_classes_come_first_with_softmax_probabilities() -> None:
     model = make()
     x = digits.load_digits().test.x[:5]
-    inputs = Inputs(list("abcde"), lambda i, j: x[i:j])
+    inputs = ExampleSource(list("abcde"), lambda i, j: x[i:j])
     for top in (1, 3, 50):
-        found = list(predictions(model, inputs, model.model, batch=2, top=top))
+        found = list(predict(model, inputs, model.network, batch=2, top=top))
         assert [one.name for one in found] == list("abcde")
-        for one, logits in zip(found, model.model(x), strict=True):
+        for one, logits in zip(found, model.network(x), strict=True):
             share = torch.exp(logits) / torch.exp(logits).sum()
             order = share.argsort(descending=True)[:top].tolist()
             assert [name for name, _ in one.top] == [str(k) for k in order]
@@ -153,12 +155,13 @@ def test_the_likeliest_classes_come_first_with_softmax_probabilities() -> None:
 
 def test_an_answer_that_is_no_number_is_refused() -> None:
     model = make()
-    inputs = Inputs(["a", "b"], lambda i, j: torch.full((2, 1, 8, 8), 1.0))
+    inputs = ExampleSource(["a", "b"], lambda i, j: torch.full((2, 1, 8, 8), 1.0))
     with pytest.raises(InputError, match="a: the model answers a number that is not finite"):
-        list(predictions(model, inputs, lambda x: torch.full((2, 10), torch.nan), 2))
-    inputs = Inputs(["a", "b"], lambda i, j: torch.tensor([1.0, torch.inf])[:, None, None, None].expand(2, 1, 8, 8))
+        list(predict(model, inputs, lambda x: torch.full((2, 10), torch.nan), 2))
+    infinite = torch.tensor([1.0, torch.inf])[:, None, None, None].expand(2, 1, 8, 8)
+    inputs = ExampleSource(["a", "b"], lambda i, j: infinite)
     with pytest.raises(InputError, match="b: the input holds a number that is not finite"):
-        list(predictions(model, inputs, model.model, 2))
+        list(predict(model, inputs, model.network, 2))
 
 
 def test_the_kernels_are_used_where_they_are_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,26 +178,26 @@ def test_the_kernels_are_used_where_they_are_and_it_is_said(monkeypatch: pytest.
     fake = SimpleNamespace(Predictor=Predictor, isa=lambda: "avx512")
     monkeypatch.setitem(sys.modules, "fedsieve.kernels", fake)  # type: ignore[arg-type]
     for asked in ("auto", "sparse"):
-        logits, way = forward(model, 3, asked)
-        assert (logits.made_of, way) == ((model.model, 3), "sparse (avx512)")  # type: ignore[attr-defined]
-    assert forward(model, 3, "dense") == (model.model, "dense")
+        logits, way = choose_forward(model, 3, asked)
+        assert (logits.made_of, way) == ((model.network, 3), "sparse (avx512)")  # type: ignore[attr-defined]
+    assert choose_forward(model, 3, "dense") == (model.network, "dense")
     why.reverse()
-    assert forward(model, 3, "auto") == (model.model, "dense, because they do not know its layers")
+    assert choose_forward(model, 3, "auto") == (model.network, "dense, because they do not know its layers")
     with pytest.raises(InputError, match=r"no sparse kernels .*, because they do not know its layers: use --kernels"):
-        forward(model, 3, "sparse")
+        choose_forward(model, 3, "sparse")
     monkeypatch.setitem(sys.modules, "fedsieve.kernels", None)  # type: ignore[arg-type]
-    assert forward(model, 3, "auto")[0] is model.model
+    assert choose_forward(model, 3, "auto")[0] is model.network
 
 
 def test_a_network_of_ones_own_needs_the_recipe_that_the_user_names(own: Path, mine: Path) -> None:
     with pytest.raises(InputError, match=r"tiny:TinyNet is code of your own: .* --recipe mine.py:recipe"):
-        open_deployed(own)
+        open_model(own)
     assert "mine" not in sys.modules
-    model = open_deployed(own, "mine.py:recipe")
-    found = list(predictions(model, open_inputs("test", model.card, "mine.py:recipe"), model.model, 50))
+    model = open_model(own, "mine.py:recipe")
+    found = list(predict(model, open_examples("test", model.metadata, "mine.py:recipe"), model.network, 50))
     assert sum(one.right for one in found) / 120 == json.loads((own / "summary.json").read_text())["accuracy"]
     with pytest.raises(InputError, match=r"--recipe mine.py:other has another model than tiny:TinyNet"):
-        open_deployed(own, "mine.py:other")
+        open_model(own, "mine.py:other")
 
 
 def test_a_table_or_lines_of_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,20 +222,21 @@ def test_a_table_or_lines_of_json(run: Path, capsys: pytest.CaptureFixture[str])
 def test_long_names_stay_whole_where_no_terminal_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"{'long/' * 40}[b]a.png"
     model = make()
-    show(predictions(model, Inputs([name], lambda i, j: torch.zeros(1, 1, 8, 8)), model.model, 1))
+    print_predictions(predict(model, ExampleSource([name], lambda i, j: torch.zeros(1, 1, 8, 8)), model.network, 1))
     assert name in capsys.readouterr().out
 
 
 def spoilt(run: Path, own: Path, at: Path) -> None:
     """Write what the mistakes below are made with."""
     shutil.copytree(run, at / "good")
-    for name in ("unfinished", "damaged", "other", "cardless", "strange"):
+    for name in ("unfinished", "damaged", "other", "bare", "lacking", "strange"):
         shutil.copytree(run, at / name)
     shutil.copytree(own, at / "own")
     (at / "unfinished/model.safetensors").unlink()
     (at / "damaged/model.safetensors").write_bytes(b"x" * 100)
     shutil.copy(own / "model.safetensors", at / "other")
-    (at / "cardless/inputs.json").write_text('{"shape": [1, 8, 8], "mean": [0], "std": [0], "classes": ["a"]}')
+    (at / "bare/inputs.json").write_text('{"shape": [1, 8, 8], "mean": [0], "std": [0], "classes": ["a"]}')
+    (at / "lacking/inputs.json").unlink()
     (at / "strange/inputs.json").write_text("[]")
     (at / "empty").mkdir()
     (at / "notes.txt").write_text("text")
@@ -255,7 +259,8 @@ MISTAKES = {
     "an unfinished run": (("unfinished", "test"), "unfinished has no model.safetensors: finish the run first"),
     "a damaged model": (("damaged", "test"), "damaged/model.safetensors is damaged"),
     "another model": (("other", "test"), "other: the weights do not fit digits_net at bn.bias"),
-    "damaged inputs": (("cardless", "test"), "cardless (run.json, inputs.json) does not say what the model is"),
+    "damaged inputs": (("bare", "test"), "bare (run.json, inputs.json) does not say what the model is"),
+    "no inputs": (("lacking", "test"), "lacking (run.json, inputs.json) does not say what the model is"),
     "strange inputs": (("strange", "test"), "strange/inputs.json is not a JSON object"),
     "one's own network": (("own", "test"), "--recipe mine.py:recipe"),
     "no such recipe": (("own", "test", "--recipe", "x.py:f"), "there is no file x.py"),

@@ -188,21 +188,20 @@ def predict_command(
 
     Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
     """
-    from fedsieve.runs.export import forward, open_deployed, open_inputs, predictions, show
+    from fedsieve.runs.export import choose_forward, open_examples, open_model, predict, print_predictions
 
-    deployed = open_deployed(model, recipe, data)
-    inputs = open_inputs(source, deployed.card, recipe, data)
-    batch = min(batch, len(inputs.names))
-    logits, way = forward(deployed, batch, kernels)
+    trained = open_model(model, recipe)
+    examples = open_examples(source, trained.metadata, recipe, data)
+    batch = min(batch, len(examples.names))
+    logits, way = choose_forward(trained, batch, kernels)
     typer.echo(f"kernels: {way}", err=True)
-    show(predictions(deployed, inputs, logits, batch, top), as_json)
+    print_predictions(predict(trained, examples, logits, batch, top), as_json)
 
 
 @app.command("export")
 def export_command(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
-    data: DataDir = None,
     recipe: Own = "",
 ) -> None:
     """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
@@ -211,10 +210,10 @@ def export_command(
 
     A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
     """
-    from fedsieve.runs.export import check_out, export, open_deployed
+    from fedsieve.runs.export import check_export_path, export, open_model
 
-    check_out(out)
-    typer.echo(export(open_deployed(model, recipe, data), out))
+    check_export_path(out)
+    typer.echo(export(open_model(model, recipe), out))
 
 
 def main() -> None:

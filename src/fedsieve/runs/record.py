@@ -152,15 +152,21 @@ def read_record(folder: Path) -> RunRecord:
 
     A round that was run again counts as it was last written.
     """
-    manifest = read_json(folder / MANIFEST)
-    if manifest is None:
-        raise InputError(f"{folder} is not a run directory (no {MANIFEST}): name a folder that `fedsieve run` wrote")
+    manifest = require_manifest(folder)
     classes, counts = read_partition(folder)
     rows = {row["round"]: row for row in read_rows(folder, LEAVE_OUT)}
     summary = read_summary(folder)
     run = RunRecord(folder, manifest, [rows[t] for t in sorted(rows)], summary, classes, counts)
     current = summary is not None and number(summary.get("rounds")) == run.last_round
     return run if current else replace(run, summary=None)
+
+
+def require_manifest(folder: Path) -> dict[str, Any]:
+    """Return ``run.json``; InputError says that the folder holds no run."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        raise InputError(f"{folder} is not a run directory (no {MANIFEST}): name a folder that `fedsieve run` wrote")
+    return manifest
 
 
 def format_kernels(kernels: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsieve.data.downloads import UNREADABLE
 from fedsieve.data.storage import regular
-from fedsieve.runs.export.inputs import IMAGES, picture
+from fedsieve.runs.export.examples import IMAGES, load_image
 from fedsieve.types import Data, InputError
 
 FORMS = "a .npz or .safetensors file with arrays x and y, or a folder of pictures, a sub-folder for each class"
@@ -87,4 +87,4 @@ def _folder(path: Path, inputs: InputSpec) -> tuple[Tensor, Tensor]:
     ]
     if not found:
         raise InputError(f"data={path} holds no picture ({', '.join(IMAGES)}) in a folder named after a class")
-    return torch.stack([picture(p, inputs.shape) for p, _ in found]), torch.tensor([label for _, label in found])
+    return torch.stack([load_image(p, inputs.shape) for p, _ in found]), torch.tensor([label for _, label in found])

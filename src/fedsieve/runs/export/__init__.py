@@ -1,24 +1,24 @@
 """The deployed model in use: opened from a run directory or a .fsv file, asked for predictions, exported.
 
-``open_deployed`` -> ``Deployed`` -> ``predict``, or ``export`` to ONNX, to safetensors, or to a compact sparse file.
+``open_model`` -> ``TrainedModel`` -> ``predict``, or ``export`` to ONNX, to safetensors, or to a compact sparse file.
 """
 
-from fedsieve.runs.export.formats import check_out, export
-from fedsieve.runs.export.inputs import Inputs, open_inputs
-from fedsieve.runs.export.metadata import Card
-from fedsieve.runs.export.model import Deployed, open_deployed
-from fedsieve.runs.export.predict import Prediction, forward, predictions, show
+from fedsieve.runs.export.examples import ExampleSource, open_examples
+from fedsieve.runs.export.formats import check_export_path, export
+from fedsieve.runs.export.metadata import ModelMetadata
+from fedsieve.runs.export.model import TrainedModel, open_model
+from fedsieve.runs.export.prediction import Prediction, choose_forward, predict, print_predictions
 
 __all__ = [
-    "Card",
-    "Deployed",
-    "Inputs",
+    "ExampleSource",
+    "ModelMetadata",
     "Prediction",
-    "check_out",
+    "TrainedModel",
+    "check_export_path",
+    "choose_forward",
     "export",
-    "forward",
-    "open_deployed",
-    "open_inputs",
-    "predictions",
-    "show",
+    "open_examples",
+    "open_model",
+    "predict",
+    "print_predictions",
 ]

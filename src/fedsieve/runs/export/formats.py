@@ -21,24 +21,24 @@ from torch import Tensor, nn
 
 from fedsieve.data.downloads import package
 from fedsieve.runs.export import sparse_file
-from fedsieve.runs.export.model import Deployed
+from fedsieve.runs.export.model import TrainedModel
 from fedsieve.runs.output import check_output, write_output
 from fedsieve.types import InputError, clone_shared
 
 
-def check_out(out: Path) -> None:
+def check_export_path(out: Path) -> None:
     """Raise InputError unless a model can be written to ``out``, where no file may be yet."""
-    if out.suffix not in FORMS:
+    if out.suffix not in FORMATS:
         raise InputError(f"{out}: a model is exported as .onnx, .fsv (compact, sparse) or .safetensors: end it so")
     check_output(out, f"model{out.suffix}")
     if out.exists():
         raise InputError(f"{out} is there already: remove it, or choose another name")
 
 
-def export(model: Deployed, out: Path) -> str:
+def export(model: TrainedModel, out: Path) -> str:
     """Write the model to ``out`` in the form that its suffix names; return in one line what was written."""
-    check_out(out)
-    content = FORMS[out.suffix](model)
+    check_export_path(out)
+    content = FORMATS[out.suffix](model)
     write_output(out, content)
     dense = model.dense_bytes()
     return (
@@ -50,24 +50,24 @@ def export(model: Deployed, out: Path) -> str:
 class _Raw(nn.Module):
     """The model behind its normalisation."""
 
-    def __init__(self, deployed: Deployed):
+    def __init__(self, model: TrainedModel):
         super().__init__()
-        self.model, self.normalised = deployed.model, deployed.normalised
+        self.network, self.normalize = model.network, model.normalize
 
     def forward(self, input: Tensor) -> Tensor:
         """Raw examples [n, *shape] -> logits [n, classes]."""
-        logits: Tensor = self.model(self.normalised(input))
+        logits: Tensor = self.network(self.normalize(input))
         return logits
 
 
-def _onnx(deployed: Deployed) -> bytes:
+def _onnx(model: TrainedModel) -> bytes:
     onnx = package("onnx", "onnx")
     package("onnxscript", "onnx")
-    example = torch.zeros(2, *deployed.card.shape)
+    example = torch.zeros(2, *model.metadata.shape)
     try:
         with _quiet():
             program = torch.onnx.export(
-                _Raw(deployed).eval(),
+                _Raw(model).eval(),
                 (example,),
                 dynamo=True,
                 input_names=["input"],
@@ -84,9 +84,14 @@ def _onnx(deployed: Deployed) -> bytes:
     if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise InputError("this model's graph takes one size of batch only: export it as .fsv or .safetensors")
     _strip(graph)
-    card = deployed.card
-    told = {"recipe": card.recipe, "density": f"{deployed.density():.6g}", "classes": json.dumps(card.classes)}
-    onnx.helper.set_model_props(graph, told | {"card": card.json()})
+    metadata = model.metadata
+    properties = {
+        "recipe": metadata.recipe,
+        "density": f"{model.density():.6g}",
+        "classes": json.dumps(metadata.classes),
+        "metadata": metadata.json(),
+    }
+    onnx.helper.set_model_props(graph, properties)
     content: bytes = graph.SerializeToString()
     return content
 
@@ -114,12 +119,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _fsv(deployed: Deployed) -> bytes:
-    return sparse_file.written(deployed.card, deployed.weights())
-
-
-def _safetensors(deployed: Deployed) -> bytes:
-    return safetensors(clone_shared(deployed.weights()))
-
-
-FORMS: dict[str, Callable[[Deployed], bytes]] = {".onnx": _onnx, ".fsv": _fsv, ".safetensors": _safetensors}
+FORMATS: dict[str, Callable[[TrainedModel], bytes]] = {
+    ".onnx": _onnx,
+    ".fsv": lambda model: sparse_file.encode_model(model.metadata, model.weights()),
+    ".safetensors": lambda model: safetensors(clone_shared(model.weights())),
+}

@@ -12,7 +12,7 @@ from fedsieve.types import InputError
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelMetadata:
     """Where a model comes from, and what it takes and gives.
 
     One example is a tensor of ``shape`` in its dataset's own units; the model sees ``(x - mean) / std``.
@@ -31,12 +31,12 @@ class Card:
     @property
     def network(self) -> str:
         """The model's name, or ``module:function`` for one of the user's own."""
-        return _named(self.run["task"]["model"])
+        return _name_of(self.run["task"]["model"])
 
     @property
     def dataset(self) -> str:
         """The dataset's name, or ``module:function`` for one of the user's own."""
-        return _named(self.run["task"]["dataset"])
+        return _name_of(self.run["task"]["dataset"])
 
     @property
     def test_limit(self) -> int:
@@ -44,28 +44,35 @@ class Card:
         return int(self.run["task"].get("test_limit", 0))
 
     def json(self) -> str:
-        """Return the card as text, for ``card_of``."""
+        """Return the metadata as text, for ``parse_metadata``."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def card_of(told: Any, where: str) -> Card:
-    """Return the card that ``told``, an object of JSON, describes. Raises InputError, naming ``where`` it stood."""
+def parse_metadata(values: Any, where: str) -> ModelMetadata:
+    """Return the metadata that ``values``, an object of JSON, describes; InputError names ``where`` it stood."""
     with suppress(KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError):
-        card = Card(
-            recipe=str(told["recipe"]),
-            version=str(told["version"]),
-            run=dict(told["run"]),
-            classes=tuple(map(str, told["classes"])),
-            shape=tuple(map(int, told["shape"])),
-            mean=tuple(map(float, told["mean"])),
-            std=tuple(map(float, told["std"])),
+        metadata = ModelMetadata(
+            recipe=str(values["recipe"]),
+            version=str(values["version"]),
+            run=dict(values["run"]),
+            classes=tuple(map(str, values["classes"])),
+            shape=tuple(map(int, values["shape"])),
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
         )
-        scales = [*card.mean, *card.std]
-        fits = {len(card.mean), len(card.std)} <= {1, card.shape[0]} and all(map(math.isfinite, scales))
-        if fits and all(card.std) and card.classes and min(card.shape) > 0 and card.network and card.test_limit >= 0:
-            return card
+        scales = [*metadata.mean, *metadata.std]
+        fits = {len(metadata.mean), len(metadata.std)} <= {1, metadata.shape[0]} and all(map(math.isfinite, scales))
+        if (
+            fits
+            and all(metadata.std)
+            and metadata.classes
+            and min(metadata.shape) > 0
+            and metadata.network
+            and metadata.test_limit >= 0
+        ):
+            return metadata
     raise InputError(f"{where} does not say what the model is and takes: restore the file, or make it anew")
 
 
-def _named(thing: Any) -> str:
+def _name_of(thing: Any) -> str:
     return thing if isinstance(thing, str) else json.dumps(thing)

@@ -1,7 +1,7 @@
 """A model in one small file, ``.fsv``: the zeros of its weights are left out, all else is kept to the bit.
 
     file = message of ``fedsieve.wire``, then its sha256 (32 bytes)
-    tree = "card"    uint8: ``Card.json`` in UTF-8
+    tree = "metadata"    uint8: ``ModelMetadata.json`` in UTF-8
            "weights" every tensor by its name
 
 A weight (two or more dimensions) goes as positions and values of its non-zeros where that is smaller. Its zeros come
@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsieve.runs.export.metadata import Card, card_of
+from fedsieve.runs.export.metadata import ModelMetadata, parse_metadata
 from fedsieve.types import InputError, Params, Sparse, Tree
 from fedsieve.wire import MAGIC, WireError, decode, encode
 
 DIGEST = 32
 
 
-def written(card: Card, weights: Params) -> bytes:
+def encode_model(metadata: ModelMetadata, weights: Params) -> bytes:
     """Return the file of a model. Raises InputError for a tensor of a type that has no place in it."""
-    text = torch.frombuffer(bytearray(card.json().encode()), dtype=torch.uint8)
-    tree: Tree = {"card": text, "weights": {name: _smaller(v) for name, v in weights.items()}}
+    text = torch.frombuffer(bytearray(metadata.json().encode()), dtype=torch.uint8)
+    tree: Tree = {"metadata": text, "weights": {name: _smaller(v) for name, v in weights.items()}}
     try:
         message = encode(tree)
     except WireError as error:
@@ -35,8 +35,8 @@ def written(card: Card, weights: Params) -> bytes:
     return message + hashlib.sha256(message).digest()
 
 
-def read(path: Path) -> tuple[Card, dict[str, Tensor | Sparse]]:
-    """Return what ``written`` was given, sparse weights as they are stored. Raises InputError."""
+def read_model(path: Path) -> tuple[ModelMetadata, dict[str, Tensor | Sparse]]:
+    """Return what ``encode_model`` was given, sparse weights as they are stored. Raises InputError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -50,11 +50,11 @@ def read(path: Path) -> tuple[Card, dict[str, Tensor | Sparse]]:
         raise InputError(f"{path} is damaged or cut short (its checksum is wrong): copy it again, or export it anew")
     try:
         tree = decode(message)
-        told, weights = tree["card"], tree["weights"]
-        if not isinstance(told, Tensor) or not isinstance(weights, dict):
+        text, weights = tree["metadata"], tree["weights"]
+        if not isinstance(text, Tensor) or not isinstance(weights, dict):
             raise TypeError
-        card = card_of(json.loads(told.numpy().tobytes()), str(path))
-        return card, {name: v for name, v in weights.items() if isinstance(v, Tensor | Sparse)}
+        metadata = parse_metadata(json.loads(text.numpy().tobytes()), str(path))
+        return metadata, {name: v for name, v in weights.items() if isinstance(v, Tensor | Sparse)}
     except (WireError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path} holds no model: name what `fedsieve export -o model.fsv` wrote") from None
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fedsieve.data.downloads import UNREADABLE, package
 from fedsieve.data.speech_commands import RATE, mfcc
-from fedsieve.runs.export.metadata import Card
-from fedsieve.runs.export.model import own_test_set
+from fedsieve.runs.export.metadata import ModelMetadata
+from fedsieve.runs.export.model import load_test_set
 from fedsieve.types import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,7 +35,7 @@ NO_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error
 """What Pillow raises on a damaged picture."""
 
 
-class Inputs(NamedTuple):
+class ExampleSource(NamedTuple):
     """Examples by name; ``read(i, j)`` returns those from i up to j, raw, and ``truth`` their classes if known."""
 
     names: Sequence[str]
@@ -43,59 +43,61 @@ class Inputs(NamedTuple):
     truth: Tensor | None = None
 
 
-def open_inputs(source: str, card: Card, recipe: str = "", data: str | None = None) -> Inputs:
+def open_examples(source: str, metadata: ModelMetadata, recipe: str = "", data: str | None = None) -> ExampleSource:
     """Return the examples that ``source`` names: a file, a folder of files, ``test`` or ``test:FIRST-LAST``.
 
     Raises InputError, at once for what is not there, and from ``read`` for a file that cannot be used.
     """
     if source.partition(":")[0] == "test":
-        return _tested(source, card, recipe, data)
-    path, readers = Path(source), _readers(card)
+        return _test_examples(source, metadata, recipe, data)
+    path, readers = Path(source), _readers(metadata)
     takes = f"this model takes {', '.join((*readers, *ARRAYS))}, {'a folder of them, ' if readers else ''}or test"
     if path.suffix.lower() in ARRAYS and path.is_file():
-        return _array(path, card)
+        return _array_examples(path, metadata)
     if not path.exists():
         raise InputError(f"there is no {path}: {takes}")
     found = sorted(p for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else [path]
     paths = [p for p in found if p.suffix.lower() in readers]
     if not paths:
         raise InputError(f"{path} {'holds' if path.is_dir() else 'is'} nothing that can be read: {takes}")
-    return Inputs([*map(str, paths)], lambda i, j: torch.stack([readers[p.suffix.lower()](p) for p in paths[i:j]]))
+    return ExampleSource(
+        [*map(str, paths)], lambda i, j: torch.stack([readers[p.suffix.lower()](p) for p in paths[i:j]])
+    )
 
 
-def _readers(card: Card) -> dict[str, Callable[[Path], Tensor]]:
+def _readers(metadata: ModelMetadata) -> dict[str, Callable[[Path], Tensor]]:
     """Return which files become examples of a model, and how."""
-    if card.dataset == "speech_commands":
-        return {".wav": _recording}
-    if len(card.shape) == 3 and card.shape[0] in (1, 3):
-        return dict.fromkeys(IMAGES, partial(picture, shape=card.shape))
+    if metadata.dataset == "speech_commands":
+        return {".wav": _load_recording}
+    if len(metadata.shape) == 3 and metadata.shape[0] in (1, 3):
+        return dict.fromkeys(IMAGES, partial(load_image, shape=metadata.shape))
     return {}
 
 
-def _tested(source: str, card: Card, recipe: str, data: str | None) -> Inputs:
-    test = own_test_set(card, recipe, data)
+def _test_examples(source: str, metadata: ModelMetadata, recipe: str, data: str | None) -> ExampleSource:
+    test = load_test_set(metadata, recipe, data)
     asked = re.fullmatch(r"test(?::(\d+)(?:-(\d+))?)?", source)
     first = int(asked[1] or 0) if asked else 0
     last = int(asked[2] or asked[1] or len(test) - 1) if asked else -1
     if not 0 <= first <= last < len(test):
         raise InputError(f"{source}: write test, test:N or test:FIRST-LAST, of 0 to {len(test) - 1}")
     x, y = test.x[first : last + 1], test.y[first : last + 1]
-    return Inputs([str(i) for i in range(first, last + 1)], lambda i, j: x[i:j], y)
+    return ExampleSource([str(i) for i in range(first, last + 1)], lambda i, j: x[i:j], y)
 
 
-def _array(path: Path, card: Card) -> Inputs:
-    shape = ", ".join(map(str, card.shape))
-    found = _loaded(path)
-    x = found[np.newaxis] if found.shape == card.shape else found
-    if x.shape[1:] != card.shape or not len(x):
+def _array_examples(path: Path, metadata: ModelMetadata) -> ExampleSource:
+    shape = ", ".join(map(str, metadata.shape))
+    found = _load_array(path)
+    x = found[np.newaxis] if found.shape == metadata.shape else found
+    if x.shape[1:] != metadata.shape or not len(x):
         raise InputError(f"{path} is of shape {list(x.shape)}: this model takes [n, {shape}] or [{shape}]")
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise InputError(f"{path} holds {x.dtype}: give float numbers in the dataset's units, or uint8 for x / 255")
     kind = np.uint8 if x.dtype == np.uint8 else np.float32
-    return Inputs([str(i) for i in range(len(x))], lambda i, j: torch.from_numpy(np.array(x[i:j], kind)))
+    return ExampleSource([str(i) for i in range(len(x))], lambda i, j: torch.from_numpy(np.array(x[i:j], kind)))
 
 
-def _loaded(path: Path) -> NDArray[Any]:
+def _load_array(path: Path) -> NDArray[Any]:
     """Return the array of a .npy (left on the disk), or the only one, or the one called x, of a .npz."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -112,10 +114,10 @@ def _loaded(path: Path) -> NDArray[Any]:
     raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array x, or save it alone")
 
 
-def picture(path: Path, shape: tuple[int, ...]) -> Tensor:
+def load_image(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Return a picture as [channels, height, width] in 0..1."""
     channels, height, width = shape
-    image = _opened(path)
+    image = _open_image(path)
     if image.mode[0] in "IF":
         raise InputError(f"{path} has more than 8 bits a channel: save it with 8")
     if image.has_transparency_data and min(image.convert("RGBA").getchannel("A").tobytes()) < 255:
@@ -125,7 +127,7 @@ def picture(path: Path, shape: tuple[int, ...]) -> Tensor:
     return pixels.view(height, width, channels).movedim(2, 0)
 
 
-def _opened(path: Path) -> Image.Image:
+def _open_image(path: Path) -> Image.Image:
     """Return a picture, read to its end, the way up that its camera was held."""
     try:
         with Image.open(path) as image:
@@ -134,7 +136,7 @@ def _opened(path: Path) -> Image.Image:
         raise InputError(f"{path} cannot be read as an image ({error}): save it again, as .png") from None
 
 
-def _recording(path: Path) -> Tensor:
+def _load_recording(path: Path) -> Tensor:
     """Return the features of the first second, [1, 32, 32]."""
     librosa, soundfile = package("librosa", "speech"), package("soundfile", "speech")
     try:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from fedsieve.runs.export.inputs import Inputs
-from fedsieve.runs.export.model import Deployed
+from fedsieve.runs.export.examples import ExampleSource
+from fedsieve.runs.export.model import TrainedModel
 from fedsieve.types import InputError
 
 WIDE = 10_000
@@ -37,11 +37,11 @@ class Prediction:
 
     def json(self) -> str:
         """Return it as a line."""
-        told = {"input": self.name, "label": self.top[0][0], "probability": self.top[0][1], "top": self.top}
-        return json.dumps(told if self.truth is None else told | {"truth": self.truth}, ensure_ascii=False)
+        line = {"input": self.name, "label": self.top[0][0], "probability": self.top[0][1], "top": self.top}
+        return json.dumps(line if self.truth is None else line | {"truth": self.truth}, ensure_ascii=False)
 
 
-def forward(deployed: Deployed, batch: int, kernels: str = "auto") -> tuple[Callable[[Tensor], Tensor], str]:
+def choose_forward(model: TrainedModel, batch: int, kernels: str = "auto") -> tuple[Callable[[Tensor], Tensor], str]:
     """Return what computes the logits of up to ``batch`` examples, and in words which way that is.
 
     ``kernels``: ``sparse`` skips the zeros and raises InputError where that cannot be; ``dense`` is the plain model;
@@ -50,34 +50,34 @@ def forward(deployed: Deployed, batch: int, kernels: str = "auto") -> tuple[Call
     if kernels not in KERNELS:
         raise InputError(f"--kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
     if kernels == "dense":
-        return deployed.model, "dense"
+        return model.network, "dense"
     try:
         from fedsieve.kernels import Predictor, loaded_isa
     except ImportError:
         why = "this version of FedSieve has none"
     else:
-        predictor = Predictor(deployed.model, batch)
-        predictor(torch.zeros(1, *deployed.card.shape))  # which makes its plan, or finds out why it cannot
+        predictor = Predictor(model.network, batch)
+        predictor(torch.zeros(1, *model.metadata.shape))  # which makes its plan, or finds out why it cannot
         if predictor.reason is None:
             return predictor, f"sparse ({loaded_isa()})"
         why = predictor.reason
     if kernels == "sparse":
         raise InputError(f"there are no sparse kernels for this model, because {why}: use --kernels dense")
-    return deployed.model, f"dense, because {why}"
+    return model.network, f"dense, because {why}"
 
 
 @torch.inference_mode()
-def predictions(
-    model: Deployed, inputs: Inputs, logits_of: Callable[[Tensor], Tensor], batch: int, top: int = 1
+def predict(
+    model: TrainedModel, inputs: ExampleSource, logits_of: Callable[[Tensor], Tensor], batch: int, top: int = 1
 ) -> Iterator[Prediction]:
     """Yield the ``top`` likeliest classes of every example, ``batch`` examples at once. Raises InputError."""
-    classes = model.card.classes
+    classes = model.metadata.classes
     for i in range(0, len(inputs.names), batch):
         names = inputs.names[i : i + batch]
-        x = model.normalised(inputs.read(i, i + len(names)))
+        x = model.normalize(inputs.read(i, i + len(names)))
         logits = logits_of(x)
-        for what, found in (("the input holds", x), ("the model answers", logits)):
-            finite = found.isfinite().flatten(1).all(1).tolist()
+        for what, numbers in (("the input holds", x), ("the model answers", logits)):
+            finite = numbers.isfinite().flatten(1).all(1).tolist()
             if not all(finite):
                 raise InputError(f"{names[finite.index(False)]}: {what} a number that is not finite: leave it out")
         share, index = logits.softmax(1).topk(min(top, len(classes)))
@@ -87,14 +87,14 @@ def predictions(
             yield Prediction(name, tuple((classes[k], p) for k, p in best), truth)
 
 
-def show(found: Iterable[Prediction], as_json: bool = False, console: Console | None = None) -> None:
+def print_predictions(predictions: Iterable[Prediction], as_json: bool = False, console: Console | None = None) -> None:
     """Print predictions as a table, or as lines of JSON, each when it is there; and the accuracy, where it is known.
 
     With JSON, the accuracy goes to stderr.
     """
     console = console or Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
     table, right = Table("input", "label", Column("probability", justify="right"), "", box=None, pad_edge=False), []
-    for one in found:
+    for one in predictions:
         if one.truth is not None:
             right.append(one.right)
         if as_json:
