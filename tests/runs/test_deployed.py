@@ -5,7 +5,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from fedsieve.runs.export import (
     open_examples,
     open_model,
     predict,
+    prediction,
     print_predictions,
 )
 
@@ -175,8 +175,8 @@ def test_the_kernels_are_used_where_they_are_and_it_is_said(monkeypatch: pytest.
             self.reason = why[0]  # type: ignore[assignment]
             return x
 
-    fake = SimpleNamespace(Predictor=Predictor, isa=lambda: "avx512")
-    monkeypatch.setitem(sys.modules, "fedsieve.kernels", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(prediction, "Predictor", Predictor)
+    monkeypatch.setattr(prediction, "loaded_isa", lambda: "avx512")
     for asked in ("auto", "sparse"):
         logits, way = choose_forward(model, 3, asked)
         assert (logits.made_of, way) == ((model.network, 3), "sparse (avx512)")  # type: ignore[attr-defined]
@@ -185,8 +185,6 @@ def test_the_kernels_are_used_where_they_are_and_it_is_said(monkeypatch: pytest.
     assert choose_forward(model, 3, "auto") == (model.network, "dense, because they do not know its layers")
     with pytest.raises(InputError, match=r"no sparse kernels .*, because they do not know its layers: use --kernels"):
         choose_forward(model, 3, "sparse")
-    monkeypatch.setitem(sys.modules, "fedsieve.kernels", None)  # type: ignore[arg-type]
-    assert choose_forward(model, 3, "auto")[0] is model.network
 
 
 def test_a_network_of_ones_own_needs_the_recipe_that_the_user_names(own: Path, mine: Path) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
+from fedsieve.kernels import Predictor, loaded_isa
 from fedsieve.runs.export.examples import ExampleSource
 from fedsieve.runs.export.model import TrainedModel
 from fedsieve.types import InputError
@@ -51,19 +52,13 @@ def choose_forward(model: TrainedModel, batch: int, kernels: str = "auto") -> tu
         raise InputError(f"--kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
     if kernels == "dense":
         return model.network, "dense"
-    try:
-        from fedsieve.kernels import Predictor, loaded_isa
-    except ImportError:
-        why = "this version of FedSieve has none"
-    else:
-        predictor = Predictor(model.network, batch)
-        predictor(torch.zeros(1, *model.metadata.shape))  # which makes its plan, or finds out why it cannot
-        if predictor.reason is None:
-            return predictor, f"sparse ({loaded_isa()})"
-        why = predictor.reason
+    predictor = Predictor(model.network, batch)
+    predictor(torch.zeros(1, *model.metadata.shape))  # which makes its plan, or finds out why it cannot
+    if predictor.reason is None:
+        return predictor, f"sparse ({loaded_isa()})"
     if kernels == "sparse":
-        raise InputError(f"there are no sparse kernels for this model, because {why}: use --kernels dense")
-    return model.network, f"dense, because {why}"
+        raise InputError(f"there are no sparse kernels for this model, because {predictor.reason}: use --kernels dense")
+    return model.network, f"dense, because {predictor.reason}"
 
 
 @torch.inference_mode()
