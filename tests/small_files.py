@@ -34,5 +34,5 @@ def homeless(*_: object) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "cache"))

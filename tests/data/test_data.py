@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from small_files import _cache, md5, pixels, refuses  # noqa: F401 (the cache is
 # Digits
 
 
-def test_the_digits_that_are_shipped_are_whole():
+def test_the_digits_that_are_shipped_are_whole() -> None:
     with np.load(digits.FILE) as file:
         x, y = file["x"], file["y"]
     assert (x.shape, y.shape) == ((1797, 64), (1797,))
@@ -27,7 +28,7 @@ def test_the_digits_that_are_shipped_are_whole():
     assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
-def test_digits_are_scikit_learns():
+def test_digits_are_scikit_learns() -> None:
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     ours, original = data.load_dataset("digits", None), load_digits()
     assert (len(ours.train), len(ours.test)) == (1442, 355)
@@ -61,7 +62,7 @@ def mnist_files(root: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> di
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_idx(tmp_path, monkeypatch, packed):
+def test_mnist_idx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Any) -> None:
     arrays = mnist_files(tmp_path, monkeypatch, packed)
     found = data.load_dataset("mnist", tmp_path)
     assert data.dataset_status("mnist", tmp_path) == f"{tmp_path}/mnist: {'idx.gz files' if packed else 'idx files'}"
@@ -71,7 +72,7 @@ def test_mnist_idx(tmp_path, monkeypatch, packed):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_damaged_or_missing(tmp_path, monkeypatch, packed):
+def test_mnist_damaged_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Any) -> None:
     mnist_files(tmp_path, monkeypatch, packed)
     labels = tmp_path / "mnist" / ("t10k-labels-idx1-ubyte" + ".gz" * packed)
     labels.write_bytes(labels.read_bytes()[:-1])
@@ -80,14 +81,14 @@ def test_mnist_damaged_or_missing(tmp_path, monkeypatch, packed):
     refuses("mnist", tmp_path, "t10k-labels-idx1-ubyte", "missing", "download")
 
 
-def test_sha256sums_in_the_data_folder_are_checked(tmp_path, monkeypatch):
+def test_sha256sums_in_the_data_folder_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mnist_files(tmp_path, monkeypatch, True)
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ./mnist/train-images-idx3-ubyte.gz\n")
     refuses("mnist", tmp_path, "train-images-idx3-ubyte.gz", "SHA256SUMS")
 
 
 @pytest.mark.parametrize("line", ["oneword", "0123  mnist/x", "0" * 64, f"{'0' * 64}  ", "SHA256 (x) = 00", "\x00\xff"])
-def test_a_malformed_line_of_sha256sums_is_named(tmp_path, monkeypatch, line):
+def test_a_malformed_line_of_sha256sums_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     mnist_files(tmp_path, monkeypatch, True)
     (tmp_path / "SHA256SUMS").write_bytes(f"{'0' * 64}  other\n\n{line}\n".encode("latin-1"))
     refuses("mnist", tmp_path, f"{tmp_path / 'SHA256SUMS'} line 3 is not a sha256")
@@ -98,7 +99,7 @@ def test_a_malformed_line_of_sha256sums_is_named(tmp_path, monkeypatch, line):
     "name",
     ["cifar10/cifar-10-batches-bin/a.bin", "femnist/train/a.json", "other/a", "mnist/MNIST/raw/a", "MNIST/raw/a"],
 )
-def test_sha256sums_of_nested_files_are_checked(tmp_path, form, name):
+def test_sha256sums_of_nested_files_are_checked(tmp_path: Path, form: str, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(parents=True)
     file.write_bytes(b"contents")
@@ -110,7 +111,7 @@ def test_sha256sums_of_nested_files_are_checked(tmp_path, form, name):
         downloads.read_download(file, "get it")
 
 
-def test_the_folder_above_is_named_for_nested_files():
+def test_the_folder_above_is_named_for_nested_files() -> None:
     for name in ("femnist/train/a.json", "cifar10/cifar-10-batches-bin/b.bin", "mnist/speech_commands/yes"):
         *_, place = (part for part in Path(name).parts if part in data.NAMES)
         assert f"the folder above {place}/)" in str(downloads.missing(Path("/mnist/root") / name, "get it"))
@@ -135,7 +136,7 @@ def check_cifar10(root: Path, made: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
-def test_cifar10_binary_version(tmp_path, monkeypatch, inside):
+def test_cifar10_binary_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
     folder = tmp_path / "cifar10" / inside
     folder.mkdir(parents=True)
     made = batches(6, monkeypatch)
@@ -149,7 +150,7 @@ def test_cifar10_binary_version(tmp_path, monkeypatch, inside):
     refuses("cifar10", tmp_path, "data_batch_3.bin", "missing", "cifar-10-binary.tar.gz")
 
 
-def test_cifar10_webp_sheets(tmp_path, monkeypatch):
+def test_cifar10_webp_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cifar10"
     folder.mkdir()
     made = batches(6, monkeypatch)
@@ -186,7 +187,7 @@ def leaf_json(path: Path, samples: dict[str, tuple[np.ndarray, list[int]]]) -> N
 
 
 @pytest.mark.parametrize("inside", [("", ""), ("train", "test")])
-def test_femnist_leaf_json(tmp_path, inside):
+def test_femnist_leaf_json(tmp_path: Path, inside: str) -> None:
     folder = tmp_path / "femnist"
     a, b, c, t = pixels(2, 28, 28), pixels(1, 28, 28), pixels(3, 28, 28), pixels(2, 28, 28)
     train, test = (folder / place for place in inside)
@@ -232,7 +233,7 @@ ROW = [0.5] * 784
         {"f": {"x": [[*ROW[1:], None]], "y": [1]}},
     ],
 )
-def test_femnist_json_of_another_shape_is_damaged(tmp_path, users):
+def test_femnist_json_of_another_shape_is_damaged(tmp_path: Path, users: Any) -> None:
     folder = tmp_path / "femnist"
     leaf_json(folder / "all_data_0_test_9.json", {"f": (pixels(1, 28, 28), [1])})
     (folder / "all_data_0_train_9.json").write_text(json.dumps({"user_data": users}))
@@ -240,14 +241,14 @@ def test_femnist_json_of_another_shape_is_damaged(tmp_path, users):
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "{}", "[" * 100_000, '{"user_data": {"f": ' * 100_000])
-def test_femnist_json_that_is_something_else_is_damaged(tmp_path, text):
+def test_femnist_json_that_is_something_else_is_damaged(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "femnist"
     leaf_json(folder / "all_data_0_test_9.json", {"f": (pixels(1, 28, 28), [1])})
     (folder / "all_data_0_train_9.json").write_text(text)
     refuses("femnist", tmp_path, "all_data_0_train_9.json is damaged (not LEAF json")
 
 
-def test_femnist_subset_keeps_unseen_writers_apart(tmp_path):
+def test_femnist_subset_keeps_unseen_writers_apart(tmp_path: Path) -> None:
     (tmp_path / "femnist").mkdir()
     table = {
         "X": pixels(6, 28, 28),
@@ -273,7 +274,9 @@ def test_femnist_subset_keeps_unseen_writers_apart(tmp_path):
 
 @pytest.mark.parametrize("above", ["", "mnist"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_as_torchvision_unpacks_it(tmp_path, monkeypatch, above, packed):
+def test_mnist_as_torchvision_unpacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: Any, packed: Any
+) -> None:
     arrays = mnist_files(tmp_path, monkeypatch, packed)
     raw = tmp_path / above / "MNIST" / "raw"
     (tmp_path / "mnist").rename(tmp_path / "moved")
@@ -288,7 +291,7 @@ def test_mnist_as_torchvision_unpacks_it(tmp_path, monkeypatch, above, packed):
 
 
 @pytest.mark.parametrize("above", ["", "cifar10"])
-def test_cifar10_as_archives_unpack_it(tmp_path, monkeypatch, above):
+def test_cifar10_as_archives_unpack_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, above: Any) -> None:
     folder = tmp_path / above / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     made = batches(6, monkeypatch)
@@ -312,7 +315,9 @@ def pickled(batch: np.ndarray, call: bytes = b"numpy.core.multiarray\n_reconstru
 
 
 @pytest.mark.parametrize("inside", ["cifar-10-batches-py", "cifar10/cifar-10-batches-py", "cifar10"])
-def test_cifar10_python_version_is_read_and_never_unpickled(tmp_path, monkeypatch, inside):
+def test_cifar10_python_version_is_read_and_never_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
     folder = tmp_path / inside
     folder.mkdir(parents=True)
     made = batches(6, monkeypatch)
@@ -336,7 +341,7 @@ def test_cifar10_python_version_is_read_and_never_unpickled(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("above", ["", "femnist"])
-def test_femnist_in_a_clone_of_leaf(tmp_path, above):
+def test_femnist_in_a_clone_of_leaf(tmp_path: Path, above: Any) -> None:
     for part in ("train", "test"):
         file = tmp_path / above / "data" / part / f"all_data_0_niid_05_keep_0_{part}_9.json"
         leaf_json(file, {"f1": (pixels(1, 28, 28), [36])})

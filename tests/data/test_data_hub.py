@@ -3,6 +3,7 @@
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from small_files import _cache, pixels, refuses  # noqa: F401 (the cache is ever
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A fake ``datasets`` package with three small repositories."""
 
     def rows(count: int, image: str, label: str, mode: str, **more: str) -> list[dict]:
@@ -38,7 +39,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "repository", "image"), [("mnist", "ylecun/mnist", "image"), ("cifar10", "uoft-cs/cifar10", "img")]
 )
-def test_hub_images(hub, name, repository, image):
+def test_hub_images(hub: Any, name: str, repository: str, image: Any) -> None:
     for _ in range(2):  # the second from the cache
         found = data.load_dataset(name, Path("hub"))
         first = np.asarray(hub[repository]["train"][0][image])
@@ -49,7 +50,7 @@ def test_hub_images(hub, name, repository, image):
     assert data.dataset_status(name, Path("hub")) == f"huggingface.co/datasets/{repository}"
 
 
-def test_hub_femnist_holds_out_a_tenth_of_every_writer(hub):
+def test_hub_femnist_holds_out_a_tenth_of_every_writer(hub: Any) -> None:
     found = data.load_dataset("femnist", Path("hub"))
     assert found.groups == ("f0", "f1", "f2")
     assert found.group.bincount().tolist() == [18, 18, 18]
@@ -58,7 +59,7 @@ def test_hub_femnist_holds_out_a_tenth_of_every_writer(hub):
     assert len(everything.unique(dim=0)) == 60
 
 
-def test_hub_refusals(monkeypatch):
+def test_hub_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     refuses("mnist", Path("hub"), "pip install '.[hub]' in FedSieve's checkout")
     refuses("speech_commands", Path("hub"), "download the public archive")
@@ -71,5 +72,5 @@ def test_hub_refusals(monkeypatch):
     refuses("mnist", Path("hub"), "ylecun/mnist", "no route", "connection")
 
 
-def test_hub_has_digits_too(hub):
+def test_hub_has_digits_too(hub: Any) -> None:
     assert len(data.load_dataset("digits", Path("hub")).train) == 1442

@@ -2,6 +2,8 @@
 
 import hashlib
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from fedsieve.types import InputError
 from small_files import RNG, _cache, refuses  # noqa: F401 (the cache is every test's)
 
 
-def test_which_set_keeps_speakers_together_and_the_published_proportions():
+def test_which_set_keeps_speakers_together_and_the_published_proportions() -> None:
     names = [f"{i:08x}" for i in range(4000)]
     sets = [speech_commands.which_set(f"{name}_nohash_0.wav") for name in names]
     assert sets == [speech_commands.which_set(f"{name}_nohash_7.wav") for name in names]
@@ -20,7 +22,7 @@ def test_which_set_keeps_speakers_together_and_the_published_proportions():
         assert sets.count(part) / 4000 == pytest.approx(share, abs=5 * (share * (1 - share) / 4000) ** 0.5)
 
 
-def test_silence_is_dealt_evenly():
+def test_silence_is_dealt_evenly() -> None:
     speakers = [speech_commands.Clip(f"s{i}_nohash_0.wav", "yes", f"s{i}", False) for i in range(4)]
     silent = [speech_commands.Clip(f"{i}.wav", "_silence_", "", False) for i in range(10)]
     owners = speech_commands.owners(silent + speakers)
@@ -42,7 +44,7 @@ def tone(seconds: float) -> np.ndarray:
     "inside",
     ["speech_commands", "SpeechCommands/speech_commands_v0.02", "speech_commands/SpeechCommands/speech_commands_v0.01"],
 )
-def test_speech_commands_public_folders(tmp_path, inside):
+def test_speech_commands_public_folders(tmp_path: Path, inside: str) -> None:
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("librosa")
     folder = tmp_path / inside
@@ -72,7 +74,7 @@ def test_speech_commands_public_folders(tmp_path, inside):
     refuses("speech_commands", tmp_path, "8000 Hz", "16000 Hz")
 
 
-def test_speech_commands_ogg_with_index(tmp_path):
+def test_speech_commands_ogg_with_index(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("librosa")
     folder = tmp_path / "speech_commands"
@@ -116,21 +118,23 @@ HEADER = "file,start,samples,word,clip,speaker,fold"
         (f"{HEADER}\n{'a' * 200_000},0,1,yes,c,s,0\n".encode(), "field larger than"),
     ],
 )
-def test_speech_commands_index_of_another_form_is_damaged(tmp_path, monkeypatch, contents, why):
+def test_speech_commands_index_of_another_form_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Any, why: str
+) -> None:
     monkeypatch.setattr(speech_commands, "mfcc", lambda audio: audio)
     (tmp_path / "speech_commands").mkdir()
     (tmp_path / "speech_commands" / "index.csv").write_bytes(contents)
     refuses("speech_commands", tmp_path, "index.csv is damaged", why, "speech_commands_v0.02.tar.gz")
 
 
-def test_speech_commands_without_a_speaker_is_refused(monkeypatch):
+def test_speech_commands_without_a_speaker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech_commands, "mfcc", lambda audio: audio)
     rows = [(speech_commands.Clip(str(i), "_silence_", "", i == 1), tone(1)) for i in range(2)]
     with pytest.raises(InputError, match="no spoken clips"):
         speech_commands.features(rows)
 
 
-def test_speech_commands_without_librosa(tmp_path, monkeypatch):
+def test_speech_commands_without_librosa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "librosa", None)
     with pytest.raises(InputError, match=r"pip install '\.\[speech\]'"):
         speech_commands.mfcc(np.zeros(16_000, np.float32))

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +24,12 @@ def dataset(group: torch.Tensor | None = None) -> Dataset:
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "cache"))
 
 
 @given(n=st.integers(1, 300), share=st.floats(0, 1), seed=st.integers(0, 99))
-def test_iid_covers_everything_once_in_equal_sizes(n, share, seed):
+def test_iid_covers_everything_once_in_equal_sizes(n: int, share: Any, seed: int) -> None:
     clients = max(1, int(share * n))
     shards = iid(n, clients, seed)
     assert torch.equal(torch.cat(shards).sort().values, torch.arange(n))
@@ -40,14 +42,14 @@ def test_iid_covers_everything_once_in_equal_sizes(n, share, seed):
     alpha=st.floats(1e-6, 1e6),
     seed=st.integers(0, 99),
 )
-def test_lda_gives_equal_disjoint_shards_at_any_alpha(labels, share, alpha, seed):
+def test_lda_gives_equal_disjoint_shards_at_any_alpha(labels: Any, share: Any, alpha: Any, seed: int) -> None:
     clients = max(1, int(share * len(labels)))
     shards = lda(torch.tensor(labels), clients, alpha, seed)
     assert [len(shard) for shard in shards] == [len(labels) // clients] * clients
     assert len(torch.cat(shards).unique()) == len(labels) // clients * clients
 
 
-def test_lda_first_clients_follow_the_dirichlet():
+def test_lda_first_clients_follow_the_dirichlet() -> None:
     # A client's share of one class is p ~ Beta(a, (C-1) a) and its count of m draws is beta-binomial:
     # E = m / C, Var = m (1/C) (1 - 1/C) (m + C a) / (1 + C a). The first client meets full pools, so nothing is cut.
     alpha, classes, m, runs, labels = 0.5, 10, 100, 2000, LABELS[:1000]
@@ -57,7 +59,7 @@ def test_lda_first_clients_follow_the_dirichlet():
     assert held.var(0).mean().item() == pytest.approx(expected, rel=0.1)
 
 
-def test_lda_redrawing_exhausted_classes_keeps_the_law():
+def test_lda_redrawing_exhausted_classes_keeps_the_law() -> None:
     # Classes of 1 and 3 examples, 2 clients of 2, alpha -> infinity: each draw is a fair coin until a class is empty.
     # The first client takes the only example of class 0 unless both its coins say class 1: probability 1 - 1/4.
     labels, runs = torch.tensor([0, 1, 1, 1]), 4000
@@ -65,7 +67,7 @@ def test_lda_redrawing_exhausted_classes_keeps_the_law():
     assert took / runs == pytest.approx(0.75, abs=5 * (0.75 * 0.25 / runs) ** 0.5)
 
 
-def test_lda_small_alpha_concentrates_and_large_alpha_evens_out():
+def test_lda_small_alpha_concentrates_and_large_alpha_evens_out() -> None:
     dominant = [
         counts(lda(LABELS, 50, alpha, 0), LABELS, 10)[:25].max(1).values.double().mean() for alpha in (0.01, 1e4)
     ]
@@ -74,15 +76,15 @@ def test_lda_small_alpha_concentrates_and_large_alpha_evens_out():
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1.79e308])
-def test_lda_deals_at_the_ends_of_its_range(alpha):
+def test_lda_deals_at_the_ends_of_its_range(alpha: Any) -> None:
     assert [len(shard) for shard in lda(LABELS, 50, alpha, 0)] == [100] * 50
 
 
-def test_lda_uses_every_class_up_when_nothing_is_left_over():
+def test_lda_uses_every_class_up_when_nothing_is_left_over() -> None:
     assert counts(lda(LABELS, 10, 0.01, 3), LABELS, 10).sum(0).tolist() == [500] * 10
 
 
-def test_by_group_makes_one_client_of_each_group():
+def test_by_group_makes_one_client_of_each_group() -> None:
     group = torch.tensor([4, 2, 4, 2, 9, 2])
     everyone = [[1, 3, 5], [0, 2], [4]]
     assert [shard.tolist() for shard in by_group(group, 3, 1)] == everyone
@@ -92,13 +94,13 @@ def test_by_group_makes_one_client_of_each_group():
 
 
 @pytest.mark.parametrize(("clients", "remedy"), [(7, "lower"), (0, "raise")])
-def test_by_group_names_both_numbers_and_the_remedy(clients, remedy):
+def test_by_group_names_both_numbers_and_the_remedy(clients: int, remedy: str) -> None:
     with pytest.raises(InputError, match=rf"{clients} clients, but the data has 3 groups: {remedy} task\.clients"):
         by_group(torch.tensor([0, 1, 2]), clients, 0)
 
 
 @pytest.mark.parametrize("spec", ["iid", "lda:1.0", "lda:0.01", "group"])
-def test_partition_is_deterministic_cached_and_differs_by_seed(spec, tmp_path):
+def test_partition_is_deterministic_cached_and_differs_by_seed(spec: str, tmp_path: Path) -> None:
     data = dataset(torch.arange(5000) // 10)
     first, cached, other = (partition(spec, data, 20, seed) for seed in (0, 0, 1))
     assert len(list((tmp_path / "cache").glob("partition-*.npz"))) == 2
@@ -107,13 +109,13 @@ def test_partition_is_deterministic_cached_and_differs_by_seed(spec, tmp_path):
     assert all(shard.dtype == torch.int64 and bool((shard.diff() > 0).all()) for shard in first)
 
 
-def test_partition_is_keyed_by_the_labels():
+def test_partition_is_keyed_by_the_labels() -> None:
     data = dataset()
     other = replace(data, train=Data(torch.zeros(5000, 1), LABELS.roll(1)))
     assert not all(map(torch.equal, partition("lda:0.1", data, 5, 0), partition("lda:0.1", other, 5, 0)))
 
 
-def test_partition_is_the_same_in_another_process():
+def test_partition_is_the_same_in_another_process() -> None:
     code = (
         "import torch; from fedsieve.data.partition import lda; print(lda(torch.arange(90) % 9, 9, 0.3, 5)[4].tolist())"
     )
@@ -134,14 +136,14 @@ def test_partition_is_the_same_in_another_process():
         ("group", 10, "does not say whose"),
     ],
 )
-def test_partition_refuses_in_one_line(spec, clients, message):
+def test_partition_refuses_in_one_line(spec: str, clients: int, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         partition(spec, dataset(), clients, 0)
     assert "\n" not in str(caught.value)
 
 
 @given(n=st.integers(0, 100), fraction=st.sampled_from([0.0, 0.1, 0.25, 1.0]), client=st.integers(0, 9))
-def test_hold_out_splits_without_losing_anything(n, fraction, client):
+def test_hold_out_splits_without_losing_anything(n: int, fraction: float, client: int) -> None:
     index = torch.arange(n) * 3
     training, validation = hold_out(index, fraction, 0, client)
     assert len(validation) == int(fraction * n)
@@ -149,12 +151,12 @@ def test_hold_out_splits_without_losing_anything(n, fraction, client):
     assert torch.equal(hold_out(index, fraction, 0, client)[1], validation)
 
 
-def test_hold_out_differs_by_client_and_seed():
+def test_hold_out_differs_by_client_and_seed() -> None:
     choices = {tuple(hold_out(torch.arange(50), 0.1, seed, k)[1].tolist()) for seed in range(3) for k in range(3)}
     assert len(choices) == 9
 
 
-def test_counts_say_who_holds_what():
+def test_counts_say_who_holds_what() -> None:
     shards = [torch.tensor([0, 1, 2]), torch.tensor([3, 13]), torch.tensor([], dtype=torch.int64)]
     expected = torch.zeros(3, 10, dtype=torch.int64)
     expected[0, :3] = 1
