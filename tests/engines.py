@@ -1,12 +1,14 @@
-"""An engine that is a pool without its processes."""
+"""The engines that must give the same bits, and one that is a pool without its processes."""
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from fedsieve.engine import local, pool
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, run_client
 from fedsieve.engine.rollback import Memory
+from fedsieve.flower.engine import inline
 
 
 def pickled(kernels: str = "auto") -> Engine:
@@ -27,3 +29,12 @@ def pickled(kernels: str = "auto") -> Engine:
         yield exchange
 
     return engine
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "local": local,
+    "pickled": pickled,
+    "flower:inline": inline,
+    "pool:2": lambda: pool(2),
+}
+"""All engines that a run may have; ``tests/engine/test_conformance.py`` says what each must do."""

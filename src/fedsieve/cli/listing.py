@@ -39,14 +39,14 @@ def show_catalogue(what: str, data: Path | None, console: Console | None = None)
             show_header=False,
             pad_edge=False,
         )
-        for name, text in entries(part, data).items():
+        for name, text in catalogue_entries(part, data).items():
             table.add_row(f"[cyan]{name}[/]", text)
         console.print(table)
         if what == "all":
             console.print()
 
 
-def entries(part: str, data: Path | None) -> dict[str, str]:
+def catalogue_entries(part: str, data: Path | None) -> dict[str, str]:
     """Return one part of the catalogue: names and a line about each."""
     if part == "methods":
         return {name: f"{_first(make)} [dim]{_paper(name, make)}[/]" for name, make in METHODS.items()}
@@ -71,7 +71,8 @@ def _first(thing: object) -> str:
 
 
 def _paper(name: str, make: object) -> str:
-    """Return the paper that the docstring of the method's module cites: authors, year, quoted title."""
+    """Return the paper that the docstring of the method's module cites, if any: authors, year, quoted title."""
     text = " ".join((sys.modules[make.__module__].__doc__ or "").split())
     cited = re.findall(r'(?:[A-Z]\S+ & )?[A-Z]\w+ (?:et al\. )?\d{4}, ".+?"', text)
-    return str(cited[-1 if name in ("fedadam", "dnr") else 0]).rstrip(',"') + '"'
+    paper = str(cited[-1 if name in ("fedadam", "dnr") else 0]) if cited else ""
+    return paper.rstrip(',"') + '"' * bool(paper)
