@@ -12,8 +12,7 @@ this form the gradient ``a |th|^(a-1)`` is 0, never NaN, at ``th = 0`` for ``a >
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from fedsieve.sparse.topk import top
 from fedsieve.types import InputError
+
+Twin: TypeAlias = Callable[..., nn.Module]
+"""What makes the sparse layer in place of a plain one."""
 
 CALLS = ("__call__", "forward", "_conv_forward")
 """What computes in a layer of PyTorch's."""
@@ -48,60 +50,108 @@ class PeriodicTopK:
         return x * support
 
 
-class SwatConv2d(nn.Conv2d):
-    """A convolution trained by SWAT; shares the parameters of the plain one."""
+class SparseLayer(nn.Module):
+    """A layer in a plain one's place: it shares the plain one's parameters, and multiplies by fewer numbers."""
 
-    def __init__(self, plain: nn.Conv2d, density: float, period: int):
+    weight: Tensor
+    densities = (1.0, 1.0, 1.0)
+    """The shares of non-zeros that forward, input gradient and weight gradient multiplied by in the last step."""
+
+    def effective(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        raise NotImplementedError
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weight that takes the gradient, the one that multiplies, and the input kept for backward."""
+        raise NotImplementedError
+
+
+class _Conv2d(SparseLayer, nn.Conv2d):
+    def __init__(self, plain: nn.Conv2d):
         super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
         self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
-        self.cut_weight, self.cut_input = PeriodicTopK(density, period), PeriodicTopK(density, period)
-        self.densities = (1.0, 1.0, 1.0)
-
-    def effective(self) -> Tensor:
-        """Return the weight that the layer computes with: its top share."""
-        return self.weight * top(self.weight, self.cut_weight.density)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] -> [n, out, h', w']."""
         if not self.training:
             return F.conv2d(x, self.effective(), self.bias, *self.geometry)
-        with torch.no_grad():
-            w, a = self.cut_weight(self.weight), self.cut_input(x)
-        self.densities = _densities(w, a)
-        y: Tensor = _SwatConv.apply(x, self.weight, self.bias, w, a, self.geometry)  # type: ignore[no-untyped-call]
+        master, w, a = self.operands(x)
+        y: Tensor = _SwatConv.apply(x, master, self.bias, w, a, self.geometry)  # type: ignore[no-untyped-call]
         return y
 
 
-class SwatLinear(nn.Linear):
-    """A linear layer trained by SWAT; shares the parameters of the plain one."""
-
-    def __init__(self, plain: nn.Linear, density: float, period: int):
+class _Linear(SparseLayer, nn.Linear):
+    def __init__(self, plain: nn.Linear):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
-        self.cut_weight, self.cut_input = PeriodicTopK(density, period), PeriodicTopK(density, period)
-        self.densities = (1.0, 1.0, 1.0)
-
-    def effective(self) -> Tensor:
-        """Return the weight that the layer computes with: its top share."""
-        return self.weight * top(self.weight, self.cut_weight.density)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] -> [n, out]."""
         if not self.training:
             return F.linear(x, self.effective(), self.bias)
-        with torch.no_grad():
-            w, a = self.cut_weight(self.weight), self.cut_input(x)
-        self.densities = _densities(w, a)
-        y: Tensor = _SwatLinear.apply(x, self.weight, self.bias, w, a)  # type: ignore[no-untyped-call]
+        master, w, a = self.operands(x)
+        y: Tensor = _SwatLinear.apply(x, master, self.bias, w, a)  # type: ignore[no-untyped-call]
         return y
 
 
-def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.Module:
-    """Replace, in place, every layer whose weight is named by its SWAT twin of that density, and return the model."""
-    for name, density in densities.items():
-        _replace_(model, name, partial(_swat_twin, density=density, period=period))
-    return model
+class SwatLayer(SparseLayer):
+    """A layer trained by SWAT."""
+
+    def __init__(self, plain: nn.Module, density: float, period: int):
+        super().__init__(plain)
+        self.cut_weight, self.cut_input = PeriodicTopK(density, period), PeriodicTopK(density, period)
+
+    def effective(self) -> Tensor:
+        """Return the weight's top share."""
+        return self.weight * top(self.weight, self.cut_weight.density)
+
+    @torch.no_grad()
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weight, its top share, and the top share of the input."""
+        w, a = self.cut_weight(self.weight), self.cut_input(x)
+        dw = _share(w)
+        self.densities = (dw, dw, _share(a))
+        return self.weight, w, a
+
+
+class SwatConv2d(SwatLayer, _Conv2d):
+    """A convolution trained by SWAT; shares the parameters of the plain one."""
+
+
+class SwatLinear(SwatLayer, _Linear):
+    """A linear layer trained by SWAT; shares the parameters of the plain one."""
+
+
+class PowerLayer(SparseLayer):
+    """A layer whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
+
+    def __init__(self, plain: nn.Module, a: float, prune: bool):
+        super().__init__(plain)
+        self.a, self.prune = a, prune
+
+    def effective(self) -> Tensor:
+        """Return sign(th) |th|^a."""
+        return powerprop_weight(self.weight, self.a)
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the effective weight, the same detached, and the input, pruned if that is wanted."""
+        w = self.effective()
+        with torch.no_grad():
+            dw = _share(w)
+            q = max(dw, 1 / max(x.numel(), 1))  # at least one element
+            sparse = self.prune and q < 1
+            kept = x * top(x, q) if sparse else x
+            self.densities = (dw, dw, _share(kept) if sparse else 1.0)
+        return w, w.detach(), kept
+
+
+class PowerConv2d(PowerLayer, _Conv2d):
+    """A convolution trained by powerpropagation."""
+
+
+class PowerLinear(PowerLayer, _Linear):
+    """A linear layer trained by powerpropagation."""
 
 
 def powerprop_weight(th: Tensor, a: float) -> Tensor:
@@ -114,60 +164,11 @@ def powerprop_parameter(w: Tensor, a: float) -> Tensor:
     return powerprop_weight(w, 1 / a)
 
 
-class PowerConv2d(nn.Conv2d):
-    """A convolution whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
-
-    def __init__(self, plain: nn.Conv2d, a: float, prune: bool):
-        super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
-        self.a, self.prune = a, prune
-        self.densities = (1.0, 1.0, 1.0)
-
-    def effective(self) -> Tensor:
-        """Return the weight that the layer computes with."""
-        return powerprop_weight(self.weight, self.a)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, in, h, w] -> [n, out, h', w']."""
-        w = self.effective()
-        if not self.training:
-            return F.conv2d(x, w, self.bias, *self.geometry)
-        kept, self.densities = _kept(w, x, self.prune)
-        y: Tensor = _SwatConv.apply(x, w, self.bias, w.detach(), kept, self.geometry)  # type: ignore[no-untyped-call]
-        return y
-
-
-class PowerLinear(nn.Linear):
-    """A linear layer whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
-
-    def __init__(self, plain: nn.Linear, a: float, prune: bool):
-        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        self.a, self.prune = a, prune
-        self.densities = (1.0, 1.0, 1.0)
-
-    def effective(self) -> Tensor:
-        """Return the weight that the layer computes with."""
-        return powerprop_weight(self.weight, self.a)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, in] -> [n, out]."""
-        w = self.effective()
-        if not self.training:
-            return F.linear(x, w, self.bias)
-        kept, self.densities = _kept(w, x, self.prune)
-        y: Tensor = _SwatLinear.apply(x, w, self.bias, w.detach(), kept)  # type: ignore[no-untyped-call]
-        return y
-
-
-@torch.no_grad()
-def _kept(w: Tensor, x: Tensor, prune: bool) -> tuple[Tensor, tuple[float, float, float]]:
-    """Return the input that is kept for backward, at least one element, and the densities of the three products."""
-    share = int(w.count_nonzero()) / w.numel()
-    q = max(share, 1 / max(x.numel(), 1))
-    kept = x * top(x, q) if prune and q < 1 else x
-    return kept, (share, share, int(kept.count_nonzero()) / max(kept.numel(), 1) if prune and q < 1 else 1.0)
+def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.Module:
+    """Replace, in place, every layer whose weight is named by its SWAT twin of that density, and return the model."""
+    for name, density in densities.items():
+        _replace_(model, name, SwatConv2d, SwatLinear, density, period)
+    return model
 
 
 def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool) -> nn.Module:
@@ -176,19 +177,19 @@ def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool) 
     ``prune``: keep of a layer's input for backward only the share that its effective weight has non-zeros.
     """
     for name in names:
-        _replace_(model, name, partial(_power_twin, a=a, prune=prune))
+        _replace_(model, name, PowerConv2d, PowerLinear, a, prune)
     return model
 
 
 def reset_thresholds_(model: nn.Module) -> None:
     """Make every SWAT layer cut exactly at its next step, as at the start of a client's training."""
     for layer in model.modules():
-        if isinstance(layer, SwatConv2d | SwatLinear):
+        if isinstance(layer, SwatLayer):
             layer.cut_weight.restart()
             layer.cut_input.restart()
 
 
-def _replace_(model: nn.Module, name: str, twin: Callable[[nn.Conv2d | nn.Linear], nn.Module]) -> None:
+def _replace_(model: nn.Module, name: str, conv2d: Twin, linear: Twin, *options: Any) -> None:
     path = name.removesuffix(".weight")
     plain, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
     conv = isinstance(plain, nn.Conv2d) and plain.padding_mode == "zeros" and not isinstance(plain.padding, str)
@@ -202,7 +203,7 @@ def _replace_(model: nn.Module, name: str, twin: Callable[[nn.Conv2d | nn.Linear
             f"layer {path} cannot be trained sparsely: a plain layer in its place would lack {own}: "
             "leave it out of method.policy, or take flash, pdst, nst or topk"
         )
-    new = twin(plain)
+    new = (conv2d if isinstance(plain, nn.Conv2d) else linear)(plain, *options)
     new.register_forward_hook(_pass)
     setattr(parent, path.rpartition(".")[2], new)
 
@@ -222,20 +223,9 @@ def _pass(*_: object) -> None:
     """Do nothing: PyTorch's fused encoder layer, which calls none of its layers, is not used where one has a hook."""
 
 
-def sparse_layers(model: nn.Module) -> dict[str, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear]:
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """Return the layers of a prepared model that took the place of plain ones, by name."""
-    kinds = (SwatConv2d, SwatLinear, PowerConv2d, PowerLinear)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
-def _swat_twin(plain: nn.Conv2d | nn.Linear, density: float, period: int) -> nn.Module:
-    if isinstance(plain, nn.Linear):
-        return SwatLinear(plain, density, period)
-    return SwatConv2d(plain, density, period)
-
-
-def _power_twin(plain: nn.Conv2d | nn.Linear, a: float, prune: bool) -> nn.Module:
-    return PowerLinear(plain, a, prune) if isinstance(plain, nn.Linear) else PowerConv2d(plain, a, prune)
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
 
 
 def _shape(conv: nn.Conv2d) -> dict[str, Any]:
@@ -243,10 +233,9 @@ def _shape(conv: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in names}
 
 
-def _densities(w: Tensor, a: Tensor) -> tuple[float, float, float]:
-    """Return the shares of non-zeros that forward, input gradient and weight gradient multiply by."""
-    dw = int(w.count_nonzero()) / w.numel()
-    return dw, dw, int(a.count_nonzero()) / max(a.numel(), 1)
+def _share(x: Tensor) -> float:
+    """Return the share of non-zeros."""
+    return int(x.count_nonzero()) / max(x.numel(), 1)
 
 
 class _SwatConv(torch.autograd.Function):
