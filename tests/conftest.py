@@ -16,7 +16,7 @@ from fedsieve.kernels.runtime import library
 DATA = os.environ.get("FEDSIEVE_DATA")
 
 
-QUICK = 3
+QUICK = 2
 """How many cases of a test are marked quick."""
 
 

@@ -62,7 +62,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.loads(json.dumps(function(case, **options)))
 
     monkeypatch.setattr(measurement, "run_fresh", near)
-    monkeypatch.setattr(memory, "sparse_peak", lambda case, threads: None if memory.reason() else 1.5)
+    monkeypatch.setattr(memory, "sparse_peak", lambda case, threads: None if memory.unavailable_reason() else 1.5)
     monkeypatch.setattr(memory, "dense_peak", lambda *_: 6.0)
 
 
@@ -173,6 +173,7 @@ def test_erdos_renyi_kernel_has_as_many_weights_but_more_work() -> None:
 
 
 @pytest.mark.parametrize("layout", training.LAYOUTS)
+@pytest.mark.slow
 def test_the_dense_step_is_masked_training(layout: str) -> None:
     model, mask = SMALL.pruned_network()
     x, y = SMALL.examples()
@@ -196,6 +197,7 @@ def test_the_density_of_inference_is_that_of_its_products() -> None:
     assert inference.forward_density(network, SMALL.examples()[0]) == pytest.approx(real / sum(sizes.values()))
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch() -> None:
     if not (memory.ITSELF / "clear_refs").exists():
         pytest.skip("the system does not tell a peak of one's own choice")
@@ -252,7 +254,7 @@ def test_without_kernels_the_dense_numbers_are_there(
     from fedsieve.cli import app
 
     for module in (step, inference, memory, kernels):
-        monkeypatch.setattr(module, "reason", lambda: "no compiler")
+        monkeypatch.setattr(module, "unavailable_reason", lambda: "no compiler")
     words = ["--model", "digits_net", "--samples", "1", "--seconds", "0", "--json"]
     app(["bench", "step", *words, "--sparsity", ".9,.95", "--batch", "8"], standalone_mode=False)
     said = capsys.readouterr()
@@ -304,6 +306,7 @@ def test_mistakes_are_one_line(words: tuple[str, ...], part: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_says_why() -> None:
     with pytest.raises(InputError, match=r"could not be measured: .*KeyError: 'diagonal'"):
         run_fresh(memory.memory_growth, SMALL, 1, kind="fp32", layout="diagonal")

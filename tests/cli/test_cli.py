@@ -71,6 +71,7 @@ def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path, fedsieve: Comman
     assert [json.loads(row)["round"] for row in rows] == [1, 2]
 
 
+@pytest.mark.slow
 def test_kernels_from_the_command_line(tmp_path: Path, fedsieve: CommandLine) -> None:
     short = ("pdst.digits", "-s", "rounds=2", "--out", "out")
     way = "dense" if unavailable_reason() else "sparse"
@@ -123,6 +124,7 @@ except SystemExit as ended: print(ended.code, "torch" in sys.modules, time.proce
     assert float(seconds) < 0.5  # of a processor
 
 
+@pytest.mark.slow
 def test_the_version_and_the_module() -> None:
     done = subprocess.run([sys.executable, "-m", "fedsieve", "--version"], capture_output=True, text=True)
     assert done.stdout == f"fedsieve {__version__}\n"

@@ -24,8 +24,8 @@ WELL = {
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse kernels that are there and use PyTorch's threads, whatever this machine has."""
-    monkeypatch.setattr(doctor, "reason", lambda: None)
-    monkeypatch.setattr(doctor, "threads", torch.get_num_threads)
+    monkeypatch.setattr(doctor, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(doctor, "get_num_threads", torch.get_num_threads)
 
 
 def lines(level: str, cores: int = 4, **environment: str) -> list[str]:
@@ -57,7 +57,7 @@ def test_settings_to_mend(environment: dict[str, str], line: str) -> None:
 
 
 def test_missing_kernels_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "reason", lambda: "no compiler")
+    monkeypatch.setattr(doctor, "unavailable_reason", lambda: "no compiler")
     kernels, cores = sorted(lines("mend", cores=1), reverse=True)
     assert "no sparse kernels (no compiler)" in kernels
     assert "here is 1: nobody would ever train" in cores
@@ -65,9 +65,9 @@ def test_missing_kernels_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_threads_of_kernels_and_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
-    monkeypatch.setattr(doctor, "threads", lambda: 3)
+    monkeypatch.setattr(doctor, "get_num_threads", lambda: 3)
     assert any(line.endswith("use as many threads as PyTorch: 3") for line in lines("fine"))
-    monkeypatch.setattr(doctor, "threads", lambda: 1)
+    monkeypatch.setattr(doctor, "get_num_threads", lambda: 1)
     (kernels,) = lines("mend")
     assert "the sparse kernels use 1 thread, PyTorch 3: " in kernels
 

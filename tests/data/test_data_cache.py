@@ -14,6 +14,7 @@ from fedsieve.types import InputError
 from small_files import _cache, homeless, refuses  # noqa: F401 (the cache is every test's)
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import sys, fedsieve.data; print([m for m in ('PIL', 'librosa', 'soundfile', 'sklearn') if m in sys.modules])"

@@ -44,6 +44,7 @@ def tone(seconds: float) -> np.ndarray:
     "inside",
     ["speech_commands", "SpeechCommands/speech_commands_v0.02", "speech_commands/SpeechCommands/speech_commands_v0.01"],
 )
+@pytest.mark.slow
 def test_speech_commands_public_folders(tmp_path: Path, inside: str) -> None:
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("librosa")

@@ -49,6 +49,7 @@ def test_lda_gives_equal_disjoint_shards_at_any_alpha(labels: Any, share: Any, a
     assert len(torch.cat(shards).unique()) == len(labels) // clients * clients
 
 
+@pytest.mark.slow
 def test_lda_first_clients_follow_the_dirichlet() -> None:
     # A client's share of one class is p ~ Beta(a, (C-1) a) and its count of m draws is beta-binomial:
     # E = m / C, Var = m (1/C) (1 - 1/C) (m + C a) / (1 + C a). The first client meets full pools, so nothing is cut.
@@ -115,6 +116,7 @@ def test_partition_is_keyed_by_the_labels() -> None:
     assert not all(map(torch.equal, partition("lda:0.1", data, 5, 0), partition("lda:0.1", other, 5, 0)))
 
 
+@pytest.mark.slow
 def test_partition_is_the_same_in_another_process() -> None:
     code = (
         "import torch; from fedsieve.data.partition import lda; print(lda(torch.arange(90) % 9, 9, 0.3, 5)[4].tolist())"

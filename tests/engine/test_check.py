@@ -191,6 +191,7 @@ def test_whatever_reading_an_answer_raises_is_its_clients_refusal(error: type[Ex
 
 
 @pytest.mark.parametrize("brought", [[], (), None, 3, ValueError], ids=str)
+@pytest.mark.slow
 def test_an_engine_that_brings_nothing_ends_the_run_in_one_line(brought: Any) -> None:
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
@@ -260,6 +261,7 @@ def silent(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, T
         for bound in BOUNDS
     ],
 )
+@pytest.mark.slow
 def test_a_run_with_a_liar_is_a_run_without_that_client(name: str, bound: str) -> None:
     run_ = tiny_run(METHODS[name], rounds=3, per_round=6, bound=BOUNDS[bound])
     with_liar = [*rounds(open_run(run_), changed(lying))]
@@ -284,6 +286,7 @@ def test_engines_agree_about_a_liar() -> None:
     assert all(same_state(x.state, y.state) and x.norms == y.norms for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_if_all_lie_the_run_ends_and_says_why() -> None:
     def all_lie(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
         yield client, says("n", 1e12)(told, None)

@@ -32,6 +32,7 @@ def shout(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tr
 
 
 @pytest.mark.parametrize("bound", ["fixed", "multiple"])
+@pytest.mark.slow
 def test_a_long_update_is_above_the_bound(bound: str) -> None:
     run_ = tiny_run(FedAvg(), per_round=6, lr=0.02, lr_end=0.02)
     honest = [*rounds(open_run(replace(run_, bound=Multiple(1e6))), local())]
@@ -42,6 +43,7 @@ def test_a_long_update_is_above_the_bound(bound: str) -> None:
     assert all(r.reason.startswith("its norm") for one in every for r in one.refused)
 
 
+@pytest.mark.slow
 def test_running_statistics_have_a_bound_of_their_own() -> None:
     def boast(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
         told["tree"]["bn.running_mean"] += 1e6 * (client == 2)
@@ -140,6 +142,7 @@ def test_a_client_alone_has_no_loose_bound() -> None:
     assert [len(one.refused) for one in rounds(open_run(alone), changed(grown))] == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_what_the_bound_remembers_survives_a_restart(tmp_path: Path) -> None:
     run_ = tiny_run(FedAvg(), rounds=5, per_round=6, lr=0.02, lr_end=0.02, bound=Multiple(2.0, window=8))
 

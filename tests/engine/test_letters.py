@@ -149,6 +149,7 @@ def test_the_model_just_sent_makes_answers_smaller() -> None:
 
 
 @pytest.mark.parametrize("method", [FedAvg(), ZeroFL(0.9, 0.0), FLASH(0.3, c_d=2)], ids=["fedavg", "zerofl", "flash"])
+@pytest.mark.slow
 def test_rounded_values_make_letters_smaller_and_clients_remember_what_was_lost(method: Any) -> None:
     run_ = tiny_run(method, rounds=3)
     plain = list(rounds(open_run(run_), local(kernels="dense")))
@@ -163,6 +164,7 @@ def test_rounded_values_make_letters_smaller_and_clients_remember_what_was_lost(
         assert any(isinstance(v, torch.Tensor) and v.abs().sum() > 0 for v in left)
 
 
+@pytest.mark.slow
 def test_rounded_runs_are_the_same_at_other_workers_and_after_a_stop() -> None:
     run_ = replace(tiny_run(ZeroFL(0.9, 0.0), rounds=4), values="int8")
     whole = list(rounds(open_run(run_), local(kernels="dense")))

@@ -20,6 +20,8 @@ from methods_under_test import KINDS, METHODS
 from oracles.lies import Act, Told, changed, largest, values_of
 from tiny import same_state, tiny_run
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = (1e3, 1e6, 1e18, 1e30)
 UNSAID = "a method that does not say what it sends"
 EVERY = METHODS | {UNSAID: Silent()}

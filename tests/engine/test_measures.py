@@ -22,6 +22,8 @@ from fedsieve.sparse.masks import mismatch
 from fedsieve.types import InputError
 from tiny import TIMES, tiny_run
 
+pytestmark = pytest.mark.slow
+
 MASKS = ("masks", "pruned")
 
 

@@ -30,6 +30,8 @@ from methods_under_test import METHODS, kinds_first
 from oracles.lies import Act, Told, changed, largest, values_of
 from tiny import TIMES, same_state, tiny_run
 
+pytestmark = pytest.mark.slow
+
 RECIPE = "tests.tiny"
 
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedsieve.types import InputError
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -99,6 +97,7 @@ def wire_command(
 ) -> None:
     """Weigh messages against their entropy, CSR and dense, and time them: a ResNet-18 of drawn weights."""
     from fedsieve.cli.bench import wire
+    from fedsieve.types import InputError
 
     densities = tuple(_numbers("--density", density, float)) if density else wire.DENSITIES
     if not all(0 < d < 1 for d in densities):
@@ -170,6 +169,8 @@ def _format_cell(name: str, value: object) -> str:
 
 def _numbers(what: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     """Return the numbers that commas separate. Raises InputError."""
+    from fedsieve.types import InputError
+
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
