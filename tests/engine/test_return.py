@@ -161,7 +161,7 @@ def test_the_way_back_leads_before_the_last_round_in_which_one_stood_out() -> No
         if back:
             assert [(one.round, one.client) for one in history.rollbacks.left_out] == [(back.t + 1, 1)]
             history.add(Snapshot(back.t + 1, "again", {}, (), even))
-            assert history.points[-2]() == back
+            assert history._readers[-2]() == back
     assert Snapshots(points({}, even, odd), Rollbacks(2)).back(3, odd) is None
     assert (
         Snapshots([*points({}, odd)[:1], *points({}, odd, even, even)[2:]], Rollbacks()).back(4, even) is None

@@ -171,13 +171,13 @@ def _index(path: Path) -> list[_Part]:
 
 def _part(row: dict[str, str | None], where: str) -> _Part:
     """Return what a row says; ValueError names the line that says something else."""
-    told = {column: row[column] or "" for column in COLUMNS}
-    numbers = [told["start"], told["samples"], told["fold"] or "0"]
-    if not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers) or not told["file"].isprintable():
+    cells = {column: row[column] or "" for column in COLUMNS}
+    numbers = [cells["start"], cells["samples"], cells["fold"] or "0"]
+    if not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers) or not cells["file"].isprintable():
         raise ValueError(f"{where} is not a clip")
-    start, samples = int(told["start"]), int(told["samples"])
-    fold = int(told["fold"]) if told["fold"] else _sha1(f"fold:{told['clip']}") % 5
-    return _Part(told["file"], start, start + samples, Clip(told["clip"], told["word"], told["speaker"], fold == 4))
+    start, samples = int(cells["start"]), int(cells["samples"])
+    fold = int(cells["fold"]) if cells["fold"] else _sha1(f"fold:{cells['clip']}") % 5
+    return _Part(cells["file"], start, start + samples, Clip(cells["clip"], cells["word"], cells["speaker"], fold == 4))
 
 
 def _public(folder: Path) -> Iterator[tuple[Clip, Audio]]:

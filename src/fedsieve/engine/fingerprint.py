@@ -22,15 +22,15 @@ def described(thing: Any) -> Any:
 
     A model, a dataset or indices that were given as they are come with a hash of what they hold.
 
-    A field that came later (``engine.task.LATER``) is told where it is not the default.
+    A field that came later (``engine.experiment.LATER``) is described where it is not the default.
     """
     if isinstance(thing, Dataset):
         return f"{thing.name} {thing.digest}"
     if isinstance(thing, Indices):
         return f"indices {thing.digest}"
     if is_dataclass(thing) and not isinstance(thing, type):
-        told = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
-        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in told}
+        relevant = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
+        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in relevant}
     if isinstance(thing, partial):
         return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
     if isinstance(thing, nn.Module):

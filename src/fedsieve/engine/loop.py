@@ -98,7 +98,7 @@ class Worker:
 
 
 def run_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
-    """Be a client for one round: decode, train, encode. Rollbacks its reply, and its memory for the next round."""
+    """Be a client for one round: decode, train, encode. Return its reply, and its memory for the next round."""
     worker.cost.restart()
     if worker.saved:
         worker.saved.restart()
@@ -138,7 +138,7 @@ def rounds(
     dense_up, dense_down = (_dense_bytes(tree) for tree in (messages.without_frozen(state.params), state.params))
     snapshots, memory = _snapshots(Snapshot(run.first - 1, state, {}), start), Memory()
     admission = federation.admission(columns={"round", "left_out", *(f.name for f in fields(Round))})
-    snapshot: Snapshot | None = snapshots.points[-1]()
+    snapshot: Snapshot | None = snapshots.newest()
     plain, test = plain.to(device), federation.test().to(device)
     validation = None if (data := federation.validation()) is None else data.to(device)
     with engine(federation, memory) as exchange:

@@ -93,7 +93,7 @@ class RoundMetrics:
         for pair in replies:
             client, reply = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
             if type(client) is not int or abs(client) >= 2**63:
-                self._refuse(NO_CLIENT, "the engine brought what is no client's number with its letter")
+                self._refuse(NO_CLIENT, "the engine brought what is no client's number with its message")
                 continue
             self.bytes_up += len(reply) if isinstance(reply, bytes) else 0
             yield client, partial(_tree, decode, client, reply)
@@ -129,5 +129,5 @@ def _tree(decode: DecodeReply, client: int, reply: object) -> Tree:
     if isinstance(reply, Failure):
         raise WireError(str(reply.reason))
     if not isinstance(reply, bytes):
-        raise WireError(f"the engine brought {type(reply).__name__} in place of its letter")
+        raise WireError(f"the engine brought {type(reply).__name__} in place of its message")
     return decode(client, reply)

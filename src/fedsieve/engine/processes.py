@@ -46,8 +46,8 @@ def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
             waiting: deque[tuple[int, Future[tuple[bytes, bytes, float]]]] = deque()
             todo = iter(messages.items())
             while True:
-                while len(waiting) < 2 * n and (letter := next(todo, None)):
-                    client, message = letter
+                while len(waiting) < 2 * n and (pair := next(todo, None)):
+                    client, message = pair
                     waiting.append((client, executor.submit(_answer, t, client, message, memory.get(client, b""))))
                 if not waiting:
                     return

@@ -17,8 +17,8 @@ from fedsieve.types import InputError
 from fedsieve.types.contract import Norms
 
 DEPTH = 3
-"""The states that are held: a run goes back by two rounds at most, and runs a third again."""
-RETURNS = 2
+"""How many snapshots are held: a run goes back by two rounds at most, and runs a third again."""
+LIMIT = 2
 """How often a run goes back."""
 FAR = 10.0
 """An update stands out if it changes the model so many times as much as the median of the others of its round."""
@@ -71,34 +71,38 @@ class Snapshot:
 
 
 class Snapshots:
-    """The last points of a run, the newest last; earlier ones may be read when they are needed."""
+    """The last snapshots of a run, the newest last; earlier ones are read when they are needed."""
 
-    def __init__(self, points: Iterable[Callable[[], Snapshot]], returns: Rollbacks):
-        self.points, self.rollbacks = deque(points, DEPTH), returns
+    def __init__(self, readers: Iterable[Callable[[], Snapshot]], rollbacks: Rollbacks):
+        self._readers, self.rollbacks = deque(readers, DEPTH), rollbacks
 
-    def add(self, point: Snapshot) -> None:
-        """Take the point after a round."""
-        self.points.append(lambda: point)
+    def newest(self) -> Snapshot:
+        """Return the snapshot that the run goes on from."""
+        return self._readers[-1]()
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Add the snapshot after a round."""
+        self._readers.append(lambda: snapshot)
 
     def back(self, t: int, lengths: Mapping[int, Norms]) -> Snapshot | None:
         """Return where to go on after round ``t`` has diverged, whose updates had these ``lengths``.
 
         None if the run has gone back often enough, or no update stands out. What is left out is in ``returns``.
         """
-        if self.rollbacks.count == RETURNS:
+        if self.rollbacks.count == LIMIT:
             return None
         after, failed = Snapshot(t, None, {}, (), lengths), t
-        while self.points and (base := self.points[-1]()).t == after.t - 1:
-            if found := find_outliers(after.lengths or {}):
-                self.rollbacks = self._without(after.t, found, failed)
+        while self._readers and (base := self._readers[-1]()).t == after.t - 1:
+            if outliers := find_outliers(after.lengths or {}):
+                self.rollbacks = self._without(after.t, outliers, failed)
                 return base
             after = base
-            self.points.pop()
+            self._readers.pop()
         return None
 
-    def _without(self, t: int, found: Mapping[int, float], failed: int) -> Rollbacks:
+    def _without(self, t: int, outliers: Mapping[int, float], failed: int) -> Rollbacks:
         why = "it changed the model {:.3g} times as much as the others, and round {} came to nothing finite"
-        more = (Exclusion(t, client, why.format(ratio, failed)) for client, ratio in found.items())
+        more = (Exclusion(t, client, why.format(ratio, failed)) for client, ratio in outliers.items())
         return Rollbacks(self.rollbacks.count + 1, (*self.rollbacks.left_out, *more))
 
 
