@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from fedsieve import __version__
+from fedsieve.cli import results, training
 from fedsieve.cli.bench.commands import bench_app
 from fedsieve.cli.flower import flower_app
-from fedsieve.cli.options import DataDir, Recipe, Setting, is_given, with_execution
-from fedsieve.runs.execution import Execution
 
 STOPPED = 130
 """The exit code of a run that Ctrl-C ended."""
@@ -30,17 +28,6 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(flower_app, name="flower")
-Axis = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-s",
-        "--set",
-        metavar="NAME=V1,V2",
-        help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
-    ),
-]
-Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
-Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,159 +48,18 @@ def _options(
     warn_in_one_line()
 
 
-@app.command("run")
-@with_execution("run")
-def run_command(recipe: Recipe, set_: Setting = None, *, execution: Execution) -> None:
-    """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
-    from fedsieve.cli.run import start_run
-
-    start_run(recipe, set_ or [], execution, kernels_given=is_given("kernels"))
-
-
-@app.command("sweep")
-@with_execution("sweep")
-def sweep_command(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes, as of `fedsieve run`.", metavar="RECIPE...")],
-    set_: Axis = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1.", metavar="N")] = 3,
-    jobs: Annotated[int, typer.Option(help="Runs at once, each a process with one thread.", metavar="N")] = 1,
-    table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
-    *,
-    execution: Execution,
-) -> None:
-    """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
-
-    A setting of the method (method.density) concerns those recipes whose method has it.
-    """
-    from fedsieve.runs.sweep import (
-        check_grid,
-        check_same_sweep,
-        default_folder,
-        grid,
-        open_folder,
-        run_sweep,
-        show_table,
-    )
-    from fedsieve.types import InputError
-
-    whole = grid(recipes, set_ or [], seeds, execution)
-    if jobs < 1:
-        raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
-    folder = Path(execution.out) if execution.out else default_folder(whole)
-    if table:
-        check_same_sweep(folder, whole)
-        show_table(whole, folder)
-    else:
-        check_grid(whole)
-        with open_folder(folder, whole):
-            trouble = run_sweep(whole.jobs(folder), jobs, execution)
-            show_table(whole, folder, save=True)
-        if trouble:
-            raise InputError(trouble)
-
-
-@app.command("doctor")
-def doctor_command() -> None:
-    """Look for what bites users of Flower and Ray: a line each, exit code 1 if something is to be mended."""
-    from fedsieve.cli.doctor import examine
-
-    found = list(examine())
-    for finding in found:
-        typer.echo(f"{finding.level}  {finding.line}")
-    raise typer.Exit(int(any(finding.level == "mend" for finding in found)))
-
-
-@app.command("list")
-def list_command(
-    what: Annotated[
-        str, typer.Argument(help="methods, recipes, datasets, engines, or all of them; or published.")
-    ] = "all",
-    data: DataDir = None,
-) -> None:
-    """Show the methods, recipes, datasets (and where they were found) and engines; or the papers' published rows."""
-    from fedsieve.cli.listing import show_catalogue
-    from fedsieve.data import root_from
-
-    show_catalogue(what, root_from(data))
-
-
-@app.command("report")
-def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
-) -> None:
-    """Make one self-contained page of one or more runs."""
-    from fedsieve.report import report
-
-    report(runs, out)
-    typer.echo(f"wrote {out}")
-
-
-@app.command("figure")
-def figure_command(
-    name: Annotated[str, typer.Argument(help="zerofl-1 to -4, flash-1, flash-2 or sparsefedpp-1.")],
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .png, .pdf or .svg. Default: NAME.pdf.")] = None,
-    layers: Annotated[str, typer.Option(help="For zerofl-2 and -3: the layers to show, A,B,C.")] = "",
-) -> None:
-    """Draw one of the papers' figures from runs; those that differ only in their seed become one line."""
-    from fedsieve.report.figures import write_figure
-
-    out = out or Path(f"{name}.pdf")
-    write_figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
-    typer.echo(f"wrote {out}")
-
-
-@app.command("predict")
-def predict_command(
-    model: Model,
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="An image, a folder of images, an array (.npy, .npz), a recording (.wav, for speech), or examples of "
-            "the run's own test set: test, test:7, test:0-99.",
-            metavar="INPUT",
-        ),
-    ],
-    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every example.")] = False,
-    batch: Annotated[int, typer.Option(help="Examples at once.", min=1)] = 64,
-    kernels: Annotated[str, typer.Option(help="auto, sparse or dense.")] = "auto",
-    data: DataDir = None,
-    recipe: Own = "",
-) -> None:
-    """Say what the deployed model of a run makes of an input.
-
-    Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
-
-    Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
-    """
-    from fedsieve.runs.export import choose_forward, open_examples, open_model, predict, print_predictions
-
-    trained = open_model(model, recipe)
-    examples = open_examples(source, trained.metadata, recipe, data)
-    batch = min(batch, len(examples.names))
-    logits, way = choose_forward(trained, batch, kernels)
-    typer.echo(f"kernels: {way}", err=True)
-    print_predictions(predict(trained, examples, logits, batch, top), as_json)
-
-
-@app.command("export")
-def export_command(
-    model: Model,
-    out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
-    recipe: Own = "",
-) -> None:
-    """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
-
-    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself.
-
-    A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
-    """
-    from fedsieve.runs.export import check_export_path, export, open_model
-
-    check_export_path(out)
-    typer.echo(export(open_model(model, recipe), out))
+COMMANDS: dict[str, Any] = {
+    "run": training.run_command,
+    "sweep": training.sweep_command,
+    "doctor": results.doctor_command,
+    "list": results.list_command,
+    "report": results.report_command,
+    "figure": results.figure_command,
+    "predict": results.predict_command,
+    "export": results.export_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def main() -> None:
@@ -230,7 +76,7 @@ def main() -> None:
     except Exception as error:
         _fail(_line(error))
     if code == STOPPED:
-        typer.echo(f"\nfedsieve: stopped{_kept()}", err=True)
+        typer.echo(f"\nfedsieve: stopped{_how_to_go_on()}", err=True)
     sys.exit(code)
 
 
@@ -244,15 +90,15 @@ def _line(error: Exception) -> str:
     if isinstance(error, InputError):
         return str(error)
     if line := of_machine(error):
-        return line + _kept()
+        return line + _how_to_go_on()
     raise error
 
 
-def _kept() -> str:
+def _how_to_go_on() -> str:
     """Return what is left of a command that ended early, and how to go on."""
-    kept = "; every finished round is on disk"
-    goes = {"run": f"{kept}: --resume goes on", "sweep": f"{kept}: the same command goes on"}
-    return (goes | {"bench": "; nothing was kept"}).get("".join(sys.argv[1:2]), "")
+    saved = "; every finished round is on disk"
+    ends = {"run": f"{saved}: --resume goes on", "sweep": f"{saved}: the same command goes on"}
+    return (ends | {"bench": "; nothing was kept"}).get("".join(sys.argv[1:2]), "")
 
 
 def _fail(line: str) -> NoReturn:

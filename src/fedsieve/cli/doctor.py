@@ -29,7 +29,7 @@ SHARE = 0.3
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: fine, something to know, or something to mend."""
+    """One thing about this machine: fine, something to know, or something to mend."""
 
     level: str
     line: str
@@ -106,19 +106,20 @@ def _telemetry(environment: Environment) -> Finding:
     on = [name for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED") if environment.get(name) != "0"]
     if not on:
         return Finding("fine", "no telemetry")
-    told = " ".join(f"{name}=0" for name in on)
-    return Finding("mend", f"{' and '.join(n.split('_')[0] for n in on)} report what runs here: export {told}")
+    variables = " ".join(f"{name}=0" for name in on)
+    return Finding("mend", f"{' and '.join(n.split('_')[0] for n in on)} report what runs here: export {variables}")
 
 
 def _threads(environment: Environment, cores: int) -> Finding:
-    asked = environment.get("OMP_NUM_THREADS", "")
+    wanted = environment.get("OMP_NUM_THREADS", "")
     if environment.get("OMP_WAIT_POLICY", "passive").lower() == "active":
         return Finding(
             "mend", "OMP_WAIT_POLICY=active: waiting threads spin, and busy cores train several times slower: unset it"
         )
-    if asked.isdecimal() and int(asked) > cores:
+    if wanted.isdecimal() and int(wanted) > cores:
         return Finding(
-            "mend", f"OMP_NUM_THREADS={asked} on {cores} cores: threads wait for one another: unset it, or set it to 1"
+            "mend",
+            f"OMP_NUM_THREADS={wanted} on {cores} cores: threads wait for one another: unset it, or set it to 1",
         )
     return Finding("fine", "a client trains with one thread, and threads that wait are passive")
 

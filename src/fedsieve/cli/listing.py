@@ -62,8 +62,8 @@ def _show_published(console: Console) -> None:
     width = max(len(row.name) for row in published())
     for row in published():
         accuracy = f"{row.accuracy:5.2f}" + ("       " if row.std is None else f" ± {row.std:4.2f}")
-        said = f"{row.name:{width}}  {accuracy}  {'variant' if row.variant else '':7}  {row.command}"
-        console.print(said, soft_wrap=True, markup=False)
+        line = f"{row.name:{width}}  {accuracy}  {'variant' if row.variant else '':7}  {row.command}"
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _first(thing: object) -> str:

@@ -20,7 +20,7 @@ from fedsieve.types import InputError
 
 
 def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels_given: bool = True) -> None:
-    """Run a recipe with ``settings`` and show its progress; without ``kernels_given``, by those it was begun with.
+    """Run a recipe with ``settings`` and show its progress; without ``kernels_given``, by the recorded kernels.
 
     Raises InputError before anything is written.
     """
@@ -52,13 +52,13 @@ def run_folder(recipe: str, resume: bool) -> Path:
     """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
     name = Path(recipe).name.replace(".py:", ".")
     numbered = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
-    found = {int(number): p for number, p in numbered.items() if number.isdecimal()}
-    begun = [number for number, p in found.items() if (p / "run.json").exists()]
-    if resume and begun:
-        return found[max(begun)]
+    folders = {int(number): p for number, p in numbered.items() if number.isdecimal()}
+    started = [number for number, p in folders.items() if (p / "run.json").exists()]
+    if resume and started:
+        return folders[max(started)]
     if resume:
         raise InputError(f"there is no run of {recipe} under runs/ to go on with: drop --resume, or name it with --out")
-    last = max(found, default=0)
+    last = max(folders, default=0)
     folder = Path("runs") / f"{name}-{last + 1}"
     try:
         folder.mkdir(parents=True)

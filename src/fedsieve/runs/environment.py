@@ -1,4 +1,4 @@
-"""Where and by what a run was made: version, commit, hardware."""
+"""What computed a run, and where: version, commit, hardware."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _commit() -> str | None:
     """Return the commit of the source tree that is running, with a + if it was changed; None outside a tree."""
     here = Path(__file__).parent
     try:
-        asked = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
         tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
-        said = subprocess.run(asked, capture_output=True, text=True)
+        commit = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
-    return said.stdout.strip() or None if tracked.returncode == 0 else None
+    return commit.stdout.strip() or None if tracked.returncode == 0 else None
 
 
 def usable_cores() -> int:

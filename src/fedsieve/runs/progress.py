@@ -45,7 +45,7 @@ def show_run(
 
 def _live(rows: Iterator[Row], done: int, last: int, console: Console) -> None:
     columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
-    said = set[str]()
+    printed = set[str]()
     bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
     task, accuracy = bar.add_task("", total=last, completed=done), None
     grid = Table.grid()
@@ -58,26 +58,26 @@ def _live(rows: Iterator[Row], done: int, last: int, console: Console) -> None:
             grid.add_row(bar)
             grid.add_row(format_round(row, accuracy))
             live.update(grid)
-            _print_remarks(row, console, said)
+            _print_remarks(row, console, printed)
 
 
 def _plain(rows: Iterator[Row], done: int, last: int, console: Console) -> None:
-    began, said = time.perf_counter(), set[str]()
+    began, printed = time.perf_counter(), set[str]()
     for row in rows:
         t = row["round"]
         left = (time.perf_counter() - began) / max(t - done, 1) * (last - t)
         console.print(f"round {t}/{last}  {format_round(row, row['accuracy'])}  ETA {format_clock(left)}")
-        _print_remarks(row, console, said)
+        _print_remarks(row, console, printed)
 
 
-def _print_remarks(row: Row, console: Console, said: set[str]) -> None:
+def _print_remarks(row: Row, console: Console, printed: set[str]) -> None:
     """Print what was refused; once why clients train densely, and once what of their metrics and notes is left out."""
-    if row["dense_because"] and "dense" not in said:
-        said.add("dense")
+    if row["dense_because"] and "dense" not in printed:
+        printed.add("dense")
         console.print(f"kernels: dense, because {row['dense_because']}")
     for remark in row["warnings"]:
-        if remark["reason"] not in said:
-            said.add(remark["reason"])
+        if remark["reason"] not in printed:
+            printed.add(remark["reason"])
             console.print(f"round {row['round']}: client {remark['client']}: {remark['reason']}")
     for one in row["left_out"]:
         console.print(f"round {row['round']} again, without the update of client {one['client']}: {one['reason']}")
@@ -87,9 +87,9 @@ def _print_remarks(row: Row, console: Console, said: set[str]) -> None:
 
 def format_round(row: Row, accuracy: float | None) -> str:
     """Return a round in one line: accuracy of the deployed model, MB and factors against dense, density."""
-    known = "     -" if accuracy is None else f"{accuracy:6.1%}"
+    share = "     -" if accuracy is None else f"{accuracy:6.1%}"
     up, down = (_sent(row[f"bytes_{way}"], row[f"bytes_dense_{way}"]) for way in ("up", "down"))
-    return f"accuracy {known}  up {up}  down {down}  density {row['density']:.1%}"
+    return f"accuracy {share}  up {up}  down {down}  density {row['density']:.1%}"
 
 
 def _sent(size: int, dense: int) -> str:

@@ -61,8 +61,8 @@ class RunRecord:
     @property
     def target(self) -> float | None:
         """The density that the method says it aims at; None where it says nothing."""
-        known = number(self.manifest.get("target_density"))
-        return round(known, 12) if known is not None and 0 < known <= 1 else None
+        density = number(self.manifest.get("target_density"))
+        return round(density, 12) if density is not None and 0 < density <= 1 else None
 
     @property
     def whole(self) -> bool:
@@ -84,8 +84,8 @@ class RunRecord:
     @property
     def declared(self) -> dict[str, str]:
         """What the method says of itself beside its fields."""
-        known = {"class": self.manifest.get("class"), "target_density": self.target and f"{self.target:g}"}
-        return _as_texts({"method": {key: value for key, value in known.items() if value is not None}})
+        declared = {"class": self.manifest.get("class"), "target_density": self.target and f"{self.target:g}"}
+        return _as_texts({"method": {key: value for key, value in declared.items() if value is not None}})
 
     @property
     def method(self) -> str:
@@ -98,8 +98,8 @@ class RunRecord:
 
     def series(self, name: str, scale: float = 1) -> tuple[list[float], list[float]]:
         """Return the rounds that measured ``name``, and what they measured."""
-        known = [(row["round"], value) for row in self.rows if (value := number(row.get(name))) is not None]
-        return [t for t, _ in known], [value * scale for _, value in known]
+        values = [(row["round"], value) for row in self.rows if (value := number(row.get(name))) is not None]
+        return [t for t, _ in values], [value * scale for _, value in values]
 
     def final(self, name: str) -> float | None:
         """Return the summary's value of ``name``, None while there is none."""
@@ -107,13 +107,13 @@ class RunRecord:
 
     def last(self, name: str) -> float | None:
         """Return a measure at the end: the summary's, or the latest of the rows."""
-        final, (_, known) = self.final(name), self.series(name)
-        return final if final is not None else known[-1] if known else None
+        final, (_, values) = self.final(name), self.series(name)
+        return final if final is not None else values[-1] if values else None
 
     def total(self, name: str) -> float | None:
         """Return a sum over the rounds: the summary's, or what the rows so far add up to."""
-        final, (_, known) = self.final(name), self.series(name)
-        return final if final is not None else sum(known) if known else None
+        final, (_, values) = self.final(name), self.series(name)
+        return final if final is not None else sum(values) if values else None
 
     @property
     def kernels(self) -> Counter[str]:
@@ -129,8 +129,8 @@ class RunRecord:
 
     def step(self) -> float | None:
         """Return the mean milliseconds of a training step, as far as the run has got."""
-        known = [(number(row.get("ms_per_step")), number(row.get("steps"))) for row in self.rows]
-        counted = [(ms * steps, steps) for ms, steps in known if ms is not None and steps]
+        values = [(number(row.get("ms_per_step")), number(row.get("steps"))) for row in self.rows]
+        counted = [(ms * steps, steps) for ms, steps in values if ms is not None and steps]
         return sum(total for total, _ in counted) / sum(steps for _, steps in counted) if counted else None
 
     def upload(self) -> float | None:
@@ -138,8 +138,8 @@ class RunRecord:
         trained = [row for row in self.rows if row.get("round") != 0]
         answers, sent = [row.get("clients") for row in trained], [number(row.get("bytes_up")) for row in trained]
         count = sum(len(clients) for clients in answers if isinstance(clients, list))
-        known = count and None not in sent and all(isinstance(one, list) for one in answers)
-        return sum(size or 0 for size in sent) / count if known else None
+        complete = count and None not in sent and all(isinstance(one, list) for one in answers)
+        return sum(size or 0 for size in sent) / count if complete else None
 
     def refused(self) -> Counter[str]:
         """Return how many updates were refused, by reason."""
@@ -184,8 +184,8 @@ def numeric(text: str) -> float | None:
     """Return the number that a setting says, or the largest of several."""
     with suppress(ValueError, RecursionError):
         value = json.loads(text)
-        known = [number(one) for one in (value if isinstance(value, list) else [value])]
-        return max((one for one in known if one is not None), default=None)
+        values = [number(one) for one in (value if isinstance(value, list) else [value])]
+        return max((one for one in values if one is not None), default=None)
     return None
 
 

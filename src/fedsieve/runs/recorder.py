@@ -111,22 +111,22 @@ def _examine(out: Path, federation: Federation, recipe: str, execution: Executio
     """Return what a directory is to hold, having checked that the run can go on with what it holds; write nothing."""
     files, run = sources(federation.run, recipe), federation.run
     source = contents_of(files)
-    wanted, found = manifest_of(federation, recipe, execution, hashed(source)), read_manifest(out)
-    if found is None:
+    wanted, manifest = manifest_of(federation, recipe, execution, hashed(source)), read_manifest(out)
+    if manifest is None:
         if any(not is_leftover(path) for path in out.iterdir()):
             raise InputError(f"{out} is not empty and holds no run: {OTHER}")
         return _Plan(wanted, source, [], None)
-    resume.check_same_run(out, found, wanted, execution.resume)
+    resume.check_same_run(out, manifest, wanted, execution.resume)
     start, about = checkpoints.load_newest(out) or (None, {})
     last = start.t if start else run.first - 1
-    planned = resume.planned_rounds(found, last)
+    length = resume.planned_rounds(manifest, last)
     if start:
-        resume.check_checkpoint(out, about, resume.fingerprints(federation, found) | {"rounds": str(planned)})
+        resume.check_checkpoint(out, about, resume.fingerprints(federation, manifest) | {"rounds": str(length)})
     lines = _lines(out, last - run.first + 1, about.get("rows"))
-    resume.check_rounds(out, federation, planned, last)
+    resume.check_rounds(out, federation, length, last)
     if not execution.accept_changes:
-        resume.check_same_code(out, found, wanted["source"], files, run.first)
-    return _Plan(resume.continued_manifest(found, wanted, last + 1), source, lines, start)
+        resume.check_same_code(out, manifest, wanted["source"], files, run.first)
+    return _Plan(resume.continued_manifest(manifest, wanted, last + 1), source, lines, start)
 
 
 def _lines(out: Path, count: int, digest: str | None) -> list[bytes]:

@@ -19,31 +19,32 @@ from fedsieve.runs.source import contents_of, hashed, sources
 from fedsieve.types import InputError
 
 
-def check_same_run(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], resume: bool) -> None:
-    """Raise InputError unless the run ``found`` there is the one ``wanted``, ``rounds`` aside."""
-    theirs, ours = flatten_settings(found["run"]), flatten_settings(wanted["run"])
+def check_same_run(out: Path, manifest: Mapping[str, Any], wanted: Mapping[str, Any], resume: bool) -> None:
+    """Raise InputError unless the run of the manifest there is that of the one ``wanted``, ``rounds`` aside."""
+    theirs, ours = flatten_settings(manifest["run"]), flatten_settings(wanted["run"])
     changed = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if changed and changed != ["rounds"]:
         listed = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} here" for name in changed)
         raise InputError(f"{out} holds another run ({listed}): {OTHER}")
-    measured, asked = (",".join(about["measure"]) or "none" for about in (found, wanted))
-    if measured != asked:
-        raise InputError(f"{out} is measured otherwise (--measure {measured} there, {asked} here): {OTHER}")
-    if found["kernels"] != wanted["kernels"]:
-        begun = f"--kernels {found['kernels']}, not {wanted['kernels']}"
-        raise InputError(f"{out} was begun with {begun}: go on so, or {OTHER}")
+    measures, wanted_measures = (",".join(about["measure"]) or "none" for about in (manifest, wanted))
+    if measures != wanted_measures:
+        where = f"--measure {measures} there, {wanted_measures} here"
+        raise InputError(f"{out} is measured otherwise ({where}): {OTHER}")
+    if manifest["kernels"] != wanted["kernels"]:
+        choice = f"--kernels {manifest['kernels']}, not {wanted['kernels']}"
+        raise InputError(f"{out} was begun with {choice}: go on so, or {OTHER}")
     if not resume and changed:
-        planned = f"rounds {theirs['rounds']} there, {ours['rounds']} here"
-        raise InputError(f"{out} already holds this run ({planned}): add --resume to prolong it, or {OTHER}")
+        rounds = f"rounds {theirs['rounds']} there, {ours['rounds']} here"
+        raise InputError(f"{out} already holds this run ({rounds}): add --resume to prolong it, or {OTHER}")
     if not resume:
         raise InputError(f"{out} already holds this run: add --resume to go on with it, or {OTHER}")
 
 
-def check_checkpoint(out: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def check_checkpoint(out: Path, header: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Raise InputError unless the newest checkpoint is of the run that ``run.json`` says, on the same data."""
-    if found.get("data") != wanted["data"]:
+    if header.get("data") != wanted["data"]:
         raise InputError(f"{out} holds a run on other data: {OTHER}")
-    if any(found.get(name) != value for name, value in wanted.items()):
+    if any(header.get(name) != value for name, value in wanted.items()):
         raise InputError(f"{out / MANIFEST} has been changed since the last checkpoint: {PUT_BACK}")
 
 
@@ -68,38 +69,38 @@ def planned_rounds(about: Mapping[str, Any], t: int) -> int:
 
 
 def check_same_code(
-    out: Path, found: Mapping[str, Any], ours: Mapping[str, str], files: Mapping[str, Path], first: int
+    out: Path, manifest: Mapping[str, Any], ours: Mapping[str, str], files: Mapping[str, Path], first: int
 ) -> None:
-    """Raise InputError, naming the file, if the user's own code is not that of the run ``found`` in ``out``."""
-    theirs = found["source"]
+    """Raise InputError, naming the file, if the user's own code is not that of the run in ``out``."""
+    theirs = manifest["source"]
     if changed := [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]:
         names = ", ".join(str(files.get(name, name)) for name in changed)
         raise InputError(
-            f"{names} changed since {out} was run with it (kept in {code_folder(out, found, first)}): put it back as "
-            f"it was, go on with the change by --resume --accept-changes, or {OTHER}"
+            f"{names} changed since {out} was run with it (kept in {code_folder(out, manifest, first)}): put it back "
+            f"as it was, go on with the change by --resume --accept-changes, or {OTHER}"
         )
 
 
 def check_recorded_code(out: Path, run: Run, recipe: str) -> None:
     """Raise InputError, naming the file, if a directory holds a run by other code of the user's own than is there."""
-    if found := read_manifest(out):
+    if manifest := read_manifest(out):
         files = sources(run, recipe)
-        check_same_code(out, found, hashed(contents_of(files)), files, run.first)
+        check_same_code(out, manifest, hashed(contents_of(files)), files, run.first)
 
 
-def continued_manifest(found: Mapping[str, Any], wanted: Mapping[str, Any], t: int) -> dict[str, Any]:
+def continued_manifest(manifest: Mapping[str, Any], wanted: Mapping[str, Any], t: int) -> dict[str, Any]:
     """Return the content for a run that goes on with round ``t``: what is wanted now, and what that changes.
 
     A version that runs no further round has changed nothing.
     """
-    rounds = [about["run"]["rounds"] for about in (found, wanted)]
+    rounds = [about["run"]["rounds"] for about in (manifest, wanted)]
     names = ("version", "commit", "source") if t <= rounds[1] else ("source",)
     now = {name: wanted[name] for name in names}
-    change = {name: [found.get(name), value] for name, value in now.items() if found.get(name) != value}
+    change = {name: [manifest.get(name), value] for name, value in now.items() if manifest.get(name) != value}
     if rounds[0] != rounds[1]:
         change["rounds"] = rounds
-    changes = [*found["changes"], {"round": t, **change}] if change else found["changes"]
-    return {**found, **now, "run": wanted["run"], "changes": changes}
+    changes = [*manifest["changes"], {"round": t, **change}] if change else manifest["changes"]
+    return {**manifest, **now, "run": wanted["run"], "changes": changes}
 
 
 def code_folder(out: Path, about: Mapping[str, Any], first: int) -> Path:

@@ -36,18 +36,18 @@ def sources(run: Any, recipe: str = "") -> dict[str, Path]:
     """
     waiting = [Path(recipe.rsplit(":", 1)[0]).stem] if ".py:" in recipe else []
     waiting += _modules(run)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     seen = set[str]()
     while waiting:
         name = waiting.pop()
         if name in seen or (path := _own(name)) is None:
             continue
         seen.add(name)
-        found[path.name if name in ("__main__", "__mp_main__") else f"{name}.py"] = path
+        files[path.name if name in ("__main__", "__mp_main__") else f"{name}.py"] = path
         waiting += _imported(name, path)
         if module := sys.modules.get(name):
             waiting += [other for value in list(vars(module).values()) if (other := _home(value))]
-    return found
+    return files
 
 
 def _imported(name: str, path: Path) -> Iterator[str]:

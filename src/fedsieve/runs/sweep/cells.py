@@ -137,11 +137,11 @@ def axis_values(name: str, text: str, several: bool) -> list[str]:
 
     A ``;`` may end the text, so that a single value with commas can be given as well.
     """
-    found = text.removesuffix(";").split(";") if several or ";" in text else text.split(",")
-    if not all(value.strip() for value in found):
+    values = text.removesuffix(";").split(";") if several or ";" in text else text.split(",")
+    if not all(value.strip() for value in values):
         apart = "';'" if several or ";" in text else "','"
         raise InputError(f"-s {name}={text}: a value is empty (values stand between {apart}): remove it, or fill it in")
-    return [value.strip() for value in found]
+    return [value.strip() for value in values]
 
 
 def _holds_several(run: Run, name: str) -> bool:
@@ -155,8 +155,8 @@ def _holds_several(run: Run, name: str) -> bool:
 def _concerns(name: str, recipe: str, bases: Mapping[str, Run]) -> bool:
     """Tell whether a setting is meant for a recipe: not if it is a field that only other recipes' methods have."""
     owner, _, field = name.partition(".")
-    having = [known for known, run in bases.items() if hasattr(run.method, field.partition(".")[0])]
-    return owner != "method" or not having or recipe in having
+    owners = [name for name, run in bases.items() if hasattr(run.method, field.partition(".")[0])]
+    return owner != "method" or not owners or recipe in owners
 
 
 def _brief(name: str, axes: Mapping[str, list[str]]) -> str:

@@ -26,13 +26,14 @@ FILE = "sweep.json"
 def describe_sweep(grid: Grid) -> dict[str, Any]:
     """Return what tells a sweep from every other: the content of ``sweep.json``."""
     runs = {job.folder.name: described(job.run) for job in grid.jobs(Path())}
-    asked = {
+    return {
         "recipes": list(grid.recipes),
         "settings": grid.axes,
         "seeds": grid.seeds,
-        "measure": [*grid.execution.measures],
+        "measure": list(grid.execution.measures),
+        "kernels": grid.execution.kernels,
+        "runs": runs,
     }
-    return {**asked, "kernels": grid.execution.kernels, "runs": runs}
 
 
 def default_folder(grid: Grid) -> Path:
@@ -64,11 +65,11 @@ def check_same_sweep(folder: Path, grid: Grid) -> None:
     """Raise InputError unless the directory holds this very sweep."""
     if not (folder / FILE).exists():
         raise InputError(f"{folder} holds no sweep yet: run it first, without --table")
-    found, wanted = _read(folder), describe_sweep(grid)
-    if found is None:
+    there, wanted = _read(folder), describe_sweep(grid)
+    if there is None:
         raise InputError(f"{folder / FILE} is damaged: {OTHER}")
-    if found != wanted:
-        raise InputError(f"{folder} holds another sweep ({_difference(found, wanted)}): {OTHER}")
+    if there != wanted:
+        raise InputError(f"{folder} holds another sweep ({_difference(there, wanted)}): {OTHER}")
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -77,14 +78,14 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
     for name in ("recipes", "settings", "seeds", "measure", "kernels"):
-        if found.get(name) != wanted[name]:
-            return f"{name} {_written(found.get(name))} there, {_written(wanted[name])} here"
+        if there.get(name) != wanted[name]:
+            return f"{name} {_format(there.get(name))} there, {_format(wanted[name])} here"
     return "its recipes have changed since"
 
 
-def _written(part: Any) -> str:
+def _format(part: Any) -> str:
     if isinstance(part, dict):
         return " ".join(f"-s {name}={';'.join(map(str, values))}" for name, values in part.items()) or "none"
     return (" ".join(map(str, part)) or "none") if isinstance(part, list) else str(part)

@@ -1,4 +1,4 @@
-"""What a sweep found: one row a cell, over its seeds, beside what the paper says of the very same run.
+"""The results of a sweep: one row a cell, over its seeds, beside what the paper says of the very same run.
 
 Accuracies are those of the deployed models, in percent, and a spread is the standard deviation of the sample. Bytes are
 those of training, a warm-up aside, and work is that of all rounds, both summed over the cell's finished runs; the
@@ -47,14 +47,14 @@ class CellResult:
     @property
     def mean(self) -> float | None:
         """The mean accuracy of the seeds that are there."""
-        known = [value for value in self.seeds if value is not None]
-        return statistics.fmean(known) if known else None
+        values = [value for value in self.seeds if value is not None]
+        return statistics.fmean(values) if values else None
 
     @property
     def std(self) -> float | None:
         """The standard deviation of the sample, from two seeds on."""
-        known = [value for value in self.seeds if value is not None]
-        return statistics.stdev(known) if len(known) > 1 else None
+        values = [value for value in self.seeds if value is not None]
+        return statistics.stdev(values) if len(values) > 1 else None
 
     @property
     def whole(self) -> bool:
@@ -198,44 +198,46 @@ def _paper(paper: Published | None) -> str:
 
 def _note(rows: list[CellResult]) -> str:
     """Return what the table's words mean, where that is not plain."""
-    told = [_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False)]
-    told = [line for line in told if line]
+    lines = [_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False)]
+    lines = [line for line in lines if line]
     if any(row.paper and row.paper.variant for row in rows):
-        told.append("variant: the paper ran another implementation of the method than this one.")
+        lines.append("variant: the paper ran another implementation of the method than this one.")
     if any(row.paper for row in rows) and not all(row.whole for row in rows):
-        told.append("The difference from the paper is taken once all rounds of all seeds are run.")
-    return " ".join(told)
+        lines.append("The difference from the paper is taken once all rounds of all seeds are run.")
+    return " ".join(lines)
 
 
 def _fixed(who: str, rows: list[CellResult], *, everywhere: bool) -> str:
     """Return the settings that are the same in all rows, or in those rows alone that have them."""
-    given = [row.cell.settings for row in rows]
-    names = dict.fromkeys(name for settings in given for name in settings)
-    one = {n: {s[n] for s in given if n in s} for n in names if all(n in s for s in given) == everywhere}
+    every = [row.cell.settings for row in rows]
+    names = dict.fromkeys(name for settings in every for name in settings)
+    one = {n: {s[n] for s in every if n in s} for n in names if all(n in s for s in every) == everywhere}
     same = [f"{name}={value}" for name, (value, *more) in one.items() if not more]
     return f"{who} with {', '.join(same)}." if same else ""
 
 
 def _wide(rows: list[CellResult]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    found = columns(rows)
-    for title in found:
+    table_columns = columns(rows)
+    for title in table_columns:
         table.add_column(title, no_wrap=True)
-    for line in zip(*found.values(), strict=True):
+    for line in zip(*table_columns.values(), strict=True):
         table.add_row(*line)
     return table
 
 
 def _narrow(rows: list[CellResult]) -> Text:
     """Return the table for a narrow terminal: a paragraph a cell, whose first line names it."""
-    text, found = Text(), columns(rows)
+    text, table_columns = Text(), columns(rows)
     for i, row in enumerate(rows):
-        told = {title.removesuffix(", %"): cells[i] for title, cells in found.items()}
+        values = {title.removesuffix(", %"): cells[i] for title, cells in table_columns.items()}
         text.append(f"{row.cell.label}\n", style="bold")
-        text.append(f"  accuracy {told['accuracy']} % ({told['each seed']})")
-        text.append(f", paper {told['paper']}, difference {told['difference']}\n  " if "paper" in told else "\n  ")
-        text.append(f"{told['rounds run']} rounds, " if "rounds run" in told else "")
-        text.append(f"{told['MB up']} MB up, {told['than dense']} than dense, ")
-        text.append(f"work {told['work']}, density {told['density']}\n")
+        text.append(f"  accuracy {values['accuracy']} % ({values['each seed']})")
+        text.append(
+            f", paper {values['paper']}, difference {values['difference']}\n  " if "paper" in values else "\n  "
+        )
+        text.append(f"{values['rounds run']} rounds, " if "rounds run" in values else "")
+        text.append(f"{values['MB up']} MB up, {values['than dense']} than dense, ")
+        text.append(f"work {values['work']}, density {values['density']}\n")
     text.right_crop(1)
     return text

@@ -79,18 +79,18 @@ class SweepProgress:
 
     def describe(self, job: Job) -> str:
         """Return how far a job is: accuracy first, so that a narrow terminal cuts off the label's end at most."""
-        known = self.accuracy[job]
-        share = "     -" if known is None else f"{known:6.1%}"
+        accuracy = self.accuracy[job]
+        share = "     -" if accuracy is None else f"{accuracy:6.1%}"
         return f"{share}  round {self.done[job]}/{self.last(job)}  {job.label}"
 
 
 def is_finished(job: Job, last: int) -> bool:
     """Tell whether a run has got to its last round and all of its files are written."""
     try:
-        found = read_summary(job.folder) or {}
+        summary = read_summary(job.folder) or {}
     except InputError:
         return False
-    rounds = found.get("rounds") if number(found.get("accuracy")) is not None else None
+    rounds = summary.get("rounds") if number(summary.get("accuracy")) is not None else None
     return isinstance(rounds, int) and rounds >= last
 
 

@@ -70,7 +70,7 @@ def _start(job: Job, execution: Execution) -> tuple[Connection, ForkServerProces
     """Start a process that never sees Ctrl-C: the sweep does, and ends it.
 
     It is forked from a server that has done nothing but import: half the time of a new interpreter that imports anew.
-    It is told the recipe's name and the settings, and makes the run itself: a run may hold what cannot be pickled.
+    It gets the recipe's name and the settings, and makes the run itself: a run may hold what cannot be pickled.
     """
     settings = [*(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"]
     context = multiprocessing.get_context("forkserver")
