@@ -9,6 +9,7 @@ from the initial weights on it. Stage 2 (rounds 1 to T): training on that mask; 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,8 +29,65 @@ from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tre
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights
 
 
+class _TwoStages(Method[MaskedState]):
+    """What FLASH and hetero-FLASH share: the warm-up, and the messages of both stages."""
+
+    c_d: int
+    E_d: int
+    p: float
+    share: GrowthShare
+    excess: ExcessRule
+    server: ServerOptimizer = Average()
+
+    def __post_init__(self) -> None:
+        if self.c_d < 1 or self.E_d < 2:
+            raise InputError(
+                f"the warm-up needs a c_d of 1 and an E_d of 2 at least (masks move between epochs), got {self.c_d} "
+                f"and {self.E_d}"
+            )
+        if not 0 <= self.p < 1:
+            raise InputError(f"p must lie in [0, 1), got {self.p}")
+
+    @property
+    @abstractmethod
+    def densities(self) -> tuple[float, ...]:
+        """The densities of the device classes' masks, falling."""
+
+    @property
+    def target_density(self) -> float:
+        """The share of the weights that the largest mask keeps."""
+        return max(self.densities)
+
+    @property
+    def warm_up(self) -> int:
+        """The clients of round 0."""
+        return self.c_d
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
+        """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
+        params, names = params_of(model), select_weights(self.policy, model)
+        seed = torch.randint(2**62, (), generator=rng)
+        counts = torch.stack([layer_counts(uniform_densities(names, d), params) for d in self.densities])
+        return MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(1))
+
+    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
+        """Send the stage, the values on a device class's mask, and what the mask is drawn from."""
+        tier = context.tier if self.tiers else 0
+        sent = gather_values(state.params, state.mask_of(tier))
+        return {"stage": float(state.stage), "tier": float(tier), "mask": state.mask_spec(tier), "params": sent}
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
+        mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model))
+        load_(device.model, scatter_values(down["params"], mask))
+        if down["stage"] == 1:
+            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
+        metrics, _ = train_on_mask(device, mask)
+        return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
+
+
 @dataclass(frozen=True)
-class FLASH(Method[MaskedState]):
+class FLASH(_TwoStages):
     """Sense layer sensitivities on a few clients, then train on one frozen mask; only values travel."""
 
     density: float = 0.1
@@ -50,41 +108,23 @@ class FLASH(Method[MaskedState]):
 
     def __post_init__(self) -> None:
         check_share("density", self.density, zero=False)
-        _check_warm_up(self.c_d, self.E_d, self.p)
+        super().__post_init__()
 
     @property
-    def target_density(self) -> float:
-        """The share of the weights that the mask keeps."""
-        return self.density
-
-    @property
-    def warm_up(self) -> int:
-        """The clients of round 0."""
-        return self.c_d
-
-    def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
-        """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
-        params = params_of(model)
-        return _stage1(params, select_weights(self.policy, model), (self.density,), self.server.init(params), rng)
-
-    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
-        """Send the stage, the values on its mask, and what the mask is drawn from."""
-        return _sent(state, 0)
-
-    def client(self, down: Tree, device: Device) -> Update:
-        """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
-        return _trained(self, down, device)
+    def densities(self) -> tuple[float]:
+        """The one mask's density."""
+        return (self.density,)
 
     def expected(self, state: MaskedState, context: RoundContext) -> Expected:
         """Expect sensitivities, or the values on the mask."""
-        return (
-            _sensing(state) if state.stage == 1 else Expected(expect_weights(gather_values(state.params, state.mask)))
-        )
+        if state.stage == 1:
+            return _sensing(state)
+        return Expected(expect_weights(gather_values(state.params, state.mask)))
 
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
-            return _stage2(state, updates, (self.density,), self.excess)
+            return _stage2(state, updates, self.densities, self.excess)
         return step_on_mask(state, updates, self.server, self.weighting)
 
     def paper_bytes(self, model: nn.Module) -> float:
@@ -93,7 +133,7 @@ class FLASH(Method[MaskedState]):
 
 
 @dataclass(frozen=True)
-class HeteroFLASH(Method[MaskedState]):
+class HeteroFLASH(_TwoStages):
     """FLASH for unequal devices: a mask for each device class, each inside the next larger one."""
 
     densities: tuple[float, ...] = (0.2, 0.15, 0.1)
@@ -111,7 +151,7 @@ class HeteroFLASH(Method[MaskedState]):
             check_share("densities", d, zero=False)
         if not self.densities or any(a <= b for a, b in zip(self.densities, self.densities[1:], strict=False)):
             raise InputError(f"densities must fall from tier to tier, got {self.densities}")
-        _check_warm_up(self.c_d, self.E_d, self.p)
+        super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -119,43 +159,21 @@ class HeteroFLASH(Method[MaskedState]):
         return "hetero_flash"
 
     @property
-    def target_density(self) -> float:
-        """The share of the weights that the largest mask keeps."""
-        return max(self.densities)
-
-    @property
-    def warm_up(self) -> int:
-        """The clients of round 0."""
-        return self.c_d
-
-    @property
     def tiers(self) -> int:
         """How many device classes the method serves."""
         return len(self.densities)
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
-        """Start stage 1 at the largest density."""
-        return _stage1(params_of(model), select_weights(self.policy, model), self.densities, {}, rng)
-
-    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
-        """Send the values on a device class's mask, and what it is drawn from."""
-        return _sent(state, context.tier)
-
     def client(self, down: Tree, device: Device) -> Update:
-        """Answer with sensitivities or, trained on the frozen mask of its class, with values."""
-        update = _trained(self, down, device)
+        """Answer with sensitivities or, trained on the frozen mask of its class, with the class and values."""
+        update = super().client(down, device)
         return update if down["stage"] == 1 else replace(update, tree={"tier": down["tier"], **update.tree})
 
     def expected(self, state: MaskedState, context: RoundContext) -> Expected:
-        """Expect sensitivities, or the values on the mask of a device class, and its number."""
+        """Expect sensitivities, or the number of a device class and the values on its mask."""
         if state.stage == 1:
             return _sensing(state)
-        return Expected(
-            {
-                "tier": Number(float(context.tier)),
-                **expect_weights(gather_values(state.params, state.mask_of(context.tier))),
-            }
-        )
+        values = gather_values(state.params, state.mask_of(context.tier))
+        return Expected({"tier": Number(float(context.tier)), **expect_weights(values)})
 
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
@@ -164,48 +182,12 @@ class HeteroFLASH(Method[MaskedState]):
         return replace(state, params=mean_over_holders((self._held(state, u) for u in updates), state.params))
 
     def _held(self, state: MaskedState, update: Update) -> tuple[Params, dict[str, Tensor]]:
+        """Return the model on a client's mask, and the mask. Raises InputError."""
         tier = update.tree.get("tier")
         if not isinstance(tier, float) or tier not in range(self.tiers):
             raise InputError("an update of no device class")
         mask = state.mask_of(int(tier))
         return scatter_values({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
-
-
-def _check_warm_up(c_d: int, E_d: int, p: float) -> None:
-    if c_d < 1 or E_d < 2:
-        raise InputError(
-            f"the warm-up needs a c_d of 1 and an E_d of 2 at least (masks move between epochs), got {c_d} and {E_d}"
-        )
-    if not 0 <= p < 1:
-        raise InputError(f"p must lie in [0, 1), got {p}")
-
-
-def _stage1(
-    params: Params,
-    names: tuple[str, ...],
-    densities: tuple[float, ...],
-    moments: dict[str, Params],
-    rng: torch.Generator,
-) -> MaskedState:
-    """Return the state before the warm-up, its masks of uniform densities."""
-    seed = torch.randint(2**62, (), generator=rng)
-    counts = torch.stack([layer_counts(uniform_densities(names, d), params) for d in densities])
-    return MaskedState(params, moments, names, seed=seed, counts=counts, stage=torch.tensor(1))
-
-
-def _sent(state: MaskedState, tier: int) -> Tree:
-    sent = gather_values(state.params, state.mask_of(tier))
-    return {"stage": float(state.stage), "tier": float(tier), "mask": state.mask_spec(tier), "params": sent}
-
-
-def _trained(method: FLASH | HeteroFLASH, down: Tree, device: Device) -> Update:
-    """Do what the stage asks: sense on a mask that moves, or train on one that is frozen."""
-    mask = masks_from_spec(down["mask"], device.model, select_weights(method.policy, device.model))
-    load_(device.model, scatter_values(down["params"], mask))
-    if down["stage"] == 1:
-        return _sensed(replace(device, epochs=method.E_d), mask, method.p, method.share)
-    metrics, _ = train_on_mask(device, mask)
-    return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
 
 def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthShare) -> Update:
