@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import Known, Manifest, encode
+from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.streams import _pco
 
 GOLDEN = Path(__file__).with_name("golden") / "wire"
@@ -122,3 +122,15 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, Mapping):
         return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     return struct.pack("<d", a) == struct.pack("<d", b)  # type: ignore[arg-type]
+
+
+def size(tree: Tree, known: Known | None = None, **how: str) -> int:
+    message = encode(tree, known, **how)
+    assert decode(message, known).keys() == tree.keys()
+    return len(message)
+
+
+W = torch.randn(512, 600, generator=torch.Generator().manual_seed(3))
+
+
+BASE = {"w": W * (1 + 0.001 * torch.randn(512, 600, generator=torch.Generator().manual_seed(4)))}

@@ -75,3 +75,11 @@ def last(run_: Run, engine: Any = None) -> Round:
 
 def alike(a: Round, b: Round) -> bool:
     return all(torch.equal(v, b.model[name]) for name, v in a.model.items())
+
+
+def assert_same(one: Round, other: Round) -> None:
+    states = flatten(one.state), flatten(other.state)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert (one.memory, one.bytes_up, one.bytes_down) == (other.memory, other.bytes_up, other.bytes_down)
+    assert (one.metrics, one.accuracy, one.refused) == (other.metrics, other.accuracy, other.refused)
