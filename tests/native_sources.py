@@ -10,7 +10,7 @@ import pytest
 from fedsieve.kernels import build
 from fedsieve.kernels.runtime import library
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 SOURCE = """
