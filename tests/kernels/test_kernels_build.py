@@ -42,7 +42,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _forget() -> None:
-    library._found.cache_clear()
+    library._find_library.cache_clear()
     library._one_openmp.cache_clear()
 
 
@@ -200,7 +200,7 @@ whole = path.read_bytes()
 for share in (0.01, 0.3, 0.6, 0.9, 0.999):
     path.unlink()
     path.write_bytes(whole[: int(share * len(whole))])
-    library._found.cache_clear()
+    library._find_library.cache_clear()
     print(library.unavailable_reason())
 """
     said = python("-c", code, str(best(folder))).splitlines()

@@ -178,7 +178,7 @@ def test_a_gpu_is_not_for_the_kernels() -> None:
 
 
 def test_without_a_library_training_is_dense_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_found", lambda: "FEDSIEVE_ISA=none switches them off")
+    monkeypatch.setattr(library, "_find_library", lambda: "FEDSIEVE_ISA=none switches them off")
     (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local())
     assert round_.kernels == {"dense": 3}
     assert round_.dense_because == "there are no native kernels: FEDSIEVE_ISA=none switches them off"

@@ -47,10 +47,10 @@ def floats(what: str, x: object, *shape: int | None) -> Tensor:
 
 def in_place(what: str, x: object, *shape: int | None) -> Tensor:
     """Return a float32 tensor that is written to: it must be contiguous already."""
-    found = tensor(what, x, torch.float32, *shape)
+    checked = tensor(what, x, torch.float32, *shape)
     if not (isinstance(x, Tensor) and x.is_contiguous()):
         refuse(what, "contiguous, since it is changed in place", x)
-    return found
+    return checked
 
 
 def samples(x: object) -> Tensor:
@@ -69,12 +69,12 @@ def integer(what: str, n: object, least: int, most: int = LARGEST) -> int:
 
 def boolean_mask(what: str, mask: object, dims: int) -> Tensor:
     """Return a boolean mask [out, in] or [out, in, k, k] with k odd, contiguous."""
-    found = tensor(what, mask, torch.bool, *[None] * dims)
-    if dims == 4 and (found.shape[2] != found.shape[3] or found.shape[2] % 2 == 0):
-        refuse(what, "[out, in, k, k] with an odd k", found)
-    if found.numel() > LARGEST:
-        refuse(what, "of less than 2^31 elements", found)
-    return found
+    checked = tensor(what, mask, torch.bool, *[None] * dims)
+    if dims == 4 and (checked.shape[2] != checked.shape[3] or checked.shape[2] % 2 == 0):
+        refuse(what, "[out, in, k, k] with an odd k", checked)
+    if checked.numel() > LARGEST:
+        refuse(what, "of less than 2^31 elements", checked)
+    return checked
 
 
 def is_bf16(storage: object) -> bool:
@@ -94,21 +94,21 @@ def size_after(what: str, size: int, kernel: int, stride: int, padding: int) -> 
 
 def labels(what: str, y: object, n: int, classes: int) -> Tensor:
     """Return int64 labels [n], each of a class."""
-    found = tensor(what, y, torch.int64, n)
-    wrong = found[(found < 0) | (found >= classes)]
+    checked = tensor(what, y, torch.int64, n)
+    wrong = checked[(checked < 0) | (checked >= classes)]
     if len(wrong):
         refuse(what, f"of 0 to {classes - 1}", int(wrong[0]))
-    return found
+    return checked
 
 
-def model(given: object, masks: object) -> None:
+def model(module: object, masks: object) -> None:
     """Raise InputError unless a model is of float32 on the CPU, and each mask is that of one of its parameters."""
-    if not isinstance(given, nn.Module):
-        refuse("model", "a torch.nn.Module", type(given).__name__)
+    if not isinstance(module, nn.Module):
+        refuse("model", "a torch.nn.Module", type(module).__name__)
     if not isinstance(masks, Mapping):
         refuse("mask", "a dictionary of masks by parameter name", type(masks).__name__)
-    parameters = dict(given.named_parameters())
-    for name, x in (parameters | dict(given.named_buffers())).items():
+    parameters = dict(module.named_parameters())
+    for name, x in (parameters | dict(module.named_buffers())).items():
         if x.device.type != "cpu" or (x.is_floating_point() and x.dtype != torch.float32):
             refuse(f"{name} of the model", "float32 on the CPU", x)
     for name, mask in masks.items():

@@ -47,10 +47,10 @@ class Kernels:
         """Read the model for samples of ``shape``; raise InputError if the kernels must, but cannot train it."""
         self._allowed(self.graph(shape))
 
-    def _allowed(self, found: Graph | str) -> Graph | str:
-        if isinstance(found, str) and self.choice == "sparse":
-            raise InputError(f"--kernels sparse cannot be: {found}; choose auto or dense")
-        return found
+    def _allowed(self, graph: Graph | str) -> Graph | str:
+        if isinstance(graph, str) and self.choice == "sparse":
+            raise InputError(f"--kernels sparse cannot be: {graph}; choose auto or dense")
+        return graph
 
     def graph(self, shape: tuple[int, ...]) -> Graph | str:
         """Return the model as the kernels read it, or why they cannot."""
@@ -105,15 +105,15 @@ class Kernels:
 
 @dataclass(frozen=True)
 class _Purpose:
-    """What a trainer is made for."""
+    """What a trainer is for."""
 
     graph: Graph
     batch: int
-    moving: bool
+    momentum: bool
     mask: Mask
 
     def equals(self, other: _Purpose) -> bool:
-        same = self.graph is other.graph and (self.batch, self.moving) == (other.batch, other.moving)
+        same = self.graph is other.graph and (self.batch, self.momentum) == (other.batch, other.momentum)
         mine, theirs = self.mask, other.mask
         return same and mine.keys() == theirs.keys() and all(_equal(own, theirs[name]) for name, own in mine.items())
 

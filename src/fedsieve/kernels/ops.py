@@ -51,8 +51,8 @@ def conv2d(
     p = SingleProduct(mask, values, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
     work = SingleOp(len(x), storage)
-    given, out = work.pack(x, padding), work.map(p.outer, *p.size_of(x))
-    op = p.gather(given, out)
+    out = work.map(p.outer, *p.size_of(x))
+    op = p.gather(work.pack(x, padding), out)
     if bias is not None:
         op.bias = address(work.hold(floats("bias", bias, p.outer)))
     work.run(op)
@@ -74,8 +74,8 @@ def conv2d_input_gradient(
     height, width = (integer("size", n, 1) for n in size)
     grad = floats("grad", grad, None, p.outer, *p.size_of(torch.empty(0, p.inner, height, width)))
     work = SingleOp(len(grad), storage)
-    given, out = work.pack(grad, p.kernel), work.map(p.inner, height, width)
-    work.run(*p.gather_back(given, out))
+    out = work.map(p.inner, height, width)
+    work.run(*p.gather_back(work.pack(grad, p.kernel), out))
     return work.unpack(out)
 
 
@@ -86,9 +86,9 @@ def conv2d_weight_gradient(
     p = SingleProduct(mask, None, stride, padding, storage)
     x = floats("x", x, None, p.inner, None, None)
     grad = floats("grad", grad, len(x), p.outer, *p.size_of(x))
-    work, found, second = SingleOp(len(x), storage), torch.zeros_like(p.values), torch.empty_like(p.values)
-    work.run(DotOp(p.gather(work.pack(x, padding), work.pack(grad)), address(found), address(second)))
-    return torch.zeros_like(found).index_copy_(0, p.order, found)
+    work, entries, second = SingleOp(len(x), storage), torch.zeros_like(p.values), torch.empty_like(p.values)
+    work.run(DotOp(p.gather(work.pack(x, padding), work.pack(grad)), address(entries), address(second)))
+    return torch.zeros_like(entries).index_copy_(0, p.order, entries)
 
 
 def linear(x: Tensor, values: Tensor, mask: Tensor, bias: Optional = None, *, storage: Storage = "fp32") -> Tensor:
@@ -188,9 +188,13 @@ def cross_entropy(logits: Tensor, label: Tensor, *, storage: Storage = "fp32") -
     n, classes = logits.shape
     integer("the number of samples", n, 1)
     work, loss = SingleOp(n, storage), torch.zeros(())
-    given, grad = work.pack(logits[..., None, None]), work.map(classes, 1, 1)
+    grad = work.map(classes, 1, 1)
     label = labels("label", label, n, classes)
-    work.run(LossOp(logits=given, grad=grad, label=address(label), loss=address(loss), samples=n))
+    work.run(
+        LossOp(
+            logits=work.pack(logits[..., None, None]), grad=grad, label=address(label), loss=address(loss), samples=n
+        )
+    )
     return loss, work.unpack(grad).flatten(1)
 
 

@@ -43,8 +43,8 @@ class Predictor:
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits [n, classes] of samples [n, ...], of any number. Raises InputError if they do not fit."""
         if x.dim() < 2 or x.dtype != torch.float32 or x.device.type != "cpu":
-            given = f"{list(x.shape)} of {x.dtype} on {x.device}"
-            raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {given}")
+            kind = f"{list(x.shape)} of {x.dtype} on {x.device}"
+            raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
         with torch.inference_mode(False), torch.no_grad():
             if x.shape[1:] != self._shape:
                 self._prepare(tuple(x.shape[1:]))

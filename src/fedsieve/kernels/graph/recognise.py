@@ -80,9 +80,9 @@ def window(kind: Any, node: fx.Node, height: int, width: int) -> Window | None:
     """Return the geometry of a pool of maps that the kernels have."""
     rest = node.args[1:]
     if kind in ("mean", torch.mean):
-        given = dict(zip(("dim", "keepdim"), rest, strict=False)) | node.kwargs
-        dims: Any = given.get("dim")
-        whole = isinstance(dims, tuple | list) and sorted(d % 4 for d in dims) == [2, 3] and not given.get("dtype")
+        arguments = dict(zip(("dim", "keepdim"), rest, strict=False)) | node.kwargs
+        dims: Any = arguments.get("dim")
+        whole = isinstance(dims, tuple | list) and sorted(d % 4 for d in dims) == [2, 3] and not arguments.get("dtype")
         return _adaptive(1, height, width) if whole else None
     if type(kind) is nn.AdaptiveAvgPool2d:
         return _adaptive(kind.output_size, height, width)
@@ -110,12 +110,12 @@ def _adaptive(size: Any, height: int, width: int) -> Window | None:
     return Window(height // high, height // high, 0, 1)
 
 
-def _window(given: dict[str, Any], average: bool) -> Window | None:
-    k, s, p, d = (_one(given.get(name)) for name in ("kernel_size", "stride", "padding", "dilation"))
-    odd = given.get("ceil_mode") or given.get("return_indices") or given.get("divisor_override")
+def _window(arguments: dict[str, Any], average: bool) -> Window | None:
+    k, s, p, d = (_one(arguments.get(name)) for name in ("kernel_size", "stride", "padding", "dilation"))
+    odd = arguments.get("ceil_mode") or arguments.get("return_indices") or arguments.get("divisor_override")
     if k is None or odd or -1 in (k, s, p, d) or d not in (None, 1):
         return None
-    return Window(k, s or k, p or 0, (1 if given.get("count_include_pad", True) else 2) if average else 0)
+    return Window(k, s or k, p or 0, (1 if arguments.get("count_include_pad", True) else 2) if average else 0)
 
 
 def _one(value: Any) -> int | None:

@@ -46,13 +46,13 @@ class ForwardPass(ABC):
         self.graph, self.samples, self.arena = graph, samples, Arena(packed)
         self.x, self.logits = torch.zeros(samples, *sizes), torch.zeros(samples, output.channels)
         first = self.buffer(value)
-        self.arena.step(lambda: self.load(value, self.x, first), first)
+        self.arena.step(lambda: self.copy(value, first, self.x, 0), first)
         buffers = {value: first}
         for layer in graph.layers:
             out = self.buffer(layer.output)
             self._lower(layer, [buffers[value] for value in layer.inputs], out)
             buffers[layer.output] = out
-        self.arena.step(lambda: self.save(output, buffers[output], self.logits), buffers[output])
+        self.arena.step(lambda: self.copy(output, buffers[output], self.logits, 1), buffers[output])
         self.program = self.arena.settle()
         products = [layer for layer in graph.layers if isinstance(layer, FusedProduct)]
         self.multiply_adds = samples * sum(len(p.values) * p.output.height * p.output.width for p in products)
@@ -84,12 +84,8 @@ class ForwardPass(ABC):
         """Return the change of a value from maps to features."""
 
     @abstractmethod
-    def load(self, value: Value, plain: Tensor, into: Buffer) -> Operation:
-        """Return the copy of samples, as PyTorch has them, into a buffer."""
-
-    @abstractmethod
-    def save(self, value: Value, x: Buffer, plain: Tensor) -> Operation:
-        """Return the copy out of a buffer."""
+    def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
+        """Return the copy of samples, as PyTorch has them, into a buffer; or, if ``out`` is 1, out of it."""
 
 
 class BlockPass(ForwardPass):
@@ -121,13 +117,9 @@ class BlockPass(ForwardPass):
         """Return the change from maps to features."""
         return CopyOp(x, out, FLATTEN)
 
-    def load(self, value: Value, plain: Tensor, into: Buffer) -> Operation:
-        """Return the copy of samples into a buffer."""
-        return PackOp(into, address(plain), len(plain), 0)
-
-    def save(self, value: Value, x: Buffer, plain: Tensor) -> Operation:
-        """Return the copy out of a buffer."""
-        return PackOp(x, address(plain), len(plain), 1)
+    def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
+        """Return the copy of samples into a buffer, or out of it."""
+        return PackOp(x, address(plain), len(plain), out)
 
 
 class SinglePass(ForwardPass):
@@ -168,13 +160,10 @@ class SinglePass(ForwardPass):
         """Return the change from maps to features."""
         return _window(COPY, value, value, _place(value, x), (out.data, value.height * value.width))
 
-    def load(self, value: Value, plain: Tensor, into: Buffer) -> Operation:
-        """Return the copy of a sample into a buffer."""
-        return _window(COPY, value, value, (address(plain), value.height * value.width), _place(value, into))
-
-    def save(self, value: Value, x: Buffer, plain: Tensor) -> Operation:
-        """Return the copy out of a buffer."""
-        return _window(COPY, value, value, _place(value, x), (address(plain), value.height * value.width))
+    def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
+        """Return the copy of a sample into a buffer, or out of it."""
+        places = [(address(plain), value.height * value.width), _place(value, x)]
+        return _window(COPY, value, value, places[out], places[1 - out])
 
 
 def _index(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 
 from fedsieve.kernels.graph.layers import ProductLayer
@@ -14,7 +16,7 @@ from fedsieve.kernels.runtime.arena import Buffer, trim_memory
 from fedsieve.sparse.topk import topk_count
 
 
-class Product:
+class Product(ABC):
     """A sparse product, by an index that ``forward`` and ``fill_back`` must fill."""
 
     def __init__(self, step: StepContext, layer: ProductLayer, index: SparseIndex):
@@ -32,17 +34,17 @@ class Product:
         for parity in self.index.parities(into):
             self.step.arena.step(lambda p=parity: self.index.gather_back(g, into, p, more), g, into)  # type: ignore[misc]
 
+    @abstractmethod
     def forward(self, x: Buffer, out: Buffer) -> None:
         """Add the forward product."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, x: Buffer, g: Buffer) -> None:
         """Add the weights' gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill_back(self, g: Buffer) -> None:
         """Index the entries for the input's gradient."""
-        raise NotImplementedError
 
 
 class MaskedProduct(Product):

@@ -25,7 +25,7 @@ class Selection:
     selected: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        self.op.top_k.threshold, self.op.top_k.found = address(self.threshold), address(self.selected)
+        self.op.top_k.threshold, self.op.top_k.selected = address(self.threshold), address(self.selected)
 
     def begin(self, step: int, samples: int) -> None:
         """Set how many numbers are selected in a step, and whether exactly."""

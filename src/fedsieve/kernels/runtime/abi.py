@@ -126,15 +126,15 @@ class SgdOp(Operation):
 
 
 class SelectionArgs(Structure):
-    """How many of the largest numbers to select, and the threshold found: the C structure ``Cut``."""
+    """How many of the largest numbers to select, and the threshold that they reach: the C structure ``Cut``."""
 
-    _fields_ = _fields((c_int64, "count"), (c_int32, "exact"), (c_void_p, "threshold found work"))
+    _fields_ = _fields((c_int64, "count"), (c_int32, "exact"), (c_void_p, "threshold selected work"))
 
 
 class Candidates(Structure):
     """Which weights reach a threshold, recorded as they are written: the C structure ``Noted``."""
 
-    _fields_ = _fields((c_void_p, "marks value count"), (c_int64, "room"), (c_void_p, "threshold"))
+    _fields_ = _fields((c_void_p, "marks value count"), (c_int64, "capacity"), (c_void_p, "threshold"))
 
 
 class TopOp(Operation):

@@ -46,16 +46,16 @@ def supported_isas() -> tuple[str, ...]:
 
 def load_library() -> ctypes.CDLL:
     """Return the library. Raises InputError, with the reason, where there is none."""
-    found = _found()
-    if isinstance(found, str):
-        raise InputError(f"no native kernels: {found}")
-    return found
+    library = _find_library()
+    if isinstance(library, str):
+        raise InputError(f"no native kernels: {library}")
+    return library
 
 
 def unavailable_reason() -> str | None:
     """Return in one line why there are no kernels; None where there are. Raises InputError if FEDSIEVE_ISA is wrong."""
-    found = _found()
-    return found if isinstance(found, str) else None
+    library = _find_library()
+    return library if isinstance(library, str) else None
 
 
 def loaded_isa() -> str:
@@ -69,7 +69,7 @@ def get_num_threads() -> int:
 
 
 @cache
-def _found() -> ctypes.CDLL | str:
+def _find_library() -> ctypes.CDLL | str:
     """Return the library, or why there is none."""
     wanted, here = os.environ.get("FEDSIEVE_ISA"), supported_isas()
     if wanted and wanted not in (*ISAS, "none"):
