@@ -1,6 +1,7 @@
 """The loop: sampling, the learning rate, tiers, refusals, clients that remember."""
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -8,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from custom_methods import Odd
-from fedsieve import Run, Task, local, pool, run
+from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool, run
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.round import Checkpoint, Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
-from fedsieve.types import InputError, flatten, rng
+from fedsieve.types import InputError, RoundContext, Tree, flatten, rng
 from tiny import TinyNet, blobs, tiny_run
 
 
@@ -79,6 +80,37 @@ def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
     for t in range(1, 9):
         sampled = [tiers[c] for c in run_.sample(t)]
         assert [sampled.count(i) for i in range(3)] == [4, 3, 3]
+
+
+def test_a_method_has_a_default_for_all_but_four_functions_and_is_told_the_round() -> None:
+    told: list[tuple[str, RoundContext]] = []
+
+    @dataclass(frozen=True)
+    class Plain(Method[ServerState]):
+        def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
+            return FedAvg().init(model, rng)
+
+        def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
+            told.append(("broadcast", context))
+            return state.params
+
+        def client(self, down: Tree, device: Device) -> Update:
+            return FedAvg().client(down, device)
+
+        def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
+            told.append(("aggregate", context))
+            return FedAvg().aggregate(state, updates, context)
+
+    task = Task(TinyNet, blobs, 6, "iid", 0.1, tiers=(0.5, 0.5))
+    mine, fedavg = (Run(method, task, 2, 4, batch=8) for method in (Plain(), FedAvg()))
+    (*_, last), (*_, other) = (run(one, local()) for one in (mine, fedavg))
+    assert all(torch.equal(v, other.model[n]) for n, v in last.model.items())
+    sent = [[("broadcast", RoundContext(t, 2, 6, tier)) for tier in (0, 1)] for t in (1, 2)]
+    assert told == [*sent[0], ("aggregate", RoundContext(1, 2, 6)), *sent[1], ("aggregate", RoundContext(2, 2, 6))]
+    method = mine.method
+    assert (method.name, method.policy, method.warm_up, method.tiers, method.copies) == ("plain", "", 0, None, 1)
+    assert method.target_density is method.uses_rounds is method.pruned(last.state) is None
+    assert method.expected(last.state, RoundContext()) is method.spent(1, 4, 6) is None
 
 
 def everyone(method: Any, **changes: Any) -> Run:
