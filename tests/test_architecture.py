@@ -78,7 +78,7 @@ def test_no_circle_of_packages() -> None:
 
 
 OPEN = """
-client_app main picture server_app
+client_app main server_app
 """
 """Names that are still defined twice; the list only ever shrinks."""
 
