@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -137,3 +138,11 @@ def test_exports_exist() -> None:
 def test_files_stay_small() -> None:
     for path in modules().values():
         assert len(path.read_text().splitlines()) <= 350, path
+
+
+def test_no_test_file_imports_another() -> None:
+    files = [*Path(__file__).parent.rglob("*.py")]
+    tests = {path.stem for path in files if path.stem.startswith("test_")}
+    for path in files:
+        imported = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)
+        assert not tests & {*imported}, path

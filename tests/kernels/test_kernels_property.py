@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nets import bn
 from stepping import Sgd, assert_as_dense, masks
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("native")]
 SIDES, CHANNELS = st.integers(1, 9), st.integers(1, 18)
 
 

@@ -25,6 +25,7 @@ from tiny import tiny_run
 
 
 @pytest.mark.parametrize("method", [FedAvg(), NST(), FLASH(c_d=3)], ids=["fedavg", "memory", "warm-up"])
+@pytest.mark.slow
 def test_a_prolonged_run_equals_one_that_was_never_stopped(tmp_path: Path, method: Any) -> None:
     go(tmp_path / "whole", flat(method, 6))
     out = tmp_path / "out"
@@ -62,6 +63,7 @@ class Said(Slowing):
     uses_rounds = False
 
 
+@pytest.mark.slow
 def test_what_is_stretched_over_the_rounds_is_not_prolonged(tmp_path: Path) -> None:
     refusals = {
         "lr": (tiny_run(FedAvg(), rounds=2), "its learning rate falls to lr_end=0.05 over all rounds"),

@@ -102,6 +102,7 @@ def test_a_message_cut_anywhere_is_refused(message: bytes) -> None:
             decode(message[:end])
 
 
+@pytest.mark.slow
 def test_a_damaged_message_is_refused_or_is_another_message(message: bytes) -> None:
     generator = np.random.default_rng(0)
     for _ in range(5000):
@@ -195,6 +196,7 @@ def test_every_bit_survives_whatever_the_receiver_knows(tree: str, known: str, b
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), special), min_size=64, max_size=90), st.integers(), st.booleans())
+@pytest.mark.slow
 def test_every_float_survives_beside_every_other(pairs: list[tuple[int, int]], chosen: int, swap: bool) -> None:
     x, base = floats([a for a, _ in pairs]), floats([b for _, b in pairs])
     x, base = (base, x) if swap else (x, base)

@@ -36,6 +36,7 @@ def peak(call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.slow
 def test_a_short_message_that_claims_much_takes_less_than_twice_the_model(size: str) -> None:
     known = of_one_tensor(size)
     assert known.manifest
@@ -105,6 +106,7 @@ def crowds() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_million_entries_are_refused_at_once() -> None:
     small = Known(Manifest.of({"x": torch.ones(4096)}))
     assert small.manifest
@@ -132,6 +134,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 @pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.slow
 def test_honest_messages_are_within_it(shapes: str, back_end: str) -> None:
     """Every density, sparse and dense, whatever is known, and with all positions."""
     generator = torch.Generator().manual_seed(0)

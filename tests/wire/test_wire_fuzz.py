@@ -11,6 +11,7 @@ from fuzzing import MUTATIONS, corpus, fuzz
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.slow
 def test_mutated_messages_are_taken_or_refused_and_nothing_else(back_end: str) -> None:
     found = fuzz(5_000, 0, back_end)
     assert found.taken + found.refused == 5_000
@@ -19,6 +20,7 @@ def test_mutated_messages_are_taken_or_refused_and_nothing_else(back_end: str) -
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.slow
 def test_and_so_are_those_over_a_model_of_millions(back_end: str) -> None:
     """Each short message claims up to all of it; what decoding sets aside is held to twice the model."""
     found = fuzz(100, 1, back_end, "4 M")
