@@ -1,6 +1,8 @@
 """The files around the code say the same as the code: versions, papers, scripts, what hosted CI runs."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,21 @@ def test_hosted_ci_runs_every_python_with_lowest_and_newest_versions() -> None:
     assert {"scripts/setup", "bash .ci/run", ".venv/bin/mkdocs build --strict"} <= {*steps}
     for script in re.findall(r"scripts/\w+", " ".join(steps)):
         assert (ROOT / script).exists()
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "dp_accounting": "dp-accounting", "ray": "flwr", "markupsafe": "jinja2"}
+"""What a module is installed by, where its name is another; two come with others."""
+
+
+def test_what_is_imported_is_declared() -> None:
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    names = {re.split(r"[^\w-]", line)[0] for lines in (PROJECT["project"]["dependencies"], *extras) for line in lines}
+    for path in (ROOT / "src").rglob("*.py"):
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        outside = {module.split(".")[0] for module in modules} - {"fedsieve", *sys.stdlib_module_names}
+        assert {DISTRIBUTIONS.get(name, name) for name in outside} <= names, path
 
 
 def test_wheels_are_for_the_three_platforms() -> None:

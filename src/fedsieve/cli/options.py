@@ -7,9 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
-import click
 import typer
-from click.core import ParameterSource
 
 from fedsieve.runs.execution import Execution, Face, execution_options
 
@@ -44,6 +42,7 @@ def with_execution(face: Face) -> Callable[[Callable[..., None]], Callable[..., 
     return decorate
 
 
-def is_given(option: str) -> bool:
-    """Say whether the command that is running was given an option, whatever its value."""
-    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
+def is_given(context: typer.Context, option: str) -> bool:
+    """Say whether the command of ``context`` was given an option, whatever its value."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"

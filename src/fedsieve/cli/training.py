@@ -22,11 +22,11 @@ Axis = Annotated[
 
 
 @with_execution("run")
-def run_command(recipe: Recipe, set_: Setting = None, *, execution: Execution) -> None:
+def run_command(context: typer.Context, recipe: Recipe, set_: Setting = None, *, execution: Execution) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.cli.run import start_run
 
-    start_run(recipe, set_ or [], execution, kernels_given=is_given("kernels"))
+    start_run(recipe, set_ or [], execution, kernels_given=is_given(context, "kernels"))
 
 
 @with_execution("sweep")
