@@ -189,6 +189,7 @@ def test_garbage_is_not_loaded(content: bytes, folder: Path) -> None:
 
 
 @SHARED
+@pytest.mark.slow
 def test_a_library_that_is_cut_short_is_not_loaded(folder: Path) -> None:
     code = """
 import sys

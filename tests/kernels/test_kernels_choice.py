@@ -246,6 +246,7 @@ def test_work_counts_steps_seconds_and_multiply_adds_either_way() -> None:
     assert counted[0] == counted[1]
 
 
+@pytest.mark.slow
 def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
     out = tmp_path / "run"
     federation = open_run(tiny_run(PDST(density=0.1), rounds=2), measure=("masks", "kernels"))
@@ -271,6 +272,7 @@ def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
     assert f'<small>dense <data value="{ways["dense"]["ms_per_step"]!r}">' in page
 
 
+@pytest.mark.slow
 def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: Path) -> None:
     run_ = replace(tiny_run(NST(density=0.2), rounds=2), task=Task(Spare, blobs, 6))
     for name, measure in (("a", ()), ("b", ("kernels",))):
