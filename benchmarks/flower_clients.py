@@ -14,7 +14,7 @@ from round import Idle, noise
 from fedsieve import Data, Dataset, Federation, Run, Task, open_run
 from fedsieve.engine.loop import Worker
 from fedsieve.flower import SparseMod
-from fedsieve.flower.engine import Place, client_app
+from fedsieve.flower.engine import NodeContext, make_client_app
 
 NODES, PER_ROUND = 100, 10
 
@@ -70,17 +70,17 @@ def echo(message: Message, context: Context) -> Message:
     return Message(RecordDict({"arrays": arrays, "m": MetricRecord({"num-examples": 1})}), reply_to=message)
 
 
-def opened_mnist_net(place: Place) -> Worker:
+def opened_mnist_net(place: NodeContext) -> Worker:
     """Return this process's worker."""
     return worker("mnist_net")
 
 
-def opened_resnet18(place: Place) -> Worker:
+def opened_resnet18(place: NodeContext) -> Worker:
     """Return this process's worker."""
     return worker("resnet18")
 
 
-client = {"mnist_net": client_app(opened_mnist_net), "resnet18": client_app(opened_resnet18)}
+client = {"mnist_net": make_client_app(opened_mnist_net), "resnet18": make_client_app(opened_resnet18)}
 for app in client.values():
     app.train("plain")(same)
     app.train("same", mods=[SparseMod()])(same)

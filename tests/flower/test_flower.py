@@ -16,7 +16,7 @@ from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
-from fedsieve.flower.engine import SimulatedNodes, client_app, grid_engine, inline
+from fedsieve.flower.engine import SimulatedNodes, grid_engine, inline, make_client_app
 from fedsieve.flower.engine.client_memory import ClientMemory
 from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.methods import FedAvg
@@ -63,7 +63,7 @@ Faults = dict[tuple[int, int], str]
 def faulty(federation: Federation, faults: Faults, asked: list[tuple[int, int]], nodes: int = 1) -> InlineGrid:
     """Return a grid whose clients fail in the rounds given, each once a fault."""
     worker = Worker(federation)
-    sound = client_app(lambda node: worker)
+    sound = make_client_app(lambda node: worker)
 
     class Faulty(ClientApp):
         def __call__(self, message: Message, context: Context) -> Message:
@@ -130,7 +130,7 @@ class Backwards(InlineGrid):
 def test_an_answer_is_given_on_when_it_is_its_turn(kind: type[InlineGrid], trained: list[int]) -> None:
     federation = open_run(tiny_run(FedAvg(), rounds=1))
     worker, asked = Worker(federation), list[int]()
-    sound = client_app(lambda node: worker)
+    sound = make_client_app(lambda node: worker)
 
     class Counting(ClientApp):
         def __call__(self, message: Message, context: Context) -> Message:
@@ -201,7 +201,7 @@ def test_a_reply_to_another_message_or_without_a_letter_is_no_answer() -> None:
 
     worker = Worker(federation)
     with pytest.raises(InputError, match="no answer within"):
-        [*rounds(federation, over(Stray(client_app(lambda node: worker)), attempts=1, round_timeout=0.2))]
+        [*rounds(federation, over(Stray(make_client_app(lambda node: worker)), attempts=1, round_timeout=0.2))]
 
 
 def test_patience_is_checked() -> None:

@@ -13,7 +13,7 @@ from fedsieve.engine import Quorum
 from fedsieve.engine.experiment import Federation
 from fedsieve.engine.loop import Worker, rounds
 from fedsieve.engine.setup import open_run
-from fedsieve.flower.engine import client_app, grid_engine
+from fedsieve.flower.engine import grid_engine, make_client_app
 from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.flower.engine.nodes import SuperNodes
 from fedsieve.methods import FedAvg
@@ -27,7 +27,7 @@ class Deployment(InlineGrid):
 
     def __init__(self, federation: Federation, folder: Any, clients: Iterable[Any], **node: Any):
         worker = Worker(federation)
-        super().__init__(client_app(lambda node: worker))
+        super().__init__(make_client_app(lambda node: worker))
         self.contexts = {
             node_id: Context(
                 1, node_id, {"partition-id": client, "memory": str(folder)}, type(self.contexts[2].state)(), {}

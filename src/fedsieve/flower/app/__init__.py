@@ -16,7 +16,7 @@ def server_app(here: Path) -> ServerApp:
     from fedsieve.flower import engine as flower
     from fedsieve.flower.app.server import serve
 
-    return flower.server_app(partial(serve, here))
+    return flower.make_server_app(partial(serve, here))
 
 
 def client_app(here: Path) -> ClientApp:
@@ -24,4 +24,4 @@ def client_app(here: Path) -> ClientApp:
     from fedsieve.flower import engine as flower
     from fedsieve.flower.app.client import worker_for
 
-    return flower.client_app(partial(worker_for, here))
+    return flower.make_client_app(partial(worker_for, here))

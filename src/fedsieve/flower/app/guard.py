@@ -31,7 +31,7 @@ LOOK = 0.2
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def main() -> None:
+def run_guarded() -> None:
     """Run the arguments as a command in a session of its own, and end all of it with it, or with standard input."""
     command, folder = sys.argv[1:], None
     if command[0] == REMOVE:
@@ -90,4 +90,4 @@ def alive(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_guarded()

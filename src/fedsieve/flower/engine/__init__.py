@@ -17,10 +17,10 @@ try:
 except ImportError:
     raise InputError(f"this needs Flower: {install('flower')}") from None
 
-from fedsieve.flower.engine.client import NodeContext, client_app
+from fedsieve.flower.engine.client import NodeContext, make_client_app
 from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.in_memory import inline
 from fedsieve.flower.engine.nodes import SimulatedNodes, SuperNodes
-from fedsieve.flower.engine.server import server_app
+from fedsieve.flower.engine.server import make_server_app
 
-__all__ = ["NodeContext", "SimulatedNodes", "SuperNodes", "client_app", "grid_engine", "inline", "server_app"]
+__all__ = ["NodeContext", "SimulatedNodes", "SuperNodes", "grid_engine", "inline", "make_client_app", "make_server_app"]

@@ -36,7 +36,7 @@ WorkerFor: TypeAlias = Callable[[NodeContext], Worker]
 """Return the worker for a place: the same one as long as nothing changes."""
 
 
-def client_app(worker_for: WorkerFor) -> ClientApp:
+def make_client_app(worker_for: WorkerFor) -> ClientApp:
     """Return an app that is a client for a round when it is asked to train, and says who it is when queried."""
     restart_dead_actors()
     app = ClientApp()

@@ -14,7 +14,7 @@ from fedsieve.engine.loop import Engine, Exchange, Worker
 from fedsieve.engine.quorum import Quorum
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.serial import check_device
-from fedsieve.flower.engine.client import client_app
+from fedsieve.flower.engine.client import make_client_app
 from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.nodes import SimulatedNodes
 from fedsieve.flower.private import FlowerRun, give_identity
@@ -29,7 +29,7 @@ def inline(device: str = "cpu", kernels: str = "auto", quorum: Quorum | None = N
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         worker = Worker(federation, device, kernels)
-        grid = InlineGrid(client_app(lambda node: worker))
+        grid = InlineGrid(make_client_app(lambda node: worker))
         with grid_engine(grid, SimulatedNodes(grid), quorum or Quorum(), pause=0)(federation, memory) as exchange:
             yield exchange
 

@@ -45,7 +45,7 @@ class ServerContext:
 Serve: TypeAlias = Callable[[ServerContext], None]
 
 
-def server_app(serve: Serve) -> ServerApp:
+def make_server_app(serve: Serve) -> ServerApp:
     """Return an app whose main function is ``serve``."""
     app = ServerApp()
 
