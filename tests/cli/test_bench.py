@@ -17,8 +17,10 @@ from fedsieve.cli.bench import clock, inference, measurement, memory, step, trai
 from fedsieve.cli.bench.clock import RepeatedCall
 from fedsieve.cli.bench.fresh import run_fresh
 from fedsieve.cli.bench.measurement import Effort, compare_times, fastest
+from fedsieve.cli.bench.wire import tensor_entropy
 from fedsieve.cli.bench.workload import NETWORKS, SHAPES, Workload
-from fedsieve.types import InputError
+from fedsieve.types import InputError, Sparse
+from fedsieve.wire.known import NOTHING
 
 ROOT = Path(__file__).parents[2]
 SMALL = Workload("digits_net", 8, 0.9)
@@ -304,6 +306,14 @@ def test_mistakes_are_one_line(words: tuple[str, ...], part: str) -> None:
         app(["bench", *words], standalone_mode=False)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("every", "bits"), [(2, 1.0), (4, 0.811278)])
+def test_the_entropy_of_positions_is_that_of_a_coin(every: int, bits: float) -> None:
+    value = Sparse.of(torch.ones(40, 50), (torch.arange(2000) % every == 0).view(40, 50))
+    positions, values = tensor_entropy("w", value, NOTHING, "f32")
+    assert positions == pytest.approx(2000 * bits, rel=1e-5)
+    assert values == 23 * 2000 / every  # one sign, one exponent, and the mantissa as it is
 
 
 @pytest.mark.slow

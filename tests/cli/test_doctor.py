@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import CommandLine
 from fedsieve.cli import doctor
 from fedsieve.cli.doctor import examine
 
@@ -34,6 +35,14 @@ def lines(level: str, cores: int = 4, **environment: str) -> list[str]:
 
 def test_a_well_set_machine_has_nothing_to_mend() -> None:
     assert lines("mend") == []
+
+
+@pytest.mark.parametrize(("levels", "code"), [(["ok", "mend", "note"], 1), (["ok", "note"], 0), ([], 0)])
+def test_the_exit_code_is_one_if_anything_is_to_be_mended(
+    levels: list[str], code: int, monkeypatch: pytest.MonkeyPatch, fedsieve: CommandLine
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding(level, "a line") for level in levels])
+    assert fedsieve("doctor", code=code).stdout == "".join(f"{level}  a line\n" for level in levels)
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monk
         worker = worker_for(tmp_path, node)
         assert worker.decode(1, 1, outgoing[1]).keys() == params.keys()
         assert worker.federation.examples(1) == (3 if own else len(federation.shards[1]))
+        assert len(worker.federation.shards[1]) == worker.federation.examples(1)
         for other in (
             replace(node, about={**about, "run": "cd" * 16}),
             replace(node, config=replace(config, settings=f"{config.settings} lr=0.5").run_config()),

@@ -111,10 +111,11 @@ def test_models(name: str, density: float, storage: str) -> None:
 
 
 def test_a_channel_that_does_not_vary_is_divided_by_the_root_of_eps() -> None:
-    model = pruned(Plain((6, 6), 3, 1, 1), 0.5)
-    assert isinstance(model, Plain)
-    assert model.norm.running_var is not None
-    model.norm.running_var.zero_()
+    """Behind a convolution that has a bias of its own."""
+    norm = nn.BatchNorm2d(5)
+    model = pruned(nn.Sequential(nn.Conv2d(2, 5, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)), 0.5)
+    assert norm.running_var is not None
+    norm.running_var.zero_()
     assert error(model, Predictor(model, 16), torch.randn(17, 2, 6, 6)) < CLOSE["fp32"]
 
 

@@ -175,6 +175,19 @@ def test_refused_updates_are_counted_by_reason(tmp_path: Path) -> None:
     page = page_of(tmp_path, run)
     assert "3 refused" in page.text
     assert "3 × values that are not finite" in page.text
+    rows = rows_in(run)
+    rows[0]["refused"] = [{"client": 1, "reason": "too long"}]
+    (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = page_of(tmp_path, run).text
+    assert said.index("3 × values that are not finite") < said.index("1 × too long")
+
+
+def test_a_model_of_zeros_has_a_plot_of_its_density_all_the_same(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", rounds=3)
+    rows = [row | {"density": row["density"] * (row["round"] > 1)} for row in rows_in(run)]
+    (run / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    says = [svg.get("aria-label") or "" for svg in page_of(tmp_path, run).named("svg") if svg.get("role") == "img"]
+    assert any(line.startswith("Density over rounds. density, %, first to last: ZeroFL: 0 to") for line in says)
 
 
 def test_runs_that_share_a_partition_share_its_map(tmp_path: Path) -> None:

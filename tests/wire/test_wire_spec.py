@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedsieve.types import Sparse
-from fedsieve.wire import TYPES, Known, decode
+from fedsieve.wire import TYPES, Known, Manifest, decode, encode
 from fedsieve.wire.known import array
 from fuzzing import corpus
 from messages import GOLDEN, golden
@@ -67,6 +67,17 @@ def test_the_page_is_enough_for_every_kept_message(name: str) -> None:
 def test_and_for_messages_of_many_tensors(back_end: str) -> None:
     for data, known in corpus(back_end):
         assert flat(spec.decode(data, told(known))) == plain(decode(data, known))
+
+
+def test_and_for_positions_that_differ_among_magnitudes_of_many_octaves() -> None:
+    """The base's largest spread over octaves above the last that is sent, and some of all sizes are not sent."""
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    base = torch.arange(1.0, 4001).pow(3)[order].view(40, 100)
+    support = (base > base.quantile(0.7)) & (torch.arange(4000).view(40, 100) % 7 > 0)
+    value = Sparse.of(base * 1.01, support)
+    known = Known(Manifest.of({"w": value}), {"w": base})
+    data = encode({"w": value}, known)
+    assert flat(spec.decode(data, told(known))) == plain(decode(data, known)) == plain({"w": value})
 
 
 def test_the_second_decoder_knows_nothing_of_the_first() -> None:
