@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -28,10 +29,12 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def modules() -> dict[str, Path]:
     return {module(p): p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or not p.stem.startswith("__")}
 
 
+@cache
 def names(path: Path) -> set[str]:
     """Return what a file imports, anywhere in it: ``flwr.app``, ``fedsieve.types.Data``."""
     tree = ast.parse(path.read_text())
@@ -40,6 +43,7 @@ def names(path: Path) -> set[str]:
     return whole | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Return the modules of FedSieve that a file imports, also inside functions and for type checking alone."""
     inside = {name.removeprefix("fedsieve.") for name in names(path) if name.startswith("fedsieve.")}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from fedsieve import Data, Dataset, Task, local, open_run, pool
+from fedsieve import Dataset, Task, local, open_run, pool
 from fedsieve.cli import app
 from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.template import write_app
@@ -34,9 +34,9 @@ def halves(dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
 def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     x = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
-    data = Data(x, (x[:, 0] > 0).long())
-    network = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
-    exec(block, {"my_network": network, "my_data": Dataset("mine", data, data, 2)})
+    y = (x[:, 0] > 0).long()
+    network = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    exec(block, {"x": x, "y": y, "x_test": x, "y_test": y, "my_network": network})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [int(line[0]) for line in lines] == [*range(1, 51)]
     assert float(lines[-1][1]) > 0.6
