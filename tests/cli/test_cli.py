@@ -209,10 +209,10 @@ def slow(*words: str, cwd: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("engine", ["local", "pool:2"])
 @pytest.mark.system
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, engine: str) -> None:
-    with slow("--engine", engine, cwd=tmp_path) as process:
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with slow("--engine", engine, cwd=tmp_path) as stopped:
+        stopped.send_signal(signal.SIGINT)
+        _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
     assert "stopped; every finished round is on disk: --resume goes on" in said
     process("run", "zerofl.digits", "--resume", "--until", "12", cwd=tmp_path)
 
