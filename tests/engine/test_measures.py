@@ -110,7 +110,8 @@ def test_a_metric_must_not_bear_the_name_of_a_column(tmp_path: Path) -> None:
         row_of(replace(final, metrics={"accuracy": 0.99}))
 
 
-def test_an_unknown_measure_is_refused() -> None:
+def test_measures_are_listed_and_an_unknown_one_is_refused() -> None:
+    assert Execution(measure="masks, pruned,").measures == ("masks", "pruned")
     with pytest.raises(InputError, match="unknown measure 'mask'; the measures are masks, pruned"):
         open_run(tiny_run(FedAvg()), measure=("mask",))
 

@@ -15,6 +15,7 @@ from fedsieve.engine.loop import Worker, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import grid_engine, make_client_app
 from fedsieve.flower.engine.in_memory import InlineGrid
+from fedsieve.flower.engine.messages import to_content
 from fedsieve.flower.engine.nodes import SuperNodes
 from fedsieve.methods import FedAvg
 from fedsieve.types import InputError
@@ -174,6 +175,18 @@ def test_a_supernode_that_is_no_client_takes_no_part(
     (final,) = rounds(federation, engine)
     assert f"takes no part: {line}" in capfd.readouterr().err
     assert len(final.refused) == 3
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("client", [-1, 6, "0"])
+def test_a_supernode_that_lies_about_who_it_is_takes_no_part(client: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    federation = open_run(tiny_run(FedAvg(), rounds=1))
+
+    def app(message: Message, context: Context) -> Message:
+        return Message(to_content({}, {"client": client, "examples": 4}), reply_to=message)
+
+    assert SuperNodes(InlineGrid(app), federation, ABOUT).find([0], 0.01, 1) == {}
+    assert f"its partition-id must be from 0 to 5, it says {client}" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("_quick")
