@@ -43,6 +43,7 @@ def test_the_committed_results_show_what_they_are_said_to_show() -> None:
     assert mean["flash"] >= max(mean["nst"], mean["pdst"])
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_readmes_row_of_seed_0() -> None:
     """What ``scripts/demo`` ends with; other processors may turn one test example or two, .28 of a point each."""
     row = json.loads((ROOT / "benchmarks/results/digits.json").read_text())["recipes"]["zerofl"]
@@ -89,6 +90,7 @@ def test_the_papers_cited_are_the_methods_listed() -> None:
     assert all(f"| [`{name}`](docs/reference/methods/{name}.md) |" in text for name in METHODS)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_model_and_data_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_the_example_of_a_model_and_data_runs(
     assert len((ROOT / "examples/own_model.py").read_text().splitlines()) <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FedAvg(), ZeroFL(sparsity=0.9, r_mask=0.1)], ids=lambda method: method.name)
 def test_the_example_of_a_round_gives_the_bits_of_a_run(method: Method[Any]) -> None:
     example = runpy.run_path(str(ROOT / "examples/round.py"))

@@ -174,6 +174,7 @@ def about(run: Path) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.slow
 def test_an_option_of_a_run_reaches_command_line_sweep_and_flower(extended: Path) -> None:
     (swept,) = (extended / "sweep/runs").iterdir()
     assert [about(run)["remark"] for run in (extended / "plain", swept)] == ["mine", "mine"]
@@ -181,12 +182,14 @@ def test_an_option_of_a_run_reaches_command_line_sweep_and_flower(extended: Path
     assert project["tool"]["flwr"]["app"]["config"]["remark"] == "mine"
 
 
+@pytest.mark.slow
 def test_a_method_is_one_file_and_one_line(extended: Path) -> None:
     assert about(extended / "halved")["method"] == "halved"
     assert re.search(r"^halved +Go half of the way to the mean\.", (extended / "list").read_text(), re.M)
     assert (extended / "halved/model.safetensors").read_bytes() != (extended / "plain/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_engine_is_one_exchange_and_one_line(extended: Path) -> None:
     assert about(extended / "backwards")["engine"] == "backwards"
     assert re.search(r"^backwards +last client first", (extended / "list").read_text(), re.M)
@@ -194,6 +197,7 @@ def test_an_engine_is_one_exchange_and_one_line(extended: Path) -> None:
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "extension"), [("an option of a run", OPTION), ("a method", METHOD), ("an engine", ENGINE)]
 )

@@ -228,6 +228,7 @@ def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str)
         assert row.ratio_fp32 == pytest.approx(row.ms_dense_fp32 / row.ms_sparse)  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["digits_net", "linear", "leaf_cnn"])
 def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
     needs_kernels()
@@ -250,6 +251,7 @@ def test_inference_is_measured_for_one_example(here: None) -> None:
 # the commands
 
 
+@pytest.mark.slow
 def test_without_kernels_the_dense_numbers_are_there(
     here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -244,6 +244,7 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         assert process.wait(60) == 1
 
 
+@pytest.mark.slow
 def test_resume_takes_the_last_run_that_was_begun(tmp_path: Path, fedsieve: CommandLine) -> None:
     fedsieve("run", "zerofl.digits", "-s", "rounds=3", "--until", "1")
     (tmp_path / "runs/zerofl.digits-2").mkdir()

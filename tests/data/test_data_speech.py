@@ -75,6 +75,7 @@ def test_speech_commands_public_folders(tmp_path: Path, inside: str) -> None:
     refuses("speech_commands", tmp_path, "8000 Hz", "16000 Hz")
 
 
+@pytest.mark.slow
 def test_speech_commands_ogg_with_index(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("librosa")

@@ -31,6 +31,7 @@ def halves(dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
     return [torch.randperm(len(dataset.train), generator=generator)[:40] for _ in range(clients)]
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     y = torch.arange(4000) % 10

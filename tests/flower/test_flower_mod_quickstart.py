@@ -59,6 +59,7 @@ def test_four_lines_change() -> None:
     assert sum(line.startswith("-") for line in lines) == 2
 
 
+@pytest.mark.slow
 def test_the_model_is_the_same_to_the_bit_in_fewer_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, before = run(QUICKSTART, monkeypatch, tmp_path)
     same, after = run(patched(tmp_path / "app"), monkeypatch, tmp_path)

@@ -97,6 +97,7 @@ def error(model: nn.Module, predict: Callable[[Tensor], Tensor], x: Tensor) -> f
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", CLOSE)
 @pytest.mark.parametrize(
     ("name", "density"),

@@ -21,6 +21,7 @@ SHAPES = {"resnet18": (3, 32, 32), "leaf_cnn": (1, 28, 28), "mnist_net": (1, 28,
 BRISK = Sgd(0.05, 0.9, 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_four_models(name: str) -> None:
     torch.manual_seed(0)

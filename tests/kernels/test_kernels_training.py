@@ -116,6 +116,7 @@ def test_threads_change_no_bit() -> None:
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_a_trainer_is_made_once_and_serves_every_client(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
@@ -148,6 +149,7 @@ def graph_of_(kernels: Kernels) -> Graph:
     return graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pdst", "flash", "hetero_flash", "nst"])
 def test_the_digits_end_where_dense_training_ends(method: str) -> None:
     short = replace(load_recipe(f"{method}.digits"), rounds=6, evaluate_every=3)

@@ -242,6 +242,7 @@ def test_package_equals_reference(name: str) -> None:
         assert margin > FLOAT32_ROUNDING, "a top-k decision that rounding could turn: take another seed"
 
 
+@pytest.mark.slow
 def test_no_two_cases_are_the_same_to_the_reference() -> None:
     """What the cases vary must show, far above the tolerance; but ``full`` has no use for r_mask, and q = 1 is full."""
     final = {name: reference_rounds(name)[-1][0] for name in CASES}

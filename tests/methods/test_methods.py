@@ -102,6 +102,7 @@ def same(a: Round, b: Round) -> bool:
     return same_state(a.state, b.state) and a.bytes_up == b.bytes_up
 
 
+@pytest.mark.slow
 def test_it_learns(name: str, kernels: str) -> None:
     final = learning(name, kernels)[-1]
     assert final.kernels == {kernels: 3}
@@ -109,6 +110,7 @@ def test_it_learns(name: str, kernels: str) -> None:
     assert final.accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_the_seed_matters(name: str, kernels: str) -> None:
     opened = federation(name)
     other = replace(opened, run=replace(opened.run, seed=1))
@@ -155,6 +157,7 @@ def test_it_counts_its_work(name: str, kernels: str) -> None:
     assert final.multiply_adds <= final.multiply_adds_dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPARSE_UPLOAD)
 def test_a_sparse_upload_is_smaller_than_dense(name: str, kernels: str) -> None:
     final = learning(name, kernels)[-1]

@@ -42,6 +42,7 @@ def same(a: Round, b: Round) -> bool:
     return fa.keys() == fb.keys() and all(torch.equal(fa[n], fb[n]) for n in fa) and a.bytes_up == b.bytes_up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns_repeats_and_goes_on(name: str) -> None:
     run_ = tiny_run(METHODS[name], rounds=15, lr=0.3)
@@ -159,6 +160,7 @@ def test_epsilon_falls_with_the_population_and_grows_with_rounds() -> None:
     assert flash["epsilon_rehearsed"] > pdst["epsilon_rehearsed"] > shorter["epsilon_rehearsed"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", [True, False])
 def test_rows_and_report_tell_it_as_a_rehearsals_unless_the_noise_is_secret(secret: bool, tmp_path: Path) -> None:
     run_ = tiny_run(replace(METHODS["pdst"], noise=5.0, secret=secret), rounds=2)

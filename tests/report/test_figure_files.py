@@ -27,6 +27,7 @@ from fedsieve.types import InputError
 from figure_runs import DENSE, every_figure, flash, panels, zerofl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "rounds", "done"), [(3, 22, None), (2, 22, 15), (1, 1, None)])
 def test_every_figure_draws(tmp_path: Path, seeds: int, rounds: int, done: int | None) -> None:
     made = every_figure(tmp_path, seeds, rounds, done)
@@ -40,6 +41,7 @@ def test_every_figure_draws(tmp_path: Path, seeds: int, rounds: int, done: int |
             assert len(image.convert("RGB").getcolors(10**6) or []) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "PDF"])
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -83,6 +85,7 @@ def test_the_axes_hold_the_numbers_and_the_legend_stands_outside(tmp_path: Path)
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 3
 
 
+@pytest.mark.slow
 def test_nothing_reaches_beyond_the_paper(tmp_path: Path) -> None:
     for name, folders in every_figure(tmp_path, seeds=2).items():
         with mpl.rc_context(PAPER):
@@ -174,6 +177,7 @@ def test_of_runs_with_the_same_settings_the_newest_finished_counts(tmp_path: Pat
     assert list(panel.lines) == [f"90 % sparse, {x}" for x in told]
 
 
+@pytest.mark.slow
 def test_names_of_strangers_are_text_in_every_format(tmp_path: Path) -> None:
     bad = '<script>$\\frac{$ \u6f22 & "q"'
     layers = {bad: 30, "b": 30}
@@ -189,6 +193,7 @@ def test_names_of_strangers_are_text_in_every_format(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_figures_that_its_runs_have_data_for(tmp_path: Path) -> None:
     made = every_figure(tmp_path, seeds=1, rounds=5)
     shown = {name: [one.name for one in paper_figures([read_record(folder) for folder in made[name]])] for name in made}

@@ -100,6 +100,7 @@ def test_looks_differ_by_colour_dash_and_marker_together() -> None:
     assert swatch("key", 3) == swatch("key", 3)
 
 
+@pytest.mark.slow
 def test_a_configuration_has_one_label_and_one_look_wherever_it_stands(tmp_path: Path) -> None:
     """Of eleven methods with three seeds, and of two of them at a second density."""
     methods = [{"kind": f"M{i}", "density": 0.1} for i in range(11)] + [
@@ -190,6 +191,7 @@ def test_a_model_of_zeros_has_a_plot_of_its_density_all_the_same(tmp_path: Path)
     assert any(line.startswith("Density over rounds. density, %, first to last: ZeroFL: 0 to") for line in says)
 
 
+@pytest.mark.slow
 def test_runs_that_share_a_partition_share_its_map(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"{i}", seed=i, alpha=alpha) for i, alpha in enumerate((1.0, 1.0, 0.1))]
     page = page_of(tmp_path, *runs)
@@ -200,6 +202,7 @@ def test_runs_that_share_a_partition_share_its_map(tmp_path: Path) -> None:
     assert page.text.count("Of: partition lda:1.0") == page.text.count("Of: partition lda:0.5") == 1
 
 
+@pytest.mark.slow
 def test_many_configurations_have_a_row_for_each_value_of_a_setting(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"{lr}{b}", lr=lr, batch=b, rounds=2) for lr in (0.1, 0.2, 0.4) for b in (8, 16)]
     dense = {"kind": "FedAvg", "server": {"kind": "Average"}}

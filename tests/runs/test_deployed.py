@@ -116,6 +116,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert grey == [50, 0, 100]
 
 
+@pytest.mark.slow
 def test_recordings_give_the_features_of_speech_commands(tmp_path: Path) -> None:
     pytest.importorskip("librosa")
     soundfile = pytest.importorskip("soundfile")

@@ -187,6 +187,7 @@ def test_safetensors_are_the_runs_own(run: Path, tmp_path: Path) -> None:
 NORMALISED: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -238,6 +239,7 @@ class Fixed(nn.Module):
         return x.flatten(1)[:, :10] * torch.ones(len(x), 1)
 
 
+@pytest.mark.slow
 def test_a_graph_of_one_batch_size_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     with pytest.raises(InputError, match="takes one size of batch only"):

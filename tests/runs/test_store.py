@@ -79,6 +79,7 @@ def test_a_warm_up_counts_as_bytes_and_as_no_upload_of_training(tmp_path: Path) 
     assert summary["bytes_up"] == first["bytes_up"] + sum(row["bytes_up"] for row in trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [FedAdam(), Odd("remember"), SparseFedPP(0.8), DNR(), NST(), PDST(), FLASH(c_d=3), HeteroFLASH(c_d=2)],
@@ -95,6 +96,7 @@ def test_stopping_and_resuming_changes_no_byte(tmp_path: Path, method: Any) -> N
     assert same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_what_a_crash_leaves_is_mended(tmp_path: Path) -> None:
     """Every state that a crash can leave between two writes."""
     run = tiny_run(ZeroFL(0.7, 0.1))

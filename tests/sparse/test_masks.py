@@ -238,6 +238,7 @@ def test_flash_starts_stage_2_from_whole_weights_not_from_masked_ones() -> None:
     assert int(second.stage) == 2
 
 
+@pytest.mark.slow
 def test_the_mask_of_flash_never_changes_and_that_of_nst_does() -> None:
     for method, same in ((FLASH(0.3, c_d=3, E_d=2), True), (PDST(0.3), True), (NST(0.3), False)):
         federation = tiny_run(method, rounds=5)
@@ -307,6 +308,7 @@ def test_a_cut_that_empties_a_layer_is_named() -> None:
         list(run(tiny_run(SparseFedPP(sparsity=0.998), rounds=2), local()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "factor"), [(0.1, 9.8), (0.05, 19.4)])
 @pytest.mark.parametrize("kind", [PDST, FLASH])
 def test_both_directions_of_resnet18_weigh_a_tenth_and_a_twentieth(kind: Any, d: float, factor: float) -> None:

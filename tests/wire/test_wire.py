@@ -96,6 +96,7 @@ def message() -> bytes:
     )
 
 
+@pytest.mark.slow
 def test_a_message_cut_anywhere_is_refused(message: bytes) -> None:
     for end in range(len(message)):
         with pytest.raises(WireError):
