@@ -61,6 +61,7 @@ def test_a_run_from_start_to_report(tmp_path: Path) -> None:
     assert "zerofl.digits" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_stops_and_goes_on(tmp_path: Path, fedsieve: CommandLine) -> None:
     (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})\n{MINE}")
     fedsieve("run", "mine.py:recipe", "--until", "1")

@@ -117,6 +117,7 @@ def test_the_seed_matters(name: str, kernels: str) -> None:
     assert not same(learning(name, kernels)[0], next(rounds(other, local(kernels=kernels))))
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(name: str, kernels: str) -> None:
     whole = learning(name, kernels)
     before = whole[-3]
@@ -231,6 +232,7 @@ def test_a_gpu_trains_what_a_cpu_trains(method: Method[Any]) -> None:
     assert gpu.multiply_adds == pytest.approx(cpu.multiply_adds, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_central_training_is_one_client() -> None:
     run_ = Run(Swat(0.7), Task(TinyNet, blobs, 1, validation=0.0), 20, 1, batch=16, lr=0.1)
     final = last(run_)

@@ -74,6 +74,7 @@ def norm(change: dict[str, Any]) -> float:
     return math.sqrt(sum(float(v.double().square().sum()) for v in change.values()))
 
 
+@pytest.mark.slow
 def test_an_update_is_shortened_to_the_clip_and_no_more() -> None:
     quiet = Private(PDST(density=0.5), clip=0.05, noise=1e-5, cohort=1)
     _, (given,), (plain,) = answers(quiet)

@@ -38,6 +38,7 @@ def test_every_run_is_listed_and_told_apart_by_what_differs(tmp_path: Path) -> N
     assert page.text.count("finished, 12 rounds") == 3
 
 
+@pytest.mark.slow
 def test_a_directory_given_twice_counts_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     report([run], tmp_path / "once.html")
@@ -170,6 +171,7 @@ def test_settings_that_differ_come_first_and_the_rest_is_folded(tmp_path: Path) 
     assert "3c7402f" in page.text
 
 
+@pytest.mark.slow
 def test_refused_updates_are_counted_by_reason(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", refuse=(2, 3, 7))
     assert "Refused updates" not in page_of(tmp_path, write_run(tmp_path / "fine")).text

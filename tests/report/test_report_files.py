@@ -98,6 +98,7 @@ def test_a_place_that_cannot_take_the_page_is_named(tmp_path: Path) -> None:
         report([run], tmp_path / "absent" / "report.html")
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = write_run(tmp_path / "run"), tmp_path / "report.html"
     out.write_text("old")

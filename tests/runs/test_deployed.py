@@ -34,6 +34,7 @@ def read(source: Path | str, model: TrainedModel) -> Tensor:
     return inputs.read(0, len(inputs.names))
 
 
+@pytest.mark.slow
 def test_it_is_as_accurate_as_the_run_said(run: Path) -> None:
     model = open_model(run)
     inputs = open_examples("test", model.metadata)

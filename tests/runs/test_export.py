@@ -246,6 +246,7 @@ def test_a_graph_of_one_batch_size_is_refused(tmp_path: Path) -> None:
         export(replace(make(), network=Fixed()), tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_what_onnx_cannot_express_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     with pytest.raises(InputError, match=r"ONNX cannot express this model .* export it as \.fsv") as said:
