@@ -30,9 +30,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Return a page whose links to files outside docs/ name them in the repository."""
     folder = posixpath.dirname(posixpath.join("docs", page.file.src_uri))
 
-    def link(found: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(folder, found[1]))
-        return found[0] if target.startswith("docs/") else f"]({REPOSITORY}/{target})"
+    def link(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match[1]))
+        return match[0] if target.startswith("docs/") else f"]({REPOSITORY}/{target})"
 
     return re.sub(r"\]\((\.\./[^)#]+)\)", link, markdown)
 
@@ -87,8 +87,8 @@ def _section(title: str, kind: type, prefix: str) -> Iterator[str]:
 def _table(kind: type, prefix: str, dash: str = "_", names: list[str] | None = None) -> Iterator[str]:
     """Yield a table of a dataclass's fields, or of those with certain names, which ``dash`` joins."""
     rows = [
-        f"| `{prefix}{field.name.replace('_', dash)}` | {_type(hint)} | {_default(field)} | {told} |"
-        for field, hint, told in zip(fields(kind), _hints(kind), _docstrings(kind).values(), strict=True)  # type: ignore[arg-type]
+        f"| `{prefix}{field.name.replace('_', dash)}` | {_type(hint)} | {_default(field)} | {meaning} |"
+        for field, hint, meaning in zip(fields(kind), _hints(kind), _docstrings(kind).values(), strict=True)  # type: ignore[arg-type]
         if names is None or field.name.replace("_", dash) in names
     ]
     if rows:
@@ -172,15 +172,15 @@ def _default(field: Field[Any]) -> str:
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Return the text below each field of a dataclass, in one line, or what its name means in every method."""
-    told = {f.name: f.metadata.get("help") or EVERYWHERE.get(f.name, "") for f in fields(kind)}  # type: ignore[arg-type]
+    meanings = {f.name: f.metadata.get("help") or EVERYWHERE.get(f.name, "") for f in fields(kind)}  # type: ignore[arg-type]
     for base in reversed(kind.__mro__):
         if not is_dataclass(base):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for node, after in zip(body, [*body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-                told[ast.unparse(node.target)] = _flat(ast.literal_eval(after.value))
-    return told
+                meanings[ast.unparse(node.target)] = _flat(ast.literal_eval(after.value))
+    return meanings
 
 
 EVERYWHERE = {
