@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described
 from fedsieve.recipes.papers import Published, published
 from fedsieve.runs.schema import read_rows
 from fedsieve.runs.units import format_ratio

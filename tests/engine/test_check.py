@@ -14,7 +14,7 @@ from custom_methods import Silent
 from engines import pickled
 from fedsieve import InputError, Sparse, local
 from fedsieve.engine import Exchange
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.metrics import RoundMetrics
 from fedsieve.engine.rollback import Memory

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedsieve import Data, Dataset, Method, Run, Task, local, open_run
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described
 from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
 from fedsieve.recipes.settings import apply_settings

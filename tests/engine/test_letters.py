@@ -10,7 +10,7 @@ import torch
 
 from engines import pickled
 from fedsieve import Dataset, local
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, rounds, run_client
 from fedsieve.engine.messages import UNSENT, Messages
 from fedsieve.engine.rollback import Memory

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedsieve import local, run
 from fedsieve.engine import Quorum
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run

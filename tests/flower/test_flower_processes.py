@@ -17,7 +17,7 @@ from torch import equal
 
 import faulty_recipe
 from fedsieve import local
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange, rounds
 from fedsieve.engine.metrics import Failure
 from fedsieve.engine.rollback import Memory

@@ -10,7 +10,7 @@ from flwr.app import Context, Message, MessageType
 
 from fedsieve import local
 from fedsieve.engine import Quorum
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Worker, rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import grid_engine, make_client_app

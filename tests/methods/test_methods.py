@@ -13,9 +13,10 @@ from engines import pickled
 from fedsieve import Method, Run, Task, local, pool, run
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.round import Checkpoint, Round
-from fedsieve.engine.setup import Federation, open_run
+from fedsieve.engine.setup import open_run
 from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import (
     FedAvg,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsieve import local
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import ZeroFL
 from fedsieve.recipes import load_recipe, recipes

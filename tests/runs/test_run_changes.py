@@ -12,7 +12,7 @@ import pytest
 
 from command_line import CommandLine
 from fedsieve import InputError, local
-from fedsieve.engine.schedule import uses_rounds
+from fedsieve.engine.experiment import uses_rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import load_recipe, recipes

@@ -269,7 +269,7 @@ def test_clipping_keeps_masks_nested() -> None:
 
 def test_a_warm_up_takes_its_clients_from_the_first_tier() -> None:
     run_ = Run(HeteroFLASH(c_d=4), Task(TinyNet, blobs, 20, tiers=(0.4, 0.3, 0.3)), 3, 10)
-    assert (run_.warm_up, run_.first, len(run_.sample(0))) == (4, 0, 4)
+    assert (run_.method.warm_up, run_.first, len(run_.sample(0))) == (4, 0, 4)
     assert max(run_.sample(0)) < 8
     assert run_.lr_at(0) == run_.lr_at(1) == run_.lr == replace(run_, lr_offset=1).lr_at(0)
 

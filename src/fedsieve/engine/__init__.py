@@ -1,6 +1,7 @@
 """Engines: ways to carry bytes between the server's loop and the clients."""
 
-from fedsieve.engine.experiment import Federation, Run, Task
+from fedsieve.engine.experiment import Run, Task
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange, run
 from fedsieve.engine.processes import pool
 from fedsieve.engine.quorum import Quorum

@@ -1,31 +1,30 @@
-"""One experiment, complete: what is trained (Task), how (Run), and both with their data at hand (Federation)."""
+"""One experiment, complete: what is trained (Task), and how (Run), with the checks of what a user gives for them."""
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import CodeType, FunctionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedsieve.client.flops import SIZES
-from fedsieve.client.models import MODELS, truncated_normal_
-from fedsieve.client.training import crop_flip
+from fedsieve.client.models import MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
-from fedsieve.data.partition import Indices, Partition, hold_out
-from fedsieve.engine.user_inputs import NO_DATASET, check_fields, check_method_type, parse_tiers, resolve_model
-from fedsieve.server.admission import Admission, Bound, Loose, Off
+from fedsieve.data.partition import Indices, Partition
+from fedsieve.server.admission import Bound, Loose
 from fedsieve.server.robust import Mean, Plain
-from fedsieve.sparse.policy import Coverage, frozen_names
-from fedsieve.types import Data, Device, InputError, Method, RoundContext, rng
-from fedsieve.types.method import expected_of
+from fedsieve.types import InputError, Method, RoundContext, check_interval, rng
 
 LATER = {"later": True}
 """Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
+NO_DATASET = (
+    "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
+)
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,20 @@ class Task:
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
-        object.__setattr__(self, "tiers", parse_tiers(self.tiers))
+        tiers: Any = self.tiers
+        shares = () if isinstance(tiers, str) or not isinstance(tiers, Iterable) else tuple(tiers)
+        if not shares or not all(isinstance(share, int | float) for share in shares):
+            raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {tiers!r}")
+        object.__setattr__(self, "tiers", shares)
         if self.clients < 1:
             raise InputError(f"task.clients must be at least 1, got {self.clients}")
-        if not 0 <= self.validation < 1:
-            raise InputError(f"task.validation must lie in [0, 1), got {self.validation}")
+        check_interval("task.validation", self.validation, "[0, 1)")
         if self.test_limit < 0:
             raise InputError(f"task.test_limit must be 0 (all) or more, got {self.test_limit}")
-        if not self.tiers or not all(share > 0 for share in self.tiers) or abs(sum(self.tiers) - 1) > 1e-9:
-            raise InputError(f"task.tiers must be positive shares that add up to 1, got {self.tiers}")
-        if len(set(self.edges())) < len(self.tiers) or self.edges()[0] == 0:
-            raise InputError(f"task.tiers {self.tiers} leave a tier without a client among {self.clients}")
+        if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
+            raise InputError(f"task.tiers must be positive shares that add up to 1, got {shares}")
+        if len(set(self.edges())) < len(shares) or self.edges()[0] == 0:
+            raise InputError(f"task.tiers {shares} leave a tier without a client among {self.clients}")
 
     def tier(self, client: int) -> int:
         """Return the device class of a client: a group that never changes."""
@@ -124,13 +126,10 @@ class Run:
     """What clients round the float32 values that they send to; they add what was lost to what they send next."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.task, Task) or isinstance(self.method, type):
-            wrong = (
-                "a Task"
-                if not isinstance(self.task, Task)
-                else f"{type_name(self.method)}(), not {type_name(self.method)}"
-            )
-            raise InputError(f"Run(method, task, ...) needs {wrong}")
+        if not isinstance(self.task, Task):
+            raise InputError("Run(method, task, ...) needs a Task")
+        if isinstance(self.method, type):
+            raise InputError(f"Run(method, task, ...) needs {type_name(self.method)}(), not {type_name(self.method)}")
         check_fields("", self)
         for name in ("rounds", "per_round", "epochs", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
@@ -146,49 +145,43 @@ class Run:
             raise InputError(f"lr and lr_end must be positive and at most 1e6, got {self.lr} and {self.lr_end}")
         if self.lr_offset not in (0, 1):
             raise InputError(f"lr_offset must be 0 or 1, got {self.lr_offset}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), got {self.momentum}")
+        check_interval("momentum", self.momentum, "[0, 1)")
         if not 0 <= self.weight_decay <= 1e6:
             raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
-        self._check_method()
-
-    def _check_method(self) -> None:
-        """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
         check_method_type(self.method)
         density: object = self.target_density
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")
+        self._check_clients()
+
+    def _check_clients(self) -> None:
+        """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
         tiers, served = len(self.task.tiers), self.method.tiers
         if served not in (None, tiers):
             raise InputError(
                 f"{self.method.name} serves {served} device classes but task.tiers names {tiers}: give "
                 f"each its share of the clients, such as task.tiers={','.join([f'{1 / served:.3g}'] * served)}"
             )
-        if self.warm_up > self._first_class():
+        if self.method.warm_up > self._first_class():
             raise InputError(
-                f"{self.method.name} warms up on {self.warm_up} clients but only {self._first_class()} "
+                f"{self.method.name} warms up on {self.method.warm_up} clients but only {self._first_class()} "
                 f"{'are of the first tier' if served else 'are there'}: lower method.c_d or raise task.clients"
             )
-        for tier, chosen in enumerate(self._chosen()):
-            if served and not chosen:
-                raise InputError(
-                    f"per_round {self.per_round} gives tier {tier + 1} (a share of {self.task.tiers[tier]}) no client "
-                    f"in any round: raise per_round, or change task.tiers"
-                )
+        if served and 0 in self._per_tier():
+            tier = self._per_tier().index(0)
+            raise InputError(
+                f"per_round {self.per_round} gives tier {tier + 1} (a share of {self.task.tiers[tier]}) no client "
+                f"in any round: raise per_round, or change task.tiers"
+            )
 
     def _first_class(self) -> int:
         """Return how many clients may warm up: all, or the first device class where the method serves several."""
         return self.task.edges()[0] if self.method.tiers else self.task.clients
 
-    def _chosen(self) -> list[int]:
+    def _per_tier(self) -> list[int]:
         """Return how many clients of each tier take part in a round."""
         ends = [round(self.per_round * sum(self.task.tiers[: i + 1])) for i in range(len(self.task.tiers))]
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
-
-    @property
-    def warm_up(self) -> int:
-        """The clients of round 0, which some methods need before round 1 (FLASH's c_d); 0: there is no such round."""
-        return self.method.warm_up
 
     @property
     def target_density(self) -> float | None:
@@ -208,7 +201,7 @@ class Run:
     @property
     def first(self) -> int:
         """The first round: 1, or 0 where the method warms up."""
-        return 0 if self.warm_up else 1
+        return 0 if self.method.warm_up else 1
 
     def lr_at(self, t: int) -> float:
         """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / T).
@@ -224,117 +217,85 @@ class Run:
         """
         if t == 0:
             order = torch.randperm(self._first_class(), generator=rng(self.seed, "sample", 0))
-            return sorted(order[: self.warm_up].tolist())
-        chosen: list[int] = []
-        first = 0
-        for tier, (edge, wanted) in enumerate(zip(self.task.edges(), self._chosen(), strict=True), start=1):
+            return sorted(order[: self.method.warm_up].tolist())
+        clients, first = list[int](), 0
+        for tier, (edge, count) in enumerate(zip(self.task.edges(), self._per_tier(), strict=True), start=1):
             order = torch.randperm(edge - first, generator=rng(self.seed, "sample", t, tier))
-            chosen += [first + i for i in order[:wanted].tolist()]
+            clients += [first + i for i in order[:count].tolist()]
             first = edge
-        return sorted(chosen)
+        return sorted(clients)
 
 
-@dataclass(frozen=True)
-class Federation:
-    """A run with its data at hand: what a process needs to be server or client. Everything in it can be pickled."""
+def check_fields(where: str, holder: object) -> None:
+    """Raise InputError unless fields that are to hold numbers, words, or one of some dataclasses do."""
+    for name, kind in get_type_hints(type(holder)).items():
+        value, kinds = getattr(holder, name), get_args(kind)
+        if kind is int and type(value) is not int:
+            what = "a whole number"
+        elif kind is float and not (isinstance(value, int | float) and not isinstance(value, bool)):
+            what = "a number"
+        elif kind is str and not isinstance(value, str):
+            what = "a text"
+        elif get_origin(kind) is Literal and not (isinstance(value, str) and value in kinds):
+            what = f"one of {', '.join(kinds)}"
+        elif kinds and all(map(is_dataclass, kinds)) and not isinstance(value, kinds):
+            what = f"one of {', '.join(f'{one.__name__}()' for one in kinds)}"
+        else:
+            continue
+        raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
 
-    run: Run
-    dataset: Dataset
-    shards: tuple[Tensor, ...]
-    measure: tuple[str, ...] = ()
-    """What is measured on the way (``fedsieve.engine.measures``); no part of the run itself."""
-    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
-    """What this process and those it starts seal their messages with."""
-    name: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
-    """What tells this run from every other one, also of the same settings: messages are bound to it, no result is."""
-    coverage: Coverage | None = field(default=None, compare=False)
-    """What of the model the method makes sparse."""
-    not_counted: tuple[str, ...] = field(default=(), compare=False)
-    """The parts of the model whose multiply-adds no round counts."""
-    own: dict[int, int] | None = field(default=None, compare=False)
-    """How many examples each client has said to have, where they are its own and nobody else sees them."""
 
-    @property
-    def remarks(self) -> list[str]:
-        """What a person should know before the run: what no policy reaches, what is frozen, what is not counted."""
-        lines = self.coverage.lines(self.run.method.policy) if self.coverage else []
-        return [*lines, f"multiply-adds not counted: {', '.join(self.not_counted)}"] if self.not_counted else lines
+def check_method_type(method: Any) -> None:
+    """Raise InputError unless a method is one, and what it declares of itself is of the right type."""
+    if not isinstance(method, Method):
+        what = f"{type_name(method)} is no subclass of fedsieve.Method"
+        raise InputError(f"Run(method, task, ...) needs a method: {what}: docs/how-to/method.md")
+    if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
+        check_fields("method", method)
+    for name, text in (("name", method.name), ("policy", method.policy)):
+        if not isinstance(text, str):
+            raise InputError(f"{type_name(method)}: {name} must be a text, got {text!r}")
+    for name, number in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
+        if type(number) is not int or number < 0:
+            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
 
-    def examples(self, client: int) -> int:
-        """Return how many examples a client has, training and validation."""
-        return len(self.shards[client]) if self.own is None else self.own.get(client, 0)
 
-    def admission(self, columns: Collection[str] = ()) -> Admission:
-        """Return the admission of the run's answers; no metric may have the name of one of ``columns``."""
-        run = self.run
-        alone = run.task.clients == 1 and isinstance(run.bound, Loose)  # nobody to guard from it
-        return Admission(
-            lambda state, t, tier: expected_of(run.method, state, run.context(t, tier)),
-            Off() if alone else run.bound,
-            self.examples,
-            frozen_names(self.model()),
-            private=run.private,
-            saved="masks" in self.measure,
-            columns=columns,
+def reason_not_to_prolong(run: Run) -> str | None:
+    """Return why a run cannot be prolonged, with the remedy; None if it can."""
+    if run.lr != run.lr_end:
+        return (
+            f"its learning rate falls to lr_end={run.lr_end} over all rounds; a run can be prolonged where lr_end=lr "
+            f"({run.lr}); choose another --out"
         )
-
-    def model(self) -> nn.Module:
-        """Return the plain model, freshly initialised: the same in every process."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng(self.run.seed, "model").initial_seed())
-            if isinstance(self.run.task.model, str):
-                x = self.dataset.train.x
-                model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
-            else:
-                model = resolve_model(self.run.task.model)
-        if self.run.task.initialisation == "truncated_normal":
-            truncated_normal_(model, rng(self.run.seed, "initialisation"))
-        return model
-
-    def few(self) -> Tensor | None:
-        """Return some examples, as the model takes them, to count what it multiplies; None of a built-in model."""
-        known = isinstance(self.run.task.model, str)
-        return None if known or not len(self.dataset.train) else self.dataset.train.batch(slice(0, max(SIZES)))[0]
-
-    def test(self) -> Data:
-        """Return the test examples that the task uses."""
-        return first_examples(self.dataset.test, self.run.task.test_limit)
-
-    def validation(self) -> Data | None:
-        """Return the examples that all clients hold out, together; None if there are none, or others own them."""
-        if self.own is not None or not self.run.task.validation:
-            return None
-        split = (self._split(client)[1] for client in range(len(self.shards)))
-        index = torch.cat([*split])
-        return self.dataset.train.subset(index) if len(index) else None
-
-    def _split(self, client: int) -> tuple[Tensor, Tensor]:
-        """Return a client's examples, int64 indices into the training set: to train on, and held out."""
-        return hold_out(self.shards[client], self.run.task.validation, self.run.seed, client)
-
-    def device(self, t: int, client: int, model: nn.Module, where: str, memory: dict[str, Tensor]) -> Device:
-        """Return what a client owns in round t."""
-        run = self.run
-        training, validation = self._split(client)
-        return Device(
-            model=model,
-            data=self.dataset.train.subset(training).to(where),
-            validation=self.dataset.train.subset(validation).to(where),
-            lr=run.lr_at(t),
-            epochs=run.epochs,
-            batch=run.batch,
-            momentum=run.momentum,
-            weight_decay=run.weight_decay,
-            round=t,
-            rounds=run.rounds,
-            rng=rng(run.seed, "client", t, client),
-            augment=crop_flip if run.task.augment == "crop_flip" else None,
-            memory=memory,
-        )
+    if uses_rounds(run.method):
+        return f"{run.method.name} itself goes by the number of rounds (device.rounds); choose another --out"
+    return None
 
 
-def first_examples(test: Data, limit: int) -> Data:
-    """Return the test examples: all, or the first ``limit`` of a fixed shuffle."""
-    if not limit or limit >= len(test):
-        return test
-    return test.subset(torch.randperm(len(test), generator=rng(0, "test"))[:limit])
+def uses_rounds(part: Any) -> bool:
+    """Return whether a method goes by the number of rounds: what its ``uses_rounds`` says.
+
+    One that says nothing does if a function of its class or module reads an attribute ``rounds``, or if a ``part`` of
+    it does: a dataclass among its fields.
+    """
+    if isinstance(part, Method) and part.uses_rounds is not None:
+        return part.uses_rounds
+    values = [getattr(part, f.name) for f in fields(part)] if is_dataclass(part) else []
+    inner = [value for value in values if is_dataclass(value) and not isinstance(value, type)]
+    return any("rounds" in code.co_names for code in _codes(type(part))) or any(map(uses_rounds, inner))
+
+
+def _codes(kind: type) -> Iterator[CodeType]:
+    """Yield the code of a class, of those above it, and of the functions of their modules."""
+    for above in kind.__mro__[:-1]:
+        for part in (*vars(above).values(), *vars(sys.modules.get(above.__module__, above)).values()):
+            inner = part.fget if isinstance(part, property) else getattr(part, "__func__", part)
+            if isinstance(inner, FunctionType):
+                yield from _nested(inner.__code__)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _nested(part)

@@ -23,7 +23,8 @@ from fedsieve.client.cost import Cost
 from fedsieve.client.process import keep_freed_memory, num_threads, seeded
 from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.client.training import accuracy, load_
-from fedsieve.engine.experiment import Federation, Run
+from fedsieve.engine.experiment import Run
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.measures import EVERY, measure_masks, measure_pruned, top_positions
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.metrics import NO_CLIENT, Failure, RoundMetrics

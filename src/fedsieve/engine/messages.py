@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedsieve.engine.experiment import Federation
-from fedsieve.engine.fingerprint import fingerprint
+from fedsieve.engine.federation import Federation, fingerprint
 from fedsieve.sparse.policy import frozen_names
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensate, decode, encode, finite, seal, unseal

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedsieve.client.process import peak_memory_mb
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Worker, kernels_for, run_client
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.processes import check_sendable

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsieve.client.process import peak_memory_mb, warn_in_one_line
 from fedsieve.data import Dataset
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, kernels_for, run_client
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.serial import check_device

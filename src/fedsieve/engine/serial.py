@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange, Worker, run_client
 from fedsieve.engine.rollback import Memory
 from fedsieve.kernels.dispatch import check_choice

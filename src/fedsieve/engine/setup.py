@@ -20,9 +20,9 @@ from fedsieve.client.training import load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import partition
-from fedsieve.engine.experiment import Federation, Run, Task
+from fedsieve.engine.experiment import Run, Task
+from fedsieve.engine.federation import Federation, first_line, resolve_dataset
 from fedsieve.engine.measures import check_measures
-from fedsieve.engine.user_inputs import first_line, resolve_dataset
 from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import sparse_layers
 from fedsieve.sparse.policy import Coverage

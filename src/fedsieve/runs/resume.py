@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine import Federation, Run
-from fedsieve.engine.fingerprint import digest_of
-from fedsieve.engine.schedule import reason_not_to_prolong
+from fedsieve.engine.experiment import reason_not_to_prolong
+from fedsieve.engine.federation import digest_of
 from fedsieve.runs.schema import MANIFEST, OTHER, PUT_BACK, SOURCE, flatten_settings, read_manifest
 from fedsieve.runs.source import contents_of, hashed, sources
 from fedsieve.types import InputError

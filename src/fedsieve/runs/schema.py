@@ -34,7 +34,7 @@ from fedsieve.data import Dataset
 from fedsieve.data.partition import counts
 from fedsieve.data.storage import LEAVE_OUT, object_of, read_file, read_json
 from fedsieve.engine import Federation, Round
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described
 from fedsieve.runs.environment import describe_environment
 from fedsieve.runs.execution import Execution
 from fedsieve.types import InputError

@@ -7,7 +7,7 @@ crosses an arrow is one of these types.
 from fedsieve.types.contract import Expected
 from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
 from fedsieve.types.device import Augment, Device, RoundContext, Steps, Update
-from fedsieve.types.errors import InputError
+from fedsieve.types.errors import InputError, check_interval
 from fedsieve.types.method import Method
 from fedsieve.types.random import rng
 from fedsieve.types.state import ServerState, clone_shared, flatten, unflatten
@@ -27,6 +27,7 @@ __all__ = [
     "Steps",
     "Tree",
     "Update",
+    "check_interval",
     "clone_shared",
     "flatten",
     "normalize_inputs",

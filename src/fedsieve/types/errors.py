@@ -15,6 +15,14 @@ class InputError(ValueError):
     """A mistake of the user's: the message names it and the remedy, in one line."""
 
 
+def check_interval(name: str, value: float, interval: str) -> None:
+    """Raise InputError unless a value is a number in an interval, written as in ``[0, 1)``."""
+    low, high = map(float, interval[1:-1].split(","))
+    inside = isinstance(value, int | float) and low <= value <= high
+    if not inside or (value == low and interval[0] == "(") or (value == high and interval[-1] == ")"):
+        raise InputError(f"{name} must lie in {interval}, got {value!r}")
+
+
 def install(extra: str) -> str:
     """Return the command that brings what an optional part of FedSieve needs."""
     return f"pip install '.[{extra}]' in FedSieve's checkout"

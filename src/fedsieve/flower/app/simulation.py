@@ -111,4 +111,4 @@ def simulated(
     check_directory(folder, federation, recipe, execution)
     place = {"out": str(folder.absolute()), "data": str(execution.root or "")}
     config = AppConfig(**asdict(execution) | place, recipe=recipe, settings=shlex.join(settings))
-    return simulate(config, max(federation.run.per_round, federation.run.warm_up), workers)
+    return simulate(config, max(federation.run.per_round, federation.run.method.warm_up), workers)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fedsieve.data.storage import write
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described
 from fedsieve.flower.app.settings import AppConfig
 from fedsieve.types import InputError
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine, Exchange
 from fedsieve.engine.metrics import Failure
 from fedsieve.engine.quorum import Quorum, QuorumMissed

@@ -10,7 +10,7 @@ from typing import Protocol
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.flower.engine.messages import error_line, get_config, to_content
 from fedsieve.server.diagnostics import one_line
 

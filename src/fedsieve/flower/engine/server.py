@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsieve.engine.experiment import Federation
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import Engine
 from fedsieve.engine.quorum import Quorum
 from fedsieve.flower.engine.client import simulation_key

@@ -20,10 +20,8 @@ from fedsieve.client.models import MODELS
 from fedsieve.data import NAMES, Dataset, load_dataset, root_from
 from fedsieve.data.storage import read_json, regular
 from fedsieve.engine import Task
-from fedsieve.engine.experiment import first_examples
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described, first_examples, resolve_model
 from fedsieve.engine.setup import read_dataset
-from fedsieve.engine.user_inputs import resolve_model
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import ModelMetadata, parse_metadata

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.data.storage import is_leftover, read_json, write_json
-from fedsieve.engine.fingerprint import described
+from fedsieve.engine.federation import described
 from fedsieve.runs.recorder import locked_directory
 from fedsieve.runs.schema import OTHER
 from fedsieve.runs.sweep.cells import Grid, recipe_label

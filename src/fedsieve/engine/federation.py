@@ -1,0 +1,256 @@
+"""A run with its data at hand: its model and dataset, as a user names or gives them, and who holds what."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from fedsieve.client.flops import SIZES
+from fedsieve.client.models import MODELS, truncated_normal_
+from fedsieve.client.training import crop_flip
+from fedsieve.data import Dataset
+from fedsieve.data.dataset import type_name
+from fedsieve.data.partition import Indices, hold_out
+from fedsieve.engine.experiment import NO_DATASET, Run
+from fedsieve.server.admission import Admission, Loose, Off
+from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
+from fedsieve.types import Data, Device, InputError, rng
+from fedsieve.types.method import expected_of
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A run with its data at hand: what a process needs to be server or client. Everything in it can be pickled."""
+
+    run: Run
+    dataset: Dataset
+    shards: tuple[Tensor, ...]
+    measure: tuple[str, ...] = ()
+    """What is measured on the way (``fedsieve.engine.measures``); no part of the run itself."""
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False, compare=False)
+    """What this process and those it starts seal their messages with."""
+    name: str = field(default_factory=lambda: secrets.token_hex(16), compare=False)
+    """What tells this run from every other one, also of the same settings: messages are bound to it, no result is."""
+    coverage: Coverage | None = field(default=None, compare=False)
+    """What of the model the method makes sparse."""
+    not_counted: tuple[str, ...] = field(default=(), compare=False)
+    """The parts of the model whose multiply-adds no round counts."""
+    own: dict[int, int] | None = field(default=None, compare=False)
+    """How many examples each client has said to have, where they are its own and nobody else sees them."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know before the run: what no policy reaches, what is frozen, what is not counted."""
+        lines = self.coverage.lines(self.run.method.policy) if self.coverage else []
+        return [*lines, f"multiply-adds not counted: {', '.join(self.not_counted)}"] if self.not_counted else lines
+
+    def examples(self, client: int) -> int:
+        """Return how many examples a client has, training and validation."""
+        return len(self.shards[client]) if self.own is None else self.own.get(client, 0)
+
+    def admission(self, columns: Collection[str] = ()) -> Admission:
+        """Return the admission of the run's answers; no metric may have the name of one of ``columns``."""
+        run = self.run
+        alone = run.task.clients == 1 and isinstance(run.bound, Loose)  # nobody to guard from it
+        return Admission(
+            lambda state, t, tier: expected_of(run.method, state, run.context(t, tier)),
+            Off() if alone else run.bound,
+            self.examples,
+            frozen_names(self.model()),
+            private=run.private,
+            saved="masks" in self.measure,
+            columns=columns,
+        )
+
+    def model(self) -> nn.Module:
+        """Return the plain model, freshly initialised: the same in every process."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng(self.run.seed, "model").initial_seed())
+            if isinstance(self.run.task.model, str):
+                x = self.dataset.train.x
+                model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
+            else:
+                model = resolve_model(self.run.task.model)
+        if self.run.task.initialisation == "truncated_normal":
+            truncated_normal_(model, rng(self.run.seed, "initialisation"))
+        return model
+
+    def few(self) -> Tensor | None:
+        """Return some examples, as the model takes them, to count what it multiplies; None of a built-in model."""
+        if isinstance(self.run.task.model, str) or not len(self.dataset.train):
+            return None
+        return self.dataset.train.batch(slice(0, max(SIZES)))[0]
+
+    def test(self) -> Data:
+        """Return the test examples that the task uses."""
+        return first_examples(self.dataset.test, self.run.task.test_limit)
+
+    def validation(self) -> Data | None:
+        """Return the examples that all clients hold out, together; None if there are none, or others own them."""
+        if self.own is not None or not self.run.task.validation:
+            return None
+        index = torch.cat([self._split(client)[1] for client in range(len(self.shards))])
+        return self.dataset.train.subset(index) if len(index) else None
+
+    def _split(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return a client's examples, int64 indices into the training set: to train on, and held out."""
+        return hold_out(self.shards[client], self.run.task.validation, self.run.seed, client)
+
+    def device(self, t: int, client: int, model: nn.Module, where: str, memory: dict[str, Tensor]) -> Device:
+        """Return what a client owns in round t."""
+        run = self.run
+        training, validation = self._split(client)
+        return Device(
+            model=model,
+            data=self.dataset.train.subset(training).to(where),
+            validation=self.dataset.train.subset(validation).to(where),
+            lr=run.lr_at(t),
+            epochs=run.epochs,
+            batch=run.batch,
+            momentum=run.momentum,
+            weight_decay=run.weight_decay,
+            round=t,
+            rounds=run.rounds,
+            rng=rng(run.seed, "client", t, client),
+            augment=crop_flip if run.task.augment == "crop_flip" else None,
+            memory=memory,
+        )
+
+
+def first_examples(test: Data, limit: int) -> Data:
+    """Return the test examples: all, or the first ``limit`` of a fixed shuffle."""
+    if not limit or limit >= len(test):
+        return test
+    return test.subset(torch.randperm(len(test), generator=rng(0, "test"))[:limit])
+
+
+def described(thing: Any) -> Any:
+    """Return a run as plain JSON: dataclasses by their fields (a method's kind first), functions by their names.
+
+    A model, a dataset or indices that were given as they are come with a hash of what they hold.
+
+    A field that came later (``engine.experiment.LATER``) is described where it is not the default.
+    """
+    if isinstance(thing, Dataset):
+        return f"{thing.name} {thing.digest}"
+    if isinstance(thing, Indices):
+        return f"indices {thing.digest}"
+    if is_dataclass(thing) and not isinstance(thing, type):
+        relevant = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
+        return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in relevant}
+    if isinstance(thing, partial):
+        return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
+    if isinstance(thing, nn.Module):
+        return f"{type(thing).__module__}:{type(thing).__qualname__} {_digest(thing)}"
+    if callable(thing):
+        return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    if isinstance(thing, Mapping):
+        return {str(name): described(part) for name, part in thing.items()}
+    if isinstance(thing, tuple | list):
+        return [described(part) for part in thing]
+    return thing
+
+
+def _digest(model: nn.Module) -> str:
+    """Return a hash of a model that was given as it is: its layers, and all that they hold."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint(federation: Federation) -> str:
+    """Return a hash of what the run computes: its settings, and who holds which examples where both sides know it."""
+    text = json.dumps(described(federation.run), sort_keys=True, default=lambda thing: type(thing).__qualname__)
+    holders = digest_of(federation.shards) if federation.own is None else ""
+    return hashlib.sha256(f"{text}{holders}".encode()).hexdigest()
+
+
+def digest_of(shards: Iterable[Tensor]) -> str:
+    """Return a hash of which examples every client holds."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{len(shard)} ".encode() + shard.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolve_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """Return a copy, on the CPU, of a user's model or of what its function gives. Raises InputError."""
+    model: object = own if isinstance(own, nn.Module) else _call("model", own)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"task.model must give a torch.nn.Module, its function gives {type_name(model)}")
+    _check_plain(model)
+    try:
+        return copy.deepcopy(model).to("cpu")
+    except Exception as error:
+        raise InputError(f"the model cannot be copied ({first_line(error)})") from error
+
+
+def resolve_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
+    """Return a user's dataset, itself or what its function gives. Raises InputError."""
+    dataset: object = own if isinstance(own, Dataset) else _call("dataset", own)
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"task.dataset {NO_DATASET.format(type_name(dataset))}")
+    return dataset
+
+
+def _call(what: str, function: Callable[[], object]) -> object:
+    """Return the result of a user's function. Raises InputError if it needs arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InputError(
+            f"task.{what}: {type_name(function)} needs arguments ({error}): give it without, such as functools.partial"
+        ) from None
+    except ValueError:
+        pass  # a builtin tells no signature
+    return function()
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of the user's own code says, in one line."""
+    return (str(error).splitlines() or [""])[0] or type_name(error)
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Raise InputError unless a model is ordinary: float32 weights by their own names, in a state of tensors."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is compiled by TorchScript, and its layers are out of reach: give the plain module")
+    compiled = hasattr(model, "_orig_mod")
+    if compiled or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = "_orig_mod" if compiled else "module"
+        raise InputError(f"the model is wrapped ({type_name(model)}): give what is inside, model.{inner}")
+    for path, module in model.named_modules():
+        if attributes := [n for n, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
+            what = f"layer {path} has no parameter {attributes[0]!r} of its own"
+            raise InputError(f"{what}, it is computed from others: call {undo_call(module, attributes[0])} first")
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, w in named.items():
+        if isinstance(w, UninitializedParameter):
+            raise InputError(f"{name} has no shape yet: call the lazy model on an example before you give it")
+        if w.is_meta:
+            raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
+        if w.dtype != torch.float32:
+            raise InputError(f"{name} is of {w.dtype}, where float32 is trained: give model.float()")
+    for name, value in (*named.items(), *model.named_buffers()):
+        if torch._debug_has_internal_overlap(value) == 1:
+            raise InputError(f"{name} is expanded from fewer numbers than it shows: give it .contiguous()")
+    state = model.state_dict()
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"the model's state holds {odd[0]}, which is no tensor (is it quantised?): give a plain model")
+    if odd := sorted(named.keys() - state.keys()):
+        raise InputError(f"the model's state_dict has no {odd[0]}: a parameter must stand there by its own name")
+    if odd := [name for name, value in state.items() if value.is_floating_point() and value.dtype != torch.float32]:
+        raise InputError(f"{odd[0]} is of {state[odd[0]].dtype}, where float32 is needed: give model.float()")
