@@ -189,7 +189,7 @@ def test_pushed_and_pulled_messages_are_packed_too_and_answered_once() -> None:
     first = [*grid.pull_messages(ids)]
     assert [*first[0].content["arrays"]] == [*initial()]
     assert [*grid.pull_messages(ids)] == []
-    assert not grid._sent
+    assert not grid._requests
 
 
 def test_messages_that_nobody_can_answer_any_more_are_forgotten() -> None:
@@ -199,4 +199,4 @@ def test_messages_that_nobody_can_answer_any_more_are_forgotten() -> None:
     content = RecordDict({"arrays": initial(), "config": ConfigRecord({"server-round": 1})})
     [*grid.push_messages([Message(content, 2, "train", ttl=1e-9)])]
     [*grid.push_messages([Message(content, 2, "train")])]
-    assert len(grid._sent) == 1
+    assert len(grid._requests) == 1

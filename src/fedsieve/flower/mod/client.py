@@ -1,22 +1,31 @@
-"""The mod: opens what the server sends, and packs what the client answers."""
+"""The mod: opens what the server sends, and packs what the client answers: all, or the top of each weight tensor.
+
+Seide et al. 2014, "1-bit stochastic gradient descent" (error feedback); Stich et al. 2018, "Sparsified SGD with
+Memory", Algorithm 1 (top-k with it).
+"""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from logging import getLogger
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 from torch import Tensor
 
-from fedsieve.flower.mod.compression import Compression, Criterion, Values
 from fedsieve.flower.mod.records import (
+    ADDED,
+    ITSELF,
+    MOVED,
     NOTHING,
     Base,
     Broadcast,
+    TensorOrArray,
     map_arrays,
     pack_record,
     to_record,
@@ -24,8 +33,13 @@ from fedsieve.flower.mod.records import (
     unpack_record,
 )
 from fedsieve.flower.private import ErrorCode
-from fedsieve.types import InputError
-from fedsieve.wire import WireError
+from fedsieve.sparse.policy import check_share
+from fedsieve.sparse.topk import top
+from fedsieve.types import InputError, Sparse
+from fedsieve.wire import WireError, finite, rounded
+
+Criterion: TypeAlias = Literal["update", "weights"]
+Values: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
 
 SECURE = "secaggplus_configs"
 """The record by which SecAgg+ talks to its mod."""
@@ -39,6 +53,81 @@ READERS = {
 """Mods that compute with arrays, which outside SparseMod are packed."""
 
 log = getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a client's arrays are cut and rounded: see ``SparseMod``."""
+
+    top: float | None = None
+    of: Criterion = "update"
+    values: Values = "f32"
+    feedback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top is not None:
+            check_share("top", self.top, zero=False)
+        if self.of not in ("update", "weights"):
+            raise InputError(f"of must be update or weights, got {self.of!r}")
+        check_values(self.values)
+        if self.of == "weights" and self.top is None:
+            raise InputError("of='weights' says what top cuts: give top as well, the share that stays")
+        if self.feedback and (self.exact or self.of == "weights"):
+            raise InputError("feedback sends later what a cut update or a rounded value left out: set top or values")
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is sent, to the bit."""
+        return self.top is None and self.values == "f32"
+
+    def compress(
+        self, now: Mapping[str, TensorOrArray], base: Base, memory: Mapping[str, Tensor]
+    ) -> tuple[dict[str, TensorOrArray | Sparse], int, dict[str, Tensor]]:
+        """Return what to send of a record's arrays, what that stands for, and the residuals for the next time."""
+        if self.exact:
+            return {**now}, ITSELF, {}
+        if self.of == "weights":
+            return {name: self._cut(v) for name, v in now.items()}, ITSELF, {}
+        payload, residuals = dict[str, TensorOrArray | Sparse](), dict[str, Tensor]()
+        for name, value in now.items():
+            like = base.like(name, value) if isinstance(value, Tensor) else None
+            if like is None or not isinstance(value, Tensor):
+                payload[name] = value
+                continue
+            change = value - like
+            if (before := memory.get(name)) is not None and before.shape == value.shape:
+                change += before
+                value = like + change
+            support = self._support(change)
+            numbers = value if self.values == "f32" else change
+            payload[name] = numbers if support is None else Sparse.of(numbers, support)
+            if self.feedback and value.dim() > 1:
+                residual = change - self._server_view(change, value - like, support)
+                residuals |= {name: residual} if finite(residual) else {}
+        return payload, MOVED if self.values == "f32" else ADDED, residuals
+
+    def _cut(self, value: TensorOrArray) -> TensorOrArray | Sparse:
+        """Return a weight tensor's top values; any other array as it is."""
+        if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point():
+            return Sparse.of(value, top(value, self.top or 1.0))
+        return value
+
+    def _support(self, change: Tensor) -> Tensor | None:
+        """Return where a tensor's change is sent; None: everywhere."""
+        if self.top is None or change.dim() < 2:
+            return None
+        support = top(change, self.top)
+        return None if bool(support.all()) else support
+
+    def _server_view(self, change: Tensor, exact: Tensor, support: Tensor | None) -> Tensor:
+        """Return what the server sees of a weight tensor's change; ``exact`` is what it sees of values sent whole."""
+        if self.values == "f32":
+            return exact if support is None else exact * support
+        if support is None:
+            return rounded(change, self.values)
+        view = torch.zeros_like(change)
+        view[support] = rounded(change[support], self.values)
+        return view
 
 
 class SparseMod:
@@ -69,30 +158,30 @@ class SparseMod:
         try:
             check_secure(message.content)
             self._check_order(message)
-            broadcast, opened = self._opened(message)
+            broadcast, plain = self._open(message)
         except (InputError, WireError) as error:
             return refusal(message, f"SparseMod: {error}")
-        reply = call_next(opened, context)
+        reply = call_next(plain, context)
         if not reply.has_error():
-            trained = message.metadata.message_type.partition(".")[0] == "train"
-            compression = self.compression if trained else Compression()
+            training = message.metadata.message_type.partition(".")[0] == "train"
+            compression = self.compression if training else Compression()
             reply.content = map_arrays(
                 reply.content, lambda n, record: _answer(n, record, broadcast, compression, context)
             )
         return reply
 
-    def _opened(self, message: Message) -> tuple[Broadcast, Message]:
+    def _open(self, message: Message) -> tuple[Broadcast, Message]:
         """Return what was broadcast, and the message that the app is to see: clients of a process open it once."""
-        found = {name: v for name, v in message.content.items() if isinstance(v, ArrayRecord)}
-        told = {f"{name}/{key}": array.data for name, record in found.items() for key, array in record.items()}
-        if told != SparseMod._last[0]:
-            arrays = {name: unpack_record(record, NOTHING) for name, record in found.items()}
+        records = message.content.array_records
+        data = {f"{name}/{key}": array.data for name, record in records.items() for key, array in record.items()}
+        if data != SparseMod._last[0]:
+            arrays = {name: unpack_record(record, NOTHING) for name, record in records.items()}
             bases = {name: Base.of(own) for name, own in arrays.items()}
-            SparseMod._last = told, Broadcast(bases), {name: to_record(own) for name, own in arrays.items()}
-        _, broadcast, records = SparseMod._last
-        opened = copy.copy(message)
-        opened.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(records[n].items())))
-        return broadcast, opened
+            SparseMod._last = data, Broadcast(bases), {name: to_record(own) for name, own in arrays.items()}
+        _, broadcast, unpacked = SparseMod._last
+        plain = copy.copy(message)
+        plain.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(unpacked[n].items())))
+        return broadcast, plain
 
     def _check_order(self, message: Message) -> None:
         """Raise InputError where another mod and this one would spoil each other."""
@@ -105,6 +194,12 @@ class SparseMod:
                 "the strategy clips on the clients, and of='weights', feedback and rounded values come after the clip "
                 "and may make an update longer than it: use top of the update alone, or clip on the server"
             )
+
+
+def check_values(values: str) -> None:
+    """Raise InputError unless values can be rounded so."""
+    if values not in ("f32", "bf16", "int8", "int4"):
+        raise InputError(f"values must be f32, bf16, int8 or int4, got {values!r}")
 
 
 def check_secure(content: RecordDict) -> None:
@@ -128,12 +223,13 @@ def _answer(
 ) -> ArrayRecord:
     """Return an answer's record as it travels, and keep what was left out of it."""
     base, state = broadcast.base(name), f"fedsieve {name}"
-    kept = context.state[state] if compression.feedback and state in context.state else ArrayRecord()
-    left = {n: v for n, v in to_tensors(kept).items() if isinstance(v, Tensor)} if isinstance(kept, ArrayRecord) else {}
-    sent, means, left = compression.compress(to_tensors(record), base, left)
+    record_before = context.state.get(state) if compression.feedback else None
+    memory = to_tensors(record_before) if isinstance(record_before, ArrayRecord) else {}
+    residuals = {name: v for name, v in memory.items() if isinstance(v, Tensor)}
+    payload, means, residuals = compression.compress(to_tensors(record), base, residuals)
     if compression.feedback:
-        context.state[state] = to_record(left)
-    return pack_record(sent, base, means, compression.values)[0]
+        context.state[state] = to_record(residuals)
+    return pack_record(payload, base, means, compression.values)[0]
 
 
 def _outside() -> str | None:

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.lib import format
 from torch import Tensor
 
-from fedsieve.types import Sparse, Tree
+from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.budget import allowed
 
@@ -54,9 +54,10 @@ class Base:
 
     def like(self, name: str, value: Tensor | Sparse) -> Tensor | None:
         """Return the base's float32 tensor of that name, if ``value`` can be told as a change of it."""
-        found, values = self.arrays.get(name), value.values if isinstance(value, Sparse) else value
-        fits = isinstance(found, Tensor) and found.dtype == values.dtype == torch.float32
-        return found if fits and isinstance(found, Tensor) and found.shape == torch.Size(value.shape) else None
+        own, numbers = self.arrays.get(name), value.values if isinstance(value, Sparse) else value
+        if isinstance(own, Tensor) and own.dtype == numbers.dtype == torch.float32 and own.shape == tuple(value.shape):
+            return own
+        return None
 
 
 NOTHING = Base()
@@ -86,7 +87,10 @@ class Broadcast:
 
 def to_tensors(record: ArrayRecord) -> dict[str, TensorOrArray]:
     """Return a record's arrays."""
-    return {name: _tensor(array) if _fits(array) else array for name, array in record.items()}
+    return {
+        name: torch.from_numpy(array.numpy()).contiguous() if array.stype == NUMPY and array.dtype in PACKED else array
+        for name, array in record.items()
+    }
 
 
 def record_bytes(record: ArrayRecord) -> int:
@@ -119,15 +123,18 @@ def unpack_record(record: ArrayRecord, base: Base) -> dict[str, TensorOrArray]:
     """Return the arrays of a record from ``pack_record``. Raises WireError for any other."""
     if not is_packed(record):
         raise WireError("its arrays are not FedSieve's: the other side uses no SparseMod or SparseGrid")
-    told = decode(record[KEY].data, base.known)
-    means, arrays = told.get("means"), told.get("arrays")
-    if told.keys() != {"means", "arrays"} or means not in (ITSELF, MOVED, ADDED) or not isinstance(arrays, Mapping):
+    message = decode(record[KEY].data, base.known)
+    means, arrays = message.get("means"), message.get("arrays")
+    if message.keys() != {"means", "arrays"} or means not in (ITSELF, MOVED, ADDED) or not isinstance(arrays, Mapping):
         raise WireError("a FedSieve message, but none of arrays")
     others = {name.removeprefix(OTHER): v for name, v in record.items() if name != KEY}
     if [*others] != [name for name, v in arrays.items() if isinstance(v, float)] or len(others) + 1 != len(record):
         raise WireError("the arrays that travel as they are differ from those that the message names")
     assert isinstance(means, float)
-    _check_dense(arrays, THIN * allowed(base.known, len(record[KEY].data)))
+    sparse = [v for v in arrays.values() if isinstance(v, Sparse)]
+    size = sum(math.prod(v.shape) * v.values.element_size() for v in sparse)
+    if size > THIN * allowed(base.known, len(record[KEY].data)):
+        raise WireError(f"its sparse tensors would come to {size} bytes")
     return {n: others[n] if isinstance(v, float) else _whole(n, v, base, int(means)) for n, v in arrays.items()}
 
 
@@ -136,27 +143,12 @@ def map_arrays(content: RecordDict, change: Callable[[str, ArrayRecord], ArrayRe
     return RecordDict({n: change(n, v) if isinstance(v, ArrayRecord) else v for n, v in content.items()})
 
 
-def _fits(array: Array) -> bool:
-    return array.stype == NUMPY and array.dtype in PACKED
-
-
 def _array(value: npt.NDArray[Any]) -> Array:
     """Return ``Array(value)``, byte for byte, with one copy of the numbers in place of several."""
     head = BytesIO()
     format.write_array_header_1_0(head, format.header_data_from_array_1_0(value))
     data = b"".join((head.getvalue(), value.data))
     return Array(dtype=str(value.dtype), shape=value.shape, stype=NUMPY, data=data)
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(array.numpy()).contiguous()
-
-
-def _check_dense(arrays: Tree, most: int) -> None:
-    """Raise WireError if sparse tensors would come to more than ``most`` bytes once they are whole."""
-    sparse = [v for v in arrays.values() if isinstance(v, Sparse)]
-    if (size := sum(math.prod(v.shape) * v.values.element_size() for v in sparse)) > most:
-        raise WireError(f"its sparse tensors would come to {size} bytes")
 
 
 def _whole(name: str, value: object, base: Base, means: int) -> Tensor:
