@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from claims import SIZES, hostile, of_one_tensor
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
 from fedsieve.wire.streams import BACK_ENDS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedsieve.data as data
-from fedsieve.data import cache
+from fedsieve.data import storage
 from fedsieve.types import InputError
 from small_files import _cache, homeless, refuses  # noqa: F401 (the cache is every test's)
 
@@ -72,7 +72,7 @@ def test_cache_keeps_and_remakes_what_is_damaged(tmp_path: Path) -> None:
         return {"a": np.arange(1000), "names": np.array(["x", "yz"])}
 
     for _ in range(2):
-        found = cache.cached_arrays("toy/1", make)
+        found = storage.cached_arrays("toy/1", make)
         assert found["a"].tolist() == list(range(1000))
         assert found["names"].tolist() == ["x", "yz"]
     assert len(calls) == 1
@@ -80,7 +80,7 @@ def test_cache_keeps_and_remakes_what_is_damaged(tmp_path: Path) -> None:
     whole = entry.read_bytes()
     for contents in (whole[:-100], b"", b"nonsense", whole[:500] + b"\xff" + whole[501:]):
         entry.write_bytes(contents)
-        assert cache.cached_arrays("toy/1", make)["a"].tolist() == list(range(1000))
+        assert storage.cached_arrays("toy/1", make)["a"].tolist() == list(range(1000))
     assert len(calls) == 5
     assert list((tmp_path / "cache").iterdir()) == [entry]
 
@@ -89,7 +89,7 @@ def test_cache_that_cannot_be_written_warns_and_goes_on(tmp_path: Path, monkeypa
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDSIEVE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
-        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+        assert storage.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
 def test_cache_without_a_home_warns_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,20 +97,20 @@ def test_cache_without_a_home_warns_and_goes_on(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.warns(UserWarning, match="FEDSIEVE_CACHE"):
-        assert cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+        assert storage.cached_arrays("toy/1", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
 def test_cache_leaves_nothing_behind_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(storage.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        cache.cached_arrays("toy/1", lambda: {"a": np.arange(3)})
+        storage.cached_arrays("toy/1", lambda: {"a": np.arange(3)})
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache.folder() == tmp_path / "cache"
+    assert storage.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("FEDSIEVE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache.folder() == Path("/xdg/fedsieve")
+    assert storage.cache_folder() == Path("/xdg/fedsieve")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder() == Path.home() / ".cache" / "fedsieve"
+    assert storage.cache_folder() == Path.home() / ".cache" / "fedsieve"

@@ -12,7 +12,7 @@ from torch import nn
 
 from engines import pickled
 from fedsieve import local, run
-from fedsieve.client.saved_tensors import SavedTensors
+from fedsieve.client.cost import SavedTensors
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.runs.execution import Execution

@@ -14,7 +14,7 @@ from flwr.clientapp.mod import fixedclipping_mod
 
 from fedsieve.flower import SparseGrid, SparseMod
 from fedsieve.flower.mod.records import KEY, STYPE, to_record
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import top
 from fedsieve.types import InputError
 from fedsieve.wire import Known, decode, rounded
 from flower_grid import InProcessGrid

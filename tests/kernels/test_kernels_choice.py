@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from fedsieve import Task, local, pool, run
 from fedsieve.client.cost import Cost
-from fedsieve.client.masked import train_on_mask
-from fedsieve.client.training import params_of, train
+from fedsieve.client.training import params_of, train, train_on_mask
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run

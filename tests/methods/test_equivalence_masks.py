@@ -14,9 +14,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedsieve.server.aggregate import mean_over_holders
-from fedsieve.sparse.dnr import apportion, prune_regrow, recalibrate
-from fedsieve.sparse.masks import gather_values, layer_counts, mismatch, random_masks
-from fedsieve.sparse.topk import global_top
+from fedsieve.sparse.masks import (
+    apportion,
+    gather_values,
+    global_top,
+    layer_counts,
+    mismatch,
+    prune_regrow,
+    random_masks,
+    recalibrate,
+)
 from fedsieve.types import Mask, Params
 from oracles import reference as ref
 from oracles import reference_sparse as sparse

@@ -14,12 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsieve.client import masked
+from fedsieve.client import training
 from fedsieve.client.models import truncated_normal_
 from fedsieve.client.training import params_of
 from fedsieve.methods import FLASH, NST, PDST, HeteroFLASH, SparseFedPP, nst
-from fedsieve.sparse.dnr import GrowthShare
 from fedsieve.sparse.layers import powerprop_
+from fedsieve.sparse.masks import GrowthShare
 from fedsieve.types import Data, Device, Mask, Method, Params, RoundContext, Sparse, Tree, Update, rng
 from fedsieve.wire import decode, encode
 from oracles import reference as ref
@@ -99,7 +99,7 @@ class Watch:
         self.resident, self.memory = method.prepare(fresh()), dict[int, dict[str, torch.Tensor]]()
         self.seen: dict[tuple[int, int], Seen] = {}
         self._updates: list[MaskUpdate] = []
-        original = masked.prune_regrow
+        original = training.prune_regrow
 
         def prune_regrow(weights: Params, mask: Mask, p: float, share: GrowthShare, g: torch.Generator) -> Any:
             before = numpy_masks(mask)
@@ -107,7 +107,7 @@ class Watch:
             self._updates.append(MaskUpdate(before, p, numpy_masks(after)))
             return left, after
 
-        patch.setattr(masked, "prune_regrow", prune_regrow)
+        patch.setattr(training, "prune_regrow", prune_regrow)
 
     def client(self, down: Tree, client: int, t: int) -> Update:
         """Return a client's update in round t = 0 .. (-1: the warm-up)."""

@@ -24,8 +24,8 @@ from fedsieve.methods import (
     TopK,
     ZeroFL,
 )
+from fedsieve.sparse.masks import weight_density
 from fedsieve.sparse.policy import select_weights
-from fedsieve.sparse.topk import weight_density
 from fedsieve.types import InputError, Sparse, flatten, rng
 from methods_under_test import METHODS
 from tiny import TinyNet, blobs, net, same_state, tiny_run

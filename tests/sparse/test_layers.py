@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedsieve.sparse.layers import PeriodicTopK, SwatConv2d, SwatLinear, reset_thresholds_, swat_
+from fedsieve.sparse.masks import top
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.sparse.topk import top
 from fedsieve.types import InputError
 from tiny import TinyNet
 

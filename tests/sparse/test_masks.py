@@ -13,24 +13,25 @@ from hypothesis import strategies as st
 
 from fedsieve import Run, Task, local, run
 from fedsieve.client.cost import Cost
-from fedsieve.client.masked import train_on_mask
 from fedsieve.client.models import MODELS
-from fedsieve.client.training import params_of
+from fedsieve.client.training import params_of, train_on_mask
 from fedsieve.methods import DNR, FLASH, NST, PDST, HeteroFLASH, SparseFedPP, TopK
-from fedsieve.sparse.dnr import apportion, prune_regrow, recalibrate
 from fedsieve.sparse.masks import (
+    EmptyLayer,
     apply_mask,
+    apportion,
     gather_values,
     layer_counts,
     masks_from_spec,
     mismatch,
     pack_bits,
+    prune_regrow,
     random_masks,
+    recalibrate,
     scatter_values,
     unpack_bits,
 )
 from fedsieve.sparse.policy import select_weights
-from fedsieve.sparse.topk import EmptyLayer
 from fedsieve.types import Device, InputError, RoundContext, Update, rng
 from fedsieve.wire import decode, encode
 from tiny import TinyNet, blobs, tiny_run

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of
+from fedsieve.sparse import masks
 from fedsieve.sparse import policy as policies
-from fedsieve.sparse import topk
 from fedsieve.types import InputError
 from tiny import TinyNet
 
@@ -22,28 +22,28 @@ def test_top_keeps_exactly_the_largest_and_breaks_ties_by_position(values: list[
     x = torch.tensor(values)
     k = math.ceil(round(q * len(values), 6))
     wanted = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:k]
-    assert topk.top(x, q).nonzero().squeeze(1).tolist() == sorted(wanted)
+    assert masks.top(x, q).nonzero().squeeze(1).tolist() == sorted(wanted)
 
 
 def test_top_counts_with_the_sums_that_the_papers_write() -> None:
-    assert topk.topk_count(1 - 0.95 + 0.2, 16) == 4  # 0.25000000000000006 * 16 must not become 5
-    assert topk.topk_count(1 - 0.9, 1000) == 100
-    assert topk.topk_count(0.05, 21) == 2
+    assert masks.topk_count(1 - 0.95 + 0.2, 16) == 4  # 0.25000000000000006 * 16 must not become 5
+    assert masks.topk_count(1 - 0.9, 1000) == 100
+    assert masks.topk_count(0.05, 21) == 2
 
 
 def test_top_of_float64_sees_what_float32_cannot() -> None:
     x = torch.tensor([1.0, 1.0 + 1e-12, 1.0], dtype=torch.float64)
-    assert topk.top(x, 1 / 3).tolist() == [False, True, False]
+    assert masks.top(x, 1 / 3).tolist() == [False, True, False]
 
 
 def test_top_keeps_the_shape_and_counts_a_nan_as_largest() -> None:
     x = torch.tensor([[1.0, float("nan")], [3.0, 2.0]])
-    assert topk.top(x, 0.5).tolist() == [[False, True], [True, False]]
+    assert masks.top(x, 0.5).tolist() == [[False, True], [True, False]]
 
 
 def test_a_global_cut_is_one_cut_over_all_layers() -> None:
     params = {"a": torch.tensor([5.0, 1.0]), "b": torch.tensor([4.0, 3.0, 0.5]), "c": torch.tensor([9.0])}
-    support = topk.global_top(params, ("a", "b"), 0.5)
+    support = masks.global_top(params, ("a", "b"), 0.5)
     assert support["a"].tolist() == [True, False]
     assert support["b"].tolist() == [True, True, False]
     assert "c" not in support
@@ -51,8 +51,8 @@ def test_a_global_cut_is_one_cut_over_all_layers() -> None:
 
 def test_a_global_cut_that_empties_a_layer_warns_with_its_name() -> None:
     params = {"big.weight": torch.full((10,), 2.0), "small.weight": torch.ones(10)}
-    with pytest.warns(topk.EmptyLayer, match=r"empties small\.weight"):
-        topk.global_top(params, ("big.weight", "small.weight"), 0.3)
+    with pytest.warns(masks.EmptyLayer, match=r"empties small\.weight"):
+        masks.global_top(params, ("big.weight", "small.weight"), 0.3)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_erdos_renyi_kernel_meets_the_total_and_never_exceeds_one(q: float) -> N
 
 def test_cut_and_density_agree() -> None:
     params = {"w": torch.arange(1.0, 21).view(4, 5), "b": torch.zeros(3)}
-    assert topk.weight_density(topk.keep_topk(params, {"w": 0.25})) == 0.25
+    assert masks.weight_density(masks.keep_topk(params, {"w": 0.25})) == 0.25

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedsieve import wire
 from fedsieve.cli.bench.wire import Message, measure_message
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode, rounded
 from fedsieve.wire.layout import OWN

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsieve.client.process import num_threads
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse
 from fedsieve.wire import WireError, decode, encode
 from fedsieve.wire.streams import BACK_ENDS

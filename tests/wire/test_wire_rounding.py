@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, compensate, decode, encode, rounded
 from fedsieve.wire.values import at_bf16_distance, bf16_distance

@@ -1,14 +1,16 @@
-"""What a client does with its data: stochastic gradient descent, accuracy, and what that keeps in memory."""
+"""What a client does with its data: stochastic gradient descent, also on a mask, frozen or learnt; and accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsieve.sparse.masks import GrowthShare, prune_regrow
 from fedsieve.sparse.policy import has_frozen_statistics
 from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
 
@@ -150,3 +152,47 @@ def accuracy(model: nn.Module, data: Data, batch: int = 500) -> float:
     model.eval()
     batches = (data.batch(slice(i, i + batch)) for i in range(0, len(data), batch))
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(data)
+
+
+def train_on_mask(
+    device: Device, mask: Mask, rates: Mapping[int, float] | None = None, share: GrowthShare = "mean"
+) -> tuple[dict[str, float], Mask]:
+    """Train ``device.model`` on a mask; after step s, prune and regrow at the rate ``rates[s]``.
+
+    Without rates the mask is frozen. Returns the metrics and the mask at the end.
+    """
+    _declare_(device.model, mask)
+    training, losses = Training(device, mask), list[Tensor]()
+    for step, loss in enumerate(training, start=1):
+        losses.append(loss)
+        if rates and rates.get(step):
+            training.steps.write_()
+            mask = _moved(device, mask, rates[step], share)
+            training.steps.put_(mask)
+    return mean_loss(losses), mask
+
+
+def _moved(device: Device, mask: Mask, p: float, share: GrowthShare) -> Mask:
+    """Return the mask after a step of DNR on the model's weights, which are left on both masks."""
+    weights = {name: device.model.get_parameter(name) for name in mask}
+    now = {name: w.detach().cpu() for name, w in weights.items()}
+    left, after = prune_regrow(now, mask, p, share, device.rng)
+    with torch.no_grad():
+        for name, w in weights.items():
+            w.copy_(left[name])
+    _declare_(device.model, after)
+    return after
+
+
+def epoch_ends(device: Device) -> tuple[int, int]:
+    """Return the steps of one local epoch, and of the whole local training."""
+    steps = -(-len(device.data) // device.batch)
+    return steps, steps * device.epochs
+
+
+def _declare_(model: nn.Module, mask: Mask) -> None:
+    """Tell ``client.cost.Cost`` what share of its products each layer on a mask needs."""
+    for name, own in mask.items():
+        d = int(own.sum()) / max(own.numel(), 1)
+        layer: Any = model.get_submodule(name.rpartition(".")[0])
+        layer.densities = (d, d, d)

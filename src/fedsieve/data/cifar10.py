@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays
-from fedsieve.data.downloads import UNREADABLE, damaged, digest_of_files, md5, missing, read_download
-from fedsieve.data.source import Source
+from fedsieve.data.source import Source, damaged, digest_of_files, md5, missing, read_download
+from fedsieve.data.storage import UNREADABLE, cached_arrays
 
 HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
 MD5 = {

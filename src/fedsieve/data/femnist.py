@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays
-from fedsieve.data.downloads import UNREADABLE, damaged, digest_of_files, missing, read_download
-from fedsieve.data.source import Source
+from fedsieve.data.source import Source, damaged, digest_of_files, missing, read_download
+from fedsieve.data.storage import UNREADABLE, cached_arrays
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset
-from fedsieve.data.downloads import package
 from fedsieve.data.partition import by_group, hold_out
-from fedsieve.data.source import Source
+from fedsieve.data.source import Source, package
+from fedsieve.data.storage import cached_arrays
 from fedsieve.types import InputError
 
 ROOT = Path("hub")

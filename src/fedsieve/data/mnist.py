@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.dataset import Arrays
-from fedsieve.data.downloads import missing, read_download
-from fedsieve.data.source import Source
+from fedsieve.data.source import Source, missing, read_download
 
 HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"
 MD5 = {  # as published, gzipped; and of what is inside

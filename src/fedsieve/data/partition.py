@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays, Dataset, type_name
+from fedsieve.data.storage import cached_arrays
 from fedsieve.types import InputError, rng
 
 ALPHA_MIN = 1e-6

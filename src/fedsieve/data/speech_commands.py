@@ -33,10 +33,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.cache import cached_arrays
 from fedsieve.data.dataset import Arrays
-from fedsieve.data.downloads import damaged, digest_of_files, missing, package, read_download
-from fedsieve.data.source import Source
+from fedsieve.data.source import Source, damaged, digest_of_files, missing, package, read_download
+from fedsieve.data.storage import cached_arrays
 from fedsieve.types import InputError
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")

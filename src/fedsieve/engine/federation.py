@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from fedsieve.client.flops import SIZES
+from fedsieve.client.cost import SIZES
 from fedsieve.client.models import MODELS, truncated_normal_
 from fedsieve.client.training import crop_flip
 from fedsieve.data import Dataset

@@ -19,9 +19,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.cost import Cost
+from fedsieve.client.cost import Cost, SavedTensors
 from fedsieve.client.process import keep_freed_memory, num_threads, seeded
-from fedsieve.client.saved_tensors import SavedTensors
 from fedsieve.client.training import accuracy, load_
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
@@ -34,7 +33,7 @@ from fedsieve.engine.setup import open_run
 from fedsieve.kernels.dispatch import Kernels
 from fedsieve.server.diagnostics import read_diagnostics
 from fedsieve.server.robust import Plain, robust_updates
-from fedsieve.sparse.topk import weight_density
+from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Tree, Update, flatten, rng
 from fedsieve.types.method import expected_of
 from fedsieve.wire import Body, decode, encode, finite

@@ -14,8 +14,7 @@ from typing import Any
 from torch import nn
 
 from fedsieve.client.training import accuracy, load_
-from fedsieve.sparse.masks import mismatch
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import mismatch, top
 from fedsieve.types import Data, InputError, Mask, Method, ServerState
 
 MEASURES = ("masks", "pruned", "kernels")

@@ -17,13 +17,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.masked import epoch_ends, train_on_mask
-from fedsieve.client.training import load_, params_of
+from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Weighting, mean, mean_over_holders
 from fedsieve.server.masked import MaskedState, step_on_mask
 from fedsieve.server.optimizer import Average, ServerOptimizer
-from fedsieve.sparse.dnr import ExcessRule, GrowthShare, recalibrate
-from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
+from fedsieve.sparse.masks import (
+    ExcessRule,
+    GrowthShare,
+    apply_mask,
+    gather_values,
+    layer_counts,
+    masked_bytes,
+    masks_from_spec,
+    recalibrate,
+    scatter_values,
+)
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
 from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights

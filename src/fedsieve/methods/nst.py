@@ -17,13 +17,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.masked import epoch_ends, train_on_mask
-from fedsieve.client.training import load_, params_of
+from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Weighting, mean, tensors
-from fedsieve.sparse.dnr import GrowthShare
-from fedsieve.sparse.masks import apply_mask, layer_counts, masks_from_spec, pack_bits, random_masks, unpack_bits
+from fedsieve.sparse.masks import (
+    GrowthShare,
+    apply_mask,
+    drop_zeros,
+    keep_topk,
+    layer_counts,
+    masks_from_spec,
+    pack_bits,
+    random_masks,
+    to_sparse,
+    unpack_bits,
+)
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.sparse.topk import drop_zeros, keep_topk, to_sparse
 from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 

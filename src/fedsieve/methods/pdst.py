@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fedsieve.client.masked import train_on_mask
-from fedsieve.client.training import load_, params_of
+from fedsieve.client.training import load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Weighting
 from fedsieve.server.masked import MaskedState, step_on_mask
 from fedsieve.server.optimizer import Average, ServerOptimizer

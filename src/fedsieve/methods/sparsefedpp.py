@@ -21,8 +21,8 @@ from torch import nn
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import mean, tensors
 from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
+from fedsieve.sparse.masks import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.sparse.policy import check_share, select_weights
-from fedsieve.sparse.topk import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.types import Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import expect_weights
 

@@ -15,8 +15,8 @@ from torch import nn
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import dense_bytes, mean, tensors
 from fedsieve.sparse.layers import reset_thresholds_, swat_
+from fedsieve.sparse.masks import keep_topk
 from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, select_weights, uniform_densities
-from fedsieve.sparse.topk import keep_topk
 from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 

@@ -24,8 +24,8 @@ from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import added, dense_bytes, mean, tensors
 from fedsieve.server.optimizer import Average, ServerOptimizer
 from fedsieve.sparse.layers import reset_thresholds_, swat_
+from fedsieve.sparse.masks import keep_topk, top, topk_count
 from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.sparse.topk import keep_topk, top, topk_count
 from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_changes, expect_weights
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedsieve.sparse.topk import top
+from fedsieve.sparse.masks import top
 from fedsieve.types import InputError
 
 Twin: TypeAlias = Callable[..., nn.Module]

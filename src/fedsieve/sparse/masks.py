@@ -1,4 +1,7 @@
-"""Masks: drawn from a seed, learnt by prune and regrow, trained on, and left out of the messages.
+"""Masks: the largest magnitudes, drawn from a seed, or learnt by prune and regrow; and what of a model they leave.
+
+``top(x, q)`` is the support of exactly ``ceil(q * numel)`` largest magnitudes, ties to the lowest position. It orders
+magnitudes by their bits, so that it is total (a NaN counts as largest) and the same on every machine.
 
 Babakniya et al. 2022 (FLASH), Sec. 2 (DNR), eq. 1 (mismatch), eq. 2 (re-calibration). A mask that is random, given
 its seed and how many weights each layer keeps, need not travel: both sides draw it, and only values are sent.
@@ -8,15 +11,161 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from functools import lru_cache
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsieve.sparse.topk import topk_count
-from fedsieve.types import InputError, Mask, Params
+from fedsieve.sparse.policy import scale_densities
+from fedsieve.types import InputError, Mask, Params, Sparse
+
+GrowthShare: TypeAlias = Literal["mean", "sum"]
+"""What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
+ExcessRule: TypeAlias = Literal["redistribute", "clip"]
+"""What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
+
+
+class EmptyLayer(UserWarning):
+    """A global cut left a layer without a single weight."""
+
+
+def topk_count(q: float, numel: int) -> int:
+    """Return ceil(q * numel), immune to the last bits of sums like 1 - .95 + .2."""
+    return math.ceil(round(q * numel, 6))
+
+
+def top(x: Tensor, q: float) -> Tensor:
+    """Return the boolean support, shaped like ``x``, of its ``topk_count(q, numel)`` largest magnitudes."""
+    return _largest(_magnitudes(x), topk_count(q, x.numel())).view(x.shape)
+
+
+def top_within(x: Tensor, mask: Tensor, k: int) -> Tensor:
+    """Return the support of the ``k`` largest magnitudes among the positions of a boolean ``mask``."""
+    keys = _magnitudes(x).masked_fill(~mask.reshape(-1), -1)
+    return _largest(keys, k).view(x.shape)
+
+
+def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
+    """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
+    keys = torch.cat([_magnitudes(params[name]) for name in names])
+    parts = torch.split(_largest(keys, topk_count(q, len(keys))), [params[name].numel() for name in names])
+    for name, part in zip(names, parts, strict=True):
+        if not part.any():
+            warnings.warn(f"the global cut at density {q:.4g} empties {name}", EmptyLayer, stacklevel=2)
+    return {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def keep_topk(params: Params, densities: Mapping[str, float]) -> Params:
+    """Return ``params`` with every named tensor reduced to its own top share; the others as they are."""
+    return {name: v * top(v, densities[name]) if name in densities else v for name, v in params.items()}
+
+
+def to_sparse(params: Params, support: Mask) -> dict[str, Tensor | Sparse]:
+    """Return the parameters as they travel where the receiver does not know the support: values and positions."""
+    return {name: Sparse.of(v, support[name]) if name in support else v for name, v in params.items()}
+
+
+def drop_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
+    """Return the parameters with the zeros of the named tensors left out."""
+    return to_sparse(params, {name: params[name] != 0 for name in names})
+
+
+def weight_density(params: Params, names: Collection[str] | None = None) -> float:
+    """Return the share of non-zeros among all weights (tensors of two or more dimensions), or those of ``names``."""
+    weights = [v for name, v in params.items() if (v.dim() >= 2 if names is None else name in names)]
+    total = sum(v.numel() for v in weights)
+    return sum(int(v.count_nonzero()) for v in weights) / total if total else 1.0
+
+
+def _magnitudes(x: Tensor) -> Tensor:
+    """Return integers, flat, that order like |x|."""
+    flat = x.detach().reshape(-1)
+    if flat.dtype == torch.float64:
+        return flat.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
+    return flat.float().view(torch.int32) & 0x7FFFFFFF
+
+
+def _largest(keys: Tensor, k: int) -> Tensor:
+    if k >= len(keys):
+        return torch.ones_like(keys, dtype=torch.bool)
+    if k == 0:
+        return torch.zeros_like(keys, dtype=torch.bool)
+    kth = _ascending(keys, len(keys) - k)
+    support = keys >= kth
+    if surplus := int(support.sum()) - k:
+        support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
+    return support
+
+
+def _ascending(keys: Tensor, place: int) -> Tensor:
+    """Return the number at a place of the sorted keys; a GPU sorts them, since its kthvalue uses one block alone."""
+    return keys.sort().values[place] if keys.is_cuda else keys.kthvalue(place + 1).values
+
+
+def recalibrate(
+    sensed: Mapping[str, float], sizes: Mapping[str, int], d: float, excess: ExcessRule
+) -> dict[str, float]:
+    """Return sensed layer densities scaled to the total density ``d`` (eq. 2), none above 1."""
+    if excess == "redistribute":
+        return scale_densities(sensed, sizes, d)
+    r_f = d * sum(sizes.values()) / sum(sensed[name] * size for name, size in sizes.items())
+    return {name: min(1.0, r_f * value) for name, value in sensed.items()}
+
+
+def prune_regrow(
+    weights: Params, mask: Mask, p: float, share: GrowthShare, rng: torch.Generator
+) -> tuple[Params, Mask]:
+    """Return weights and mask after one step of DNR (Sec. 2): the number of weights stays exactly what it was.
+
+    Every layer loses its ``ceil(p * nnz)`` smallest (but never its last), the same total grows again where layers have
+    large weights, at random positions, starting at 0.
+    """
+    kept, removed = dict[str, Tensor](), 0
+    for name, own in mask.items():
+        nnz = int(own.sum())
+        gone = max(min(topk_count(p, nnz), nnz - 1), 0)
+        kept[name], removed = top_within(weights[name], own, nnz - gone), removed + gone
+    left = {name: weights[name] * kept[name] for name in mask}
+    room = {name: int((~own).sum()) for name, own in kept.items()}
+    shares = {name: _share(left[name], share) for name in mask}
+    if not all(math.isfinite(value) for value in shares.values()):
+        return weights, mask  # training has diverged: the weights will say so where they arrive
+    grown = apportion(removed, shares, room)
+    return left, {name: kept[name] | _random(~kept[name], grown[name], rng) for name in mask}
+
+
+def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+    """Return ``total`` cut into whole parts proportional to ``shares``, none above its ``room``.
+
+    Largest remainders get the last units (ties to the first); a full part passes its surplus on.
+    """
+    parts = dict.fromkeys(shares, 0)
+    while total > 0 and (free := {name: shares[name] for name in shares if parts[name] < room[name]}):
+        if not sum(free.values()):
+            free = dict.fromkeys(free, 1.0)
+        exact = {name: total * value / sum(free.values()) for name, value in free.items()}
+        given = {name: math.floor(value) for name, value in exact.items()}
+        for name in sorted(exact, key=lambda n: given[n] - exact[n])[: total - sum(given.values())]:
+            given[name] += 1
+        for name, units in given.items():
+            units = min(units, room[name] - parts[name])
+            parts[name], total = parts[name] + units, total - units
+    return parts
+
+
+def _share(w: Tensor, share: GrowthShare) -> float:
+    magnitudes = w[w != 0].abs().double()
+    return float(magnitudes.sum()) / (max(len(magnitudes), 1) if share == "mean" else 1)
+
+
+def _random(free: Tensor, n: int, rng: torch.Generator) -> Tensor:
+    positions = free.reshape(-1).nonzero().squeeze(1)
+    chosen = positions[torch.randperm(len(positions), generator=rng)[:n]]
+    return torch.zeros(free.numel(), dtype=torch.bool).index_fill_(0, chosen, True).view(free.shape)
 
 
 def random_masks(seed: int, counts: Tensor, like: Mapping[str, Tensor]) -> Mask:

@@ -6,11 +6,20 @@ crosses an arrow is one of these types.
 
 from fedsieve.types.contract import Expected
 from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
-from fedsieve.types.device import Augment, Device, RoundContext, Steps, Update
 from fedsieve.types.errors import InputError, check_interval
-from fedsieve.types.method import Method
-from fedsieve.types.random import rng
-from fedsieve.types.state import ServerState, clone_shared, flatten, unflatten
+from fedsieve.types.method import (
+    Augment,
+    Device,
+    Method,
+    RoundContext,
+    ServerState,
+    Steps,
+    Update,
+    clone_shared,
+    flatten,
+    rng,
+    unflatten,
+)
 
 __all__ = [
     "Augment",

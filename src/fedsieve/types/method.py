@@ -1,19 +1,170 @@
-"""What every method has: five functions to write, and defaults for everything else."""
+"""What a method is: five functions to write, defaults for everything else, and what they take and give.
+
+A client's side of a round is a ``Device`` and its ``Update``; the server's is a state, a frozen dataclass of tensors,
+which a checkpoint holds by name.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, Generic
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsieve.types.contract import Expected, any_update
-from fedsieve.types.data import Params, Tree
-from fedsieve.types.device import Device, RoundContext, Update
+from fedsieve.types.data import Data, Mask, Params, Tree
 from fedsieve.types.errors import InputError
-from fedsieve.types.state import S
+
+
+class Augment(Protocol):
+    """A random change of raw inputs [b, ...] that leaves their shape and type."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the changed inputs."""
+
+
+class Steps(Protocol):
+    """The steps of one client's training, whatever computes them."""
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on a batch, and return its loss."""
+
+    def put_(self, mask: Mask) -> None:
+        """Go on from the model's weights, on another mask."""
+
+    def write_(self) -> None:
+        """Give the model its weights."""
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """Which round a server's function is called in, of how many, and for whom."""
+
+    round: int = 1
+    """t; 0 in a warm-up."""
+    rounds: int = 1
+    """T, the rounds of the run."""
+    clients: int = 1
+    """The clients of the federation, of which a round samples some."""
+    tier: int = 0
+    """The device class that is sent to, or that an answer is expected of; 0 where all of them are aggregated."""
+
+
+@dataclass
+class Device:
+    """What a client owns while it trains: one round's orders, its data, and what it remembers between rounds."""
+
+    model: nn.Module
+    """The resident model, already through ``Method.prepare``; its weights are whatever the last client left."""
+    data: Data
+    """The client's training examples."""
+    validation: Data
+    """The examples held out from training."""
+    lr: float
+    epochs: int
+    batch: int
+    momentum: float
+    weight_decay: float
+    rng: torch.Generator
+    """On the CPU, seeded by (run, round, client): the only source of chance a client may use."""
+    round: int = 1
+    """t, of the run's ``rounds`` T; 0 in a warm-up."""
+    rounds: int = 1
+    augment: Augment | None = None
+    """What is done to a batch's raw inputs before they are normalised, by chance from ``rng``; None: nothing."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """State of this client alone (NST's masks); kept by the engine, and in the checkpoints."""
+    steps: Callable[[Device, Mask], Steps] | None = None
+    """What begins a training on a mask: PyTorch, dense, where it is None."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's answer: the method's own tree, the number of training examples, and numbers worth averaging."""
+
+    tree: Tree
+    n: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What a server keeps from round to round; a method that keeps more subclasses it (``kw_only=True``).
+
+    Fields are tensors and dictionaries of tensors; what else they hold must follow from ``Method.init``.
+    """
+
+    params: Params
+    """The global model."""
+    moments: dict[str, Params] = field(default_factory=dict)
+    """The server optimizer's moments, by name."""
+    sparse: tuple[str, ...] = ()
+    """The names of the weights that the method makes sparse."""
+
+    def support(self, params: Params) -> Mask:
+        """Return the masks of a model of this state (``params``): where its sparse weights are not zero."""
+        return {name: params[name] != 0 for name in self.sparse}
+
+
+S = TypeVar("S", bound=ServerState)
+
+
+def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a state (dataclasses and dictionaries of tensors), named by their path."""
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    flat: dict[str, Tensor] = {}
+    for name, value in _children(state):
+        flat |= flatten(value, f"{prefix}/{name}" if prefix else name)
+    return flat
+
+
+def clone_shared(tensors: Mapping[str, Tensor]) -> Params:
+    """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
+    result, seen = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        result[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return result
+
+
+def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:
+    """Return ``template`` with its tensors replaced by those that ``flatten`` named.
+
+    Raises InputError unless names, shapes and dtypes are exactly the template's.
+    """
+    wanted = {name: (tuple(v.shape), v.dtype) for name, v in flatten(template).items()}
+    if wanted != {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}:
+        raise InputError("a checkpoint of another model or method: its tensors do not fit this run")
+    restored: S = _fill(template, tensors, "")
+    return restored
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    if is_dataclass(node):
+        return [(f.name, getattr(node, f.name)) for f in fields(node)]
+    return list(node.items()) if isinstance(node, Mapping) else []
+
+
+def _fill(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
+    if isinstance(node, Tensor):
+        return tensors[path]
+    children = {name: _fill(value, tensors, f"{path}/{name}" if path else name) for name, value in _children(node)}
+    if isinstance(node, Mapping):
+        return children
+    return replace(node, **children) if is_dataclass(node) and not isinstance(node, type) else node
+
+
+def rng(seed: int, role: str, t: int = 0, client: int = 0) -> torch.Generator:
+    """Return a CPU generator for one purpose: independent of every other purpose, round, client, and of order."""
+    digest = hashlib.sha256(f"fedsieve/{seed}/{role}/{t}/{client}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 class Method(ABC, Generic[S]):

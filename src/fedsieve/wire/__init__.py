@@ -7,10 +7,9 @@ docs/reference/wire.md is the specification. What is decoded equals what was enc
 from fedsieve.wire.authentication import TAG, Body, Envelope, key_of_run, seal, unseal
 from fedsieve.wire.decoder import decode
 from fedsieve.wire.encoder import encode
-from fedsieve.wire.feedback import compensate, rounded
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
 from fedsieve.wire.layout import MAGIC
-from fedsieve.wire.values import finite
+from fedsieve.wire.values import compensate, finite, rounded
 
 __all__ = [
     "MAGIC",

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
-from fedsieve.wire.budget import padding
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
-from fedsieve.wire.packing import Packing, Stream
+from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, padding, varint
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, ranking_of
-from fedsieve.wire.streams import back_ends, pack
+from fedsieve.wire.streams import Packing, Stream, back_ends, pack
 from fedsieve.wire.values import (
     BF16,
     BF16_DISTANCE,

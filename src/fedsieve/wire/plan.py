@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import layout
-from fedsieve.wire.budget import Budget, allowed, padding
 from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE
+from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE, Budget, allowed, padding
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, LAST_EDGE, MASK, RANKED
 from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedsieve.wire.budget import LARGEST, SMALLEST, Budget
 from fedsieve.wire.known import Array, Known, WireError
+from fedsieve.wire.layout import LARGEST, SMALLEST, Budget
 
 ALL, MASK, GAPS, CHANGES, RANKED = range(5)
 """How positions travel: every one; a known mask's; gaps; flips against the base's support; flips by its magnitudes."""

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedsieve.data.downloads import UNREADABLE
-from fedsieve.data.storage import regular
+from fedsieve.data.storage import UNREADABLE, regular
 from fedsieve.runs.export.examples import IMAGES, load_image
 from fedsieve.types import Data, InputError
 

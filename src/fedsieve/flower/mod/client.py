@@ -33,8 +33,8 @@ from fedsieve.flower.mod.records import (
     unpack_record,
 )
 from fedsieve.flower.private import ErrorCode
+from fedsieve.sparse.masks import top
 from fedsieve.sparse.policy import check_share
-from fedsieve.sparse.topk import top
 from fedsieve.types import InputError, Sparse
 from fedsieve.wire import WireError, finite, rounded
 

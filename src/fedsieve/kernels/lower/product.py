@@ -13,7 +13,7 @@ from fedsieve.kernels.lower.selection import Selection
 from fedsieve.kernels.lower.weights import MaskedWeights
 from fedsieve.kernels.runtime.abi import DotOp, FeatureMap, GatherOp, PruneOp, address
 from fedsieve.kernels.runtime.arena import Buffer, trim_memory
-from fedsieve.sparse.topk import topk_count
+from fedsieve.sparse.masks import topk_count
 
 
 class Product(ABC):

@@ -15,7 +15,7 @@ from fedsieve.kernels.lower.selection import Selection
 from fedsieve.kernels.lower.weights import SwatWeights
 from fedsieve.kernels.runtime.abi import Candidates, KeepOp, TopOp, WideOp, address
 from fedsieve.kernels.runtime.arena import Buffer
-from fedsieve.sparse.topk import topk_count
+from fedsieve.sparse.masks import topk_count
 
 CACHE = 400_000
 """Bytes of a transposed gradient that stay in the second cache while a group of samples is multiplied."""

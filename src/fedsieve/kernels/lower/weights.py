@@ -13,7 +13,7 @@ from fedsieve.kernels.runtime.abi import address
 from fedsieve.kernels.runtime.arena import huge_pages, lazy_zeros
 from fedsieve.kernels.runtime.program import native
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
-from fedsieve.sparse.topk import topk_count
+from fedsieve.sparse.masks import topk_count
 
 SLACK = 1.5
 """Memory for entries beyond the exact top-k: a threshold lets more pass, as weights grow."""

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fedsieve.data.downloads import UNREADABLE, package
+from fedsieve.data.source import package
 from fedsieve.data.speech_commands import RATE, mfcc
+from fedsieve.data.storage import UNREADABLE
 from fedsieve.runs.export.metadata import ModelMetadata
 from fedsieve.runs.export.model import load_test_set
 from fedsieve.types import InputError

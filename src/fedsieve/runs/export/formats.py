@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from fedsieve.data.downloads import package
+from fedsieve.data.source import package
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.model import TrainedModel
 from fedsieve.runs.output import check_output, write_output

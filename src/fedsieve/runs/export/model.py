@@ -27,7 +27,7 @@ from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import ModelMetadata, parse_metadata
 from fedsieve.runs.record import require_manifest
 from fedsieve.runs.schema import INPUTS, MANIFEST
-from fedsieve.sparse.topk import weight_density
+from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Params, Sparse, normalize_inputs
 
 
