@@ -40,7 +40,7 @@ from fedsieve.cli.bench.wire import (
     random_messages,
 )
 from fedsieve.client.training import params_of
-from fedsieve.engine.loop import Worker, run_client
+from fedsieve.engine.engines import Worker, run_client
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
 from fedsieve.recipes import load_recipe

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fedsieve.engine import local, pool
+from fedsieve.engine.engines import Engine, Exchange, Worker, run_client
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import Engine, Exchange, Worker, run_client
 from fedsieve.engine.rollback import Memory
 from fedsieve.flower.engine import inline
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.metrics import RoundMetrics
-from fedsieve.engine.round import Round
+from fedsieve.engine.round import Round, RoundMetrics
 from fedsieve.engine.setup import open_run
 from fedsieve.runs.schema import row_of
 from fedsieve.server.admission import Off

@@ -87,7 +87,7 @@ ENGINE = Extension(
 
 from contextlib import contextmanager
 
-from fedsieve.engine.loop import Worker, run_client
+from fedsieve.engine.engines import Worker, run_client
 
 
 def backwards(execution):

@@ -24,7 +24,7 @@ FORBIDDEN_MODULES = {
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_METHODS = {"torch.load", "torch.jit.load", "torch.hub.load", "np.load", "numpy.load", "np.fromfile"}
 PICKLERS = {"multiprocessing.reduction"}
-"""Asks whether something can be sent to a process of one's own (engine/processes.py); reads nothing."""
+"""Asks whether something can be sent to a process of one's own (engine/engines.py); reads nothing."""
 
 
 def dotted(node: ast.expr) -> str:
@@ -98,5 +98,5 @@ def test_the_rule_reads_all_modules_there_are() -> None:
 
 def test_pool_asks_only_whether_something_can_be_sent() -> None:
     users = [path for path in MODULES if any(name in path.read_text() for name in PICKLERS)]
-    assert users == [ROOT / "engine/processes.py"]
+    assert users == [ROOT / "engine/engines.py"]
     assert "ForkingPickler.loads" not in users[0].read_text()

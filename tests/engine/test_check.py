@@ -16,8 +16,8 @@ from fedsieve import InputError, Sparse, local
 from fedsieve.engine import Exchange
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.metrics import RoundMetrics
 from fedsieve.engine.rollback import Memory
+from fedsieve.engine.round import RoundMetrics
 from fedsieve.engine.setup import open_run
 from fedsieve.server.admission import Fixed, Multiple, Off
 from fedsieve.types import RoundContext, Tree

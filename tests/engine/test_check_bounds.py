@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from fedsieve import InputError, Run, Sparse, local
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.round import Checkpoint, Round
+from fedsieve.engine.rollback import Checkpoint
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes.settings import apply_settings

@@ -13,7 +13,8 @@ from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.round import Checkpoint, Round
+from fedsieve.engine.rollback import Checkpoint
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, SparseFedPP
 from fedsieve.types import InputError, RoundContext, Tree, flatten, rng

@@ -12,8 +12,9 @@ from flwr.clientapp import ClientApp
 
 from fedsieve import local, run
 from fedsieve.engine import Quorum
+from fedsieve.engine.engines import Engine, Exchange, Worker
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import Engine, Exchange, Worker, rounds
+from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import SimulatedNodes, grid_engine, inline, make_client_app

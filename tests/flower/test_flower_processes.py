@@ -17,10 +17,11 @@ from torch import equal
 
 import faulty_recipe
 from fedsieve import local
+from fedsieve.engine.engines import Engine, Exchange
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import Engine, Exchange, rounds
-from fedsieve.engine.metrics import Failure
+from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
+from fedsieve.engine.round import Failure
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.app.guard import alive, descendants
 from fedsieve.flower.app.superlink import script

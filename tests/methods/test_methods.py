@@ -15,7 +15,8 @@ from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.round import Checkpoint, Round
+from fedsieve.engine.rollback import Checkpoint
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import (

@@ -12,7 +12,8 @@ import torch
 
 from fedsieve import Run, local, run
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.round import Checkpoint, Round
+from fedsieve.engine.rollback import Checkpoint
+from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
 from fedsieve.methods.private import TooFew

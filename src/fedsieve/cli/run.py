@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from fedsieve.cli.engines import find_engine
-from fedsieve.engine.loop import kernels_for
+from fedsieve.engine.engines import kernels_for
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.environment import usable_cores
 from fedsieve.runs.execution import Execution

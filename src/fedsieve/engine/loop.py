@@ -1,4 +1,4 @@
-"""The server's loop and the client's side of a round: the same in every engine.
+"""The server's loop: the same whatever engine carries the bytes to the clients (``engine.engines``) and back.
 
     broadcast -> encode -> [bytes] -> decode -> client -> encode -> [bytes] -> decode -> admit -> aggregate -> deploy
 
@@ -9,34 +9,30 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.cost import Cost, SavedTensors
-from fedsieve.client.process import keep_freed_memory, num_threads, seeded
+from fedsieve.client.process import num_threads
 from fedsieve.client.training import accuracy, load_
+from fedsieve.engine.engines import Engine
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.measures import EVERY, measure_masks, measure_pruned, top_positions
+from fedsieve.engine.measures import measure_round
 from fedsieve.engine.messages import Messages
-from fedsieve.engine.metrics import NO_CLIENT, Failure, RoundMetrics
-from fedsieve.engine.rollback import DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
-from fedsieve.engine.round import Checkpoint, Round
+from fedsieve.engine.rollback import Checkpoint, DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
+from fedsieve.engine.round import NO_CLIENT, Round, RoundMetrics
 from fedsieve.engine.setup import open_run
-from fedsieve.kernels.dispatch import Kernels
-from fedsieve.server.diagnostics import read_diagnostics
 from fedsieve.server.robust import Plain, robust_updates
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Tree, Update, flatten, rng
 from fedsieve.types.method import expected_of
-from fedsieve.wire import Body, decode, encode, finite
+from fedsieve.wire import finite
 
 FINITE_EXAMPLES = 8
 """The test examples that a round's model must answer with finite numbers."""
@@ -44,71 +40,6 @@ FINITE_EXAMPLES = 8
 
 class MostlyDense(UserWarning):
     """A sparse method's policy does not reach a good part of the weights."""
-
-
-Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Failure]]"]
-"""Carry round t's messages to their clients and bring the replies back, in the clients' order."""
-
-Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
-
-
-def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
-    """Return the kernels that train ``model``, by ``choice``. Raises InputError if they must, but cannot."""
-    kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
-    if choice != "dense":
-        kernels.check(tuple(federation.dataset.train.x.shape[1:]))
-    return kernels
-
-
-class Worker:
-    """A process's share of the clients: one resident model, the cost of the last training, and the federation."""
-
-    def __init__(self, federation: Federation, where: str = "cpu", kernels: str = "auto"):
-        keep_freed_memory()
-        self.federation, self.where = federation, where
-        self.cuda = [torch.device(where)] if where != "cpu" else []
-        self.method = federation.run.method
-        self.model = self.method.prepare(federation.model()).to(where)
-        examples = None if (x := federation.few()) is None else x.to(where)
-        self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples)
-        self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
-        self.messages = Messages(federation)
-        self._body: Body | None = None
-        self._broadcast, self.known = dict[str, Any](), self.messages.plain
-
-    def decode(self, t: int, client: int, message: bytes) -> Tree:
-        """Return a message's tree, to be read only: clients that are sent the same bytes share it."""
-        body = self.messages.unseal_broadcast(t, client, message, self._body)
-        if body is not self._body:
-            self._body, self._broadcast = body, dict(self.messages.decode_broadcast(body))
-            self.known = self.messages.known(self._broadcast)
-        return self._broadcast
-
-    def encode(self, t: int, client: int, update: Update, memory: dict[str, Tensor]) -> bytes:
-        """Return a client's reply: its update, rounded with error feedback in ``memory``, and its diagnostics."""
-        if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
-            raise InputError(f"{self.method.name}: client must return an Update of a tree by names")
-        diagnostics = read_diagnostics({"metrics": update.metrics, **self.cost.report()})
-        if self.saved:
-            sparse = self.cost.sparse
-            diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()
-        tree = self.messages.compensate(self.messages.without_frozen(update.tree), memory)
-        reply: Tree = {"tree": tree, "n": float(update.n), **diagnostics}
-        return self.messages.encode_reply(t, client, reply, self.known)
-
-
-def run_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
-    """Be a client for one round: decode, train, encode. Return its reply, and its memory for the next round."""
-    worker.cost.restart()
-    if worker.saved:
-        worker.saved.restart()
-    tensors = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    with num_threads(1), seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
-        device = worker.federation.device(t, client, worker.model, worker.where, tensors)
-        device.steps = worker.cost.begin
-        update = worker.method.client(worker.decode(t, client, message), device)
-    reply = worker.encode(t, client, update, device.memory)
-    return reply, encode(device.memory) if device.memory else b""
 
 
 def run(
@@ -172,6 +103,7 @@ def rounds(
             snapshot = None
             snapshots.add(Snapshot(t, state, dict(memory), tuple(admission.norms), metrics.lengths))
             tested = t % run.evaluate_every == 0 or t == last
+            measures, positions = measure_round(federation, t, before, state, plain, test if tested else None)
             yield Round(
                 t=t,
                 clients=tuple(clients),
@@ -200,7 +132,8 @@ def rounds(
                 norms=tuple(admission.norms),
                 lengths=metrics.lengths,
                 rollbacks=snapshots.rollbacks,
-                **_measured(federation, t, before, state, plain, test if tested else None),
+                measures=measures,
+                positions=positions,
             )
 
 
@@ -231,20 +164,6 @@ def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> 
     with num_threads(1):
         if not all(map(finite, floats)) or not finite(model.eval()(test.batch(slice(0, FINITE_EXAMPLES))[0])):
             raise DivergenceError(f"round {t}: the model is not finite after it: lower lr (now {run.lr})")
-
-
-def _measured(
-    federation: Federation, t: int, before: Any, state: Any, plain: nn.Module, test: Data | None
-) -> dict[str, Any]:
-    """Return what of a round was asked to be measured."""
-    run, columns, kept = federation.run, dict[str, Any](), dict[str, Tensor]()
-    if "masks" in federation.measure:
-        columns |= measure_masks(run.method, before if t > run.first else None, state)
-        kept = top_positions(state) if t and (t % EVERY == 0 or t in (1, run.rounds)) else {}
-    if "pruned" in federation.measure and test:
-        columns |= measure_pruned(run.method, state, plain, test)
-    columns |= run.method.spent(t, run.per_round, run.task.clients) or {}
-    return {"measures": columns, "positions": kept}
 
 
 def _snapshots(beginning: Snapshot, start: Checkpoint | None) -> Snapshots:

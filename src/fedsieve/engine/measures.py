@@ -9,17 +9,29 @@ kernels  at the end of a run, a training step by the kernels beside the dense on
 
 from __future__ import annotations
 
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from fedsieve.client.process import peak_memory_mb
 from fedsieve.client.training import accuracy, load_
+from fedsieve.engine.engines import Worker, check_sendable, kernels_for, run_client
+from fedsieve.engine.federation import Federation
+from fedsieve.engine.messages import Messages
+from fedsieve.engine.rollback import Checkpoint
 from fedsieve.sparse.masks import mismatch, top
-from fedsieve.types import Data, InputError, Mask, Method, ServerState
+from fedsieve.types import Data, InputError, Mask, ServerState
 
 MEASURES = ("masks", "pruned", "kernels")
 EVERY, SHARE = 20, 0.1
 """How often positions are kept, and of what share of a layer (ZeroFL, Fig. 3)."""
+STEPS, WARM = 12, 2
+"""Steps of ``kernels`` at least, of which the first are not counted."""
 
 
 def check_measures(names: tuple[str, ...]) -> None:
@@ -29,24 +41,72 @@ def check_measures(names: tuple[str, ...]) -> None:
             raise InputError(f"unknown measure {name!r}; the measures are {', '.join(MEASURES)}")
 
 
-def measure_masks(method: Method[Any], before: ServerState | None, after: ServerState) -> dict[str, Any]:
-    """Return the row's entries for ``masks``, from the state of the round before (None: there was none) and this.
+def measure_round(
+    federation: Federation, t: int, before: ServerState, after: ServerState, plain: nn.Module, test: Data | None
+) -> tuple[dict[str, Any], Mask]:
+    """Return the columns of round t that were asked for, from the states before and after; and positions to be kept.
 
-    The mismatch is that of the deployed models' masks; the layers' non-zeros are those of the aggregate.
+    The mismatch is that of the deployed models' masks, None where no round was before; the layers' non-zeros are those
+    of the aggregate. The accuracy of the pruned model is missing of a method that serves no union, or without ``test``.
+    Positions are those of each sparse layer's top weights in the server's model, zeros never.
     """
-    layers = {name: int(own.sum()) / own.numel() for name, own in after.support(after.params).items()}
-    if before is None or not layers:
-        return {"mismatch": None, "layers": layers}
-    masks = [state.support(method.deploy(state)) for state in (before, after)]
-    return {"mismatch": mismatch(*masks), "layers": layers}
+    run, method = federation.run, federation.run.method
+    columns, positions = dict[str, Any](), dict[str, torch.Tensor]()
+    if "masks" in federation.measure:
+        layers = {name: int(own.sum()) / own.numel() for name, own in after.support(after.params).items()}
+        columns |= {"mismatch": None, "layers": layers}
+        if layers and t > run.first:
+            columns["mismatch"] = mismatch(*(state.support(method.deploy(state)) for state in (before, after)))
+        if t and (t % EVERY == 0 or t in (1, run.rounds)):
+            positions = {n: top(after.params[n], SHARE) & (after.params[n] != 0) for n in after.sparse}
+    if "pruned" in federation.measure and test and (pruned := method.pruned(after)) is not None:
+        columns["accuracy_pruned"] = accuracy(load_(plain, pruned), test)
+    return columns | (method.spent(t, run.per_round, run.task.clients) or {}), positions
 
 
-def top_positions(state: ServerState) -> Mask:
-    """Return where each sparse layer of the server's model has its top weights, zeros never."""
-    return {name: top(state.params[name], SHARE) & (state.params[name] != 0) for name in state.sparse}
+def measure_kernels(federation: Federation, state: Any, start: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Return what a step costs each way on this machine's CPU; or why one of them cannot be, in ``because``.
+
+    Each trains a client of the last round for some steps, in a process of its own: its memory is that of nothing else,
+    and neither the run nor any of its chance is touched.
+    """
+    client = federation.run.sample(start.t)[0]
+    tree = federation.run.method.broadcast(state, federation.run.context(start.t, federation.run.task.tier(client)))
+    small, memory = _small(federation, client), start.memory.get(client, b"")
+    message = Messages(small).broadcast(start.t, {client: 0}, {0: tree})[client]
+    return {way: _of_one(way, small, start.t, client, message, memory) for way in ("sparse", "dense")}
 
 
-def measure_pruned(method: Method[Any], state: ServerState, plain: nn.Module, test: Data) -> dict[str, Any]:
-    """Return the row's entry for ``pruned``, nothing for a method that serves no union."""
-    pruned = method.pruned(state)
-    return {} if pruned is None else {"accuracy_pruned": accuracy(load_(plain, pruned), test)}
+def _small(federation: Federation, client: int) -> Federation:
+    """Return a federation of which one client has a few examples, for at least ``STEPS`` steps, and nobody else any."""
+    run, shard = federation.run, federation.shards[client][: STEPS * federation.run.batch]
+    if len(shard) % run.batch == 1 < len(shard):  # BatchNorm may need two
+        shard = shard[:-1]
+    epochs = -(-STEPS * run.batch // len(shard))
+    train = federation.dataset.train.subset(shard)
+    dataset = replace(federation.dataset, train=train, test=train.subset(torch.arange(0)), group=None)
+    shards = tuple(torch.arange(len(shard) if k == client else 0) for k in range(run.task.clients))
+    run = replace(run, task=replace(run.task, validation=0.0), epochs=epochs)
+    return replace(federation, run=run, dataset=dataset, shards=shards, measure=())
+
+
+def _of_one(way: str, federation: Federation, t: int, client: int, message: bytes, memory: bytes) -> dict[str, Any]:
+    try:
+        kernels_for(federation, way)
+        check_sendable(federation)
+    except InputError as error:
+        return {"because": str(error)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(_step, way, federation, t, client, message, memory).result()
+
+
+def _step(way: str, federation: Federation, t: int, client: int, message: bytes, memory: bytes) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    worker = Worker(federation, "cpu", way)
+    run_client(worker, t, client, message, memory)
+    cost = worker.cost
+    return {
+        "ms_per_step": 1000 * statistics.median(cost.times[WARM:]),
+        "multiply_adds_per_step": cost.real / cost.steps,
+        "peak_memory_mb": peak_memory_mb(),
+    }

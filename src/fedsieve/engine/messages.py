@@ -7,7 +7,7 @@ their own names, are the base that values and positions are encoded against.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -36,7 +36,7 @@ class Messages:
         """Return what both sides know of the replies to a broadcast."""
         return replace(self.plain, base=dict(_floats(broadcast)))
 
-    def _envelope(self, t: int, client: int, direction: str, known: Known) -> Envelope:
+    def envelope(self, t: int, client: int, direction: str, known: Known) -> Envelope:
         """Return what a message is sealed to; ``known`` is what it is encoded against."""
         return Envelope(self.run, self.settings, t, client, direction, known.digest)
 
@@ -44,17 +44,11 @@ class Messages:
         """Return a round's messages, of each client's tier and each tier's tree, and what decodes the replies."""
         bodies = {tier: Body(encode(tree, self.plain)) for tier, tree in trees.items()}
         known = {tier: self.known(tree) for tier, tree in trees.items()}
-        return RoundMessages(
-            self, t, {c: bodies[tier] for c, tier in tiers.items()}, {c: known[tiers[c]] for c in tiers}
-        )
-
-    def seal_broadcast(self, t: int, client: int, body: Body) -> bytes:
-        """Return an encoded broadcast, sealed to one client."""
-        return seal(body, self._envelope(t, client, "down", self.plain), self.key)
+        return RoundMessages(self, t, tiers, bodies, known)
 
     def unseal_broadcast(self, t: int, client: int, message: bytes, last: Body | None = None) -> Body:
         """Return the encoded broadcast in a message: ``last`` itself if it is the same. Raises WireError."""
-        return unseal(message, self._envelope(t, client, "down", self.plain), self.key, last)
+        return unseal(message, self.envelope(t, client, "down", self.plain), self.key, last)
 
     def decode_broadcast(self, body: Body) -> Tree:
         """Return a broadcast's tree. Raises WireError."""
@@ -63,11 +57,11 @@ class Messages:
     def encode_reply(self, t: int, client: int, tree: Tree, known: Known) -> bytes:
         """Return a client's reply, sealed. One that is not finite keeps every bit: the server says what is wrong."""
         values = self.values if _finite(tree) else "f32"
-        return seal(Body(encode(tree, known, values)), self._envelope(t, client, "up", known), self.key)
+        return seal(Body(encode(tree, known, values)), self.envelope(t, client, "up", known), self.key)
 
     def decode_reply(self, t: int, client: int, reply: bytes, known: Known) -> Tree:
         """Return the tree of a client's reply. Raises WireError."""
-        return decode(unseal(reply, self._envelope(t, client, "up", known), self.key).data, known)
+        return decode(unseal(reply, self.envelope(t, client, "up", known), self.key).data, known)
 
     def without_frozen(self, tree: Tree) -> Tree:
         """Return what a client sends of its update: all but what is frozen, which the server has."""
@@ -82,34 +76,42 @@ class Messages:
             return tree
         tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor | Sparse)}
         residual = {name.removeprefix(UNSENT): v for name, v in memory.items() if name.startswith(UNSENT)}
-        sent, residual = compensate(tensors, residual, self.values, self.plain)
+        compensated, residual = compensate(tensors, residual, self.values, self.plain)
         memory |= {UNSENT + name: value for name, value in residual.items()}
-        return {**tree, **sent}
+        return {**tree, **compensated}
 
 
+@dataclass(frozen=True, eq=False)
 class RoundMessages(Mapping[int, bytes]):
     """A round's messages by client, each sealed when it is asked for: the encoded tree is held once a tier."""
 
-    def __init__(self, messages: Messages, t: int, bodies: Mapping[int, Body], known: Mapping[int, Known]):
-        self.messages, self.t, self.bodies, self.known = messages, t, bodies, known
+    messages: Messages
+    t: int
+    tiers: Mapping[int, int]
+    """The device class of every client of the round."""
+    bodies: Mapping[int, Body]
+    """Each class's encoded tree."""
+    known: Mapping[int, Known]
+    """What both sides know of each class's replies."""
 
     @property
     def size(self) -> int:
         """The bytes of all messages."""
-        return sum(len(body.data) + TAG for body in self.bodies.values())
+        return sum(len(self.bodies[tier].data) + TAG for tier in self.tiers.values())
 
     def __getitem__(self, client: int) -> bytes:
-        return self.messages.seal_broadcast(self.t, client, self.bodies[client])
+        envelope = self.messages.envelope(self.t, client, "down", self.messages.plain)
+        return seal(self.bodies[self.tiers[client]], envelope, self.messages.key)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.bodies)
+        return iter(self.tiers)
 
     def __len__(self) -> int:
-        return len(self.bodies)
+        return len(self.tiers)
 
     def decode_reply(self, client: int, reply: bytes) -> Tree:
         """Return the tree of a client's reply to this broadcast. Raises WireError, KeyError for another client."""
-        return self.messages.decode_reply(self.t, client, reply, self.known[client])
+        return self.messages.decode_reply(self.t, client, reply, self.known[self.tiers[client]])
 
 
 def _floats(tree: Tree) -> Iterator[tuple[str, Tensor | Sparse]]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TypeAlias
 
-from fedsieve.types import InputError
+from torch import Tensor
+
+from fedsieve.types import InputError, unflatten
 from fedsieve.types.contract import Norms
 
 DEPTH = 3
@@ -68,6 +70,24 @@ class Snapshot:
     """Those that the bound is taken from."""
     lengths: Mapping[int, Norms] | None = None
     """By client, what the updates that made this state changed; None: not known."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where to go on: the last finished round, its state's tensors (see ``types.flatten``), the clients' memories."""
+
+    t: int
+    tensors: Mapping[str, Tensor]
+    memory: Memory
+    norms: tuple[Norms, ...] = ()
+    lengths: Mapping[int, Norms] = field(default_factory=dict)
+    rollbacks: Rollbacks = Rollbacks()
+    earlier: tuple[Callable[[], Checkpoint], ...] = ()
+    """What reads the rounds before, in their order, should the run have to go back."""
+
+    def snapshot(self, template: Any) -> Snapshot:
+        """Return the snapshot that this is, of a state like ``template``. Raises InputError on a misfit."""
+        return Snapshot(self.t, unflatten(template, self.tensors), self.memory, self.norms, self.lengths)
 
 
 class Snapshots:

@@ -1,17 +1,137 @@
-"""The results of one round, and the checkpoint that a run is resumed from."""
+"""The results of a round: what its answers add up to, who was refused or failed, and all that is reported of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
-from torch import Tensor
-
-from fedsieve.engine.metrics import ClientWarning, Refusal
-from fedsieve.engine.rollback import Exclusion, Memory, Rollbacks, Snapshot
-from fedsieve.types import Mask, Params, unflatten
+from fedsieve.engine.rollback import Exclusion, Memory, Rollbacks
+from fedsieve.server.admission import Answer, Decode, Refuse
+from fedsieve.types import Mask, Params, Tree, Update
 from fedsieve.types.contract import Norms
+from fedsieve.wire import WireError, encode
+
+Admit: TypeAlias = Callable[[Iterable[tuple[int, Decode]], Refuse], Iterable[Answer]]
+"""``Admission.admit`` in one round: the answers that are admitted; the others go to a function, with the reason."""
+
+DecodeReply: TypeAlias = Callable[[int, bytes], Tree]
+"""Decode a client's reply, or raise WireError."""
+
+NO_CLIENT = -1
+"""In place of a client where an engine brings what is no client's reply."""
+LINES = 1000
+"""How many refusals of one round are noted, and how many warnings."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that the server did not admit, and why."""
+
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClientWarning:
+    """What a client reports of its training that does not count, and why. Its update counts."""
+
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an engine brings of a client that did not answer: why. The round goes on without it."""
+
+    reason: str
+
+
+@dataclass
+class RoundMetrics:
+    """What a round's answers add up to, counted while they stream by. Their notes are no part of the bytes."""
+
+    bytes_up: int = 0
+    real: float = 0.0
+    dense: float = 0.0
+    weight: float = 0.0
+    weights: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    warnings: list[ClientWarning] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+    why: str | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    lengths: dict[int, Norms] = field(default_factory=dict)
+    """By client, what the admitted updates change of the model, where that is known."""
+    complete: bool = False
+    """Whether the engine has brought all it has, and has not failed in the middle."""
+
+    def collect(self, replies: object, decode: DecodeReply, admit: Admit) -> Iterator[Update]:
+        """Yield every update that is admitted; count it, and note the others. ``decode`` reads a client's reply."""
+        for answer in admit(self._messages(replies, decode), self._refuse):
+            update, work = answer.update, answer.diagnostics["work"]
+            self._warn(answer.client, answer.warnings)
+            self._count_notes(answer.diagnostics["notes"])
+            self.real += work.get("real", 0.0)
+            self.dense += work.get("dense", 0.0)
+            self.weight += update.n
+            if answer.norms is not None:
+                self.lengths[answer.client] = answer.norms
+            for name, value in update.metrics.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * update.n
+                self.weights[name] = self.weights.get(name, 0.0) + update.n
+            yield update
+
+    def _messages(self, replies: object, decode: DecodeReply) -> Iterator[tuple[int, Decode]]:
+        """Count the bytes that an engine brings, and yield what decodes them; refuse what is no client's reply."""
+        if not isinstance(replies, Iterable):
+            self._refuse(NO_CLIENT, f"the engine brought {type(replies).__name__} in place of answers")
+            replies = ()
+        for pair in replies:
+            client, reply = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+            if type(client) is not int or abs(client) >= 2**63:
+                self._refuse(NO_CLIENT, "the engine brought what is no client's number with its message")
+                continue
+            self.bytes_up += len(reply) if isinstance(reply, bytes) else 0
+            yield client, partial(_tree, decode, client, reply)
+        self.complete = True
+
+    def _refuse(self, client: int, reason: str) -> None:
+        one = Refusal(client, reason)
+        if len(self.refused) < LINES and one not in self.refused:
+            self.refused.append(one)
+
+    def _warn(self, client: int, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            if len(self.warnings) < LINES and all(reason != one.reason for one in self.warnings):
+                self.warnings.append(ClientWarning(client, reason))
+
+    def _count_notes(self, notes: Mapping[str, Any]) -> None:
+        """Add a client's notes, which may be empty, and take their bytes off the round's."""
+        if not notes:
+            return
+        self.bytes_up -= len(encode({"notes": notes})) - len(encode({}))
+        self.kernels["sparse" if notes["sparse"] else "dense"] += 1
+        self.why = self.why or next(iter(notes["why"]), None)
+        self.steps, self.seconds = self.steps + int(notes["steps"]), self.seconds + notes["seconds"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The clients' metrics, averaged by the numbers of examples of those who report them."""
+        return {name: value / self.weights[name] for name, value in self.sums.items()}
+
+
+def _tree(decode: DecodeReply, client: int, reply: object) -> Tree:
+    """Return a client's decoded reply. Raises WireError if there is none."""
+    if isinstance(reply, Failure):
+        raise WireError(str(reply.reason))
+    if not isinstance(reply, bytes):
+        raise WireError(f"the engine brought {type(reply).__name__} in place of its message")
+    return decode(client, reply)
 
 
 @dataclass(frozen=True)
@@ -72,21 +192,3 @@ class Round:
     def left_out(self) -> tuple[Exclusion, ...]:
         """The updates that were left out of this round when the run went back to it."""
         return self.rollbacks.of(self.t)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where to go on: the last finished round, its state's tensors (see ``types.flatten``), the clients' memories."""
-
-    t: int
-    tensors: Mapping[str, Tensor]
-    memory: Memory
-    norms: tuple[Norms, ...] = ()
-    lengths: Mapping[int, Norms] = field(default_factory=dict)
-    rollbacks: Rollbacks = Rollbacks()
-    earlier: tuple[Callable[[], Checkpoint], ...] = ()
-    """What reads the rounds before, in their order, should the run have to go back."""
-
-    def snapshot(self, template: Any) -> Snapshot:
-        """Return the snapshot that this is, of a state like ``template``. Raises InputError on a misfit."""
-        return Snapshot(self.t, unflatten(template, self.tensors), self.memory, self.norms, self.lengths)

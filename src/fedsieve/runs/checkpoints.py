@@ -20,8 +20,7 @@ from torch import Tensor
 
 from fedsieve.data.storage import regular, sync, write
 from fedsieve.engine import Round
-from fedsieve.engine.rollback import DEPTH, Exclusion, Rollbacks
-from fedsieve.engine.round import Checkpoint
+from fedsieve.engine.rollback import DEPTH, Checkpoint, Exclusion, Rollbacks
 from fedsieve.runs.schema import CHECKPOINTS
 from fedsieve.types import InputError, clone_shared, flatten
 

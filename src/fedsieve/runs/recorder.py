@@ -17,8 +17,8 @@ from safetensors.torch import save
 from fedsieve.data.storage import append, is_leftover, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.loop import rounds
-from fedsieve.engine.probe import measure_kernels
-from fedsieve.engine.round import Checkpoint
+from fedsieve.engine.measures import measure_kernels
+from fedsieve.engine.rollback import Checkpoint
 from fedsieve.runs import checkpoints, resume
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.schema import (

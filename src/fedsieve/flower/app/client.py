@@ -11,7 +11,7 @@ import torch
 
 from fedsieve.data import Dataset
 from fedsieve.engine import Federation
-from fedsieve.engine.loop import Worker
+from fedsieve.engine.engines import Worker
 from fedsieve.flower.app.local_data import InputSpec, load_local_data
 from fedsieve.flower.app.settings import AppConfig, message_key, read_config
 from fedsieve.flower.engine import NodeContext

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsieve.engine.loop import Worker, run_client
+from fedsieve.engine.engines import Worker, run_client
 from fedsieve.flower.engine.client_memory import ClientMemory
 from fedsieve.flower.engine.messages import get_bytes, get_config, to_content
 from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors

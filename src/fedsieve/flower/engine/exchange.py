@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from fedsieve.engine.engines import Engine, Exchange, Quorum, QuorumMissed
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import Engine, Exchange
-from fedsieve.engine.metrics import Failure
-from fedsieve.engine.quorum import Quorum, QuorumMissed
 from fedsieve.engine.rollback import Memory
+from fedsieve.engine.round import Failure
 from fedsieve.flower.engine.messages import error_line, get_bytes, to_content
 from fedsieve.flower.engine.nodes import Nodes, SimulatedNodes
 

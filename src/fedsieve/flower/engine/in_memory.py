@@ -9,11 +9,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedsieve.engine.engines import Engine, Exchange, Quorum, Worker, check_device
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import Engine, Exchange, Worker
-from fedsieve.engine.quorum import Quorum
 from fedsieve.engine.rollback import Memory
-from fedsieve.engine.serial import check_device
 from fedsieve.flower.engine.client import make_client_app
 from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.nodes import SimulatedNodes

@@ -9,9 +9,8 @@ from typing import Any, TypeAlias
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsieve.engine.engines import Engine, Quorum
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import Engine
-from fedsieve.engine.quorum import Quorum
 from fedsieve.flower.engine.client import simulation_key
 from fedsieve.flower.engine.exchange import grid_engine
 from fedsieve.flower.engine.nodes import SimulatedNodes, SuperNodes

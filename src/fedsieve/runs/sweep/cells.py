@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve.engine import Run
-from fedsieve.engine.loop import kernels_for
+from fedsieve.engine.engines import kernels_for
 from fedsieve.engine.setup import build_federation, read_dataset
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.settings import apply_settings

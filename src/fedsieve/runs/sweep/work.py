@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from fedsieve.engine import local
-from fedsieve.engine.processes import follow_parent
+from fedsieve.engine.engines import follow_parent
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run

@@ -1,0 +1,272 @@
+"""The client's side of a round (``run_client``), and the engines that carry the bytes to it.
+
+``local`` trains the clients one after another in this process, ``pool`` in several, each with one resident model and
+one thread: the same bits, on more cores. ``Quorum`` is for engines whose clients may be lost.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.client.cost import Cost, SavedTensors
+from fedsieve.client.process import keep_freed_memory, num_threads, peak_memory_mb, seeded, warn_in_one_line
+from fedsieve.data import Dataset
+from fedsieve.engine.experiment import Run
+from fedsieve.engine.federation import Federation
+from fedsieve.engine.messages import Messages
+from fedsieve.engine.rollback import Memory
+from fedsieve.engine.round import Failure
+from fedsieve.kernels.dispatch import Kernels, check_choice
+from fedsieve.server.diagnostics import read_diagnostics
+from fedsieve.types import InputError, Tree, Update, rng
+from fedsieve.wire import Body, decode, encode
+
+Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Failure]]"]
+"""Carry round t's messages to their clients and bring the replies back, in the clients' order."""
+
+Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
+
+
+def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
+    """Return the kernels that train ``model``, by ``choice``. Raises InputError if they must, but cannot."""
+    kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
+    if choice != "dense":
+        kernels.check(tuple(federation.dataset.train.x.shape[1:]))
+    return kernels
+
+
+class Worker:
+    """A process's share of the clients: one resident model, the cost of the last training, and the federation."""
+
+    def __init__(self, federation: Federation, where: str = "cpu", kernels: str = "auto"):
+        keep_freed_memory()
+        self.federation, self.where = federation, where
+        self.cuda = [torch.device(where)] if where != "cpu" else []
+        self.method = federation.run.method
+        self.model = self.method.prepare(federation.model()).to(where)
+        examples = None if (x := federation.few()) is None else x.to(where)
+        self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples)
+        self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
+        self.messages = Messages(federation)
+        self._body: Body | None = None
+        self._broadcast, self.known = dict[str, Any](), self.messages.plain
+
+    def decode(self, t: int, client: int, message: bytes) -> Tree:
+        """Return a message's tree, to be read only: clients that are sent the same bytes share it."""
+        body = self.messages.unseal_broadcast(t, client, message, self._body)
+        if body is not self._body:
+            self._body, self._broadcast = body, dict(self.messages.decode_broadcast(body))
+            self.known = self.messages.known(self._broadcast)
+        return self._broadcast
+
+    def encode(self, t: int, client: int, update: Update, memory: dict[str, Tensor]) -> bytes:
+        """Return a client's reply: its update, rounded with error feedback in ``memory``, and its diagnostics."""
+        if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
+            raise InputError(f"{self.method.name}: client must return an Update of a tree by names")
+        diagnostics = read_diagnostics({"metrics": update.metrics, **self.cost.report()})
+        if self.saved:
+            sparse = self.cost.sparse
+            diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()
+        tree = self.messages.compensate(self.messages.without_frozen(update.tree), memory)
+        reply: Tree = {"tree": tree, "n": float(update.n), **diagnostics}
+        return self.messages.encode_reply(t, client, reply, self.known)
+
+
+def run_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
+    """Be a client for one round: decode, train, encode. Return its reply, and its memory for the next round."""
+    worker.cost.restart()
+    if worker.saved:
+        worker.saved.restart()
+    tensors = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
+    with num_threads(1), seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
+        device = worker.federation.device(t, client, worker.model, worker.where, tensors)
+        device.steps = worker.cost.begin
+        update = worker.method.client(worker.decode(t, client, message), device)
+    reply = worker.encode(t, client, update, device.memory)
+    return reply, encode(device.memory) if device.memory else b""
+
+
+def local(device: str = "cpu", kernels: str = "auto") -> Engine:
+    """Train all clients in this process, on ``device``, by the sparse ``kernels``: auto, sparse or dense (not)."""
+    check_device(device)
+    check_choice(kernels)
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        worker = Worker(federation, device, kernels)
+
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+            for client, message in messages.items():
+                reply, remembered = run_client(worker, t, client, message, memory.get(client, b""))
+                if remembered:
+                    memory[client] = remembered
+                yield client, reply
+
+        yield exchange
+
+    return engine
+
+
+_worker: Worker | None = None
+
+
+def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
+    """Train the clients in ``n`` processes, otherwise as ``local`` does. At most 2n answers wait to be aggregated."""
+    check_device(device)
+    check_choice(kernels)
+    if n < 1:
+        raise InputError(f"a pool needs at least 1 process, got {n}")
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        check_sendable(federation)
+        kernels_for(federation, kernels, device)
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device, kernels))
+
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+            waiting: deque[tuple[int, Future[tuple[bytes, bytes, float]]]] = deque()
+            todo = iter(messages.items())
+            while True:
+                while len(waiting) < 2 * n and (pair := next(todo, None)):
+                    client, message = pair
+                    waiting.append((client, executor.submit(_answer, t, client, message, memory.get(client, b""))))
+                if not waiting:
+                    return
+                client, future = waiting.popleft()
+                reply, remembered, peak = _result(future, t)
+                peak_memory_mb(peak)
+                if remembered:
+                    memory[client] = remembered
+                yield client, reply
+
+        try:
+            yield exchange
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    return engine
+
+
+def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
+    """Return the federation with its training examples in memory that all processes share, its shards as one tensor."""
+    dataset, shards = federation.dataset, federation.shards
+    train = replace(dataset.train, x=_share(dataset.train.x), y=_share(dataset.train.y))
+    dataset, task = replace(dataset, train=train, test=train.subset(torch.arange(0)), group=None), federation.run.task
+    if isinstance(task.dataset, Dataset):
+        task = replace(task, dataset=task.dataset.empty())
+    run = replace(federation.run, task=task)
+    return replace(federation, run=run, dataset=dataset, shards=()), torch.cat(shards), [len(shard) for shard in shards]
+
+
+def check_sendable(federation: Federation) -> None:
+    """Raise InputError unless other processes can be sent the run."""
+    try:
+        ForkingPickler.dumps(federation.run)
+    except Exception as error:  # whatever a lambda, a local class or a lock raises
+        raise InputError(f"a pool cannot be sent this run ({error}): use functions and classes of a module") from None
+
+
+def _share(x: Tensor) -> Tensor:
+    try:
+        x.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise InputError(f"no room to share the data ({error}): enlarge /dev/shm, or use --engine local") from None
+    return x
+
+
+def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str, kernels: str) -> None:
+    global _worker
+    threading.Thread(target=follow_parent, daemon=True).start()
+    warn_in_one_line()
+    torch.set_num_threads(1)
+    _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device, kernels)
+
+
+def follow_parent() -> None:
+    """End this process when the server's ends, however it does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, bytes, float]:
+    assert _worker is not None
+    return *run_client(_worker, t, client, message, memory), peak_memory_mb()
+
+
+def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, bytes, float]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"a worker process could not start, or died in round {t} (killed, or out of memory?): "
+            "go on with --resume, fewer processes, or --engine local"
+        ) from None
+
+
+def check_device(device: str) -> None:
+    """Raise InputError unless ``device`` is there to compute on."""
+    if device == "cpu":
+        return
+    try:
+        known = torch.device(device).type == "cuda"
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(f"unknown device {device!r}; the devices are cpu, cuda and cuda:N")
+    if not torch.cuda.is_available() or (torch.device(device).index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"device {device!r} is not there: PyTorch sees {count} CUDA devices; use cpu")
+
+
+class QuorumMissed(InputError):
+    """Too few clients have answered, however often they were asked."""
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """How long an engine waits for clients that may fail, and how many of them must answer."""
+
+    min_clients: int = 0
+    """The answers that a round needs; 0: half of its clients, rounded up. A warm-up of fewer clients needs them all."""
+    round_timeout: float = 3600.0
+    """Seconds after which a client that has not answered is lost to the round; and those that the round waits for its
+    clients to be there, too few of them."""
+    attempts: int = 3
+    """How often a round is tried: the lost ones are asked again, the other answers stay good."""
+
+    def __post_init__(self) -> None:
+        if self.min_clients < 0:
+            raise InputError(f"min_clients must be at least 1 (0: half of the round's), got {self.min_clients}")
+        if not 0 < self.round_timeout < math.inf:
+            raise InputError(f"round_timeout must be a positive number of seconds, got {self.round_timeout}")
+        if self.attempts < 1:
+            raise InputError(f"attempts must be at least 1, got {self.attempts}")
+
+    def needed(self, clients: int) -> int:
+        """Return how many of a round's ``clients`` must answer."""
+        return min(self.min_clients or (clients + 1) // 2, clients)
+
+    def check(self, run: Run) -> None:
+        """Raise InputError if no round of a run has as many clients as must answer."""
+        if self.min_clients > run.per_round:
+            raise InputError(
+                f"min_clients is {self.min_clients} but a round has {run.per_round} clients: lower it to that or less, "
+                "or raise per_round"
+            )
