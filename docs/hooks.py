@@ -66,7 +66,7 @@ def _methods() -> Iterator[str]:
 
 
 def _flower() -> Iterator[str]:
-    from fedsieve.flower.app.settings import AppConfig
+    from fedsieve.flower.app.project import AppConfig
 
     yield "\n## A Flower app\n\nWhat `flwr run -c 'NAME=VALUE'` sets in an app that `fedsieve flower app` wrote."
     yield from _table(AppConfig, "", "-", [*AppConfig().run_config()])

@@ -9,7 +9,7 @@ import pytest
 
 from fedsieve import InputError
 from fedsieve.data.storage import append, read_file, read_json, remove_leftovers, replacing, write
-from fedsieve.flower.app.local_data import _file
+from fedsieve.flower.app.client import _file
 
 SURPRISES = [
     b"",

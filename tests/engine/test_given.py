@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from fedsieve import Dataset, Task, local, open_run, pool
 from fedsieve.cli import app
-from fedsieve.flower.app.settings import AppConfig
-from fedsieve.flower.app.template import write_app
+from fedsieve.flower.app.project import AppConfig, write_app
 from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
@@ -118,7 +117,7 @@ def test_the_command_line_takes_a_recipe_of_objects(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["run", recipe, "--out", out, "-s", "task.partition=lda:1.0"])
     assert "(lda:1.0), 120 training examples" in ran.output, ran.output
     with pytest.raises(InputError, match=r"gives another model at every call.* give task.model as a function, or seed"):
-        write_app(tmp_path / "app", AppConfig(recipe=recipe), "")
+        write_app(tmp_path / "app", AppConfig(recipe=recipe))
     # the network's first weights, which the recipe draws at every call, are of no consequence
     told = CliRunner().invoke(app, ["predict", out, "test:0-9", "--recipe", recipe])
     assert "accuracy" in told.output, told.output

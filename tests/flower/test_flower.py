@@ -18,7 +18,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import SimulatedNodes, grid_engine, inline, make_client_app
-from fedsieve.flower.engine.client_memory import ClientMemory
+from fedsieve.flower.engine.client import ClientMemory
 from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.methods import FedAvg
 from fedsieve.server.admission import Fixed

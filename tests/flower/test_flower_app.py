@@ -25,12 +25,10 @@ from fedsieve import cli
 from fedsieve.engine.messages import Messages
 from fedsieve.flower.app import simulation as simulation
 from fedsieve.flower.app import superlink
-from fedsieve.flower.app.client import worker_for
-from fedsieve.flower.app.local_data import InputSpec, load_local_data
+from fedsieve.flower.app.client import InputSpec, load_local_data, worker_for
+from fedsieve.flower.app.project import AppConfig, message_key, read_config, write_app
 from fedsieve.flower.app.server import run_name, server_federation
-from fedsieve.flower.app.settings import AppConfig, message_key, read_config
 from fedsieve.flower.app.superlink import unproxied
-from fedsieve.flower.app.template import write_app
 from fedsieve.flower.engine import NodeContext
 from fedsieve.runs.schema import inputs_of
 from fedsieve.types import InputError
@@ -43,7 +41,7 @@ DIGITS = InputSpec(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,))
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # Flower's
 def test_a_written_app_is_one_of_flowers(tmp_path: Path) -> None:
     config = AppConfig(recipe="zerofl.digits", settings="rounds=3", out=str(tmp_path / "run"), min_clients=2)
-    write_app(tmp_path / "app", config, "a licence")
+    write_app(tmp_path / "app", config)
     project, warnings = load_and_validate(tmp_path / "app/pyproject.toml")
     assert not warnings
     assert read_config(project["tool"]["flwr"]["app"]["config"]) == config
@@ -88,7 +86,7 @@ def test_mistakes_are_named_before_anything_is_written(arguments: list[str], lin
 def test_an_app_does_not_go_where_something_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(InputError, match="is there already: name a new folder"):
-        write_app(tmp_path, AppConfig(recipe="zerofl.digits"), "")
+        write_app(tmp_path, AppConfig(recipe="zerofl.digits"))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +318,7 @@ def test_flowers_processes_reach_loopback_without_a_proxy() -> None:
 def test_a_recipe_that_bundles_leave_out_leaves_no_half_written_app(tmp_path: Path) -> None:
     for name in ("test_mine.py", "mine_test.py", "server_app.py"):
         with pytest.raises(InputError, match=f"need the name {name} or leave it out"):
-            write_app(tmp_path / "app", AppConfig(recipe=f"{tmp_path}/{name}:recipe"), "")
+            write_app(tmp_path / "app", AppConfig(recipe=f"{tmp_path}/{name}:recipe"))
         assert not (tmp_path / "app").exists()
 
 

@@ -15,9 +15,9 @@ from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import grid_engine, make_client_app
+from fedsieve.flower.engine.exchange import SuperNodes
 from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.flower.engine.messages import to_content
-from fedsieve.flower.engine.nodes import SuperNodes
 from fedsieve.methods import FedAvg
 from fedsieve.types import InputError
 from methods_under_test import METHODS
@@ -43,7 +43,7 @@ ABOUT = {"run": "0123456789abcdef"}
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsieve.flower.engine.nodes.PAUSE", 0.001)
+    monkeypatch.setattr("fedsieve.flower.engine.exchange.PAUSE", 0.001)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -98,7 +98,7 @@ class Watched(Deployment):
 def test_who_waits_for_an_absent_supernode_has_all_of_a_rounds_time_afterwards(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsieve.flower.engine.nodes.MEETING", 0.3)
+    monkeypatch.setattr("fedsieve.flower.engine.exchange.MEETING", 0.3)
     monkeypatch.setattr(Watched, "ttls", [])
     federation = open_run(tiny_run(FedAvg(), rounds=2, per_round=6))
     grid = Watched(federation, tmp_path, range(5))
@@ -151,7 +151,7 @@ class Late(Deployment):
 def test_a_supernode_that_is_waited_for_is_asked_again_after_a_while(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsieve.flower.engine.nodes.AGAIN", 0.05)
+    monkeypatch.setattr("fedsieve.flower.engine.exchange.AGAIN", 0.05)
     federation = open_run(tiny_run(FedAvg(), rounds=1, per_round=6))
     grid = Late(federation, tmp_path, [0, 1, 2, 3, 4, "not yet"])
     (final,) = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(), pause=0))

@@ -30,13 +30,12 @@ def app_command(
     execution: Execution,
 ) -> None:
     """Write a Flower app that runs a recipe: `flwr run DIR` takes it to a simulation or to a deployment."""
-    from fedsieve.flower.app.settings import AppConfig
-    from fedsieve.flower.app.template import licence, write_app
+    from fedsieve.flower.app.project import AppConfig, write_app
     from fedsieve.recipes import load_recipe
 
     settings = set_ or []
     execution.quorum.check(load_recipe(recipe, settings))
     out = str(Path(execution.out or folder / "run").absolute())
     config = AppConfig(**asdict(execution) | {"out": out}, recipe=recipe, settings=shlex.join(settings))
-    write_app(folder, config, licence())
+    write_app(folder, config)
     typer.echo(f"wrote {folder}: see {folder / 'README.md'}")

@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 
 def server_app(here: Path) -> ServerApp:
     """Return the ServerApp of the app whose modules lie in ``here``."""
-    from fedsieve.flower import engine as flower
+    from flwr.serverapp import ServerApp
+
     from fedsieve.flower.app.server import serve
 
-    return flower.make_server_app(partial(serve, here))
+    app = ServerApp()
+    app.main()(partial(serve, here))
+    return app
 
 
 def client_app(here: Path) -> ClientApp:
     """Return the ClientApp of the app whose modules lie in ``here``."""
-    from fedsieve.flower import engine as flower
     from fedsieve.flower.app.client import worker_for
+    from fedsieve.flower.engine import make_client_app
 
-    return flower.make_client_app(partial(worker_for, here))
+    return make_client_app(partial(worker_for, here))

@@ -36,7 +36,8 @@ def run_guarded() -> None:
     command, folder = sys.argv[1:], None
     if command[0] == REMOVE:
         folder, command = command[1], command[2:]
-    _adopt()
+    with suppress(OSError, AttributeError):  # be the parent of whatever loses its own below, where a system can do that
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not select.select([0], [], [], LOOK)[0]:
         pass
@@ -44,12 +45,6 @@ def run_guarded() -> None:
     if folder and select.select([0], [], [], 0)[0] and not os.read(0, 1):
         shutil.rmtree(folder, ignore_errors=True)
     sys.exit(process.wait())
-
-
-def _adopt() -> None:
-    """Be the parent of whatever loses its own below this process, where the system can do that."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -74,11 +69,11 @@ def descendants(pid: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found, new = set[int](), {pid}
+    below, new = set[int](), {pid}
     while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return sorted(found)
+        new = {child for child, parent in parents.items() if parent in new} - below
+        below |= new
+    return sorted(below)
 
 
 def alive(pid: int) -> bool:

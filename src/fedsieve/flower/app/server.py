@@ -1,4 +1,4 @@
-"""The server's half of the app: the ordinary loop, in an ordinary run directory, over what carries letters."""
+"""The server's half of the app: the ordinary loop, in an ordinary run directory, over Flower's grid."""
 
 from __future__ import annotations
 
@@ -8,44 +8,55 @@ import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedsieve.data.storage import read_json, write_json
 from fedsieve.engine import Federation
-from fedsieve.flower.app.settings import AppConfig, message_key, read_config
-from fedsieve.flower.engine.server import ServerContext
+from fedsieve.flower.app.project import AppConfig, message_key, read_config
+from fedsieve.flower.engine import SimulatedNodes, SuperNodes, grid_engine, simulation_key
+from fedsieve.flower.private import is_simulated
 from fedsieve.runs.progress import show_run
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import MANIFEST, inputs_of, row_of
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
 
+if TYPE_CHECKING:
+    from flwr.app import Context
+    from flwr.serverapp import Grid
+
 NAME = "flower.json"
-"""Holds the run's random name: letters are bound to it, and SuperNodes keep their clients' memories under it."""
+"""Holds the run's random name: messages are bound to it, and SuperNodes keep their clients' memories under it."""
 ENDED = "FEDSIEVE_ENDED"
 """Names the file that says how the run ended, for whoever started Flower: its own exit codes do not."""
+PENDING = 32
+"""Messages under way at once in a simulation, which holds them all in one process's memory."""
 
 
-def serve(here: Path, carrier: ServerContext) -> None:
+def serve(here: Path, grid: Grid, context: Context) -> None:
     """Run to the end, and say how it ended."""
     try:
-        _serve(here, carrier)
+        _serve(here, grid, context)
     except BaseException as error:
-        said = str(error) if isinstance(error, InputError) else of_machine(error)
-        _say(said or f"{type(error).__name__}: {error}")
+        line = str(error) if isinstance(error, InputError) else of_machine(error)
+        _say(line or f"{type(error).__name__}: {error}")
         raise
     _say("")
 
 
-def _serve(here: Path, carrier: ServerContext) -> None:
-    config = read_config(carrier.config)
+def _serve(here: Path, grid: Grid, context: Context) -> None:
+    config, key = read_config(context.run_config), simulation_key(context.run_id) if is_simulated(grid) else None
     if not config.out:
         raise InputError("""no run directory: name one on the server's machine, -c 'out="/srv/fedsieve/run1"'""")
     out, about = Path(config.out).expanduser(), dict[str, str]()
-    federation = replace(server_federation(config, here), key=message_key(carrier.key), name=run_name(out))
+    federation = replace(server_federation(config, here), key=message_key(key), name=run_name(out))
     config.quorum.check(federation.run)
-    engine = carrier.engine(federation, config.quorum, about)
+    if key is None:
+        engine = grid_engine(grid, SuperNodes(grid, federation, about), config.quorum, pause=0.5)
+    else:
+        engine = grid_engine(grid, SimulatedNodes(grid, about), config.quorum, PENDING)
     execution = replace(config, engine="flower", resume=config.resume and (out / MANIFEST).exists())
     rounds = record_run(out, federation, engine, config.recipe, execution)
     write_json(out / NAME, {"run": federation.name})
@@ -67,10 +78,10 @@ def server_federation(config: AppConfig, here: Path) -> Federation:
 def run_name(out: Path) -> str:
     """Return what nodes know the run of a directory by, drawn where it has none. Raises InputError if it is damaged."""
     path, remedy = out / NAME, "put back what stood there, or choose another out"
-    found = read_json(path, remedy)
-    if found is None:
+    content = read_json(path, remedy)
+    if content is None:
         return secrets.token_hex(16)
-    name = found.get("run")
+    name = content.get("run")
     if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{32}", name):
         raise InputError(f"{path} is damaged: {remedy}")
     return name

@@ -15,10 +15,9 @@ from typing import Any
 
 from fedsieve.data.storage import read_json, write
 from fedsieve.engine import Federation
+from fedsieve.flower.app.project import AppConfig, write_app
 from fedsieve.flower.app.server import ENDED
-from fedsieve.flower.app.settings import AppConfig
 from fedsieve.flower.app.superlink import SuperLink, last_line, superlink
-from fedsieve.flower.app.template import licence, write_app
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import check_directory
 from fedsieve.runs.schema import MANIFEST, read_rows
@@ -39,7 +38,7 @@ def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[dict[str, 
     with _home(Path(config.out)) as home:
         ended = home / "ended.json"
         rows = read_rows(Path(config.out))
-        write_app(home / "app", config, licence())
+        write_app(home / "app", config)
         ray = os.environ.get("RAY_ADDRESS") or "local"  # without it, any cluster that happens to run on this machine
         with superlink(home, {ENDED: str(ended), "RAY_ADDRESS": ray}) as link:
             started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
@@ -66,7 +65,7 @@ def _federation(nodes: int, workers: int) -> str:
 
 def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the rounds after ``last`` until the run has ended."""
-    asked, silent = time.monotonic(), 0
+    last_question, silent = time.monotonic(), 0
     while True:
         over = ended.exists()
         for row in read_rows(out):
@@ -77,9 +76,9 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
             break
         if link.process.poll() is not None:
             raise InputError(f"Flower's SuperLink died: {last_line(link.log)} (see {out / LOG}); --resume goes on")
-        if time.monotonic() - asked > ASK:
+        if time.monotonic() - last_question > ASK:
             status = _status(link, run)
-            asked, silent = time.monotonic(), silent + 1 if status is None else 0
+            last_question, silent = time.monotonic(), silent + 1 if status is None else 0
             if not ended.exists():
                 _check(status, silent, f"{last_line(link.log)} (see {out / LOG}); --resume goes on")
         time.sleep(LOOK)
@@ -90,10 +89,10 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
 def _status(link: SuperLink, run: str) -> str | None:
     """Return what Flower says of a run; None if it says nothing."""
     try:
-        told = link.flwr("list", "--run-id", run, seconds=ASK)
+        answer = link.flwr("list", "--run-id", run, seconds=ASK)
     except InputError:
         return None
-    return next((str(one.get("status")) for one in told.get("runs", []) if str(one.get("run-id")) == str(run)), None)
+    return next((str(one.get("status")) for one in answer.get("runs", []) if str(one.get("run-id")) == str(run)), None)
 
 
 def _check(status: str | None, silent: int, known: str) -> None:

@@ -52,17 +52,17 @@ class SuperLink:
         command = [script("flwr"), *arguments, "--format", "json"]
         ask = partial(subprocess.run, capture_output=True, text=True, check=False)
         try:
-            done = ask(command, env=self.environment, cwd=self.home, timeout=seconds)
+            process = ask(command, env=self.environment, cwd=self.home, timeout=seconds)
         except subprocess.TimeoutExpired:
             raise InputError(f"flwr {arguments[0]} gave no answer in {seconds:g} s: {last_line(self.log)}") from None
-        start = done.stdout.find("{")
+        start = process.stdout.find("{")
         try:
-            answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
+            answer: dict[str, Any] = json.loads(process.stdout[start:]) if start >= 0 else {}
         except ValueError:
             answer = {}
-        if done.returncode or not answer or answer.get("success") is False:
-            said = answer.get("error-message") or (done.stderr or done.stdout).strip()
-            raise InputError(f"flwr {arguments[0]} failed: {said}")
+        if process.returncode or not answer or answer.get("success") is False:
+            reason = answer.get("error-message") or (process.stderr or process.stdout).strip()
+            raise InputError(f"flwr {arguments[0]} failed: {reason}")
         return answer
 
 

@@ -1,8 +1,9 @@
-"""The client's function inside a ClientApp."""
+"""The client's function inside a ClientApp, and what a SuperNode's client remembers between rounds."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,11 +15,15 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from fedsieve.data.storage import write
 from fedsieve.engine.engines import Worker, run_client
-from fedsieve.flower.engine.client_memory import ClientMemory
+from fedsieve.engine.rollback import DEPTH
 from fedsieve.flower.engine.messages import get_bytes, get_config, to_content
 from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors
 from fedsieve.types import InputError
+
+VERSIONS = DEPTH + 2
+"""Versions kept: of the rounds that a server may go back, the one before, and one to spare."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def make_client_app(worker_for: WorkerFor) -> ClientApp:
 
 
 def simulation_key(run_id: int) -> bytes:
-    """Return what a simulation's letters are sealed with: it guards nothing, since all of it is one user's."""
+    """Return what a simulation's messages are sealed with: it guards nothing, since all of it is one user's."""
     return hashlib.sha256(f"fedsieve simulation {run_id}".encode()).digest()
 
 
@@ -64,22 +69,23 @@ def _or_error(do: Callable[[Message, Context], Message], message: Message, conte
 def _train(worker_for: WorkerFor, message: Message, context: Context) -> Message:
     """Be a client for one round."""
     content = message.content
-    payload, sent_memory = get_bytes(content, "letter"), get_bytes(content, "memory")
+    payload, memory = get_bytes(content, "message"), get_bytes(content, "memory")
     config = get_config(content)
     t, client = int(config.pop("round")), int(config.pop("client"))
     if payload is None:
         raise ValueError("the server's message holds no letter")
     node = _place(context, config)
-    if sent_memory is not None:
-        reply, memory = run_client(worker_for(node), t, client, payload, sent_memory)
-        return Message(to_content({"letter": reply, "memory": memory}), reply_to=message)
+    if memory is not None:
+        reply, memory = run_client(worker_for(node), t, client, payload, memory)
+        return Message(to_content({"message": reply, "memory": memory}), reply_to=message)
     if client != node.node.get("partition-id"):
         raise ValueError(f"asked to be client {client}, which this SuperNode is not")
-    memories = ClientMemory(_folder(node), str(node.about.get("run")), client)
+    folder = Path(str(node.node.get("memory") or get_flwr_home() / "fedsieve")).expanduser()
+    memories = ClientMemory(folder, str(node.about.get("run")), client)
     reply, memory = run_client(worker_for(node), t, client, payload, memories.before(t))
     if memory:
         memories.keep(t, memory)
-    return Message(to_content({"letter": reply}), reply_to=message)
+    return Message(to_content({"message": reply}), reply_to=message)
 
 
 def _identify(worker_for: WorkerFor, message: Message, context: Context) -> Message:
@@ -95,15 +101,37 @@ def _identify(worker_for: WorkerFor, message: Message, context: Context) -> Mess
 
 
 def _place(context: Context, about: Mapping[str, Any]) -> NodeContext:
-    return NodeContext(context.run_config, context.node_config, about, this_simulation_key(context.run_id))
-
-
-def this_simulation_key(run_id: int) -> bytes | None:
-    """Return the simulation's key if this is a Ray worker, else None."""
+    """Return where a message is answered; the key is a simulation's in a worker of Ray's."""
     ray = sys.modules.get("ray")
-    return simulation_key(run_id) if ray is not None and ray.is_initialized() else None
+    key = simulation_key(context.run_id) if ray is not None and ray.is_initialized() else None
+    return NodeContext(context.run_config, context.node_config, about, key)
 
 
-def _folder(node: NodeContext) -> Path:
-    """Return where this SuperNode's memories are: its ``memory``, else Flower's own folder."""
-    return Path(str(node.node.get("memory") or get_flwr_home() / "fedsieve")).expanduser()
+class ClientMemory:
+    """The memories of one client in one run, each after a round."""
+
+    def __init__(self, folder: Path, run: str, client: int):
+        if not re.fullmatch(r"[0-9a-f]{8,64}", run):
+            raise ValueError("the server names no run: it is not FedSieve's, or of another version")
+        self.folder = folder / run / str(client)
+
+    def before(self, t: int) -> bytes:
+        """Return what was kept before round ``t``, nothing at the beginning."""
+        known = [r for r in self._rounds() if r < t]
+        return self._path(known[-1]).read_bytes() if known else b""
+
+    def keep(self, t: int, memory: bytes) -> None:
+        """Keep a round's memory, forgetting what came after it in a run that was taken up again."""
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        write(self._path(t), memory, 0o600)
+        rounds = self._rounds()
+        for old in [r for r in rounds if r > t] + [r for r in rounds if r <= t][:-VERSIONS]:
+            self._path(old).unlink(missing_ok=True)
+
+    def _path(self, t: int) -> Path:
+        return self.folder / f"{t:06d}.bin"
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(p.stem) for p in self.folder.glob("*.bin") if p.stem.isdecimal())

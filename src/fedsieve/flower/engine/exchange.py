@@ -1,11 +1,16 @@
-"""Messages through a Flower grid and back: quorum, timeouts, and who was lost and why."""
+"""Messages through a Flower grid and back: which node is which client, quorum, timeouts, who was lost and why.
+
+A simulation's nodes are all alike; a SuperNode is the client that its partition-id names.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -14,27 +19,135 @@ from fedsieve.engine.engines import Engine, Exchange, Quorum, QuorumMissed
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
-from fedsieve.flower.engine.messages import error_line, get_bytes, to_content
-from fedsieve.flower.engine.nodes import Nodes, SimulatedNodes
+from fedsieve.flower.engine.messages import error_line, get_bytes, get_config, to_content
+from fedsieve.server.diagnostics import one_line
+
+PAUSE = 0.5
+MEETING = 300.0
+"""Seconds that a new SuperNode has to say who it is: it starts a process and reads its data for that."""
+AGAIN = 30.0
+"""Seconds after which one that could not say it is asked again while it is waited for."""
+
+
+class Nodes(Protocol):
+    """Where clients are."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What every node is told of the run."""
+
+    def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
+        """Return the node of every client that is there; wait for ``enough``, but not longer than ``seconds``."""
+
+
+class SimulatedNodes:
+    """A simulation's nodes: any of them can be any client, so that their number need not be the clients'."""
+
+    def __init__(self, grid: Grid, about: Mapping[str, str] | None = None):
+        self.grid, self.about = grid, {} if about is None else about
+
+    def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
+        """Deal the clients out to the nodes."""
+        deadline = time.monotonic() + seconds
+        while not (nodes := sorted(self.grid.get_node_ids())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return {client: nodes[i % len(nodes)] for i, client in enumerate(clients)} if nodes else {}
+
+
+class SuperNodes:
+    """A deployment's SuperNodes. Each is asked who it is, and told ``about`` the run, until it has said so.
+
+    The first round waits for all of its clients, once there are enough no longer than ``MEETING``. Later ones wait only
+    for as many as make a round: Flower takes a node off its list when it stops to give signs of life, and nobody is to
+    wait for it again until it is back.
+    """
+
+    def __init__(self, grid: Grid, federation: Federation, about: Mapping[str, str]):
+        self.grid, self.federation, self.about = grid, federation, about
+        self.clients = dict[int, int]()
+        self.queries = dict[str, int]()
+        self.met, self.failed = set[int](), dict[int, float]()
+        self.lines = set[str]()
+        self.complete = False
+
+    def find(self, clients: Collection[int], seconds: float, enough: int) -> Mapping[int, int]:
+        """Return the nodes of the clients that are connected."""
+        began = time.monotonic()
+        self._forget_failed(before=began)
+        while True:
+            self._forget_failed(before=time.monotonic() - AGAIN)
+            self._meet()
+            nodes = {client: node for node, client in self.clients.items()}
+            present = {client: nodes[client] for client in clients if client in nodes}
+            waited, patience = time.monotonic() - began, 0.0 if self.complete else MEETING
+            if len(present) == len(clients) or waited > seconds or (len(present) >= enough and waited >= patience):
+                self.complete = self.complete or len(present) >= enough
+                return present
+            self._say(f"waiting for the SuperNodes of clients {', '.join(map(str, sorted({*clients} - {*present})))}")
+            time.sleep(PAUSE)
+
+    def _forget_failed(self, before: float) -> None:
+        """Let those be asked again who could not say who they are when they were asked before a time."""
+        again = {node for node, when in self.failed.items() if when <= before}
+        self.met -= again
+        self.failed = {node: when for node, when in self.failed.items() if node not in again}
+
+    def _meet(self) -> None:
+        """Ask the new nodes who they are, hear those that have said it, and forget those that have gone."""
+        here = set(self.grid.get_node_ids())
+        self.clients = {node: client for node, client in self.clients.items() if node in here}
+        content: Any = to_content({}, self.about)
+        for new in sorted(here - self.met):
+            query = Message(content, new, MessageType.QUERY, ttl=MEETING)
+            self.queries |= {id_: new for id_ in self.grid.push_messages([query]) if id_}
+        self.met = here
+        while self.queries and (replies := [*self.grid.pull_messages([*self.queries])]):
+            for reply in replies:
+                node = self.queries.pop(reply.metadata.reply_to_message_id, None)
+                if node in here and (why := self._refused(node, reply)):
+                    self.failed[node] = time.monotonic()
+                    self._say(f"SuperNode {node} takes no part: {one_line(why)}")
+
+    def _refused(self, node: int, reply: Message) -> str:
+        """Register a node, or return why not."""
+        if reply.has_error():
+            return error_line(reply.error)
+        config, clients = get_config(reply.content), self.federation.run.task.clients
+        client, examples = config.get("client"), config.get("examples")
+        if not isinstance(client, int) or not isinstance(examples, int) or not 0 <= client < clients or examples < 0:
+            return f"its partition-id must be from 0 to {clients - 1}, it says {client}"
+        if client in self.clients.values():
+            return f"another one has partition-id {client} already"
+        self.clients[node] = client
+        if self.federation.own is not None:
+            self.federation.own[client] = examples
+        return ""
+
+    def _say(self, line: str) -> None:
+        """Print a line, once."""
+        if line not in self.lines:
+            self.lines.add(line)
+            print(f"fedsieve: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def grid_engine(grid: Grid, nodes: Nodes, quorum: Quorum, at_once: int = 0, pause: float = 0.05) -> Engine:
-    """Carry letters over ``grid`` to ``nodes``, at most ``at_once`` under way (0: all), looking every ``pause`` s."""
+    """Carry messages over ``grid`` to ``nodes``, at most ``at_once`` under way (0: all), looking every ``pause`` s."""
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Failure]]:
             answers, needed = _Answers(messages), quorum.needed(len(messages))
+            exchanged_memory = memory if isinstance(nodes, SimulatedNodes) else None
             for _ in range(quorum.attempts):
                 missing = [*answers.missing]
                 wanting = needed - len(messages) + len(missing)
-                found = nodes.find(missing, quorum.round_timeout, wanting)
-                answers.lose(missing, "its SuperNode is not connected")
-                if len(found) < wanting:  # who is there would train for nothing
+                places = nodes.find(missing, quorum.round_timeout, wanting)
+                answers.lost |= dict.fromkeys(missing, Failure("its SuperNode is not connected"))
+                if len(places) < wanting:  # who is there would train for nothing
                     continue
                 deadline = time.monotonic() + quorum.round_timeout
-                asked = _Attempt(grid, t, found, messages, nodes.about, _memory(nodes, memory), deadline)
-                for client, answer in asked.answers(at_once, pause):
+                attempt = _Attempt(grid, t, places, messages, nodes.about, exchanged_memory, deadline)
+                for client, answer in attempt.answers(at_once, pause):
                     answers.put(client, answer)
                     yield from answers.ready()
                 if len(messages) - len(answers.missing) >= needed:
@@ -48,15 +161,11 @@ def grid_engine(grid: Grid, nodes: Nodes, quorum: Quorum, at_once: int = 0, paus
     return engine
 
 
-def _memory(nodes: Nodes, memory: Memory) -> Memory | None:
-    return memory if isinstance(nodes, SimulatedNodes) else None
-
-
-def _too_few(t: int, asked: int, lost: Mapping[int, Failure], quorum: Quorum) -> str:
+def _too_few(t: int, clients: int, lost: Mapping[int, Failure], quorum: Quorum) -> str:
     first = min(lost)
     return (
-        f"round {t}: {asked - len(lost)} of {asked} clients answered in {quorum.attempts} attempts, "
-        f"{quorum.needed(asked)} are needed (client {first}: {lost[first].reason}): the model is as it was; mend the "
+        f"round {t}: {clients - len(lost)} of {clients} clients answered in {quorum.attempts} attempts, "
+        f"{quorum.needed(clients)} are needed (client {first}: {lost[first].reason}): the model is as it was; mend the "
         "clients and go on with --resume, or lower min-clients"
     )
 
@@ -68,10 +177,6 @@ class _Answers:
         self.due = deque(clients)
         self.missing = dict.fromkeys(self.due)
         self.early, self.lost = dict[int, bytes](), dict[int, Failure]()
-
-    def lose(self, clients: Iterable[int], reason: str) -> None:
-        """Note that clients have not answered, as far as is known."""
-        self.lost |= dict.fromkeys(clients, Failure(reason))
 
     def put(self, client: int, answer: bytes | Failure) -> None:
         """Take an answer, or why there is none."""
@@ -100,19 +205,19 @@ class _Attempt:
         self,
         grid: Grid,
         t: int,
-        found: Mapping[int, int],
+        nodes: Mapping[int, int],
         payloads: Mapping[int, bytes],
         about: Mapping[str, str],
         memory: Memory | None,
         deadline: float,
     ):
-        self.grid, self.t, self.found, self.payloads, self.deadline = grid, t, found, payloads, deadline
+        self.grid, self.t, self.nodes, self.payloads, self.deadline = grid, t, nodes, payloads, deadline
         self.about, self.memory = about, memory
         self.pending = dict[str, int]()
 
     def answers(self, at_once: int, pause: float) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield every client's answer as it comes, or why there is none."""
-        todo = deque(self.found)
+        todo = deque(self.nodes)
         while todo or self.pending:
             while todo and not (at_once and len(self.pending) >= at_once):
                 if lost := self._send(client := todo.popleft()):
@@ -121,7 +226,7 @@ class _Attempt:
             replies = [*self.grid.pull_messages([*self.pending])] if self.pending else []
             for reply in replies:
                 if (client := self.pending.pop(reply.metadata.reply_to_message_id, -1)) >= 0:
-                    yield client, self._taken(client, reply)
+                    yield client, self._payload(client, reply)
             if over:
                 late = Failure("no answer within the round's time: raise round-timeout if it was at work")
                 yield from ((client, late) for client in [*todo, *self.pending.values()])
@@ -130,22 +235,22 @@ class _Attempt:
                 time.sleep(pause)
 
     def _send(self, client: int) -> Failure | None:
-        parts = {"letter": self.payloads[client]}
+        parts = {"message": self.payloads[client]}
         if self.memory is not None:
             parts["memory"] = self.memory.get(client, b"")
         content = to_content(parts, {**self.about, "round": self.t, "client": client})
         left = max(self.deadline - time.monotonic(), 1.0)
-        message = Message(content, self.found[client], MessageType.TRAIN, group_id=str(self.t), ttl=left)
+        message = Message(content, self.nodes[client], MessageType.TRAIN, group_id=str(self.t), ttl=left)
         ids = [*self.grid.push_messages([message])]
         if not ids or not ids[0]:
             return Failure("Flower did not take the message to it")
         self.pending[ids[0]] = client
         return None
 
-    def _taken(self, client: int, reply: Message) -> bytes | Failure:
+    def _payload(self, client: int, reply: Message) -> bytes | Failure:
         if reply.has_error():
             return Failure(error_line(reply.error))
-        payload = get_bytes(reply.content, "letter")
+        payload = get_bytes(reply.content, "message")
         if payload is None:
             return Failure("its answer holds no letter")
         memory = get_bytes(reply.content, "memory")

@@ -13,8 +13,7 @@ from fedsieve.engine.engines import Engine, Exchange, Quorum, Worker, check_devi
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.flower.engine.client import make_client_app
-from fedsieve.flower.engine.exchange import grid_engine
-from fedsieve.flower.engine.nodes import SimulatedNodes
+from fedsieve.flower.engine.exchange import SimulatedNodes, grid_engine
 from fedsieve.flower.private import FlowerRun, give_identity
 from fedsieve.kernels.dispatch import check_choice
 

@@ -1,4 +1,4 @@
-"""What a Flower message holds: a letter, in a simulation the client's memory, and an order, which is plain numbers."""
+"""What a Flower message holds: FedSieve's, in a simulation the client's memory, and an order of plain numbers."""
 
 from __future__ import annotations
 

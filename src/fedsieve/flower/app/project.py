@@ -1,17 +1,27 @@
-"""Write a Flower app: settings, licence, and two modules that call FedSieve."""
+"""A Flower app as a project on disk: its run config, which ``flwr run -c`` changes, and the files that are written.
+
+The run config is a recipe, its settings, and how it is executed; the files are that, a licence, and two modules that
+call FedSieve.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
-from importlib.metadata import version
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import files, version
 from pathlib import Path
+from typing import Any
 
 from fedsieve.data.storage import write
+from fedsieve.engine import Federation, Run
 from fedsieve.engine.federation import described
-from fedsieve.flower.app.settings import AppConfig
+from fedsieve.recipes import load_recipe
+from fedsieve.runs.execution import Execution, execution_options
 from fedsieve.types import InputError
+from fedsieve.wire.authentication import key_of_run
 
 PACKAGE = "fedsieve_app"
 
@@ -65,7 +75,55 @@ The run directory, on the server's machine, is `out`. `flwr run` ends with 0 wha
 """
 
 
-def write_app(folder: Path, config: AppConfig, licence: str) -> None:
+@dataclass(frozen=True)
+class AppConfig(Execution):
+    """A recipe and how it is executed, as a Flower app's two halves read it from the app's run config."""
+
+    recipe: str = ""
+    """A built-in recipe, or ``file.py:function`` of a file beside the app's modules."""
+    settings: str = ""
+    """``name=value`` as after ``-s``, apart by blanks, quoted as in a shell."""
+
+    def run_config(self) -> dict[str, Any]:
+        """Return the run config: its keys and their values."""
+        return {name.replace("_", "-"): getattr(self, name) for name in _DEFAULTS}
+
+    def run(self, here: Path) -> Run:
+        """Return the recipe's run; its own file is looked for in ``here``. Raises InputError."""
+        recipe = str(here / self.recipe) if ".py:" in self.recipe else self.recipe
+        return load_recipe(recipe, shlex.split(self.settings))
+
+    def federation(self, here: Path) -> Federation:
+        """Return the run with the recipe's own data. Raises InputError."""
+        return self.open(self.run(here))
+
+
+_DEFAULTS: dict[str, Any] = {"recipe": "", "settings": ""}
+_DEFAULTS |= {option.name: option.default for option in execution_options("flower")}
+
+
+def read_config(keys: Mapping[str, Any]) -> AppConfig:
+    """Return what an app's run config says. Raises InputError for values of a wrong kind, and where no recipe is."""
+    values: dict[str, Any] = {}
+    for name, default in _DEFAULTS.items():
+        key, kind = name.replace("_", "-"), type(default)
+        value = keys.get(key, None if name == "recipe" else default)
+        if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            must = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise InputError(f"-c {key} must be {must}, got {value!r}")
+        values[name] = value
+    return AppConfig(**values)
+
+
+def message_key(simulations: bytes | None) -> bytes:
+    """Return what messages are sealed with: a simulation's key, or else that of the environment. Raises InputError.
+
+    A simulation takes none from the environment: a cluster's workers have that of whoever started Ray.
+    """
+    return key_of_run() if simulations is None else simulations
+
+
+def write_app(folder: Path, config: AppConfig) -> None:
     """Write an app into a new folder. Raises InputError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder")
@@ -82,20 +140,20 @@ def write_app(folder: Path, config: AppConfig, licence: str) -> None:
         **names,
         name=re.sub("[^a-z0-9]+", "-", f"fedsieve-{config.recipe}".lower()).strip("-"),
         description=json.dumps(f"{config.recipe}, run by FedSieve over Flower."),
-        config=_toml(config),
+        config="\n".join(f"{name} = {json.dumps(value)}" for name, value in config.run_config().items()),
         fedsieve=version("fedsieve"),
         flwr=version("flwr"),
     )
     write(folder / "pyproject.toml", text.encode())
     write(folder / "README.md", README.format(**names).encode())
-    write(folder / "LICENSE", licence.encode())
+    write(folder / "LICENSE", _licence().encode())
 
 
 def _check_name(config: AppConfig) -> None:
     """Raise InputError for a recipe's file that could not be in a bundle."""
     name = Path(config.recipe.rsplit(":", 1)[0]).name
-    taken = ("__init__.py", "server_app.py", "client_app.py")
-    if ".py:" in config.recipe and (name in taken or name.startswith("test_") or name.endswith("_test.py")):
+    names = ("__init__.py", "server_app.py", "client_app.py")
+    if ".py:" in config.recipe and (name in names or name.startswith("test_") or name.endswith("_test.py")):
         raise InputError(f"Flower's bundles need the name {name} or leave it out: rename the recipe's file")
 
 
@@ -121,15 +179,9 @@ def _with_recipe(package: Path, config: AppConfig) -> AppConfig:
     return replace(config, recipe=f"{file.name}:{function}")
 
 
-def _toml(config: AppConfig) -> str:
-    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.run_config().items())
-
-
-def licence() -> str:
+def _licence() -> str:
     """Return the licence that FedSieve has, which is the app's too."""
-    from importlib.metadata import files
-
-    found = [path for path in files("fedsieve") or [] if path.name == "LICENSE"]
-    return (
-        found[0].read_text() if found else "Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
-    )
+    for path in files("fedsieve") or []:
+        if path.name == "LICENSE":
+            return path.read_text()
+    return "Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
