@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from command_line import CommandLine, Printed
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import library
 
 DATA = os.environ.get("FEDSIEVE_DATA")
 

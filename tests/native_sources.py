@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsieve.kernels import build
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import build, library
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import fedsieve
-from fedsieve.kernels import build
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import build, library
 
 ROOT = Path(__file__).parent.parent
 BARE = {"PATH": "/nonexistent", "CC": "/nonexistent", "CXX": "/nonexistent", "HOME": "/nonexistent"}

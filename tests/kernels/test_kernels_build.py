@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from fedsieve import InputError
-from fedsieve.kernels import build
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import build, library
 from native_sources import HERE, ROOT, SHARED, SOURCE, python
 
 BUILD = str(ROOT / "src/fedsieve/kernels/build.py")
@@ -62,7 +61,7 @@ def test_what_is_compiled_is_what_can_be_loaded() -> None:
 def test_an_instruction_set_can_be_forced(isa: str, folder: Path) -> None:
     if isa not in HERE:
         pytest.skip("this CPU lacks it")
-    code = "from fedsieve.kernels.runtime.library import *; print(loaded_isa(), load_library()._name)"
+    code = "from fedsieve.kernels.library import *; print(loaded_isa(), load_library()._name)"
     assert python("-c", code, FEDSIEVE_ISA=isa) == f"{isa} {folder}/libfedsieve-{isa}.so\n"
 
 
@@ -80,7 +79,7 @@ def test_the_best_that_is_there_is_taken(folder: Path) -> None:
 def test_threads_are_torchs_even_beside_another_openmp(folder: Path) -> None:
     code = """
 import sklearn.cluster, torch  # brings an OpenMP of its own
-from fedsieve.kernels.runtime.library import get_num_threads, load_library
+from fedsieve.kernels.library import get_num_threads, load_library
 torch.set_num_threads(2)
 print(get_num_threads(), load_library().team(2))
 """
@@ -194,7 +193,7 @@ def test_a_library_that_is_cut_short_is_not_loaded(folder: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import library
 
 path = Path(sys.argv[1])
 whole = path.read_bytes()

@@ -16,10 +16,9 @@ from fedsieve.client.training import params_of, train, train_on_mask
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
-from fedsieve.kernels import loaded_isa, unavailable_reason
+from fedsieve.kernels import library, loaded_isa, unavailable_reason
 from fedsieve.kernels.dispatch import Kernels, multiply_adds, not_worth
-from fedsieve.kernels.graph.layers import Graph
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels.graph import Graph
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
 from fedsieve.runs.execution import Execution

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import reference_ops
 from awkward import STORAGES, awkward_mask, randn
 from fedsieve import InputError
-from fedsieve.kernels import ops, sparse_conv2d, sparse_linear
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import library, ops, sparse_conv2d, sparse_linear
 
 pytestmark = pytest.mark.usefixtures("native")
 MASK, FLAT = awkward_mask("rows", 3, 2, 3, 3), awkward_mask("rows", 3, 4)

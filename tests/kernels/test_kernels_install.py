@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsieve.kernels import build
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import build, library
 from native_sources import ROOT, SHARED, SOURCE, python
 
 
@@ -44,9 +43,9 @@ def test_an_installation_brings_its_libraries(checkout: Path, tmp_path: Path) ->
     python(*PIP, "install", *LOCAL, "--target", str(tmp_path / "site"), str(checkout))
     libraries = {f"libfedsieve-{isa}.so" for isa in build.targets()}
     assert names(tmp_path / "site") == {"abi.cpp", "abi.h"} | libraries
-    code = "from fedsieve.kernels.runtime import library; print(library.__file__, library.unavailable_reason())"
+    code = "from fedsieve.kernels import library; print(library.__file__, library.unavailable_reason())"
     said = python("-c", code, PYTHONPATH=str(tmp_path / "site"), FEDSIEVE_KERNELS_DIR="")
-    assert said == f"{tmp_path}/site/fedsieve/kernels/runtime/library.py None\n"
+    assert said == f"{tmp_path}/site/fedsieve/kernels/library.py None\n"
     assert not list((checkout / "src").rglob("*.so"))
 
 
@@ -54,7 +53,7 @@ def test_an_installation_brings_its_libraries(checkout: Path, tmp_path: Path) ->
 def test_an_installation_without_a_compiler_succeeds(checkout: Path, tmp_path: Path) -> None:
     python(*PIP, "install", *LOCAL, "--target", str(tmp_path / "site"), str(checkout), CXX="/nonexistent")
     assert names(tmp_path / "site") == {"abi.cpp", "abi.h", "unbuilt.txt"}
-    code = "from fedsieve.kernels.runtime import library; print(library.unavailable_reason())"
+    code = "from fedsieve.kernels import library; print(library.unavailable_reason())"
     said = python("-c", code, PYTHONPATH=str(tmp_path / "site"), FEDSIEVE_KERNELS_DIR="")
     assert "no C++ compiler found (/nonexistent);" in said
 

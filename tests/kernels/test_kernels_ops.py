@@ -8,8 +8,8 @@ from torch import Tensor
 import reference_ops
 from awkward import STORAGES, awkward_mask, randn, within
 from fedsieve.kernels import ops
+from fedsieve.kernels.abi import FeatureMap
 from fedsieve.kernels.lower.index import SMALL, SparseIndex
-from fedsieve.kernels.runtime.abi import FeatureMap
 
 pytestmark = pytest.mark.usefixtures("native")
 SIZES = (0, 1, 7, 15, 16, 17, 65)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedsieve.client.models import MODELS
 from fedsieve.kernels import Predictor, unavailable_reason
 from fedsieve.kernels import predictor as module
-from fedsieve.kernels.graph.fuse import FusedProduct, fuse_batchnorm
-from fedsieve.kernels.graph.trace import read_graph
+from fedsieve.kernels.graph import FusedProduct, fuse_batchnorm
+from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError
 
 pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedsieve.client.models import MODELS
-from fedsieve.kernels import Trainer
+from fedsieve.kernels import Trainer, library
 from fedsieve.kernels.lower import weights
 from fedsieve.kernels.lower.swat import SwatProduct
-from fedsieve.kernels.runtime import library
 from fedsieve.sparse.layers import swat_
 from nets import NETS
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained

@@ -13,7 +13,7 @@ from fedsieve.client.training import Training, params_of, sgd
 from fedsieve.engine import Round
 from fedsieve.kernels import dispatch, unavailable_reason
 from fedsieve.kernels.dispatch import Kernels
-from fedsieve.kernels.graph.layers import Graph
+from fedsieve.kernels.graph import Graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.recipes import load_recipe

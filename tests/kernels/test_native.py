@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsieve.kernels import build
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import build, library
 
 DRIVERS = sorted((Path(__file__).parents[1] / "native").glob("*.cpp"))
 CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsieve.kernels import library
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph.layers import FallbackLayer, Graph, ProductLayer
-from fedsieve.kernels.graph.trace import read_graph
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels.graph import FallbackLayer, Graph, ProductLayer
+from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 from fedsieve.sparse.policy import weight_layers

@@ -13,12 +13,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.abi import DotOp, LossOp, NormBackwardOp, NormOp, SgdOp, address
 from fedsieve.kernels.checks import boolean_mask, floats, in_place, integer, labels, refuse, size_after
-from fedsieve.kernels.graph.recognise import Window
+from fedsieve.kernels.graph import Window
 from fedsieve.kernels.lower.index import norm_op, pool_op
 from fedsieve.kernels.lower.single_op import SingleOp, SingleProduct, Storage
-from fedsieve.kernels.runtime.abi import DotOp, LossOp, NormBackwardOp, NormOp, SgdOp, address
-from fedsieve.kernels.runtime.program import Program
+from fedsieve.kernels.program import Program
 from fedsieve.types import InputError
 
 Optional: TypeAlias = Tensor | None

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from fedsieve.kernels import library
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph.fuse import fuse_batchnorm
-from fedsieve.kernels.graph.trace import read_graph
+from fedsieve.kernels.graph import fuse_batchnorm
 from fedsieve.kernels.lower.inference import BlockPass, ForwardPass, SinglePass
-from fedsieve.kernels.runtime import library
-from fedsieve.kernels.runtime.program import run_each
+from fedsieve.kernels.program import run_each
+from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError
 
 STORAGES = {"fp32": 16, "bf16": 32}

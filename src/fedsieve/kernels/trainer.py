@@ -8,14 +8,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fedsieve.kernels import checks
+from fedsieve.kernels import checks, library
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph.layers import Graph
-from fedsieve.kernels.graph.trace import read_graph
+from fedsieve.kernels.graph import Graph
 from fedsieve.kernels.lower.training import TrainingStep
 from fedsieve.kernels.lower.weights import Weights
-from fedsieve.kernels.runtime import library
-from fedsieve.kernels.runtime.arena import trim_memory
+from fedsieve.kernels.program import trim_memory
+from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedsieve.kernels.runtime import library
+from fedsieve.kernels import library
 
 
 def describe_environment() -> dict[str, Any]:

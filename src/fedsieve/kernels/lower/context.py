@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from fedsieve.kernels.graph.layers import Graph, Value
+from fedsieve.kernels.abi import NormBackwardOp, WideOp, address
+from fedsieve.kernels.graph import Graph, Value
 from fedsieve.kernels.lower.selection import Scratch, Selection
 from fedsieve.kernels.lower.weights import Weights
-from fedsieve.kernels.runtime.abi import NormBackwardOp, WideOp, address
-from fedsieve.kernels.runtime.arena import Arena, Buffer
+from fedsieve.kernels.program import Arena, Buffer
 
 T = TypeVar("T")
 

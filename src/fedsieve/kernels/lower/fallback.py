@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.abi import FeatureMap, PackOp
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph.layers import FallbackLayer, Value
+from fedsieve.kernels.graph import FallbackLayer, Value
 from fedsieve.kernels.lower.context import StepContext
-from fedsieve.kernels.runtime.abi import FeatureMap, PackOp
-from fedsieve.kernels.runtime.program import Program, Step
+from fedsieve.kernels.program import Program, Step
 
 
 class Fallback:

@@ -7,9 +7,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.graph.recognise import Window
-from fedsieve.kernels.runtime.abi import WORDS, FeatureMap, GatherOp, MapPointer, NormOp, PoolOp, address
-from fedsieve.kernels.runtime.program import native
+from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, MapPointer, NormOp, PoolOp, address
+from fedsieve.kernels.graph import Window
+from fedsieve.kernels.library import native
 
 SMALL = 8
 """The widest map whose border is worth leaving out of a 3x3 kernel's products."""

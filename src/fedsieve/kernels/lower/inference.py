@@ -8,11 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.graph.fuse import FusedProduct
-from fedsieve.kernels.graph.layers import Graph, Layer, NormLayer, PoolLayer, Value
-from fedsieve.kernels.graph.recognise import Window
-from fedsieve.kernels.lower.index import SparseIndex, norm_op, pool_op
-from fedsieve.kernels.runtime.abi import (
+from fedsieve.kernels.abi import (
     WORDS,
     ConvolutionOp,
     CopyOp,
@@ -27,7 +23,9 @@ from fedsieve.kernels.runtime.abi import (
     WindowOp,
     address,
 )
-from fedsieve.kernels.runtime.arena import Arena, Buffer
+from fedsieve.kernels.graph import FusedProduct, Graph, Layer, NormLayer, PoolLayer, Value, Window
+from fedsieve.kernels.lower.index import SparseIndex, norm_op, pool_op
+from fedsieve.kernels.program import Arena, Buffer
 
 COPY = Window(1, 1, 0, 0)
 """The window that changes nothing."""

@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from fedsieve.kernels.graph.layers import ProductLayer
+from fedsieve.kernels.abi import DotOp, FeatureMap, GatherOp, PruneOp, address
+from fedsieve.kernels.graph import ProductLayer
 from fedsieve.kernels.lower.context import StepContext
 from fedsieve.kernels.lower.index import SparseIndex
 from fedsieve.kernels.lower.selection import Selection
 from fedsieve.kernels.lower.weights import MaskedWeights
-from fedsieve.kernels.runtime.abi import DotOp, FeatureMap, GatherOp, PruneOp, address
-from fedsieve.kernels.runtime.arena import Buffer, trim_memory
+from fedsieve.kernels.program import Buffer, trim_memory
 from fedsieve.sparse.masks import topk_count
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.runtime.abi import KeepOp, PruneOp, TopOp, address
-from fedsieve.kernels.runtime.arena import huge_pages
+from fedsieve.kernels.abi import KeepOp, PruneOp, TopOp, address
+from fedsieve.kernels.program import huge_pages
 
 
 @dataclass

@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.abi import FeatureMap, GatherOp, Operation, PackOp, address
 from fedsieve.kernels.checks import LARGEST, boolean_mask, floats, integer, is_bf16, size_after
 from fedsieve.kernels.lower.index import SparseIndex
-from fedsieve.kernels.runtime.abi import FeatureMap, GatherOp, Operation, PackOp, address
-from fedsieve.kernels.runtime.program import Program
+from fedsieve.kernels.program import Program
 from fedsieve.types import InputError
 
 Storage: TypeAlias = Literal["fp32", "bf16"]

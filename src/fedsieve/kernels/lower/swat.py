@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from ctypes import pointer
 
-from fedsieve.kernels.graph.layers import ProductLayer
+from fedsieve.kernels.abi import Candidates, KeepOp, TopOp, WideOp, address
+from fedsieve.kernels.graph import ProductLayer
 from fedsieve.kernels.lower.context import StepContext
 from fedsieve.kernels.lower.product import Product
 from fedsieve.kernels.lower.selection import Selection
 from fedsieve.kernels.lower.weights import SwatWeights
-from fedsieve.kernels.runtime.abi import Candidates, KeepOp, TopOp, WideOp, address
-from fedsieve.kernels.runtime.arena import Buffer
+from fedsieve.kernels.program import Buffer
 from fedsieve.sparse.masks import topk_count
 
 CACHE = 400_000

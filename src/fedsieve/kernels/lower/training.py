@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import torch
 
-from fedsieve.kernels.graph.layers import (
+from fedsieve.kernels.abi import CopyOp, LossOp, NormBackwardOp, NormOp, PackOp, PoolOp, SgdOp, TakeOp, address
+from fedsieve.kernels.graph import (
     FallbackLayer,
     FlattenLayer,
     Graph,
@@ -26,9 +27,7 @@ from fedsieve.kernels.lower.index import norm_op, pool_op
 from fedsieve.kernels.lower.product import MaskedProduct, Product
 from fedsieve.kernels.lower.swat import SwatProduct
 from fedsieve.kernels.lower.weights import MaskedWeights, Weights
-from fedsieve.kernels.runtime.abi import CopyOp, LossOp, NormBackwardOp, NormOp, PackOp, PoolOp, SgdOp, TakeOp, address
-from fedsieve.kernels.runtime.arena import Buffer, trim_memory
-from fedsieve.kernels.runtime.program import Program, Step
+from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
 
 COPY, ADD, FLATTEN, UNFLATTEN = range(4)
 """Modes of a CopyOp."""

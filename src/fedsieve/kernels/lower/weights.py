@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.graph.layers import FallbackLayer, Graph, NormLayer, ProductLayer
+from fedsieve.kernels.abi import address
+from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, ProductLayer
+from fedsieve.kernels.library import native
 from fedsieve.kernels.lower.index import SparseIndex
-from fedsieve.kernels.runtime.abi import address
-from fedsieve.kernels.runtime.arena import huge_pages, lazy_zeros
-from fedsieve.kernels.runtime.program import native
+from fedsieve.kernels.program import huge_pages, lazy_zeros
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
 from fedsieve.sparse.masks import topk_count
 

@@ -1,4 +1,4 @@
-// The C interface of the kernels: plain structures, one entry point. Mirrored, field by field, by kernels/runtime/abi.py.
+// The C interface of the kernels: plain structures, one entry point. Mirrored, field by field, by kernels/abi.py.
 //
 // A map is an activation tensor as [channels][blocks][height + 2 halo][width + 2 halo][16 words], samples innermost.
 // A word is 32 bits: one float (a block is 16 samples), or two bfloat16 (a block is 32 samples: sample i in the upper

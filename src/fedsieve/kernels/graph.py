@@ -1,15 +1,28 @@
-"""The layers of a model as the kernels see it: those that they know, and those that PyTorch runs."""
+"""A model's layers as the kernels see them: those that they know, and those that PyTorch runs; fused for inference.
+
+What stands behind a product (BatchNorm, a sum, a ReLU) then becomes part of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from fedsieve.kernels.graph.recognise import Window
+
+@dataclass(frozen=True)
+class Window:
+    """A pool's geometry; ``average``: 0 for the maximum, 1 for the mean, 2 for that of the part inside the map."""
+
+    kernel: int
+    stride: int
+    padding: int
+    average: int
 
 
 @dataclass(eq=False)
@@ -79,7 +92,6 @@ class NormLayer(Layer):
     """relu(batch_norm(y) + add), each of the three optional; ``inputs`` holds y, and add where there is one."""
 
     module: nn.BatchNorm2d | None = None
-    name: str = ""
     relu: bool = False
 
     @property
@@ -167,3 +179,67 @@ class Graph:
     def maker(self, value: Value) -> Layer | None:
         """Return the layer that gives a value; None for the model's input."""
         return next((layer for layer in self.layers if layer.output is value), None)
+
+
+@dataclass(eq=False)
+class FusedProduct(Layer):
+    """relu(product(x) + bias + add), the last two optional; ``inputs`` holds x, and add where there is one."""
+
+    shape: tuple[int, int, int, int]
+    stride: int
+    padding: int
+    relu: bool
+    bias: Tensor | None
+    values: Tensor
+    """The weight's non-zeros [entries]."""
+    positions: Tensor
+    """Where each stands in the flat weight, int64 [entries], ascending."""
+    indices: dict[tuple[object, ...], Any] = field(default_factory=dict)
+    """Indices of the entries, by the layout of the maps that they are for."""
+
+    @property
+    def kernel(self) -> int:
+        """The kernel's width; 1 for a linear layer."""
+        return self.shape[-1]
+
+
+def fuse_batchnorm(graph: Graph) -> Graph:
+    """Return the graph with running statistics in the products' weights and biases, wherever a product is alone."""
+    fused = Graph(graph.input, graph.output, [])
+    for layer in graph.layers:
+        if isinstance(layer, ProductLayer):
+            weight, bias = layer.module.weight.detach().flatten(), layer.module.bias
+            positions = weight.nonzero().squeeze(1)
+            bias = None if bias is None else bias.detach().clone()
+            geometry = layer.shape, layer.stride, layer.padding, layer.relu
+            values = weight[positions]
+            fused.layers.append(FusedProduct(layer.inputs, layer.output, *geometry, bias, values, positions))
+        elif isinstance(layer, NormLayer) and (product := _fusible(graph, fused, layer)):
+            fused.layers.remove(product)
+            fused.layers.append(_fuse(product, layer))
+        else:
+            fused.layers.append(layer)
+    return fused
+
+
+def _fusible(graph: Graph, fused: Graph, norm: NormLayer) -> FusedProduct | None:
+    """Return the product that a norm can become part of: it gives one of its terms, and to nobody else."""
+    for value in norm.inputs[: 1 if norm.module else 2]:
+        maker = fused.maker(value)
+        alone = len(graph.users(value)) == 1 and norm.inputs.count(value) == 1 and value is not graph.output
+        if isinstance(maker, FusedProduct) and alone and not maker.relu and len(maker.inputs) == 1:
+            return maker
+    return None
+
+
+def _fuse(product: FusedProduct, norm: NormLayer) -> FusedProduct:
+    """Return a product with what stands behind it: its sum, its ReLU, and the running statistics of its BatchNorm."""
+    inputs = product.inputs + [value for value in norm.inputs if value is not product.output]
+    product = replace(product, inputs=inputs, output=norm.output, relu=norm.relu)
+    if norm.module is None:
+        return product
+    mean, variance = (running.double() for running in norm.running)
+    scale = norm.module.weight.detach().double() / (variance + norm.module.eps).sqrt()
+    mean = mean - (0 if product.bias is None else product.bias.double())
+    values = product.values * scale[product.positions // torch.Size(product.shape[1:]).numel()]
+    return replace(product, bias=(norm.module.bias.detach() - mean * scale).float(), values=values.float())

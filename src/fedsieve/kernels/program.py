@@ -1,4 +1,7 @@
-"""The memory of a program's maps: one arena, in which a buffer's place is another's once its last reader is done."""
+"""Programs: lists of native operations, and of calls of Python in between; and the memory of their maps.
+
+That is one arena, in which a buffer's place is another's once its last reader is done.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,71 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fedsieve.kernels.abi import FeatureMap, Instruction, Operation, address
 from fedsieve.kernels.checks import LARGEST, Unsupported
-from fedsieve.kernels.runtime.abi import FeatureMap, address
-from fedsieve.kernels.runtime.program import Program, Step
+from fedsieve.kernels.library import get_num_threads, native
 
 CACHE_LINE = 64
 """Bytes: maps begin at its multiples."""
 MADV_HUGEPAGE = 14
+Step: TypeAlias = Operation | Callable[[], None]
+"""An operation of the library's, or a call of Python's in between."""
+
+
+@dataclass
+class Program:
+    """A list of steps, run in order: successive native operations are one call."""
+
+    steps: list[Step] = field(default_factory=list)
+    keep: list[Any] = field(default_factory=list)
+    """What the operations point to, kept alive."""
+
+    def run(self) -> None:
+        """Run all steps with ``library.get_num_threads()`` threads."""
+        threads = get_num_threads()
+        for call in self.calls:
+            if isinstance(call, tuple):
+                native().fs_run(*call, threads)
+            else:
+                call()
+
+    @cached_property
+    def calls(self) -> list[Any]:
+        """The address and length of each run of native operations, and what Python calls in between."""
+        calls: list[Any] = []
+        batch: list[Operation] = []
+
+        def flush() -> None:
+            if batch:
+                array = (Instruction * len(batch))(*[Instruction(op.kind, ctypes.addressof(op)) for op in batch])
+                self.keep.append((array, list(batch)))
+                calls.append((ctypes.addressof(array), len(batch)))
+                batch.clear()
+
+        for step in self.steps:
+            if isinstance(step, Operation):
+                batch.append(step)
+            else:
+                flush()
+                calls.append(step)
+        flush()
+        return calls
+
+
+def run_each(programs: list[Program]) -> None:
+    """Run programs that are native from end to end, at once: one thread each."""
+    calls = [call for program in programs for call in program.calls]
+    ops, counts = zip(*calls, strict=True)
+    n = len(calls)
+    native().fs_each((c_void_p * n)(*ops), (c_int64 * n)(*counts), n, min(n, get_num_threads()))
 
 
 class Buffer(FeatureMap):

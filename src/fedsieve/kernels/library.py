@@ -10,11 +10,13 @@ import ctypes
 import os
 import platform
 import struct
+from ctypes import c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from fedsieve.kernels.abi import Operation
 from fedsieve.types import InputError
 
 ABI = 4
@@ -52,6 +54,22 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
+@cache
+def native() -> ctypes.CDLL:
+    """Return the library, its functions typed and its structures checked against ours."""
+    lib = load_library()
+    lib.fs_run.argtypes = [c_void_p, c_int64, c_int]
+    lib.fs_run.restype = lib.fs_each.restype = None
+    lib.fs_each.argtypes = [c_void_p, c_void_p, c_int64, c_int]
+    lib.fs_size.restype = c_int64
+    for name, numbers, lists in (("fs_entries", 6, 3), ("fs_transposed", 8, 4)):
+        getattr(lib, name).restype = None
+        getattr(lib, name).argtypes = [c_void_p] + [c_int64] * numbers + [c_void_p] * lists
+    for kind in Operation.__subclasses__():
+        assert lib.fs_size(kind.kind) == ctypes.sizeof(kind), kind.__name__
+    return lib
+
+
 def unavailable_reason() -> str | None:
     """Return in one line why there are no kernels; None where there are. Raises InputError if FEDSIEVE_ISA is wrong."""
     library = _find_library()
@@ -80,7 +98,7 @@ def _find_library() -> ctypes.CDLL | str:
         return f"this CPU ({platform.machine()}) is not supported"
     if wanted and wanted not in here:
         return f"FEDSIEVE_ISA={wanted}: this CPU lacks it; it has {', '.join(here)}"
-    folder = Path(os.environ.get("FEDSIEVE_KERNELS_DIR") or Path(__file__).parents[1] / "native")
+    folder = Path(os.environ.get("FEDSIEVE_KERNELS_DIR") or Path(__file__).parent / "native")
     names = [wanted] if wanted else here
     there = [name for name in names if _path(folder, name).is_file()]
     return _opened(_path(folder, there[0]), there[0]) if there else _absent(folder, names)
@@ -139,6 +157,6 @@ def _one_openmp() -> bool:
 def _openmp(library: ctypes.CDLL) -> int | None:
     """Return the address of a function of OpenMP, as a library sees it."""
     try:
-        return ctypes.cast(library.omp_get_max_threads, ctypes.c_void_p).value
+        return ctypes.cast(library.omp_get_max_threads, c_void_p).value
     except AttributeError:
         return None

@@ -1,1 +1,0 @@
-"""What runs operations: the native library, its structures, programs, and the memory of their maps."""
