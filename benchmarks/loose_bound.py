@@ -25,7 +25,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
 from fedsieve.recipes import load_recipe, recipes
-from fedsieve.server.admission import FEW, Loose
+from fedsieve.server.robust import FEW, Loose
 from fedsieve.types import Tree, rng
 from fedsieve.types.contract import norms_of
 

@@ -22,10 +22,10 @@ from private_table import POPULATIONS, RESULTS, table
 from fedsieve import Run, local, open_run
 from fedsieve.cli.bench.clock import machine
 from fedsieve.methods import FLASH, FedAvg, Private
+from fedsieve.methods.private import Release, epsilon
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
-from fedsieve.server.privacy import Release, epsilon
 
 
 def runs() -> dict[str, Run]:

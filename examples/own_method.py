@@ -13,8 +13,7 @@ from fedsieve import Device, Expected, Method, Run, ServerState, Sparse, Update
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.recipes.presets import PRESETS
 from fedsieve.server.aggregate import added, mean, tensors
-from fedsieve.sparse.policy import check_share
-from fedsieve.types import RoundContext, Tree
+from fedsieve.types import RoundContext, Tree, check_interval
 from fedsieve.types.contract import expect_changes
 
 
@@ -25,7 +24,7 @@ class RandomMask(Method[ServerState]):
     density: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("density", self.density, zero=False)
+        check_interval("density", self.density, "(0, 1]")
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""

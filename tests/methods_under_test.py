@@ -19,7 +19,7 @@ from fedsieve.methods import (
     TopK,
     ZeroFL,
 )
-from fedsieve.server.optimizer import Adam
+from fedsieve.server.aggregate import Adam
 from fedsieve.types import Method
 
 METHODS: dict[str, Method[Any]] = {

@@ -19,7 +19,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import RoundMetrics
 from fedsieve.engine.setup import open_run
-from fedsieve.server.admission import Fixed, Multiple, Off
+from fedsieve.server.robust import Fixed, Multiple, Off
 from fedsieve.types import RoundContext, Tree
 from fedsieve.types.contract import ContractError, Expected, Part, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode

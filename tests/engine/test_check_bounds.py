@@ -19,7 +19,7 @@ from fedsieve.methods import FedAvg
 from fedsieve.recipes.settings import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
-from fedsieve.server.admission import Bound, Fixed, Loose, Multiple, Off
+from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
 from fedsieve.types.contract import Expected, Norms, Whole, expect_weights
 from oracles.lies import Told, changed, flipped

@@ -16,7 +16,7 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import read_rows
-from fedsieve.server.diagnostics import check_diagnostics, read_diagnostics
+from fedsieve.server.admission import check_diagnostics, read_diagnostics
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode
 from oracles.lies import BESIDE

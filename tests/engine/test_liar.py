@@ -14,7 +14,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
-from fedsieve.server.admission import Off
+from fedsieve.server.robust import Off
 from fedsieve.types import RoundContext, Tree
 from methods_under_test import KINDS, METHODS
 from oracles.lies import Act, Told, changed, largest, values_of

@@ -23,7 +23,7 @@ from fedsieve.runs import checkpoints, recorder
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.schema import read_rows
-from fedsieve.server.admission import Off
+from fedsieve.server.robust import Off
 from fedsieve.types import Tree
 from fedsieve.types.contract import Norms
 from methods_under_test import METHODS, kinds_first

@@ -21,7 +21,7 @@ from fedsieve.flower.engine import SimulatedNodes, grid_engine, inline, make_cli
 from fedsieve.flower.engine.client import ClientMemory
 from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.methods import FedAvg
-from fedsieve.server.admission import Fixed
+from fedsieve.server.robust import Fixed
 from fedsieve.types import InputError, rng
 from methods_under_test import METHODS, kinds_first
 from tiny import assert_same, tiny_run

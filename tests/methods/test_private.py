@@ -16,12 +16,10 @@ from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, Private, TopK
-from fedsieve.methods.private import TooFew
+from fedsieve.methods.private import Release, TooFew, epsilon
 from fedsieve.report import report
 from fedsieve.runs.recorder import record_run
-from fedsieve.server.admission import Multiple
-from fedsieve.server.privacy import Release, epsilon
-from fedsieve.server.robust import Clipped, Median, Trimmed
+from fedsieve.server.robust import Clipped, Median, Multiple, Trimmed
 from fedsieve.types import InputError, RoundContext, Update, flatten, rng
 from tiny import PlainNet, TinyNet, tiny_run
 
@@ -222,6 +220,6 @@ def test_what_would_not_be_private_or_never_train_is_refused_before_a_run_begins
 
 
 def test_without_the_accountant_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsieve.server.privacy.find_spec", lambda name: None)
+    monkeypatch.setattr("fedsieve.methods.private.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install '\.\[dp\]'"):
         last(tiny_run(METHODS["pdst"]))

@@ -10,7 +10,7 @@ from fedsieve.engine import Run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, TopK, ZeroFL
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.papers import Published, published, published_of
-from fedsieve.server.optimizer import Adam, Average
+from fedsieve.server.aggregate import Adam, Average
 
 TABLES = {
     "zerofl_table1": 90,

@@ -4,7 +4,7 @@ import pytest
 
 from fedsieve.methods import FedAvg, Swat, ZeroFL
 from fedsieve.recipes.settings import apply_settings
-from fedsieve.server.optimizer import Adam
+from fedsieve.server.aggregate import Adam
 from fedsieve.types import InputError
 from tiny import tiny_run
 

@@ -19,10 +19,8 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.settings import apply_settings
-from fedsieve.server.admission import Bound, Multiple, Off
-from fedsieve.server.aggregate import mean
-from fedsieve.server.masked import MaskedState
-from fedsieve.server.robust import Clipped, Mean, Median, Plain, Trimmed, robust_updates
+from fedsieve.server.aggregate import MaskedState, mean
+from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, robust_updates
 from fedsieve.types import Tree, flatten
 from fedsieve.types.contract import Expected, Whole, expect_weights
 from methods_under_test import METHODS, kinds_first

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsieve.server.aggregate import mean
-from fedsieve.server.optimizer import Adam, Average
+from fedsieve.server.aggregate import Adam, Average, mean
 from fedsieve.types import InputError, Sparse, Update
 
 

@@ -31,7 +31,7 @@ from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
 from fedsieve.kernels.dispatch import Kernels, check_choice
-from fedsieve.server.diagnostics import read_diagnostics
+from fedsieve.server.admission import read_diagnostics
 from fedsieve.types import InputError, Tree, Update, rng
 from fedsieve.wire import Body, decode, encode
 

@@ -16,8 +16,7 @@ from fedsieve.client.models import MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition
-from fedsieve.server.admission import Bound, Loose
-from fedsieve.server.robust import Mean, Plain
+from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.types import InputError, Method, RoundContext, check_interval, rng
 
 LATER = {"later": True}

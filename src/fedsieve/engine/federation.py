@@ -23,7 +23,8 @@ from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, hold_out
 from fedsieve.engine.experiment import NO_DATASET, Run
-from fedsieve.server.admission import Admission, Loose, Off
+from fedsieve.server.admission import Admission
+from fedsieve.server.robust import Loose, Off
 from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
 from fedsieve.types import Data, Device, InputError, rng
 from fedsieve.types.method import expected_of

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import dense_bytes, mean, tensors
-from fedsieve.server.optimizer import Adam, Average, ServerOptimizer
+from fedsieve.server.aggregate import Adam, Average, ServerOptimizer, dense_bytes, mean, tensors
 from fedsieve.types import Device, Method, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 

@@ -18,9 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
-from fedsieve.server.aggregate import Weighting, mean, mean_over_holders
-from fedsieve.server.masked import MaskedState, step_on_mask
-from fedsieve.server.optimizer import Average, ServerOptimizer
+from fedsieve.server.aggregate import (
+    Average,
+    MaskedState,
+    ServerOptimizer,
+    Weighting,
+    mean,
+    mean_over_holders,
+    step_on_mask,
+)
 from fedsieve.sparse.masks import (
     ExcessRule,
     GrowthShare,
@@ -32,8 +38,8 @@ from fedsieve.sparse.masks import (
     recalibrate,
     scatter_values,
 )
-from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update
+from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update, check_interval
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights
 
 
@@ -53,8 +59,7 @@ class _TwoStages(Method[MaskedState]):
                 f"the warm-up needs a c_d of 1 and an E_d of 2 at least (masks move between epochs), got {self.c_d} "
                 f"and {self.E_d}"
             )
-        if not 0 <= self.p < 1:
-            raise InputError(f"p must lie in [0, 1), got {self.p}")
+        check_interval("p", self.p, "[0, 1)")
 
     @property
     @abstractmethod
@@ -81,8 +86,8 @@ class _TwoStages(Method[MaskedState]):
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the stage, the values on a device class's mask, and what the mask is drawn from."""
         tier = context.tier if self.tiers else 0
-        sent = gather_values(state.params, state.mask_of(tier))
-        return {"stage": float(state.stage), "tier": float(tier), "mask": state.mask_spec(tier), "params": sent}
+        values = gather_values(state.params, state.mask_of(tier))
+        return {"stage": float(state.stage), "tier": float(tier), "mask": state.mask_spec(tier), "params": values}
 
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
@@ -115,7 +120,7 @@ class FLASH(_TwoStages):
     server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
-        check_share("density", self.density, zero=False)
+        check_interval("density", self.density, "(0, 1]")
         super().__post_init__()
 
     @property
@@ -156,7 +161,7 @@ class HeteroFLASH(_TwoStages):
 
     def __post_init__(self) -> None:
         for d in self.densities:
-            check_share("densities", d, zero=False)
+            check_interval("densities", d, "(0, 1]")
         if not self.densities or any(a <= b for a, b in zip(self.densities, self.densities[1:], strict=False)):
             raise InputError(f"densities must fall from tier to tier, got {self.densities}")
         super().__post_init__()
@@ -212,16 +217,16 @@ def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthS
 def _sensing(state: MaskedState) -> Expected:
     """Expect the density of every layer after DNR: no layer is empty, and in all they keep what they started with."""
     sizes = torch.tensor([state.params[name].numel() for name in state.sparse], dtype=torch.float64)
-    kept = partial(_kept, sizes, int(state.counts[0].sum()))
-    return Expected({"sensed": Whole(1 / sizes, 1 / sizes, 1.0, counts=False)}, rule=kept)
+    rule = partial(_wrong_total, sizes, int(state.counts[0].sum()))
+    return Expected({"sensed": Whole(1 / sizes, 1 / sizes, 1.0, counts=False)}, rule=rule)
 
 
-def _kept(sizes: Tensor, allowed: int, tree: Tree) -> str | None:
+def _wrong_total(sizes: Tensor, allowed: int, tree: Tree) -> str | None:
     """Return what is wrong with the number of weights that sensitivities stand for, or None."""
     sensed = tree["sensed"]
     assert isinstance(sensed, Tensor)
-    kept = float(sensed @ sizes)
-    return None if abs(kept - allowed) < 0.5 else f"sensed keeps {kept:.6g} weights, where {allowed} are allowed"
+    total = float(sensed @ sizes)
+    return None if abs(total - allowed) < 0.5 else f"sensed keeps {total:.6g} weights, where {allowed} are allowed"
 
 
 def _stage2(

@@ -31,8 +31,20 @@ from fedsieve.sparse.masks import (
     to_sparse,
     unpack_bits,
 )
-from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
+from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.types import (
+    Device,
+    InputError,
+    Mask,
+    Method,
+    Params,
+    RoundContext,
+    ServerState,
+    Sparse,
+    Tree,
+    Update,
+    check_interval,
+)
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -71,9 +83,8 @@ class NST(Method[NSTState]):
     policy: str = "flash"
 
     def __post_init__(self) -> None:
-        check_share("density", self.density, zero=False)
-        if not 0 <= self.p < 1:
-            raise InputError(f"p must lie in [0, 1), got {self.p}")
+        check_interval("density", self.density, "(0, 1]")
+        check_interval("p", self.p, "[0, 1)")
 
     @property
     def name(self) -> str:
@@ -94,10 +105,8 @@ class NST(Method[NSTState]):
         """Draw the common mask, and keep the fresh model's weights on it; independent masks need all of them."""
         params, names = params_of(model), select_weights(self.policy, model)
         like = {name: params[name] for name in names}
-        seed, counts = (
-            torch.randint(2**62, (), generator=rng),
-            layer_counts(uniform_densities(names, self.density), params),
-        )
+        seed = torch.randint(2**62, (), generator=rng)
+        counts = layer_counts(uniform_densities(names, self.density), params)
         if self.first_mask == "common":
             mask = dict(random_masks(int(seed), counts, like))
         else:
@@ -111,10 +120,10 @@ class NST(Method[NSTState]):
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the client's own mask, learn it on the way, remember it, and send the weights on it."""
-        sent = down["params"]
-        if not isinstance(sent, Mapping):
+        params = down["params"]
+        if not isinstance(params, Mapping):
             raise InputError("the message holds no parameters")
-        load_(device.model, tensors(sent))
+        load_(device.model, tensors(params))
         metrics, mask = train_on_mask(device, self._own(down["mask"], device), self.rates(device), self.share)
         device.memory |= pack_bits(mask)
         return Update(to_sparse(params_of(device.model), mask), len(device.data), metrics)
@@ -123,8 +132,8 @@ class NST(Method[NSTState]):
         """Return the prune rate after those steps that change the mask: the epochs' ends, or an only one's middle."""
         epoch, steps = epoch_ends(device)
         if self.decay == "run":
-            done = (device.round - 1) * steps
-            return {s: self.p * (1 - (done + s) / (device.rounds * steps)) for s in range(epoch, steps + 1, epoch)}
+            start, end = (device.round - 1) * steps, device.rounds * steps
+            return {s: self.p * (1 - (start + s) / end) for s in range(epoch, steps + 1, epoch)}
         updates = range(epoch, steps, epoch) if device.epochs > 1 else [max(1, epoch // 2)]
         return {s: self.p * (1 - s / steps) for s in updates}
 
@@ -161,9 +170,9 @@ def _joined(updates: Iterable[Update], union: Mask) -> Iterator[Update]:
     """Pass the updates on, adding their masks to the union."""
     for update in updates:
         for name, own in union.items():
-            sent = update.tree.get(name)
-            if isinstance(sent, Sparse):
-                own.view(-1)[sent.index] = True
+            value = update.tree.get(name)
+            if isinstance(value, Sparse):
+                own.view(-1)[value.index] = True
         yield update
 
 

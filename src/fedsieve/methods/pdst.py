@@ -14,12 +14,10 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train_on_mask
-from fedsieve.server.aggregate import Weighting
-from fedsieve.server.masked import MaskedState, step_on_mask
-from fedsieve.server.optimizer import Average, ServerOptimizer
+from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting, step_on_mask
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
-from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.types import Device, Method, RoundContext, Tree, Update
+from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.types import Device, Method, RoundContext, Tree, Update, check_interval
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -34,7 +32,7 @@ class PDST(Method[MaskedState]):
     server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
-        check_share("density", self.density, zero=False)
+        check_interval("density", self.density, "(0, 1]")
 
     @property
     def target_density(self) -> float:

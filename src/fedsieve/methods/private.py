@@ -4,26 +4,49 @@ McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models"
 a whole, every client counts alike); Kairouz et al. 2021, "The Distributed Discrete Gaussian Mechanism for Federated
 Learning with Secure Aggregation", Sec. 1 (the clients add the noise, a share each, so that the sum has it). On a frozen
 mask (FLASH, PDST) clip and noise fall on the mask's values alone, and all clients send vectors of one length.
+
+How much privacy the rounds have spent is for Google's accountant to say (the extra ``dp``); there is none of our own. A
+client is protected as a whole: epsilon bounds what exchanging all data of one client can change. Sampling is as
+FedSieve's: a fixed number of clients without replacement (Wang, Balle and Kasiviswanathan 2019, Theorem 27). Exchanging
+an update of norm at most C for another moves the sum by up to 2 C, so that a noise of z C is z / 2 of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsieve.server.aggregate import mean
-from fedsieve.server.privacy import EPSILON, REHEARSED, Release, check_accountant, epsilon
-from fedsieve.types import Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.types import (
+    Device,
+    Expected,
+    InputError,
+    Method,
+    Params,
+    RoundContext,
+    ServerState,
+    Tree,
+    Update,
+    check_interval,
+)
 from fedsieve.types.contract import Whole, is_statistic
+from fedsieve.types.errors import install
 from fedsieve.types.method import expected_of
+
+EPSILON, REHEARSED = "epsilon", "epsilon_rehearsed"
+"""Columns of a run's rows: what holds, and what would hold if the noise did not come from the run's seed."""
+ORDERS = (1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+"""Renyi orders that are tried: epsilon is the best of them, so fewer never claim more."""
 
 
 class TooFew(UserWarning):
@@ -49,11 +72,9 @@ class Private(Method[Any]):
     is a rehearsal, which repeats and protects nobody."""
 
     def __post_init__(self) -> None:
-        for name in ("clip", "noise"):
-            if not 0 < getattr(self, name) < 1e6:
-                raise InputError(f"{name} must lie in (0, 1e6), got {getattr(self, name)}")
-        if not 0 < self.delta < 1:
-            raise InputError(f"delta must lie in (0, 1), got {self.delta}")
+        check_interval("clip", self.clip, "(0, 1e6)")
+        check_interval("noise", self.noise, "(0, 1e6)")
+        check_interval("delta", self.delta, "(0, 1)")
         if self.cohort < 1:
             raise InputError(f"cohort must be at least 1, got {self.cohort}")
         if (self.inner.tiers or 1) > 1:
@@ -92,9 +113,9 @@ class Private(Method[Any]):
             raise InputError(
                 f"{statistics[0]}: running statistics would drown in noise; take a model without BatchNorm"
             )
-        if chosen := expected_of(self.inner, state, RoundContext()).client_chosen():
+        if names := expected_of(self.inner, state, RoundContext()).client_chosen():
             raise InputError(
-                f"every client of {self.inner.name} chooses its own positions ({chosen[0]}): take flash, pdst"
+                f"every client of {self.inner.name} chooses its own positions ({names[0]}): take flash, pdst"
             )
         return state
 
@@ -105,8 +126,7 @@ class Private(Method[Any]):
     def client(self, down: Tree, device: Device) -> Update:
         """Train as without privacy; answer with a change that is clipped and noised, and with no metrics."""
         update = self.inner.client(down, device)
-        sent = down.get("params", down)
-        before = {name: _base(sent, name, value) for name, value in update.tree.items()}
+        before = {name: _base(down, name, value) for name, value in update.tree.items()}
         change = {name: value - before[name] for name, value in _tensors(update.tree)}
         shorter = self.clip / max(self.clip, _norm(change))
         noise = torch.Generator().manual_seed(secrets.randbits(63)) if self.secret else device.rng
@@ -124,7 +144,7 @@ class Private(Method[Any]):
         plain = expected_of(self.inner, state, context)
         whole = {name: entry for name, entry in plain.tree.items() if isinstance(entry, Whole)}
         down = self.broadcast(state, context)
-        before = {name: _base(down.get("params", down), name, entry.base) for name, entry in whole.items()}
+        before = {name: _base(down, name, entry.base) for name, entry in whole.items()}
         entries = {name: Whole(entry.base, counts=entry.counts) for name, entry in whole.items()}
         rule = partial(_too_long, before, self._longest(sum(v.numel() for v in before.values())))
         return replace(plain, tree={**plain.tree, **entries}, metrics=(), rule=rule)
@@ -143,16 +163,15 @@ class Private(Method[Any]):
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> Any:
         """Take the plain mean of the answers, brought back to values that can be, as the only answer."""
-        every = [0]
-        found = mean(_counted(updates, every), "equal")
-        if every[0] < self.cohort:
-            lost = (
-                f"{every[0]} answers, whose noise is not that of a cohort of {self.cohort}: the model stays as it was"
-            )
-            warnings.warn(lost, TooFew, stacklevel=2)
+        counter = itertools.count()  # of the answers, while they stream by
+        average = mean((update for update, _ in zip(updates, counter, strict=False)), "equal")
+        if (answers := next(counter)) < self.cohort:
+            why = f"{answers} answers, whose noise is not that of a cohort of {self.cohort}: the model stays as it was"
+            warnings.warn(why, TooFew, stacklevel=2)
             return state
         plain = expected_of(self.inner, state, context)
-        return self.inner.aggregate(state, [Update({n: _possible(plain, n, v) for n, v in found.items()}, 1)], context)
+        update = Update({name: _possible(plain, name, value) for name, value in average.items()}, 1)
+        return self.inner.aggregate(state, [update], context)
 
     def deploy(self, state: ServerState) -> Params:
         """Ship what is shipped without privacy."""
@@ -176,11 +195,12 @@ def _tensors(tree: Tree) -> Iterable[tuple[str, Tensor]]:
     return ((name, value) for name, value in tree.items() if isinstance(value, Tensor))
 
 
-def _base(sent: object, name: str, value: object) -> Tensor:
+def _base(down: Tree, name: str, value: object) -> Tensor:
     """Return what a client was sent of a tensor that it answers with; zeros where it was sent none."""
     assert isinstance(value, Tensor)
-    found = sent.get(name) if isinstance(sent, Mapping) else None
-    return found if isinstance(found, Tensor) and found.shape == value.shape else torch.zeros_like(value)
+    params = down.get("params", down)
+    base = params.get(name) if isinstance(params, Mapping) else None
+    return base if isinstance(base, Tensor) and base.shape == value.shape else torch.zeros_like(value)
 
 
 def _norm(change: Mapping[str, Tensor]) -> float:
@@ -195,15 +215,40 @@ def _too_long(before: Mapping[str, Tensor], longest: float, tree: Tree) -> str |
     return f"its norm {norm:.4g} is above the {longest:.4g} that clip and noise come to"
 
 
-def _counted(updates: Iterable[Update], every: list[int]) -> Iterable[Update]:
-    for update in updates:
-        every[0] += 1
-        yield update
-
-
 def _possible(plain: Expected, name: str, value: Tensor) -> Tensor:
     """Return a mean within the bounds of what clients send without noise."""
     entry = plain.tree[name]
     assert isinstance(entry, Whole)
     low, high = (torch.as_tensor(bound, dtype=value.dtype) for bound in (entry.least, entry.most))
     return value.clamp(low, high)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Noisy sums that were released: ``clients`` of a ``population``, noise of ``noise`` times the clip, so often."""
+
+    population: int
+    clients: int
+    noise: float
+    times: int
+
+
+def check_accountant() -> None:
+    """Raise InputError unless the accountant is installed."""
+    if find_spec("dp_accounting") is None:
+        raise InputError(f"private training needs an accountant: {install('dp')}")
+
+
+@lru_cache(maxsize=64)
+def epsilon(releases: Iterable[Release], delta: float) -> float:
+    """Return the epsilon at ``delta`` of all ``releases`` together; infinite without noise. Raises InputError."""
+    check_accountant()
+    from dp_accounting import GaussianDpEvent, SampledWithoutReplacementDpEvent
+    from dp_accounting.privacy_accountant import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(ORDERS, NeighboringRelation.REPLACE_ONE)
+    for one in releases:
+        event = GaussianDpEvent(one.noise / 2)
+        accountant.compose(SampledWithoutReplacementDpEvent(one.population, one.clients, event), one.times)
+    return float(accountant.get_epsilon(delta))

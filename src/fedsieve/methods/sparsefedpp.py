@@ -22,8 +22,18 @@ from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import mean, tensors
 from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
 from fedsieve.sparse.masks import drop_zeros, global_top, to_sparse, topk_count
-from fedsieve.sparse.policy import check_share, select_weights
-from fedsieve.types import Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.sparse.policy import select_weights
+from fedsieve.types import (
+    Device,
+    Expected,
+    Method,
+    Params,
+    RoundContext,
+    ServerState,
+    Tree,
+    Update,
+    check_interval,
+)
 from fedsieve.types.contract import expect_weights
 
 
@@ -37,7 +47,7 @@ class TopK(Method[ServerState]):
     policy: str = "all"
 
     def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity, zero=True)
+        check_interval("sparsity", self.sparsity, "[0, 1)")
 
     @property
     def target_density(self) -> float:
@@ -76,7 +86,7 @@ class TopK(Method[ServerState]):
     def pruned(self, state: ServerState) -> Params:
         """Return the aggregate cut to the target density, over all layers together."""
         support = global_top(state.params, state.sparse, 1 - self.sparsity)
-        cut = state.params | {n: state.params[n] * kept for n, kept in support.items()}
+        cut = state.params | {n: state.params[n] * mask for n, mask in support.items()}
         return self.effective(cut, state)
 
     def effective(self, params: Params, state: ServerState) -> Params:
@@ -96,8 +106,7 @@ class SparseFedPP(TopK):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.a <= 10:
-            raise InputError(f"a must lie in [1, 10], got {self.a}")
+        check_interval("a", self.a, "[1, 10]")
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by powerpropagation."""

@@ -16,8 +16,8 @@ from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import dense_bytes, mean, tensors
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.masks import keep_topk
-from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update, check_interval
 from fedsieve.types.contract import Expected, expect_weights
 
 
@@ -33,7 +33,7 @@ class Swat(Method[ServerState]):
     """How the density is shared among the layers: the same for each, or by Erdos-Renyi-kernel."""
 
     def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity, zero=True)
+        check_interval("sparsity", self.sparsity, "[0, 1)")
         if self.period < 1:
             raise InputError(f"period must be at least 1 step, got {self.period}")
 

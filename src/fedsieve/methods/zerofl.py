@@ -21,12 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import added, dense_bytes, mean, tensors
-from fedsieve.server.optimizer import Average, ServerOptimizer
+from fedsieve.server.aggregate import Average, ServerOptimizer, added, dense_bytes, mean, tensors
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.masks import keep_topk, top, topk_count
-from fedsieve.sparse.policy import check_share, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
+from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.types import (
+    Device,
+    InputError,
+    Method,
+    Params,
+    RoundContext,
+    ServerState,
+    Sparse,
+    Tree,
+    Update,
+    check_interval,
+)
 from fedsieve.types.contract import Expected, expect_changes, expect_weights
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
@@ -47,9 +57,8 @@ class ZeroFL(Method[ServerState]):
     server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
-        check_share("sparsity", self.sparsity, zero=True)
-        if not 0 <= self.r_mask <= 1:
-            raise InputError(f"r_mask must lie in [0, 1], got {self.r_mask}")
+        check_interval("sparsity", self.sparsity, "[0, 1)")
+        check_interval("r_mask", self.r_mask, "[0, 1]")
         if self.period < 1:
             raise InputError(f"period must be at least 1 step, got {self.period}")
 
@@ -90,9 +99,9 @@ class ZeroFL(Method[ServerState]):
         if self.upload == "full":
             return dict(after)
         change = {name: w - before[name] for name, w in after.items()}
-        sent = after if self.upload == "top_weights" else change
-        judged = change if self.upload == "top_diff" else after
-        return {n: Sparse.of(v, top(judged[n], self.q)) if n in sparse else v for n, v in sent.items()}
+        values = after if self.upload == "top_weights" else change
+        ranked = change if self.upload == "top_diff" else after
+        return {n: Sparse.of(v, top(ranked[n], self.q)) if n in sparse else v for n, v in values.items()}
 
     def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect weights or changes, of the sparse layers the share q of each."""
@@ -121,5 +130,5 @@ class ZeroFL(Method[ServerState]):
         params, sparse = params_of(model), select_weights(self.policy, model)
         if self.upload == "full":
             return dense_bytes(params)
-        sent = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())
-        return 8.0 * sent + 130.0 * len(model.state_dict())
+        numbers = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())
+        return 8.0 * numbers + 130.0 * len(model.state_dict())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from fedsieve.methods.private import EPSILON, REHEARSED
 from fedsieve.report.configurations import Configuration
 from fedsieve.runs.record import RunRecord
 from fedsieve.runs.units import format_number
-from fedsieve.server.privacy import EPSILON, REHEARSED
 
 ABOUT_NOISE = {
     EPSILON: "",

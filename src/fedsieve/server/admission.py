@@ -1,8 +1,13 @@
 """Which answers the server admits to the mean: those that an honest client could have sent.
 
 A message that parses may still lie. It is checked against what the server knows: whom it sent the model, how many
-examples each client registered, what the method's clients send (``types.contract``), which metrics they report
-(``server.diagnostics``), and how much an update may change (a ``Bound``).
+examples each client registered, what the method's clients send (``types.contract``), and how much an update may change
+(a ``Bound`` of ``server.robust``).
+
+What a client reports of its training beside its update, its diagnostics (metrics, multiply-adds, notes), costs no
+update. ``read_diagnostics`` brings it into the form that the server reads, on either side: a client sends what it
+returns, and the server reads through it what arrives. What is no number is NaN there; the server leaves it out and says
+so.
 """
 
 from __future__ import annotations
@@ -11,12 +16,11 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from statistics import median, median_low
 from typing import Any, TypeAlias
 
-from fedsieve.server.diagnostics import FIELDS, SAVED, Diagnostics, check_diagnostics, one_line, read_diagnostics
-from fedsieve.types import InputError, Tree, Update
-from fedsieve.types.contract import ContractError, Expected, Norms, norms_of
+from fedsieve.server.robust import FEW, Bound, Fixed, Limits, Loose, Multiple, Off, within
+from fedsieve.types import Tree, Update
+from fedsieve.types.contract import ContractError, Expected, Norms, norms_of, printable
 from fedsieve.wire import WireError
 
 Decode: TypeAlias = Callable[[], Tree]
@@ -31,107 +35,19 @@ NORMS = (
     "its largest change",
     "its largest running statistic's change",
 )
-FEW = 3
-"""Of fewer updates one that lies may be the median."""
+FIELDS = ("metrics", "work", "notes")
+SAVED = ("saved_bytes", "saved_nonzero")
+"""The metrics that clients add where masks are measured."""
+LARGEST = 1e30
+"""No metric and no count of work is larger: sums of them stay finite."""
+METRICS = 100
+"""How many metrics of one client are read."""
+REASON, NAME = 300, 60
+"""Characters of a reason, and of a metric's name, that are read."""
 
-Limits: TypeAlias = tuple[float, ...]
-"""Bounds on ``Norms``, as many as there are: the first two, or all."""
-
-
-@dataclass(frozen=True)
-class Off:
-    """No bound on an update's norm."""
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """An update is refused if its weights change by more than ``norm``, or its running statistics by ``statistics``."""
-
-    norm: float = 10.0
-    """The largest Euclidean norm of a change of weights."""
-    statistics: float = 1000.0
-    """The largest Euclidean norm of a change of BatchNorm's running statistics."""
-
-    def __post_init__(self) -> None:
-        check_positive("bound.norm", self.norm)
-        check_positive("bound.statistics", self.statistics)
-
-
-@dataclass(frozen=True)
-class Multiple:
-    """An update is refused if a norm of it is above ``times`` the running median, that of the last ones taken.
-
-    The norms are two, of weights and of running statistics, and each has its median. The first round has none
-    before it: its bound is ``times`` the median of its own norms, the largest left out as long as they are above it.
-    """
-
-    times: float = 3.0
-    """How many times the median a norm may be."""
-    window: int = 100
-    """How many updates the median is taken over."""
-
-    def __post_init__(self) -> None:
-        _check_running(self.times, self.window)
-
-    def limits(self, norms: list[Norms]) -> Limits:
-        """Return the bounds after updates of these norms."""
-        weights, others, *_ = zip(*norms, strict=True)
-        return self.times * median(weights), self.times * median(others)
-
-    def first(self, norms: list[Norms]) -> Limits:
-        """Return the bounds of a first round, whose updates have these norms."""
-        while True:
-            limit = self._first([one[0] for one in norms])
-            limits = limit, self._first([one[1] for one in norms if one[0] <= limit])
-            kept = [one for one in norms if within(one, limits)]
-            if len(kept) == len(norms):
-                return limits
-            norms = kept
-
-    def _first(self, norms: list[float]) -> float:
-        rising = sorted(norms)
-        limits = [self.times * median(rising[: k + 1]) for k in range(len(rising))]
-        return next((limits[k] for k in reversed(range(len(rising))) if rising[k] <= limits[k]), math.inf)
-
-
-@dataclass(frozen=True)
-class Loose:
-    """An update is refused if it changes the model ``times`` as much as is usual, and by more than the model itself.
-
-    That is so much that no honest client does it. It is held of norm and largest element, of weights and of running
-    statistics: usual is the running median of each, that of the last updates taken. Before there are ``FEW`` of them,
-    the bound is ``times`` the model itself, and running statistics, whose scale is the data's, have none. Where most
-    of a round's updates are longer than ever, training went there, and none of them lies: see ``widened``.
-    """
-
-    times: float = 100.0
-    """How many times the median a norm may be."""
-    window: int = 100
-    """How many updates the median is taken over."""
-
-    def __post_init__(self) -> None:
-        _check_running(self.times, self.window)
-
-    def limits(self, norms: list[Norms], model: Norms) -> Limits:
-        """Return the bounds after updates of these norms, for a model of those; a model of zeros counts as 1."""
-        own = [max(1.0, norm) for norm in model]
-        if len(norms) < FEW:
-            return self.times * own[0], math.inf, self.times * own[2], math.inf
-        usual = map(median, zip(*norms, strict=True))
-        return tuple(max(self.times * middle, least) for middle, least in zip(usual, own, strict=True))
-
-    def widened(self, limits: Limits, norms: list[Norms]) -> Limits:
-        """Return a round's bounds, at least ``times`` the median of all its updates, of an even number the lower one.
-
-        So half of them may lie. One update alone widens nothing.
-        """
-        if len(norms) < 2:
-            return limits
-        usual = map(median_low, zip(*norms, strict=True))
-        return tuple(max(limit, self.times * middle) for limit, middle in zip(limits, usual, strict=True))
-
-
-Bound: TypeAlias = Off | Fixed | Multiple | Loose
+Diagnostics: TypeAlias = dict[str, dict[str, Any]]
+"""``metrics`` by name; ``work``, the multiply-adds ``real`` and ``dense``; ``notes``: ``steps``, ``seconds``, whether
+training was ``sparse``, and ``why`` not, a tree whose only name is the reason. Work and notes may be empty."""
 
 
 @dataclass(frozen=True)
@@ -257,11 +173,6 @@ class Admission:
         return Answer(client, Update(tree, n, diagnostics["metrics"]), diagnostics, warnings, norms)
 
 
-def within(norms: Norms, limits: Limits) -> bool:
-    """Tell whether no norm is above its bound."""
-    return all(norm <= limit for norm, limit in zip(norms, limits, strict=False))
-
-
 def _reason(error: Exception) -> str:
     """Return why an answer is refused, in one line."""
     if isinstance(error, ContractError | WireError):
@@ -292,14 +203,82 @@ def _examples(n: object, registered: int) -> int:
     return int(n)
 
 
-def _check_running(times: float, window: int) -> None:
-    if not 1 <= times <= 1e6:
-        raise InputError(f"bound.times must lie in [1, 1e6], got {times}")
-    if window < 1:
-        raise InputError(f"bound.window must be at least 1, got {window}")
+def read_diagnostics(message: Mapping[str, Any]) -> Diagnostics:
+    """Return a client's diagnostics in the form that the server reads, whatever they are."""
+    return {
+        "metrics": _metrics(message.get("metrics")),
+        "work": _work(message.get("work")),
+        "notes": _notes(message.get("notes")),
+    }
 
 
-def check_positive(what: str, norm: float) -> None:
-    """Raise InputError unless a bound on a norm is positive and finite."""
-    if not 0 < norm <= 1e18:
-        raise InputError(f"{what} must be positive and at most 1e18, got {norm}")
+def one_line(text: str, length: int = REASON) -> str:
+    """Return a text as it may be printed: one line of so many characters at most."""
+    return "".join(c if c.isprintable() else "?" for c in text[:length])
+
+
+def check_diagnostics(
+    diagnostics: Diagnostics, known: tuple[str, ...] | None, columns: Collection[str]
+) -> tuple[Diagnostics, tuple[str, ...]]:
+    """Return readable diagnostics without what does not count, and a line on each of those.
+
+    ``known`` are the metrics that the method names (None: any), ``columns`` the names that a metric must not have.
+    """
+    lines, metrics = list[str](), dict[str, float]()
+    for name, value in islice(diagnostics["metrics"].items(), METRICS):
+        if why := _unfit(name, value, known, columns):
+            lines.append(f"its metric {printable(name)} {why}")
+        else:
+            metrics[name] = value
+    if len(diagnostics["metrics"]) > METRICS:
+        lines.append(f"it reports more than {METRICS} metrics: the others are left out")
+    if not diagnostics["work"]:
+        lines.append("its count of multiply-adds is none, and is left out of the sum")
+    if not diagnostics["notes"]:
+        lines.append("its notes on its training are none: steps and seconds are those of the others")
+    return {**diagnostics, "metrics": metrics}, tuple(lines)
+
+
+def _unfit(name: str, value: float, known: tuple[str, ...] | None, columns: Collection[str]) -> str:
+    """Return why a metric is left out; "" if it is not."""
+    if name in columns:
+        return "has the name of a column of rounds.jsonl and is left out: rename it"
+    if known is not None and name not in known:
+        named = *(metric for metric in known if metric not in SAVED), name
+        return f"is none that the method names, and is left out: let expected return Expected(..., metrics={named})"
+    return "is no finite number, and is left out" if math.isnan(value) else ""
+
+
+def _metrics(value: object) -> dict[str, float]:
+    """Return metrics by their names, one more than are read at most."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {one_line(str(name), NAME): _number(one, -LARGEST) for name, one in islice(value.items(), METRICS + 1)}
+
+
+def _work(value: object) -> dict[str, float]:
+    """Return the multiply-adds, real and dense; nothing if one of them is no number."""
+    work = {name: _number(value.get(name)) for name in ("real", "dense")} if isinstance(value, Mapping) else {}
+    return {} if any(map(math.isnan, work.values())) else work
+
+
+def _notes(value: object) -> dict[str, Any]:
+    """Return the notes, their reason cut short; nothing if a number among them is none."""
+    if not isinstance(value, Mapping):
+        return {}
+    numbers = {name: _number(value.get(name)) for name in ("steps", "seconds", "sparse")}
+    if any(map(math.isnan, numbers.values())) or not numbers["steps"].is_integer() or numbers["sparse"] not in (0, 1):
+        return {}
+    why = value.get("why")
+    return {**numbers, "why": {one_line(line): 1.0 for line in islice(why, 1)} if isinstance(why, Mapping) else {}}
+
+
+def _number(value: Any, least: float = 0.0) -> float:
+    """Return a number, whatever holds it; NaN where there is none, or not from ``least`` to ``LARGEST``."""
+    if isinstance(value, str | bytes):
+        return math.nan
+    try:
+        number = float(value)
+    except Exception:  # whatever a number of somebody's own raises
+        return math.nan
+    return number if least <= number <= LARGEST else math.nan

@@ -1,14 +1,21 @@
-"""The server's means over a stream of updates, and sums of parameters."""
+"""What a server computes of its clients' updates: means over a stream of them, and steps towards the mean.
+
+Steps are FedAvg's (McMahan et al. 2017) and FedAdam's (Reddi et al. 2021, Algorithm 2), of a whole model or of one that
+lives on random masks drawn from a seed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedsieve.types import InputError, Mask, Params, Sparse, Tree, Update
+from fedsieve.sparse.masks import apply_mask, random_masks, scatter_values
+from fedsieve.types import InputError, Mask, Params, ServerState, Sparse, Tree, Update
+from fedsieve.types.contract import is_statistic
 
 Weighting: TypeAlias = Literal["samples", "equal"]
 """How much a client counts in a mean: by its number of examples, or as much as any other."""
@@ -41,17 +48,17 @@ def mean_over_holders(models: Iterable[tuple[Params, Mask]], old: Params) -> Par
     holds; tensors without one are held whole.
     """
     sums = {name: torch.zeros(v.shape, dtype=torch.float64) for name, v in old.items()}
-    held = {name: torch.zeros(v.shape, dtype=torch.int32) for name, v in old.items()}
+    holders = {name: torch.zeros(v.shape, dtype=torch.int32) for name, v in old.items()}
     clients = 0
     for params, mask in models:
         clients += 1
         for name, value in params.items():
             sums[name] += value * mask[name] if name in mask else value
-            held[name] += mask.get(name, 1)
+            holders[name] += mask.get(name, 1)
     if not clients:
         raise InputError("no client sent an update that the server could accept")
-    mean = {name: (sums[name] / held[name].clamp(min=1)).to(v.dtype) for name, v in old.items()}
-    return {name: torch.where(held[name] > 0, mean[name], v) for name, v in old.items()}
+    mean = {name: (sums[name] / holders[name].clamp(min=1)).to(v.dtype) for name, v in old.items()}
+    return {name: torch.where(holders[name] > 0, mean[name], v) for name, v in old.items()}
 
 
 def dense_bytes(params: Params) -> float:
@@ -71,3 +78,90 @@ def tensors(tree: Tree) -> Params:
     if wrong:
         raise InputError(f"the message holds no tensor at {', '.join(wrong)}")
     return params  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Average:
+    """FedAvg's step: the mean is the new model."""
+
+    def init(self, params: Params) -> dict[str, Params]:
+        """Return no moments."""
+        return {}
+
+    def step(self, old: Params, target: Params, moments: dict[str, Params]) -> tuple[Params, dict[str, Params]]:
+        """Return the mean model ``target`` itself."""
+        return target, moments
+
+
+@dataclass(frozen=True)
+class Adam:
+    """FedAdam's step along ``target - old``; BatchNorm's running statistics take the plain mean."""
+
+    eta: float = 0.01
+    """The server's learning rate."""
+    b1: float = 0.9
+    """The decay of the first moment."""
+    b2: float = 0.99
+    """The decay of the second moment."""
+    tau: float = 1e-3
+    """What is added to the root of the second moment: the degree of adaptivity."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.eta <= 1e6 and 0 < self.tau <= 1e6) or not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise InputError(f"FedAdam needs eta > 0, tau > 0 and b1, b2 in [0, 1), got {self}")
+
+    def init(self, params: Params) -> dict[str, Params]:
+        """Return first and second moments of zero."""
+        learned = {name: v for name, v in params.items() if not is_statistic(name)}
+        return {moment: {name: torch.zeros_like(v) for name, v in learned.items()} for moment in ("m", "v")}
+
+    def step(self, old: Params, target: Params, moments: dict[str, Params]) -> tuple[Params, dict[str, Params]]:
+        """Return the model and the moments after one step (Reddi et al. 2021, Algorithm 2)."""
+        new, m, v = dict(target), dict[str, Tensor](), dict[str, Tensor]()
+        for name, before in moments["m"].items():
+            d = target[name] - old[name]
+            m[name] = self.b1 * before + (1 - self.b1) * d
+            v[name] = self.b2 * moments["v"][name] + (1 - self.b2) * d * d
+            new[name] = old[name] + self.eta * m[name] / (v[name].sqrt() + self.tau)
+        return new, {"m": m, "v": v}
+
+
+ServerOptimizer = Average | Adam
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedState(ServerState):
+    """Server state of a model that lives on drawn masks, one a device class, the first holding all others."""
+
+    seed: Tensor
+    """int64 []: what the masks are drawn from."""
+    counts: Tensor
+    """int64 [tiers, layers]: how many weights each layer keeps."""
+    stage: Tensor
+    """int64 []: 1 before FLASH's sensitivities are known, 2 from then on."""
+
+    @property
+    def mask(self) -> Mask:
+        """The mask of the server's model."""
+        return self.mask_of(0)
+
+    def support(self, params: Params) -> Mask:
+        """Return the mask of the server's model, whatever the weights on it are."""
+        return self.mask
+
+    def mask_of(self, tier: int) -> Mask:
+        """Return the mask of a device class."""
+        return random_masks(int(self.seed), self.counts[tier], {name: self.params[name] for name in self.sparse})
+
+    def mask_spec(self, tier: int) -> Tree:
+        """Return what a client draws its mask from, seed and counts: some hundred bytes, whatever the model's size."""
+        return {"seed": self.seed, "counts": self.counts[tier]}
+
+
+def step_on_mask(
+    state: MaskedState, updates: Iterable[Update], server: ServerOptimizer, weighting: Weighting
+) -> MaskedState:
+    """Return the state after the server's step towards the mean of the clients' values, on the mask."""
+    target = scatter_values(mean(updates, weighting), state.mask)
+    params, moments = server.step(state.params, target, state.moments)
+    return replace(state, params=apply_mask(params, state.mask), moments=moments)

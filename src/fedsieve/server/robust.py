@@ -1,7 +1,8 @@
-"""Robust aggregation: means that a few odd updates cannot move far.
+"""Robust aggregation: bounds on what an update may change, and means that a few odd updates cannot move far.
 
-A mean stands before the method's own: it passes the updates on, clipped one by one, or one in place of all. So it fits
-every method whose clients send values at the same positions, and refuses the others.
+A bound is held before anything is averaged (``server.admission``). A mean stands before the method's own: it passes the
+updates on, clipped one by one, or one in place of all. So it fits every method whose clients send values at the same
+positions, and refuses the others.
 """
 
 from __future__ import annotations
@@ -9,17 +10,119 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median, median_low
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedsieve.server.admission import Bound, Loose, Off, check_positive, within
-from fedsieve.types import Expected, InputError, Method, RoundContext, Update
+from fedsieve.types import Expected, InputError, Method, RoundContext, Update, check_interval
+from fedsieve.types.contract import Norms
 from fedsieve.types.method import expected_of
 
+FEW = 3
+"""Of fewer updates one that lies may be the median."""
 CHUNK = 2**20
 """Coordinates that are sorted at a time."""
+
+Limits: TypeAlias = tuple[float, ...]
+"""Bounds on ``Norms``, as many as there are: the first two, or all."""
+
+
+@dataclass(frozen=True)
+class Off:
+    """No bound on an update's norm."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An update is refused if its weights change by more than ``norm``, or its running statistics by ``statistics``."""
+
+    norm: float = 10.0
+    """The largest Euclidean norm of a change of weights."""
+    statistics: float = 1000.0
+    """The largest Euclidean norm of a change of BatchNorm's running statistics."""
+
+    def __post_init__(self) -> None:
+        check_positive("bound.norm", self.norm)
+        check_positive("bound.statistics", self.statistics)
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """An update is refused if a norm of it is above ``times`` the running median, that of the last ones taken.
+
+    The norms are two, of weights and of running statistics, and each has its median. The first round has none
+    before it: its bound is ``times`` the median of its own norms, the largest left out as long as they are above it.
+    """
+
+    times: float = 3.0
+    """How many times the median a norm may be."""
+    window: int = 100
+    """How many updates the median is taken over."""
+
+    def __post_init__(self) -> None:
+        _check_running(self.times, self.window)
+
+    def limits(self, norms: list[Norms]) -> Limits:
+        """Return the bounds after updates of these norms."""
+        weights, others, *_ = zip(*norms, strict=True)
+        return self.times * median(weights), self.times * median(others)
+
+    def first(self, norms: list[Norms]) -> Limits:
+        """Return the bounds of a first round, whose updates have these norms."""
+        while True:
+            limit = self._first([one[0] for one in norms])
+            limits = limit, self._first([one[1] for one in norms if one[0] <= limit])
+            short = [one for one in norms if within(one, limits)]
+            if len(short) == len(norms):
+                return limits
+            norms = short
+
+    def _first(self, norms: list[float]) -> float:
+        rising = sorted(norms)
+        limits = [self.times * median(rising[: k + 1]) for k in range(len(rising))]
+        return next((limits[k] for k in reversed(range(len(rising))) if rising[k] <= limits[k]), math.inf)
+
+
+@dataclass(frozen=True)
+class Loose:
+    """An update is refused if it changes the model ``times`` as much as is usual, and by more than the model itself.
+
+    That is so much that no honest client does it. It is held of norm and largest element, of weights and of running
+    statistics: usual is the running median of each, that of the last updates taken. Before there are ``FEW`` of them,
+    the bound is ``times`` the model itself, and running statistics, whose scale is the data's, have none. Where most
+    of a round's updates are longer than ever, training went there, and none of them lies: see ``widened``.
+    """
+
+    times: float = 100.0
+    """How many times the median a norm may be."""
+    window: int = 100
+    """How many updates the median is taken over."""
+
+    def __post_init__(self) -> None:
+        _check_running(self.times, self.window)
+
+    def limits(self, norms: list[Norms], model: Norms) -> Limits:
+        """Return the bounds after updates of these norms, for a model of those; a model of zeros counts as 1."""
+        own = [max(1.0, norm) for norm in model]
+        if len(norms) < FEW:
+            return self.times * own[0], math.inf, self.times * own[2], math.inf
+        usual = map(median, zip(*norms, strict=True))
+        return tuple(max(self.times * middle, least) for middle, least in zip(usual, own, strict=True))
+
+    def widened(self, limits: Limits, norms: list[Norms]) -> Limits:
+        """Return a round's bounds, at least ``times`` the median of all its updates, of an even number the lower one.
+
+        So half of them may lie. One update alone widens nothing.
+        """
+        if len(norms) < 2:
+            return limits
+        usual = map(median_low, zip(*norms, strict=True))
+        return tuple(max(limit, self.times * middle) for limit, middle in zip(limits, usual, strict=True))
+
+
+Bound: TypeAlias = Off | Fixed | Multiple | Loose
 
 
 @dataclass(frozen=True)
@@ -66,8 +169,7 @@ class Trimmed:
     """The share of the clients that is left out at either end."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 0.5:
-            raise InputError(f"mean.share must lie in [0, 0.5), got {self.share}")
+        check_interval("mean.share", self.share, "[0, 0.5)")
 
 
 Mean: TypeAlias = Plain | Clipped | Median | Trimmed
@@ -91,16 +193,16 @@ def check_fit(
     """Raise InputError unless a method's clients send what the bound and the mean can judge."""
     if isinstance(mean, Plain) and isinstance(bound, Off | Loose):
         return
-    what = "mean" if not isinstance(mean, Plain) else "bound"
-    chosen = type(mean if what == "mean" else bound).__name__.lower()
+    what, kind = ("bound", type(bound)) if isinstance(mean, Plain) else ("mean", type(mean))
+    name = kind.__name__.lower()
     if method.expected(state, contexts[0]) is None:
         raise InputError(
-            f"{what}={chosen} needs to know what {method.name}'s clients send: give it a function expected "
+            f"{what}={name} needs to know what {method.name}'s clients send: give it a function expected "
             f"(docs/how-to/method.md)"
         )
     if private:
         raise InputError(
-            f"{what}={chosen} cannot be private: {method.name} accounts for the plain sum of all answers, "
+            f"{what}={name} cannot be private: {method.name} accounts for the plain sum of all answers, "
             f"and each alone has only a share of the noise: use mean=plain and bound=loose, which leaves them alone"
         )
     if isinstance(mean, Plain):
@@ -114,7 +216,7 @@ def check_fit(
             else "device classes hold different weights"
         )
         raise InputError(
-            f"mean={chosen} needs clients that send values at the same positions, but of {method.name} {why}: "
+            f"mean={name} needs clients that send values at the same positions, but of {method.name} {why}: "
             f"use mean=plain, with bound=multiple if need be"
         )
 
@@ -148,9 +250,23 @@ def _inner(values: list[Any], drop: int) -> Any:
     if not isinstance(like, Tensor):
         return like
     columns = zip(*(v.reshape(-1).split(CHUNK) for v in values), strict=True)
-    parts = [_kept_mean(torch.stack(rows), drop) for rows in columns]
+    inner = slice(drop, len(values) - drop)
+    parts = [torch.stack(rows).sort(dim=0).values[inner].double().mean(0) for rows in columns]
     return torch.cat(parts).view(like.shape).to(like.dtype) if like.numel() else like
 
 
-def _kept_mean(rows: Tensor, drop: int) -> Tensor:
-    return rows.sort(dim=0).values[drop : len(rows) - drop].double().mean(0)
+def within(norms: Norms, limits: Limits) -> bool:
+    """Tell whether no norm is above its bound."""
+    return all(norm <= limit for norm, limit in zip(norms, limits, strict=False))
+
+
+def _check_running(times: float, window: int) -> None:
+    check_interval("bound.times", times, "[1, 1e6]")
+    if window < 1:
+        raise InputError(f"bound.window must be at least 1, got {window}")
+
+
+def check_positive(what: str, norm: float) -> None:
+    """Raise InputError unless a bound on a norm is positive and finite."""
+    if not 0 < norm <= 1e18:
+        raise InputError(f"{what} must be positive and at most 1e18, got {norm}")

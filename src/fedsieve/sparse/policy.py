@@ -142,12 +142,6 @@ def scale_densities(raw: Mapping[str, float], sizes: Mapping[str, int], q: float
         full |= over
 
 
-def check_share(what: str, value: float, *, zero: bool) -> None:
-    """Raise InputError unless 0 < value <= 1 (or 0 <= value < 1 where ``zero`` is allowed)."""
-    if not isinstance(value, int | float) or not ((0 <= value < 1) if zero else (0 < value <= 1)):
-        raise InputError(f"{what} must lie in {'[0, 1)' if zero else '(0, 1]'}, got {value!r}")
-
-
 def _rule(name: str, found: Mapping[str, nn.Module], free: Collection[str]) -> list[str]:
     names = list(found)
     if name == "all":

@@ -14,8 +14,8 @@ from fedsieve.client.models import MODELS
 from fedsieve.client.process import seeded
 from fedsieve.client.training import params_of
 from fedsieve.sparse.masks import layer_counts, random_masks
-from fedsieve.sparse.policy import check_share, erdos_renyi_kernel, select_weights, uniform_densities
-from fedsieve.types import InputError, Mask
+from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
+from fedsieve.types import InputError, Mask, check_interval
 
 Rule: TypeAlias = Literal["frozen", "swat"]
 """Weights on one frozen random mask; or SWAT's top weights and activations, chosen anew every ``PERIOD`` steps."""
@@ -71,7 +71,7 @@ class Workload:
         _check("rule", self.rule, ("frozen", "swat"))
         _check("storage", self.storage, ("fp32", "bf16"))
         _check("budget", self.budget, ("uniform", "erk"))
-        check_share("sparsity", self.sparsity, zero=True)
+        check_interval("sparsity", self.sparsity, "[0, 1)")
         if self.batch < 1:
             raise InputError(f"batch must be at least 1 example, got {self.batch}")
 

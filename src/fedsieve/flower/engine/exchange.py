@@ -20,7 +20,7 @@ from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
 from fedsieve.flower.engine.messages import error_line, get_bytes, get_config, to_content
-from fedsieve.server.diagnostics import one_line
+from fedsieve.server.admission import one_line
 
 PAUSE = 0.5
 MEETING = 300.0

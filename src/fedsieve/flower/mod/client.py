@@ -34,8 +34,7 @@ from fedsieve.flower.mod.records import (
 )
 from fedsieve.flower.private import ErrorCode
 from fedsieve.sparse.masks import top
-from fedsieve.sparse.policy import check_share
-from fedsieve.types import InputError, Sparse
+from fedsieve.types import InputError, Sparse, check_interval
 from fedsieve.wire import WireError, finite, rounded
 
 Criterion: TypeAlias = Literal["update", "weights"]
@@ -66,7 +65,7 @@ class Compression:
 
     def __post_init__(self) -> None:
         if self.top is not None:
-            check_share("top", self.top, zero=False)
+            check_interval("top", self.top, "(0, 1]")
         if self.of not in ("update", "weights"):
             raise InputError(f"of must be update or weights, got {self.of!r}")
         check_values(self.values)
