@@ -29,8 +29,8 @@ from fedsieve import local
 from fedsieve.cli.bench.clock import machine
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent

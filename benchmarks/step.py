@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from fedsieve.cli.bench.clock import machine
-from fedsieve.runs.schema import read_rows
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.units import format_ratio
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"

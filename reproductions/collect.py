@@ -18,7 +18,7 @@ from typing import Any
 
 from fedsieve.engine.federation import described
 from fedsieve.recipes.papers import Published, published
-from fedsieve.runs.schema import read_rows
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent

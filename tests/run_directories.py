@@ -7,8 +7,8 @@ from typing import Any
 from fedsieve import Run, local
 from fedsieve.engine.setup import open_run
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from tiny import TIMES, tiny_run
 
 RECIPE = "tests.tiny"

@@ -9,7 +9,7 @@ from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.round import Round, RoundMetrics
 from fedsieve.engine.setup import open_run
-from fedsieve.runs.schema import row_of
+from fedsieve.runs.recorder import row_of
 from fedsieve.server.robust import Off
 from fedsieve.types import RoundContext, Tree, rng
 from fedsieve.wire import decode, encode

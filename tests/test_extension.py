@@ -32,7 +32,7 @@ OPTION = Extension(
                 '    remark: str = _option("", "A word to keep.", "run", "sweep", "flower")\n    resume: bool',
             )
         ],
-        f"{PACKAGE}/runs/schema.py": [
+        f"{PACKAGE}/runs/recorder.py": [
             ('start = {"recipe": recipe,', 'start = {"remark": execution.remark, "recipe": recipe,')
         ],
     },

@@ -14,8 +14,8 @@ from fedsieve import local, pool
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from fedsieve.server.admission import check_diagnostics, read_diagnostics
 from fedsieve.types import Tree
 from fedsieve.wire import decode, encode

@@ -8,8 +8,8 @@ from engines import ENGINES
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import TopK
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from tiny import TIMES, tiny_run
 
 RUN = tiny_run(TopK(0.7), rounds=2, values="int8")

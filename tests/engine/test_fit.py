@@ -22,8 +22,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
 from fedsieve.recipes.settings import apply_settings
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import manifest_of
+from fedsieve.runs.recorder import manifest_of, record_run
 from fedsieve.types import InputError
 from tiny import alike, last
 

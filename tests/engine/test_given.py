@@ -16,8 +16,8 @@ from fedsieve.cli import app
 from fedsieve.flower.app.project import AppConfig, write_app
 from fedsieve.methods import PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.provenance import sources
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.source import sources
 from fedsieve.types import InputError
 from tiny import TinyNet, alike, blobs, last, tiny_run
 

@@ -16,8 +16,8 @@ from fedsieve.client.cost import SavedTensors
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows, row_of
+from fedsieve.runs.record import read_rows
+from fedsieve.runs.recorder import record_run, row_of
 from fedsieve.sparse.masks import mismatch
 from fedsieve.types import InputError
 from tiny import TIMES, tiny_run

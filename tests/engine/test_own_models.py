@@ -15,8 +15,7 @@ from fedsieve.engine.loop import MostlyDense, rounds
 from fedsieve.engine.messages import Messages
 from fedsieve.methods import NST, PDST, FedAvg, Private, TopK, ZeroFL
 from fedsieve.runs.progress import show_run
-from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import row_of
+from fedsieve.runs.recorder import record_run, row_of
 from fedsieve.sparse.policy import frozen_names, select_weights, tied_names
 from fedsieve.types import InputError
 from methods_under_test import METHODS

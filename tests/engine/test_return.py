@@ -19,10 +19,10 @@ from fedsieve.engine.rollback import Memory, Rollbacks, Snapshot, Snapshots, fin
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import inline
-from fedsieve.runs import checkpoints, recorder
+from fedsieve.runs import recorder, resume
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from fedsieve.server.robust import Off
 from fedsieve.types import Tree
 from fedsieve.types.contract import Norms
@@ -237,8 +237,8 @@ def test_a_crash_anywhere_on_the_way_back_changes_no_byte(tmp_path: Path, monkey
         for module, name, after in (
             (recorder, "write", True),
             (recorder, "append", True),
-            (checkpoints, "write", False),
-            (checkpoints, "sync", True),
+            (resume, "write", False),
+            (resume, "sync", True),
         ):
             patch.setattr(module, name, counting(getattr(module, name), after))
         kept(tmp_path / "counted", run_, act)

@@ -30,7 +30,7 @@ from fedsieve.flower.app.project import AppConfig, message_key, read_config, wri
 from fedsieve.flower.app.server import run_name, server_federation
 from fedsieve.flower.app.superlink import unproxied
 from fedsieve.flower.engine import NodeContext
-from fedsieve.runs.schema import inputs_of
+from fedsieve.runs.recorder import inputs_of
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
 

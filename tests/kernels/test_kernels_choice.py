@@ -22,8 +22,8 @@ from fedsieve.kernels.graph import Graph
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from fedsieve.runs.sweep import grid
 from fedsieve.types import InputError, Tree
 from kernel_training import SHAPE, both, device_of, fresh, mask_of

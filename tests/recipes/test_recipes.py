@@ -11,8 +11,8 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import ZeroFL
 from fedsieve.recipes import load_recipe, recipes
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
 METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")

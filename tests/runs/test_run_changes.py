@@ -16,10 +16,10 @@ from fedsieve.engine.experiment import uses_rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import load_recipe, recipes
-from fedsieve.runs import checkpoints
+from fedsieve.runs import resume
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import check_directory, record_run
-from fedsieve.runs.schema import read_rows
 from run_directories import RECIPE, about, flat, go, same_run
 from tiny import tiny_run
 
@@ -241,9 +241,9 @@ def test_what_the_machine_cannot_do_is_one_line_that_says_how_to_go_on(
         save(out, round, about)
 
     run = ("run", "fedavg.digits", "-s", "rounds=2", "--out", str(tmp_path / "out"))
-    save = checkpoints.save_checkpoint
+    save = resume.save_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_checkpoint", failing)
+        patch.setattr(resume, "save_checkpoint", failing)
         said = fedsieve(*run, code=2).stderr
     assert said.count("\n") == 1
     assert line in said

@@ -15,10 +15,10 @@ from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.provenance import sources
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import check_directory, record_run
 from fedsieve.runs.resume import code_folder
-from fedsieve.runs.schema import read_rows
-from fedsieve.runs.source import sources
 from run_directories import about, flat
 from tiny import TinyNet
 

@@ -21,8 +21,8 @@ from fedsieve.client.training import accuracy
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import read_rows
 from run_directories import RECIPE, go, same_run
 from tiny import tiny_run
 

@@ -18,7 +18,7 @@ from command_line import CommandLine
 from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.schema import read_rows
+from fedsieve.runs.record import read_rows
 from fedsieve.runs.sweep import Grid, default_folder, grid, open_folder, show_table
 from fedsieve.runs.sweep import table as tables
 from fedsieve.runs.sweep.cells import axis_values

@@ -16,7 +16,7 @@ import torch
 from fedsieve.flower.app.superlink import healthy
 from fedsieve.kernels import unavailable_reason
 from fedsieve.kernels.library import get_num_threads
-from fedsieve.runs.environment import usable_cores
+from fedsieve.runs.provenance import usable_cores
 from fedsieve.types.errors import install
 
 OLDEST = (1, 41)

@@ -11,11 +11,11 @@ import typer
 from fedsieve.cli.engines import find_engine
 from fedsieve.engine.engines import kernels_for
 from fedsieve.recipes import load_recipe
-from fedsieve.runs.environment import usable_cores
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import show_run
-from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import MANIFEST, recorded_kernels, row_of
+from fedsieve.runs.provenance import usable_cores
+from fedsieve.runs.record import MANIFEST, read_manifest
+from fedsieve.runs.recorder import record_run, row_of
 from fedsieve.types import InputError
 
 
@@ -26,8 +26,8 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels
     """
     run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
-    if folder and not kernels_given:
-        execution = replace(execution, kernels=recorded_kernels(folder) or execution.kernels)
+    if folder and not kernels_given and (manifest := read_manifest(folder)):
+        execution = replace(execution, kernels=manifest["kernels"])
     execution.quorum.check(run)
     kind, number = find_engine(execution)
     if kind.make:

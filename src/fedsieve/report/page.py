@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from fedsieve.data.storage import check_output, write_output
 from fedsieve.report.configurations import Configuration, deduplicate, group_configurations, method_name
 from fedsieve.report.curves import best_first, curves
 from fedsieve.report.figures import paper_figures
@@ -19,7 +20,6 @@ from fedsieve.report.results import COLUMNS, all_finished, progress_text, result
 from fedsieve.report.settings import settings_table
 from fedsieve.report.style import palette_css
 from fedsieve.report.svg import inline_svg, swatch
-from fedsieve.runs.output import check_output, write_output
 from fedsieve.runs.record import RunRecord, read_record
 from fedsieve.types import InputError
 

@@ -15,8 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedsieve.engine import Federation
-from fedsieve.runs.record import format_kernels
-from fedsieve.runs.schema import read_rows, read_summary
+from fedsieve.runs.record import format_kernels, read_rows, read_summary
 from fedsieve.runs.units import format_ratio
 
 Row: TypeAlias = Mapping[str, Any]

@@ -1,7 +1,22 @@
-"""A run directory as one object: finished or not, whole or cut off in the middle of a row.
+"""A run directory: its files, and all that they hold as one object, finished or not, or cut off in the middle of a row.
 
-Its files are those of ``schema``. A value that is missing, or not a plausible number, is None: never a guess.
-A summary of fewer rounds than were run is that of a run which goes on, and is passed over.
+    run.json          how it was started (recipe, engine, device, kernels, measure), by what and where (version, commit,
+                      hardware), what the method says of itself (method, class, target_density), every setting (run),
+                      the sha256 of the user's own files (source), and what changed while it ran (changes)
+    inputs.json       what the model takes and tells apart: an example's shape, mean and std, the classes
+    partition.json    how many examples of each class every client holds
+    source/           the user's own code (``provenance``), by the round from which on it was used
+    rounds.jsonl      a row a round
+    masks/            with --measure masks: every 20 rounds the positions of each layer's top weights
+    checkpoints/      the server's state and the clients' memories after each of the last rounds (``resume``)
+    summary.json      the rounds so far in numbers
+    model.safetensors the deployed model
+
+Every file is written beside its place, synced, and renamed, so that a crash leaves the old one or the new one; rows
+are appended and synced before their round's checkpoint, which has their hash. Nothing is ever unpickled.
+
+A value of a ``RunRecord`` that is missing, or not a plausible number, is None: never a guess. A summary of fewer rounds
+than were run is that of a run which goes on, and is passed over.
 """
 
 from __future__ import annotations
@@ -17,18 +32,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.storage import LEAVE_OUT, read_json
-from fedsieve.runs.schema import (
-    LARGEST,
-    MANIFEST,
-    SMALLEST,
-    flatten_settings,
-    read_partition,
-    read_rows,
-    read_summary,
-)
+from fedsieve.data.storage import LEAVE_OUT, object_of, read_file, read_json
 from fedsieve.types import InputError
 
+MANIFEST, INPUTS, PARTITION, ROWS = "run.json", "inputs.json", "partition.json", "rounds.jsonl"
+SUMMARY, MODEL, CHECKPOINTS, MASKS, SOURCE = "summary.json", "model.safetensors", "checkpoints", "masks", "source"
+OTHER = "choose another --out"
+PUT_BACK = f"put it back as it was, or {OTHER}"
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Numbers beyond these are no measurement: their sums and quotients overflow."""
 DECLARED = ("class", "target_density")
 """What run.json says of the method beside its fields."""
 
@@ -130,16 +142,16 @@ class RunRecord:
     def step(self) -> float | None:
         """Return the mean milliseconds of a training step, as far as the run has got."""
         values = [(number(row.get("ms_per_step")), number(row.get("steps"))) for row in self.rows]
-        counted = [(ms * steps, steps) for ms, steps in values if ms is not None and steps]
-        return sum(total for total, _ in counted) / sum(steps for _, steps in counted) if counted else None
+        totals = [(ms * steps, steps) for ms, steps in values if ms is not None and steps]
+        return sum(total for total, _ in totals) / sum(steps for _, steps in totals) if totals else None
 
     def upload(self) -> float | None:
         """Return the mean bytes of one upload in training (a warm-up aside). None if a row does not say."""
         trained = [row for row in self.rows if row.get("round") != 0]
-        answers, sent = [row.get("clients") for row in trained], [number(row.get("bytes_up")) for row in trained]
+        answers, sizes = [row.get("clients") for row in trained], [number(row.get("bytes_up")) for row in trained]
         count = sum(len(clients) for clients in answers if isinstance(clients, list))
-        complete = count and None not in sent and all(isinstance(one, list) for one in answers)
-        return sum(size or 0 for size in sent) / count if complete else None
+        complete = count and None not in sizes and all(isinstance(one, list) for one in answers)
+        return sum(size or 0 for size in sizes) / count if complete else None
 
     def refused(self) -> Counter[str]:
         """Return how many updates were refused, by reason."""
@@ -169,6 +181,73 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """Return ``run.json``, None where there is none. Raises InputError if it does not say what was run."""
+    manifest = read_json(out / MANIFEST, PUT_BACK)
+    if manifest is None:
+        return None
+    run, measure = manifest.get("run"), manifest.get("measure")
+    if not (
+        isinstance(run, dict)
+        and type(run.get("rounds")) is int
+        and isinstance(manifest.get("source"), dict)
+        and isinstance(measure, list)
+        and all(isinstance(name, str) for name in measure)
+        and isinstance(manifest.get("kernels"), str)
+        and _are_changes(manifest.get("changes"))
+    ):
+        raise InputError(f"{out / MANIFEST} does not say what was run: {PUT_BACK}")
+    return manifest
+
+
+def _are_changes(value: Any) -> bool:
+    """Say whether a value is a list of changes, each from a round on, with rounds before and after."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict)
+        and type(one.get("round")) is int
+        and ("rounds" not in one or (isinstance(one["rounds"], list) and [type(n) for n in one["rounds"]] == [int] * 2))
+        for one in value
+    )
+
+
+def read_lines(out: Path, remedy: str = PUT_BACK) -> list[bytes]:
+    """Return the lines of ``rounds.jsonl``; a last one that a crash tore off is left out. Raises InputError."""
+    return (read_file(out / ROWS, remedy) or b"").split(b"\n")[:-1]
+
+
+def read_rows(out: Path, remedy: str = PUT_BACK) -> list[dict[str, Any]]:
+    """Return the rows of ``rounds.jsonl`` as they were written, each with its round. Raises InputError."""
+    rows = []
+    for number, line in enumerate(read_lines(out, remedy), start=1):
+        row = object_of(line, f"{out / ROWS} line {number}", remedy)
+        if type(row.get("round")) is not int:
+            raise InputError(f"{out / ROWS} line {number} names no round: {remedy}")
+        rows.append(row)
+    return rows
+
+
+def read_partition(out: Path) -> tuple[list[str], NDArray[np.float64] | None]:
+    """Return classes and counts [clients, classes] of ``partition.json``, None where unknown. Raises InputError."""
+    partition = read_json(out / PARTITION)
+    if partition is None:
+        return [], None
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        classes = [str(name) for name in partition["classes"]]
+        table = np.array(partition["counts"], dtype=np.float64)
+        if not table.size:
+            return classes, None
+        if table.ndim == 2 and table.shape[1] == len(classes) and ((table >= 0) & (table <= LARGEST)).all():
+            return classes, table
+    raise InputError(
+        f"{out / PARTITION}: counts is not a number for each class of each client: restore the file, or remove it"
+    )
+
+
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """Return ``summary.json``, None where there is none. Raises InputError."""
+    return read_json(out / SUMMARY, LEAVE_OUT)
+
+
 def format_kernels(kernels: Mapping[str, int]) -> str:
     """Return which way clients trained: ``sparse``, ``dense``, or how many each, ``sparse 30, dense 7``."""
     return ", ".join(kernels) if len(kernels) < 2 else ", ".join(f"{way} {n}" for way, n in kernels.items())
@@ -187,6 +266,14 @@ def numeric(text: str) -> float | None:
         values = [number(one) for one in (value if isinstance(value, list) else [value])]
         return max((one for one in values if one is not None), default=None)
     return None
+
+
+def flatten_settings(node: Any, path: str = "") -> dict[str, Any]:
+    """Return what nested objects of JSON hold, by dotted names."""
+    if not isinstance(node, Mapping):
+        return {path: node}
+    items = [flatten_settings(value, f"{path}.{name}" if path else str(name)) for name, value in node.items()]
+    return {name: value for item in items for name, value in item.items()}
 
 
 def _as_texts(node: Any) -> dict[str, str]:

@@ -6,22 +6,28 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
+from fedsieve.client.process import peak_memory_mb
+from fedsieve.data import Dataset
+from fedsieve.data.partition import counts
 from fedsieve.data.storage import append, is_leftover, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round
+from fedsieve.engine.federation import described
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.measures import measure_kernels
-from fedsieve.engine.rollback import Checkpoint
-from fedsieve.runs import checkpoints, resume
+from fedsieve.engine.rollback import DEPTH, Checkpoint
+from fedsieve.runs import resume
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.schema import (
+from fedsieve.runs.provenance import contents_of, describe_environment, hashed, sources
+from fedsieve.runs.record import (
     CHECKPOINTS,
     INPUTS,
     MANIFEST,
@@ -32,18 +38,15 @@ from fedsieve.runs.schema import (
     PUT_BACK,
     ROWS,
     SUMMARY,
-    inputs_of,
-    manifest_of,
-    partition_of,
     read_lines,
     read_manifest,
     read_rows,
-    row_of,
-    summary_of,
 )
-from fedsieve.runs.source import contents_of, hashed, sources
 from fedsieve.sparse.masks import pack_bits
 from fedsieve.types import InputError, clone_shared, rng, unflatten
+
+NOT_IN_ROWS = {"t", "state", "model", "memory", "norms", "lengths", "rollbacks", "metrics", "measures", "positions"}
+"""The fields of a ``Round`` that are no columns of its row: ``t`` is ``round`` there, metrics and measures its own."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,12 @@ def record_run(
     round, to be resumed later. Raises InputError, at once and before anything is written, if ``out`` holds another run,
     or any run and ``resume`` is not set, if what it holds is damaged, or if another process is at work there.
     """
-    execution, lock = execution or Execution(), _lock(out)
-    try:
+    execution = execution or Execution()
+    with ExitStack() as stack:
+        stack.enter_context(locked_directory(out))
         plan = _examine(out, federation, recipe, execution)
         _prepare(out, federation, plan)
-    except BaseException:
-        os.close(lock)
-        raise
+        lock = stack.pop_all()
     stream = rounds(federation, engine, execution.device, plan.start, execution.until)
     return _record(out, federation, stream, plan, lock)
 
@@ -87,58 +89,46 @@ def check_directory(out: Path, federation: Federation, recipe: str, execution: E
 @contextmanager
 def locked_directory(out: Path) -> Iterator[None]:
     """Make a directory and keep other processes out of it; raise InputError if another one is at work in it."""
-    lock = _lock(out)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock(out: Path) -> int:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, which holds no run: {OTHER}")
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is at work in {out}: wait for it, or {OTHER}") from None
+        yield
+    finally:
         os.close(lock)
-        raise InputError(f"another process is at work in {out}: wait for it, or {OTHER}") from None
-    return lock
 
 
 def _examine(out: Path, federation: Federation, recipe: str, execution: Execution) -> _Plan:
     """Return what a directory is to hold, having checked that the run can go on with what it holds; write nothing."""
     files, run = sources(federation.run, recipe), federation.run
-    source = contents_of(files)
-    wanted, manifest = manifest_of(federation, recipe, execution, hashed(source)), read_manifest(out)
-    if manifest is None:
+    code = contents_of(files)
+    ours, theirs = manifest_of(federation, recipe, execution, hashed(code)), read_manifest(out)
+    if theirs is None:
         if any(not is_leftover(path) for path in out.iterdir()):
             raise InputError(f"{out} is not empty and holds no run: {OTHER}")
-        return _Plan(wanted, source, [], None)
-    resume.check_same_run(out, manifest, wanted, execution.resume)
-    start, about = checkpoints.load_newest(out) or (None, {})
+        return _Plan(ours, code, [], None)
+    resume.check_same_run(out, theirs, ours, execution.resume)
+    start, about = resume.load_newest(out) or (None, {})
     last = start.t if start else run.first - 1
-    length = resume.planned_rounds(manifest, last)
+    length = resume.planned_rounds(theirs, last)
     if start:
-        resume.check_checkpoint(out, about, resume.fingerprints(federation, manifest) | {"rounds": str(length)})
-    lines = _lines(out, last - run.first + 1, about.get("rows"))
-    resume.check_rounds(out, federation, length, last)
-    if not execution.accept_changes:
-        resume.check_same_code(out, manifest, wanted["source"], files, run.first)
-    return _Plan(resume.continued_manifest(manifest, wanted, last + 1), source, lines, start)
-
-
-def _lines(out: Path, count: int, digest: str | None) -> list[bytes]:
-    """Return the first ``count`` lines of the rows, which have this hash; crashes may have left some few more."""
-    lines = read_lines(out)
-    if digest and _hash(lines[:count]).hexdigest() != digest:
+        resume.check_checkpoint(out, about, resume.fingerprints(federation, theirs) | {"rounds": str(length)})
+    lines, count = read_lines(out), last - run.first + 1
+    if (digest := about.get("rows")) and digest != _hash(lines[:count]).hexdigest():
         raise InputError(
             f"{out / ROWS} is not as it was at the last checkpoint (rows are missing or changed): {PUT_BACK}"
         )
-    if len(lines) >= count + checkpoints.COUNT:
+    if len(lines) >= count + DEPTH:  # crashes may have left some few more
         raise InputError(f"{out / ROWS} has {len(lines)} rows, but the checkpoints know of {count}: {PUT_BACK}")
-    return lines[:count]
+    resume.check_rounds(out, federation, length, last)
+    if not execution.accept_changes:
+        resume.check_same_code(out, theirs, ours["source"], files, run.first)
+    return _Plan(resume.continued_manifest(theirs, ours, last + 1), code, lines[:count], start)
 
 
 def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
@@ -151,15 +141,19 @@ def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
     for name, content in plan.source.items():
         code.mkdir(parents=True, exist_ok=True)
         write(code / name, content)
-    write_json(out / INPUTS, inputs_of(federation.dataset))
-    write_json(out / PARTITION, partition_of(federation))
+    dataset = federation.dataset
+    write_json(out / INPUTS, inputs_of(dataset))
+    table = counts(list(federation.shards), dataset.train.y, len(dataset.classes))
+    write_json(out / PARTITION, {"classes": list(dataset.classes), "counts": table.tolist()})
     write(out / ROWS, b"".join(line + b"\n" for line in plan.lines))
 
 
-def _record(out: Path, federation: Federation, stream: Generator[Round], plan: _Plan, lock: int) -> Iterator[Round]:
+def _record(
+    out: Path, federation: Federation, stream: Generator[Round], plan: _Plan, lock: ExitStack
+) -> Iterator[Round]:
     about = resume.fingerprints(federation, plan.manifest) | {"rounds": str(federation.run.rounds)}
     lines, digest = plan.lines, _hash(plan.lines)
-    try:
+    with lock:
         with closing(stream):
             for round in stream:
                 for old in (SUMMARY, MODEL):  # of an earlier stop: true no more
@@ -169,17 +163,15 @@ def _record(out: Path, federation: Federation, stream: Generator[Round], plan: _
                 if before < len(lines):  # gone back: a crash in between leaves what was before, or a beginning of it
                     lines = lines[:before]
                     digest = _hash(lines)
-                    checkpoints.remove_after(out, round.t - 1)
+                    resume.remove_after(out, round.t - 1)
                     write(out / ROWS, b"".join(one + b"\n" for one in [*lines, line]))
                 else:
                     append(out / ROWS, line + b"\n")
                 lines.append(line)
                 digest.update(line + b"\n")
-                checkpoints.save_checkpoint(out, round, about | {"rows": digest.hexdigest()})
+                resume.save_checkpoint(out, round, about | {"rows": digest.hexdigest()})
                 yield round
         _finish(out, federation)
-    finally:
-        os.close(lock)
 
 
 def _hash(lines: Iterable[bytes]) -> hashlib._Hash:
@@ -196,7 +188,7 @@ def _write_positions(out: Path, round: Round) -> None:
 
 def _finish(out: Path, federation: Federation) -> None:
     """Write the deployed model and the summary from what is on disk, so that a crash just before changes nothing."""
-    newest = checkpoints.load_newest(out)
+    newest = resume.load_newest(out)
     assert newest is not None
     start, _ = newest
     run, plain = federation.run, federation.model()
@@ -204,3 +196,68 @@ def _finish(out: Path, federation: Federation) -> None:
     write(out / MODEL, save(clone_shared(plain.state_dict() | run.method.deploy(state))))
     both = {"kernels_measured": measure_kernels(federation, state, start)} if "kernels" in federation.measure else {}
     write_json(out / SUMMARY, summary_of(read_rows(out), federation) | both)
+
+
+def manifest_of(federation: Federation, recipe: str, execution: Execution, source: Mapping[str, str]) -> dict[str, Any]:
+    """Return ``run.json`` of a new run; ``source`` has the sha256 of every file of the user's own code."""
+    run, method = federation.run, federation.run.method
+    start = {"recipe": recipe, "engine": execution.engine, "device": execution.device, "kernels": execution.kernels}
+    about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
+    about |= {"measure": list(federation.measure), "run": described(run)}
+    json.dumps(about, default=_unwritable)
+    return start | describe_environment() | about | {"source": dict(source), "changes": []}
+
+
+def _unwritable(value: object) -> None:
+    raise InputError(
+        f"a field of the run or its method holds {type(value).__name__}, which {MANIFEST} cannot: give numbers, texts, "
+        "lists, functions or dataclasses of them"
+    )
+
+
+def row_of(round: Round) -> dict[str, Any]:
+    """Return a round as the row that ``rounds.jsonl`` holds. Raises InputError for a metric named like a column."""
+    row = {"round": round.t} | {f.name: getattr(round, f.name) for f in fields(round) if f.name not in NOT_IN_ROWS}
+    row |= {name: [asdict(one) for one in getattr(round, name)] for name in ("refused", "warnings", "left_out")}
+    row["clients"] = list(round.clients)
+    if names := sorted(row.keys() & round.metrics.keys()):
+        raise InputError(f"a client's metric has the name of a column of {ROWS} ({', '.join(names)}): rename it")
+    return row | dict(round.metrics) | dict(round.measures)
+
+
+def inputs_of(dataset: Dataset) -> dict[str, Any]:
+    """Return ``inputs.json``: what a model of a dataset takes and tells apart."""
+    train = dataset.train
+    return {"classes": dataset.classes, "shape": train.x.shape[1:], "mean": train.mean, "std": train.std}
+
+
+def summary_of(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
+    """Return ``summary.json``: sums over the rounds so far, the last test, and what one upload weighs in training."""
+    method = federation.run.method
+    sums = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
+    tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
+    validated = [v for r in rows if (v := r["accuracy_validation"]) is not None]
+    pruned = [r["accuracy_pruned"] for r in rows if "accuracy_pruned" in r]
+    trained = [r for r in rows if r["round"] > 0]
+    steps = sum(r["steps"] for r in rows)
+    return {
+        "method": method.name,
+        "dataset": federation.dataset.name,
+        "rounds": rows[-1]["round"],
+        "accuracy": tested[-1] if tested else None,
+        "accuracy_validation": validated[-1] if validated else None,
+        **({"accuracy_pruned": pruned[-1]} if pruned else {}),
+        "density": rows[-1]["density"],
+        "density_of_all": rows[-1]["density_of_all"],
+        **{name: sum(r[name] for r in rows) for name in (*sums, "seconds")},
+        "multiply_adds_not_counted": [*federation.not_counted],
+        "uploads": sum(len(r["clients"]) for r in trained),
+        "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),
+        "paper_bytes_up": method.paper_bytes(federation.model()),
+        "peak_memory_mb": peak_memory_mb(),
+        "left_out": [one for r in rows for one in r["left_out"]],
+        "kernels": dict(sum((Counter(r["kernels"]) for r in rows), Counter())),
+        "dense_because": next((r["dense_because"] for r in rows if r["dense_because"]), None),
+        "steps": steps,
+        "ms_per_step": sum((r["ms_per_step"] or 0) * r["steps"] for r in rows) / steps if steps else None,
+    }

@@ -1,4 +1,8 @@
-"""Whether a run directory holds the run that somebody wants to go on with, and what of it has changed since.
+"""Going on with a run: its checkpoints, whether a directory holds the run that somebody wants, and what has changed.
+
+checkpoints/000012.safetensors    the server's state and the clients' memories after a round: state/..., memory/CLIENT,
+                                  norms, lengths; in its header what it belongs to, how often the run has gone back and
+                                  what it leaves out for that, and a sha256
 
 The run is the same if its settings are, but for ``rounds``, which may change where nothing is stretched over them.
 """
@@ -8,48 +12,145 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedsieve.engine import Federation, Run
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedsieve.data.storage import regular, sync, write
+from fedsieve.engine import Federation, Round, Run
 from fedsieve.engine.experiment import reason_not_to_prolong
 from fedsieve.engine.federation import digest_of
-from fedsieve.runs.schema import MANIFEST, OTHER, PUT_BACK, SOURCE, flatten_settings, read_manifest
-from fedsieve.runs.source import contents_of, hashed, sources
-from fedsieve.types import InputError
+from fedsieve.engine.rollback import DEPTH, Checkpoint, Exclusion, Rollbacks
+from fedsieve.runs.provenance import contents_of, hashed, sources
+from fedsieve.runs.record import CHECKPOINTS, MANIFEST, OTHER, PUT_BACK, SOURCE, flatten_settings, read_manifest
+from fedsieve.types import InputError, clone_shared, flatten
 
 
-def check_same_run(out: Path, manifest: Mapping[str, Any], wanted: Mapping[str, Any], resume: bool) -> None:
-    """Raise InputError unless the run of the manifest there is that of the one ``wanted``, ``rounds`` aside."""
-    theirs, ours = flatten_settings(manifest["run"]), flatten_settings(wanted["run"])
-    changed = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    if changed and changed != ["rounds"]:
-        listed = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} here" for name in changed)
-        raise InputError(f"{out} holds another run ({listed}): {OTHER}")
-    measures, wanted_measures = (",".join(about["measure"]) or "none" for about in (manifest, wanted))
-    if measures != wanted_measures:
-        where = f"--measure {measures} there, {wanted_measures} here"
+def save_checkpoint(out: Path, round: Round, about: Mapping[str, str]) -> None:
+    """Save what a round left, and ``about`` the run; keep the last ones, as many as a run may go back to.
+
+    One that is finite, but poisoned, is never the only one.
+    """
+    tensors = clone_shared({f"state/{name}": v for name, v in flatten(round.state).items()})
+    for client, content in round.memory.items():
+        tensors[f"memory/{client}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    if round.norms:
+        tensors["norms"] = torch.tensor(round.norms, dtype=torch.float64)
+    if round.lengths:
+        rows = [(float(client), *norms) for client, norms in round.lengths.items()]
+        tensors["lengths"] = torch.tensor(rows, dtype=torch.float64)
+    header = {**about, "round": str(round.t), "rollbacks": json.dumps(asdict(round.rollbacks))}
+    header["sha256"] = _digest(header, tensors)
+    write(out / CHECKPOINTS / f"{round.t:06d}.safetensors", save(tensors, header))
+    for old in _paths(out)[:-DEPTH]:
+        old.unlink()
+
+
+def remove_after(out: Path, after: int) -> None:
+    """Remove the checkpoints of rounds that a run has gone back over, the newest first: a crash leaves no gap."""
+    for path in reversed(_paths(out)):
+        if int(path.stem) > after:
+            path.unlink()
+            sync(path.parent)
+
+
+def load_newest(out: Path) -> tuple[Checkpoint, dict[str, str]] | None:
+    """Return the newest checkpoint and what it says about its run, None where there is none.
+
+    Raises InputError, naming the file and what to do, if it is damaged; so does what reads the ``earlier`` ones.
+    """
+    paths = _paths(out)
+    if not paths:
+        return None
+    start, about = _load(paths[-1], paths[-2] if len(paths) > 1 else None)
+    return replace(start, earlier=tuple(partial(_start, path) for path in paths[:-1])), about
+
+
+def _start(path: Path) -> Checkpoint:
+    return _load(path, None)[0]
+
+
+def _load(path: Path, before: Path | None) -> tuple[Checkpoint, dict[str, str]]:
+    """Return a checkpoint; ``before`` is the one that a run goes on from without it."""
+    try:
+        with safe_open(regular(path), "pt") as file:
+            about: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        damaged = about.pop("sha256", "") != _digest(about, tensors) or int(about["round"]) != int(path.stem)
+        memory = {int(n.removeprefix("memory/")): v for n, v in tensors.items() if n.startswith("memory/")}
+        values = json.loads(about.pop("rollbacks"))
+        rollbacks = Rollbacks(values["count"], tuple(Exclusion(**one) for one in values["left_out"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        damaged = True
+    if damaged:
+        where = f"round {int(before.stem)}" if before else "the beginning"
+        raise InputError(f"the checkpoint {path} is damaged: remove it to go on from {where}")
+    state = {name.removeprefix("state/"): v for name, v in tensors.items() if name.startswith("state/")}
+    contents = {client: v.numpy().tobytes() for client, v in memory.items()}
+    lengths = {int(client): (a, b, c, d) for client, a, b, c, d in _rows(tensors, "lengths")}
+    norms = tuple((a, b, c, d) for a, b, c, d in _rows(tensors, "norms"))
+    return Checkpoint(int(about["round"]), state, contents, norms, lengths, rollbacks), about
+
+
+def _rows(tensors: Mapping[str, Tensor], name: str) -> list[list[float]]:
+    rows: list[list[float]] = tensors[name].tolist() if name in tensors else []
+    return rows
+
+
+def _paths(out: Path) -> list[Path]:
+    """Return the checkpoints in the order of their rounds; other files there are none of ours."""
+    named = [p for p in (out / CHECKPOINTS).glob("*.safetensors") if p.stem.isdecimal()]
+    return sorted(named, key=lambda p: int(p.stem))
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of a header and of tensors, whatever their order."""
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_same_run(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], resume: bool) -> None:
+    """Raise InputError unless the manifest there, ``theirs``, is of the same run as ``ours``, ``rounds`` aside."""
+    there, here = flatten_settings(theirs["run"]), flatten_settings(ours["run"])
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if names and names != ["rounds"]:
+        differences = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+        raise InputError(f"{out} holds another run ({differences}): {OTHER}")
+    measures = [",".join(manifest["measure"]) or "none" for manifest in (theirs, ours)]
+    if measures[0] != measures[1]:
+        where = f"--measure {measures[0]} there, {measures[1]} here"
         raise InputError(f"{out} is measured otherwise ({where}): {OTHER}")
-    if manifest["kernels"] != wanted["kernels"]:
-        choice = f"--kernels {manifest['kernels']}, not {wanted['kernels']}"
+    if theirs["kernels"] != ours["kernels"]:
+        choice = f"--kernels {theirs['kernels']}, not {ours['kernels']}"
         raise InputError(f"{out} was begun with {choice}: go on so, or {OTHER}")
-    if not resume and changed:
-        rounds = f"rounds {theirs['rounds']} there, {ours['rounds']} here"
+    if not resume and names:
+        rounds = f"rounds {there['rounds']} there, {here['rounds']} here"
         raise InputError(f"{out} already holds this run ({rounds}): add --resume to prolong it, or {OTHER}")
     if not resume:
         raise InputError(f"{out} already holds this run: add --resume to go on with it, or {OTHER}")
 
 
-def check_checkpoint(out: Path, header: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def check_checkpoint(out: Path, header: Mapping[str, str], about: Mapping[str, str]) -> None:
     """Raise InputError unless the newest checkpoint is of the run that ``run.json`` says, on the same data."""
-    if header.get("data") != wanted["data"]:
+    if header.get("data") != about["data"]:
         raise InputError(f"{out} holds a run on other data: {OTHER}")
-    if any(header.get(name) != value for name, value in wanted.items()):
+    if any(header.get(name) != value for name, value in about.items()):
         raise InputError(f"{out / MANIFEST} has been changed since the last checkpoint: {PUT_BACK}")
 
 
 def check_rounds(out: Path, federation: Federation, planned: int, last: int) -> None:
-    """Raise InputError unless a run that was planned for so many rounds, and is at ``last``, can have the wanted."""
+    """Raise InputError unless a run that was planned for so many rounds, and is at ``last``, can have its own."""
     rounds = federation.run.rounds
     if rounds == planned:
         return
@@ -73,10 +174,10 @@ def check_same_code(
 ) -> None:
     """Raise InputError, naming the file, if the user's own code is not that of the run in ``out``."""
     theirs = manifest["source"]
-    if changed := [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]:
-        names = ", ".join(str(files.get(name, name)) for name in changed)
+    if names := [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]:
+        paths = ", ".join(str(files.get(name, name)) for name in names)
         raise InputError(
-            f"{names} changed since {out} was run with it (kept in {code_folder(out, manifest, first)}): put it back "
+            f"{paths} changed since {out} was run with it (kept in {code_folder(out, manifest, first)}): put it back "
             f"as it was, go on with the change by --resume --accept-changes, or {OTHER}"
         )
 
@@ -88,19 +189,19 @@ def check_recorded_code(out: Path, run: Run, recipe: str) -> None:
         check_same_code(out, manifest, hashed(contents_of(files)), files, run.first)
 
 
-def continued_manifest(manifest: Mapping[str, Any], wanted: Mapping[str, Any], t: int) -> dict[str, Any]:
-    """Return the content for a run that goes on with round ``t``: what is wanted now, and what that changes.
+def continued_manifest(theirs: Mapping[str, Any], ours: Mapping[str, Any], t: int) -> dict[str, Any]:
+    """Return the content for a run that goes on with round ``t``: what is so now, and what that changes.
 
     A version that runs no further round has changed nothing.
     """
-    rounds = [about["run"]["rounds"] for about in (manifest, wanted)]
+    rounds = [manifest["run"]["rounds"] for manifest in (theirs, ours)]
     names = ("version", "commit", "source") if t <= rounds[1] else ("source",)
-    now = {name: wanted[name] for name in names}
-    change = {name: [manifest.get(name), value] for name, value in now.items() if manifest.get(name) != value}
+    now = {name: ours[name] for name in names}
+    change = {name: [theirs.get(name), value] for name, value in now.items() if theirs.get(name) != value}
     if rounds[0] != rounds[1]:
         change["rounds"] = rounds
-    changes = [*manifest["changes"], {"round": t, **change}] if change else manifest["changes"]
-    return {**manifest, **now, "run": wanted["run"], "changes": changes}
+    changes = [*theirs["changes"], {"round": t, **change}] if change else theirs["changes"]
+    return {**theirs, **now, "run": ours["run"], "changes": changes}
 
 
 def code_folder(out: Path, about: Mapping[str, Any], first: int) -> Path:

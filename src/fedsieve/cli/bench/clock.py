@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from fedsieve.runs.environment import cpu
+from fedsieve.runs.provenance import cpu
 
 Key = TypeVar("Key")
 WAITING = 0.02

@@ -18,8 +18,8 @@ from fedsieve.flower.app.project import AppConfig, message_key, read_config
 from fedsieve.flower.engine import SimulatedNodes, SuperNodes, grid_engine, simulation_key
 from fedsieve.flower.private import is_simulated
 from fedsieve.runs.progress import show_run
-from fedsieve.runs.recorder import record_run
-from fedsieve.runs.schema import MANIFEST, inputs_of, row_of
+from fedsieve.runs.record import MANIFEST
+from fedsieve.runs.recorder import inputs_of, record_run, row_of
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
 

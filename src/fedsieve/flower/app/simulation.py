@@ -19,8 +19,8 @@ from fedsieve.flower.app.project import AppConfig, write_app
 from fedsieve.flower.app.server import ENDED
 from fedsieve.flower.app.superlink import SuperLink, last_line, superlink
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import MANIFEST, read_rows
 from fedsieve.runs.recorder import check_directory
-from fedsieve.runs.schema import MANIFEST, read_rows
 from fedsieve.types import InputError
 
 LOG = "flower.log"

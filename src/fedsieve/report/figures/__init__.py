@@ -7,12 +7,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from fedsieve.data.storage import check_output, write_output
 from fedsieve.report.configurations import Runs, deduplicate, group_by_seed
 from fedsieve.report.figures import mask_files, papers
 from fedsieve.report.figures.paper import encode_figure
 from fedsieve.report.figures.series import LackingError, PaperFigure
 from fedsieve.report.plots import LinePlot
-from fedsieve.runs.output import check_output, write_output
 from fedsieve.runs.record import RunRecord, number, read_record
 from fedsieve.types import InputError
 

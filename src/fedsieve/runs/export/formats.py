@@ -20,9 +20,9 @@ from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
 from fedsieve.data.source import package
+from fedsieve.data.storage import check_output, write_output
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.model import TrainedModel
-from fedsieve.runs.output import check_output, write_output
 from fedsieve.types import InputError, clone_shared
 
 

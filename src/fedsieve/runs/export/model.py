@@ -25,8 +25,7 @@ from fedsieve.engine.setup import read_dataset
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.export import sparse_file
 from fedsieve.runs.export.metadata import ModelMetadata, parse_metadata
-from fedsieve.runs.record import require_manifest
-from fedsieve.runs.schema import INPUTS, MANIFEST
+from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Params, Sparse, normalize_inputs
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from fedsieve.data.storage import is_leftover, read_json, write_json
 from fedsieve.engine.federation import described
+from fedsieve.runs.record import OTHER
 from fedsieve.runs.recorder import locked_directory
-from fedsieve.runs.schema import OTHER
 from fedsieve.runs.sweep.cells import Grid, recipe_label
 from fedsieve.types import InputError
 

@@ -14,9 +14,8 @@ from rich.text import Text
 
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import format_clock
-from fedsieve.runs.record import number
+from fedsieve.runs.record import number, read_rows, read_summary
 from fedsieve.runs.resume import check_recorded_code
-from fedsieve.runs.schema import read_rows, read_summary
 from fedsieve.runs.sweep.cells import Job
 from fedsieve.runs.sweep.work import JobEvent, run_jobs
 from fedsieve.types import InputError

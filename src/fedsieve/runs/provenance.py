@@ -1,6 +1,7 @@
-"""The user's own code in a run: the files of its recipe, model, dataset and method, and of what those import.
+"""What computed a run: FedSieve's version and commit, the hardware, and the user's own code.
 
-Own is what is neither FedSieve's, nor Python's, nor an installed package's: those are known by their versions.
+Own code are the files of the recipe, model, dataset and method, and of what those import: what is neither FedSieve's,
+nor Python's, nor an installed package's, which are known by their versions.
 """
 
 from __future__ import annotations
@@ -8,18 +9,25 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
+import platform
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
+from fedsieve.kernels import library
 from fedsieve.types import InputError
 
 INSTALLED = (
@@ -27,6 +35,49 @@ INSTALLED = (
     *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
 PACKAGES = {"site-packages", "dist-packages"}
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return version, commit, time and hardware as plain JSON."""
+    return {
+        "version": version("fedsieve"),
+        "commit": _commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": {
+            "cpu": cpu(),
+            "cores": os.cpu_count(),
+            "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "isa": library.loaded_isa() if (why := library.unavailable_reason()) is None else f"none ({why})",
+        },
+    }
+
+
+def cpu() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree that is running, with a + if it was changed; None outside a tree."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+        commit = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return commit.stdout.strip() or None if tracked.returncode == 0 else None
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, where the system tells, or else how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sources(run: Any, recipe: str = "") -> dict[str, Path]:
@@ -37,12 +88,12 @@ def sources(run: Any, recipe: str = "") -> dict[str, Path]:
     waiting = [Path(recipe.rsplit(":", 1)[0]).stem] if ".py:" in recipe else []
     waiting += _modules(run)
     files: dict[str, Path] = {}
-    seen = set[str]()
+    names = set[str]()
     while waiting:
         name = waiting.pop()
-        if name in seen or (path := _own(name)) is None:
+        if name in names or (path := _own(name)) is None:
             continue
-        seen.add(name)
+        names.add(name)
         files[path.name if name in ("__main__", "__mp_main__") else f"{name}.py"] = path
         waiting += _imported(name, path)
         if module := sys.modules.get(name):
