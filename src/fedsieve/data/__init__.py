@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fedsieve.data import digits, hub
+from fedsieve.data import digits
 from fedsieve.data.cifar10 import Cifar10
 from fedsieve.data.dataset import Dataset
 from fedsieve.data.femnist import Femnist
 from fedsieve.data.mnist import Mnist
-from fedsieve.data.source import Source
+from fedsieve.data.source import HUB, Source
 from fedsieve.data.speech_commands import SpeechCommands
 from fedsieve.types import InputError
 
@@ -24,14 +24,14 @@ NAMES = ("digits", *SOURCES)
 
 
 def root_from(data: str | None) -> Path | None:
-    """Return the data folder, absolute: ``--data``, else FEDSIEVE_DATA, else None; exactly "hub" gives ``hub.ROOT``."""
-    chosen = data or os.environ.get("FEDSIEVE_DATA")
-    if not chosen or chosen == str(hub.ROOT):
-        return hub.ROOT if chosen else None
+    """Return the data folder, absolute: ``--data``, else FEDSIEVE_DATA, else None; exactly "hub" gives ``HUB``."""
+    name = data or os.environ.get("FEDSIEVE_DATA")
+    if not name or name == str(HUB):
+        return HUB if name else None
     try:
-        return Path(chosen).expanduser().absolute()
+        return Path(name).expanduser().absolute()
     except RuntimeError:
-        raise InputError(f"{chosen}: no such home folder is known: write the whole path") from None
+        raise InputError(f"{name}: no such home folder is known: write the whole path") from None
 
 
 def load_dataset(name: str, root: Path | None) -> Dataset:
@@ -40,17 +40,13 @@ def load_dataset(name: str, root: Path | None) -> Dataset:
     Raises InputError in one line that says what to do.
     """
     _check(name)
-    if name == "digits":
-        return digits.load_digits()
-    return hub.load_from_hub(SOURCES[name]) if root == hub.ROOT else SOURCES[name].load(root)
+    return digits.load_digits() if name == "digits" else SOURCES[name].load(root)
 
 
 def dataset_status(name: str, root: Path | None) -> str:
     """Return in one line where a dataset is and in which form, or how to get it; reads nothing."""
     _check(name)
-    if name == "digits":
-        return "comes with FedSieve"
-    return hub.hub_status(name) if root == hub.ROOT else SOURCES[name].status(root)
+    return "comes with FedSieve" if name == "digits" else SOURCES[name].status(root)
 
 
 def _check(name: str) -> None:

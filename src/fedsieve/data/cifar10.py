@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Arrays
 from fedsieve.data.source import Source, damaged, digest_of_files, md5, missing, read_download
-from fedsieve.data.storage import UNREADABLE, cached_arrays
+from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays
 
 HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
 MD5 = {
@@ -52,6 +51,7 @@ class Cifar10(Source):
     name, instructions = "cifar10", HOW
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     folders = ("cifar-10-batches-bin", "cifar-10-batches-py")  # as torchvision, or tar, unpacks the archives
+    hub = ("uoft-cs/cifar10", "img", "RGB")
     mean, std = 0.5, 0.5
 
     def form(self, folder: Path) -> str | None:

@@ -6,17 +6,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsieve.data.storage import Arrays
 from fedsieve.types import Data, InputError
-
-Arrays: TypeAlias = dict[str, NDArray[Any]]
-"""``train_x``, ``train_y``, ``test_x``, ``test_y``, and where examples have owners ``group`` and ``groups``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +34,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
-            if not isinstance(given := getattr(self, part), Data):
-                raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {type_name(given)}")
-        object.__setattr__(self, "classes", _names(self.name, self.classes))
+            if not isinstance(data := getattr(self, part), Data):
+                raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {type_name(data)}")
+        object.__setattr__(self, "classes", _class_names(self.name, self.classes))
         if self.group is not None:
             try:
                 group = torch.as_tensor(self.group)
@@ -76,12 +73,12 @@ def type_name(thing: object) -> str:
     return thing.__name__ if isinstance(thing, type) else type(thing).__name__
 
 
-def _names(dataset: str, given: Any) -> tuple[str, ...]:
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
-        return tuple(map(str, range(given)))
-    if isinstance(given, str | int) or not isinstance(given, Iterable):
-        raise InputError(f"dataset {dataset}: classes must be the classes' names, or their number, got {given!r}")
-    return tuple(map(str, given))
+def _class_names(dataset: str, classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, int) and not isinstance(classes, bool) and classes > 0:
+        return tuple(map(str, range(classes)))
+    if isinstance(classes, str | int) or not isinstance(classes, Iterable):
+        raise InputError(f"dataset {dataset}: classes must be the classes' names, or their number, got {classes!r}")
+    return tuple(map(str, classes))
 
 
 def assemble(name: str, arrays: Arrays, classes: tuple[str, ...], mean: float = 0.0, std: float = 1.0) -> Dataset:

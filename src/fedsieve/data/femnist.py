@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Arrays
+from fedsieve.data.partition import by_group, hold_out
 from fedsieve.data.source import Source, damaged, digest_of_files, missing, read_download
-from fedsieve.data.storage import UNREADABLE, cached_arrays
+from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -39,6 +39,7 @@ class Femnist(Source):
 
     name, classes, instructions = "femnist", CLASSES, HOW
     folders = ("data",)  # in a clone of LEAF, whose own folder data is then the root
+    hub = ("flwrlabs/femnist", "image", "L")
 
     def form(self, folder: Path) -> str | None:
         """Return the npz subset's name, "LEAF json" or None."""
@@ -54,6 +55,16 @@ class Femnist(Source):
         if not train or not test:
             raise missing(folder / ("test" if train else "train") / "all_data_0_....json", HOW)
         return cached_arrays(f"femnist/{digest_of_files(train + test)}", lambda: _leaf(train, test))
+
+    def read_hub(self, splits: Any) -> Arrays:
+        """Return the arrays of the hub's only split, of which ``hold_out`` takes a tenth of every writer's images."""
+        x, y, writer = self.hub_columns(splits["train"], "character", "writer_id")
+        groups, group = np.unique(writer, return_inverse=True)
+        shards = by_group(torch.from_numpy(group), len(groups), 0)
+        parts = zip(*(hold_out(shard, 0.1, 0, k) for k, shard in enumerate(shards)), strict=True)
+        train, test = (torch.cat(part).numpy() for part in parts)
+        images = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
+        return images | {"group": group[train], "groups": groups}
 
 
 def unseen_writers(root: Path | None) -> Data:

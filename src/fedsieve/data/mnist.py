@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Arrays
 from fedsieve.data.source import Source, missing, read_download
+from fedsieve.data.storage import Arrays
 
 HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"
 MD5 = {  # as published, gzipped; and of what is inside
@@ -29,6 +29,7 @@ class Mnist(Source):
 
     name, classes, instructions = "mnist", tuple("0123456789"), HOW
     folders = ("MNIST/raw",)  # as torchvision unpacks it
+    hub = ("ylecun/mnist", "image", "L")
     mean, std = 0.1307, 0.3081
 
     def form(self, folder: Path) -> str | None:

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsieve.data.dataset import Arrays, Dataset, type_name
-from fedsieve.data.storage import cached_arrays
+from fedsieve.data.dataset import Dataset, type_name
+from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.types import InputError, rng
 
 ALPHA_MIN = 1e-6
@@ -34,11 +34,11 @@ class Indices:
     shards: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, given: object) -> Indices:
+    def of(cls, shards: object) -> Indices:
         """Return the indices in a list, one entry a client: tensors, arrays or lists. Raises InputError."""
-        if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-            raise InputError(f"partition: a list of indices for each client is needed, got {type_name(given)}")
-        return cls(tuple(_shard(client, shard) for client, shard in enumerate(given)))
+        if isinstance(shards, str | Mapping) or not isinstance(shards, Iterable):
+            raise InputError(f"partition: a list of indices for each client is needed, got {type_name(shards)}")
+        return cls(tuple(_shard(client, shard) for client, shard in enumerate(shards)))
 
     @cached_property
     def digest(self) -> str:
@@ -78,7 +78,7 @@ def lda(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     _check(len(labels), clients)
     if not (alpha >= ALPHA_MIN and math.isfinite(alpha)):
         raise InputError(f"partition lda:{alpha:g}: alpha must be a number from {ALPHA_MIN:g} up, such as lda:1.0")
-    generator = _numpy(seed)
+    generator = np.random.default_rng(rng(seed, "partition").initial_seed())
     pools = [generator.permutation(np.flatnonzero(labels.numpy() == c)) for c in range(int(labels.max()) + 1)]
     left = np.array([len(pool) for pool in pools])
     shards = []
@@ -96,8 +96,8 @@ def by_group(group: Tensor, clients: int, seed: int) -> list[Tensor]:
         remedy = f"{'lower' if clients > 0 else 'raise'} task.clients"
         raise InputError(f"partition group: {clients} clients, but the data has {len(names)} groups: {remedy}")
     shards = _split(np.argsort(group.numpy(), kind="stable"), sizes)
-    chosen = torch.randperm(len(names), generator=rng(seed, "partition"))[:clients]
-    return [shards[i] for i in chosen.sort().values.tolist()]
+    groups = torch.randperm(len(names), generator=rng(seed, "partition"))[:clients]
+    return [shards[i] for i in groups.sort().values.tolist()]
 
 
 def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
@@ -112,9 +112,9 @@ def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> lis
             pass  # a builtin tells no signature
         except TypeError as error:
             raise InputError(f"partition: a function takes dataset, clients and seed ({error})") from None
-        given = spec(dataset, clients, seed) if callable(spec) else spec
-        own = given if isinstance(given, Indices) else Indices.of(given)
-        return own.checked(len(dataset.train), clients)
+        shards = spec(dataset, clients, seed) if callable(spec) else spec
+        indices = shards if isinstance(shards, Indices) else Indices.of(shards)
+        return indices.checked(len(dataset.train), clients)
     owned = dataset.group if spec == "group" else dataset.train.y
     if owned is None:
         raise InputError(f"partition group: {dataset.name} does not say whose its examples are; use iid or lda:ALPHA")
@@ -127,8 +127,8 @@ def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> lis
 def hold_out(index: Tensor, fraction: float, seed: int, client: int) -> tuple[Tensor, Tensor]:
     """Split a client's examples into training and validation: ``int(fraction * len(index))`` at random are held out."""
     order = torch.randperm(len(index), generator=rng(seed, "hold_out", 0, client))
-    held = int(fraction * len(index))
-    return index[order[held:]], index[order[:held]]
+    count = int(fraction * len(index))
+    return index[order[count:]], index[order[:count]]
 
 
 def counts(shards: list[Tensor], labels: Tensor, classes: int) -> Tensor:
@@ -150,25 +150,23 @@ def _maker(spec: str, owned: Tensor, clients: int, seed: int) -> Callable[[], li
     raise InputError(f"partition {spec!r}: write iid, lda:ALPHA (such as lda:1.0), or group")
 
 
-def _shard(client: int, given: Any) -> Tensor:
+def _shard(client: int, examples: Any) -> Tensor:
     try:
-        index = torch.as_tensor(given)
+        index = torch.as_tensor(examples)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"partition: client {client} has no list of whole numbers ({error})") from None
+    if not index.numel():
+        raise InputError(f"partition: client {client} has no example: give it one, or lower task.clients")
     if index.dim() != 1 or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-        if not index.numel():
-            raise InputError(f"partition: client {client} has no example: give it one, or lower task.clients")
         remedy = ", of a mask give mask.nonzero().squeeze(1)" if index.dtype == torch.bool else ""
         raise InputError(
             f"partition: client {client} needs the numbers of its examples, whole and in one dimension, got "
             f"{index.dtype} {list(index.shape)}{remedy}"
         )
-    found = index.long().sort().values
-    if not len(found):
-        raise InputError(f"partition: client {client} has no example: give it one, or lower task.clients")
-    if (again := found[1:][found[1:] == found[:-1]]).numel():
+    shard = index.long().sort().values
+    if (again := shard[1:][shard[1:] == shard[:-1]]).numel():
         raise InputError(f"partition: client {client} has example {int(again[0])} twice")
-    return found
+    return shard
 
 
 def _pack(shards: list[Tensor]) -> Arrays:
@@ -200,7 +198,3 @@ def _draw(left: NDArray[np.int64], size: int, alpha: float, generator: np.random
 def _check(n: int, clients: int) -> None:
     if not 1 <= clients <= n:
         raise InputError(f"partition: {clients} clients cannot share {n} examples; take 1 to {n} clients")
-
-
-def _numpy(seed: int) -> np.random.Generator:
-    return np.random.default_rng(rng(seed, "partition").initial_seed())

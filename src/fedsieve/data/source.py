@@ -1,4 +1,7 @@
-"""A dataset that users download: found and checked file by file, or one line that says which file and what to do."""
+"""A dataset that users download: found and checked file by file, or one line that says which file and what to do.
+
+With ``--data hub`` the same datasets come from the Hugging Face hub (needs the package ``datasets`` and the internet).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fedsieve.data.dataset import Arrays, Dataset, assemble
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsieve.data.dataset import Dataset, assemble
+from fedsieve.data.storage import Arrays, cached_arrays, read_file
 from fedsieve.types import InputError
 from fedsieve.types.errors import install
 
@@ -19,6 +26,11 @@ FOLDERS = ("mnist", "cifar10", "femnist", "speech_commands")
 """What lies directly in the data folder."""
 UNPACKED = ("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "SpeechCommands")
 """What other tools put there, or into those folders."""
+CHECK = "check its permissions"
+
+HUB = Path("hub")
+"""What ``--data hub`` becomes."""
+NOT_ON_HUB = "{} cannot be read from the hub: download the public archive and name the folder above it by --data"
 
 
 def missing(path: Path, how: str) -> InputError:
@@ -35,17 +47,16 @@ def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
     """Return the contents of a file after checking them.
 
     They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
-    ``sha256sum`` writes it) states in the data folder, where there is one. Raises InputError.
+    ``sha256sum`` writes it) states in the data folder, where there is one: in any folder that may be it, as it holds
+    one of a known name above the file. Raises InputError.
     """
-    try:
-        contents = path.read_bytes()
-    except FileNotFoundError:
-        raise missing(path, how) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    contents = read_file(path, CHECK)
+    if contents is None:
+        raise missing(path, how)
     if sums and md5(contents) not in sums:
         raise damaged(path, "its md5 is not the published one", how)
-    for root in _roots(path):
+    known = (*FOLDERS, *UNPACKED)
+    for root in [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]:
         stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
         if stated and hashlib.sha256(contents).hexdigest() != stated:
             raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
@@ -80,21 +91,12 @@ def _place(path: Path) -> Path:
     return next(iter(named), path.parent)
 
 
-def _roots(path: Path) -> list[Path]:
-    """Return what may be the data folder of a file: those that hold a folder of a known name above it."""
-    known = (*FOLDERS, *UNPACKED)
-    return [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]
-
-
 @lru_cache
 def _sums(path: Path) -> dict[str, str]:
     """Return the sha256 of every file that ``SHA256SUMS`` names, by its path in the data folder."""
     if not path.is_file():
         return {}
-    try:
-        text = path.read_bytes().decode(errors="replace")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    text = (read_file(path, CHECK) or b"").decode(errors="replace")
     return dict(_sum(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
@@ -106,7 +108,7 @@ def _sum(line: str, where: str) -> tuple[str, str]:
 
 
 class Source(ABC):
-    """One downloaded dataset, which may lie in several folders, in one of several forms."""
+    """One downloaded dataset, which may lie in several folders, in one of several forms, or on the hub."""
 
     name: str
     classes: tuple[str, ...]
@@ -114,6 +116,8 @@ class Source(ABC):
     """How to get it, in one line."""
     folders: tuple[str, ...] = ()
     """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
+    hub: tuple[str, str, str] | None = None
+    """Its repository on the hub, and there the column of its images and their mode; None: it is not read from there."""
     mean: float = 0.0
     std: float = 1.0
 
@@ -123,7 +127,25 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, folder: Path) -> Arrays:
-        """Return the arrays that ``folder`` holds. Raises InputError for a missing or damaged file."""
+        """Return the arrays that ``folder`` holds. Raises InputError for a missing or damaged file.
+
+        They are ``train_x``, ``train_y``, ``test_x``, ``test_y``; where examples have owners ``group`` and ``groups``.
+        """
+
+    def read_hub(self, splits: Any) -> Arrays:
+        """Return the arrays of the splits that the package ``datasets`` loads from the hub."""
+        (x, y), (test_x, test_y) = (self.hub_columns(splits[part], "label") for part in ("train", "test"))
+        return {"train_x": x, "train_y": y, "test_x": test_x, "test_y": test_y}
+
+    def hub_columns(self, split: Any, *names: str) -> list[NDArray[Any]]:
+        """Return images uint8 [n, channels, height, width] and further columns, in one pass, which decodes once."""
+        assert self.hub
+        _, image, mode = self.hub
+        rows = ((np.asarray(row[image].convert(mode)), *(row[name] for name in names)) for row in split)
+        images, *rest = zip(*rows, strict=True)
+        x = np.stack(images)
+        x = x[:, None] if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return [x, *map(np.array, rest)]
 
     def dataset(self, arrays: Arrays) -> Dataset:
         """Return the dataset of ``arrays``, all channels normalised by ``mean`` and ``std``, or the arrays' own."""
@@ -131,15 +153,22 @@ class Source(ABC):
         return assemble(self.name, arrays, self.classes, mean, std)
 
     def load(self, root: Path | None) -> Dataset:
-        """Return the dataset from the data folder ``root``. Raises InputError in one line that says what to do."""
+        """Return the dataset from a data folder or the hub. Raises InputError in one line that says what to do."""
         if root is None:
             raise InputError(
                 f"{self.name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {self.instructions}"
             )
+        if root == HUB:
+            if not self.hub:
+                raise InputError(NOT_ON_HUB.format(self.name))
+            repository = self.hub[0]
+            return self.dataset(cached_arrays(f"{self.name}/hub", lambda: self.read_hub(_download(repository))))
         return self.dataset(self.read(self._folder(root)))
 
     def status(self, root: Path | None) -> str:
         """Return in one line where the dataset is and in which form, or how to get it; reads nothing."""
+        if root == HUB:
+            return f"huggingface.co/datasets/{self.hub[0]}" if self.hub else NOT_ON_HUB.format(self.name)
         form = self.form(folder := self._folder(root)) if root else None
         return f"{folder}: {form}" if form else f"not found: {self.instructions}"
 
@@ -148,3 +177,10 @@ class Source(ABC):
         own = root / self.name
         others = [place / inner for place in (own, root) for inner in self.folders]
         return next((folder for folder in (own, *others) if self.form(folder)), own)
+
+
+def _download(repository: str) -> Any:
+    try:
+        return package("datasets", "hub").load_dataset(repository)
+    except OSError as error:
+        raise InputError(f"{repository} cannot be read from the hub ({error}): check the connection") from None

@@ -27,15 +27,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Arrays
 from fedsieve.data.source import Source, damaged, digest_of_files, missing, package, read_download
-from fedsieve.data.storage import cached_arrays
+from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.types import InputError
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
@@ -56,15 +56,6 @@ class Clip(NamedTuple):
     word: str
     speaker: str
     test: bool
-
-
-class _Part(NamedTuple):
-    """A row of ``index.csv``: a clip, and from which sample to which of its file."""
-
-    file: str
-    start: int
-    stop: int
-    clip: Clip
 
 
 class SpeechCommands(Source):
@@ -97,8 +88,7 @@ class SpeechCommands(Source):
 def which_set(name: str) -> str:
     """Return "training", "validation" (10 %) or "testing" (10 %): the rule in the archive's README.md."""
     most = 2**27 - 1
-    digest = hashlib.sha1(name.partition("_nohash_")[0].encode()).hexdigest()
-    percentage = int(digest, 16) % (most + 1) * (100 / most)
+    percentage = _sha1(name.partition("_nohash_")[0]) % (most + 1) * (100 / most)
     return "validation" if percentage < 10 else "testing" if percentage < 20 else "training"
 
 
@@ -123,9 +113,10 @@ def features(recordings: Iterable[tuple[Clip, Audio]]) -> Arrays:
     if {clip.test for clip, _ in rows if clip.speaker} != {False, True}:
         raise InputError(f"speech_commands/ has no spoken clips for training or none for testing: {HOW}")
     arrays: Arrays = {}
+    labels = {word: label for label, word in enumerate((*CLASSES[:10], "_silence_"))}
     for part, test in (("train", False), ("test", True)):
         arrays[f"{part}_x"] = np.array([x for clip, x in rows if clip.test == test])[:, None]
-        arrays[f"{part}_y"] = np.array([_label(clip.word) for clip, _ in rows if clip.test == test], np.uint8)
+        arrays[f"{part}_y"] = np.array([labels.get(clip.word, 11) for clip, _ in rows if clip.test == test], np.uint8)
     groups, group = np.unique(owners([clip for clip, _ in rows if not clip.test]), return_inverse=True)
     mean = arrays["train_x"].mean(dtype=np.float64)
     std = np.sqrt(np.square(arrays["train_x"] - np.float32(mean)).mean(dtype=np.float64))
@@ -140,35 +131,32 @@ def owners(clips: list[Clip]) -> list[str]:
     return [clip.speaker or dealt[clip.name] for clip in clips]
 
 
-def _label(word: str) -> int:
-    return CLASSES.index(word) if word in CLASSES[:10] else 10 if word == "_silence_" else 11
-
-
 def _sha1(text: str) -> int:
     return int(hashlib.sha1(text.encode()).hexdigest(), 16)
 
 
 def _subset(folder: Path) -> Iterator[tuple[Clip, Audio]]:
-    for name, parts in groupby(_index(folder / "index.csv"), key=lambda part: part.file):
+    for name, rows in groupby(_index(folder / "index.csv"), key=itemgetter(0)):
         audio = _audio(folder / name)
-        for _, start, stop, clip in parts:
-            if stop > len(audio):
+        for _, samples, clip in rows:
+            if samples.stop > len(audio):
                 raise damaged(folder / name, f"it ends before clip {clip.name}", HOW)
-            yield clip, audio[start:stop]
+            yield clip, audio[samples]
 
 
-def _index(path: Path) -> list[_Part]:
+def _index(path: Path) -> list[tuple[str, slice, Clip]]:
+    """Return every row of ``index.csv``: a file, which samples of it, and the clip that they are."""
     contents = read_download(path, HOW)
     try:
         table = csv.DictReader(contents.decode().splitlines(), strict=True)
         if lacking := COLUMNS - set(table.fieldnames or ()):
             raise ValueError(f"no column {', '.join(sorted(lacking))}")
-        return [_part(row, f"line {table.line_num}") for row in table]
+        return [_row(row, f"line {table.line_num}") for row in table]
     except (ValueError, csv.Error) as error:
         raise damaged(path, str(error), HOW) from None
 
 
-def _part(row: dict[str, str | None], where: str) -> _Part:
+def _row(row: dict[str, str | None], where: str) -> tuple[str, slice, Clip]:
     """Return what a row says; ValueError names the line that says something else."""
     cells = {column: row[column] or "" for column in COLUMNS}
     numbers = [cells["start"], cells["samples"], cells["fold"] or "0"]
@@ -176,7 +164,8 @@ def _part(row: dict[str, str | None], where: str) -> _Part:
         raise ValueError(f"{where} is not a clip")
     start, samples = int(cells["start"]), int(cells["samples"])
     fold = int(cells["fold"]) if cells["fold"] else _sha1(f"fold:{cells['clip']}") % 5
-    return _Part(cells["file"], start, start + samples, Clip(cells["clip"], cells["word"], cells["speaker"], fold == 4))
+    clip = Clip(cells["clip"], cells["word"], cells["speaker"], fold == 4)
+    return cells["file"], slice(start, start + samples), clip
 
 
 def _public(folder: Path) -> Iterator[tuple[Clip, Audio]]:

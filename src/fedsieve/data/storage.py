@@ -19,19 +19,26 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Arrays
 from fedsieve.types import InputError
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+"""Arrays by name, as an ``.npz`` keeps them."""
 
 DEEPEST = 50
 """How far JSON may be nested."""
 LEAVE_OUT = "restore the file, or leave this run out"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises on a damaged ``.npz``."""
+VERSION = 1
+"""Part of every key of the cache: to be raised when the same key comes to mean other arrays."""
 
 
 @contextmanager
@@ -180,17 +187,10 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises on a damaged ``.npz``."""
-
-VERSION = 1
-"""Part of every key: to be raised when the same key comes to mean other arrays."""
-
-
 def cache_folder() -> Path:
     """Return where entries live: FEDSIEVE_CACHE, else fedsieve/ in XDG_CACHE_HOME, else ~/.cache/fedsieve."""
-    if chosen := os.environ.get("FEDSIEVE_CACHE"):
-        return Path(chosen).expanduser()
+    if cache := os.environ.get("FEDSIEVE_CACHE"):
+        return Path(cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsieve"
 
 
@@ -205,11 +205,13 @@ def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
     except RuntimeError as error:  # no HOME, and a user without an entry, as in a container
         _warn(error)
         return make()
-    if (found := _read(path)) is not None:
-        return found
+    with suppress(*UNREADABLE), path.open("rb") as entry, np.load(entry, allow_pickle=False) as members:
+        return dict(members)
     arrays = make()
     try:
-        _write(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, 0o600) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         _warn(error)
     return arrays
@@ -217,17 +219,3 @@ def cached_arrays(key: str, make: Callable[[], Arrays]) -> Arrays:
 
 def _warn(error: Exception) -> None:
     warnings.warn(f"nothing is cached ({error}): set FEDSIEVE_CACHE to a folder to write to", stacklevel=3)
-
-
-def _read(path: Path) -> Arrays | None:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-            return dict(entry)
-    except UNREADABLE:
-        return None
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, 0o600) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
