@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fedsieve.client.training import DenseSteps, train_
 from fedsieve.kernels.dispatch import Kernels, SparseSteps
-from fedsieve.sparse.policy import weight_layers
+from fedsieve.sparse.policy import WeightLayer, weight_layers
 from fedsieve.types import Device, Mask, Steps
 
 SIZES = (2, 3, 4)
@@ -65,8 +65,8 @@ def extrapolate(counts: tuple[float, ...], n: int) -> float:
     return (a * (n - 3) * (n - 4) - 2 * b * (n - 2) * (n - 4) + c * (n - 2) * (n - 3)) / 2
 
 
-def count_other_ops(model: nn.Module, x: Tensor, counted: Callable[[], float]) -> OtherOps:
-    """Return the multiply-adds of training steps of ``model``, in training mode, that ``counted`` has not.
+def count_other_ops(model: nn.Module, x: Tensor, count: Callable[[], float]) -> OtherOps:
+    """Return the multiply-adds of training steps of ``model``, in training mode, that ``count`` has not.
 
     ``x`` are examples, as the model takes them. The model's buffers, and PyTorch's generators, are left as they were.
     """
@@ -75,14 +75,14 @@ def count_other_ops(model: nn.Module, x: Tensor, counted: Callable[[], float]) -
     forward, backward, unknown = list[float](), list[float](), dict[str, None]()
     with _restored(model, x), _plain_operations(), _paths(model) as path:
         for n in SIZES:
-            before = counted()
+            before = count()
             try:
                 with _Counter(path, unknown) as counter:
                     loss = F.cross_entropy(model(x[:n]), torch.zeros(n, dtype=torch.int64, device=x.device))
-                    forward.append(counter.products - (counted() - before))
-                    before, counter.products = counted(), 0.0
+                    forward.append(counter.products - (count() - before))
+                    before, counter.products = count(), 0.0
                     torch.autograd.grad(loss, trained, allow_unused=True)
-                backward.append(counter.products - (counted() - before))
+                backward.append(counter.products - (count() - before))
             except Exception as error:  # whatever the user's own code raises where its operations are watched
                 return OtherOps(unknown=(f"all but convolutions and linear layers ({type(error).__name__})",))
     return OtherOps(tuple(forward), tuple(backward), tuple(unknown))
@@ -97,17 +97,17 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as without the mode."""
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         name = packet._qualified_op_name.split("::")[-1]
         if packet in flop_registry:
-            self.products += flop_registry[packet](*args, **(kwargs or {}), out_val=found) / 2
+            self.products += flop_registry[packet](*args, **(kwargs or {}), out_val=result) / 2
         elif name in SMALL:
             self.products += SMALL[name](*args)
         elif self.path and (func.namespace not in COMMON or any(part in name for part in UNKNOWN)):
             place = self.path[-1]  # of forward: backward has the same places
             self.unknown[f"{place} ({name})" if place else name] = None
-        return found
+        return result
 
 
 @contextmanager
@@ -126,10 +126,10 @@ def _plain_operations() -> Iterator[None]:
 
 @contextmanager
 def _restored(model: nn.Module, x: Tensor) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.enable_grad():
         yield
-    for buffer, value in kept:
+    for buffer, value in buffers:
         buffer.copy_(value)
 
 
@@ -174,7 +174,7 @@ class SavedTensors:
     def _begin(self, model: nn.Module, _: object) -> None:
         if self.waiting and model.training:
             self._seen = {w.untyped_storage().data_ptr() for w in model.parameters()}
-            self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
+            self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x)
             self._hooks.__enter__()
 
     def _end(self, model: nn.Module, *_: object) -> None:
@@ -282,11 +282,10 @@ class Cost:
         self.dense += dense
 
 
-def fan_in(layer: nn.Module) -> int:
+def fan_in(layer: WeightLayer) -> int:
     """Return how many products each output of a convolution or linear layer is the sum of."""
     if isinstance(layer, nn.Linear):
         return layer.in_features
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
 
 

@@ -127,8 +127,6 @@ def truncated_normal_(model: nn.Module, rng: torch.Generator) -> None:
     deviation sqrt(1 / fan_in) / 0.8796 that is cut at two of them.
     """
     for layer in weight_layers(model).values():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        std = math.sqrt(1 / weight[0].numel()) / 0.8796
-        if weight.requires_grad:
-            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=rng)
+        std = math.sqrt(1 / layer.weight[0].numel()) / 0.8796
+        if layer.weight.requires_grad:
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=rng)

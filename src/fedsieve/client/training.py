@@ -60,9 +60,9 @@ class DenseSteps:
         """Train on a batch, and return its loss."""
         device = self.device
         loss = F.cross_entropy(device.model(x), y)
-        found = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         with torch.no_grad():
-            for i, (w, g) in enumerate(zip(self.weights, found, strict=True)):
+            for i, (w, g) in enumerate(zip(self.weights, gradients, strict=True)):
                 step = torch.zeros_like(w) if g is None else g
                 if device.weight_decay:
                     step = step.to_dense().add(w, alpha=device.weight_decay)

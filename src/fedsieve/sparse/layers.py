@@ -68,7 +68,9 @@ class SparseLayer(nn.Module):
 
 class _Conv2d(SparseLayer, nn.Conv2d):
     def __init__(self, plain: nn.Conv2d):
-        super().__init__(**_shape(plain), bias=plain.bias is not None, device="meta")
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        shape: Any = {name: getattr(plain, name) for name in names}
+        super().__init__(**shape, bias=plain.bias is not None, device="meta")
         self.weight, self.bias = plain.weight, plain.bias
         self.geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
 
@@ -141,9 +143,9 @@ class PowerLayer(SparseLayer):
             dw = _share(w)
             q = max(dw, 1 / max(x.numel(), 1))  # at least one element
             sparse = self.prune and q < 1
-            kept = x * top(x, q) if sparse else x
-            self.densities = (dw, dw, _share(kept) if sparse else 1.0)
-        return w, w.detach(), kept
+            a = x * top(x, q) if sparse else x
+            self.densities = (dw, dw, _share(a) if sparse else 1.0)
+        return w, w.detach(), a
 
 
 class PowerConv2d(PowerLayer, _Conv2d):
@@ -228,11 +230,6 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
 
 
-def _shape(conv: nn.Conv2d) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    return {name: getattr(conv, name) for name in names}
-
-
 def _share(x: Tensor) -> float:
     """Return the share of non-zeros."""
     return int(x.count_nonzero()) / max(x.numel(), 1)
@@ -252,9 +249,9 @@ class _SwatConv(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         w, a = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias]
+        needs_grad = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias]
         grads = torch.ops.aten.convolution_backward(
-            g, a, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted
+            g, a, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, needs_grad
         )
         return *grads, None, None, None
 

@@ -94,16 +94,12 @@ def _largest(keys: Tensor, k: int) -> Tensor:
         return torch.ones_like(keys, dtype=torch.bool)
     if k == 0:
         return torch.zeros_like(keys, dtype=torch.bool)
-    kth = _ascending(keys, len(keys) - k)
+    place = len(keys) - k  # a GPU sorts, since its kthvalue uses one block alone
+    kth = keys.sort().values[place] if keys.is_cuda else keys.kthvalue(place + 1).values
     support = keys >= kth
     if surplus := int(support.sum()) - k:
         support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
     return support
-
-
-def _ascending(keys: Tensor, place: int) -> Tensor:
-    """Return the number at a place of the sorted keys; a GPU sorts them, since its kthvalue uses one block alone."""
-    return keys.sort().values[place] if keys.is_cuda else keys.kthvalue(place + 1).values
 
 
 def recalibrate(
@@ -124,18 +120,18 @@ def prune_regrow(
     Every layer loses its ``ceil(p * nnz)`` smallest (but never its last), the same total grows again where layers have
     large weights, at random positions, starting at 0.
     """
-    kept, removed = dict[str, Tensor](), 0
+    support, total = dict[str, Tensor](), 0
     for name, own in mask.items():
         nnz = int(own.sum())
-        gone = max(min(topk_count(p, nnz), nnz - 1), 0)
-        kept[name], removed = top_within(weights[name], own, nnz - gone), removed + gone
-    left = {name: weights[name] * kept[name] for name in mask}
-    room = {name: int((~own).sum()) for name, own in kept.items()}
+        n = max(min(topk_count(p, nnz), nnz - 1), 0)
+        support[name], total = top_within(weights[name], own, nnz - n), total + n
+    left = apply_mask({name: weights[name] for name in mask}, support)
+    room = {name: int((~own).sum()) for name, own in support.items()}
     shares = {name: _share(left[name], share) for name in mask}
     if not all(math.isfinite(value) for value in shares.values()):
         return weights, mask  # training has diverged: the weights will say so where they arrive
-    grown = apportion(removed, shares, room)
-    return left, {name: kept[name] | _random(~kept[name], grown[name], rng) for name in mask}
+    growth = apportion(total, shares, room)
+    return left, {name: support[name] | _random(~support[name], growth[name], rng) for name in mask}
 
 
 def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
@@ -148,10 +144,10 @@ def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) 
         if not sum(free.values()):
             free = dict.fromkeys(free, 1.0)
         exact = {name: total * value / sum(free.values()) for name, value in free.items()}
-        given = {name: math.floor(value) for name, value in exact.items()}
-        for name in sorted(exact, key=lambda n: given[n] - exact[n])[: total - sum(given.values())]:
-            given[name] += 1
-        for name, units in given.items():
+        whole = {name: math.floor(value) for name, value in exact.items()}
+        for name in sorted(exact, key=lambda n: whole[n] - exact[n])[: total - sum(whole.values())]:
+            whole[name] += 1
+        for name, units in whole.items():
             units = min(units, room[name] - parts[name])
             parts[name], total = parts[name] + units, total - units
     return parts
@@ -164,8 +160,8 @@ def _share(w: Tensor, share: GrowthShare) -> float:
 
 def _random(free: Tensor, n: int, rng: torch.Generator) -> Tensor:
     positions = free.reshape(-1).nonzero().squeeze(1)
-    chosen = positions[torch.randperm(len(positions), generator=rng)[:n]]
-    return torch.zeros(free.numel(), dtype=torch.bool).index_fill_(0, chosen, True).view(free.shape)
+    sample = positions[torch.randperm(len(positions), generator=rng)[:n]]
+    return torch.zeros(free.numel(), dtype=torch.bool).index_fill_(0, sample, True).view(free.shape)
 
 
 def random_masks(seed: int, counts: Tensor, like: Mapping[str, Tensor]) -> Mask:
@@ -193,9 +189,9 @@ def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
     if k == 0:
         return torch.zeros(shape, dtype=torch.bool)
     last = np.partition(scores, k - 1)[k - 1]
-    kept = scores < last
-    kept[np.flatnonzero(scores == last)[: k - int(kept.sum())]] = True
-    return torch.from_numpy(kept).view(shape)
+    mask = scores < last
+    mask[np.flatnonzero(scores == last)[: k - int(mask.sum())]] = True
+    return torch.from_numpy(mask).view(shape)
 
 
 def layer_counts(densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
@@ -253,5 +249,5 @@ def pack_bits(mask: Mask) -> dict[str, Tensor]:
 
 def unpack_bits(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
     """Return the masks that ``pack_bits`` packed, shaped like the tensors ``like``."""
-    found = {name: np.unpackbits(bits[name].numpy(), count=v.numel()).astype(bool) for name, v in like.items()}
-    return {name: torch.from_numpy(own).view(like[name].shape) for name, own in found.items()}
+    flat = {name: np.unpackbits(bits[name].numpy(), count=v.numel()).astype(bool) for name, v in like.items()}
+    return {name: torch.from_numpy(own).view(like[name].shape) for name, own in flat.items()}

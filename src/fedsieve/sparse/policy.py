@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from torch import nn
 
 from fedsieve.types import InputError, Params
 
+WeightLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 POLICIES = ("all", "swat", "flash", "zerofl")
 
 
@@ -79,10 +81,9 @@ class Coverage:
         return lines
 
 
-def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
     """Return the convolutions and linear layers by name, in the order of the module."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
 
 
 def select_weights(name: str, model: nn.Module) -> tuple[str, ...]:
@@ -96,24 +97,25 @@ def select_weights(name: str, model: nn.Module) -> tuple[str, ...]:
     Weights that are frozen (``requires_grad`` is False) or that two layers share are in no policy. Raises InputError
     if none is left, or none of a pattern's, or if a layer's weight is no parameter of its own.
     """
-    found = weight_layers(model)
+    layers = weight_layers(model)
     own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
-    left_out = frozen_names(model) | tied_names(model)
-    free = [layer for layer in found if f"{layer}.weight" not in left_out]
-    chosen = [*own[name]] if name in own else _rule(name, found, free)
-    kept = tuple(f"{layer}.weight" for layer in chosen if f"{layer}.weight" not in left_out)
-    if chosen and not kept:
+    fixed = frozen_names(model) | tied_names(model)
+    free = [layer for layer in layers if f"{layer}.weight" not in fixed]
+    matches = [*own[name]] if name in own else _rule(name, layers, free)
+    weights = tuple(f"{layer}.weight" for layer in matches if f"{layer}.weight" not in fixed)
+    if not matches:
         raise InputError(
-            f"policy {name!r} matches no layer that is trained: {_some(chosen)} are frozen (requires_grad=False) or "
+            f"policy {name!r} matches no layer; the layers are {', '.join(layers)} (policies: {', '.join(POLICIES)})"
+        )
+    if not weights:
+        some = ", ".join(matches[:3]) + (f" and {len(matches) - 3} more" if len(matches) > 3 else "")
+        raise InputError(
+            f"policy {name!r} matches no layer that is trained: {some} are frozen (requires_grad=False) or "
             f"share their weights; {_others(free)}"
         )
-    if not chosen:
-        raise InputError(
-            f"policy {name!r} matches no layer; the layers are {', '.join(found)} (policies: {', '.join(POLICIES)})"
-        )
-    for weight in kept:
+    for weight in weights:
         _check_own(model, weight)
-    return kept
+    return weights
 
 
 def uniform_densities(names: tuple[str, ...], q: float) -> dict[str, float]:
@@ -142,17 +144,17 @@ def scale_densities(raw: Mapping[str, float], sizes: Mapping[str, int], q: float
         full |= over
 
 
-def _rule(name: str, found: Mapping[str, nn.Module], free: Collection[str]) -> list[str]:
-    names = list(found)
+def _rule(name: str, layers: Mapping[str, WeightLayer], free: Collection[str]) -> list[str]:
+    names = list(layers)
     if name == "all":
         return names
     if name == "swat":
-        first = next((n for n in names if not isinstance(found[n], nn.Linear)), None)
+        first = next((n for n in names if not isinstance(layers[n], nn.Linear)), None)
         return [n for n in names if n != first]
     if name == "flash":
         return names[:-1]
     if name == "zerofl":
-        return [n for n in names[1:-1] if isinstance(found[n], nn.Linear) or max(_kernel(found[n])) > 1]
+        return [n for n in names[1:-1] if isinstance(layer := layers[n], nn.Linear) or max(layer.kernel_size) > 1]
     patterns = [pattern.strip() for pattern in name.split(",")]
     if unused := [p for p in patterns if not any(fnmatchcase(n, p) for n in names)]:
         raise InputError(f"policy {unused[0]!r} matches no layer; the layers are {', '.join(names)}")
@@ -162,16 +164,6 @@ def _rule(name: str, found: Mapping[str, nn.Module], free: Collection[str]) -> l
             f"leave it out; {_others(free)}"
         )
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
-
-
-def _kernel(layer: nn.Module) -> tuple[int, ...]:
-    kernel = layer.kernel_size
-    assert isinstance(kernel, tuple)
-    return kernel
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _others(free: Collection[str]) -> str:

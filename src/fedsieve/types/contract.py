@@ -80,16 +80,16 @@ class Expected:
             if name not in tree:
                 raise ContractError(f"{name} is missing")
             _check(name, entry, tree[name])
-        sent = sum(len(v.values) for v in tree.values() if isinstance(v, Sparse))
-        if self.most is not None and sent > self.most:
-            raise ContractError(f"{sent} values at positions of the client's choice, where {self.most} are allowed")
+        count = sum(len(v.values) for v in tree.values() if isinstance(v, Sparse))
+        if self.most is not None and count > self.most:
+            raise ContractError(f"{count} values at positions of the client's choice, where {self.most} are allowed")
         if self.rule and (wrong := self.rule(tree)):
             raise ContractError(wrong)
 
     def fill_frozen(self, tree: Tree, frozen: Set[str]) -> Tree:
         """Return the tree with what is frozen, as it is on the server. Raises ContractError if a client sends of it."""
-        if given := sorted(frozen & tree.keys()):
-            raise ContractError(f"{given[0]} is frozen: nobody sends it")
+        if names := sorted(frozen & tree.keys()):
+            raise ContractError(f"{names[0]} is frozen: nobody sends it")
         bases = {name: entry.base for name, entry in self.tree.items() if not isinstance(entry, Number)}
         return {**tree, **{name: base for name, base in bases.items() if name in frozen}}
 
@@ -99,8 +99,8 @@ class Expected:
 
     def norms(self, tree: Tree) -> Norms | None:
         """Return how long an update is, where it sends anything; None if it changes no model."""
-        changed = ((name, _change(entry, tree[name])) for name, entry in self.tree.items() if _counts(entry))
-        return norms_of(changed) if any(map(_counts, self.tree.values())) else None
+        changes = ((name, _change(entry, tree[name])) for name, entry in self.tree.items() if _counts(entry))
+        return norms_of(changes) if any(map(_counts, self.tree.values())) else None
 
     def scale_changes(self, tree: Tree, factors: tuple[float, float]) -> dict[str, Any]:
         """Return the tree with what it changes multiplied by a factor for each of its norms; every tensor is whole."""
@@ -138,33 +138,28 @@ def expect_changes(params: Params, most: Mapping[str, int] | None = None) -> dic
     return {n: Part(v, most[n]) if n in most else Whole(v, least.get(n, -math.inf)) for n, v in none.items()}
 
 
-def any_update(params: Params) -> Expected:
-    """Expect what a method that does not say may send: the parameters, whole or in part, and any metric."""
-    return Expected({name: Part(v, v.numel(), or_whole=True) for name, v in params.items()}, metrics=None)
-
-
 def printable(text: str, length: int = 60) -> str:
     """Return a client's text as it may be printed: one line of plain characters, cut short."""
     plain = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
     return repr(plain if len(text) <= length else plain[: length - 1] + "…")
 
 
-def _check(name: str, entry: Entry, sent: object) -> None:
+def _check(name: str, entry: Entry, value: object) -> None:
     if isinstance(entry, Number):
-        if not isinstance(sent, float) or sent != entry.value:
+        if not isinstance(value, float) or value != entry.value:
             raise ContractError(f"{name} is not {entry.value:g}")
         return
-    if isinstance(sent, Tensor) and (isinstance(entry, Whole) or entry.or_whole):
-        _check_values(name, sent, tuple(sent.shape), entry.base)
-        if isinstance(entry, Whole) and not _within(sent, entry):
+    if isinstance(value, Tensor) and (isinstance(entry, Whole) or entry.or_whole):
+        _check_values(name, value, tuple(value.shape), entry.base)
+        if isinstance(entry, Whole) and not _within(value, entry):
             raise ContractError(f"{name} has values that cannot be")
-    elif isinstance(sent, Sparse) and isinstance(entry, Part):
-        _check_positions(name, sent)
-        _check_values(name, sent.values, tuple(sent.shape), entry.base)
-        if len(sent.values) > entry.most:
-            raise ContractError(f"{name} has {len(sent.values)} values, where {entry.most} are allowed")
+    elif isinstance(value, Sparse) and isinstance(entry, Part):
+        _check_positions(name, value)
+        _check_values(name, value.values, tuple(value.shape), entry.base)
+        if len(value.values) > entry.most:
+            raise ContractError(f"{name} has {len(value.values)} values, where {entry.most} are allowed")
     else:
-        raise ContractError(f"{name} is {_kind(sent)}, not {_kind(entry)}")
+        raise ContractError(f"{name} is {_kind(value)}, not {_kind(entry)}")
 
 
 def _check_values(name: str, values: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
@@ -178,19 +173,19 @@ def _check_values(name: str, values: Tensor, shape: tuple[int, ...], like: Tenso
         raise ContractError(f"{name} is {'too large: its norm overflows' if whole else 'not finite'}")
 
 
-def _check_positions(name: str, sent: Sparse) -> None:
+def _check_positions(name: str, value: Sparse) -> None:
     """Raise ContractError unless the positions rise strictly inside the tensor, a value each."""
-    index, numel = sent.index, math.prod(sent.shape)
-    good = index.dtype == torch.int64 and index.dim() == sent.values.dim() == 1 and len(index) == len(sent.values)
+    index, numel = value.index, math.prod(value.shape)
+    good = index.dtype == torch.int64 and index.dim() == value.values.dim() == 1 and len(index) == len(value.values)
     if good and len(index):
         good = int(index[0]) >= 0 and int(index[-1]) < numel and bool((index[1:] > index[:-1]).all())
     if not good:
         raise ContractError(f"{name} has positions that are none of {numel} elements")
 
 
-def _within(sent: Tensor, entry: Whole) -> bool:
-    low = (isinstance(entry.least, float) and entry.least == -math.inf) or bool((sent >= entry.least).all())
-    return low and ((isinstance(entry.most, float) and entry.most == math.inf) or bool((sent <= entry.most).all()))
+def _within(value: Tensor, entry: Whole) -> bool:
+    low = (isinstance(entry.least, float) and entry.least == -math.inf) or bool((value >= entry.least).all())
+    return low and ((isinstance(entry.most, float) and entry.most == math.inf) or bool((value <= entry.most).all()))
 
 
 def _kind(thing: object) -> str:
@@ -202,17 +197,17 @@ def _counts(entry: Entry) -> bool:
     return isinstance(entry, Part) or (isinstance(entry, Whole) and entry.counts)
 
 
-def _change(entry: Entry, sent: object) -> Tensor:
-    """Return by how much what is sent differs from what a client sends that changes nothing."""
+def _change(entry: Entry, value: object) -> Tensor:
+    """Return by how much a value differs from what a client sends that changes nothing."""
     assert not isinstance(entry, Number)
-    if isinstance(sent, Sparse):
-        return sent.values - entry.base.reshape(-1)[sent.index]
-    assert isinstance(sent, Tensor)
-    return sent - entry.base
+    if isinstance(value, Sparse):
+        return value.values - entry.base.reshape(-1)[value.index]
+    assert isinstance(value, Tensor)
+    return value - entry.base
 
 
-def _scaled(entry: Entry, sent: object, factor: float) -> object:
-    if not isinstance(entry, Whole) or not entry.counts or not isinstance(sent, Tensor) or factor >= 1:
-        return sent
-    change = sent.double() - entry.base
-    return change.mul_(factor).add_(entry.base).to(sent.dtype)
+def _scaled(entry: Entry, value: object, factor: float) -> object:
+    if not isinstance(entry, Whole) or not entry.counts or not isinstance(value, Tensor) or factor >= 1:
+        return value
+    change = value.double() - entry.base
+    return change.mul_(factor).add_(entry.base).to(value.dtype)

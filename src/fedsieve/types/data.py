@@ -89,19 +89,19 @@ class Data:
         if self.x.dim() == 0 or len(self.x) != len(self.y):
             raise InputError(f"data: {len(self.x) if self.x.dim() else 'no'} examples but {len(self.y)} labels")
         for name in ("mean", "std"):
-            given: Any = getattr(self, name)
+            numbers: Any = getattr(self, name)
             try:
-                several = torch.as_tensor(given, dtype=torch.float64).reshape(-1)
-                given = (given,) if isinstance(given, int | float) else tuple(several.tolist())
+                several = torch.as_tensor(numbers, dtype=torch.float64).reshape(-1)
+                numbers = (numbers,) if isinstance(numbers, int | float) else tuple(several.tolist())
             except (TypeError, ValueError, RuntimeError):
-                raise InputError(f"data: {name} must be a number, or one a channel, got {given!r}") from None
-            object.__setattr__(self, name, given)
-            if len(given) != 1 and (self.x.dim() < 2 or len(given) != self.x.shape[1]):
-                raise InputError(f"data: {name} must hold one number, or one a channel, got {len(given)}")
-            if name == "std" and not all(value > 0 for value in given):
-                raise InputError(f"data: std must be above 0, got {given}")
-            if not all(map(math.isfinite, given)):
-                raise InputError(f"data: {name} must be finite, got {given}")
+                raise InputError(f"data: {name} must be a number, or one a channel, got {numbers!r}") from None
+            object.__setattr__(self, name, numbers)
+            if len(numbers) != 1 and (self.x.dim() < 2 or len(numbers) != self.x.shape[1]):
+                raise InputError(f"data: {name} must hold one number, or one a channel, got {len(numbers)}")
+            if name == "std" and not all(value > 0 for value in numbers):
+                raise InputError(f"data: std must be above 0, got {numbers}")
+            if not all(map(math.isfinite, numbers)):
+                raise InputError(f"data: {name} must be finite, got {numbers}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -120,15 +120,13 @@ class Data:
         return normalize_inputs(x, self.mean, self.std), self.y[index]
 
 
-def _tensor(name: str, given: Any) -> Tensor:
+def _tensor(name: str, values: Any) -> Tensor:
     """Return what a user gave as examples or labels as a tensor. Raises InputError."""
     try:
-        tensor = given.detach() if isinstance(given, Tensor) else torch.as_tensor(given)
+        tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"data: {name} must be a tensor, an array or a list of numbers ({error})") from None
     odd = tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
-    if odd or tensor.is_meta or hasattr(given, "filled"):  # a masked array
+    if odd or tensor.is_meta or hasattr(values, "filled"):  # a masked array
         raise InputError(f"data: {name} must hold plain real numbers, all of them, got {tensor.dtype}, {tensor.layout}")
-    if isinstance(given, Tensor):
-        return tensor
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
+    return tensor.float() if tensor.dtype == torch.float64 and not isinstance(values, Tensor) else tensor

@@ -31,7 +31,7 @@ def install(extra: str) -> str:
 def of_machine(error: BaseException) -> str | None:
     """Return what was lacking and what to do; None if the error is of another kind."""
     lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    lacking |= isinstance(error, RuntimeError) and any(said in str(error) for said in MEMORY)
+    lacking |= isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY)
     lacking |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     if lacking:
         return "there is not enough memory: free some, or lower batch, or give the process more (ulimit -v)"

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedsieve.types.contract import Expected, any_update
+from fedsieve.types.contract import Entry, Expected, Part
 from fedsieve.types.data import Data, Mask, Params, Tree
 from fedsieve.types.errors import InputError
 
@@ -125,12 +125,12 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def clone_shared(tensors: Mapping[str, Tensor]) -> Params:
     """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
-    result, seen = dict[str, Tensor](), set[int]()
+    result, storages = dict[str, Tensor](), set[int]()
     for name, value in tensors.items():
         value = value.contiguous()
-        place = value.untyped_storage().data_ptr()
-        result[name] = value.clone() if place in seen else value
-        seen.add(place)
+        storage = value.untyped_storage().data_ptr()
+        result[name] = value.clone() if storage in storages else value
+        storages.add(storage)
     return result
 
 
@@ -139,8 +139,8 @@ def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:
 
     Raises InputError unless names, shapes and dtypes are exactly the template's.
     """
-    wanted = {name: (tuple(v.shape), v.dtype) for name, v in flatten(template).items()}
-    if wanted != {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}:
+    forms = {name: (tuple(v.shape), v.dtype) for name, v in flatten(template).items()}
+    if forms != {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}:
         raise InputError("a checkpoint of another model or method: its tensors do not fit this run")
     restored: S = _fill(template, tensors, "")
     return restored
@@ -260,5 +260,6 @@ class Method(ABC, Generic[S]):
 
 
 def expected_of(method: Method[S], state: S, context: RoundContext) -> Expected:
-    """Return what a method's clients send, as it says itself or as may be supposed."""
-    return method.expected(state, context) or any_update(state.params)
+    """Return what a method's clients send: as it says itself, or else parameters, whole or in part, and any metric."""
+    any_part: dict[str, Entry] = {name: Part(v, v.numel(), or_whole=True) for name, v in state.params.items()}
+    return method.expected(state, context) or Expected(any_part, metrics=None)
