@@ -112,10 +112,12 @@ def test_variants_stop_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.time_in_turns({"a": RepeatedCall(lambda: None)}, 5, 0.0)["a"][1:] == (0, 1)
 
 
-def test_a_sample_is_long_enough_and_of_whole_groups() -> None:
-    work = clock.warm_up(lambda: clock.time.sleep(0.001), group=3)
-    assert work.calls % 3 == 0
-    assert work.calls * 0.001 >= clock.SHORTEST / 3
+def test_a_sample_is_long_enough_and_of_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = iter((0.009, 0.003, 0.004))  # of a group of three calls, warm at its fastest
+    monkeypatch.setattr(clock, "time_sample", lambda call: (next(durations), True))
+    assert clock.warm_up(lambda: None, group=3).calls == 3 * 7
+    monkeypatch.setattr(clock, "time_sample", lambda call: (1.0, True))
+    assert clock.warm_up(lambda: None).calls == 1
 
 
 def test_the_system_tells_how_long_threads_wait() -> None:
