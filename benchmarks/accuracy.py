@@ -64,11 +64,11 @@ SEEDS = (0, 1, 2)
 
 def measure(task: str) -> dict[str, Any]:
     """Run everything that is not there yet, and return the results."""
-    found: dict[str, Any] = {"machine": machine(), "task": task, "recipes": {}}
+    results: dict[str, Any] = {"machine": machine(), "task": task, "recipes": {}}
     for name in LABELS[task]:
         runs = [one(task, name, seed) for seed in SEEDS]
-        found["recipes"][name] = {key: [run[key] for run in runs] for key in runs[0]}
-    return found
+        results["recipes"][name] = {key: [run[key] for run in runs] for key in runs[0]}
+    return results
 
 
 def one(task: str, name: str, seed: int) -> dict[str, Any]:
@@ -95,15 +95,15 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Return the results as the table that the README shows."""
-    labels = LABELS[found["task"]]
+    labels = LABELS[results["task"]]
     lines = [
         "| method | accuracy, % (each seed) | first at 90 % | one upload, kB | than dense | paper's formula | work |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, label in labels.items():
-        got = found["recipes"][name]
+        got = results["recipes"][name]
         seeds = ", ".join(f"{100 * v:.1f}" for v in got["accuracy"])
         accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} ({seeds})"
         size, paper = mean(got["upload_bytes"]), got["paper_bytes"][0]
@@ -115,14 +115,14 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def told(found: dict[str, Any], name: str) -> str:
+def card_line(results: dict[str, Any], name: str) -> str:
     """Return a method's results as a line of its card."""
-    got, label = found["recipes"][name], LABELS[found["task"]][name]
+    got, label = results["recipes"][name], LABELS[results["task"]][name]
     accuracy = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} %"
     size, work = mean(got["upload_bytes"]), 100 * mean(got["work"])
-    sent = f"one upload {size / 1e3:.0f} kB ({format_ratio(mean(got['dense_bytes']), size, than='dense')})"
+    upload = f"one upload {size / 1e3:.0f} kB ({format_ratio(mean(got['dense_bytes']), size, than='dense')})"
     dense = f"multiply-adds {work:.0f} % of dense, density as shipped {100 * mean(got['density']):.1f} %"
-    return f"{label}, handwritten digits, LDA 1.0, {len(SEEDS)} seeds: accuracy {accuracy}, {sent}, {dense}."
+    return f"{label}, handwritten digits, LDA 1.0, {len(SEEDS)} seeds: accuracy {accuracy}, {upload}, {dense}."
 
 
 def first_at(curve: list[float], accuracy: float) -> str:
@@ -130,7 +130,7 @@ def first_at(curve: list[float], accuracy: float) -> str:
     return next((str(t) for t, value in enumerate(curve, start=1) if value >= accuracy), "-")
 
 
-def picture(found: dict[str, Any], path: Path) -> None:
+def picture(results: dict[str, Any], path: Path) -> None:
     """Draw accuracy over the kilobytes that a client has sent, a line a method, the mean of the seeds."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
@@ -148,11 +148,11 @@ def picture(found: dict[str, Any], path: Path) -> None:
         "#117733",
     )
     styles = ("-", ":", "-.", "-", "--", "-", "--", "-.", "-", ":", "--")
-    for (name, label), colour, style in zip(LABELS[found["task"]].items(), colours, styles, strict=False):
-        got = found["recipes"][name]
+    for (name, label), colour, style in zip(LABELS[results["task"]].items(), colours, styles, strict=False):
+        got = results["recipes"][name]
         curves = [mean(values) for values in zip(*got["curve"], strict=True)]
-        sent = [(t + 1) * mean(got["upload_bytes"]) / 1e6 for t in range(len(curves))]
-        axes.plot(sent, [100 * v for v in curves], style, color=colour, label=label, linewidth=1.8)
+        megabytes = [(t + 1) * mean(got["upload_bytes"]) / 1e6 for t in range(len(curves))]
+        axes.plot(megabytes, [100 * v for v in curves], style, color=colour, label=label, linewidth=1.8)
     axes.set(xscale="log", xlabel="MB sent by a client that takes part in every round", ylabel="test accuracy, %")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y", color="#d9dde1", linewidth=0.6)
@@ -168,11 +168,11 @@ def main() -> None:
         sys.exit(f"usage: python benchmarks/accuracy.py [--table] {'|'.join(ROUNDS)}")
     results = HERE / "results" / f"{task}.json"
     if "--table" not in sys.argv:
-        found = measure(task)
+        measurements = measure(task)
         results.parent.mkdir(exist_ok=True)
-        results.write_text(json.dumps(found, indent=1) + "\n")
+        results.write_text(json.dumps(measurements, indent=1) + "\n")
         if task != "digits05":
-            picture(found, HERE.parent / "docs/images" / f"{task}.png")
+            picture(measurements, HERE.parent / "docs/images" / f"{task}.png")
     print(table(json.loads(results.read_text())))
 
 

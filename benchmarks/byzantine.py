@@ -51,8 +51,8 @@ def ten(options: list[str]) -> Run:
 def byzantine(many: int) -> Act:
     """The first so many clients turn their changes round, ten times as long."""
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        yield client, flipped(10)(down, told) if client < many else told
+    def act(t: int, client: int, down: Tree, reply: Told) -> Iterable[tuple[int, Tree]]:
+        yield client, flipped(10)(down, reply) if client < many else reply
 
     return act
 
@@ -69,17 +69,17 @@ def reached(options: list[str], many: int) -> float | None:
 
 def table() -> str:
     """Return the committed results as a table."""
-    told = json.loads(RESULTS.read_text())
+    results = json.loads(RESULTS.read_text())
     lines = ["| setting | all honest | 1 of 10 | 3 of 10 |", "|---|---|---|---|"]
-    for option, found in told["accuracy"].items():
-        lines.append(f"| `{option}` | {' | '.join('lost' if v is None else f'{v:.1f}' for v in found)} |")
+    for option, accuracies in results["accuracy"].items():
+        lines.append(f"| `{option}` | {' | '.join('lost' if v is None else f'{v:.1f}' for v in accuracies)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     accuracy = {option: [reached(settings, many) for many in (0, 1, 3)] for option, settings in OPTIONS.items()}
-    told: dict[str, Any] = {"machine": machine(), "accuracy": accuracy}
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    results: dict[str, Any] = {"machine": machine(), "accuracy": accuracy}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table())
 
 

@@ -51,7 +51,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 STOLEN = 0.02
 """The share of a round's time that the hypervisor may have taken from one core."""
 server = ServerApp()
-found: dict[str, Any] = {}
+numbers: dict[str, Any] = {}
 
 
 def arrays_of(federation: Federation) -> ArrayRecord:
@@ -70,8 +70,8 @@ def cpu_seconds() -> float:
         parents[int(stat.parent.name)] = int(fields[1])
         times[int(stat.parent.name)] = sum(int(field) for field in fields[11:15])
     own = {os.getpid()}
-    while grown := {p for p, parent in parents.items() if parent in own} - own:
-        own |= grown
+    while children := {p for p, parent in parents.items() if parent in own} - own:
+        own |= children
     return sum(times[p] for p in own) / TICK
 
 
@@ -88,19 +88,19 @@ class Ways:
     def round(self, way: str, t: int) -> None:
         """Run round t."""
         if way == "engine":
-            done = next(self.engine)
-            assert not done.refused
-            self.sizes[way] = done.bytes_down // PER_ROUND, done.bytes_up // PER_ROUND
+            record = next(self.engine)
+            assert not record.refused
+            self.sizes[way] = record.bytes_down // PER_ROUND, record.bytes_up // PER_ROUND
             return
         action, content = way, RecordDict({"arrays": self.arrays})
         if way.startswith("bytes_"):
             action, (down, up) = "bytes", self.sizes[way.removeprefix("bytes_")]
             self.sizes[way] = down, up
-            sent = np.resize(np.arange(t, t + 65536, dtype=np.uint32).view(np.uint8), down)
-            content = RecordDict({"arrays": ArrayRecord({"bytes": Array(sent)}), "m": MetricRecord({"size": up})})
-        chosen = [self.nodes[(t * PER_ROUND + i) % NODES] for i in range(PER_ROUND)]
+            payload = np.resize(np.arange(t, t + 65536, dtype=np.uint32).view(np.uint8), down)
+            content = RecordDict({"arrays": ArrayRecord({"bytes": Array(payload)}), "m": MetricRecord({"size": up})})
+        nodes = [self.nodes[(t * PER_ROUND + i) % NODES] for i in range(PER_ROUND)]
         around = self.grid if action.startswith(("plain", "bytes")) else SparseGrid(self.grid)
-        replies = [*around.send_and_receive([Message(content, node, f"train.{action}") for node in chosen])]
+        replies = [*around.send_and_receive([Message(content, node, f"train.{action}") for node in nodes])]
         assert not [reply.error.reason for reply in replies if reply.has_error()]
         if isinstance(around, SparseGrid):
             self.sizes[way] = around.bytes_down // PER_ROUND, around.bytes_up // PER_ROUND
@@ -116,16 +116,16 @@ def main(grid: Grid, context: Context) -> None:
     dropped = 0
     for t in range(warm + measured):
         for way in WAYS:
-            taken, before, began = steal_ticks(), cpu_seconds(), time.perf_counter()
+            ticks, before, began = steal_ticks(), cpu_seconds(), time.perf_counter()
             ways.round(way, t)
             seconds, cpu = time.perf_counter() - began, cpu_seconds() - before
-            if steal_ticks() - taken > STOLEN * seconds * TICK:
+            if steal_ticks() - ticks > STOLEN * seconds * TICK:
                 dropped += 1
             elif t >= warm:
                 samples[way].append((seconds, cpu))
-    found["parameters"] = sum(int(np.prod(array.shape)) for array in ways.arrays.values())
-    found["dropped"] = dropped
-    found["ways"] = {
+    numbers["parameters"] = sum(int(np.prod(array.shape)) for array in ways.arrays.values())
+    numbers["dropped"] = dropped
+    numbers["ways"] = {
         way: {
             "seconds": median(seconds for seconds, _ in own),
             "cpu_seconds": median(cpu for _, cpu in own),
@@ -144,10 +144,10 @@ def measured(model: str) -> None:
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
     simulate: Callable[..., None] = run_simulation
     simulate(server, client[model], NODES, backend_config=resources)
-    if not found:
+    if not numbers:
         sys.exit("the simulation ended without a result: see above")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
-    results["machine"], results["models"][model] = machine(), {**found}
+    results["machine"], results["models"][model] = machine(), {**numbers}
     results["models"] = {name: results["models"][name] for name in COUNTS if name in results["models"]}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -80,8 +80,8 @@ def main() -> None:
     from fedsieve.cli.bench.clock import machine
 
     sys.path.insert(0, str(HERE.parent / "tests"))
-    found = {"machine": machine(), "ways": {name: one(*way) for name, way in WAYS.items()}}
-    BYTES.write_text(json.dumps(found, indent=1) + "\n")
+    results = {"machine": machine(), "ways": {name: one(*way) for name, way in WAYS.items()}}
+    BYTES.write_text(json.dumps(results, indent=1) + "\n")
     print(bytes_table())
 
 

@@ -65,8 +65,8 @@ def answer(message: Message, change: Callable[[np.ndarray], np.ndarray]) -> Mess
 
 def echo(message: Message, context: Context) -> Message:
     """Answer with as many bytes as were asked for, other ones for every client: Flower sends the same ones once."""
-    asked, size = message.content["arrays"]["bytes"].numpy(), int(message.content["m"]["size"])
-    arrays = ArrayRecord({"bytes": Array(np.resize(asked, size) + np.uint8(context.node_id % 251))})
+    content, size = message.content["arrays"]["bytes"].numpy(), int(message.content["m"]["size"])
+    arrays = ArrayRecord({"bytes": Array(np.resize(content, size) + np.uint8(context.node_id % 251))})
     return Message(RecordDict({"arrays": arrays, "m": MetricRecord({"num-examples": 1})}), reply_to=message)
 
 

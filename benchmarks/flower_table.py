@@ -75,13 +75,13 @@ def costs_table() -> str:
 
 def bytes_table() -> str:
     """Return the kilobytes of a client's messages in a round of the quickstart, and the model's accuracy."""
-    found: dict[str, Any] = json.loads(BYTES.read_text())["ways"]
-    plain = found["plain Flower"]
+    results: dict[str, Any] = json.loads(BYTES.read_text())["ways"]
+    plain = results["plain Flower"]
     lines = [
         "| | up, kB a client and round | than plain | down, kB | than plain | accuracy, % |",
         "|---|---|---|---|---|---|",
     ]
-    for name, got in found.items():
+    for name, got in results.items():
         ways = [f"{got[way] / 1e3:.1f} | {format_ratio(plain[way], got[way])}" for way in ("up", "down")]
         lines.append(f"| {name} | {ways[0]} | {ways[1]} | {100 * got['accuracy']:.1f} |")
     return "\n".join(lines)

@@ -47,32 +47,32 @@ def honest(run_: Run, last: int = 0) -> tuple[int, float]:
     state, known = run_.method.init(federation.model(), rng(run_.seed, "init")), ()
     for one in rounds(federation, local(), last=last):
         refused += len(one.refused)
-        taken = one.norms[max(0, len(one.norms) - len(one.clients) + len(one.refused)) :]
-        limits = bound.limits([*known, *(taken[:FEW] if len(known) < FEW else ())], norms_of(state.params.items()))
-        limits = bound.widened(limits, taken)
-        share = max([share, *(n / limit for norms in taken for n, limit in zip(norms, limits, strict=True))])
+        new_norms = one.norms[max(0, len(one.norms) - len(one.clients) + len(one.refused)) :]
+        limits = bound.limits([*known, *(new_norms[:FEW] if len(known) < FEW else ())], norms_of(state.params.items()))
+        limits = bound.widened(limits, new_norms)
+        share = max([share, *(n / limit for norms in new_norms for n, limit in zip(norms, limits, strict=True))])
         state, known = one.state, one.norms
     return refused, share
 
 
 def four(name: str) -> Run:
     """Return a digits recipe of four clients a round, a private one of 50."""
-    made_ = load_recipe(name)
-    if isinstance(made_.method, Private):
-        return replace(made_, method=replace(made_.method, cohort=made_.per_round - 1), evaluate_every=made_.rounds)
-    return replace(made_, per_round=4, evaluate_every=made_.rounds)
+    run_ = load_recipe(name)
+    if isinstance(run_.method, Private):
+        return replace(run_, method=replace(run_.method, cohort=run_.per_round - 1), evaluate_every=run_.rounds)
+    return replace(run_, per_round=4, evaluate_every=run_.rounds)
 
 
 def lying(run_: Run, number: Callable[[int], float | None], silent: bool = False) -> Act:
     """One of a round's clients puts a number into a weight, or says nothing, where ``number`` of the round is one."""
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        asked, value = run_.sample(t), number(t)
-        if client == asked[t % len(asked)] and value is not None:
+    def act(t: int, client: int, down: Tree, reply: Told) -> Iterable[tuple[int, Tree]]:
+        clients, value = run_.sample(t), number(t)
+        if client == clients[t % len(clients)] and value is not None:
             if silent:
                 return
-            values_of(told["tree"][largest(told["tree"])])[0] = value
-        yield client, told
+            values_of(reply["tree"][largest(reply["tree"])])[0] = value
+        yield client, reply
 
     return act
 
@@ -101,8 +101,8 @@ def liar(name: str) -> dict[str, list[float]]:
 
 
 def mixed(name: str, seed: int, mix: str) -> Run:
-    made_ = replace(load_recipe(name), seed=seed)
-    return replace(made_, task=replace(made_.task, partition=mix))
+    run_ = replace(load_recipe(name), seed=seed)
+    return replace(run_, task=replace(run_.task, partition=mix))
 
 
 def measured(known: dict[str, Any], dataset: str) -> Iterable[tuple[str, str, Any]]:
@@ -114,10 +114,10 @@ def measured(known: dict[str, Any], dataset: str) -> Iterable[tuple[str, str, An
         if name in known["honest"]:
             continue
         if dataset == "mnist":
-            found = [honest(load_recipe(name), MNIST)]
+            outcomes = [honest(load_recipe(name), MNIST)]
         else:
-            found = [honest(mixed(name, seed, mix)) for seed in SEEDS for mix in MIXES]
-        yield "honest", name, [len(found), sum(one for one, _ in found), max(share for _, share in found)]
+            outcomes = [honest(mixed(name, seed, mix)) for seed in SEEDS for mix in MIXES]
+        yield "honest", name, [len(outcomes), sum(one for one, _ in outcomes), max(share for _, share in outcomes)]
 
 
 def results() -> dict[str, Any]:

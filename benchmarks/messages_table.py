@@ -21,16 +21,15 @@ def table(which: str) -> str:
         return rounding.table()
     if not RESULTS.exists():
         return "not measured yet"
-    told: dict[str, Any] = json.loads(RESULTS.read_text())
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
     if which == "hardware":
-        return (
-            f"{told['machine']}, " + ", ".join(f"{name} {v}" for name, v in told["versions"].items()) + "; one thread."
-        )
-    return _beside(told["beside"]) if which == "beside" else _rows(told["rows"])
+        versions = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
+        return f"{results['machine']}, {versions}; one thread."
+    return _beside(results["beside"]) if which == "beside" else _rows(results["rows"])
 
 
 def _asked(rows: list[dict[str, Any]]) -> str:
-    def found(case: str, known: str, values: str = "f32", density: float = 0) -> dict[str, Any]:
+    def row_of(case: str, known: str, values: str = "f32", density: float = 0) -> dict[str, Any]:
         same = (r for r in rows if (r["case"], r["known"], r["values"]) == (case, known, values))
         return next(r for r in same if not density or abs(r["density"] - density) < 1e-4)
 
@@ -40,30 +39,30 @@ def _asked(rows: list[dict[str, Any]]) -> str:
     def floor(row: dict[str, Any]) -> str:
         return f"{row['dense_bytes'] / (3 * 8 * row['bytes'] / row['bits_per_nonzero'] + row['position_bytes']):.1f}x"
 
-    plain, based, top = "manifest", "manifest, base", "trained, top weights"
+    plain, base, top = "manifest", "manifest, base", "trained, top weights"
     zerofl, flash, powered = (next(r["case"] for r in rows if r["case"].startswith(n)) for n in ("Zero", "FLA", "Spa"))
     sparse = [r for r in rows if r["case"] == top and r["values"] == "f32" and r["density"] < 0.11]
     lines = ["| asked | found | sign, mantissa and positions alone |", "|---|---|---|"]
-    for name, case, known, asked in (
+    for name, case, known, aim in (
         (zerofl, zerofl, plain, "17x"),
-        (f"{zerofl}, base known", zerofl, based, "23x"),
+        (f"{zerofl}, base known", zerofl, base, "23x"),
         (flash, flash, plain, "24x"),
         (powered, powered, plain, "440x"),
     ):
-        row = found(case, known)
-        lines.append(f"| {name}: {asked} | {ratio(row)} | {floor(row) if known == plain else ''} |")
-    bf16 = [ratio(found(top, known, "bf16", 0.05)) for known in (plain, based)]
+        row = row_of(case, known)
+        lines.append(f"| {name}: {aim} | {ratio(row)} | {floor(row) if known == plain else ''} |")
+    bf16 = [ratio(row_of(top, known, "bf16", 0.05)) for known in (plain, base)]
     lines.append(f"| bf16 at density .05: 60x | {bf16[0]}; base known, {bf16[1]} | |")
     worst = [max(r["bytes"] / r["entropy_bytes"] for r in rows if r["case"] == top and r["known"] == known and
-                 r["values"] == "f32") for known in (plain, based)]  # fmt: skip
+                 r["values"] == "f32") for known in (plain, base)]  # fmt: skip
     lines.append(
         f"| whole message at most 1.02 of its entropy, .3 to .001 | {worst[0]:.3f}; base known, {worst[1]:.3f} | |"
     )
-    for what, asked in (("encode", 500), ("decode", 2000)):
-        keys = ((plain, f"{what}_mb_s"), (based, f"{what}_mb_s"), (based, f"first_{what}_mb_s"))
+    for what, aim in (("encode", 500), ("decode", 2000)):
+        keys = ((plain, f"{what}_mb_s"), (base, f"{what}_mb_s"), (base, f"first_{what}_mb_s"))
         slow = [min(r[key] for r in sparse if r["known"] == known) for known, key in keys]
-        told = f"{slow[0]:.0f}; base known, {slow[1]:.0f}, the first message {slow[2]:.0f}"
-        lines.append(f"| {what} {asked} MB/s at densities .1 and below | {told} | |")
+        speeds = f"{slow[0]:.0f}; base known, {slow[1]:.0f}, the first message {slow[2]:.0f}"
+        lines.append(f"| {what} {aim} MB/s at densities .1 and below | {speeds} | |")
     memory = max(max(r["encode_memory"], r["decode_memory"]) for r in rows)
     lines.append(f"| memory at most 1.5 dense models | {memory:.2f} | |")
     return "\n".join(lines)
@@ -76,8 +75,8 @@ def _fuzz(slices: list[dict[str, Any]]) -> str:
     ]
     for model, back_end in dict.fromkeys((row["model"], row["back_end"]) for row in slices):
         rows = [row for row in slices if (row["model"], row["back_end"]) == (model, back_end)]
-        taken, refused, seconds = (sum(row[name] for row in rows) for name in ("taken", "refused", "seconds"))
-        numbers = f"{taken + refused:,} | {taken:,} | {refused:,} | {max(row['memory'] for row in rows):.2f}"
+        accepted, refused, seconds = (sum(row[name] for row in rows) for name in ("taken", "refused", "seconds"))
+        numbers = f"{accepted + refused:,} | {accepted:,} | {refused:,} | {max(row['memory'] for row in rows):.2f}"
         lines.append(f"| {model} | {back_end} | {numbers} | {seconds:.0f} |")
     return "\n".join(lines)
 

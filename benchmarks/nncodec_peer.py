@@ -27,24 +27,24 @@ def measured(arrays: dict[str, Any], qp: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         settings = {"qp": qp, "verbose": False, "results": folder}
         began = time.process_time()
-        told = nn.encode(dict(arrays), settings)
+        data = nn.encode(dict(arrays), settings)
         out, began = time.process_time() - began, time.process_time()
-        back = nn.decode(told, settings)
+        back = nn.decode(data, settings)
         again = time.process_time() - began
     weights = {n: v for n, v in arrays.items() if v.ndim > 1}
     lost = sum(float(((v - back[n].reshape(v.shape)) ** 2).sum()) for n, v in weights.items())
     error = (lost / sum(float((v**2).sum()) for v in weights.values())) ** 0.5
-    kept = sum(int(np.count_nonzero(v * back[n].reshape(v.shape))) for n, v in weights.items())
-    kept_share = kept / sum(int(np.count_nonzero(v)) for v in weights.values())
-    return {"qp": qp, "bytes": len(told), "error": error, "kept": kept_share, "encode_s": out, "decode_s": again}
+    common = sum(int(np.count_nonzero(v * back[n].reshape(v.shape))) for n, v in weights.items())
+    share = common / sum(int(np.count_nonzero(v)) for v in weights.values())
+    return {"qp": qp, "bytes": len(data), "error": error, "kept": share, "encode_s": out, "decode_s": again}
 
 
 if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    loaded = np.load(sys.argv[1], allow_pickle=False)
-    arrays = {name: loaded[name] for name in loaded.files}
+    file = np.load(sys.argv[1], allow_pickle=False)
+    arrays = {name: file[name] for name in file.files}
     with redirect_stdout(sys.stderr):
         rows = [measured(arrays, int(qp)) for qp in sys.argv[2:]]
     print(json.dumps({"version": version("nncodec"), "rows": rows}))

@@ -114,8 +114,8 @@ def memories(case: Workload, effort: Effort) -> dict[str, Any]:
     """Return the peaks of training steps in MB: dense in fp32 and by autocast, and the case's."""
     sparse = memory.sparse_peak(case, effort.threads)
     dense, bf16 = (memory.dense_peak(case.model, case.batch, effort.threads, kind) for kind in ("fp32", "bf16"))
-    found = {"peak_mb_sparse": sparse, "peak_mb_dense": dense, "peak_mb_dense_bf16": bf16}
-    return found | {"ratio_fp32": ratio(dense, sparse), "ratio_bf16": ratio(bf16, sparse)}
+    peaks = {"peak_mb_sparse": sparse, "peak_mb_dense": dense, "peak_mb_dense_bf16": bf16}
+    return peaks | {"ratio_fp32": ratio(dense, sparse), "ratio_bf16": ratio(bf16, sparse)}
 
 
 def measured(name: str, case: Workload, effort: Effort) -> dict[str, Any]:
@@ -132,24 +132,24 @@ def circumstances(effort: Effort) -> dict[str, Any]:
 
 def committed() -> list[dict[str, Any]]:
     """Return the rows that are there."""
-    found: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return found
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return rows
 
 
-def same(row: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def same(row: dict[str, Any], identity: dict[str, Any]) -> bool:
     """Return whether a row is of this table and case, on this machine and with these versions."""
-    return all(row[key] == value for key, value in wanted.items())
+    return all(row[key] == value for key, value in identity.items())
 
 
 def table(name: str, rows: Iterable[dict[str, Any]]) -> str:
     """Return a table as the page shows it; dashes where a row has not been measured."""
     if name == "runs":
         return runs.table(runs.committed())
-    found = {json.dumps(row["case"]): row for row in rows if row["table"] == name}  # the last one counts
+    by_case = {json.dumps(row["case"]): row for row in rows if row["table"] == name}  # the last one counts
     columns = COLUMNS.get(name, COLUMNS["frozen"])
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for line in PLAN[name]:
-        row = found.get(json.dumps(asdict(line.case)), {}) | {"least": line.least, "aim": line.aim}
+        row = by_case.get(json.dumps(asdict(line.case)), {}) | {"least": line.least, "aim": line.aim}
         cells = [shown(row | asdict(line.case), key) for key in columns.values()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -189,39 +189,39 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return new | fastest([new, old]) | {"processes": old["processes"] + new["processes"]}
 
 
-def updated(rows: list[dict[str, Any]], wanted: dict[str, Any], effort: Effort, more: bool) -> list[dict[str, Any]]:
+def updated(rows: list[dict[str, Any]], identity: dict[str, Any], effort: Effort, more: bool) -> list[dict[str, Any]]:
     """Return the rows with one measured anew; or with ``more``, or where samples are wanting, measured again."""
-    found = wanted | measured(wanted["table"], Workload(**wanted["case"]), effort) | {"processes": effort.processes}
+    new = identity | measured(identity["table"], Workload(**identity["case"]), effort) | {"processes": effort.processes}
     for row in rows:
-        if same(row, wanted) and "ms_sparse" in row and (more or not whole(row, effort)):
-            found = joined(row, found)
-    return [row for row in rows if not same(row, wanted)] + [found]
+        if same(row, identity) and "ms_sparse" in row and (more or not whole(row, effort)):
+            new = joined(row, new)
+    return [row for row in rows if not same(row, identity)] + [new]
 
 
 def main() -> None:
     """Measure what is not there yet, row by row, and print the tables."""
     quick, again, more = (f"--{word}" in sys.argv for word in ("quick", "again", "more"))
-    chosen = [word for word in sys.argv[1:] if not word.startswith("-")] or [*PLAN, "runs"]
-    if unknown := set(chosen) - {*PLAN, "runs"}:
+    tables = [word for word in sys.argv[1:] if not word.startswith("-")] or [*PLAN, "runs"]
+    if unknown := set(tables) - {*PLAN, "runs"}:
         sys.exit(f"no table {', '.join(sorted(unknown))}; the tables are {', '.join(PLAN)} and runs")
     effort = Effort(torch.get_num_threads(), **(QUICK if quick else FULL))  # type: ignore[arg-type]
     if why := unavailable_reason():
         print(f"no sparse kernels here, so only dense PyTorch is measured: {why}", file=sys.stderr)
     rows = [] if quick else committed()
     for name, lines in PLAN.items():
-        if name not in chosen:
+        if name not in tables:
             continue
         for line in lines:
-            wanted = {"table": name, "case": asdict(line.case)} | circumstances(effort)
-            if again or more or not any(same(row, wanted) and whole(row, effort) for row in rows):
+            identity = {"table": name, "case": asdict(line.case)} | circumstances(effort)
+            if again or more or not any(same(row, identity) and whole(row, effort) for row in rows):
                 print(f"{name}: {line.case}", file=sys.stderr)
-                rows = updated(rows, wanted, effort, more)
+                rows = updated(rows, identity, effort, more)
                 if not quick:
                     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
         print(
             f"\n{TITLES[name]} ({hardware(r for r in rows if r['table'] == name)})\n\n{table(name, rows)}", flush=True
         )
-    if not quick and "runs" in chosen:
+    if not quick and "runs" in tables:
         runs.main()
 
 

@@ -62,13 +62,13 @@ def spent(method: Any, run: Run) -> dict[str, float]:
 
 def main() -> None:
     """Measure, store and print."""
-    found: dict[str, Any] = {"machine": machine(), "methods": {}}
+    results: dict[str, Any] = {"machine": machine(), "methods": {}}
     every = {(name, seed): one(name, replace(run, seed=seed)) for seed in range(3) for name, run in runs().items()}
     for name, run in runs().items():
         got = [every[name, seed] for seed in range(3)]
-        found["methods"][name] = {key: [numbers[key] for numbers in got] for key in got[0]}
-        found["methods"][name]["epsilon"] = spent(run.method, run)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        results["methods"][name] = {key: [numbers[key] for numbers in got] for key in got[0]}
+        results["methods"][name]["epsilon"] = spent(run.method, run)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table())
 
 

@@ -18,12 +18,12 @@ LABELS = {
 
 def table() -> str:
     """Return the results as the table that the card shows."""
-    told = json.loads(RESULTS.read_text())
+    results = json.loads(RESULTS.read_text())
     columns = ", ".join(f"{n:,}" for n in POPULATIONS)
     lines = [f"| | accuracy, % (each seed) | one upload, kB | epsilon of {columns} clients |", "|---|---|---|---|"]
-    for name, got in told["methods"].items():
+    for name, got in results["methods"].items():
         seeds = ", ".join(f"{100 * v:.1f}" for v in got["accuracy"])
         spread = f"{100 * mean(got['accuracy']):.1f} ± {100 * stdev(got['accuracy']):.1f} ({seeds})"
-        spent = ", ".join(f"{value:.3g}" for value in got["epsilon"].values()) or "-"
-        lines.append(f"| {LABELS[name]} | {spread} | {mean(got['upload_bytes']) / 1e3:.0f} | {spent} |")
+        epsilons = ", ".join(f"{value:.3g}" for value in got["epsilon"].values()) or "-"
+        lines.append(f"| {LABELS[name]} | {spread} | {mean(got['upload_bytes']) / 1e3:.0f} | {epsilons} |")
     return "\n".join(lines)

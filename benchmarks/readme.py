@@ -15,7 +15,7 @@ import performance
 import picture
 import private_table
 import scale
-from accuracy import LABELS, table, told
+from accuracy import LABELS, card_line, table
 
 sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
 import collect
@@ -30,53 +30,53 @@ def filled(text: str) -> str:
     """Return a page with every marked place holding what the results say."""
     overhead = json.loads((HERE / "results" / "round.json").read_text())
 
-    def tabled(found: re.Match[str]) -> str:
-        results = json.loads((HERE / "results" / f"{found[1]}.json").read_text())
-        return f"<!-- table: {found[1]} -->\n{table(results)}\n<!-- end -->"
+    def tabled(match: re.Match[str]) -> str:
+        results = json.loads((HERE / "results" / f"{match[1]}.json").read_text())
+        return f"<!-- table: {match[1]} -->\n{table(results)}\n<!-- end -->"
 
-    def figure(found: re.Match[str]) -> str:
-        value = overhead[found[1]]
-        shown = value if isinstance(value, str) else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-        return f"<!-- round: {found[1]} -->{shown}<!-- end -->"
+    def figure(match: re.Match[str]) -> str:
+        value = overhead[match[1]]
+        text = value if isinstance(value, str) else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+        return f"<!-- round: {match[1]} -->{text}<!-- end -->"
 
-    def card(found: re.Match[str]) -> str:
-        if found[1] == "private":
+    def card(match: re.Match[str]) -> str:
+        if match[1] == "private":
             return f"<!-- measured: private -->\n{private_table.table()}\n<!-- end -->"
-        lines = [told(results, found[1]) for task, results in digits.items() if found[1] in LABELS[task]]
-        return f"<!-- measured: {found[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
+        lines = [card_line(results, match[1]) for task, results in digits.items() if match[1] in LABELS[task]]
+        return f"<!-- measured: {match[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
 
-    def reproduced(found: re.Match[str]) -> str:
-        return f"<!-- reproduced: {found[1]} -->\n{collect.table(found[1])}\n<!-- end -->"
+    def reproduced(match: re.Match[str]) -> str:
+        return f"<!-- reproduced: {match[1]} -->\n{collect.table(match[1])}\n<!-- end -->"
 
-    def reached(found: re.Match[str]) -> str:
-        return f"<!-- reached: {found[1]} {found[2]} -->{collect.reached(found[1], int(found[2]))}<!-- end -->"
+    def reached(match: re.Match[str]) -> str:
+        return f"<!-- reached: {match[1]} {match[2]} -->{collect.reached(match[1], int(match[2]))}<!-- end -->"
 
-    def sweep(found: re.Match[str]) -> str:
-        told = json.loads((HERE / "results" / "sweep.json").read_text())
-        return f"<!-- sweep: {found[1]} -->{told[found[1]]:.0f}<!-- end -->"
+    def sweep(match: re.Match[str]) -> str:
+        results = json.loads((HERE / "results" / "sweep.json").read_text())
+        return f"<!-- sweep: {match[1]} -->{results[match[1]]:.0f}<!-- end -->"
 
-    def performed(found: re.Match[str]) -> str:
-        return f"<!-- performance: {found[1]} -->\n{performance.table(found[1], performance.committed())}\n<!-- end -->"
+    def performed(match: re.Match[str]) -> str:
+        return f"<!-- performance: {match[1]} -->\n{performance.table(match[1], performance.committed())}\n<!-- end -->"
 
-    def loose(found: re.Match[str]) -> str:
+    def loose(match: re.Match[str]) -> str:
         return f"<!-- loose bound -->\n{loose_bound.table()}\n<!-- end -->"
 
-    def byzantine_(found: re.Match[str]) -> str:
+    def byzantine_(match: re.Match[str]) -> str:
         return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
 
-    def scaled(found: re.Match[str]) -> str:
-        told = json.loads((HERE / "results" / "scale.json").read_text())
-        return f"<!-- scale -->\n{scale.table(told)}\n<!-- end -->"
+    def scaled(match: re.Match[str]) -> str:
+        results = json.loads((HERE / "results" / "scale.json").read_text())
+        return f"<!-- scale -->\n{scale.table(results)}\n<!-- end -->"
 
-    def hardware(found: re.Match[str]) -> str:
+    def hardware(match: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
-    def weighed(found: re.Match[str]) -> str:
-        return f"<!-- wire: {found[1]} -->\n{messages.table(found[1])}\n<!-- end -->"
+    def weighed(match: re.Match[str]) -> str:
+        return f"<!-- wire: {match[1]} -->\n{messages.table(match[1])}\n<!-- end -->"
 
-    def flower(found: re.Match[str]) -> str:
-        shown = getattr(flower_table, f"{found[1]}_table")
-        return f"<!-- flower: {found[1]} -->\n{shown()}\n<!-- end -->"
+    def flower(match: re.Match[str]) -> str:
+        table_of = getattr(flower_table, f"{match[1]}_table")
+        return f"<!-- flower: {match[1]} -->\n{table_of()}\n<!-- end -->"
 
     text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
@@ -88,8 +88,8 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
-    def differs(found: re.Match[str]) -> str:
-        return f"<!-- mismatch: {found[1]} {found[2]} -->{collect.mismatch(found[1], int(found[2]))}<!-- end -->"
+    def differs(match: re.Match[str]) -> str:
+        return f"<!-- mismatch: {match[1]} {match[2]} -->{collect.mismatch(match[1], int(match[2]))}<!-- end -->"
 
     text = re.sub(r"<!-- mismatch: (\S+) (\d+) -->.*?<!-- end -->", differs, text, flags=re.S)
     text = re.sub(r"<!-- reached: (\S+) (\d+) -->.*?<!-- end -->", reached, text, flags=re.S)

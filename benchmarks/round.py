@@ -72,8 +72,8 @@ def overhead() -> dict[str, float]:
     stream = run(idle(10, 220), local())
     for _ in range(20):
         next(stream)
-    seconds, kept, dropped = summarize_samples([time_sample(lambda: next(stream)) for _ in range(199)])
-    return {"ms_per_round": seconds * 1e3, "samples_kept": kept, "samples_dropped": dropped}
+    seconds, valid, dropped = summarize_samples([time_sample(lambda: next(stream)) for _ in range(199)])
+    return {"ms_per_round": seconds * 1e3, "samples_kept": valid, "samples_dropped": dropped}
 
 
 def memory(clients: int) -> float:
@@ -100,12 +100,12 @@ def first_round() -> float:
 
 def main() -> None:
     """Print the figures, as one JSON object with --json."""
-    found = {"machine": machine(), **overhead()}
-    found |= {f"peak_mb_{n}_clients": memory(n) for n in (10, 1000)} | {"s_first_round_of_digits": first_round()}
+    results = {"machine": machine(), **overhead()}
+    results |= {f"peak_mb_{n}_clients": memory(n) for n in (10, 1000)} | {"s_first_round_of_digits": first_round()}
     if "--json" in sys.argv:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    for name, value in found.items():
+    for name, value in results.items():
         print(f"{name:<26} {value if isinstance(value, str | int) else round(value, 2)}")
 
 

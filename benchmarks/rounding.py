@@ -44,8 +44,8 @@ def one(task: str, values: str, seed: int) -> dict[str, float]:
     if not (out / "summary.json").exists():
         for round in record_run(out, Execution().open(run), local(), recipe, Execution(resume=True)):
             print(f"{out.name} round {round.t}: {round.accuracy}", file=sys.stderr)
-    told = [row["accuracy"] for row in read_rows(out) if row["accuracy"] is not None]
-    return {"accuracy": told[-1], "late": mean(told[-LAST:])}
+    accuracies = [row["accuracy"] for row in read_rows(out) if row["accuracy"] is not None]
+    return {"accuracy": accuracies[-1], "late": mean(accuracies[-LAST:])}
 
 
 def measure(task: str) -> None:
@@ -56,10 +56,10 @@ def measure(task: str) -> None:
         runs = [one(task, values, seed) for seed in seeds]
         numbers = {key: [run[key] for run in runs] for key in runs[0]}
         rows.append({"task": task, "case": name, "values": values, **numbers})
-    told: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-    told["machine"] = machine()
-    told["rows"] = [row for row in told["rows"] if row["task"] != task] + rows
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    results["machine"] = machine()
+    results["rows"] = [row for row in results["rows"] if row["task"] != task] + rows
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def table() -> str:

@@ -36,8 +36,8 @@ def femnist_over_ray() -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         memory = list[dict[str, int]]()
         while process.poll() is None:
-            done = len(_rows(out))
-            if done > len(memory):
+            rounds = len(_rows(out))
+            if rounds > len(memory):
                 memory.append(_memory([process.pid, *descendants(process.pid)]))
             time.sleep(0.1)
         rows = _rows(out)
@@ -65,13 +65,13 @@ def _rows(out: Path) -> list[dict[str, Any]]:
 
 def _memory(pids: list[int]) -> dict[str, int]:
     """Return the MB of each part, and of all together."""
-    found = dict.fromkeys(PARTS, 0.0)
+    megabytes = dict.fromkeys(PARTS, 0.0)
     for pid in pids:
         size, command = _proportional_mb(pid), _command(pid)
         part = "the workers" if "ClientAppActor" in command else "the server" if "simulation" in command else "the rest"
-        found[part] += size
-        found["all processes"] += size
-    return {part: round(size) for part, size in found.items()}
+        megabytes[part] += size
+        megabytes["all processes"] += size
+    return {part: round(size) for part, size in megabytes.items()}
 
 
 def _command(pid: int) -> str:
@@ -94,9 +94,9 @@ EXAMPLES = 200
 """A client's; a server that splits the data itself keeps the place of each, 8 bytes."""
 
 
-def table(told: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Return memory and bytes by round, then what larger federations would send and hold, as Markdown."""
-    run = told["femnist_over_ray"]
+    run = results["femnist_over_ray"]
     rounds = run["rounds"]
     upload = rounds[-1]["bytes_up"] / 10
     lines = [
@@ -114,17 +114,15 @@ def table(told: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for clients, sampled in ARITHMETIC:
-        sent, kept = sampled * upload, clients * EXAMPLES * 8
-        lines.append(
-            f"| {clients:,} | {sampled:,} | {sent / 1e6:.0f} MB | {kept / 1e6:,.0f} MB ({EXAMPLES} a client) |"
-        )
+        upload_mb, data_mb = sampled * upload / 1e6, clients * EXAMPLES * 8 / 1e6
+        lines.append(f"| {clients:,} | {sampled:,} | {upload_mb:.0f} MB | {data_mb:,.0f} MB ({EXAMPLES} a client) |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Print the tables, or all of it as JSON."""
-    told = {"machine": machine(), "femnist_over_ray": femnist_over_ray()}
-    print(json.dumps(told, indent=1) if "--json" in sys.argv else table(told))
+    results = {"machine": machine(), "femnist_over_ray": femnist_over_ray()}
+    print(json.dumps(results, indent=1) if "--json" in sys.argv else table(results))
 
 
 if __name__ == "__main__":

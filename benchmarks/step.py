@@ -54,28 +54,28 @@ PLAN = {
 
 def measure(recipe: str) -> dict[str, Any]:
     """Run a recipe with both kernels and every seed, if that is not done; return what it took and reached."""
-    found = {(kernels, seed): one(recipe, kernels, seed) for seed in SEEDS for kernels in KERNELS}
-    told: dict[str, Any] = {"machine": machine(), "rounds": PLAN[recipe].rounds, "settings": PLAN[recipe].settings}
+    rows_of = {(kernels, seed): one(recipe, kernels, seed) for seed in SEEDS for kernels in KERNELS}
+    results: dict[str, Any] = {"machine": machine(), "rounds": PLAN[recipe].rounds, "settings": PLAN[recipe].settings}
     for kernels in KERNELS:
-        rows = [[row for row in found[kernels, seed] if row["round"]] for seed in SEEDS]
-        told[kernels] = timed([row for own in rows for row in own]) | {
+        rows = [[row for row in rows_of[kernels, seed] if row["round"]] for seed in SEEDS]
+        results[kernels] = timed([row for own in rows for row in own]) | {
             "accuracy": [[row["accuracy"] for row in own if row["accuracy"] is not None][-1] for own in rows],
         }
-    return told
+    return results
 
 
 def timed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the median of the undisturbed rounds, None of too few, and how many were kept and dropped."""
-    kept = [row["seconds"] for row in rows if row["cpu_seconds"] >= BUSY * row["seconds"]]
-    seconds = median(kept) if len(kept) >= LEAST else None
-    return {"seconds": seconds, "rounds_kept": len(kept), "rounds_dropped": len(rows) - len(kept)}
+    samples = [row["seconds"] for row in rows if row["cpu_seconds"] >= BUSY * row["seconds"]]
+    seconds = median(samples) if len(samples) >= LEAST else None
+    return {"seconds": seconds, "rounds_kept": len(samples), "rounds_dropped": len(rows) - len(samples)}
 
 
 def one(recipe: str, kernels: str, seed: int) -> list[dict[str, Any]]:
     """Run a recipe with a seed, or go on with it, and return its rows."""
     plan, out = PLAN[recipe], RUNS / f"{recipe}-{kernels}-{seed}"
-    done = read_rows(out)
-    if not done or done[-1]["round"] < plan.rounds:
+    rows = read_rows(out)
+    if not rows or rows[-1]["round"] < plan.rounds:
         command = [str(Path(sys.executable).with_name("fedsieve")), "run", recipe, "--kernels", kernels]
         command += ["--until", str(plan.rounds), "--out", str(out), "--resume"]
         for setting in (f"seed={seed}", *plan.settings):
@@ -86,11 +86,11 @@ def one(recipe: str, kernels: str, seed: int) -> list[dict[str, Any]]:
 
 def committed() -> dict[str, Any]:
     """Return the results that are there, by recipe."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return found
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return results
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Return the results as a table; dashes where a recipe has not been run, or no time could be had."""
     lines = [
         "| recipe | rounds | dense, s a round | sparse, s a round | than dense | rounds timed (dropped) "
@@ -99,7 +99,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     for recipe, plan in PLAN.items():
         cells = [f"`{' '.join([recipe, *plan.settings])}`", str(plan.rounds)]
-        if got := found.get(recipe):
+        if got := results.get(recipe):
             cells += [*times(got), accuracies(got["dense"]), accuracies(got["sparse"])]
         lines.append(f"| {' | '.join(cells + ['-'] * (8 - len(cells)))} |")
     return "\n".join(lines)
@@ -109,8 +109,8 @@ def times(got: dict[str, Any]) -> list[str]:
     """Return the cells of a round's time: dense, sparse, their ratio, and the rounds that they rest on."""
     dense, sparse = (got[kernels]["seconds"] for kernels in KERNELS)
     cells = ["-" if seconds is None else f"{seconds:.2f}" for seconds in (dense, sparse)]
-    kept, dropped = (sum(got[kernels][f"rounds_{what}"] for kernels in KERNELS) for what in ("kept", "dropped"))
-    return [*cells, format_ratio(dense or 0, sparse or 0, ("faster", "slower")) or "-", f"{kept} ({dropped})"]
+    timed_rounds, dropped = (sum(got[kernels][f"rounds_{what}"] for kernels in KERNELS) for what in ("kept", "dropped"))
+    return [*cells, format_ratio(dense or 0, sparse or 0, ("faster", "slower")) or "-", f"{timed_rounds} ({dropped})"]
 
 
 def accuracies(got: dict[str, Any]) -> str:
@@ -126,8 +126,8 @@ def main() -> None:
             if PLAN[recipe].needs_data and not os.environ.get("FEDSIEVE_DATA"):
                 print(f"{recipe} is left out: FEDSIEVE_DATA is not set", file=sys.stderr)
                 continue
-            found = committed() | {recipe: measure(recipe)}
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            results = committed() | {recipe: measure(recipe)}
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table(committed()))
 
 

@@ -35,11 +35,11 @@ def main() -> None:
         seconds = time.perf_counter() - began
         cells = json.loads((out / "results.json").read_text())["cells"]
     reached = {cell["recipe"].split(".")[0]: round(cell["accuracy_mean"], 2) for cell in cells}
-    told = " ".join(["fedsieve sweep", *command[2:], "--seeds 3 --jobs 2"])
-    found = {"machine": machine(), "command": told, "seconds": round(seconds, 1), "load": round(load, 2)}
+    line = " ".join(["fedsieve sweep", *command[2:], "--seeds 3 --jobs 2"])
+    numbers = {"machine": machine(), "command": line, "seconds": round(seconds, 1), "load": round(load, 2)}
     results = Path(__file__).parent / "results" / "sweep.json"
-    results.write_text(json.dumps(found | {"accuracy_percent": reached}, indent=1) + "\n")
-    print(json.dumps(found | {"accuracy_percent": reached}))
+    results.write_text(json.dumps(numbers | {"accuracy_percent": reached}, indent=1) + "\n")
+    print(json.dumps(numbers | {"accuracy_percent": reached}))
 
 
 if __name__ == "__main__":

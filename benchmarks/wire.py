@@ -60,10 +60,10 @@ RUNS = {
 
 def flat(tree: Tree) -> dict[str, torch.Tensor | Sparse]:
     """The tensors of a tree by their own names."""
-    found: dict[str, torch.Tensor | Sparse] = {}
+    tensors: dict[str, torch.Tensor | Sparse] = {}
     for name, value in tree.items():
-        found |= flat(value) if isinstance(value, dict) else {name: value} if not isinstance(value, float) else {}
-    return found
+        tensors |= flat(value) if isinstance(value, dict) else {name: value} if not isinstance(value, float) else {}
+    return tensors
 
 
 def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
@@ -78,10 +78,10 @@ def uploaded(recipe: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict
         broadcast = messages.broadcast(t, dict.fromkeys(run.sample(t)[:CLIENTS], 0), {0: tree})
         down, updates = flat(tree), []
         for client, message in broadcast.items():
-            told: Any = broadcast.decode_reply(client, run_client(worker, t, client, message)[0])
-            updates.append(Update(told["tree"], int(told["n"]), told["metrics"]))
+            reply: Any = broadcast.decode_reply(client, run_client(worker, t, client, message)[0])
+            updates.append(Update(reply["tree"], int(reply["n"]), reply["metrics"]))
         state = run.method.aggregate(state, updates, RoundContext())
-        print(f"# {recipe}: round {t}, loss {told['metrics'].get('loss', 0):.3f}", file=sys.stderr)
+        print(f"# {recipe}: round {t}, loss {reply['metrics'].get('loss', 0):.3f}", file=sys.stderr)
     return flat(updates[-1].tree), down, params_of(worker.model)
 
 
@@ -91,8 +91,8 @@ def kept(recipe: str, changes: dict[str, Any]) -> tuple[Any, Any, Any]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(dict(zip(("up", "down", "params"), uploaded(recipe, changes), strict=True))))
-    told = decode(path.read_bytes())
-    return told["up"], told["down"], told["params"]
+    message = decode(path.read_bytes())
+    return message["up"], message["down"], message["params"]
 
 
 def trained() -> Iterator[Message]:
@@ -118,16 +118,16 @@ def rounded(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
         back = decode(encode(tree, known, values), known)
         lost = sum(float(((dense(back[n]) - dense(v)) ** 2).sum()) for n, v in weights.items())
         error = math.sqrt(lost / sum(float((dense(v) ** 2).sum()) for v in weights.values()))
-        kept = sum(int((dense(back[n]) * dense(v)).count_nonzero()) for n, v in weights.items())
+        common = sum(int((dense(back[n]) * dense(v)).count_nonzero()) for n, v in weights.items())
         row |= {"codec": f"FedSieve, {values}", "error": error}
-        row["kept"] = kept / sum(int(dense(v).count_nonzero()) for v in weights.values())
+        row["kept"] = common / sum(int(dense(v).count_nonzero()) for v in weights.values())
         yield {name: row[name] for name in ("codec", "bytes", "encode_mb_s", "decode_mb_s", "error", "kept")}
 
 
 def dense(value: Any) -> Tensor:
     """A tensor with its zeros."""
-    found: Tensor = value.dense() if isinstance(value, Sparse) else value
-    return found
+    tensor: Tensor = value.dense() if isinstance(value, Sparse) else value
+    return tensor
 
 
 def other_codecs(tree: Mapping[str, Tensor]) -> Iterator[Codec]:
@@ -189,11 +189,11 @@ def nncodec(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
     size = sum(v.nbytes for v in arrays.values()) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         np.savez(path := Path(folder) / "tree.npz", **arrays)  # type: ignore[arg-type]
-        told = subprocess.check_output([python, Path(__file__).with_name("nncodec_peer.py"), path, "-32", "-24"])
-    found = json.loads(told.splitlines()[-1])
-    for row in found["rows"]:
+        output = subprocess.check_output([python, Path(__file__).with_name("nncodec_peer.py"), path, "-32", "-24"])
+    results = json.loads(output.splitlines()[-1])
+    for row in results["rows"]:
         speeds = {"encode_mb_s": size / row["encode_s"], "decode_mb_s": size / row["decode_s"]}
-        codec = f"nncodec {found['version']}, qp {row['qp']}"
+        codec = f"nncodec {results['version']}, qp {row['qp']}"
         yield {"codec": codec, "bytes": row["bytes"], **speeds, "error": row["error"], "kept": row["kept"]}
 
 
@@ -208,5 +208,5 @@ if __name__ == "__main__":
         rows.append(asdict(measure_message(message)))
         print(json.dumps(rows[-1]), flush=True)
         if "--drawn" not in sys.argv:
-            told = {"machine": machine(), "versions": packages, "rows": rows, "beside": PEERS}
-            RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+            results = {"machine": machine(), "versions": packages, "rows": rows, "beside": PEERS}
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")

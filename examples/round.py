@@ -20,7 +20,7 @@ def train(method: Method[Any], rounds: int) -> Params:
     state = method.init(federation.model(), rng(run.seed, "init"))
 
     for t in range(1, rounds + 1):
-        context, updates, sent = run.context(t), list[Update](), 0
+        context, updates, bytes_up = run.context(t), list[Update](), 0
         down = encode(method.broadcast(state, context))  # from here on these are bytes
 
         for client in run.sample(t):
@@ -28,12 +28,12 @@ def train(method: Method[Any], rounds: int) -> Params:
             update = method.client(decode(down), device)
             up = encode(update.tree)  # of ZeroFL: the top weights' values and positions
             updates.append(Update(decode(up), update.n))
-            sent += len(up)
+            bytes_up += len(up)
 
         state = method.aggregate(state, updates, context)  # the mean, weighted by the numbers of examples
         model = method.deploy(state)
         tested = accuracy(load_(federation.model(), model), federation.test())
-        print(f"{method.name} round {t}: {tested:.1%}, {sent:,} bytes up")
+        print(f"{method.name} round {t}: {tested:.1%}, {bytes_up:,} bytes up")
     return model
 
 

@@ -18,10 +18,8 @@ from PIL import Image
 from fabricated import fabricate
 from fedsieve.report import report
 from fedsieve.report.configurations import deduplicate
-from fedsieve.report.figures import FIGURES, paper_figure, paper_figures, write_figure
-from fedsieve.report.figures.paper import draw_figure
+from fedsieve.report.figures import FIGURES, PAPER, draw_figure, paper_figure, paper_figures, write_figure
 from fedsieve.report.figures.papers import ZEROFL
-from fedsieve.report.style import PAPER
 from fedsieve.runs.record import read_record
 from fedsieve.types import InputError
 from figure_runs import DENSE, every_figure, flash, panels, zerofl

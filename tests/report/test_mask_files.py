@@ -12,7 +12,7 @@ import pytest
 from fabricated import LAYERS, fabricate, write_masks
 from fedsieve.report import report
 from fedsieve.report.figures import paper_figure, write_figure
-from fedsieve.report.figures.mask_files import (
+from fedsieve.report.figures.layers import (
     LENGTH,
     STRETCHES,
     mask_sizes,

@@ -15,8 +15,8 @@ import pytest
 from fedsieve.report import report
 from fedsieve.report.configurations import group_configurations
 from fedsieve.report.figures import paper_figures
+from fedsieve.report.page import swatch
 from fedsieve.report.partitions import gather_columns
-from fedsieve.report.svg import swatch
 from fedsieve.runs.record import read_record
 from report_pages import CLASSES, change, page_of, row_of, rows_in, write_run
 

@@ -1,4 +1,7 @@
-"""Which runs are one configuration, differing in their seed alone; and the fewest settings that tell them apart."""
+"""Which runs are one configuration, differing in their seed alone, and what tells configurations apart.
+
+That is the fewest settings for a label, and for a table all that differs, in how they were set and where they ran.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from fedsieve.runs.record import RunRecord
+from fedsieve.runs.record import RunRecord, numeric
 
 Runs: TypeAlias = list[RunRecord]
+Values: TypeAlias = tuple[str, ...]
 Without: TypeAlias = Callable[[RunRecord], Collection[str]]
 """The settings of a run that do not count when it is compared with others."""
 
@@ -22,6 +26,8 @@ BESIDE_SETTINGS = ("kernels", "device", "class")
 FIRST = (METHOD, "task.dataset", "task.partition")
 LONGEST = 28
 """Letters of a value that a label shows."""
+SIDE_BY_SIDE, VALUES = 4, 8
+"""Up to so many configurations stand side by side; of more values than that only the ends are shown."""
 DISPLAY_NAMES = {
     "fedavg": "FedAvg",
     "fedadam": "FedAdam",
@@ -90,14 +96,14 @@ def deduplicate(runs: Iterable[RunRecord], suits: Callable[[RunRecord], bool] = 
     for run in runs:
         groups.setdefault((_key(run, ()), _engine(run)), []).append(run)
     best = {key: max(reversed(group), key=lambda run: (suits(run), *_rank(run))) for key, group in groups.items()}
-    taken = [
+    remarks = [
         f"{best[key].folder}, not {_first_few([str(run.folder) for run in group if run is not best[key]], 4)}"
         for key, group in groups.items()
         if len(group) > 1
     ]
-    if taken:
+    if remarks:
         how = "of runs with the same settings and seed one counts (finished, longest, most measured, newest)"
-        warnings.warn(f"{how}: {_first_few(taken, 4, '; ')}", stacklevel=2)
+        warnings.warn(f"{how}: {_first_few(remarks, 4, '; ')}", stacklevel=2)
     return list(best.values())
 
 
@@ -106,15 +112,15 @@ def distinguishing_settings(runs: Sequence[RunRecord], without: Without = no_set
     rows = [{name: value for name, value in _fields(run).items() if name not in without(run)} for run in runs]
     names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
     differing = [name for name in names if len({row.get(name) for row in rows}) > 1]
-    chosen = [name for name in differing if name == METHOD]
-    while more := [name for name in differing if _distinct(rows, [*chosen, name]) > _distinct(rows, chosen)]:
-        chosen.append(max(more, key=lambda name: _distinct(rows, [*chosen, name])))
-    for name in chosen[:]:
-        rest = [other for other in chosen if other != name]
-        chosen = rest if name != METHOD and _distinct(rows, rest) == _distinct(rows, chosen) else chosen
-    ordered = sorted(chosen, key=lambda name: not name.startswith("method"))
+    fewest = [name for name in differing if name == METHOD]
+    while more := [name for name in differing if _distinct(rows, [*fewest, name]) > _distinct(rows, fewest)]:
+        fewest.append(max(more, key=lambda name: _distinct(rows, [*fewest, name])))
+    for name in fewest[:]:
+        rest = [other for other in fewest if other != name]
+        fewest = rest if name != METHOD and _distinct(rows, rest) == _distinct(rows, fewest) else fewest
+    ordered = sorted(fewest, key=lambda name: not name.startswith("method"))
     texts = [", ".join(_format_setting(name, row[name]) for name in ordered if name in row) for row in rows]
-    return [text or "default" for text in texts] if chosen else texts
+    return [text or "default" for text in texts] if fewest else texts
 
 
 def number_duplicates(names: list[str]) -> list[str]:
@@ -200,3 +206,56 @@ def name_configurations(some: Sequence[Configuration], every: Sequence[Configura
         for text in ([f"{name} (all {len(own)})"] if 1 < len(own) == many[name] else own)
     ]
     return _first_few(parts, 6, "; ")
+
+
+@dataclass(frozen=True)
+class SettingsTable:
+    """The values of every field as text, None where a configuration has none.
+
+    What differs stands with a column for each of ``labels``; or, of more configurations than there is room for, in
+    ``groups``: by field, each value with the configurations that have it.
+    """
+
+    same: dict[str, str | None]
+    labels: list[str]
+    differing: dict[str, list[str | None]] = field(default_factory=dict)
+    groups: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+
+def settings_table(every: list[Configuration], of: Callable[[RunRecord], dict[str, str]]) -> SettingsTable:
+    """Return what ``of`` tells of each run, side by side, the method's own fields first."""
+    each = [[of(run) for run in one.runs] for one in every]
+    names = dict.fromkeys(name for runs in each for one in runs for name in one)
+    values = {
+        name: [tuple(dict.fromkeys(one[name] for one in runs if name in one)) for runs in each]
+        for name in sorted(names, key=lambda name: name.split(".")[0] != "method")
+    }
+    differing = {name: row for name, row in values.items() if len(set(row)) > 1}
+    same = {name: _summary(row[0]) for name, row in values.items() if name not in differing}
+    labels = [one.label for one in every]
+    if len(every) <= SIDE_BY_SIDE:
+        return SettingsTable(same, labels, {name: [*map(_summary, row)] for name, row in differing.items()})
+    return SettingsTable(same, labels, groups={name: _by_value(row, every) for name, row in differing.items()})
+
+
+def _by_value(values: list[Values], every: list[Configuration]) -> list[tuple[str, str]]:
+    """Return each value with the configurations that have it, the rarest first; the last is that of all others."""
+    having: dict[Values, list[Configuration]] = {}
+    for one, own in zip(every, values, strict=True):
+        if own:
+            having.setdefault(own, []).append(one)
+    if len(having) > VALUES:
+        return [(_summary(tuple(dict.fromkeys(value for own in having for value in own))) or "", "")]
+    ordered = sorted(having, key=lambda own: len(having[own]))
+    owners = [name_configurations(having[own], every) for own in ordered]
+    if len(ordered) > 1 and () not in values:
+        owners[-1] = "all others"
+    return [(_summary(own) or "", of) for own, of in zip(ordered, owners, strict=True)]
+
+
+def _summary(values: Sequence[str], most: int = 3) -> str | None:
+    """Return the values, or how many they are and the first and last of them; None without one."""
+    if len(values) <= most:
+        return "; ".join(values) if values else None
+    ordered = sorted(values, key=lambda value: (numeric(value) is None, numeric(value) or 0, value))
+    return f"{len(values)} values from {ordered[0]} to {ordered[-1]}"

@@ -1,4 +1,8 @@
-"""A plot as plain data that draws itself with matplotlib, in the page and on paper alike: lines, a mask, a heat map."""
+"""A plot as plain data that draws itself with matplotlib, in the page and on paper alike: lines, a mask, a heat map.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart. The looks of lines are numbered: the
+first seven differ in colour and marker, the next seven in dash and marker too, and so on, 196 of them all different.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,55 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from fedsieve.report.style import COLOURS, DASHES, MARKERS, PALETTE, SOFT
+PALETTE = {  # name: (light, dark)
+    "ink": ("#1c2126", "#e4e7ea"),
+    "soft": ("#59626b", "#a3acb5"),
+    "rule": ("#d9dde1", "#363d44"),
+    "page": ("#ffffff", "#15191d"),
+    "tint": ("#f5f7f8", "#1d2328"),
+    "mark": ("#fff3d6", "#3d3318"),
+    "run0": ("#0072b2", "#56b4e9"),
+    "run1": ("#d55e00", "#e8762b"),
+    "run2": ("#009e73", "#1fb98d"),
+    "run3": ("#cc79a7", "#d98fb8"),
+    "run4": ("#e69f00", "#f0b429"),
+    "run5": ("#56b4e9", "#f0e442"),
+    "run6": ("#4d4d4d", "#c4c4c4"),
+}
+"""Light ones are told apart by their hex code in the SVG, so all differ."""
+INK, SOFT, RULE = (PALETTE[name][0] for name in ("ink", "soft", "rule"))
+MARKERS = "os^DvPX"
+COLOURS = 7
+DASHES = ("-", "--", "-.", (0, (1, 1.2)))
+
+RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedsieve",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 11.5 * 0.72,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": SOFT,
+    "axes.titlesize": 11.5 * 0.72,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "ytick.left": False,
+    "lines.linewidth": 1.5,
+}
+"""Of a plot on the page; the settings of ``PAPER`` come on top of it in a figure's file."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +116,9 @@ class Axis:
     zero: bool = False
     log: bool = False
     steps: tuple[str, ...] = ()
+
+
+ROUND, ACCURACY = Axis("round", whole=True), Axis("accuracy, %", percent=True)
 
 
 @dataclass(frozen=True)
@@ -154,8 +209,8 @@ class HeatMap:
         axes.imshow(self.counts.T, norm=norm, extent=extent, **style)
         axes.grid(visible=False)
         names = [name if len(name) <= 12 else name[:11] + "…" for name in self.classes]
-        shown = range(0, len(names), math.ceil(len(names) / 22))
-        axes.set_yticks(list(shown), [names[i] for i in shown])
+        rows = range(0, len(names), math.ceil(len(names) / 22))
+        axes.set_yticks(list(rows), [names[i] for i in rows])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         top = norm.vmax or 1
         key = axes.inset_axes((0.6, 1.04, 0.4, 0.03))

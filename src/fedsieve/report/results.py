@@ -1,14 +1,19 @@
-"""What was reached, and what it took: a row for each configuration, mean ± standard deviation over its seeds."""
+"""What was reached, and what it took: a row for each configuration, mean ± standard deviation over its seeds.
+
+What else is to be said of runs stands below: updates that were refused, and what privacy was spent.
+"""
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from fedsieve.report.configurations import Runs
+from fedsieve.methods.private import EPSILON, REHEARSED
+from fedsieve.report.configurations import Configuration, Runs
 from fedsieve.runs.record import RunRecord, format_kernels, number
 from fedsieve.runs.units import (
     format_bytes,
@@ -16,9 +21,17 @@ from fedsieve.runs.units import (
     format_duration,
     format_megabytes,
     format_milliseconds,
+    format_number,
     format_percent,
     format_ratio,
 )
+
+ABOUT_NOISE = {
+    EPSILON: "",
+    REHEARSED: " – of a rehearsal: the noise came from the run\u2019s seed, and whoever has run.json can subtract it. "
+    "With method.secret=true it would hold",
+}
+"""What is said after an epsilon, by its column."""
 
 Get: TypeAlias = Callable[[RunRecord], float | None]
 Format: TypeAlias = Callable[[float, float | None], str]
@@ -129,10 +142,10 @@ def result_cells(runs: Runs) -> list[Cell]:
 
 def progress_text(runs: Runs) -> str:
     """Return how far the runs are."""
-    done, planned = sorted({run.last_round for run in runs}), runs[0].settings.get("rounds", "?")
-    span = f"{done[0]}" if len(done) == 1 else f"{done[0]} to {done[-1]}"
+    rounds, planned = sorted({run.last_round for run in runs}), runs[0].settings.get("rounds", "?")
+    span = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
     if all_finished(runs):
-        return f"finished, {span} round{'s' * (done[-1] != 1)}"
+        return f"finished, {span} round{'s' * (rounds[-1] != 1)}"
     whole = sum(run.whole for run in runs)
     some = f"{whole} of {len(runs)} finished, " if len(runs) > 1 else ""
     return f"{some}{span} of {planned} rounds"
@@ -141,3 +154,38 @@ def progress_text(runs: Runs) -> str:
 def all_finished(runs: Runs) -> bool:
     """Tell whether every run got to its last round."""
     return all(run.whole for run in runs)
+
+
+def refused_updates(every: list[Configuration]) -> list[tuple[int, str, str]]:
+    """Return how many updates were refused, why, and of which configurations; reasons that differ in numbers as one."""
+    alike: dict[str, Counter[tuple[str, str]]] = {}
+    for one in every:
+        for reason, n in sum((run.refused() for run in one.runs), Counter[str]()).items():
+            alike.setdefault(re.sub(r"\d[\d.,e+-]*", "#", reason), Counter())[one.label, reason] += n
+    return [_reason(own) for own in sorted(alike.values(), key=lambda own: -own.total())]
+
+
+def _reason(counts: Counter[tuple[str, str]]) -> tuple[int, str, str]:
+    reasons, labels = Counter[str](), Counter[str]()
+    for (label, reason), n in counts.items():
+        reasons[reason] += n
+        labels[label] += n
+    first, _ = reasons.most_common(1)[0]
+    like = f" (and {len(reasons) - 1} like it, of other numbers)" if len(reasons) > 1 else ""
+    return counts.total(), first + like, "; ".join(f"{label} {n}" for label, n in labels.most_common())
+
+
+def privacy_spent(every: list[Configuration]) -> dict[tuple[str, str], None]:
+    """Return what the rounds of private runs have spent, and of rehearsals what they would have: label and sentence."""
+    return dict.fromkeys(
+        (one.label, _sentence(run, epsilon) + about)
+        for one in every
+        for run in one.runs
+        for column, about in ABOUT_NOISE.items()
+        if (epsilon := run.last(column)) is not None
+    )
+
+
+def _sentence(run: RunRecord, epsilon: float) -> str:
+    delta, rounds = run.settings.get("method.delta", "?"), f"{run.last_round} round{'s' * (run.last_round != 1)}"
+    return f"ε = {format_number(epsilon)} at δ = {delta}, after {rounds}"

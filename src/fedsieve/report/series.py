@@ -1,16 +1,20 @@
-"""What a figure shows, as plain numbers: runs gathered into lines, seeds averaged; nothing is drawn here."""
+"""What plots show, as plain numbers: runs gathered into lines, seeds averaged; nothing is drawn here.
+
+Below stand the page's own plots, round by round: each configuration's mean, with a band of the standard deviation.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from typing import Any, TypeAlias
 
 from fedsieve.report.configurations import (
     TARGET,
+    Configuration,
     Runs,
     Without,
     distinguishing_settings,
@@ -18,7 +22,7 @@ from fedsieve.report.configurations import (
     no_settings,
     number_duplicates,
 )
-from fedsieve.report.plots import Line, LinePlot, Plot
+from fedsieve.report.plots import ACCURACY, ROUND, Axis, Line, LinePlot, Plot
 from fedsieve.runs.record import RunRecord, number, numeric
 from fedsieve.types import InputError
 
@@ -29,14 +33,18 @@ Points: TypeAlias = dict[float, tuple[float, float]]
 """By round: x and y."""
 DENSE = 0.995
 """From this measured density on, a model counts as dense: some weights of a dense one are zero by chance."""
-
-
 SPREAD = " Bands and bars: the standard deviation over seeds."
 HOLLOW = " Hollow: a run that is not finished."
 
 
 class LackingError(InputError):
     """The runs do not hold what a figure shows."""
+
+
+def require(there: object, lacking: str) -> None:
+    """Raise LackingError unless there is something."""
+    if not there:
+        raise LackingError(lacking)
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class PaperFigure:
 
 def as_share(value: Any) -> float | None:
     """Return ``value`` if it is a share of a whole."""
-    known = number(value)
-    return known if known is not None and 0 <= known <= 1 else None
+    share = number(value)
+    return share if share is not None and 0 <= share <= 1 else None
 
 
 def labelled_series(runs: Iterable[RunRecord], base: Name, without: Without = no_settings) -> dict[str, Runs]:
@@ -91,7 +99,8 @@ def label_groups(groups: list[Runs], base: Name, without: Without = no_settings)
     for name in set(names):
         peers = [i for i, other in enumerate(names) if other == name]
         parts = distinguishing_settings([groups[i][0] for i in peers], without)
-        full = [", ".join(filter(None, [name, parts[peers.index(i)]])) if i in peers else n for i, n in enumerate(full)]
+        for i, part in zip(peers, parts, strict=True):
+            full[i] = ", ".join(filter(None, [name, part]))
     return dict(zip(number_duplicates(full), groups, strict=True))
 
 
@@ -105,8 +114,11 @@ def assign_looks(groups: Mapping[str, Runs]) -> dict[str, int]:
     """Return the places of the groups' looks: that of the configuration on a page, else one that nothing has."""
     every = {label: {run.look for run in group} for label, group in groups.items()}
     fresh = count(1 + max((look for own in every.values() for look in own if look is not None), default=-1))
-    return {label: only if len(own) == 1 and (only := next(iter(own))) is not None else next(fresh)
-            for label, own in every.items()}  # fmt: skip
+    looks = dict[str, int]()
+    for label, own in every.items():
+        look = next(iter(own)) if len(own) == 1 else None
+        looks[label] = next(fresh) if look is None else look
+    return looks
 
 
 def numeric_setting(run: RunRecord, name: str) -> float | None:
@@ -118,9 +130,11 @@ def density_of(runs: Runs) -> float | None:
     """Return the density that the method of one configuration aims at, or else the mean of what was measured last."""
     if runs[0].target is not None:
         return runs[0].target
-    known = [d for run in runs if (d := as_share(run.last("density"))) is not None]
-    mean = statistics.fmean(known) if known else None
-    return 1.0 if mean is not None and mean >= DENSE else float(f"{mean:.3g}") if mean else mean
+    densities = [d for run in runs if (d := as_share(run.last("density"))) is not None]
+    if not densities:
+        return None
+    mean = statistics.fmean(densities)
+    return 1.0 if mean >= DENSE else float(f"{mean:.3g}")
 
 
 def target_settings(runs: Runs) -> Without:
@@ -141,9 +155,9 @@ def _method(run: RunRecord) -> tuple[object, ...]:
 
 def _tells_target(run: RunRecord, name: str) -> bool:
     value, target = numeric_setting(run, name), run.target
-    return None not in (value, target) and any(
-        math.isclose(v, target or 0, rel_tol=1e-9) for v in (value or 0, 1 - (value or 0))
-    )
+    if value is None or target is None:
+        return False
+    return any(math.isclose(v, target, rel_tol=1e-9) for v in (value, 1 - value))
 
 
 def percent_by_round(run: RunRecord, measured: str) -> Points:
@@ -154,8 +168,8 @@ def percent_by_round(run: RunRecord, measured: str) -> Points:
 def accuracy_by_bytes(run: RunRecord) -> Points:
     """Return the accuracy, in percent, over the megabytes sent both ways until then; as far as all were counted."""
     each = (_sum(number(row.get("bytes_up")), number(row.get("bytes_down"))) for row in run.rows)
-    sent = dict(zip((row["round"] for row in run.rows), accumulate(each), strict=True))
-    return {t: (sent[t] / 1e6, y) for t, (_, y) in percent_by_round(run, "accuracy").items() if sent[t] > 0}
+    traffic = dict(zip((row["round"] for row in run.rows), accumulate(each), strict=True))
+    return {t: (traffic[t] / 1e6, y) for t, (_, y) in percent_by_round(run, "accuracy").items() if traffic[t] > 0}
 
 
 def _sum(up: float | None, down: float | None) -> float:
@@ -174,30 +188,80 @@ def mean_line(every: Iterable[Points], place: int) -> Line:
     return Line(middle[0], middle[1], place, spread=tuple(spread))
 
 
-def final_accuracy(runs: Runs, place: int) -> tuple[float, float, bool] | None:
+def final_accuracy(runs: Runs) -> tuple[float, float, bool] | None:
     """Return the accuracy at the last round that all seeds were tested in: mean, spread, and if one is not finished."""
-    line = mean_line([percent_by_round(run, "accuracy") for run in runs], place)
+    line = mean_line([percent_by_round(run, "accuracy") for run in runs], 0)
     return (line.y[-1], line.spread[-1], not all(run.whole for run in runs)) if line.x else None
 
 
-def accuracy_line(
-    runs: Runs, at: Callable[[Runs], float | None], place: int, steps: Mapping[float, int] | None
-) -> Line:
-    """Return the accuracy at the end over ``at``, of a configuration; or over the place of its value in ``steps``."""
-    points = [
-        (x, end)
-        for group in group_by_seed(runs)
-        if (x := at(group)) is not None and (end := final_accuracy(group, place))
-    ]
-    known = [(steps[x] if steps else x, *end) for x, end in sorted(points)]
-    xs, ys, spread, hollow = ([point[i] for point in known] for i in range(4))
+def accuracy_line(runs: Runs, at: Position, place: int) -> Line:
+    """Return the accuracy at the end over ``at``, of a configuration."""
+    groups = group_by_seed(runs)
+    points = sorted((x, *end) for group in groups if (x := at(group)) is not None and (end := final_accuracy(group)))
+    xs, ys, spread, hollow = ([point[i] for point in points] for i in range(4))
     return Line(xs, ys, place, spread=spread, bars=True, hollow=[bool(one) for one in hollow])
 
 
 def level_line(runs: Runs, place: int, ends: tuple[float, float]) -> Line:
     """Return the accuracy of a method without the setting that a figure varies: the same all the way."""
-    reached = final_accuracy(runs, place)
-    if reached is None:
+    accuracy = final_accuracy(runs)
+    if accuracy is None:
         return Line((), (), place)
-    middle, spread, hollow = reached
+    middle, spread, hollow = accuracy
     return Line(ends, (middle,) * 2, place, spread=(spread,) * 2, hollow=(hollow,) * 2, level=True)
+
+
+def non_empty(lines: Mapping[str, Line]) -> dict[str, Line]:
+    """Return the lines that have points."""
+    return {label: line for label, line in lines.items() if line.x}
+
+
+def curves(every: list[Configuration]) -> dict[str, LinePlot]:
+    """Return the plots by their ids; one without a line has nothing measured yet."""
+    means = {measure: _mean_lines(every, measure) for measure in ("accuracy", "sent", "density")}
+    traffic = Axis("sent up and down so far, MB", log=_spans([line.x[-1] for line in means["sent"].values()], 10))
+    densities = [y for line in means["density"].values() for y in line.y]
+    density = Axis("density, %", percent=True, zero=True, log=_spans(densities, 30))
+    return {
+        "accuracy": LinePlot("Accuracy over rounds", ROUND, ACCURACY, means["accuracy"]),
+        "sent": LinePlot("Accuracy over bytes sent", traffic, ACCURACY, means["sent"]),
+        "density": LinePlot("Density over rounds", ROUND, density, means["density"]),
+        "bytes-up": _traffic("up", every),
+        "bytes-down": _traffic("down", every),
+    }
+
+
+def best_first(every: list[Configuration], accuracy: LinePlot) -> list[Configuration]:
+    """Return the configurations by their accuracy at the end of a plot."""
+    return sorted(every, key=lambda one: -line.y[-1] if (line := accuracy.lines.get(one.label)) else 1)
+
+
+def _mean_lines(every: list[Configuration], measure: str) -> dict[str, Line]:
+    """Return the line of each configuration that has measured something."""
+    return non_empty({one.label: mean_line((_points(run, measure) for run in one.runs), one.look) for one in every})
+
+
+def _points(run: RunRecord, measure: str) -> Points:
+    if measure.startswith("bytes_"):
+        return {t: (t, y) for t, y in zip(*run.series(measure), strict=True)}
+    return accuracy_by_bytes(run) if measure == "sent" else percent_by_round(run, measure)
+
+
+def _spans(values: Sequence[float], factor: float) -> bool:
+    return bool(values) and min(values) > 0 and max(values) / min(values) > factor
+
+
+def _traffic(way: str, every: list[Configuration]) -> LinePlot:
+    """Return the plot of bytes sent one way in a round, and each distinct dense reference dotted, once."""
+    series = {tuple(map(tuple, run.series(f"bytes_dense_{way}"))) for one in every for run in one.runs}
+    references = [Line(x, y, None) for x, y in sorted(series) if x]
+    lines = _mean_lines(every, f"bytes_{way}")
+    values = [y for line in (*references, *lines.values()) for y in line.y]
+    unit, size = ("MB", 1e6) if max(values, default=0) >= 1e6 else ("kB", 1e3)
+    axis = Axis(f"{unit} in a round", zero=True, log=_spans(values, 10))
+    scaled = {label: _divide(line, size) for label, line in lines.items()}
+    return LinePlot(f"Bytes {way} in a round", ROUND, axis, scaled, tuple(_divide(line, size) for line in references))
+
+
+def _divide(line: Line, unit: float) -> Line:
+    return replace(line, y=[y / unit for y in line.y], spread=[s / unit for s in line.spread])
