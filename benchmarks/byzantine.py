@@ -18,8 +18,7 @@ from typing import Any
 
 from fedsieve import InputError, Run, run
 from fedsieve.cli.bench.clock import machine
-from fedsieve.recipes import load_recipe
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.types import Tree
 
 ROOT = Path(__file__).parent

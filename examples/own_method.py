@@ -11,7 +11,7 @@ from torch import nn
 
 from fedsieve import Device, Expected, Method, Run, ServerState, Sparse, Update
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.recipes.presets import PRESETS
+from fedsieve.recipes.catalogue import PRESETS
 from fedsieve.server.aggregate import added, mean, tensors
 from fedsieve.types import RoundContext, Tree, check_interval
 from fedsieve.types.contract import expect_changes

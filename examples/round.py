@@ -7,7 +7,7 @@ from fedsieve import Method, Update, open_run
 from fedsieve.client.process import num_threads
 from fedsieve.client.training import accuracy, load_
 from fedsieve.methods import FedAvg, ZeroFL
-from fedsieve.recipes.presets import PRESETS
+from fedsieve.recipes.catalogue import PRESETS
 from fedsieve.types import Params, rng
 from fedsieve.wire import decode, encode
 

@@ -5,47 +5,34 @@ from typing import Any
 
 import pytest
 
-from fedsieve.methods import (
-    DNR,
-    FLASH,
-    NST,
-    PDST,
-    FedAdam,
-    FedAvg,
-    HeteroFLASH,
-    Private,
-    SparseFedPP,
-    Swat,
-    TopK,
-    ZeroFL,
-)
+from fedsieve import methods
 from fedsieve.server.aggregate import Adam
 from fedsieve.types import Method
 
 METHODS: dict[str, Method[Any]] = {
-    "fedavg": FedAvg(),
-    "fedadam": FedAdam(eta=0.02),
-    "swat": Swat(sparsity=0.7),
-    "swat, erk, period": Swat(sparsity=0.7, budget="erk", period=3),
-    "zerofl full": ZeroFL(0.7, 0.0, "full"),
-    "zerofl top_weights": ZeroFL(0.7, 0.2, "top_weights"),
-    "zerofl diff_of_top": ZeroFL(0.7, 0.2, "diff_of_top"),
-    "zerofl top_diff": ZeroFL(0.7, 0.2, "top_diff"),
-    "zerofl top_diff, adam": ZeroFL(0.7, 0.2, "top_diff", server=Adam(eta=0.02)),
-    "topk": TopK(sparsity=0.6),
-    "topk, pruned": TopK(sparsity=0.6, deployment="pruned"),
-    "sparsefedpp": SparseFedPP(sparsity=0.6),
-    "sparsefedpp, a = 1, pruned": SparseFedPP(sparsity=0.6, a=1.0, activations="all", deployment="pruned"),
-    "dnr": DNR(density=0.5),
-    "nst": NST(density=0.5),
-    "nst, sum, pruned, equal": NST(density=0.5, share="sum", deployment="pruned", weighting="equal"),
-    "pdst": PDST(density=0.5),
-    "pdst, adam, equal": PDST(density=0.5, server=Adam(eta=0.02), weighting="equal"),
-    "flash": FLASH(density=0.5, c_d=3, E_d=3),
-    "flash, sum, clip, adam": FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
-    "hetero_flash": HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
-    "private": Private(PDST(density=0.5), noise=1e-3, cohort=2),
-    "private, flash": Private(FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
+    "fedavg": methods.FedAvg(),
+    "fedadam": methods.FedAdam(eta=0.02),
+    "swat": methods.Swat(sparsity=0.7),
+    "swat, erk, period": methods.Swat(sparsity=0.7, budget="erk", period=3),
+    "zerofl full": methods.ZeroFL(0.7, 0.0, "full"),
+    "zerofl top_weights": methods.ZeroFL(0.7, 0.2, "top_weights"),
+    "zerofl diff_of_top": methods.ZeroFL(0.7, 0.2, "diff_of_top"),
+    "zerofl top_diff": methods.ZeroFL(0.7, 0.2, "top_diff"),
+    "zerofl top_diff, adam": methods.ZeroFL(0.7, 0.2, "top_diff", server=Adam(eta=0.02)),
+    "topk": methods.TopK(sparsity=0.6),
+    "topk, pruned": methods.TopK(sparsity=0.6, deployment="pruned"),
+    "sparsefedpp": methods.SparseFedPP(sparsity=0.6),
+    "sparsefedpp, a = 1, pruned": methods.SparseFedPP(sparsity=0.6, a=1.0, activations="all", deployment="pruned"),
+    "dnr": methods.DNR(density=0.5),
+    "nst": methods.NST(density=0.5),
+    "nst, sum, pruned, equal": methods.NST(density=0.5, share="sum", deployment="pruned", weighting="equal"),
+    "pdst": methods.PDST(density=0.5),
+    "pdst, adam, equal": methods.PDST(density=0.5, server=Adam(eta=0.02), weighting="equal"),
+    "flash": methods.FLASH(density=0.5, c_d=3, E_d=3),
+    "flash, sum, clip, adam": methods.FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
+    "hetero_flash": methods.HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
+    "private": methods.Private(methods.PDST(density=0.5), noise=1e-3, cohort=2),
+    "private, flash": methods.Private(methods.FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
 }
 
 KINDS = ("fedavg", "zerofl top_diff", "topk", "nst", "flash", "hetero_flash", "private")

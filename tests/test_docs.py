@@ -18,7 +18,7 @@ from fedsieve.client.process import num_threads
 from fedsieve.engine.loop import MostlyDense
 from fedsieve.methods import FedAvg, ZeroFL
 from fedsieve.recipes import load_recipe
-from fedsieve.recipes.presets import PRESETS
+from fedsieve.recipes.catalogue import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md"))]

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fedsieve import Run
 from fedsieve.client.models import MNISTNet
-from fedsieve.recipes import load_recipe
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings, load_recipe
 
 
 class Doubled(MNISTNet):

@@ -16,7 +16,7 @@ from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off

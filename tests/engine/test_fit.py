@@ -20,7 +20,7 @@ from fedsieve import Data, Dataset, Method, Run, Task, local, open_run
 from fedsieve.engine.federation import described
 from fedsieve.engine.loop import rounds
 from fedsieve.methods import FLASH, PDST, FedAvg, TopK, ZeroFL
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import manifest_of, record_run
 from fedsieve.types import InputError

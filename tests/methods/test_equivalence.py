@@ -18,7 +18,7 @@ import torch
 
 from fedsieve import methods
 from fedsieve.engine import Run, Task
-from fedsieve.server import optimizer
+from fedsieve.server.aggregate import Adam, Average
 from fedsieve.types import Device, Method, RoundContext, rng
 from oracles import reference as ref
 from oracles.side_by_side import (
@@ -143,15 +143,15 @@ INNER = ("conv1", "conv2", "fc1")
 PATTERN = ",".join(INNER)
 
 
-def adam(eta: float) -> optimizer.Adam:
-    return optimizer.Adam(eta, 0.9, 0.99, 1e-3)
+def adam(eta: float) -> Adam:
+    return Adam(eta, 0.9, 0.99, 1e-3)
 
 
 def zerofl(
     upload: str, r_mask: float, period: int = 1, sp: float = 0.8, eta: float | None = None, wd: float = 0
 ) -> Case:
     name = f"zerofl-{upload}-{sp}-{r_mask}-{period}" + ("-adam" if eta else "") + ("-decay" if wd else "")
-    step = adam(eta) if eta else optimizer.Average()
+    step = adam(eta) if eta else Average()
     method = methods.ZeroFL(sp, r_mask, upload, policy=PATTERN, period=period, server=step)
     rule = {"upload": upload, "sparsity": sp, "r_mask": r_mask, "layers": INNER, "swat": True, "period": period}
     return Case(name, method, rule, eta, wd)

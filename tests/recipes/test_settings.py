@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from fedsieve.methods import FedAvg, Swat, ZeroFL
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings
 from fedsieve.server.aggregate import Adam
 from fedsieve.types import InputError
 from tiny import tiny_run

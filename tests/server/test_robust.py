@@ -17,8 +17,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
-from fedsieve.recipes import load_recipe
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.server.aggregate import MaskedState, mean
 from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, Plain, Trimmed, robust_updates
 from fedsieve.types import Tree, flatten

@@ -1,32 +1,112 @@
 """The built-in recipes: every method on every dataset, at the settings of the method's paper, and what is beside that.
 
-Rows of the papers' tables differ from a recipe by some settings: see ``fedsieve.recipes.papers``.
+``PRESETS`` are the papers' settings for each dataset: everything of a run but its method. Rows of the papers' tables
+differ from a recipe by some settings: see ``fedsieve.recipes.papers``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from fedsieve import methods
 from fedsieve.engine import Run, Task
-from fedsieve.methods import (
-    DNR,
-    FLASH,
-    METHODS,
-    NST,
-    PDST,
-    FedAdam,
-    FedAvg,
-    HeteroFLASH,
-    Private,
-    SparseFedPP,
-    Swat,
-    TopK,
-    ZeroFL,
-)
-from fedsieve.recipes.presets import PRESETS, VALIDATION, central
 from fedsieve.types import Method
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A dataset with its model, clients, rounds and learning rate, whatever the method."""
+
+    about: str
+    """What ``fedsieve list`` says of it, after "on"."""
+    task: Task
+    settings: Mapping[str, Any]
+    """The fields of ``Run`` that are not the default."""
+
+    def run(self, method: Method[Any], tiers: tuple[float, ...] = (1.0,)) -> Run:
+        """Return the run of a method; ``tiers`` are the device classes' shares of the clients."""
+        return Run(method, replace(self.task, tiers=tiers), **self.settings)
+
+
+def central(run: Run) -> Run:
+    """Return the same training in one place: one client that holds everything, a round an epoch."""
+    return replace(run, task=replace(run.task, clients=1, partition="iid", tiers=(1.0,)), per_round=1, epochs=1)
+
+
+def _iid_and_not(name: str, about: str, task: Task, settings: Mapping[str, Any]) -> dict[str, Preset]:
+    """Return a dataset's two presets, of an even partition (LDA 1000) and of an uneven one (LDA 1.0)."""
+    return {
+        f"{name}_{split}": Preset(about.format(f"LDA {alpha}"), replace(task, partition=f"lda:{alpha}"), settings)
+        for split, alpha in (("iid", "1000"), ("niid", "1.0"))
+    }
+
+
+VALIDATION = 0.1
+"""The share of every client's examples that ZeroFL keeps for validation (A.5); FLASH and SparseFedPP train on all."""
+FLASH_LR = {"lr": 0.1, "lr_end": 0.001, "lr_offset": 1}
+SPARSEFEDPP = {"per_round": 10, "lr": 0.5, "lr_end": 0.01, "lr_offset": 1, "weight_decay": 1e-3, "evaluate_every": 10}
+WRITERS = "300 writers of FEMNIST{}; the complete set: -s task.clients={}"
+
+PRESETS: dict[str, Preset] = {
+    # scikit-learn's 8x8 digits on a small network: half a minute
+    "digits": Preset(
+        "the handwritten digits, LDA 1.0",
+        Task("digits_net", "digits", 20, "lda:1.0"),
+        {"rounds": 80, "per_round": 5, "epochs": 2, "lr": 0.4, "lr_end": 0.02},
+    ),
+    # FLASH, Table 1
+    "mnist": Preset(
+        "MNIST, LDA 1.0",
+        Task("mnist_net", "mnist", 100, "lda:1.0"),
+        {"rounds": 400, "per_round": 10, "batch": 32, **FLASH_LR},
+    ),
+    # ZeroFL, Sec. 4.1, A.5 and A.6; of FEMNIST it has 3,597 writers, of speech commands 32x32 MFCC
+    **_iid_and_not(
+        "cifar10",
+        "CIFAR-10, {}",
+        Task("resnet18", "cifar10", 100, validation=VALIDATION),
+        {"rounds": 700, "per_round": 10, "lr": 0.1, "lr_end": 0.01, "evaluate_every": 10},
+    ),
+    "femnist": Preset(
+        WRITERS.format("", 3597),
+        Task("leaf_cnn", "femnist", 300, "group", validation=VALIDATION),
+        {"rounds": 1000, "per_round": 35, "lr": 0.004, "lr_end": 0.001, "evaluate_every": 10},
+    ),
+    **_iid_and_not(
+        "speech",
+        "Speech Commands, {}",
+        Task("resnet18", "speech_commands", 100, validation=VALIDATION),
+        {"rounds": 200, "per_round": 10, "lr": 0.01, "lr_end": 0.001, "evaluate_every": 10},
+    ),
+    # FLASH, Table 1: CIFAR-10 with crops and mirror images, FEMNIST of 3,400 writers
+    **_iid_and_not(
+        "flash_cifar10",
+        "CIFAR-10 at FLASH's settings, {}",
+        Task("resnet18", "cifar10", 100, augment="crop_flip"),
+        {"rounds": 600, "per_round": 10, **FLASH_LR, "evaluate_every": 10},
+    ),
+    "flash_femnist": Preset(
+        WRITERS.format(" at FLASH's settings", 3400),
+        Task("leaf_cnn", "femnist", 300, "group"),
+        {"rounds": 1000, "per_round": 34, "batch": 16, **FLASH_LR, "evaluate_every": 10},
+    ),
+    # SparseFedPP: the same for both, but 700 rounds and 500
+    **_iid_and_not(
+        "sparsefedpp_cifar10",
+        "CIFAR-10 at SparseFedPP's settings, {}",
+        Task("resnet18", "cifar10", 100, initialisation="truncated_normal"),
+        {"rounds": 700, **SPARSEFEDPP},
+    ),
+    **_iid_and_not(
+        "sparsefedpp_speech",
+        "Speech Commands at SparseFedPP's settings, {}",
+        Task("resnet18", "speech_commands", 100, initialisation="truncated_normal"),
+        {"rounds": 500, **SPARSEFEDPP},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -40,16 +120,16 @@ class Recipe:
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
 
 PRODUCT: dict[str, tuple[str, Method[Any], str]] = {
-    "fedavg": ("Dense FedAvg", FedAvg(), ""),
-    "fedadam": ("FedAdam", FedAdam(), ""),
-    "swat": ("SWAT at 90 %", Swat(sparsity=0.9, policy="zerofl"), ""),
-    "zerofl": ("ZeroFL at 90 %, top weights + 10 %", ZeroFL(sparsity=0.9, r_mask=0.1), ""),
-    "topk": ("Top-k at 90 %", TopK(sparsity=0.9), ""),
-    "sparsefedpp": ("SparseFedPP at 95 %", SparseFedPP(), "sparsefedpp_"),
-    "nst": ("NST at density .1", NST(), "flash_"),
-    "pdst": ("PDST at density .1", PDST(), "flash_"),
-    "flash": ("FLASH at density .1", FLASH(), "flash_"),
-    "hetero_flash": ("hetero-FLASH at densities .2, .15, .1", HeteroFLASH(), "flash_"),
+    "fedavg": ("Dense FedAvg", methods.FedAvg(), ""),
+    "fedadam": ("FedAdam", methods.FedAdam(), ""),
+    "swat": ("SWAT at 90 %", methods.Swat(sparsity=0.9, policy="zerofl"), ""),
+    "zerofl": ("ZeroFL at 90 %, top weights + 10 %", methods.ZeroFL(sparsity=0.9, r_mask=0.1), ""),
+    "topk": ("Top-k at 90 %", methods.TopK(sparsity=0.9), ""),
+    "sparsefedpp": ("SparseFedPP at 95 %", methods.SparseFedPP(), "sparsefedpp_"),
+    "nst": ("NST at density .1", methods.NST(), "flash_"),
+    "pdst": ("PDST at density .1", methods.PDST(), "flash_"),
+    "flash": ("FLASH at density .1", methods.FLASH(), "flash_"),
+    "hetero_flash": ("hetero-FLASH at densities .2, .15, .1", methods.HeteroFLASH(), "flash_"),
 }
 """What runs on all datasets: its name for people, the method, and the prefix of the presets that are taken first."""
 
@@ -67,9 +147,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 @cache
 def recipes() -> dict[str, Recipe]:
     """Return the built-in recipes by name, ``METHOD.DATASET``, in the order of the methods."""
-    known = {f"{method}.{dataset}": _product(method, dataset) for method in PRODUCT for dataset in DATASETS}
-    known |= _others()
-    return {name: known[name] for method in METHODS for name in known if name.partition(".")[0] == method}
+    known = {f"{method}.{dataset}": _product(method, dataset) for method in PRODUCT for dataset in DATASETS} | _others()
+    return {name: known[name] for method in methods.METHODS for name in known if name.partition(".")[0] == method}
 
 
 def _product(name: str, dataset: str) -> Recipe:
@@ -84,49 +163,54 @@ def _others() -> dict[str, Recipe]:
     digits, flash_cifar10, flash_femnist = (PRESETS[n] for n in ("digits", "flash_cifar10_niid", "flash_femnist"))
     sparsefedpp, even = PRESETS["sparsefedpp_cifar10_niid"], PRESETS["sparsefedpp_cifar10_iid"]
     fig_1 = f"{sparsefedpp.about} (its Fig. 1)"
-    one_client = Task("resnet18", "cifar10", 1, validation=VALIDATION)
-    private = replace(digits.run(FLASH()), task=Task("digits_net", "digits", 100), rounds=40, per_round=50, epochs=5)
-    return {
-        "fedavg.flash_cifar10": Recipe(
-            f"Dense FedAvg on {flash_cifar10.about} (its Table 2)", flash_cifar10.run(FedAvg())
+    dense, swat, topk, dnr = methods.FedAvg(), methods.Swat(sparsity=0.9), methods.TopK(sparsity=0.95), methods.DNR()
+    private = methods.Private(methods.FLASH(c_d=50), clip=0.3, noise=1.0, cohort=50)
+    others = {
+        "fedavg.flash_cifar10": (f"Dense FedAvg on {flash_cifar10.about} (its Table 2)", flash_cifar10.run(dense)),
+        "fedavg.flash_femnist": (f"Dense FedAvg on {flash_femnist.about}", flash_femnist.run(dense)),
+        "fedavg.sparsefedpp_cifar10": (f"Dense FedAvg on {fig_1}", sparsefedpp.run(dense)),
+        "flash.sparsefedpp_cifar10": (f"FLASH at density .1 on {fig_1}", sparsefedpp.run(methods.FLASH())),
+        "zerofl.sparsefedpp_cifar10": (
+            f"ZeroFL at 90 %, top weights alone, on {fig_1}",
+            sparsefedpp.run(methods.ZeroFL(sparsity=0.9, r_mask=0)),
         ),
-        "fedavg.flash_femnist": Recipe(f"Dense FedAvg on {flash_femnist.about}", flash_femnist.run(FedAvg())),
-        "fedavg.sparsefedpp_cifar10": Recipe(f"Dense FedAvg on {fig_1}", sparsefedpp.run(FedAvg())),
-        "flash.sparsefedpp_cifar10": Recipe(f"FLASH at density .1 on {fig_1}", sparsefedpp.run(FLASH())),
-        "zerofl.sparsefedpp_cifar10": Recipe(
-            f"ZeroFL at 90 %, top weights alone, on {fig_1}", sparsefedpp.run(ZeroFL(sparsity=0.9, r_mask=0))
+        "topk.digits": (
+            f"Top-k at 90 % on {digits.about}",
+            replace(digits.run(methods.TopK(sparsity=0.9)), lr=0.3),
         ),
-        "topk.digits": Recipe(f"Top-k at 90 % on {digits.about}", replace(digits.run(TopK(sparsity=0.9)), lr=0.3)),
-        "topk.cifar10_iid": Recipe(f"Top-k at 95 % on {even.about}", even.run(TopK(sparsity=0.95))),
-        "topk.cifar10_niid": Recipe(f"Top-k at 95 % on {sparsefedpp.about}", sparsefedpp.run(TopK(sparsity=0.95))),
-        "swat.central_digits": Recipe(
+        "topk.cifar10_iid": (f"Top-k at 95 % on {even.about}", even.run(topk)),
+        "topk.cifar10_niid": (f"Top-k at 95 % on {sparsefedpp.about}", sparsefedpp.run(topk)),
+        "swat.central_digits": (
             "SWAT at 90 % on the digits in one place: one client, a round an epoch",
-            replace(digits.run(Swat(sparsity=0.9)), task=Task("digits_net", "digits", 1), per_round=1),
+            replace(digits.run(swat), task=Task("digits_net", "digits", 1), per_round=1),
         ),
-        "swat.central_cifar10": Recipe(
+        "swat.central_cifar10": (
             "SWAT at 90 % on CIFAR-10 in one place (ZeroFL, Fig. 1): one client, a round an epoch",
-            Run(Swat(sparsity=0.9, period=10), one_client, 150, 1, batch=128, lr=0.1, lr_end=0.001, weight_decay=5e-4),
-        ),
-        "dnr.central_digits": Recipe(
-            "DNR at density .1 on the digits in one place: one client, a round an epoch",
-            replace(central(digits.run(DNR())), lr=0.2),
-        ),
-        "dnr.central_mnist": Recipe(
-            "DNR at density .1 on MNIST in one place: one client, a round an epoch",
-            replace(central(PRESETS["mnist"].run(DNR())), rounds=40),
-        ),
-        "dnr.central_cifar10": Recipe(
-            "DNR at density .1 on CIFAR-10 in one place (FLASH, Fig. 2): one client, a round an epoch",
-            replace(central(flash_cifar10.run(DNR())), rounds=200, batch=128),
-        ),
-        "private.digits": Recipe(
-            "FLASH at density .1 on the handwritten digits, 100 equal clients, 50 a round, noise of one clip of .3",
-            replace(
-                private,
-                method=Private(FLASH(c_d=50), clip=0.3, noise=1.0, cohort=50),
-                batch=8,
-                lr=0.3,
-                lr_end=0.075,
+            Run(
+                replace(swat, period=10),
+                Task("resnet18", "cifar10", 1, validation=VALIDATION),
+                rounds=150,
+                per_round=1,
+                batch=128,
+                lr_end=0.001,
+                weight_decay=5e-4,
             ),
         ),
+        "dnr.central_digits": (
+            "DNR at density .1 on the digits in one place: one client, a round an epoch",
+            replace(central(digits.run(dnr)), lr=0.2),
+        ),
+        "dnr.central_mnist": (
+            "DNR at density .1 on MNIST in one place: one client, a round an epoch",
+            replace(central(PRESETS["mnist"].run(dnr)), rounds=40),
+        ),
+        "dnr.central_cifar10": (
+            "DNR at density .1 on CIFAR-10 in one place (FLASH, Fig. 2): one client, a round an epoch",
+            replace(central(flash_cifar10.run(dnr)), rounds=200, batch=128),
+        ),
+        "private.digits": (
+            "FLASH at density .1 on the handwritten digits, 100 equal clients, 50 a round, noise of one clip of .3",
+            Run(private, Task("digits_net", "digits", 100), 40, 50, epochs=5, batch=8, lr=0.3, lr_end=0.075),
+        ),
     }
+    return {name: Recipe(about, run) for name, (about, run) in others.items()}

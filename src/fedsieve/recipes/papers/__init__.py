@@ -54,11 +54,11 @@ class Published:
 @cache
 def published() -> tuple[Published, ...]:
     """Return every row of every table, in the order of the files."""
-    found: dict[str, list[Published]] = {}
+    tables: dict[str, list[Published]] = {}
     for row in (*_zerofl(), *_flash(), *_sparsefedpp()):
-        rows = found.setdefault(row.table, [])
+        rows = tables.setdefault(row.table, [])
         rows.append(replace(row, row=len(rows) + 1))
-    return tuple(row for rows in found.values() for row in rows)
+    return tuple(row for rows in tables.values() for row in rows)
 
 
 def published_of(run: Run) -> Published | None:

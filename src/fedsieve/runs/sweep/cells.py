@@ -12,8 +12,7 @@ from typing import Any
 from fedsieve.engine import Run
 from fedsieve.engine.engines import kernels_for
 from fedsieve.engine.setup import build_federation, read_dataset
-from fedsieve.recipes import load_recipe
-from fedsieve.recipes.settings import apply_settings
+from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.types import InputError
 
