@@ -1,4 +1,4 @@
-"""What every function of ``ops`` computes, in plain PyTorch: of any floating type, gradients by autograd."""
+"""What every function of ``single_ops`` computes, in plain PyTorch: of any floating type, gradients by autograd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsieve.kernels.ops import BatchNorm
+from single_ops import BatchNorm
 
 
 def conv2d(

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import reference_ops
+import single_ops as ops
 from awkward import STORAGES, awkward_mask, randn, within
-from fedsieve.kernels import ops
 from fedsieve.kernels.abi import FeatureMap
-from fedsieve.kernels.lower.index import SMALL, SparseIndex
+from fedsieve.kernels.index import SMALL, SparseIndex
 
 pytestmark = pytest.mark.usefixtures("native")
 SIZES = (0, 1, 7, 15, 16, 17, 65)

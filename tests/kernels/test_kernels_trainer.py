@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedsieve.client.models import MODELS
-from fedsieve.kernels import Trainer, library
-from fedsieve.kernels.lower import weights
-from fedsieve.kernels.lower.swat import SwatProduct
+from fedsieve.kernels import Trainer, library, weights
+from fedsieve.kernels.products import SwatProduct
 from fedsieve.sparse.layers import swat_
 from nets import NETS
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained

@@ -45,14 +45,6 @@ def floats(what: str, x: object, *shape: int | None) -> Tensor:
     return tensor(what, x, torch.float32, *shape)
 
 
-def in_place(what: str, x: object, *shape: int | None) -> Tensor:
-    """Return a float32 tensor that is written to: it must be contiguous already."""
-    checked = tensor(what, x, torch.float32, *shape)
-    if not (isinstance(x, Tensor) and x.is_contiguous()):
-        refuse(what, "contiguous, since it is changed in place", x)
-    return checked
-
-
 def samples(x: object) -> Tensor:
     """Return a batch of at least one sample."""
     if not isinstance(x, Tensor) or x.dim() < 2 or not len(x):
@@ -82,14 +74,6 @@ def is_bf16(storage: object) -> bool:
     if storage not in ("fp32", "bf16"):
         refuse("storage", "'fp32' or 'bf16'", storage)
     return storage == "bf16"
-
-
-def size_after(what: str, size: int, kernel: int, stride: int, padding: int) -> int:
-    """Return how many windows fit into a padded side."""
-    after = (size + 2 * padding - kernel) // stride + 1
-    if after < 1:
-        raise InputError(f"{what}: a kernel of {kernel} does not fit into a side of {size} with padding {padding}")
-    return after
 
 
 def labels(what: str, y: object, n: int, classes: int) -> Tensor:

@@ -35,6 +35,11 @@ class Value:
     flat: bool = False
     """Whether the model sees it as [n, features]."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a sample, as the model sees it."""
+        return (self.channels,) if self.flat else (self.channels, self.height, self.width)
+
 
 @dataclass(eq=False)
 class Layer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsieve.kernels import library
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import fuse_batchnorm
-from fedsieve.kernels.lower.inference import BlockPass, ForwardPass, SinglePass
+from fedsieve.kernels.inference import BlockPass, ForwardPass, SinglePass
 from fedsieve.kernels.program import run_each
 from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError

@@ -8,13 +8,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fedsieve.kernels import checks, library
+from fedsieve.kernels import checks
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Graph
-from fedsieve.kernels.lower.training import TrainingStep
-from fedsieve.kernels.lower.weights import Weights
 from fedsieve.kernels.program import trim_memory
 from fedsieve.kernels.trace import read_graph
+from fedsieve.kernels.training import TrainingStep
+from fedsieve.kernels.weights import Weights
 from fedsieve.types import InputError
 
 
@@ -55,14 +55,12 @@ class Trainer:
         if not self._ready:
             self._build(read_graph(self.model, tuple(checks.samples(x).shape[1:])))
         x, y = self._checked(x, y)
-        self.lowered.begin(self._steps, len(x), library.get_num_threads())
+        loss = self.lowered.run(self._steps, x, y)
         self._steps += 1
-        self.lowered.set_batch(x, y)
-        self.lowered.program.run()
         real, dense = self.lowered.multiply_adds(len(x))
         self._done = (self._done[0] + real, self._done[1] + dense)
         self._samples += len(x)
-        return self.lowered.loss_value.clone()
+        return loss
 
     @property
     def multiply_adds(self) -> tuple[float, float]:
@@ -105,8 +103,7 @@ class Trainer:
             self.weights.write(self._steps)
 
     def _build(self, graph: Graph) -> None:
-        value = graph.input
-        self._shape = (value.channels,) if value.flat else (value.channels, value.height, value.width)
+        self._shape = graph.input.sizes
         self.fallbacks = graph.fallbacks
         self.weights = Weights(graph, self.mask, self.momentum)
         for name in self.mask.keys() - self.weights.names:

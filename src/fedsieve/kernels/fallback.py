@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsieve.kernels.abi import FeatureMap, PackOp
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import FallbackLayer, Value
-from fedsieve.kernels.lower.context import StepContext
+from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Program, Step
 
 
@@ -54,27 +54,27 @@ class Fallback:
 
     def _run_backward(self) -> None:
         y, leaves, own = self.graph
-        grads = list(torch.autograd.grad(y, [*leaves, *own.values()], self.grad.read(), allow_unused=True))
+        grads = list(torch.autograd.grad(y, [*leaves, *own.values()], self.grad.read(), materialize_grads=True))
         del self.graph
         for passage in self.into:
-            passage.write(_or_zero(grads.pop(0), passage.shape))
+            passage.write(grads.pop(0))
         weights = self.step.weights
         for parameter, grad in zip(self.parameters.values(), grads, strict=True):
-            kept, mask = _or_zero(grad, parameter.shape), weights.masks.get(id(parameter))
-            weights.view(parameter, weights.grad).copy_(kept if mask is None else kept * mask)
+            mask = weights.masks.get(id(parameter))
+            weights.view(parameter, weights.grad).copy_(grad if mask is None else grad * mask)
 
 
 class _Passage:
     """The way from a map to samples [n, ...], and back."""
 
     def __init__(self, step: StepContext, value: Value, place: FeatureMap):
-        self.each = (value.channels,) if value.flat else (value.channels, value.height, value.width)
+        self.sizes = value.sizes
         self.op = step.sized_(PackOp(map=place))
         self.program = Program([self.op])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.op.samples, *self.each)
+        return (self.op.samples, *self.sizes)
 
     def read(self) -> Tensor:
         """Return what the map holds."""
@@ -88,7 +88,3 @@ class _Passage:
         x = x.contiguous()
         self.op.plain, self.op.unpack = x.data_ptr(), 0
         self.program.run()
-
-
-def _or_zero(grad: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(shape) if grad is None else grad

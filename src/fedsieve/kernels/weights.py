@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedsieve.kernels.abi import address
 from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, ProductLayer
+from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.library import native
-from fedsieve.kernels.lower.index import SparseIndex
 from fedsieve.kernels.program import huge_pages, lazy_zeros
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
 from fedsieve.sparse.masks import topk_count

@@ -19,12 +19,13 @@ from fedsieve.kernels.abi import (
     NormOp,
     Operation,
     PackOp,
+    PoolOp,
     Unfold,
     WindowOp,
     address,
 )
 from fedsieve.kernels.graph import FusedProduct, Graph, Layer, NormLayer, PoolLayer, Value, Window
-from fedsieve.kernels.lower.index import SparseIndex, norm_op, pool_op
+from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.program import Arena, Buffer
 
 COPY = Window(1, 1, 0, 0)
@@ -40,9 +41,8 @@ class ForwardPass(ABC):
 
     def __init__(self, graph: Graph, samples: int, packed: bool = False):
         value, output = graph.input, graph.output
-        sizes = (value.channels,) if value.flat else (value.channels, value.height, value.width)
         self.graph, self.samples, self.arena = graph, samples, Arena(packed)
-        self.x, self.logits = torch.zeros(samples, *sizes), torch.zeros(samples, output.channels)
+        self.x, self.logits = torch.zeros(samples, *value.sizes), torch.zeros(samples, output.channels)
         first = self.buffer(value)
         self.arena.step(lambda: self.copy(value, first, self.x, 0), first)
         buffers = {value: first}
@@ -109,7 +109,7 @@ class BlockPass(ForwardPass):
 
     def pool(self, layer: PoolLayer, x: Buffer, out: Buffer) -> Operation:
         """Return a pool."""
-        return pool_op(x, out, layer.window)
+        return PoolOp(in_=x, out=out, **vars(layer.window))
 
     def flatten(self, value: Value, x: Buffer, out: Buffer) -> Operation:
         """Return the change from maps to features."""
@@ -185,7 +185,9 @@ def _gather(layer: FusedProduct, index: SparseIndex, ins: list[Buffer], out: Buf
 
 def _norm(layer: NormLayer, ins: list[Buffer], out: Buffer) -> NormOp:
     """Return a BatchNorm by running statistics, a sum, a ReLU, that no product stands before."""
-    op = norm_op(ins[0], out, ins[1] if len(ins) == 2 else None, layer.relu)
+    op = NormOp(y=ins[0], out=out, relu=int(layer.relu))
+    if len(ins) == 2:
+        op.add = MapPointer(ins[1])
     if (norm := layer.module) is not None:
         op.kept = scratch = torch.empty(2, len(norm.weight))
         vectors = norm.weight, norm.bias, *layer.running, *scratch

@@ -1,4 +1,4 @@
-"""The index of a sparse product, pools and norms: what training, inference and single operations share."""
+"""The index of a sparse product: what training, inference and single operations share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, MapPointer, NormOp, PoolOp, address
-from fedsieve.kernels.graph import Window
+from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, MapPointer, address
 from fedsieve.kernels.library import native
 
 SMALL = 8
@@ -99,16 +98,3 @@ class SparseIndex:
         if more:
             op.add = MapPointer(into)
         return op
-
-
-def norm_op(y: FeatureMap, out: FeatureMap, add: FeatureMap | None, relu: bool, training: int = 0) -> NormOp:
-    """Return relu(y + add), the sum and the ReLU optional; what BatchNorm needs is set by ``normalise``."""
-    op = NormOp(y=y, out=out, training=training, relu=int(relu))
-    if add is not None:
-        op.add = MapPointer(add)
-    return op
-
-
-def pool_op(x: FeatureMap, out: FeatureMap, window: Window) -> PoolOp:
-    """Return a pool of maps."""
-    return PoolOp(in_=x, out=out, **vars(window))

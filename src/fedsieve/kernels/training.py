@@ -9,25 +9,26 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from fedsieve.kernels.abi import CopyOp, LossOp, NormBackwardOp, NormOp, PackOp, PoolOp, SgdOp, TakeOp, address
-from fedsieve.kernels.graph import (
-    FallbackLayer,
-    FlattenLayer,
-    Graph,
-    Layer,
-    NormLayer,
-    PoolLayer,
-    ProductLayer,
-    Value,
+from fedsieve.kernels.abi import (
+    CopyOp,
+    LossOp,
+    MapPointer,
+    NormBackwardOp,
+    NormOp,
+    PackOp,
+    PoolOp,
+    SgdOp,
+    TakeOp,
+    address,
 )
-from fedsieve.kernels.lower.context import StepContext
-from fedsieve.kernels.lower.fallback import Fallback
-from fedsieve.kernels.lower.index import norm_op, pool_op
-from fedsieve.kernels.lower.product import MaskedProduct, Product
-from fedsieve.kernels.lower.swat import SwatProduct
-from fedsieve.kernels.lower.weights import MaskedWeights, Weights
+from fedsieve.kernels.fallback import Fallback
+from fedsieve.kernels.graph import FallbackLayer, FlattenLayer, Graph, Layer, NormLayer, PoolLayer, ProductLayer, Value
+from fedsieve.kernels.library import get_num_threads
+from fedsieve.kernels.products import MaskedProduct, StepContext, SwatProduct
 from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
+from fedsieve.kernels.weights import MaskedWeights, Weights
 
 COPY, ADD, FLATTEN, UNFLATTEN = range(4)
 """Modes of a CopyOp."""
@@ -42,7 +43,10 @@ class TrainingStep(StepContext):
         self.gradients: dict[Value, Buffer] = {}
         self._recomputed: set[Value] = set()
         self.fallbacks = {layer: Fallback(self, layer) for layer in graph.layers if isinstance(layer, FallbackLayer)}
-        self.products = {layer: self._product(layer) for layer in weights.layers}
+        self.products = {
+            layer: MaskedProduct(self, layer, own) if isinstance(own, MaskedWeights) else SwatProduct(self, layer, own)
+            for layer, own in weights.layers.items()
+        }
         self.loss_value = torch.zeros(())
         self._lower()
         if low_memory:
@@ -55,18 +59,17 @@ class TrainingStep(StepContext):
         self.start = Program([take])
         """What must run after the weights were read: the copy of the entries for the input gradients."""
 
-    def set_batch(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Point the program to a batch's samples and labels, which must be kept until it has run."""
+    def run(self, step: int, x: Tensor, y: Tensor) -> Tensor:
+        """Do the step of that number on samples [n, ...] and labels [n], and return their mean loss."""
+        self.begin(step, len(x), get_num_threads())
         self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
+        self.program.run()
+        return self.loss_value.clone()
 
     def set_optimizer(self, lr: float, momentum: float, weight_decay: float) -> None:
         """Set what SGD does from the next step on."""
         for op in (*self.updates, *self.wide):
             op.rate, op.momentum, op.decay = lr, momentum, weight_decay
-
-    def _product(self, layer: ProductLayer) -> Product:
-        own = self.weights.layers[layer]
-        return MaskedProduct(self, layer, own) if isinstance(own, MaskedWeights) else SwatProduct(self, layer, own)
 
     def _lower(self) -> None:
         graph = self.graph
@@ -113,7 +116,7 @@ class TrainingStep(StepContext):
         elif isinstance(layer, NormLayer):
             self.arena.step(lambda: self.sized_(self._norm(layer, ins, out, 1 + again)), *ins, out)
         elif isinstance(layer, PoolLayer):
-            self.arena.step(lambda: pool_op(ins[0], out, layer.window), ins[0], out)
+            self.arena.step(lambda: PoolOp(in_=ins[0], out=out, **vars(layer.window)), ins[0], out)
         elif isinstance(layer, FlattenLayer):
             self.arena.step(lambda: CopyOp(ins[0], out, FLATTEN), ins[0], out)
         elif isinstance(layer, FallbackLayer):
@@ -137,19 +140,19 @@ class TrainingStep(StepContext):
 
     def _product_backward(self, layer: ProductLayer, g: Buffer) -> None:
         x, out = layer.inputs[0], self.activations[layer.output]
+
+        def bias_backward() -> NormBackwardOp:
+            """Return what a bias and a ReLU behind a product do to the gradient, in place."""
+            op = NormBackwardOp(of=NormOp(y=out, out=out, training=1, relu=int(layer.relu)), grad=g, grad_y=g)
+            op.grad_beta = self.weights.address(layer.module.bias, self.weights.grad)
+            return self.sized_(op)
+
         if layer.relu or layer.module.bias is not None:
-            self.arena.step(lambda: self._bias_backward(layer, out, g), out, g)
+            self.arena.step(bias_backward, out, g)
         self._recompute(x)
         self.products[layer].backward(self.activations[x], g)
         if self.graph.needs_grad[x]:
-            into, more = self._gradient(x)
-            self.products[layer].input_gradient(g, into, more)
-
-    def _bias_backward(self, layer: ProductLayer, out: Buffer, g: Buffer) -> NormBackwardOp:
-        """Return what a bias and a ReLU behind a product do to the gradient, in place."""
-        op = NormBackwardOp(of=norm_op(out, out, None, layer.relu, 1), grad=g, grad_y=g)
-        op.grad_beta = self.weights.address(layer.module.bias, self.weights.grad)
-        return self.sized_(op)
+            self.products[layer].input_gradient(g, *self._gradient(x))
 
     def _pool_backward(self, layer: PoolLayer, g: Buffer) -> None:
         x = layer.inputs[0]
@@ -159,14 +162,16 @@ class TrainingStep(StepContext):
         values = (into, g) if layer.window.average else (self.activations[x], self.activations[layer.output])
 
         def make() -> PoolOp:
-            op = pool_op(*values, layer.window)
-            op.grad_out, op.grad_in, op.backward, op.accumulate = g, into, 1, int(more)
+            op = PoolOp(*values, g, into, **vars(layer.window))
+            op.backward, op.accumulate = 1, int(more)
             return op
 
         self.arena.step(make, *values, g, into)
 
     def _norm(self, layer: NormLayer, ins: list[Buffer], out: Buffer, training: int) -> NormOp:
-        op, module = norm_op(ins[0], out, ins[1] if len(ins) == 2 else None, layer.relu, training), layer.module
+        op, module = NormOp(y=ins[0], out=out, training=training, relu=int(layer.relu)), layer.module
+        if len(ins) == 2:
+            op.add = MapPointer(ins[1])
         if module is not None:
             stats = self.weights.stats[layer]
             op.mean, op.invstd, op.running_mean, op.running_var = (address(row) for row in stats)

@@ -1,1 +1,0 @@
-"""From layers to operations: of a training step, of a forward pass, and of one operation alone."""
