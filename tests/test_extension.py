@@ -8,19 +8,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from extension import ROOT, Extension
+
 PACKAGE = "src/fedsieve"
-
-
-class Extension(NamedTuple):
-    """What somebody adds: new files, and in files that are there already what stands in place of what."""
-
-    new: dict[str, str]
-    changed: dict[str, list[tuple[str, str]]]
 
 
 OPTION = Extension(
@@ -154,13 +148,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for extension in (OPTION, METHOD, ENGINE):
-        for path, text in extension.new.items():
-            (folder / path).write_text(text)
-        for path, changes in extension.changed.items():
-            for before, after in changes:
-                text = (folder / path).read_text()
-                assert text.count(before) == 1, (path, before)
-                (folder / path).write_text(text.replace(before, after))
+        extension.apply(folder)
     (folder / "mine.py").write_text(MINE)
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
     command = [sys.executable, "-c", SCRIPT]
@@ -202,9 +190,5 @@ def test_an_engine_is_one_exchange_and_one_line(extended: Path) -> None:
     ("row", "extension"), [("an option of a run", OPTION), ("a method", METHOD), ("an engine", ENGINE)]
 )
 def test_contributing_names_the_files(row: str, extension: Extension) -> None:
-    (line,) = re.findall(rf"^\| {row} \| .*`src/.*$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     assert len({*extension.new, *extension.changed}) == 2
-    for path in extension.changed:
-        assert Path(path).name in line, path
-    for path in extension.new:
-        assert f"{Path(path).parent}/" in line, path
+    extension.assert_named(row)
