@@ -20,8 +20,8 @@ def pickled(kernels: str = "auto") -> Engine:
         workers = [Worker(pickle.loads(parcel), kernels=kernels) for _ in range(2)]
 
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
-            for turn, (client, letter) in enumerate(messages.items()):
-                reply, kept = run_client(workers[turn % 2], t, client, letter, memory.get(client, b""))
+            for turn, (client, message) in enumerate(messages.items()):
+                reply, kept = run_client(workers[turn % 2], t, client, message, memory.get(client, b""))
                 if kept:
                     memory[client] = kept
                 yield client, reply

@@ -149,7 +149,7 @@ NONSENSE: dict[str, Any] = {
     "a list for a client": ([0], b""),
     "a client beyond 64 bits": (10**5000, b""),
 }
-LETTERS = {"None": None, "text": "letter", "an exception": ValueError("no"), "a class": KeyError, "a list": [b""]}
+REPLIES = {"None": None, "text": "letter", "an exception": ValueError("no"), "a class": KeyError, "a list": [b""]}
 
 
 @pytest.mark.parametrize("name", ["fedavg", "nst", "flash"])
@@ -162,8 +162,8 @@ def test_what_an_engine_brings_that_is_no_answer_is_refused(name: str) -> None:
     assert same_state(state, wanted)
     assert rest(tally) == rest(without)
     assert {r.client for r in tally.refused} == {-1, 10**18, -5}
-    for letter in LETTERS.values():
-        state, tally = aggregated(of, [(a, letter), *others])  # type: ignore[list-item]
+    for reply in REPLIES.values():
+        state, tally = aggregated(of, [(a, reply), *others])  # type: ignore[list-item]
         assert same_state(state, wanted)
         assert [r.client for r in tally.refused] == [a]
         assert tally.refused[0].reason.startswith("the engine brought")

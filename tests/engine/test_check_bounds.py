@@ -120,9 +120,9 @@ def test_only_under_a_loose_bound_is_an_answer_held_until_the_rounds_end(bound: 
     federation, seen = open_run(tiny_run(FedAvg(), bound=bound)), list[int]()
     state = FedAvg().init(federation.model(), torch.Generator())
     changes = {2: 1e3, 0: 0.0, 1: 0.0, 3: 0.0}
-    letters = [(client, lambda by=by: {"tree": _moved(state.params, by), "n": 1.0}) for client, by in changes.items()]
+    messages = [(client, lambda by=by: {"tree": _moved(state.params, by), "n": 1.0}) for client, by in changes.items()]
     asked = dict.fromkeys(changes, 0)
-    for answer in federation.admission().admit(1, state, asked, letters, lambda client, _: seen.append(client)):
+    for answer in federation.admission().admit(1, state, asked, messages, lambda client, _: seen.append(client)):
         seen.append(answer.client)
     assert seen == order
 

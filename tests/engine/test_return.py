@@ -64,7 +64,7 @@ def unasked(run_: Run, t: int) -> Engine:
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         with local()(federation, memory) as exchange:
             away = {(t, liar_of(run_, t))}
-            yield lambda now, letters: exchange(now, {c: letters[c] for c in letters if (now, c) not in away})
+            yield lambda now, messages: exchange(now, {c: messages[c] for c in messages if (now, c) not in away})
 
     return engine
 

@@ -1,4 +1,4 @@
-"""Flower carries the letters: the same bits as ``local``, and rounds that go on when clients are lost."""
+"""Flower carries the messages: the same bits as ``local``, and rounds that go on when clients are lost."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ from tiny import assert_same, tiny_run
 
 
 def tapped(engine: Engine, seen: list[tuple[int, bytes]]) -> Engine:
-    """Note every letter that an engine takes down and brings up."""
+    """Note every message that an engine takes down and brings up."""
 
     @contextmanager
     def tap(federation: Federation, memory: Memory) -> Iterator[Exchange]:
@@ -46,8 +46,8 @@ def tapped(engine: Engine, seen: list[tuple[int, bytes]]) -> Engine:
 
 
 @pytest.mark.parametrize("name", kinds_first(METHODS))
-def test_states_memories_and_letters_are_locals(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # a letter tells how long training took
+def test_states_memories_and_messages_are_locals(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # a reply tells how long training took
     federation = open_run(tiny_run(METHODS[name], rounds=3))
     payloads = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
     runs = [
@@ -185,7 +185,7 @@ def test_a_round_ends_at_its_time() -> None:
         [*rounds(federation, over(Deaf(ClientApp()), attempts=1, round_timeout=0.05))]
 
 
-def test_a_reply_to_another_message_or_without_a_letter_is_no_answer() -> None:
+def test_a_reply_to_another_message_or_without_a_payload_is_no_answer() -> None:
     federation = open_run(tiny_run(FedAvg()))
 
     def empty(message: Message, context: Context) -> Message:

@@ -105,7 +105,7 @@ def test_settings_of_a_wrong_kind_are_named(config: dict[str, Any], line: str) -
         read_config(config)
 
 
-def test_letters_are_sealed_with_the_environments_key_but_in_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_sealed_with_the_environments_key_but_in_simulations(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FEDSIEVE_KEY", "FEDSIEVE_KEY_FILE"):
         monkeypatch.delenv(name, raising=False)
     assert message_key(b"s" * 32) == b"s" * 32
@@ -194,7 +194,7 @@ def test_a_server_of_nodes_with_data_of_their_own_holds_none(tmp_path: Path) -> 
         server_federation(AppConfig(recipe="fedavg.digits", own_data=True, measure="kernels"), tmp_path)
 
 
-def test_server_and_supernodes_bind_letters_to_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_and_supernodes_bind_messages_to_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each computes the fingerprint of its own settings; the name is the server's, and with data of their own too."""
     monkeypatch.setenv("FEDSIEVE_KEY", "ab" * 32)
     np.savez(tmp_path / "own.npz", x=np.zeros((3, 1, 8, 8), np.float32), y=np.arange(3))

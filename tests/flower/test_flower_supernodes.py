@@ -84,7 +84,7 @@ def test_a_supernode_that_starts_again_under_its_own_id_is_told_of_the_run_again
 
 
 class Watched(Deployment):
-    """Notes the times that letters have."""
+    """Notes the times that messages have."""
 
     ttls: ClassVar[list[float]] = []
 

@@ -37,13 +37,13 @@ class Meddler:
         def engine() -> Iterator[Exchange]:
             with inner(federation, memory) as exchange:
 
-                def meddled(t: int, letters: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
-                    replies = dict(exchange(t, letters))
+                def meddled(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+                    replies = dict(exchange(t, messages))
                     first, second = list(replies)[:2]
                     self.victim = first
                     told = dict(replies)
                     if t > 1:
-                        told[first] = self.changed(told[first], replies[second], letters[first])
+                        told[first] = self.changed(told[first], replies[second], messages[first])
                     self.before = replies
                     return list(told.items())
 
@@ -115,7 +115,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("setting", OTHERS)
-def test_letters_of_another_run_with_the_same_key_are_refused_in_both_directions(setting: str) -> None:
+def test_messages_of_another_run_with_the_same_key_are_refused_in_both_directions(setting: str) -> None:
     task = replace(tiny_run(FedAvg()).task, partition=split(30), validation=0.0)
     run_ = replace(everyone(FedAvg()), task=task)
     ours, theirs = open_run(run_), open_run(replace(run_, **OTHERS[setting]))
@@ -150,7 +150,7 @@ def test_the_model_just_sent_makes_answers_smaller() -> None:
 
 @pytest.mark.parametrize("method", [FedAvg(), ZeroFL(0.9, 0.0), FLASH(0.3, c_d=2)], ids=["fedavg", "zerofl", "flash"])
 @pytest.mark.slow
-def test_rounded_values_make_letters_smaller_and_clients_remember_what_was_lost(method: Any) -> None:
+def test_rounded_values_make_messages_smaller_and_clients_remember_what_was_lost(method: Any) -> None:
     run_ = tiny_run(method, rounds=3)
     plain = list(rounds(open_run(run_), local(kernels="dense")))
     for values, less in (("bf16", 0.8), ("int8", 0.7), ("int4", 0.6)):

@@ -49,8 +49,8 @@ def test_the_work_is_that_of_the_layers() -> None:
     model = fresh()
     mask = mask_of(model, 0.25)
     d = {name: float(own.double().mean()) for name, own in mask.items()}
-    real, dense, foreign = multiply_adds(graph_of(model), mask)
-    assert (dense, foreign) == (2 * CONV1 + 3 * (CONV2 + FC1 + FC2), 0)
+    real, dense, fallback = multiply_adds(graph_of(model), mask)
+    assert (dense, fallback) == (2 * CONV1 + 3 * (CONV2 + FC1 + FC2), 0)
     sizes = {"conv1.weight": 2 * CONV1, "conv2.weight": 3 * CONV2, "fc1.weight": 3 * FC1}
     assert real == pytest.approx(sum(d[name] * size for name, size in sizes.items()) + 3 * FC2)
 
@@ -216,7 +216,7 @@ def test_dense_is_what_it_was_without_kernels() -> None:
 
 
 def test_notes_are_no_part_of_an_upload() -> None:
-    """Counted is what a letter without them weighs, however a client trained."""
+    """Counted is what a message without them weighs, however a client trained."""
     for kernels in ("auto", "dense", "sparse"):
         sent: list[int] = []
         federation = open_run(tiny_run(FedAvg(), rounds=1))
@@ -282,7 +282,7 @@ def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: 
     assert ways["dense"]["ms_per_step"] > 0
 
 
-# ---------------------------------------------------------------- the choice
+# ---------------------------------------------------------------- how a run is begun
 
 
 def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [local, lambda kernels: pool(2, kernels=kernels), lambda kernels: sweep(kernels)])
-def test_an_unknown_choice_is_refused(make: Any) -> None:
+def test_unknown_kernels_are_refused(make: Any) -> None:
     with pytest.raises(InputError, match="unknown kernels 'fast'; they are auto, sparse, dense"):
         make(kernels="fast")
 

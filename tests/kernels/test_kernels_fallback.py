@@ -23,7 +23,7 @@ class Standardized(nn.Conv2d):
         return F.conv2d(x, self.weight / self.weight.norm(), self.bias, self.stride, self.padding)
 
 
-FOREIGN: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
+FALLBACK: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
     "GroupNorm": (lambda: chain(150, conv(2, 6), nn.GroupNorm(2, 6), nn.ReLU(), conv(6, 5)), COMMON, ["1"]),
     "sigmoid": (lambda: net(lambda m, x: m.a(x).sigmoid().flatten(1), a=conv(2, 6)), COMMON, ["sigmoid"]),
     "sigmoid of the input": (lambda: chain(180, nn.Sigmoid(), conv(2, 6)), COMMON, ["0"]),
@@ -55,7 +55,7 @@ FOREIGN: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
         lambda: chain(150, conv(2, 6), nn.BatchNorm2d(6, momentum=None), nn.ReLU(), conv(6, 5)), COMMON, ["1"]),
     "BatchNorm without weights": (
         lambda: chain(150, conv(2, 6), nn.BatchNorm2d(6, affine=False), nn.ReLU(), conv(6, 5)), COMMON, ["1"]),
-    "foreign logits": (lambda: nn.Sequential(nn.Linear(9, 4), nn.Softplus()), (9,), ["1"]),
+    "logits that fall back": (lambda: nn.Sequential(nn.Linear(9, 4), nn.Softplus()), (9,), ["1"]),
     "shuffled": (lambda: chain(150, conv(2, 8), nn.PixelShuffle(2), conv(2, 5, stride=2)), COMMON, ["1"]),
     "unflattened": (
         lambda: nn.Sequential(nn.Linear(9, 24), nn.Unflatten(1, (2, 3, 4)), conv(2, 5), nn.Flatten(), nn.Linear(60, 4)),
@@ -63,12 +63,12 @@ FOREIGN: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_foreign_layers(name: str) -> None:
-    make, shape, foreign = FOREIGN[name]
+@pytest.mark.parametrize("name", FALLBACK)
+def test_layers_that_fall_back(name: str) -> None:
+    make, shape, fallbacks = FALLBACK[name]
     torch.manual_seed(0)
     model = make()
-    assert assert_as_dense(model, shape, (17, 5, 17), BRISK).fallbacks == foreign
+    assert assert_as_dense(model, shape, (17, 5, 17), BRISK).fallbacks == fallbacks
 
 
 @pytest.mark.parametrize("p", [0.3, 1.0])
@@ -91,7 +91,7 @@ def test_dropout_takes_its_chance_from_torch(p: float) -> None:
 
 def test_bf16_storage() -> None:
     torch.manual_seed(0)
-    model, data = FOREIGN["GroupNorm"][0](), batches(COMMON, (33, 5, 33))
+    model, data = FALLBACK["GroupNorm"][0](), batches(COMMON, (33, 5, 33))
     mask = masks(model)
     exact, start = (dense(model, mask, some, Sgd(), torch.float64) for some in (data, []))
     assert max(distance(trained(model, mask, data, Sgd(), "bf16")[0], exact, start).values()) < 1 / 16
