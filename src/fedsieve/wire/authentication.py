@@ -36,7 +36,7 @@ class Envelope:
     direction: str
     base: bytes = b""
 
-    def told(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """Return the envelope in bytes, of which no two are alike."""
         texts = [self.run.encode(), self.settings.encode(), self.direction.encode(), self.base]
         numbers = struct.pack("<IIIIqq", *map(len, texts), self.round, self.client)
@@ -107,4 +107,4 @@ def _tag(body: Body, envelope: Envelope, key: bytes) -> bytes:
         raise ValueError(f"a message goes up or down, not {envelope.direction!r}")
     if len(key) < SHORTEST:
         raise ValueError(f"a key of {len(key)} bytes; at least {SHORTEST} are due")
-    return hmac.new(key, envelope.told() + body.digest, hashlib.sha256).digest()
+    return hmac.new(key, envelope.to_bytes() + body.digest, hashlib.sha256).digest()

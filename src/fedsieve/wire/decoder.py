@@ -14,7 +14,7 @@ from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
 from fedsieve.wire.layout import BITS, BOOL, DENSE, DTYPES, GAP, HALF, MULTIPLE, OWN, OWN_BY_KIND, PLAIN
 from fedsieve.wire.plan import Decoded, Leaf, Plan
-from fedsieve.wire.positions import ALL, GAPS, MASK, RANKED, from_gaps, kept_of, parts, ranking_of, scatter
+from fedsieve.wire.positions import ALL, GAPS, MASK, RANKED, from_gaps, parts, positions_of, ranking_of, scatter
 from fedsieve.wire.streams import unpack
 from fedsieve.wire.values import (
     BF16,
@@ -37,27 +37,11 @@ from fedsieve.wire.values import (
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """How it is packed, its bytes, and how many numbers it holds."""
+    """How it is packed, its bytes, how many numbers it holds, and which tensors have how many of them."""
 
     way: int
     data: memoryview
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamSlice:
-    """A tensor's numbers in a column: in a stream, from a place on."""
-
-    stream: Stream
-    start: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class PooledStream:
-    """A stream of several tensors: which, and how many of its numbers each has."""
-
-    stream: Stream
     members: list[tuple[int, int]]
 
 
@@ -67,17 +51,18 @@ class Columns:
     def __init__(self, plan: Plan):
         self.plan, self.budget = plan, plan.budget
         self.own = OWN_BY_KIND if plan.by_kind else OWN
-        self.parts: list[dict[int, StreamSlice]] = [{} for _ in plan.leaves]
+        self.parts: list[dict[int, tuple[Stream, int, int]]] = [{} for _ in plan.leaves]
+        """Of every tensor its numbers in each column: in which stream, from where on, and how many."""
         self.first_bit: list[int] = []
-        self.pools: list[list[PooledStream]] = []
+        self.pools: list[list[Stream]] = []
+        """Of every column the streams of several tensors."""
         self.open: dict[tuple[int, int], Array] = {}
-        self.held = self.find()
+        self.bitmap = self.find()
 
     def find(self) -> Array:
         """Find every stream of every column, the pools first, and return the bits; nothing may follow them."""
-        pools: list[dict[str, int]] = [{} for _ in range(BITS)]
+        pools: list[dict[str, list[tuple[int, int]]]] = [{} for _ in range(BITS)]
         own: list[list[tuple[int, int]]] = [[] for _ in range(BITS)]
-        pooled: list[list[tuple[int, str, int, int]]] = [[] for _ in range(BITS)]
         many = 0
         for i, leaf in enumerate(self.plan.leaves):
             self.first_bit.append(many)
@@ -87,39 +72,37 @@ class Columns:
                 elif count >= self.own:
                     own[at].append((i, count))
                 elif count:
-                    start = pools[at].get(leaf.pool, 0)
-                    pooled[at].append((i, leaf.pool, start, count))
-                    pools[at][leaf.pool] = start + count
+                    pools[at].setdefault(leaf.pool, []).append((i, count))
         for at in range(BITS):
-            streams = {kind: self.stream(count) for kind, count in pools[at].items()}
-            members = {kind: [(i, count) for i, k, _, count in pooled[at] if k == kind] for kind in streams}
-            self.pools.append([PooledStream(streams[kind], found) for kind, found in members.items() if len(found) > 1])
-            for i, kind, start, count in pooled[at]:
-                self.parts[i][at] = StreamSlice(streams[kind], start, count)
-            for i, count in own[at]:
-                self.parts[i][at] = StreamSlice(self.stream(count), 0, count)
-        held = np.frombuffer(self.plan.take((many + 7) // 8), np.uint8)
-        if many % 8 and held[-1] >> (many % 8):
+            streams = [self.stream(at, members) for members in pools[at].values()]
+            self.pools.append([stream for stream in streams if len(stream.members) > 1])
+            for member in own[at]:
+                self.stream(at, [member])
+        bitmap = np.frombuffer(self.plan.take((many + 7) // 8), np.uint8)
+        if many % 8 and bitmap[-1] >> (many % 8):
             raise WireError("bits set beyond the last one")
         if self.plan.at != self.plan.end:
             raise WireError(f"{self.plan.end - self.plan.at} bytes after the end of the message")
-        return held
+        return bitmap
 
-    def stream(self, count: int) -> Stream:
-        """Find the next stream."""
+    def stream(self, at: int, members: list[tuple[int, int]]) -> Stream:
+        """Find the next stream, and where in it the numbers of each of its tensors begin."""
         size, way = divmod(self.plan.varint(), 4)
-        return Stream(way, self.plan.take(size), count)
+        stream, start = Stream(way, self.plan.take(size), sum(count for _, count in members), members), 0
+        for i, count in members:
+            self.parts[i][at], start = (stream, start, count), start + count
+        return stream
 
     def unpack(self, at: int) -> None:
         """Unpack the pools of a column."""
-        for stream in (pool.stream for pool in self.pools[at]):
+        for stream in self.pools[at]:
             self.budget.draw(stream.count * DTYPES[at].itemsize)
             self.open[at, id(stream)] = numbers = np.empty(stream.count, DTYPES[at])
             unpack(stream.way, stream.data, numbers, self.budget)
 
     def forget(self, at: int) -> None:
         """Forget the pools of a column, whose numbers nobody needs any more."""
-        for stream in (pool.stream for pool in self.pools[at]):
+        for stream in self.pools[at]:
             del self.open[at, id(stream)]
             self.budget.give(stream.count * DTYPES[at].itemsize)
 
@@ -128,24 +111,23 @@ class Columns:
         part = self.parts[i].get(at)
         if part is None:
             return np.empty(0, DTYPES[at]), 0
-        numbers, size = into.view(DTYPES[at]) if into is not None else None, 0
-        if part.count < part.stream.count:
-            return self.open[at, id(part.stream)][part.start : part.start + part.count], 0
-        if numbers is None:
-            size = part.count * DTYPES[at].itemsize
-            self.budget.draw(size)
-            numbers = np.empty(part.count, DTYPES[at])
-        unpack(part.stream.way, part.stream.data, numbers, self.budget)
+        stream, start, count = part
+        if count < stream.count:
+            return self.open[at, id(stream)][start : start + count], 0
+        size = 0 if into is not None else count * DTYPES[at].itemsize
+        self.budget.draw(size)
+        numbers = np.empty(count, DTYPES[at]) if into is None else into.view(DTYPES[at])
+        unpack(stream.way, stream.data, numbers, self.budget)
         return numbers, size
 
     def bits(self, i: int, part: slice) -> Array:
         """Return bits of the i-th tensor as booleans."""
         first, last = self.first_bit[i] + part.start, self.first_bit[i] + part.stop
-        window = np.unpackbits(self.held[first // 8 : (last + 7) // 8], bitorder="little")
+        window = np.unpackbits(self.bitmap[first // 8 : (last + 7) // 8], bitorder="little")
         return window[first % 8 : first % 8 + last - first].view(bool)
 
 
-STORED = tuple(map(np.dtype, ("<f4", "<f8", "<i2", "<i2", "<i8", "<i4", "u1", "?")))
+NUMPY_TYPES = tuple(map(np.dtype, ("<f4", "<f8", "<i2", "<i2", "<i8", "<i4", "u1", "?")))
 """As what a tensor of each of ``TYPES`` is made: the bits of what numpy does not know, or does not tell apart."""
 NARROW = {HALF, MULTIPLE, PLAIN + TYPES.index(torch.uint8)}
 """Columns whose numbers have another size than the elements they stand for."""
@@ -187,104 +169,102 @@ class _Decoder:
 
     def tensors(self) -> list[Tensor | Sparse]:
         """Return all tensors."""
-        leaves, found = self.plan.leaves, dict[int, Tensor | Sparse]()
+        leaves, tensors = self.plan.leaves, dict[int, Tensor | Sparse]()
         self.columns.unpack(GAP)
-        kept = [self.kept(i, leaf) for i, leaf in enumerate(leaves)]
+        positions = [self.positions(i, leaf) for i, leaf in enumerate(leaves)]
         self.columns.forget(GAP)
         for at in range(GAP + 1, BITS):
             if at in NARROW:
                 self.columns.unpack(at)
                 continue
             for pool in self.columns.pools[at]:
-                found.update(self.pooled(at, pool, kept))
-        left = [i for i in range(len(leaves)) if i not in found]
-        for i in sorted(left, key=lambda i: -leaves[i].count * STORED[leaves[i].dtype].itemsize):
-            found[i] = self.own(i, leaves[i], kept[i])
-            kept[i] = None
-        return [found[i] for i in range(len(leaves))]
+                tensors.update(self.pooled(at, pool, positions))
+        left = [i for i in range(len(leaves)) if i not in tensors]
+        for i in sorted(left, key=lambda i: -leaves[i].count * NUMPY_TYPES[leaves[i].dtype].itemsize):
+            tensors[i] = self.own(i, leaves[i], positions[i])
+            positions[i] = None
+        return [tensors[i] for i in range(len(leaves))]
 
-    def pooled(self, at: int, pool: PooledStream, kept: list[Array | None]) -> Iterator[tuple[int, Tensor | Sparse]]:
+    def pooled(self, at: int, pool: Stream, positions: list[Array | None]) -> Iterator[tuple[int, Tensor | Sparse]]:
         """Yield a pool's tensors, all in one array: unpacked at its end, each moves to its place in turn."""
-        leaves, form, stream = self.plan.leaves, DTYPES[at], pool.stream
+        leaves, form = self.plan.leaves, DTYPES[at]
         sizes = {i: leaves[i].numel if leaves[i].kind == DENSE else count for i, count in pool.members}
         total = sum(sizes.values())
         self.budget.draw(total * form.itemsize)
         array = np.empty(total, form)
-        source, place = total - stream.count, 0
-        unpack(stream.way, stream.data, array[source:], self.budget)
+        source, place = total - pool.count, 0
+        unpack(pool.way, pool.data, array[source:], self.budget)
         for i, count in pool.members:
             numbers, whole = array[source : source + count], array[place : place + sizes[i]]
             source, place = source + count, place + sizes[i]
-            yield i, self.placed(i, leaves[i], kept[i], numbers, whole)
-            kept[i] = None
+            yield i, self.placed(i, leaves[i], positions[i], numbers, whole)
+            positions[i] = None
 
-    def own(self, i: int, leaf: Leaf, kept: Array | None) -> Tensor | Sparse:
+    def own(self, i: int, leaf: Leaf, positions: Array | None) -> Tensor | Sparse:
         """Return a tensor of streams of its own, or whose numbers are narrower than its elements."""
-        at, stored = layout.column(leaf.mode, leaf.dtype), STORED[leaf.dtype]
+        at, dtype = layout.column(leaf.mode, leaf.dtype), NUMPY_TYPES[leaf.dtype]
         size = leaf.numel if leaf.kind == DENSE else leaf.count
-        self.budget.draw(size * stored.itemsize)
-        whole = np.empty(size, stored)
+        self.budget.draw(size * dtype.itemsize)
+        whole = np.empty(size, dtype)
         values = whole[size - leaf.count :]
         if at == BITS:
-            return self.placed(i, leaf, kept, values, whole)
-        if at in NARROW:
-            numbers, drawn = self.columns.take(i, at)
-        else:
-            numbers, drawn = self.columns.take(i, at, values)
-        found = self.placed(i, leaf, kept, numbers, whole)
-        self.budget.give(drawn)
-        return found
+            return self.placed(i, leaf, positions, values, whole)
+        numbers, size = self.columns.take(i, at, None if at in NARROW else values)
+        tensor = self.placed(i, leaf, positions, numbers, whole)
+        self.budget.give(size)
+        return tensor
 
-    def placed(self, i: int, leaf: Leaf, kept: Array | None, numbers: Array, whole: Array) -> Tensor | Sparse:
+    def placed(self, i: int, leaf: Leaf, positions: Array | None, numbers: Array, whole: Array) -> Tensor | Sparse:
         """Return a tensor in ``whole``, made of its column's numbers, which may stand in the same memory."""
-        stored = STORED[leaf.dtype]
-        whole = whole.view(stored)
-        values = numbers.view(stored) if numbers.dtype.itemsize == stored.itemsize else whole[len(whole) - leaf.count :]
-        self.convert(i, leaf, kept, numbers, values)
-        where = kept if leaf.kind == DENSE else None
+        dtype = NUMPY_TYPES[leaf.dtype]
+        whole = whole.view(dtype)
+        values = numbers.view(dtype) if numbers.dtype.itemsize == dtype.itemsize else whole[len(whole) - leaf.count :]
+        self.convert(i, leaf, positions, numbers, values)
+        where = positions if leaf.kind == DENSE else None
         if where is not None or values.ctypes.data != whole.ctypes.data:
             with self.budget.at_work(len(whole)):
                 scatter(values, whole, where, self.block)
         if where is not None:
             self.budget.give(where.nbytes)
-        found = torch.from_numpy(whole).view(TYPES[leaf.dtype])
-        if self.known.finite and found.is_floating_point() and not finite(found):
+        tensor = torch.from_numpy(whole).view(TYPES[leaf.dtype])
+        if self.known.finite and tensor.is_floating_point() and not finite(tensor):
             raise WireError(f"{leaf.name} is not finite")
         if leaf.kind == DENSE:
-            return found.view(leaf.shape)
-        return Sparse(found, torch.from_numpy(self.everywhere(leaf.numel) if kept is None else kept), leaf.shape)
+            return tensor.view(leaf.shape)
+        positions = self.everywhere(leaf.numel) if positions is None else positions
+        return Sparse(tensor, torch.from_numpy(positions), leaf.shape)
 
     def everywhere(self, numel: int) -> Array:
-        """Return the positions of all elements as they are kept."""
+        """Return the positions of all elements, as bits."""
         self.budget.draw((numel + 7) // 8)
         bits = np.full((numel + 7) // 8, 255, np.uint8)
         if numel % 8:
             bits[-1] = (1 << numel % 8) - 1
         return bits
 
-    def kept(self, i: int, leaf: Leaf) -> Array | None:
-        """Return where a tensor has values, as it is kept (``positions.kept_of``); None: everywhere."""
+    def positions(self, i: int, leaf: Leaf) -> Array | None:
+        """Return where a tensor has values, as ``Sparse.positions`` has it; None: everywhere."""
         if leaf.way == ALL:
             return None
         if leaf.way == MASK:
-            return self.kept_of(array(self.known.masks[leaf.name]), leaf.count)
+            return self.positions_of(array(self.known.masks[leaf.name]), leaf.count)
         gaps, size = self.columns.take(i, GAP)
         if leaf.way == GAPS and 8 * leaf.count <= leaf.numel:
             self.budget.draw(8 * leaf.count)
-            found = np.empty(leaf.count, np.int64)
+            positions = np.empty(leaf.count, np.int64)
             with self.budget.at_work(leaf.count):
                 for part, index in from_gaps(gaps, leaf.numel, self.block):
-                    found[part] = index
+                    positions[part] = index
         else:
             with self.budget.lent(leaf.numel):
-                found = self.kept_of(self.mask(leaf, gaps), leaf.count)
+                positions = self.positions_of(self.mask(leaf, gaps), leaf.count)
         self.budget.give(size)
-        return found
+        return positions
 
-    def kept_of(self, mask: Array, count: int) -> Array:
-        """Return where a mask is true, as it is kept."""
+    def positions_of(self, mask: Array, count: int) -> Array:
+        """Return where a mask is true, within the budget."""
         self.budget.draw(min(8 * count, (len(mask) + 7) // 8))
-        return kept_of(mask, count, self.block)
+        return positions_of(mask, count, self.block)
 
     def mask(self, leaf: Leaf, gaps: Array) -> Array:
         """Return a mask of the positions that gaps tell of, by themselves or as flips."""
@@ -301,28 +281,30 @@ class _Decoder:
         with self.budget.at_work(len(gaps)):
             for _, places in from_gaps(gaps, leaf.numel, self.block):
                 mask[order.elements(places)] ^= True
-        if (found := int(np.count_nonzero(mask))) != leaf.count:
-            raise WireError(f"{leaf.count} positions announced, {found} found")
+        if (count := int(np.count_nonzero(mask))) != leaf.count:
+            raise WireError(f"{leaf.count} positions announced, {count} found")
         return mask
 
-    def convert(self, i: int, leaf: Leaf, kept: Array | None, numbers: Array, values: Array) -> None:
+    def convert(self, i: int, leaf: Leaf, positions: Array | None, numbers: Array, values: Array) -> None:
         """Make values of a column's numbers: in ``values``, which may be the numbers themselves."""
         if leaf.mode != TYPED:
             with self.budget.at_work(leaf.numel):
                 words = values.view(np.uint32)
-                for part, base in self.bases(leaf, kept):
+                for part, base in self.bases(leaf, positions):
                     words[part] = self.words(i, leaf, numbers[part], part, base)
         elif leaf.dtype == BOOL or numbers.dtype.itemsize != values.dtype.itemsize:
             with self.budget.at_work(leaf.count):
                 for part, _ in parts(None, leaf.count, self.block):
-                    values[part] = self.columns.bits(i, part) if leaf.dtype == BOOL else _byte(numbers[part])
+                    if leaf.dtype != BOOL and numbers[part].max() > 255:
+                        raise WireError("a byte beyond 255")
+                    values[part] = self.columns.bits(i, part) if leaf.dtype == BOOL else numbers[part]
 
-    def bases(self, leaf: Leaf, kept: Array | None) -> Iterable[tuple[slice, Array]]:
+    def bases(self, leaf: Leaf, positions: Array | None) -> Iterable[tuple[slice, Array]]:
         """Yield a tensor's values block by block, and what of the base distances count from."""
         if leaf.mode not in (DISTANCE, BF16_DISTANCE):
             return ((part, UNSIGNED) for part, _ in parts(None, leaf.count, self.block))
         words, mask = self.plan.base(leaf.name, leaf.way, leaf.shape, leaf.count)
-        where = kept if mask is None else kept_of(mask, leaf.count, self.block)
+        where = positions if mask is None else positions_of(mask, leaf.count, self.block)
         return ((part, words[elements]) for part, elements in parts(where, len(words), self.block))
 
     def words(self, i: int, leaf: Leaf, numbers: Array, part: slice, base: Array) -> Array:
@@ -336,9 +318,3 @@ class _Decoder:
         signs = self.columns.bits(i, part) if leaf.mode in (SIGNED, BF16) else UNSIGNED
         words = signed(numbers, signs)
         return from_bf16(words) if leaf.mode in (BF16, BF16_UNSIGNED) else words
-
-
-def _byte(numbers: Array) -> Array:
-    if len(numbers) and numbers.max() > 255:
-        raise WireError("a byte beyond 255")
-    return numbers

@@ -86,17 +86,17 @@ class _Writer:
 
     def streams(self, by_kind: bool) -> list[bytes]:
         """Return every column's streams: its pools, one or one a kind, then the tensors' own."""
-        found = []
-        for at, filled in enumerate(self.columns):
+        streams = []
+        for at, column in enumerate(self.columns):
             pools: dict[str, list[Array]] = {}
-            owned = []
-            for kind, numbers, stream in filled:
+            own = []
+            for kind, numbers, stream in column:
                 if stream or (by_kind and len(numbers) >= OWN_BY_KIND):
-                    owned.append(stream() if stream else self.stream(at, numbers))
+                    own.append(stream() if stream else self.stream(at, numbers))
                 else:
                     pools.setdefault(kind if by_kind else "", []).append(numbers)
-            found += [self.stream(at, np.concatenate(pool)) for pool in pools.values()] + owned
-        return found
+            streams += [self.stream(at, np.concatenate(pool)) for pool in pools.values()] + own
+        return streams
 
     def stream(self, at: int, numbers: Array) -> bytes:
         way, data = pack(numbers, self.back, at >= layout.PLAIN)
@@ -106,7 +106,7 @@ class _Writer:
         """Add to a column, the stream if it is packed already."""
         numbers = numbers.astype(layout.DTYPES[at], copy=False)
         if len(numbers) >= OWN:
-            later = (lambda: stream) if stream else self.packing.begun(partial(self.stream, at), numbers)
+            later = (lambda: stream) if stream else self.packing.begin(partial(self.stream, at), numbers)
             self.columns[at].append((self.kind, np.zeros(0, layout.DTYPES[at]), later))
         elif len(numbers):
             self.columns[at].append((self.kind, numbers, None))
@@ -216,23 +216,23 @@ class _Writer:
         if not ways or 2 * min(len(numbers) for numbers, _, _ in ways) > len(index):
             ways.append((gaps_of(index), GAPS, b""))
         streams = [self.stream(GAP, numbers) if len(ways) > 1 else b"" for numbers, _, _ in ways]
-        stream, (numbers, way, told) = min(zip(streams, ways, strict=True), key=lambda it: len(it[0]) + len(it[1][2]))
+        stream, (numbers, way, fields) = min(zip(streams, ways, strict=True), key=lambda it: len(it[0]) + len(it[1][2]))
         self.put(GAP, numbers, stream)
-        return way, varint(len(index)) + told
+        return way, varint(len(index)) + fields
 
     def changes(self, name: str, index: Array, base: Array) -> Iterator[tuple[Array, int, bytes]]:
         """Yield the ways to tell positions by the base: the flips' gaps, the way, and what the plan says of it."""
         support = ranking_of(self.known, name, None) if np.count_nonzero(base) < 0.9 * len(base) else None
         if support is not None:
-            changed = support.flips(index, support.many)
-            yield gaps_of(changed), CHANGES, varint(len(changed))
+            flips = support.flips(index, support.many)
+            yield gaps_of(flips), CHANGES, varint(len(flips))
         edge = edge_of(base, len(index))
         sizes = ranking_of(self.known, name, edge)
         if sizes is not None:
-            changed = sizes.flips(index, min(len(index), sizes.many))
-            yield gaps_of(changed), RANKED, varint(len(changed)) + varint(edge)
+            flips = sizes.flips(index, min(len(index), sizes.many))
+            yield gaps_of(flips), RANKED, varint(len(flips)) + varint(edge)
 
-    def floats(self, words: Array, base: Array | None, way: int, told: bytes, lossy: int) -> None:
+    def floats(self, words: Array, base: Array | None, way: int, fields: bytes, lossy: int) -> None:
         """Add float32 values, and what the plan says of positions and values."""
         mode = lossy or _smallest(words, base, self.back)
         scale = b""
@@ -257,7 +257,7 @@ class _Writer:
         else:
             number, numbers = quantised(words, mode)
             scale = struct.pack("<f", number)
-        self.plan += bytes([8 * mode + way]) + told + scale
+        self.plan += bytes([8 * mode + way]) + fields + scale
         self.put(layout.column(mode, 0), numbers)
 
     def near(self, halves: Array, base: Array) -> Array | None:

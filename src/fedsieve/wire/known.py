@@ -53,13 +53,12 @@ class Manifest:
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Manifest:
         """Return the manifest of a flat tree's tensors; what is no tensor is passed over."""
-        found = []
+        entries = []
         for name, value in tree.items():
-            if isinstance(value, Sparse):
-                found.append((name, TYPES.index(value.values.dtype), tuple(value.shape)))
-            elif isinstance(value, Tensor):
-                found.append((name, TYPES.index(value.dtype), tuple(value.shape)))
-        return cls(tuple(found))
+            values = value.values if isinstance(value, Sparse) else value
+            if isinstance(values, Tensor):
+                entries.append((name, TYPES.index(values.dtype), tuple(value.shape)))
+        return cls(tuple(entries))
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -115,9 +114,9 @@ class Known:
         """The first bytes of a SHA-256 over the base and the masks, by name."""
         whole = hashlib.sha256(b"fedsieve base\0")
         for name in sorted(self.base):
-            _told(whole, name, self.words(name))
+            _update_digest(whole, name, self.words(name))
         for name in sorted(self.masks):
-            _told(whole, name, np.packbits(array(self.masks[name])))
+            _update_digest(whole, name, np.packbits(array(self.masks[name])))
         return whole.digest()[:DIGEST]
 
     def dimensions(self, name: str, shape: Sequence[int]) -> int:
@@ -129,10 +128,8 @@ class Known:
         """Return the bits (uint32) of the base's float32 tensor of that name, dense and flat; None if there is none."""
         if name not in self._flat:
             value = self.base.get(name)
-            if not isinstance(value, Tensor | Sparse):
-                return None
             values = value.values if isinstance(value, Sparse) else value
-            if values.dtype != torch.float32:
+            if value is None or not isinstance(values, Tensor) or values.dtype != torch.float32:
                 return None
             self._flat[name] = array(value.dense() if isinstance(value, Sparse) else value).view(np.uint32)
         return self._flat[name]
@@ -146,7 +143,7 @@ class Known:
         return self._index[name]
 
 
-def _told(whole: Any, name: str, content: Array | None) -> None:
+def _update_digest(whole: Any, name: str, content: Array | None) -> None:
     text = name.encode()
     size = 0 if content is None else content.nbytes
     whole.update(struct.pack("<IQ", len(text), size) + text)

@@ -18,7 +18,6 @@ from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, 
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, LAST_EDGE, MASK, RANKED
 from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
 
-SHOWN = 60
 Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 
 
@@ -26,7 +25,7 @@ Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 class Leaf:
     """A tensor as the plan tells it.
 
-    ``way`` and ``mode`` of positions and values; how many flips (``changed``) tell of positions, and about which edge.
+    ``way`` and ``mode`` of positions and values; how many ``flips`` tell of positions, and about which edge.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Leaf:
     way: int
     mode: int
     count: int
-    changed: int
+    flips: int
     edge: int
     scale: float
     pool: str
@@ -55,12 +54,12 @@ class Leaf:
 
     def columns(self) -> list[tuple[int, int]]:
         """Return the columns that the tensor fills, and with how many numbers each."""
-        found = [(layout.column(self.mode, self.dtype), self.count)]
+        columns = [(layout.column(self.mode, self.dtype), self.count)]
         if self.mode in (SIGNED, BF16):
-            found.append((BITS, self.count))
+            columns.append((BITS, self.count))
         if self.way in (GAPS, CHANGES, RANKED):
-            found.append((GAP, self.count if self.way == GAPS else self.changed))
-        return found
+            columns.append((GAP, self.count if self.way == GAPS else self.flips))
+        return columns
 
 
 class Plan:
@@ -135,10 +134,10 @@ class Plan:
             )
         if manifest and bytes(self.take(DIGEST)) != manifest.digest:
             raise WireError("the message is about another model: its manifest differs")
-        based = bool(self.known.base or self.known.masks)
-        if bool(flags & layout.HAS_BASE) != based:
-            raise WireError("the message is against a base that is not known here" if not based else "no base")
-        if based and bytes(self.take(DIGEST)) != self.known.digest:
+        has_base = bool(self.known.base or self.known.masks)
+        if bool(flags & layout.HAS_BASE) != has_base:
+            raise WireError("no base" if has_base else "the message is against a base that is not known here")
+        if has_base and bytes(self.take(DIGEST)) != self.known.digest:
             raise WireError("the message is against another base or other masks")
 
     def tree(self, depth: int) -> Decoded:
@@ -155,25 +154,20 @@ class Plan:
                 raise WireError(f"unknown kind {head}")
             name = self.name(bool(head & NEXT))
             if name in tree:
-                raise WireError(f"the name {_shown(name)} comes twice")
+                raise WireError(f"the name {_quoted(name)} comes twice")
             kind = head & 3
             if kind in (TREE, NUMBER) and head & ALIKE:
                 raise WireError("a tree or a number with a tensor's shape")
             if kind == TREE:
                 tree[name] = self.tree(depth + 1)
             elif kind == NUMBER:
-                tree[name] = self.number()
+                tree[name] = value = float(self.numbers("<d")[0])
+                if self.known.finite and not math.isfinite(value):
+                    raise WireError("a number that is not finite")
             else:
                 self.leaves.append(self.leaf(name, kind, bool(head & ALIKE)))
                 tree[name] = self.leaves[-1]  # type: ignore[assignment]
         return tree
-
-    def number(self) -> float:
-        """Read a number."""
-        value = float(self.numbers("<d")[0])
-        if self.known.finite and not math.isfinite(value):
-            raise WireError("a number that is not finite")
-        return value
 
     def name(self, following: bool) -> str:
         """Read an entry's name."""
@@ -198,7 +192,7 @@ class Plan:
         if alike:
             manifest = self.known.manifest
             if manifest is None or name not in manifest.place:
-                raise WireError(f"the shape of {_shown(name)} is not known")
+                raise WireError(f"the shape of {_quoted(name)} is not known")
             _, dtype, shape = manifest.entries[manifest.place[name]]
         else:
             dtype, dimensions = self.take(2)
@@ -214,12 +208,12 @@ class Plan:
             raise WireError(f"unknown way {way} of positions or mode {mode} of values")
         if mode != TYPED and TYPES[dtype] != torch.float32:
             raise WireError(f"values of {TYPES[dtype]} in a mode for float32")
-        count, changed, edge = self.positions(name, way, numel)
+        count, flips, edge = self.positions(name, way, numel)
         scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
         if mode in (DISTANCE, BF16_DISTANCE):
             self.base(name, way, shape, count)
         pool = layout.kind_of(self.known, name, shape) if self.by_kind else ""
-        return Leaf(name, kind, dtype, shape, way, mode, count, changed, edge, scale, pool)
+        return Leaf(name, kind, dtype, shape, way, mode, count, flips, edge, scale, pool)
 
     def positions(self, name: str, way: int, numel: int) -> tuple[int, int, int]:
         """Return how many positions a tensor has, how many flips tell of them, and about which edge."""
@@ -228,22 +222,22 @@ class Plan:
         if way == MASK:
             mask = self.known.masks.get(name)
             if mask is None or mask.numel() != numel:
-                raise WireError(f"no mask of {_shown(name)} is known")
+                raise WireError(f"no mask of {_quoted(name)} is known")
             return int(np.count_nonzero(array(mask))), 0, 0
         count = self.varint()
         if count > numel:
             raise WireError(f"{count} positions announced in {numel} elements")
         if way == GAPS:
             return count, 0, 0
-        changed, base = self.varint(), self.known.words(name)
+        flips, base = self.varint(), self.known.words(name)
         if base is None or len(base) != numel:
-            raise WireError(f"no base of {_shown(name)} is known")
-        if changed > numel:
-            raise WireError(f"{changed} changes announced in {numel} elements")
+            raise WireError(f"no base of {_quoted(name)} is known")
+        if flips > numel:
+            raise WireError(f"{flips} changes announced in {numel} elements")
         edge = self.varint() if way == RANKED else 0
         if edge > LAST_EDGE:
             raise WireError(f"an edge at step {edge} of {LAST_EDGE}")
-        return count, changed, edge
+        return count, flips, edge
 
     def base(self, name: str, way: int, shape: tuple[int, ...], count: int) -> tuple[Array, Array | None]:
         """Return the known values that distances count from, and a mask where only those on it count."""
@@ -253,10 +247,10 @@ class Plan:
             if np.count_nonzero(on) == count:
                 return words, on
         if words is None or len(words) != math.prod(shape):
-            raise WireError(f"no base of {_shown(name)} is known")
+            raise WireError(f"no base of {_quoted(name)} is known")
         return words, None
 
 
-def _shown(name: str) -> str:
+def _quoted(name: str) -> str:
     """Return a name for an error's text, cut short."""
-    return repr(name if len(name) <= SHOWN else name[:SHOWN] + "…")
+    return repr(name if len(name) <= 60 else name[:60] + "…")

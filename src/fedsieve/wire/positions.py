@@ -48,7 +48,7 @@ def from_gaps(gaps: Array, numel: int, block: int) -> Iterator[tuple[slice, Arra
         yield slice(first, first + len(index)), index
 
 
-def kept_of(mask: Array, count: int, block: int) -> Array:
+def positions_of(mask: Array, count: int, block: int) -> Array:
     """Return where a mask is true as it is kept: few positions as int64, many as bits, the lowest first (uint8)."""
     if 8 * count > len(mask):
         return np.packbits(mask, bitorder="little")
@@ -60,16 +60,16 @@ def kept_of(mask: Array, count: int, block: int) -> Array:
     return index
 
 
-def parts(kept: Array | None, numel: int, block: int) -> Iterator[tuple[slice, Array | slice]]:
+def parts(positions: Array | None, numel: int, block: int) -> Iterator[tuple[slice, Array | slice]]:
     """Yield, block by block, which values there are, and where: at kept positions or, with None, at all of them."""
-    if kept is None or kept.dtype != np.uint8:
-        for first in range(0, numel if kept is None else len(kept), block):
-            at = slice(first, min(first + block, numel if kept is None else len(kept)))
-            yield at, at if kept is None else kept[at]
+    if positions is None or positions.dtype != np.uint8:
+        for first in range(0, numel if positions is None else len(positions), block):
+            at = slice(first, min(first + block, numel if positions is None else len(positions)))
+            yield at, at if positions is None else positions[at]
         return
     many = 0
     for first in range(0, numel, block):
-        where = _true(kept, first, block, numel)
+        where = _true(positions, first, block, numel)
         where += first
         yield slice(many, many + len(where)), where
         many += len(where)
@@ -81,7 +81,7 @@ def _true(bits: Array, first: int, block: int, numel: int) -> Array:
     return np.flatnonzero(some.view(bool))
 
 
-def scatter(values: Array, whole: Array, kept: Array | None, block: int) -> None:
+def scatter(values: Array, whole: Array, positions: Array | None, block: int) -> None:
     """Write values at the kept positions of a tensor, 0 everywhere else; with None, at all positions.
 
     Values may stand at the end of the tensor's own memory or behind it, in the same array: no element lies behind where
@@ -90,14 +90,14 @@ def scatter(values: Array, whole: Array, kept: Array | None, block: int) -> None
     many, numel = 0, len(whole)
     for first in range(0, numel, block):
         here = whole[first : first + block]
-        if kept is None:
+        if positions is None:
             here[:] = values[first : first + block].copy()
             continue
-        if kept.dtype == np.uint8:
-            where = _true(kept, first, block, numel)
+        if positions.dtype == np.uint8:
+            where = _true(positions, first, block, numel)
         else:
-            start, end = np.searchsorted(kept, (first, first + block))
-            where = kept[start:end] - first
+            start, end = np.searchsorted(positions, (first, first + block))
+            where = positions[start:end] - first
         some = values[many : many + len(where)].copy()
         here[:] = 0
         here[where] = some
@@ -159,17 +159,17 @@ class Ranking:
     def elements(self, places: Array) -> Array:
         """Return the elements (int64) at ascending places in the order."""
         split = int(np.searchsorted(places, self.many))
-        found = np.empty(len(places), np.int64)
+        elements = np.empty(len(places), np.int64)
         if self.near is None or self.starts is None or self.slots is None:
-            self._pick(places[:split], self.before, True, found[:split])
+            self._pick(places[:split], self.before, True, elements[:split])
         else:
             cell = np.searchsorted(self.starts.reshape(-1), places[:split], side="right") - 1
             slots = places[:split] - self.starts.reshape(-1)[cell] + self.slots.reshape(-1)[cell]
             cell %= len(self.before) - 1
-            np.add(cell * self.block, self.near[slots], out=found[:split])
+            np.add(cell * self.block, self.near[slots], out=elements[:split])
         rest = np.minimum(np.arange(len(self.before)) * self.block, len(self.words)) - self.before
-        self._pick(places[split:] - self.many, rest, False, found[split:])
-        return found
+        self._pick(places[split:] - self.many, rest, False, elements[split:])
+        return elements
 
     def flips(self, index: Array, foreseen: int) -> Array:
         """Return the places (uint32, ascending) in the order where positions differ from its first ``foreseen``."""
@@ -192,8 +192,8 @@ class Ranking:
                 near.append(self.starts[kind, at] + (slot - self.slots[kind, at]))
             if np.count_nonzero(present) < count:
                 far.append(self.many + first - start + np.flatnonzero(mask[here][~self.likely(at)]))
-        found = np.concatenate([np.sort(np.concatenate(near)), *far]) if near else np.zeros(0)
-        return found.astype(np.uint32)
+        places = np.concatenate([np.sort(np.concatenate(near)), *far]) if near else np.zeros(0)
+        return places.astype(np.uint32)
 
     def _pick(self, ranks: Array, before: Array, likely: bool, into: Array) -> None:
         """Find the elements at ascending ranks among those that are likely, or among those that are not."""
@@ -214,22 +214,22 @@ def ranking_of(known: Known, name: str, edge: int | None, budget: Budget | None 
     words, key = known.words(name), f"{'support' if edge is None else 'sizes'} of {name}"
     if words is None:
         return None
-    held = known.orders.get(key)
-    if held is not None and held[0] == (edge or 0):
-        same: Ranking | None = held[1]
+    last = known.orders.get(key)
+    if last is not None and last[0] == (edge or 0):
+        same: Ranking | None = last[1]
         return same
-    found = support_ranking(words, budget) if edge is None else ranked(words, edge, budget)
-    if found is None or found.near is None or 2 * found.many <= len(words):
-        known.orders[key] = edge or 0, found
+    ranking: Ranking | None
+    if edge is None:  # the base's non-zeros, all of one class, then its zeros
+        ranking = _counted(words, 1)
+        if 2 * ranking.many <= len(words):
+            ranking = _sorted(ranking, np.uint32(0), budget)
+    else:
+        ranking = ranked(words, edge, budget)
+    if ranking is None or ranking.near is None or 2 * ranking.many <= len(words):
+        known.orders[key] = edge or 0, ranking
     elif budget:
-        budget.give(found.weight)  # it goes before there are values
-    return found
-
-
-def support_ranking(words: Array, budget: Budget | None = None) -> Ranking:
-    """Return the base's non-zeros, all of one class, then its zeros."""
-    order = _counted(words, 1)
-    return order if 2 * order.many > len(words) else _sorted(order, np.uint32(0), budget)
+        budget.give(ranking.weight)  # it goes before there are values
+    return ranking
 
 
 def ranked(words: Array, edge: int, budget: Budget | None = None) -> Ranking | None:

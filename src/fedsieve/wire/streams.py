@@ -50,15 +50,11 @@ def pack(numbers: Array, back: str, free: bool = False) -> tuple[int, bytes]:
 
     ``free``: pcodec is to look for structure in the numbers (multiples, runs) itself; else it takes them as they come.
     """
-    if len(numbers) >= SHORT and _constant(numbers.view(f"u{numbers.itemsize}")):
+    bits = numbers.view(f"u{numbers.itemsize}")
+    constant = len(bits) >= SHORT and bits[0] == bits[-1] == bits[len(bits) // 2]  # in most cases three say no
+    if constant and (bits.strides == (0,) or (bits == bits[0]).all()):  # as distances are of what nobody changed
         return _of_constant(numbers[:1].tobytes(), numbers.dtype.str, len(numbers), back, free)
     return _packed(numbers, back, free)
-
-
-def _constant(bits: Array) -> bool:
-    """Tell whether all are the same, as distances are of what nobody changed; in most cases three numbers say no."""
-    few = bits[0] == bits[-1] == bits[len(bits) // 2]
-    return bool(few) and (bits.strides == (0,) or bool((bits == bits[0]).all()))
 
 
 @lru_cache(maxsize=256)
@@ -73,9 +69,9 @@ def _packed(numbers: Array, back: str, free: bool) -> tuple[int, bytes]:
     if len(numbers) and numbers.itemsize > 1 and numbers.dtype.kind == "u" and int(numbers.max()) < 256:
         best, frame = (BYTES, len(numbers)), numbers.astype(np.uint8).tobytes()
     if len(numbers) >= SHORT:
-        way, found = (PCODEC, _pco(numbers, free)) if back == "pcodec" else (ZSTD, _zstd(numbers))
-        if len(found) < best[1]:
-            best, frame = (way, len(found)), found
+        way, data = (PCODEC, _pco(numbers, free)) if back == "pcodec" else (ZSTD, _zstd(numbers))
+        if len(data) < best[1]:
+            best, frame = (way, len(data)), data
     return best[0], frame or numbers.tobytes()
 
 
@@ -129,9 +125,9 @@ def _from_pco(data: memoryview, into: Array, budget: Budget) -> None:
         file, at = wrapped.FileDecompressor.new(bytes(data[:HEAD]))
         for first in range(0, count, BLOCK):
             chunk, read = _tried(lambda part: file.chunk_decompressor(part, form), data[at:], META, budget)
-            at, begun = at + read, first
+            at, start = at + read, first
             for many in _pages(len(into[first : first + BLOCK])):
-                page, begun = into[begun : begun + many], begun + many
+                page, start = into[start : start + many], start + many
                 read_page = partial(_page, chunk, page)
                 at += _tried(read_page, data[at:], (size * many + HEAD, 2 * size * many + META[-1]), budget)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -227,11 +223,11 @@ class Packing:
         for future in self.under_way:
             future.cancel()
 
-    def begun(self, pack: Callable[[Array], bytes], numbers: Array) -> Stream:
+    def begin(self, pack: Callable[[Array], bytes], numbers: Array) -> Stream:
         """Begin to pack numbers."""
         if self.threads < 2 or len(numbers) < LONG:
-            found = pack(numbers)
-            return lambda: found
+            stream = pack(numbers)
+            return lambda: stream
         while len(self.under_way) >= self.threads:
             self.under_way.popleft().result()
         self.under_way.append(future := _workers(self.threads).submit(pack, numbers))

@@ -30,17 +30,10 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _HALF = np.uint16(0x7FFF)
 
 
-def ordered(words: Array) -> Array:
-    """Return float32 bits (uint32) as int32 in the order of the floats, -0.0 just below +0.0; undoes itself."""
-    into, spare = np.empty(len(words), np.int32), np.empty(min(len(words), BLOCK), np.int32)
-    for at in _blocks(len(words)):
-        _order(words[at].view(np.int32), spare, into[at])
-    return into
-
-
 def distance(words: Array, base: Array) -> Array:
     """Return how many representable floats lie between each base value and the value, modulo 2^32, as int32."""
-    if _alike(words, base):
+    step = len(words) // FEW + 1
+    if np.array_equal(words[::step], base[::step]) and np.array_equal(words, base):  # in most cases a few say no
         return np.broadcast_to(np.int32(0), len(words))
     into, spare = np.empty(len(words), np.int32), np.empty((2, min(len(words), BLOCK)), np.int32)
     for at in _blocks(len(words)):
@@ -62,18 +55,15 @@ def at_distance(steps: Array, base: Array) -> Array:
     return into.view(np.uint32)
 
 
-def _alike(words: Array, base: Array) -> bool:
-    """Tell whether nothing has changed; in most cases a few numbers say no."""
-    step = len(words) // FEW + 1
-    return np.array_equal(words[::step], base[::step]) and np.array_equal(words, base)
-
-
 def _blocks(count: int) -> Iterator[slice]:
     return (slice(first, first + BLOCK) for first in range(0, count, BLOCK))
 
 
 def _order(signed: Array, spare: Array, into: Array) -> Array:
-    """Write and return what ``ordered`` says of a block; ``into`` may be the block itself."""
+    """Write and return a block's float32 bits as int32 in the order of the floats, -0.0 just below +0.0.
+
+    It undoes itself; ``into`` may be the block.
+    """
     flips = np.right_shift(signed, 31, out=spare[: len(signed)])
     flips &= np.int32(0x7FFFFFFF)
     result: Array = np.bitwise_xor(signed, flips, out=into)
@@ -190,12 +180,12 @@ def compensate(
     ``known`` has a manifest that says so. A residual is as large as what its entry stands for; where a sparse entry
     sends nothing, it waits.
     """
-    sent: dict[str, Tensor | Sparse] = {}
-    kept: dict[str, Tensor] = {}
+    sums: dict[str, Tensor | Sparse] = {}
+    residuals: dict[str, Tensor] = {}
     for name, value in tree.items():
         values = (value.values if isinstance(value, Sparse) else value).detach().cpu()
         if values.dtype != torch.float32 or known.dimensions(name, value.shape) < 2:
-            sent[name] = value
+            sums[name] = value
             continue
         left = residual[name].clone() if name in residual else torch.zeros(tuple(value.shape))
         if left.shape != tuple(value.shape):
@@ -204,9 +194,9 @@ def compensate(
             index = value.index.detach().cpu()
             whole = values + left.view(-1)[index]
             left.view(-1)[index] = whole - rounded(whole, how)
-            sent[name] = Sparse(whole, index, value.shape)
+            sums[name] = Sparse(whole, index, value.shape)
         else:
             whole = values + left
-            left, sent[name] = whole - rounded(whole, how), whole
-        kept[name] = left
-    return sent, kept
+            left, sums[name] = whole - rounded(whole, how), whole
+        residuals[name] = left
+    return sums, residuals
