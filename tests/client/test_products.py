@@ -234,4 +234,4 @@ def test_a_mask_method_counts_a_recurrent_layer_dense() -> None:
         assert final.multiply_adds_dense == 3 * 40 * (lstm + fc)
         if share:
             assert final.multiply_adds == 3 * 40 * (lstm + share * fc)
-        assert Worker(federation).cost.other_ops.both(8) == 8 * lstm
+        assert sum(Worker(federation).cost.other_ops.of_step(8)) == 8 * lstm

@@ -53,62 +53,62 @@ class ResNet18(nn.Module):
         return logits
 
 
-class LeafCNN(nn.Module):
+class _SmallCNN(nn.Module):
+    """Two convolutions and two linear layers; the second convolution's pooled output is ``side`` x ``side``."""
+
+    def __init__(
+        self, channels: int, classes: int, widths: tuple[int, int], kernel: int, padding: int, side: int, features: int
+    ):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], kernel, padding=padding)
+        self.conv2 = nn.Conv2d(*widths, kernel, padding=padding)
+        self.fc1 = nn.Linear(widths[1] * side**2, features)
+        self.fc2 = nn.Linear(features, classes)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """[n, channels, side, side] -> [n, classes]."""
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
+class LeafCNN(_SmallCNN):
     """LEAF's FEMNIST network (Caldas et al. 2018): two 5x5 convolutions, 2048 hidden. 6,603,710 parameters."""
 
     policies: ClassVar = {"zerofl": ("conv1", "conv2", "fc1")}
 
     def __init__(self, channels: int = 1, classes: int = 62):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, 32, 5, padding=2)
-        self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
-        self.fc1 = nn.Linear(64 * 7 * 7, 2048)
-        self.fc2 = nn.Linear(2048, classes)
+        super().__init__(channels, classes, widths=(32, 64), kernel=5, padding=2, side=7, features=2048)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, channels, 28, 28] -> [n, classes]."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
-        return logits
+        return self.classify(F.max_pool2d(F.relu(self.conv2(x)), 2))
 
 
-class MNISTNet(nn.Module):
+class MNISTNet(_SmallCNN):
     """FLASH's MNIST network: 5x5 convolutions, 3x3 stride-1 max-pools (28-24-22-18-16). 261,840 parameters."""
 
     policies: ClassVar = {"flash": ("conv2", "fc1")}
 
     def __init__(self, channels: int = 1, classes: int = 10):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, 10, 5)
-        self.conv2 = nn.Conv2d(10, 20, 5)
-        self.fc1 = nn.Linear(20 * 16 * 16, 50)
-        self.fc2 = nn.Linear(50, classes)
+        super().__init__(channels, classes, widths=(10, 20), kernel=5, padding=0, side=16, features=50)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, channels, 28, 28] -> [n, classes]."""
         x = F.relu(F.max_pool2d(self.conv1(x), 3, 1))
-        x = F.relu(F.max_pool2d(self.conv2(x), 3, 1))
-        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
-        return logits
+        return self.classify(F.relu(F.max_pool2d(self.conv2(x), 3, 1)))
 
 
-class DigitsNet(nn.Module):
+class DigitsNet(_SmallCNN):
     """A small network for 8x8 digits, of the same make as LEAF's."""
 
     def __init__(self, channels: int = 1, classes: int = 10):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.fc1 = nn.Linear(32 * 4 * 4, 128)
-        self.fc2 = nn.Linear(128, classes)
+        super().__init__(channels, classes, widths=(16, 32), kernel=3, padding=1, side=4, features=128)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, channels, 8, 8] -> [n, classes]."""
         x = F.relu(self.conv1(x))
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
-        return logits
+        return self.classify(F.max_pool2d(F.relu(self.conv2(x)), 2))
 
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.source import Source, damaged, digest_of_files, md5, missing, read_download
-from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays
+from fedsieve.data.source import Source, damaged, digest_of_files, md5, missing, read_download, read_npz
+from fedsieve.data.storage import Arrays, cached_arrays
 
 HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
 MD5 = {
@@ -113,12 +113,8 @@ def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
 
 
 def _sheets(folder: Path) -> dict[str, NDArray[np.uint8]]:
-    try:
-        with np.load(BytesIO(read_download(folder / "labels.npz", HOW)), allow_pickle=False) as labels:
-            train, test = labels["train"], labels["test"]
-    except UNREADABLE as error:
-        raise damaged(folder / "labels.npz", str(error), HOW) from None
-    targets = dict(zip(MD5, [*np.array_split(train, 5), test], strict=True))
+    labels = read_npz(folder / "labels.npz", HOW, "train", "test")
+    targets = dict(zip(MD5, [*np.array_split(labels["train"], 5), labels["test"]], strict=True))
     return {name: _sheet(folder / f"{name}.webp", target) for name, target in targets.items()}
 
 

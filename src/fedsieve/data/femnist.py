@@ -13,7 +13,6 @@ LEAF's pixels are k / 255 with paper white at 1; here they are k, so 255 is whit
 from __future__ import annotations
 
 import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from fedsieve.data.partition import by_group, hold_out
-from fedsieve.data.source import Source, damaged, digest_of_files, missing, read_download
-from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays
+from fedsieve.data.source import Source, damaged, digest_of_files, missing, read_download, read_npz
+from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -71,26 +70,22 @@ def unseen_writers(root: Path | None) -> Data:
     """Return the 7,086 images of the npz subset's 240 writers who never train: smaller script, more letters, harder."""
     if root is None or not (root / "femnist" / SUBSET).is_file():
         raise InputError(f"writers kept out of training come only with femnist/{SUBSET} under --data or FEDSIEVE_DATA")
-    table = _table(root / "femnist" / SUBSET)
+    table = _table(root / "femnist")
     unseen = table["split"] == 2
     return Data(torch.from_numpy(table["X"][unseen]), torch.from_numpy(table["y"][unseen].astype(np.int64)))
 
 
 def _subset(folder: Path) -> Arrays:
-    table = _table(folder / SUBSET)
+    table = _table(folder)
     x, y, train, test = table["X"], table["y"], table["split"] == 0, table["split"] == 1
     ids, group = np.unique(table["writer"][train], return_inverse=True)
     images = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
     return images | {"group": group, "groups": table["writers"][ids].astype(str)}
 
 
-def _table(path: Path) -> Arrays:
-    try:
-        with np.load(BytesIO(read_download(path, HOW)), allow_pickle=False) as file:
-            table = dict(file)
-            return table | {"X": table["X"][:, None]}
-    except UNREADABLE as error:
-        raise damaged(path, str(error), HOW) from None
+def _table(folder: Path) -> Arrays:
+    table = read_npz(folder / SUBSET, HOW, "X", "y", "writer", "writers", "split")
+    return table | {"X": table["X"][:, None]}
 
 
 def _leaf_files(folder: Path, part: str) -> list[Path]:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.dataset import Dataset, assemble
-from fedsieve.data.storage import Arrays, cached_arrays, read_file
+from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays, read_file
 from fedsieve.types import InputError
 from fedsieve.types.errors import install
 
@@ -31,80 +32,6 @@ CHECK = "check its permissions"
 HUB = Path("hub")
 """What ``--data hub`` becomes."""
 NOT_ON_HUB = "{} cannot be read from the hub: download the public archive and name the folder above it by --data"
-
-
-def missing(path: Path, how: str) -> InputError:
-    """Return the error for a file that is not there; ``how`` says how to get it."""
-    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {_place(path).name}/)")
-
-
-def damaged(path: Path, why: str, how: str) -> InputError:
-    """Return the error for a file that is not what it should be."""
-    return InputError(f"{path} is damaged ({' '.join(why.split())}): delete it and {how}")
-
-
-def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
-    """Return the contents of a file after checking them.
-
-    They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
-    ``sha256sum`` writes it) states in the data folder, where there is one: in any folder that may be it, as it holds
-    one of a known name above the file. Raises InputError.
-    """
-    contents = read_file(path, CHECK)
-    if contents is None:
-        raise missing(path, how)
-    if sums and md5(contents) not in sums:
-        raise damaged(path, "its md5 is not the published one", how)
-    known = (*FOLDERS, *UNPACKED)
-    for root in [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]:
-        stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
-        if stated and hashlib.sha256(contents).hexdigest() != stated:
-            raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
-    return contents
-
-
-def md5(contents: bytes) -> str:
-    """Return the checksum that data sets are published with."""
-    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
-
-
-def digest_of_files(paths: Iterable[Path]) -> str:
-    """Return a hash of the files' names, sizes and times: what the cache goes by to notice a change."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        state = path.stat()
-        digest.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def package(name: str, extra: str) -> Any:
-    """Import an optional package, or say which extra brings it."""
-    try:
-        return import_module(name)
-    except ImportError:
-        raise InputError(f"the package {name} is not installed: {install(extra)}") from None
-
-
-def _place(path: Path) -> Path:
-    """Return the data set's folder that holds a file: the nearest above it with a known name, else the one it is in."""
-    named = [folder for known in (FOLDERS, UNPACKED) for folder in path.parents if folder.name in known]
-    return next(iter(named), path.parent)
-
-
-@lru_cache
-def _sums(path: Path) -> dict[str, str]:
-    """Return the sha256 of every file that ``SHA256SUMS`` names, by its path in the data folder."""
-    if not path.is_file():
-        return {}
-    text = (read_file(path, CHECK) or b"").decode(errors="replace")
-    return dict(_sum(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _sum(line: str, where: str) -> tuple[str, str]:
-    """Return the file's path and its sum, as a line of ``sha256sum`` states them."""
-    if not (parts := re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)*(\S.*?)\s*", line)):
-        raise InputError(f"{where} is not a sha256 and a file's name, as sha256sum writes them: correct or remove it")
-    return parts[2], parts[1].lower()
 
 
 class Source(ABC):
@@ -177,6 +104,90 @@ class Source(ABC):
         own = root / self.name
         others = [place / inner for place in (own, root) for inner in self.folders]
         return next((folder for folder in (own, *others) if self.form(folder)), own)
+
+
+def missing(path: Path, how: str) -> InputError:
+    """Return the error for a file that is not there; ``how`` says how to get it."""
+    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {_place(path).name}/)")
+
+
+def damaged(path: Path, why: str, how: str) -> InputError:
+    """Return the error for a file that is not what it should be."""
+    return InputError(f"{path} is damaged ({' '.join(why.split())}): delete it and {how}")
+
+
+def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
+    """Return the contents of a file after checking them.
+
+    They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
+    ``sha256sum`` writes it) states in the data folder, where there is one: in any folder that may be it, as it holds
+    one of a known name above the file. Raises InputError.
+    """
+    contents = read_file(path, CHECK)
+    if contents is None:
+        raise missing(path, how)
+    if sums and md5(contents) not in sums:
+        raise damaged(path, "its md5 is not the published one", how)
+    known = (*FOLDERS, *UNPACKED)
+    for root in [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]:
+        stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
+        if stated and hashlib.sha256(contents).hexdigest() != stated:
+            raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
+    return contents
+
+
+def read_npz(path: Path, how: str, *names: str) -> Arrays:
+    """Return arrays of an ``.npz`` file, after checking it. Raises InputError."""
+    contents = BytesIO(read_download(path, how))
+    try:
+        with np.load(contents, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except UNREADABLE as error:
+        raise damaged(path, str(error), how) from None
+
+
+def md5(contents: bytes) -> str:
+    """Return the checksum that data sets are published with."""
+    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return a hash of the files' names, sizes and times: what the cache goes by to notice a change."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        state = path.stat()
+        digest.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def package(name: str, extra: str) -> Any:
+    """Import an optional package, or say which extra brings it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise InputError(f"the package {name} is not installed: {install(extra)}") from None
+
+
+def _place(path: Path) -> Path:
+    """Return the data set's folder that holds a file: the nearest above it with a known name, else the one it is in."""
+    named = [folder for known in (FOLDERS, UNPACKED) for folder in path.parents if folder.name in known]
+    return next(iter(named), path.parent)
+
+
+@lru_cache
+def _sums(path: Path) -> dict[str, str]:
+    """Return the sha256 of every file that ``SHA256SUMS`` names, by its path in the data folder."""
+    if not path.is_file():
+        return {}
+    text = (read_file(path, CHECK) or b"").decode(errors="replace")
+    return dict(_sum(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _sum(line: str, where: str) -> tuple[str, str]:
+    """Return the file's path and its sum, as a line of ``sha256sum`` states them."""
+    if not (parts := re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)*(\S.*?)\s*", line)):
+        raise InputError(f"{where} is not a sha256 and a file's name, as sha256sum writes them: correct or remove it")
+    return parts[2], parts[1].lower()
 
 
 def _download(repository: str) -> Any:

@@ -20,6 +20,42 @@ from fedsieve.types.data import Data, Mask, Params, Tree
 from fedsieve.types.errors import InputError
 
 
+@dataclass(frozen=True)
+class ServerState:
+    """What a server keeps from round to round; a method that keeps more subclasses it (``kw_only=True``).
+
+    Fields are tensors and dictionaries of tensors; what else they hold must follow from ``Method.init``.
+    """
+
+    params: Params
+    """The global model."""
+    moments: dict[str, Params] = field(default_factory=dict)
+    """The server optimizer's moments, by name."""
+    sparse: tuple[str, ...] = ()
+    """The names of the weights that the method makes sparse."""
+
+    def support(self, params: Params) -> Mask:
+        """Return the masks of a model of this state (``params``): where its sparse weights are not zero."""
+        return {name: params[name] != 0 for name in self.sparse}
+
+
+S = TypeVar("S", bound=ServerState)
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """Which round a server's function is called in, of how many, and for whom."""
+
+    round: int = 1
+    """t; 0 in a warm-up."""
+    rounds: int = 1
+    """T, the rounds of the run."""
+    clients: int = 1
+    """The clients of the federation, of which a round samples some."""
+    tier: int = 0
+    """The device class that is sent to, or that an answer is expected of; 0 where all of them are aggregated."""
+
+
 class Augment(Protocol):
     """A random change of raw inputs [b, ...] that leaves their shape and type."""
 
@@ -38,20 +74,6 @@ class Steps(Protocol):
 
     def write_(self) -> None:
         """Give the model its weights."""
-
-
-@dataclass(frozen=True)
-class RoundContext:
-    """Which round a server's function is called in, of how many, and for whom."""
-
-    round: int = 1
-    """t; 0 in a warm-up."""
-    rounds: int = 1
-    """T, the rounds of the run."""
-    clients: int = 1
-    """The clients of the federation, of which a round samples some."""
-    tier: int = 0
-    """The device class that is sent to, or that an answer is expected of; 0 where all of them are aggregated."""
 
 
 @dataclass
@@ -89,82 +111,6 @@ class Update:
     tree: Tree
     n: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """What a server keeps from round to round; a method that keeps more subclasses it (``kw_only=True``).
-
-    Fields are tensors and dictionaries of tensors; what else they hold must follow from ``Method.init``.
-    """
-
-    params: Params
-    """The global model."""
-    moments: dict[str, Params] = field(default_factory=dict)
-    """The server optimizer's moments, by name."""
-    sparse: tuple[str, ...] = ()
-    """The names of the weights that the method makes sparse."""
-
-    def support(self, params: Params) -> Mask:
-        """Return the masks of a model of this state (``params``): where its sparse weights are not zero."""
-        return {name: params[name] != 0 for name in self.sparse}
-
-
-S = TypeVar("S", bound=ServerState)
-
-
-def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a state (dataclasses and dictionaries of tensors), named by their path."""
-    if isinstance(state, Tensor):
-        return {prefix: state}
-    flat: dict[str, Tensor] = {}
-    for name, value in _children(state):
-        flat |= flatten(value, f"{prefix}/{name}" if prefix else name)
-    return flat
-
-
-def clone_shared(tensors: Mapping[str, Tensor]) -> Params:
-    """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
-    result, storages = dict[str, Tensor](), set[int]()
-    for name, value in tensors.items():
-        value = value.contiguous()
-        storage = value.untyped_storage().data_ptr()
-        result[name] = value.clone() if storage in storages else value
-        storages.add(storage)
-    return result
-
-
-def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:
-    """Return ``template`` with its tensors replaced by those that ``flatten`` named.
-
-    Raises InputError unless names, shapes and dtypes are exactly the template's.
-    """
-    forms = {name: (tuple(v.shape), v.dtype) for name, v in flatten(template).items()}
-    if forms != {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}:
-        raise InputError("a checkpoint of another model or method: its tensors do not fit this run")
-    restored: S = _fill(template, tensors, "")
-    return restored
-
-
-def _children(node: Any) -> list[tuple[str, Any]]:
-    if is_dataclass(node):
-        return [(f.name, getattr(node, f.name)) for f in fields(node)]
-    return list(node.items()) if isinstance(node, Mapping) else []
-
-
-def _fill(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
-    if isinstance(node, Tensor):
-        return tensors[path]
-    children = {name: _fill(value, tensors, f"{path}/{name}" if path else name) for name, value in _children(node)}
-    if isinstance(node, Mapping):
-        return children
-    return replace(node, **children) if is_dataclass(node) and not isinstance(node, type) else node
-
-
-def rng(seed: int, role: str, t: int = 0, client: int = 0) -> torch.Generator:
-    """Return a CPU generator for one purpose: independent of every other purpose, round, client, and of order."""
-    digest = hashlib.sha256(f"fedsieve/{seed}/{role}/{t}/{client}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 class Method(ABC, Generic[S]):
@@ -263,3 +209,57 @@ def expected_of(method: Method[S], state: S, context: RoundContext) -> Expected:
     """Return what a method's clients send: as it says itself, or else parameters, whole or in part, and any metric."""
     any_part: dict[str, Entry] = {name: Part(v, v.numel(), or_whole=True) for name, v in state.params.items()}
     return method.expected(state, context) or Expected(any_part, metrics=None)
+
+
+def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a state (dataclasses and dictionaries of tensors), named by their path."""
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    flat: dict[str, Tensor] = {}
+    for name, value in _children(state):
+        flat |= flatten(value, f"{prefix}/{name}" if prefix else name)
+    return flat
+
+
+def clone_shared(tensors: Mapping[str, Tensor]) -> Params:
+    """Return the tensors contiguous, copied where two share memory, which safetensors refuses."""
+    result, storages = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        value = value.contiguous()
+        storage = value.untyped_storage().data_ptr()
+        result[name] = value.clone() if storage in storages else value
+        storages.add(storage)
+    return result
+
+
+def unflatten(template: S, tensors: Mapping[str, Tensor]) -> S:
+    """Return ``template`` with its tensors replaced by those that ``flatten`` named.
+
+    Raises InputError unless names, shapes and dtypes are exactly the template's.
+    """
+    forms = {name: (tuple(v.shape), v.dtype) for name, v in flatten(template).items()}
+    if forms != {name: (tuple(v.shape), v.dtype) for name, v in tensors.items()}:
+        raise InputError("a checkpoint of another model or method: its tensors do not fit this run")
+    restored: S = _fill(template, tensors, "")
+    return restored
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    if is_dataclass(node):
+        return [(f.name, getattr(node, f.name)) for f in fields(node)]
+    return list(node.items()) if isinstance(node, Mapping) else []
+
+
+def _fill(node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
+    if isinstance(node, Tensor):
+        return tensors[path]
+    children = {name: _fill(value, tensors, f"{path}/{name}" if path else name) for name, value in _children(node)}
+    if isinstance(node, Mapping):
+        return children
+    return replace(node, **children) if is_dataclass(node) and not isinstance(node, type) else node
+
+
+def rng(seed: int, role: str, t: int = 0, client: int = 0) -> torch.Generator:
+    """Return a CPU generator for one purpose: independent of every other purpose, round, client, and of order."""
+    digest = hashlib.sha256(f"fedsieve/{seed}/{role}/{t}/{client}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
