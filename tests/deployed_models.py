@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsieve.client.models import MODELS
-from fedsieve.runs.export import ModelMetadata, TrainedModel
+from fedsieve.runs.model import ModelMetadata, TrainedModel
 
 
 def make(

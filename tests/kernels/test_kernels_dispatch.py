@@ -24,7 +24,7 @@ from fedsieve.report import report
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.runs.sweep import grid
+from fedsieve.runs.sweep.grid import grid
 from fedsieve.types import InputError, Tree
 from kernel_training import SHAPE, both, device_of, fresh, mask_of
 from oracles.lies import Told, changed

@@ -15,16 +15,9 @@ from torch import Tensor, nn
 from deployed_models import command, make
 from fedsieve import InputError
 from fedsieve.data import digits
-from fedsieve.runs.export import (
-    ExampleSource,
-    TrainedModel,
-    choose_forward,
-    open_examples,
-    open_model,
-    predict,
-    prediction,
-    print_predictions,
-)
+from fedsieve.runs import prediction
+from fedsieve.runs.model import TrainedModel, open_model
+from fedsieve.runs.prediction import ExampleSource, choose_forward, open_examples, predict, print_predictions
 
 OWN = {"task": {"model": "tiny:TinyNet", "dataset": "tiny:blobs"}}
 

@@ -17,15 +17,9 @@ from torch import Tensor, nn
 
 from deployed_models import command, make
 from fedsieve import InputError, Sparse
-from fedsieve.runs.export import (
-    TrainedModel,
-    check_export_path,
-    export,
-    open_examples,
-    open_model,
-    predict,
-    sparse_file,
-)
+from fedsieve.runs.export import check_export_path, export
+from fedsieve.runs.model import TrainedModel, encode_model, open_model, read_model
+from fedsieve.runs.prediction import open_examples, predict
 from fedsieve.wire import encode
 
 SUBNORMAL = 1e-45
@@ -297,11 +291,11 @@ def test_the_command_says_what_was_written(run: Path, mine: Path, capsys: pytest
 
 def test_the_format_is_what_its_description_says(tmp_path: Path) -> None:
     model = make()
-    content = sparse_file.encode_model(model.metadata, model.weights())
+    content = encode_model(model.metadata, model.weights())
     assert content[:4] == b"FSV3"
     assert content[-32:] == hashlib.sha256(content[:-32]).digest()
     assert content[13:20] == bytes([2, 2, 0, 8]) + b"met"  # docs/reference/wire.md: two entries, first metadata
     earlier = tmp_path / "earlier.fsv"
     earlier.write_bytes(b"FSV1" + content[4:])
     with pytest.raises(InputError, match="written by an earlier FedSieve"):
-        sparse_file.read_model(earlier)
+        read_model(earlier)

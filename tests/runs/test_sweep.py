@@ -19,11 +19,9 @@ from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import read_rows
-from fedsieve.runs.sweep import Grid, default_folder, grid, open_folder, show_table
 from fedsieve.runs.sweep import table as tables
-from fedsieve.runs.sweep.cells import axis_values
-from fedsieve.runs.sweep.folder import describe_sweep
-from fedsieve.runs.sweep.table import CellResult
+from fedsieve.runs.sweep.grid import Grid, axis_values, default_folder, describe_sweep, grid, open_folder
+from fedsieve.runs.sweep.table import CellResult, show_table
 from fedsieve.types import InputError
 from tiny import TIMES
 

@@ -84,7 +84,8 @@ def predict_command(
 
     Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
     """
-    from fedsieve.runs.export import choose_forward, open_examples, open_model, predict, print_predictions
+    from fedsieve.runs.model import open_model
+    from fedsieve.runs.prediction import choose_forward, open_examples, predict, print_predictions
 
     trained = open_model(model, recipe)
     examples = open_examples(source, trained.metadata, recipe, data)
@@ -105,7 +106,8 @@ def export_command(
 
     A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
     """
-    from fedsieve.runs.export import check_export_path, export, open_model
+    from fedsieve.runs.export import check_export_path, export
+    from fedsieve.runs.model import open_model
 
     check_export_path(out)
     typer.echo(export(open_model(model, recipe), out))

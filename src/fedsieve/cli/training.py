@@ -43,15 +43,9 @@ def sweep_command(
 
     A setting of the method (method.density) concerns those recipes whose method has it.
     """
-    from fedsieve.runs.sweep import (
-        check_grid,
-        check_same_sweep,
-        default_folder,
-        grid,
-        open_folder,
-        run_sweep,
-        show_table,
-    )
+    from fedsieve.runs.sweep.grid import check_grid, check_same_sweep, default_folder, grid, open_folder
+    from fedsieve.runs.sweep.jobs import run_sweep
+    from fedsieve.runs.sweep.table import show_table
     from fedsieve.types import InputError
 
     whole = grid(recipes, set_ or [], seeds, execution)

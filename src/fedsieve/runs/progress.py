@@ -36,17 +36,20 @@ def show_run(
     for remark in federation.remarks:
         console.print(remark)
     before = read_rows(folder)
-    done = before[-1]["round"] if before else 0
-    (_live if console.is_terminal else _plain)(rows, done, last, console)
+    (_live if console.is_terminal else _plain)(rows, before[-1]["round"] if before else 0, last, console)
     console.print(summary_table(folder))
     console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
 
-def _live(rows: Iterator[Row], done: int, last: int, console: Console) -> None:
-    columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
-    printed = set[str]()
-    bar = Progress(*columns, console=console, expand=True, speed_estimate_period=600)
-    task, accuracy = bar.add_task("", total=last, completed=done), None
+def progress_bar(unit: str, console: Console) -> Progress:
+    """Return a live bar that counts in ``unit`` and tells when the last one will be done."""
+    columns = (TextColumn(unit), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA"), TimeRemainingColumn())
+    return Progress(*columns, console=console, expand=True, speed_estimate_period=600)
+
+
+def _live(rows: Iterator[Row], first: int, last: int, console: Console) -> None:
+    printed, bar = set[str](), progress_bar("round", console)
+    task, accuracy = bar.add_task("", total=last, completed=first), None
     grid = Table.grid()
     with Live(grid, console=console, refresh_per_second=4) as live:
         live.update(bar)
@@ -60,11 +63,11 @@ def _live(rows: Iterator[Row], done: int, last: int, console: Console) -> None:
             _print_remarks(row, console, printed)
 
 
-def _plain(rows: Iterator[Row], done: int, last: int, console: Console) -> None:
+def _plain(rows: Iterator[Row], first: int, last: int, console: Console) -> None:
     began, printed = time.perf_counter(), set[str]()
     for row in rows:
         t = row["round"]
-        left = (time.perf_counter() - began) / max(t - done, 1) * (last - t)
+        left = (time.perf_counter() - began) / max(t - first, 1) * (last - t)
         console.print(f"round {t}/{last}  {format_round(row, row['accuracy'])}  ETA {format_clock(left)}")
         _print_remarks(row, console, printed)
 
@@ -123,8 +126,8 @@ def summary_table(folder: Path) -> Table:
     whole = f"of its weights; {summary['density_of_all']:.2%} of all its parameters"
     table.add_row("density", f"{summary['density']:.2%}", whole)
     for way in ("up", "down"):
-        sent, dense = summary[f"bytes_{way}"], summary[f"bytes_dense_{way}"]
-        table.add_row(f"sent {way}", _megabytes(sent), format_ratio(dense, sent, than="dense"))
+        size, dense = summary[f"bytes_{way}"], summary[f"bytes_dense_{way}"]
+        table.add_row(f"sent {way}", _megabytes(size), format_ratio(dense, size, than="dense"))
     table.add_row("one upload", decimal(int(summary["upload_bytes"])), f"measured{paper}")
     work, skipped = summary["multiply_adds"], list(summary["kernels"]) == ["sparse"]
     factor = format_ratio(summary["multiply_adds_dense"], work, ("fewer", "more"), "dense")

@@ -22,7 +22,7 @@ from fedsieve.engine import Federation
 from fedsieve.engine.engines import Worker
 from fedsieve.flower.app.project import AppConfig, message_key, read_config
 from fedsieve.flower.engine import NodeContext
-from fedsieve.runs.export.examples import IMAGES, load_image
+from fedsieve.runs.prediction import IMAGES, load_image
 from fedsieve.types import Data, InputError
 
 FORMS = "a .npz or .safetensors file with arrays x and y, or a folder of pictures, a sub-folder for each class"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from rich.text import Text
 
 from fedsieve.data.storage import write, write_json
 from fedsieve.recipes.papers import Published, published_of
-from fedsieve.runs.record import RunRecord, number, read_record
-from fedsieve.runs.sweep.cells import Cell, Grid, Job, recipe_label
+from fedsieve.runs.record import number, read_record
+from fedsieve.runs.sweep.grid import Cell, Grid, recipe_label
 from fedsieve.runs.units import format_ratio
 
 MEASURES = ("recipe", "work", "density")
@@ -84,44 +83,29 @@ def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console
 
 def cell_results(grid: Grid, folder: Path) -> list[CellResult]:
     """Return the results of every cell, as far as its runs have got."""
-    jobs = grid.jobs(folder)
-    return [_row(cell, [job for job in jobs if job.cell is cell]) for cell in grid.cells]
+    seeds = range(grid.seeds)
+    return [_cell_result(cell, [cell.job(seed, folder / "runs").folder for seed in seeds]) for cell in grid.cells]
 
 
-def _row(cell: Cell, jobs: list[Job]) -> CellResult:
-    runs = [read_record(job.folder) if (job.folder / "summary.json").exists() else None for job in jobs]
-    done = [run for run in runs if run and run.summary]
-    up, dense = _trained(done, "bytes_up"), _trained(done, "bytes_dense_up")
-    uploads = sum(len(row.get("clients") or ()) for row in _training(done))
-    densities = [value for run in done if (value := run.final("density")) is not None]
+def _cell_result(cell: Cell, folders: list[Path]) -> CellResult:
+    runs = [read_record(folder) if (folder / "summary.json").exists() else None for folder in folders]
+    whole = [run for run in runs if run and run.summary]
+    rows = [row for run in whole for row in run.rows if row["round"] > 0]  # a warm-up is round 0
+    up, dense = (sum(number(row.get(name)) or 0.0 for row in rows) for name in ("bytes_up", "bytes_dense_up"))
+    uploads = sum(len(row.get("clients") or ()) for row in rows)
+    work, dense_work = (sum(run.final(f"multiply_adds{of}") or 0.0 for run in whole) for of in ("", "_dense"))
+    densities = [value for run in whole if (value := run.final("density")) is not None]
+    accuracies = [run.final("accuracy") if run else None for run in runs]
     return CellResult(
         cell=cell,
-        seeds=tuple(_percent(run.final("accuracy")) if run else None for run in runs),
+        seeds=tuple(None if accuracy is None else accuracy * 100 for accuracy in accuracies),
         rounds=tuple(int(run.rows[-1]["round"]) if run and run.summary else 0 for run in runs),
         mb_up=up / uploads / 1e6 if uploads else None,
         factor=dense / up if up else None,
-        work=_share(done, "multiply_adds", "multiply_adds_dense"),
+        work=work / dense_work if dense_work else None,
         density=statistics.fmean(densities) if densities else None,
         paper=published_of(replace(cell.run, seed=0, evaluate_every=1)),
     )
-
-
-def _training(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Return the rows of all rounds but a warm-up's, which is round 0."""
-    return [row for run in runs for row in run.rows if row["round"] > 0]
-
-
-def _trained(runs: Sequence[RunRecord], name: str) -> float:
-    return sum(number(row.get(name)) or 0.0 for row in _training(runs))
-
-
-def _share(runs: Sequence[RunRecord], part: str, whole: str) -> float | None:
-    total = sum(run.final(whole) or 0.0 for run in runs)
-    return sum(run.final(part) or 0.0 for run in runs) / total if total else None
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else share * 100
 
 
 def as_json(row: CellResult) -> dict[str, Any]:
@@ -149,7 +133,7 @@ def columns(rows: list[CellResult]) -> dict[str, list[str]]:
     names = {name: row.cell for row in reversed(rows) for name in reversed(row.cell.swept)}
     for name in reversed(names):
         table[_title(name, names[name])] = [row.cell.swept.get(name, "-") for row in rows]
-    table["accuracy, %"] = [format_mean(row.mean, row.std) for row in rows]
+    table["accuracy, %"] = [_mean(row.mean, row.std) for row in rows]
     table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
     if not all(row.whole for row in rows):
         table["rounds run"] = [_rounds(row) for row in rows]
@@ -171,7 +155,7 @@ def markdown(rows: list[CellResult]) -> str:
     return text + (f"\n{note}\n" if (note := _note(rows)) else "")
 
 
-def format_mean(mean: float | None, std: float | None) -> str:
+def _mean(mean: float | None, std: float | None) -> str:
     """Return a mean and its standard deviation, or - for what is not known."""
     return "-" if mean is None else f"{mean:.2f} ± {_number(std, '.2f')}"
 
@@ -181,8 +165,8 @@ def _title(name: str, cell: Cell) -> str:
     return next(n for n in cell.settings if n.split(".")[-1] == name) if name in MEASURES else name
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _rounds(row: CellResult) -> str:
@@ -193,7 +177,7 @@ def _rounds(row: CellResult) -> str:
 def _paper(paper: Published | None) -> str:
     if paper is None:
         return "-"
-    return format_mean(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
+    return _mean(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
 
 
 def _note(rows: list[CellResult]) -> str:

@@ -1,15 +1,18 @@
-"""What a model is asked about: images, recordings, arrays, or the run's own test set, as raw examples.
+"""``fedsieve predict``: the classes that a model finds most likely, for images, recordings, arrays, or the test set.
 
-Raw means the dataset's own units. Images give 0..1, resized to the model's size (stretched, if their shape is another)
-and turned to grey for a model of one channel; neither inverted nor centred. Recordings give the features that
-``data/speech_commands.py`` describes, of their first second, resampled to 16 kHz.
+What a model is asked about are raw examples, in the dataset's own units. Images give 0..1, resized to the model's size
+(stretched, if their shape is another) and turned to grey for a model of one channel; neither inverted nor centred.
+Recordings give the features that ``data/speech_commands.py`` describes, of their first second, resampled to 16 kHz.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import struct
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tokenize import TokenError
@@ -17,15 +20,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Column, Table
 from torch import Tensor
 
 from fedsieve.data.source import package
 from fedsieve.data.speech_commands import RATE, mfcc
 from fedsieve.data.storage import UNREADABLE
-from fedsieve.runs.export.metadata import ModelMetadata
-from fedsieve.runs.export.model import load_test_set
+from fedsieve.kernels import Predictor, loaded_isa
+from fedsieve.runs.model import ModelMetadata, TrainedModel, load_test_set
 from fedsieve.types import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -34,6 +40,9 @@ NO_ARRAY = (*UNREADABLE, RuntimeError, MemoryError, TokenError)
 """What NumPy raises on a file that is no array."""
 NO_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow raises on a damaged picture."""
+WIDE = 10_000
+"""Columns of an output that is not a terminal: nothing is cut or folded."""
+KERNELS = ("auto", "sparse", "dense")
 
 
 class ExampleSource(NamedTuple):
@@ -57,8 +66,8 @@ def open_examples(source: str, metadata: ModelMetadata, recipe: str = "", data: 
         return _array_examples(path, metadata)
     if not path.exists():
         raise InputError(f"there is no {path}: {takes}")
-    found = sorted(p for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else [path]
-    paths = [p for p in found if p.suffix.lower() in readers]
+    files = sorted(p for p in path.iterdir() if p.name[0] != ".") if path.is_dir() else [path]
+    paths = [p for p in files if p.suffix.lower() in readers]
     if not paths:
         raise InputError(f"{path} {'holds' if path.is_dir() else 'is'} nothing that can be read: {takes}")
     return ExampleSource(
@@ -77,9 +86,9 @@ def _readers(metadata: ModelMetadata) -> dict[str, Callable[[Path], Tensor]]:
 
 def _test_examples(source: str, metadata: ModelMetadata, recipe: str, data: str | None) -> ExampleSource:
     test = load_test_set(metadata, recipe, data)
-    asked = re.fullmatch(r"test(?::(\d+)(?:-(\d+))?)?", source)
-    first = int(asked[1] or 0) if asked else 0
-    last = int(asked[2] or asked[1] or len(test) - 1) if asked else -1
+    match = re.fullmatch(r"test(?::(\d+)(?:-(\d+))?)?", source)
+    first = int(match[1] or 0) if match else 0
+    last = int(match[2] or match[1] or len(test) - 1) if match else -1
     if not 0 <= first <= last < len(test):
         raise InputError(f"{source}: write test, test:N or test:FIRST-LAST, of 0 to {len(test) - 1}")
     x, y = test.x[first : last + 1], test.y[first : last + 1]
@@ -88,8 +97,9 @@ def _test_examples(source: str, metadata: ModelMetadata, recipe: str, data: str 
 
 def _array_examples(path: Path, metadata: ModelMetadata) -> ExampleSource:
     shape = ", ".join(map(str, metadata.shape))
-    found = _load_array(path)
-    x = found[np.newaxis] if found.shape == metadata.shape else found
+    x = _load_array(path)
+    if x.shape == metadata.shape:
+        x = x[np.newaxis]
     if x.shape[1:] != metadata.shape or not len(x):
         raise InputError(f"{path} is of shape {list(x.shape)}: this model takes [n, {shape}] or [{shape}]")
     if x.dtype != np.uint8 and x.dtype.kind != "f":
@@ -101,14 +111,14 @@ def _array_examples(path: Path, metadata: ModelMetadata) -> ExampleSource:
 def _load_array(path: Path) -> NDArray[Any]:
     """Return the array of a .npy (left on the disk), or the only one, or the one called x, of a .npz."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            names = found.files
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            names = content.files
             name = names[0] if len(names) == 1 else "x"
             if name in names:
-                array: NDArray[Any] = found[name]
+                array: NDArray[Any] = content[name]
                 return array
     except NO_ARRAY:
         raise InputError(f"{path} cannot be read as an array of numbers: save it again, with numpy.save") from None
@@ -146,6 +156,87 @@ def _load_recording(path: Path) -> Tensor:
             audio = sound.read(rate, dtype="float32", always_2d=True).mean(1)
     except (soundfile.LibsndfileError, OSError) as error:
         raise InputError(f"{path} cannot be read as a recording ({error}): save it again, as .wav") from None
-    return torch.from_numpy(mfcc(audio if rate == RATE else librosa.resample(audio, orig_sr=rate, target_sr=RATE)))[
-        None
-    ]
+    if rate != RATE:
+        audio = librosa.resample(audio, orig_sr=rate, target_sr=RATE)
+    return torch.from_numpy(mfcc(audio))[None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one example, the likeliest first, with their probabilities."""
+
+    name: str
+    top: tuple[tuple[str, float], ...]
+    truth: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the likeliest class is the true one."""
+        return self.top[0][0] == self.truth
+
+    def json(self) -> str:
+        """Return it as a line."""
+        line = {"input": self.name, "label": self.top[0][0], "probability": self.top[0][1], "top": self.top}
+        return json.dumps(line if self.truth is None else line | {"truth": self.truth}, ensure_ascii=False)
+
+
+def choose_forward(model: TrainedModel, batch: int, kernels: str = "auto") -> tuple[Callable[[Tensor], Tensor], str]:
+    """Return what computes the logits of up to ``batch`` examples, and in words which way that is.
+
+    ``kernels``: ``sparse`` skips the zeros and raises InputError where that cannot be; ``dense`` is the plain model;
+    ``auto`` is sparse where it can be.
+    """
+    if kernels not in KERNELS:
+        raise InputError(f"--kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
+    if kernels == "dense":
+        return model.network, "dense"
+    predictor = Predictor(model.network, batch)
+    predictor(torch.zeros(1, *model.metadata.shape))  # which makes its plan, or finds out why it cannot
+    if predictor.reason is None:
+        return predictor, f"sparse ({loaded_isa()})"
+    if kernels == "sparse":
+        raise InputError(f"there are no sparse kernels for this model, because {predictor.reason}: use --kernels dense")
+    return model.network, f"dense, because {predictor.reason}"
+
+
+@torch.inference_mode()
+def predict(
+    model: TrainedModel, inputs: ExampleSource, logits_of: Callable[[Tensor], Tensor], batch: int, top: int = 1
+) -> Iterator[Prediction]:
+    """Yield the ``top`` likeliest classes of every example, ``batch`` examples at once. Raises InputError."""
+    classes = model.metadata.classes
+    for i in range(0, len(inputs.names), batch):
+        names = inputs.names[i : i + batch]
+        x = model.normalize(inputs.read(i, i + len(names)))
+        logits = logits_of(x)
+        for what, numbers in (("the input holds", x), ("the model answers", logits)):
+            finite = numbers.isfinite().flatten(1).all(1).tolist()
+            if not all(finite):
+                raise InputError(f"{names[finite.index(False)]}: {what} a number that is not finite: leave it out")
+        share, index = logits.softmax(1).topk(min(top, len(classes)))
+        for j, name in enumerate(names):
+            best = zip(index[j].tolist(), share[j].tolist(), strict=True)
+            truth = None if inputs.truth is None else classes[int(inputs.truth[i + j])]
+            yield Prediction(name, tuple((classes[k], p) for k, p in best), truth)
+
+
+def print_predictions(predictions: Iterable[Prediction], as_json: bool = False, console: Console | None = None) -> None:
+    """Print predictions as a table, or as lines of JSON, each when it is there; and the accuracy, where it is known.
+
+    With JSON, the accuracy goes to stderr.
+    """
+    console = console or Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
+    table, right = Table("input", "label", Column("probability", justify="right"), "", box=None, pad_edge=False), []
+    for one in predictions:
+        if one.truth is not None:
+            right.append(one.right)
+        if as_json:
+            typer.echo(one.json())
+        else:
+            (label, share), *rest = one.top
+            wrong = f"{label} (is {one.truth})" if one.truth is not None and not one.right else label
+            table.add_row(one.name, wrong, f"{share:.1%}", "  ".join(f"{name} {p:.1%}" for name, p in rest))
+    if not as_json:
+        console.print(table)
+    if right:
+        typer.echo(f"accuracy {sum(right) / len(right):.2%} of {len(right)} examples", err=as_json)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.filesize import decimal
@@ -21,8 +20,7 @@ from torch import Tensor, nn
 
 from fedsieve.data.source import package
 from fedsieve.data.storage import check_output, write_output
-from fedsieve.runs.export import sparse_file
-from fedsieve.runs.export.model import TrainedModel
+from fedsieve.runs.model import TrainedModel, encode_model
 from fedsieve.types import InputError, clone_shared
 
 
@@ -76,14 +74,14 @@ def _onnx(model: TrainedModel) -> bytes:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise InputError(
-            f"ONNX cannot express this model ({_first(error)}): export it as .fsv or .safetensors"
-        ) from None
+        cause = str(error.__cause__ or error).strip().split("\n")[0]
+        raise InputError(f"ONNX cannot express this model ({cause}): export it as .fsv or .safetensors") from None
     assert program is not None
     graph = program.model_proto
     if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise InputError("this model's graph takes one size of batch only: export it as .fsv or .safetensors")
-    _strip(graph)
+    for part in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        del part.metadata_props[:]  # file names and lines of this machine, of no use elsewhere
     metadata = model.metadata
     properties = {
         "recipe": metadata.recipe,
@@ -94,17 +92,6 @@ def _onnx(model: TrainedModel) -> bytes:
     onnx.helper.set_model_props(graph, properties)
     content: bytes = graph.SerializeToString()
     return content
-
-
-def _first(error: BaseException) -> str:
-    """Return the first line of an exporter's cause."""
-    return str(error.__cause__ or error).strip().split("\n")[0]
-
-
-def _strip(graph: Any) -> None:
-    """Remove what the exporter notes of the source: file names and lines of this machine, of no use elsewhere."""
-    for part in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
-        del part.metadata_props[:]
 
 
 @contextmanager
@@ -121,6 +108,6 @@ def _quiet() -> Iterator[None]:
 
 FORMATS: dict[str, Callable[[TrainedModel], bytes]] = {
     ".onnx": _onnx,
-    ".fsv": lambda model: sparse_file.encode_model(model.metadata, model.weights()),
+    ".fsv": lambda model: encode_model(model.metadata, model.weights()),
     ".safetensors": lambda model: safetensors(clone_shared(model.weights())),
 }

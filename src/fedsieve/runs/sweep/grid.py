@@ -1,20 +1,33 @@
-"""The grid of a sweep, from what the command line says: cells, each the same run under several seeds."""
+"""The grid of a sweep, from what the command line says, and the directory that holds it and no other sweep.
+
+sweep.json    the command's recipes, settings and seeds, and what every run is
+runs/         a run directory for every cell and seed
+results.json  what the table says, in numbers
+table.md      the table
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+from fedsieve.data.storage import is_leftover, read_json, write_json
 from fedsieve.engine import Run
 from fedsieve.engine.engines import kernels_for
+from fedsieve.engine.federation import described
 from fedsieve.engine.setup import build_federation, read_dataset
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import OTHER
+from fedsieve.runs.recorder import locked_directory
 from fedsieve.types import InputError
+
+FILE = "sweep.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +101,18 @@ def grid(recipes: list[str], settings: list[str], seeds: int, execution: Executi
         raise InputError(f"recipe {twice[0]} is named twice: name it once")
     bases = {name: load_recipe(name) for name in recipes}
     axes = _axes(settings, bases)
+    parts = [name.split(".")[-1] for name in axes]
+    short = {name: last if parts.count(last) == 1 else name for name, last in zip(axes, parts, strict=True)}
     cells: list[Cell] = []
     for recipe in recipes:
         axes_of_recipe = {name: of for name, of in axes.items() if _concerns(name, recipe, bases)}
         for values in product(*axes_of_recipe.values()):
-            chosen = dict(zip(axes_of_recipe, values, strict=True))
-            swept = {_brief(name, axes): value for name, value in chosen.items() if len(axes[name]) > 1}
-            cells.append(Cell(len(cells) + 1, recipe, chosen, swept, _changed(bases[recipe], recipe, chosen)))
-    _check_different(cells)
+            fields = dict(zip(axes_of_recipe, values, strict=True))
+            swept = {short[name]: value for name, value in fields.items() if len(axes[name]) > 1}
+            cells.append(Cell(len(cells) + 1, recipe, fields, swept, _changed(bases[recipe], recipe, fields)))
+    for other, cell in combinations(cells, 2):
+        if cell.run == other.run:
+            raise InputError(f"{other.label!r} and {cell.label!r} are the same run: drop one of the two")
     return Grid(tuple(recipes), axes, seeds, tuple(cells), execution)
 
 
@@ -154,25 +171,80 @@ def _holds_several(run: Run, name: str) -> bool:
 def _concerns(name: str, recipe: str, bases: Mapping[str, Run]) -> bool:
     """Tell whether a setting is meant for a recipe: not if it is a field that only other recipes' methods have."""
     owner, _, field = name.partition(".")
-    owners = [name for name, run in bases.items() if hasattr(run.method, field.partition(".")[0])]
+    owners = [other for other, run in bases.items() if hasattr(run.method, field.partition(".")[0])]
     return owner != "method" or not owners or recipe in owners
 
 
-def _brief(name: str, axes: Mapping[str, list[str]]) -> str:
-    last = name.split(".")[-1]
-    return last if sum(other.split(".")[-1] == last for other in axes) == 1 else name
-
-
 def _changed(base: Run, recipe: str, settings: Mapping[str, str]) -> Run:
-    written = [f"{name}={value}" for name, value in settings.items()]
+    texts = [f"{name}={value}" for name, value in settings.items()]
     try:
-        return apply_settings(base, written)
+        return apply_settings(base, texts)
     except InputError as error:
-        raise InputError(" ".join([recipe, *(f"-s {setting}" for setting in written)]) + f": {error}") from None
+        raise InputError(" ".join([recipe, *(f"-s {setting}" for setting in texts)]) + f": {error}") from None
 
 
-def _check_different(cells: list[Cell]) -> None:
-    for i, cell in enumerate(cells):
-        for other in cells[:i]:
-            if cell.run == other.run:
-                raise InputError(f"{other.label!r} and {cell.label!r} are the same run: drop one of the two")
+def describe_sweep(grid: Grid) -> dict[str, Any]:
+    """Return what tells a sweep from every other: the content of ``sweep.json``."""
+    return {
+        "recipes": list(grid.recipes),
+        "settings": grid.axes,
+        "seeds": grid.seeds,
+        "measure": list(grid.execution.measures),
+        "kernels": grid.execution.kernels,
+        "runs": {job.folder.name: described(job.run) for job in grid.jobs(Path())},
+    }
+
+
+def default_folder(grid: Grid) -> Path:
+    """Return sweeps/RECIPES-N: that of the same sweep, so that the same command goes on, or the first free one."""
+    names = [recipe_label(recipe) for recipe in grid.recipes]
+    name = "+".join(names) if len("+".join(names)) <= 80 else f"{names[0]}+{len(names) - 1}"
+    number, sweep = 1, describe_sweep(grid)
+    while (folder := Path("sweeps") / f"{name}-{number}").exists() and _read(folder) != sweep:
+        number += 1
+    return folder
+
+
+@contextmanager
+def open_folder(folder: Path, grid: Grid) -> Iterator[None]:
+    """Make or check the directory of a sweep, and keep others out of it meanwhile.
+
+    Raises InputError if another sweep or anything else is in it, or another process is at work there.
+    """
+    with locked_directory(folder):
+        if not (folder / FILE).exists():
+            if any(not is_leftover(path) for path in folder.iterdir()):
+                raise InputError(f"{folder} is not empty and holds no sweep: {OTHER}")
+            write_json(folder / FILE, describe_sweep(grid))
+        check_same_sweep(folder, grid)
+        yield
+
+
+def check_same_sweep(folder: Path, grid: Grid) -> None:
+    """Raise InputError unless the directory holds this very sweep."""
+    if not (folder / FILE).exists():
+        raise InputError(f"{folder} holds no sweep yet: run it first, without --table")
+    there, here = _read(folder), describe_sweep(grid)
+    if there is None:
+        raise InputError(f"{folder / FILE} is damaged: {OTHER}")
+    if there != here:
+        raise InputError(f"{folder} holds another sweep ({_difference(there, here)}): {OTHER}")
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    with suppress(InputError):
+        return read_json(folder / FILE)
+    return None
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    for name in ("recipes", "settings", "seeds", "measure", "kernels"):
+        if there.get(name) != here[name]:
+            return f"{name} {_format(there.get(name))} there, {_format(here[name])} here"
+    return "its recipes have changed since"
+
+
+def _format(part: Any) -> str:
+    if isinstance(part, dict):
+        return " ".join(f"-s {name}={';'.join(map(str, values))}" for name, values in part.items()) or "none"
+    return (" ".join(map(str, part)) or "none") if isinstance(part, list) else str(part)

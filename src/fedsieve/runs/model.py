@@ -1,0 +1,248 @@
+"""A trained model, opened: from a run directory, or from a .fsv file that ``fedsieve export`` wrote.
+
+A network or a dataset of the user's own is code, which neither holds: it comes from the recipe that the user names.
+Nothing that a file says is ever imported. A .fsv file leaves the zeros of the weights out; all else is kept to the bit:
+
+    file = message of ``fedsieve.wire``, then its sha256 (32 bytes)
+    tree = "metadata"    uint8: ``ModelMetadata.json`` in UTF-8
+           "weights" every tensor by its name
+
+A weight (two or more dimensions) goes as positions and values of its non-zeros where that is smaller. Its zeros come
+back as +0.0, whichever sign they had: pruning leaves both, and no sum of products tells them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fedsieve.client.models import MODELS
+from fedsieve.data import NAMES, load_dataset, root_from
+from fedsieve.data.storage import read_json, regular
+from fedsieve.engine import Task
+from fedsieve.engine.federation import described, first_examples, resolve_model
+from fedsieve.engine.setup import read_dataset
+from fedsieve.recipes import load_recipe
+from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
+from fedsieve.sparse.masks import weight_density
+from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
+from fedsieve.wire import MAGIC, WireError, decode, encode
+
+DIGEST = 32
+"""The bytes of a .fsv file's sha256."""
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Where a model comes from, and what it takes and gives.
+
+    One example is a tensor of ``shape`` in its dataset's own units; the model sees ``(x - mean) / std``.
+    """
+
+    recipe: str
+    version: str
+    """FedSieve's, when the model was trained."""
+    run: dict[str, Any]
+    """Every setting, as in ``run.json``."""
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def network(self) -> str:
+        """The model's name, or ``module:function`` for one of the user's own."""
+        return _name_of(self.run["task"]["model"])
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name, or ``module:function`` for one of the user's own."""
+        return _name_of(self.run["task"]["dataset"])
+
+    @property
+    def test_limit(self) -> int:
+        """How many test examples the run used; 0: all."""
+        return int(self.run["task"].get("test_limit", 0))
+
+    def json(self) -> str:
+        """Return the metadata as text, for ``parse_metadata``."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A plain network in eval mode, with its weights, and what is known of it."""
+
+    network: nn.Module
+    metadata: ModelMetadata
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return what the network takes, float32, for raw examples [n, *shape]: uint8 stands for x / 255."""
+        return normalize_inputs(x, self.metadata.mean, self.metadata.std)
+
+    def weights(self) -> Params:
+        """Return every tensor of the model by its name."""
+        return {name: value.detach() for name, value in self.network.state_dict().items()}
+
+    def density(self) -> float:
+        """Return the share of non-zeros among the weights."""
+        return weight_density(self.weights())
+
+    def dense_bytes(self) -> int:
+        """Return what all tensors take as they lie in memory."""
+        return sum(value.numel() * value.element_size() for value in self.weights().values())
+
+
+def open_model(path: Path, recipe: str = "") -> TrainedModel:
+    """Return the model that a run directory ships, or that a .fsv file holds.
+
+    ``recipe`` (``file.py:function``) is needed where the network is the user's own. Raises InputError.
+    """
+    weights: Mapping[str, Tensor | Sparse]
+    if path.is_dir():
+        about = require_manifest(path) | (read_json(path / INPUTS) or {})
+        metadata, weights = parse_metadata(about, f"{path} ({MANIFEST}, {INPUTS})"), _weights_of_run(path)
+    else:
+        metadata, weights = read_model(path)
+    network = _empty_network(metadata, recipe)
+    ours = {name: (tuple(v.shape), v.dtype) for name, v in network.state_dict().items()}
+    theirs = {name: (tuple(v.shape), (v.values if isinstance(v, Sparse) else v).dtype) for name, v in weights.items()}
+    if wrong := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+        raise InputError(
+            f"{path}: the weights do not fit {metadata.network} at {', '.join(wrong[:3])}: restore the files"
+        )
+    dense = {name: v.dense() if isinstance(v, Sparse) else v for name, v in weights.items()}
+    network.load_state_dict(dense, assign=True)
+    return TrainedModel(network.requires_grad_(False).eval(), metadata)
+
+
+def load_test_set(metadata: ModelMetadata, recipe: str = "", data: str | None = None) -> Data:
+    """Return the test examples of the run that made a model. Raises InputError."""
+    task = metadata.run["task"]
+    name = task.get("dataset")
+    dataset = (
+        load_dataset(name, root_from(data))
+        if isinstance(name, str) and name in NAMES
+        else read_dataset(_own_task(task, "dataset", metadata.recipe, recipe), data)
+    )
+    if (tuple(dataset.test.x.shape[1:]), tuple(dataset.classes)) != (metadata.shape, metadata.classes):
+        raise InputError(f"{dataset.name} is not the data that the model was trained on: name the run's own --data")
+    return first_examples(dataset.test, metadata.test_limit)
+
+
+def parse_metadata(values: Any, where: str) -> ModelMetadata:
+    """Return the metadata that ``values``, an object of JSON, describes; InputError names ``where`` it stood."""
+    with suppress(KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError):
+        metadata = ModelMetadata(
+            recipe=str(values["recipe"]),
+            version=str(values["version"]),
+            run=dict(values["run"]),
+            classes=tuple(map(str, values["classes"])),
+            shape=tuple(map(int, values["shape"])),
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
+        )
+        scales = [*metadata.mean, *metadata.std]
+        fits = {len(metadata.mean), len(metadata.std)} <= {1, metadata.shape[0]} and all(map(math.isfinite, scales))
+        if (
+            fits
+            and all(metadata.std)
+            and metadata.classes
+            and min(metadata.shape) > 0
+            and metadata.network
+            and metadata.test_limit >= 0
+        ):
+            return metadata
+    raise InputError(f"{where} does not say what the model is and takes: restore the file, or make it anew")
+
+
+def encode_model(metadata: ModelMetadata, weights: Params) -> bytes:
+    """Return the file of a model. Raises InputError for a tensor of a type that has no place in it."""
+    text = torch.frombuffer(bytearray(metadata.json().encode()), dtype=torch.uint8)
+    tree: Tree = {"metadata": text, "weights": {name: _smaller(v) for name, v in weights.items()}}
+    try:
+        message = encode(tree)
+    except WireError as error:
+        raise InputError(f"the model does not fit into a .fsv ({error}): export it as .safetensors") from None
+    return message + hashlib.sha256(message).digest()
+
+
+def read_model(path: Path) -> tuple[ModelMetadata, dict[str, Tensor | Sparse]]:
+    """Return what ``encode_model`` was given, sparse weights as they are stored. Raises InputError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): name a run directory or a .fsv file") from None
+    message = content[:-DIGEST]
+    if content.startswith(b"FSV1"):
+        raise InputError(f"{path} was written by an earlier FedSieve: export the model anew")
+    if not content.startswith(MAGIC):
+        raise InputError(f"{path} is no .fsv file: name a run directory, or what `fedsieve export -o model.fsv` wrote")
+    if hashlib.sha256(message).digest() != content[-DIGEST:]:
+        raise InputError(f"{path} is damaged or cut short (its checksum is wrong): copy it again, or export it anew")
+    try:
+        tree = decode(message)
+        text, weights = tree["metadata"], tree["weights"]
+        if not isinstance(text, Tensor) or not isinstance(weights, dict):
+            raise TypeError
+        metadata = parse_metadata(json.loads(text.numpy().tobytes()), str(path))
+        return metadata, {name: v for name, v in weights.items() if isinstance(v, Tensor | Sparse)}
+    except (WireError, KeyError, TypeError, ValueError, RecursionError):
+        raise InputError(f"{path} holds no model: name what `fedsieve export -o model.fsv` wrote") from None
+
+
+def _smaller(value: Tensor) -> Tensor | Sparse:
+    """Return a weight as its non-zeros if they and a bit for each position take less than all of its numbers."""
+    support = value != 0
+    zeros = value.numel() - int(support.sum())
+    return Sparse.of(value, support) if value.dim() >= 2 and zeros * value.element_size() * 8 > value.numel() else value
+
+
+def _weights_of_run(folder: Path) -> Params:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"{folder} has no model.safetensors: finish the run first (fedsieve run ... --resume)")
+    try:
+        return load_file(regular(path))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}): go on with the run (--resume), which writes it anew") from None
+
+
+def _empty_network(metadata: ModelMetadata, recipe: str) -> nn.Module:
+    """Return the network, its weights still to be filled in."""
+    if metadata.network in MODELS:
+        with torch.device("meta"):
+            return MODELS[metadata.network](metadata.shape[0], len(metadata.classes))
+    network = _own_task(metadata.run["task"], "model", metadata.recipe, recipe).model
+    assert not isinstance(network, str)
+    return resolve_model(network)
+
+
+def _own_task(settings: dict[str, Any], field: str, trained_by: str, recipe: str) -> Task:
+    """Return the task of the recipe that the user names, whose ``field`` is the function in the run's ``settings``."""
+    theirs = settings.get(field)
+    if not recipe:
+        name = trained_by if ".py:" in trained_by else "FILE.py:FUNCTION"
+        raise InputError(f"the {field} {theirs} is code of your own: name the recipe that trained it, --recipe {name}")
+    task = load_recipe(recipe).task
+    ours = described(getattr(task, field))
+    if isinstance(task.model, nn.Module) and field == "model":  # whose weights are those that training began with
+        theirs, ours = str(theirs).split(" ")[0], ours.split(" ")[0]
+    if ours != theirs:
+        raise InputError(f"--recipe {recipe} has another {field} than {theirs}: name the recipe that trained the model")
+    return task
+
+
+def _name_of(thing: Any) -> str:
+    return thing if isinstance(thing, str) else json.dumps(thing)

@@ -1,0 +1,253 @@
+"""The runs of a sweep: each in a process of its own, and what a person sees of them meanwhile.
+
+A run's memory is its own, and a process that dies takes no other with it. In a terminal there is one bar and a line a
+running job; elsewhere there are plain lines.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from fedsieve.engine import local
+from fedsieve.engine.engines import follow_parent
+from fedsieve.recipes import load_recipe
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.progress import format_clock, progress_bar
+from fedsieve.runs.record import number, read_rows, read_summary
+from fedsieve.runs.recorder import record_run
+from fedsieve.runs.resume import check_recorded_code
+from fedsieve.runs.sweep.grid import Job
+from fedsieve.types import InputError
+from fedsieve.types.errors import of_machine
+
+Message: TypeAlias = tuple[Literal["round", "warned", "failed", "done"], int, float | None, str]
+"""What a process says: the kind, the round, its accuracy, and a line of text."""
+
+
+class JobEvent(NamedTuple):
+    """What happened to a job: it started, finished a round, warned, failed, or is done."""
+
+    job: Job
+    what: Literal["started", "round", "warned", "failed", "done"]
+    round: int = 0
+    accuracy: float | None = None
+    text: str = ""
+
+
+def run_sweep(jobs: list[Job], processes: int, execution: Execution, console: Console | None = None) -> str:
+    """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing.
+
+    Raises InputError, before anything runs, if a run that is there was run with other code, unless that is accepted.
+    """
+    if not execution.accept_changes:
+        for job in jobs:
+            check_recorded_code(job.folder, job.run, job.cell.recipe)
+    console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+    progress = SweepProgress(jobs, execution)
+    todo = [job for job in jobs if not is_finished(job, progress.last(job))]
+    console.print(
+        f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished; {len(todo)} to run, {processes} at once"
+    )
+    if todo:
+        with closing(run_jobs(todo, processes, execution)) as events:
+            (_live if console.is_terminal else _plain)(events, progress, console)
+    if not progress.failures:
+        return ""
+    first, why = next(iter(progress.failures.items()))
+    count = f"{len(progress.failures)} of {len(jobs)}"
+    return f"{count} runs failed, to be tried again by the same command; {first.label}: {why}"
+
+
+class SweepProgress:
+    """How far every job is: its rounds, its last accuracy, which are at work, and why some failed."""
+
+    def __init__(self, jobs: list[Job], execution: Execution):
+        self.execution, self.jobs = execution, jobs
+        self.last_rounds = {job: _rounds_on_disk(job) for job in jobs}
+        self.accuracy: dict[Job, float | None] = dict.fromkeys(jobs)
+        self.running: list[Job] = []
+        self.failures: dict[Job, str] = {}
+
+    def last(self, job: Job) -> int:
+        """Return the round that a job stops after."""
+        return self.execution.last_round(job.run)
+
+    def total(self) -> int:
+        """Return the rounds of all jobs."""
+        return sum(self.last(job) for job in self.jobs)
+
+    def rounds(self) -> int:
+        """Return the rounds done in all jobs."""
+        return sum(min(self.last_rounds[job], self.last(job)) for job in self.jobs)
+
+    def update(self, event: JobEvent) -> None:
+        """Note what happened."""
+        if event.what == "started":
+            self.running.append(event.job)
+        elif event.what == "round":
+            self.last_rounds[event.job] = event.round
+            self.accuracy[event.job] = event.accuracy if event.accuracy is not None else self.accuracy[event.job]
+        elif event.what in ("failed", "done"):
+            self.running.remove(event.job)
+        if event.what == "failed":
+            self.failures[event.job] = event.text
+
+    def describe(self, job: Job) -> str:
+        """Return how far a job is: accuracy first, so that a narrow terminal cuts off the label's end at most."""
+        accuracy = self.accuracy[job]
+        share = "     -" if accuracy is None else f"{accuracy:6.1%}"
+        return f"{share}  round {self.last_rounds[job]}/{self.last(job)}  {job.label}"
+
+
+def is_finished(job: Job, last: int) -> bool:
+    """Tell whether a run has got to its last round and all of its files are written."""
+    try:
+        summary = read_summary(job.folder) or {}
+    except InputError:
+        return False
+    rounds = summary.get("rounds") if number(summary.get("accuracy")) is not None else None
+    return isinstance(rounds, int) and rounds >= last
+
+
+def _rounds_on_disk(job: Job) -> int:
+    """Return the last round on disk."""
+    try:
+        rows = read_rows(job.folder)
+        return int(rows[-1]["round"]) if rows else 0
+    except InputError:
+        return 0  # the run itself says what is wrong
+
+
+def _live(events: Generator[JobEvent], progress: SweepProgress, console: Console) -> None:
+    bar = progress_bar("rounds", console)
+    whole = bar.add_task("", total=progress.total(), completed=progress.rounds())
+    with Live(bar, console=console, refresh_per_second=4) as live:
+        for event in events:
+            progress.update(event)
+            bar.update(whole, completed=progress.rounds())
+            lines = [Text(progress.describe(job), no_wrap=True, overflow="ellipsis") for job in progress.running]
+            live.update(Group(bar, *lines))
+            _print_event(event, progress, console)
+
+
+def _plain(events: Generator[JobEvent], progress: SweepProgress, console: Console) -> None:
+    began, before = time.perf_counter(), progress.rounds()
+    for event in events:
+        progress.update(event)
+        if event.what == "round":
+            rounds, total = progress.rounds(), progress.total()
+            left = (time.perf_counter() - began) / max(rounds - before, 1) * (total - rounds)
+            console.print(f"{progress.describe(event.job)}  ({rounds}/{total} in all, ETA {format_clock(left)})")
+        _print_event(event, progress, console)
+
+
+def _print_event(event: JobEvent, progress: SweepProgress, console: Console) -> None:
+    """Print what is to stay: a run that is done or failed, and warnings."""
+    if event.what == "done":
+        console.print(f"done  {progress.describe(event.job)}")
+    elif event.what == "warned":
+        console.print(f"warning: {event.job.label}: {event.text}")
+    elif event.what == "failed":
+        console.print(f"failed: {event.job.label}: {event.text}")
+
+
+def run_jobs(jobs: list[Job], processes: int, execution: Execution) -> Generator[JobEvent]:
+    """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
+    waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                job = waiting.popleft()
+                pipe, process = _start(job, execution)
+                running[pipe] = job, process
+                yield JobEvent(job, "started")
+            ready = wait(list(running))
+            for pipe in [pipe for pipe in running if pipe in ready]:
+                job, process = running[pipe]
+                event = _receive(pipe, job, process)
+                if event.what in ("failed", "done"):
+                    del running[pipe]
+                    pipe.close()
+                    process.join()
+                yield event
+    finally:
+        for _, process in running.values():
+            process.kill()
+        for _, process in running.values():
+            process.join()
+
+
+def _start(job: Job, execution: Execution) -> tuple[Connection, ForkServerProcess]:
+    """Start a process that never sees Ctrl-C: the sweep does, and ends it.
+
+    It is forked from a server that has done nothing but import: half the time of a new interpreter that imports anew.
+    It gets the recipe's name and the settings, and makes the run itself: a run may hold what cannot be pickled.
+    """
+    settings = [*(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedsieve.runs.sweep.jobs"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_work, args=(job.cell.recipe, settings, job.folder, execution, theirs), daemon=True
+    )
+    resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return ours, process
+
+
+def _receive(pipe: Connection, job: Job, process: ForkServerProcess) -> JobEvent:
+    """Return what a process said, or that it died without a word."""
+    try:
+        message: Message = pipe.recv()
+    except (EOFError, OSError):
+        process.join()
+        how = f"exit code {process.exitcode}" if (process.exitcode or 0) >= 0 else f"signal {-(process.exitcode or 0)}"
+        return JobEvent(job, "failed", text=f"its process died ({how}; killed, or out of memory?)")
+    return JobEvent(job, *message)
+
+
+def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, pipe: Connection) -> None:
+    """Be a process of the sweep: one run, from where it stands to its end."""
+    threading.Thread(target=follow_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        pipe.send(("warned", 0, None, str(message)))
+
+    warnings.showwarning = show
+    try:
+        federation, engine = execution.open(load_recipe(recipe, settings)), local(kernels=execution.kernels)
+        for round in record_run(folder, federation, engine, recipe, replace(execution, resume=True)):
+            pipe.send(("round", round.t, round.accuracy, ""))
+    except InputError as error:
+        pipe.send(("failed", 0, None, str(error)))
+    except Exception as error:
+        if (line := of_machine(error)) is None:
+            raise
+        pipe.send(("failed", 0, None, line))
+    else:
+        pipe.send(("done", 0, None, ""))
