@@ -103,7 +103,7 @@ def backwards(execution):
 '''
     },
     {
-        f"{PACKAGE}/cli/engines.py": [
+        f"{PACKAGE}/cli/run.py": [
             ("\n\n\nclass", "\nfrom fedsieve.engine.backwards import backwards\n\n\nclass"),
             (
                 "ENGINES = {\n",

@@ -111,15 +111,15 @@ def _telemetry(environment: Environment) -> Finding:
 
 
 def _threads(environment: Environment, cores: int) -> Finding:
-    wanted = environment.get("OMP_NUM_THREADS", "")
+    threads = environment.get("OMP_NUM_THREADS", "")
     if environment.get("OMP_WAIT_POLICY", "passive").lower() == "active":
         return Finding(
             "mend", "OMP_WAIT_POLICY=active: waiting threads spin, and busy cores train several times slower: unset it"
         )
-    if wanted.isdecimal() and int(wanted) > cores:
+    if threads.isdecimal() and int(threads) > cores:
         return Finding(
             "mend",
-            f"OMP_NUM_THREADS={wanted} on {cores} cores: threads wait for one another: unset it, or set it to 1",
+            f"OMP_NUM_THREADS={threads} on {cores} cores: threads wait for one another: unset it, or set it to 1",
         )
     return Finding("fine", "a client trains with one thread, and threads that wait are passive")
 

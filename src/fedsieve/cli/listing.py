@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from fedsieve.cli.engines import ENGINES
+from fedsieve.cli.run import ENGINES
 from fedsieve.data import NAMES, dataset_status
 from fedsieve.methods import METHODS
 from fedsieve.recipes import recipes

@@ -1,14 +1,16 @@
-"""``fedsieve run``: a recipe on an engine, in a directory of its own."""
+"""``fedsieve run``: a recipe on an engine, in a directory of its own. A new engine is one more entry in ``ENGINES``."""
 
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
-from fedsieve.cli.engines import find_engine
+from fedsieve.engine import Engine, Quorum, local, pool
 from fedsieve.engine.engines import kernels_for
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
@@ -19,14 +21,67 @@ from fedsieve.runs.recorder import record_run, row_of
 from fedsieve.types import InputError
 
 
-def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels_given: bool = True) -> None:
-    """Run a recipe with ``settings`` and show its progress; without ``kernels_given``, by the recorded kernels.
+class EngineKind(NamedTuple):
+    """One entry of the list of engines."""
+
+    about: str
+    make: Callable[[Execution, int], Engine] | None
+    """Makes the engine from what it is asked for and the number in its name (0: none). None: ``flower/app`` runs it."""
+    loses_clients: bool = False
+    """Whether a client's answer may be missing, so that quorum and timeout mean something."""
+
+
+def _inline(execution: Execution, _: int) -> Engine:
+    from fedsieve.flower.engine import inline
+
+    return inline(execution.device, execution.kernels, execution.quorum)
+
+
+ENGINES = {
+    "local": EngineKind(
+        "one process, one thread, clients one after another (the default)",
+        lambda execution, _: local(execution.device, execution.kernels),
+    ),
+    "pool:N": EngineKind(
+        "N worker processes, the same bits as local",
+        lambda execution, workers: pool(workers, execution.device, execution.kernels),
+    ),
+    "flower:N": EngineKind(
+        "Flower's simulation on N Ray workers (flower: one a core), the bits of local; docs/how-to/deploy.md",
+        None,
+        True,
+    ),
+    "flower:inline": EngineKind("Flower's messages in one process, for a debugger", _inline, True),
+}
+
+
+def find_engine(execution: Execution) -> tuple[EngineKind, int]:
+    """Return the engine that ``execution`` names, and the number in its name, 0 where it has none.
+
+    Raises InputError for a name that there is not, or an option that the engine does not have.
+    """
+    name = execution.engine
+    base, _, number = name.partition(":")
+    kind = ENGINES.get(name) or (ENGINES.get(f"{base}:N") if number.isdecimal() or name == "flower" else None)
+    if kind is None or (kind is ENGINES["flower:N"] and number and not int(number)):
+        raise InputError(
+            f"unknown engine {name!r}; the engines are {', '.join(ENGINES)} (pool:2 and flower:2 have two processes)"
+        )
+    if not kind.loses_clients and execution.quorum != Quorum():
+        raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
+    if not kind.make and execution.device != "cpu":
+        raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")
+    return kind, int(number) if number.isdecimal() else 0
+
+
+def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_kernels: bool = False) -> None:
+    """Run a recipe with ``settings`` and show its progress; ``keep_kernels``: go on with those it was begun with.
 
     Raises InputError before anything is written.
     """
     run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
-    if folder and not kernels_given and (manifest := read_manifest(folder)):
+    if folder and keep_kernels and (manifest := read_manifest(folder)):
         execution = replace(execution, kernels=manifest["kernels"])
     execution.quorum.check(run)
     kind, number = find_engine(execution)
@@ -51,15 +106,14 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, kernels
 def run_folder(recipe: str, resume: bool) -> Path:
     """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
     name = Path(recipe).name.replace(".py:", ".")
-    numbered = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
-    folders = {int(number): p for number, p in numbered.items() if number.isdecimal()}
+    paths = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
+    folders = {int(number): p for number, p in paths.items() if number.isdecimal()}
     started = [number for number, p in folders.items() if (p / "run.json").exists()]
     if resume and started:
         return folders[max(started)]
     if resume:
         raise InputError(f"there is no run of {recipe} under runs/ to go on with: drop --resume, or name it with --out")
-    last = max(folders, default=0)
-    folder = Path("runs") / f"{name}-{last + 1}"
+    folder = Path("runs") / f"{name}-{max(folders, default=0) + 1}"
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

@@ -1,7 +1,7 @@
 """How a run is executed: one dataclass, from which every way to start a run takes its options.
 
 A new option touches three files at most: its field here, the code that it concerns, and a test. The commands' options
-(``cli/options.py``), a Flower app's run config (``flower/app/project.py``), the processes of a sweep and the page of
+(``cli/commands.py``), a Flower app's run config (``flower/app/project.py``), the processes of a sweep and the page of
 all settings are derived from the fields. PyTorch is imported when an execution is made, not for a page of help.
 """
 

@@ -1,0 +1,268 @@
+"""The commands and their options: run, sweep, doctor, list, report, figure, predict, export, flower app.
+
+Those that run something have a flag for each field of ``Execution`` that concerns them. What a command needs it imports
+itself, so that PyTorch is not loaded for a page of help.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from fedsieve import __version__
+from fedsieve.cli.bench.commands import bench_app
+from fedsieve.runs.execution import Execution, Face, execution_options
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sparse federated learning that is sparse for real.",
+)
+flower_app = typer.Typer(no_args_is_help=True, help="Run FedSieve on SuperLinks and SuperNodes of your own.")
+app.add_typer(bench_app, name="bench")
+app.add_typer(flower_app, name="flower")
+
+Recipe = Annotated[str, typer.Argument(help="A built-in recipe (fedsieve list recipes) or your file.py:function.")]
+Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
+DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
+Axis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--set",
+        metavar="NAME=V1,V2",
+        help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
+    ),
+]
+Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
+Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
+
+
+def with_execution(face: Face) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of ``face`` in place of its parameter ``execution``, which is made of them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        flags = {option.name: option for option in execution_options(face)}
+
+        @wraps(command)
+        def wrapper(**arguments: Any) -> None:
+            execution = Execution(**{name: arguments.pop(name) for name in flags})
+            command(**arguments, execution=execution)
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "execution"]
+        parameters = [p.replace(annotation=hints[p.name]) for p in own]
+        for name, option in flags.items():
+            flag = typer.Option(option.default, f"--{name.replace('_', '-')}", help=option.metadata["help"])
+            kind = type(option.default)
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=flag, annotation=kind))
+        vars(wrapper).pop("__wrapped__")
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        vars(wrapper)["__signature__"] = inspect.Signature(parameters)
+        return wrapper
+
+    return decorate
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        typer.echo(f"fedsieve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Show warnings of the command that follows in one line each."""
+    from fedsieve.client.process import warn_in_one_line
+
+    warn_in_one_line()
+
+
+@app.command("run")
+@with_execution("run")
+def run_command(context: typer.Context, recipe: Recipe, set_: Setting = None, *, execution: Execution) -> None:
+    """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
+    from fedsieve.cli.run import start_run
+
+    source = context.get_parameter_source("kernels")
+    start_run(recipe, set_ or [], execution, keep_kernels=source is None or source.name == "DEFAULT")
+
+
+@app.command("sweep")
+@with_execution("sweep")
+def sweep_command(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes, as of `fedsieve run`.", metavar="RECIPE...")],
+    set_: Axis = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1.", metavar="N")] = 3,
+    jobs: Annotated[int, typer.Option(help="Runs at once, each a process with one thread.", metavar="N")] = 1,
+    table: Annotated[bool, typer.Option("--table", help="Only print the table of what has been run.")] = False,
+    *,
+    execution: Execution,
+) -> None:
+    """Run every recipe with every value of every setting and every seed; the same command goes on after a stop.
+
+    A setting of the method (method.density) concerns those recipes whose method has it.
+    """
+    from fedsieve.runs.sweep.grid import check_grid, check_same_sweep, default_folder, grid, open_folder
+    from fedsieve.runs.sweep.jobs import run_sweep
+    from fedsieve.runs.sweep.table import show_table
+    from fedsieve.types import InputError
+
+    whole = grid(recipes, set_ or [], seeds, execution)
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1 run at once, got {jobs}")
+    folder = Path(execution.out) if execution.out else default_folder(whole)
+    if table:
+        check_same_sweep(folder, whole)
+        show_table(whole, folder)
+    else:
+        check_grid(whole)
+        with open_folder(folder, whole):
+            trouble = run_sweep(whole.jobs(folder), jobs, execution)
+            show_table(whole, folder, save=True)
+        if trouble:
+            raise InputError(trouble)
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Look for what bites users of Flower and Ray: a line each, exit code 1 if something is to be mended."""
+    from fedsieve.cli.doctor import examine
+
+    findings = list(examine())
+    for finding in findings:
+        typer.echo(f"{finding.level}  {finding.line}")
+    raise typer.Exit(int(any(finding.level == "mend" for finding in findings)))
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[
+        str, typer.Argument(help="methods, recipes, datasets, engines, or all of them; or published.")
+    ] = "all",
+    data: DataDir = None,
+) -> None:
+    """Show the methods, recipes, datasets (and where they were found) and engines; or the papers' published rows."""
+    from fedsieve.cli.listing import show_catalogue
+    from fedsieve.data import root_from
+
+    show_catalogue(what, root_from(data))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Make one self-contained page of one or more runs."""
+    from fedsieve.report import report
+
+    report(runs, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command("figure")
+def figure_command(
+    name: Annotated[str, typer.Argument(help="zerofl-1 to -4, flash-1, flash-2 or sparsefedpp-1.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .png, .pdf or .svg. Default: NAME.pdf.")] = None,
+    layers: Annotated[str, typer.Option(help="For zerofl-2 and -3: the layers to show, A,B,C.")] = "",
+) -> None:
+    """Draw one of the papers' figures from runs; those that differ only in their seed become one line."""
+    from fedsieve.report.figures import write_figure
+
+    out = out or Path(f"{name}.pdf")
+    write_figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
+    typer.echo(f"wrote {out}")
+
+
+@app.command("predict")
+def predict_command(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An image, a folder of images, an array (.npy, .npz), a recording (.wav, for speech), or examples of "
+            "the run's own test set: test, test:7, test:0-99.",
+            metavar="INPUT",
+        ),
+    ],
+    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every example.")] = False,
+    batch: Annotated[int, typer.Option(help="Examples at once.", min=1)] = 64,
+    kernels: Annotated[str, typer.Option(help="auto, sparse or dense.")] = "auto",
+    data: DataDir = None,
+    recipe: Own = "",
+) -> None:
+    """Say what the deployed model of a run makes of an input.
+
+    Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
+
+    Arrays are in the dataset's own units (images: 0 to 1), or uint8, which stands for x / 255.
+    """
+    from fedsieve.runs.model import open_model
+    from fedsieve.runs.prediction import choose_forward, open_examples, predict, print_predictions
+
+    trained = open_model(model, recipe)
+    examples = open_examples(source, trained.metadata, recipe, data)
+    batch = min(batch, len(examples.names))
+    logits, way = choose_forward(trained, batch, kernels)
+    typer.echo(f"kernels: {way}", err=True)
+    print_predictions(predict(trained, examples, logits, batch, top), as_json)
+
+
+@app.command("export")
+def export_command(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    recipe: Own = "",
+) -> None:
+    """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
+
+    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself.
+
+    A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
+    """
+    from fedsieve.runs.export import check_export_path, export
+    from fedsieve.runs.model import open_model
+
+    check_export_path(out)
+    typer.echo(export(open_model(model, recipe), out))
+
+
+@flower_app.callback()
+def _group() -> None:
+    """Keep `app` a command of its own, though it is the only one."""
+
+
+@flower_app.command("app")
+@with_execution("flower")
+def app_command(
+    recipe: Recipe,
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR")],
+    set_: Setting = None,
+    *,
+    execution: Execution,
+) -> None:
+    """Write a Flower app that runs a recipe: `flwr run DIR` takes it to a simulation or to a deployment."""
+    from fedsieve.flower.app.project import AppConfig, write_app
+    from fedsieve.recipes import load_recipe
+
+    settings = set_ or []
+    execution.quorum.check(load_recipe(recipe, settings))
+    out = str(Path(execution.out or folder / "run").absolute())
+    config = AppConfig(**asdict(execution) | {"out": out}, recipe=recipe, settings=shlex.join(settings))
+    write_app(folder, config)
+    typer.echo(f"wrote {folder}: see {folder / 'README.md'}")
