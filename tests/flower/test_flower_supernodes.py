@@ -15,9 +15,8 @@ from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import grid_engine, make_client_app
-from fedsieve.flower.engine.exchange import SuperNodes
+from fedsieve.flower.engine.exchange import SuperNodes, to_content
 from fedsieve.flower.engine.in_memory import InlineGrid
-from fedsieve.flower.engine.messages import to_content
 from fedsieve.methods import FedAvg
 from fedsieve.types import InputError
 from methods_under_test import METHODS

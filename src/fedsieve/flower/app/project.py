@@ -127,8 +127,7 @@ def write_app(folder: Path, config: AppConfig) -> None:
     """Write an app into a new folder. Raises InputError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already: name a new folder")
-    _check_name(config)
-    _check_same(config)
+    _check_recipe(config)
     package = folder / PACKAGE
     package.mkdir(parents=True)
     write(package / "__init__.py", b'"""A Flower app of FedSieve\'s."""\n')
@@ -149,18 +148,17 @@ def write_app(folder: Path, config: AppConfig) -> None:
     write(folder / "LICENSE", _licence().encode())
 
 
-def _check_name(config: AppConfig) -> None:
-    """Raise InputError for a recipe's file that could not be in a bundle."""
-    name = Path(config.recipe.rsplit(":", 1)[0]).name
-    names = ("__init__.py", "server_app.py", "client_app.py")
-    if ".py:" in config.recipe and (name in names or name.startswith("test_") or name.endswith("_test.py")):
-        raise InputError(f"Flower's bundles need the name {name} or leave it out: rename the recipe's file")
+def _check_recipe(config: AppConfig) -> None:
+    """Raise InputError for a recipe of the user's own that could not be in a bundle, or that is another at every call.
 
-
-def _check_same(config: AppConfig) -> None:
-    """Raise InputError for a recipe that gives another run at every call: each process of an app calls it."""
+    Each process of an app calls it.
+    """
     if ".py:" not in config.recipe:
         return
+    name = Path(config.recipe.rsplit(":", 1)[0]).name
+    modules = ("__init__.py", "server_app.py", "client_app.py")
+    if name in modules or name.startswith("test_") or name.endswith("_test.py"):
+        raise InputError(f"Flower's bundles need the name {name} or leave it out: rename the recipe's file")
     first, second = (described(config.run(Path()).task) for _ in range(2))
     if changing := [name for name, value in first.items() if second[name] != value]:
         raise InputError(

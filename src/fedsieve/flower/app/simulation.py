@@ -40,9 +40,12 @@ def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[dict[str, 
         rows = read_rows(Path(config.out))
         write_app(home / "app", config)
         ray = os.environ.get("RAY_ADDRESS") or "local"  # without it, any cluster that happens to run on this machine
+        federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
+        if not os.environ.get("RAY_ADDRESS"):  # whose cluster has its own number of workers
+            federation += f" init-args-num-cpus={workers}"
         with superlink(home, {ENDED: str(ended), "RAY_ADDRESS": ray}) as link:
-            started = link.flwr("run", str(home / "app"), "--federation-config", _federation(nodes, workers))
-            yield from _followed(Path(config.out), link, started["run-id"], ended, rows[-1]["round"] if rows else -1)
+            answer = link.flwr("run", str(home / "app"), "--federation-config", federation)
+            yield from _followed(Path(config.out), link, answer["run-id"], ended, rows[-1]["round"] if rows else -1)
 
 
 @contextmanager
@@ -55,12 +58,6 @@ def _home(out: Path) -> Iterator[Path]:
         if (out / MANIFEST).exists() and (home / "superlink.log").exists():
             write(out / LOG, (home / "superlink.log").read_bytes())
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _federation(nodes: int, workers: int) -> str:
-    """Return the simulation's settings; the cluster that RAY_ADDRESS names has its own number of workers."""
-    own = "" if os.environ.get("RAY_ADDRESS") else f" init-args-num-cpus={workers}"
-    return f"num-supernodes={nodes} client-resources-num-cpus=1{own}"
 
 
 def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[dict[str, Any]]:

@@ -1,32 +1,63 @@
-"""Messages through a Flower grid and back: which node is which client, quorum, timeouts, who was lost and why.
+"""Messages through a Flower grid and back: what they hold, which node is which client, quorum, timeouts, who was lost.
 
-A simulation's nodes are all alike; a SuperNode is the client that its partition-id names.
+A message holds FedSieve's, in a simulation the client's memory, and an order of plain numbers. A simulation's nodes are
+all alike; a SuperNode is the client that its partition-id names.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import Message, MessageType
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsieve.engine.engines import Engine, Exchange, Quorum, QuorumMissed
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
-from fedsieve.flower.engine.messages import error_line, get_bytes, get_config, to_content
 from fedsieve.server.admission import one_line
 
+STYPE = "fedsieve.bytes"
+"""Our own serialization type: whatever of Flower's would open an Array refuses this one."""
 PAUSE = 0.5
 MEETING = 300.0
 """Seconds that a new SuperNode has to say who it is: it starts a process and reads its data for that."""
 AGAIN = 30.0
 """Seconds after which one that could not say it is asked again while it is waited for."""
+
+
+def to_content(parts: Mapping[str, bytes], config: Mapping[str, int | str] | None = None) -> RecordDict:
+    """Return the content of a message: bytes by name, and numbers or text beside them."""
+    arrays = ArrayRecord({name: Array("uint8", (len(part),), STYPE, part) for name, part in parts.items()})
+    return RecordDict({"bytes": arrays, "order": ConfigRecord({**(config or {})})})
+
+
+def get_bytes(content: RecordDict, name: str) -> bytes | None:
+    """Return the bytes of a name; None if there are none."""
+    record = content.get("bytes")
+    array = record.get(name) if isinstance(record, ArrayRecord) else None
+    return array.data if array is not None and array.stype == STYPE and isinstance(array.data, bytes) else None
+
+
+def get_config(content: RecordDict) -> dict[str, int | str]:
+    """Return the numbers and texts beside the bytes."""
+    record = content.get("order")
+    return {n: v for n, v in record.items() if isinstance(v, int | str)} if isinstance(record, ConfigRecord) else {}
+
+
+def error_line(error: Error) -> str:
+    """Return why there is no answer, in one line: the last that a traceback has, or what a simulation wraps."""
+    wrapped = re.fullmatch(r"<class '[\w.]*?(\w+)'>:<'(.*)'>", error.reason or "", re.S)
+    text = f"{wrapped[1]}: {wrapped[2]}" if wrapped and "\n" not in wrapped[2].strip() else error.reason or ""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" '>\"\t")]
+    return lines[-1] if lines else f"Flower's error {error.code}"
 
 
 class Nodes(Protocol):
@@ -137,7 +168,7 @@ def grid_engine(grid: Grid, nodes: Nodes, quorum: Quorum, at_once: int = 0, paus
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Failure]]:
             answers, needed = _Answers(messages), quorum.needed(len(messages))
-            exchanged_memory = memory if isinstance(nodes, SimulatedNodes) else None
+            client_memory = memory if isinstance(nodes, SimulatedNodes) else None
             for _ in range(quorum.attempts):
                 missing = [*answers.missing]
                 wanting = needed - len(messages) + len(missing)
@@ -146,7 +177,7 @@ def grid_engine(grid: Grid, nodes: Nodes, quorum: Quorum, at_once: int = 0, paus
                 if len(places) < wanting:  # who is there would train for nothing
                     continue
                 deadline = time.monotonic() + quorum.round_timeout
-                attempt = _Attempt(grid, t, places, messages, nodes.about, exchanged_memory, deadline)
+                attempt = _Attempt(grid, t, places, messages, nodes.about, client_memory, deadline)
                 for client, answer in attempt.answers(at_once, pause):
                     answers.put(client, answer)
                     yield from answers.ready()
@@ -198,22 +229,18 @@ class _Answers:
             yield client, self.early.pop(client) if client in self.early else self.lost[client]
 
 
+@dataclass
 class _Attempt:
     """One attempt at a round: messages under way, by the id that a reply names."""
 
-    def __init__(
-        self,
-        grid: Grid,
-        t: int,
-        nodes: Mapping[int, int],
-        payloads: Mapping[int, bytes],
-        about: Mapping[str, str],
-        memory: Memory | None,
-        deadline: float,
-    ):
-        self.grid, self.t, self.nodes, self.payloads, self.deadline = grid, t, nodes, payloads, deadline
-        self.about, self.memory = about, memory
-        self.pending = dict[str, int]()
+    grid: Grid
+    t: int
+    nodes: Mapping[int, int]
+    payloads: Mapping[int, bytes]
+    about: Mapping[str, str]
+    memory: Memory | None
+    deadline: float
+    pending: dict[str, int] = field(default_factory=dict)
 
     def answers(self, at_once: int, pause: float) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield every client's answer as it comes, or why there is none."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -66,7 +66,7 @@ class Compression:
     def __post_init__(self) -> None:
         if self.top is not None:
             check_interval("top", self.top, "(0, 1]")
-        if self.of not in ("update", "weights"):
+        if self.of not in get_args(Criterion):
             raise InputError(f"of must be update or weights, got {self.of!r}")
         check_values(self.values)
         if self.of == "weights" and self.top is None:
@@ -197,7 +197,7 @@ class SparseMod:
 
 def check_values(values: str) -> None:
     """Raise InputError unless values can be rounded so."""
-    if values not in ("f32", "bf16", "int8", "int4"):
+    if values not in get_args(Values):
         raise InputError(f"values must be f32, bf16, int8 or int4, got {values!r}")
 
 
