@@ -26,7 +26,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedsieve import local
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import read_rows

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve import InputError, Run, run
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.types import Tree
 

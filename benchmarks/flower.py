@@ -38,7 +38,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from fedsieve import Federation
-from fedsieve.cli.bench.clock import machine, steal_ticks
+from fedsieve.cli.bench.measurement import machine, steal_ticks
 from fedsieve.client.training import params_of
 from fedsieve.engine import Quorum
 from fedsieve.engine.loop import rounds

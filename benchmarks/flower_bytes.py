@@ -77,7 +77,7 @@ def one(mod: str, grid: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, store and print."""
-    from fedsieve.cli.bench.clock import machine
+    from fedsieve.cli.bench.measurement import machine
 
     sys.path.insert(0, str(HERE.parent / "tests"))
     results = {"machine": machine(), "ways": {name: one(*way) for name, way in WAYS.items()}}

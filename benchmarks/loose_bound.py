@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsieve import Run, local, run
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.data import root_from
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run

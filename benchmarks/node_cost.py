@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.flower.app.superlink import script
 
 HERE = Path(__file__).parent

@@ -26,13 +26,10 @@ from typing import Any
 import step as runs
 import torch
 
-from fedsieve.cli.bench import memory
-from fedsieve.cli.bench.clock import machine
 from fedsieve.cli.bench.inference import measure_inference
-from fedsieve.cli.bench.measurement import Effort, fastest, ratio
-from fedsieve.cli.bench.step import measure_step
-from fedsieve.cli.bench.training import instruction_set
-from fedsieve.cli.bench.workload import Workload
+from fedsieve.cli.bench.measurement import Effort, fastest, machine, ratio
+from fedsieve.cli.bench.step import dense_peak, measure_step, sparse_peak
+from fedsieve.cli.bench.workload import Workload, instruction_set
 from fedsieve.kernels import unavailable_reason
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
@@ -112,8 +109,8 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 def memories(case: Workload, effort: Effort) -> dict[str, Any]:
     """Return the peaks of training steps in MB: dense in fp32 and by autocast, and the case's."""
-    sparse = memory.sparse_peak(case, effort.threads)
-    dense, bf16 = (memory.dense_peak(case.model, case.batch, effort.threads, kind) for kind in ("fp32", "bf16"))
+    sparse = sparse_peak(case, effort.threads)
+    dense, bf16 = (dense_peak(case.model, case.batch, effort.threads, kind) for kind in ("fp32", "bf16"))
     peaks = {"peak_mb_sparse": sparse, "peak_mb_dense": dense, "peak_mb_dense_bf16": bf16}
     return peaks | {"ratio_fp32": ratio(dense, sparse), "ratio_bf16": ratio(bf16, sparse)}
 

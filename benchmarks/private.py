@@ -20,7 +20,7 @@ from typing import Any
 from private_table import POPULATIONS, RESULTS, table
 
 from fedsieve import Run, local, open_run
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.methods import FLASH, FedAvg, Private
 from fedsieve.methods.private import Release, epsilon
 from fedsieve.recipes import load_recipe

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from fedsieve import Data, Dataset, Device, Method, Run, ServerState, Task, Update, local, run
-from fedsieve.cli.bench.clock import machine, summarize_samples, time_sample
+from fedsieve.cli.bench.measurement import machine, summarize_samples, time_sample
 from fedsieve.client.process import peak_memory_mb  # noqa: F401 (memory's process)
 from fedsieve.client.training import load_, params_of
 from fedsieve.methods import FedAvg

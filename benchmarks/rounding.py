@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedsieve import local
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import read_rows

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.flower.app.guard import descendants
 from fedsieve.flower.app.superlink import script
 

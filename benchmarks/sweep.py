@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 
 METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
 SETTINGS = ("method.density=.05", "method.sparsity=.95", "evaluate_every=10")

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsieve.cli.bench.clock import machine
+from fedsieve.cli.bench.measurement import machine
 from fedsieve.cli.bench.wire import (
     DENSITIES,
     Message,

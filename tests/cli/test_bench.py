@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from fedsieve import kernels
-from fedsieve.cli.bench import clock, inference, measurement, memory, step, training
-from fedsieve.cli.bench.clock import RepeatedCall
-from fedsieve.cli.bench.fresh import run_fresh
-from fedsieve.cli.bench.measurement import Effort, compare_times, fastest
+from fedsieve.cli.bench import inference, measurement, step, workload
+from fedsieve.cli.bench.measurement import Effort, RepeatedCall, compare_times, fastest, run_fresh
 from fedsieve.cli.bench.wire import tensor_entropy
 from fedsieve.cli.bench.workload import NETWORKS, SHAPES, Workload
 from fedsieve.types import InputError, Sparse
@@ -64,8 +62,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.loads(json.dumps(function(case, **options)))
 
     monkeypatch.setattr(measurement, "run_fresh", near)
-    monkeypatch.setattr(memory, "sparse_peak", lambda case, threads: None if memory.unavailable_reason() else 1.5)
-    monkeypatch.setattr(memory, "dense_peak", lambda *_: 6.0)
+    monkeypatch.setattr(step, "sparse_peak", lambda case, threads: None if step.unavailable_reason() else 1.5)
+    monkeypatch.setattr(step, "dense_peak", lambda *_: 6.0)
 
 
 # the clock
@@ -78,16 +76,16 @@ def test_a_sample_counts_only_if_nobody_disturbed_it(
     monkeypatch: pytest.MonkeyPatch, waiting: float, steal: int, quiet: bool
 ) -> None:
     waits, ticks, times = iter([5.0, 5.0 + waiting]), iter([7, 7 + steal]), iter([1.0, 1.02])
-    monkeypatch.setattr(clock, "wait_seconds", lambda: next(waits))
-    monkeypatch.setattr(clock, "steal_ticks", lambda: next(ticks))
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(times))
-    seconds, counts = clock.time_sample(lambda: None)
+    monkeypatch.setattr(measurement, "wait_seconds", lambda: next(waits))
+    monkeypatch.setattr(measurement, "steal_ticks", lambda: next(ticks))
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(times))
+    seconds, counts = measurement.time_sample(lambda: None)
     assert (round(seconds, 9), counts) == (0.02, quiet)
 
 
 def test_a_summary_is_the_median_of_what_counts() -> None:
-    assert clock.summarize_samples([(1.0, True), (9.0, False), (3.0, True), (2.0, True)]) == (2.0, 3, 1)
-    nothing = clock.summarize_samples([(1.0, False)])
+    assert measurement.summarize_samples([(1.0, True), (9.0, False), (3.0, True), (2.0, True)]) == (2.0, 3, 1)
+    nothing = measurement.summarize_samples([(1.0, False)])
     assert math.isnan(nothing.seconds)
     assert nothing.ms is None
     assert nothing[1:] == (0, 1)
@@ -101,31 +99,31 @@ def test_variants_take_turns_until_each_has_its_samples(monkeypatch: pytest.Monk
         work()
         return 6.0, next(quiet)
 
-    monkeypatch.setattr(clock, "time_sample", sample)
-    found = clock.time_in_turns(works, 1, 60.0)
+    monkeypatch.setattr(measurement, "time_sample", sample)
+    found = measurement.time_in_turns(works, 1, 60.0)
     assert "".join(order) == "aabbaabb"
     assert found == {"a": (3.0, 2, 0), "b": (3.0, 1, 1)}  # of one call
 
 
 def test_variants_stop_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "time_sample", lambda work: (1.0, False))
-    assert clock.time_in_turns({"a": RepeatedCall(lambda: None)}, 5, 0.0)["a"][1:] == (0, 1)
+    monkeypatch.setattr(measurement, "time_sample", lambda work: (1.0, False))
+    assert measurement.time_in_turns({"a": RepeatedCall(lambda: None)}, 5, 0.0)["a"][1:] == (0, 1)
 
 
 def test_a_sample_is_long_enough_and_of_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     durations = iter((0.009, 0.003, 0.004))  # of a group of three calls, warm at its fastest
-    monkeypatch.setattr(clock, "time_sample", lambda call: (next(durations), True))
-    assert clock.warm_up(lambda: None, group=3).calls == 3 * 7
-    monkeypatch.setattr(clock, "time_sample", lambda call: (1.0, True))
-    assert clock.warm_up(lambda: None).calls == 1
+    monkeypatch.setattr(measurement, "time_sample", lambda call: (next(durations), True))
+    assert measurement.warm_up(lambda: None, group=3).calls == 3 * 7
+    monkeypatch.setattr(measurement, "time_sample", lambda call: (1.0, True))
+    assert measurement.warm_up(lambda: None).calls == 1
 
 
 def test_the_system_tells_how_long_threads_wait() -> None:
     if not Path("/proc/self/task").exists():
         pytest.skip("no /proc")
-    assert clock.wait_seconds() >= 0
-    assert clock.steal_ticks() >= 0
-    assert "torch" in clock.machine()
+    assert measurement.wait_seconds() >= 0
+    assert measurement.steal_ticks() >= 0
+    assert "torch" in measurement.machine()
 
 
 # what is compared
@@ -133,7 +131,7 @@ def test_the_system_tells_how_long_threads_wait() -> None:
 
 def test_the_fastest_variant_of_a_kind_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     took = {("sparse",): (0.01, 5), ("fp32", "a"): (0.06, 4), ("fp32", "b"): (0.05, 9), ("bf16",): (0.02, 6)}
-    timings = {key: clock.Timing(seconds, kept, 10 - kept) for key, (seconds, kept) in took.items()}
+    timings = {key: measurement.Timing(seconds, kept, 10 - kept) for key, (seconds, kept) in took.items()}
     monkeypatch.setattr(measurement, "time_in_turns", lambda *_: timings)
     found = fastest([compare_times({}, Effort(1))])
     assert found["ms_dense_fp32"] == pytest.approx(50)
@@ -176,21 +174,21 @@ def test_erdos_renyi_kernel_has_as_many_weights_but_more_work() -> None:
     assert more > 1.5 * work
 
 
-@pytest.mark.parametrize("layout", training.LAYOUTS)
+@pytest.mark.parametrize("layout", workload.LAYOUTS)
 @pytest.mark.slow
 def test_the_dense_step_is_masked_training(layout: str) -> None:
     model, mask = SMALL.pruned_network()
     x, y = SMALL.examples()
     velocity = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
-    one = training.dense_step(SMALL, "fp32", layout, frozen=True)
+    one = workload.dense_step(SMALL, "fp32", layout, frozen=True)
     for _ in range(4):
         loss = F.cross_entropy(model(x), y)
         assert float(one()) == pytest.approx(float(loss.detach()), rel=1e-5)  # type: ignore[arg-type]
         found = torch.autograd.grad(loss, list(model.parameters()))
         with torch.no_grad():
             for (name, w), g in zip(model.named_parameters(), found, strict=True):
-                velocity[name].mul_(training.MOMENTUM).add_(g)
-                w.sub_(training.LR * velocity[name])
+                velocity[name].mul_(workload.MOMENTUM).add_(g)
+                w.sub_(workload.LR * velocity[name])
                 w.mul_(mask.get(name, torch.tensor(1)))
 
 
@@ -203,11 +201,10 @@ def test_the_density_of_inference_is_that_of_its_products() -> None:
 
 @pytest.mark.slow
 def test_memory_grows_with_the_batch() -> None:
-    if not (memory.ITSELF / "clear_refs").exists():
+    if not (step.ITSELF / "clear_refs").exists():
         pytest.skip("the system does not tell a peak of one's own choice")
     few, many = (
-        run_fresh(memory.memory_growth, Workload("digits_net", n), 1, kind="fp32", layout="contiguous")
-        for n in (8, 4096)
+        run_fresh(step.memory_growth, Workload("digits_net", n), 1, kind="fp32", layout="contiguous") for n in (8, 4096)
     )
     assert few is not None
     assert many is not None
@@ -236,8 +233,8 @@ def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
     needs_kernels()
     case = Workload(model, 16, 0.9)
     dense, sparse = (
-        training.dense_step(case, "fp32", "contiguous", True),
-        training.sparse_step(training.sparse_trainer(case), case),
+        workload.dense_step(case, "fp32", "contiguous", True),
+        workload.sparse_step(workload.sparse_trainer(case), case),
     )
     for _ in range(3):
         assert float(sparse()) == pytest.approx(float(dense()), rel=1e-3)  # type: ignore[arg-type]
@@ -259,7 +256,7 @@ def test_without_kernels_the_dense_numbers_are_there(
 ) -> None:
     from fedsieve.cli import app
 
-    for module in (step, inference, memory, kernels):
+    for module in (step, inference, kernels):
         monkeypatch.setattr(module, "unavailable_reason", lambda: "no compiler")
     words = ["--model", "digits_net", "--samples", "1", "--seconds", "0", "--json"]
     app(["bench", "step", *words, "--sparsity", ".9,.95", "--batch", "8"], standalone_mode=False)
@@ -323,4 +320,4 @@ def test_the_entropy_of_positions_is_that_of_a_coin(every: int, bits: float) -> 
 @pytest.mark.slow
 def test_a_measurement_that_fails_says_why() -> None:
     with pytest.raises(InputError, match=r"could not be measured: .*KeyError: 'diagonal'"):
-        run_fresh(memory.memory_growth, SMALL, 1, kind="fp32", layout="diagonal")
+        run_fresh(step.memory_growth, SMALL, 1, kind="fp32", layout="diagonal")

@@ -65,8 +65,7 @@ def step_command(
     from fedsieve.cli.bench.step import measure_step
 
     options = {"rule": rule, "storage": storage, "policy": policy, "budget": budget}
-    effort = _effort(threads, samples, seconds, compiled)
-    _measure(measure_step, _workloads(model, batch, sparsity, **options), effort, as_json)
+    _measure(measure_step, model, batch, sparsity, options, (threads, samples, seconds, compiled), as_json)
 
 
 @bench_app.command("infer")
@@ -86,8 +85,7 @@ def infer_command(
     from fedsieve.cli.bench.inference import measure_inference
 
     options = {"storage": storage, "policy": policy, "budget": budget}
-    effort = _effort(threads, samples, seconds)
-    _measure(measure_inference, _workloads(model, batch, sparsity, **options), effort, as_json)
+    _measure(measure_inference, model, batch, sparsity, options, (threads, samples, seconds), as_json)
 
 
 @bench_app.command("wire")
@@ -105,36 +103,31 @@ def wire_command(
     _print_rows(map(wire.measure_message, wire.random_messages(densities)), as_json, "1 thread")
 
 
-def _workloads(model: str, batch: str, sparsity: str, **options: Any) -> list[Workload]:
-    """Return a workload for every batch and sparsity; InputError names what cannot be measured."""
-    from fedsieve.cli.bench.workload import Workload
+def _measure(
+    measure: Callable[[Workload, Effort], Measurement],
+    model: str,
+    batch: str,
+    sparsity: str,
+    options: dict[str, Any],
+    effort: tuple[Any, ...],
+    as_json: bool,
+) -> None:
+    """Measure every batch at every sparsity, and print a row each. Raises InputError for what cannot be measured."""
+    import torch
+
+    from fedsieve.cli.bench.measurement import Effort
+    from fedsieve.cli.bench.workload import Workload, instruction_set
+    from fedsieve.kernels import unavailable_reason
 
     sizes, shares = _numbers("--batch", batch, int), _numbers("--sparsity", sparsity, float)
     workloads = [Workload(model, n, s, **options) for n in sizes for s in shares]
     for workload in workloads:
         workload.densities(workload.network())  # a policy that fits no layer is refused before the first row
-    return workloads
-
-
-def _effort(threads: int, samples: int, seconds: float, compiled: bool = False) -> Effort:
-    import torch
-
-    from fedsieve.cli.bench.measurement import Effort
-
-    return Effort(threads or torch.get_num_threads(), samples, seconds, compiled)
-
-
-def _measure(
-    measure: Callable[[Workload, Effort], Measurement], workloads: list[Workload], effort: Effort, as_json: bool
-) -> None:
-    """Measure every workload, and print a row each."""
-    from fedsieve.cli.bench.training import instruction_set
-    from fedsieve.kernels import unavailable_reason
-
+    threads = effort[0] or torch.get_num_threads()
     if why := unavailable_reason():
         typer.echo(f"fedsieve: no sparse kernels here, so only dense PyTorch is measured: {why}", err=True)
-    rows = (measure(workload, effort) for workload in workloads)
-    _print_rows(rows, as_json, f"{effort.threads} threads, kernels for {instruction_set()}")
+    rows = (measure(workload, Effort(threads, *effort[1:])) for workload in workloads)
+    _print_rows(rows, as_json, f"{threads} threads, kernels for {instruction_set()}")
 
 
 def _print_rows(measurements: Iterable[DataclassInstance], as_json: bool, setting: str) -> None:
@@ -147,7 +140,7 @@ def _print_rows(measurements: Iterable[DataclassInstance], as_json: bool, settin
     from rich.console import Console
     from rich.table import Column, Table
 
-    from fedsieve.cli.bench.clock import machine
+    from fedsieve.cli.bench.measurement import machine
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     console.print(f"{machine()}, {setting}")

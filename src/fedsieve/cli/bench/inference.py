@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve import kernels
-from fedsieve.cli.bench.clock import warm_up
-from fedsieve.cli.bench.measurement import Effort, Measurement, compare_times, measure
-from fedsieve.cli.bench.training import LAYOUTS, to_layout
-from fedsieve.cli.bench.workload import Workload
+from fedsieve.cli.bench.measurement import Effort, Measurement, compare_times, measure, warm_up
+from fedsieve.cli.bench.workload import LAYOUTS, Workload, to_layout
 from fedsieve.client.process import keep_freed_memory
 from fedsieve.kernels import unavailable_reason
 from fedsieve.sparse.policy import weight_layers

@@ -1,16 +1,125 @@
-"""A measurement of sparse against dense, and how it is taken: in fresh processes, of which the fastest counts."""
+"""How sparse against dense is measured: in fresh processes, all variants in turns, and of several the fastest counts.
+
+A disturbed sample does not count: one during which this process's threads waited more than 2 % of it on a run queue,
+or the hypervisor took time from the machine (steal). Where the system tells neither (outside Linux), every one counts.
+
+In a process of its own no other has a part in a measurement's memory and threads. Threads that wait for one another
+spin there for about a millisecond before they sleep, as in a plain PyTorch script (GNU's default): ``fedsieve run``,
+where runs share the machine, lets them sleep at once, which costs some per cent.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
 
-from fedsieve.cli.bench.clock import RepeatedCall, time_in_turns
-from fedsieve.cli.bench.fresh import run_fresh
+import torch
+
 from fedsieve.cli.bench.workload import Workload
+from fedsieve.runs.provenance import cpu
+from fedsieve.types import InputError
 
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+WAITING = 0.02
+"""The share of a sample's time that its threads may have waited on a run queue."""
+SHORTEST = 0.02
+"""The seconds that a sample takes at least: as many calls as that needs."""
+WARM = 3
+STEAL = 8
+"""The column of /proc/stat that counts stolen time."""
 TIMES = ("ms_sparse", "ms_dense_fp32", "ms_dense_bf16")
+SPINNING = {"GOMP_SPINCOUNT": "300000"}
+
+
+class Timing(NamedTuple):
+    """The median of the undisturbed samples in seconds (NaN without one), and how many were kept and dropped."""
+
+    seconds: float
+    kept: int
+    dropped: int
+
+    @property
+    def ms(self) -> float | None:
+        """The median in milliseconds, None where nothing was kept."""
+        return None if math.isnan(self.seconds) else self.seconds * 1e3
+
+
+@dataclass(frozen=True)
+class RepeatedCall:
+    """What one sample times: ``calls`` calls of a function; the sample is their mean."""
+
+    call: Callable[[], object]
+    calls: int = 1
+
+    def __call__(self) -> None:
+        """Call the function ``calls`` times."""
+        for _ in range(self.calls):
+            self.call()
+
+
+def wait_seconds() -> float:
+    """Return the seconds that this process's threads have spent runnable but not running (Linux's schedstat)."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            total += int(task.read_text().split()[1])
+    return total / 1e9
+
+
+def steal_ticks() -> int:
+    """Return the ticks that the hypervisor has taken from this machine since it started."""
+    stat = Path("/proc/stat")
+    return int(stat.read_text().split(maxsplit=STEAL + 1)[STEAL]) if stat.exists() else 0
+
+
+def time_sample(call: Callable[[], object]) -> tuple[float, bool]:
+    """Return how long a call took, in seconds, and whether the machine left it undisturbed."""
+    steal, waited, began = steal_ticks(), wait_seconds(), time.perf_counter()
+    call()
+    seconds = time.perf_counter() - began
+    return seconds, wait_seconds() - waited < WAITING * seconds and steal_ticks() == steal
+
+
+def summarize_samples(samples: list[tuple[float, bool]]) -> Timing:
+    """Return the median of the undisturbed samples, in seconds, and how many were kept and dropped."""
+    times = [seconds for seconds, undisturbed in samples if undisturbed]
+    return Timing(median(times) if times else math.nan, len(times), len(samples) - len(times))
+
+
+def warm_up(call: Callable[[], object], group: int = 1) -> RepeatedCall:
+    """Call it a few times, and return samples of it that are long enough, each of whole groups of calls."""
+    seconds = min(time_sample(RepeatedCall(call, group))[0] for _ in range(WARM))
+    return RepeatedCall(call, group * max(1, math.ceil(SHORTEST / seconds)))
+
+
+def time_in_turns(calls: Mapping[Key, RepeatedCall], count: int, seconds: float) -> dict[Key, Timing]:
+    """Return the seconds of a call of each, sampled in turns until each has ``count`` that count or time is up."""
+    samples: dict[Key, list[tuple[float, bool]]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while True:
+        for name, call in calls.items():
+            duration, undisturbed = time_sample(call)
+            samples[name].append((duration / call.calls, undisturbed))
+        if time.perf_counter() >= end or all(sum(ok for _, ok in own) >= count for own in samples.values()):
+            return {name: summarize_samples(own) for name, own in samples.items()}
+
+
+def machine() -> str:
+    """Return the hardware and the versions that a figure belongs to, in one line."""
+    return f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
@@ -92,3 +201,33 @@ def ratio(dense: float | None, sparse: float | None) -> float | None:
 def least(values: list[float | None]) -> float | None:
     """Return the least of the known values, None without one."""
     return min((value for value in values if value is not None), default=None)
+
+
+def run_fresh(function: Callable[..., Result], workload: Workload, threads: int, /, **options: Any) -> Result:
+    """Return ``function(workload, **options)``, computed by a new process with so many threads; plain JSON both ways.
+
+    Raises InputError, with the last line of what that process had to say, if it fails.
+    """
+    request = json.dumps([function.__module__, function.__name__, asdict(workload), threads, options])
+    command = [sys.executable, "-m", "fedsieve.cli.bench.measurement", request]
+    process = subprocess.run(command, capture_output=True, text=True, env=os.environ | SPINNING)
+    if process.returncode:
+        trouble = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()[-1]
+        raise InputError(f"{workload.model}, batch {workload.batch}, could not be measured: {trouble}")
+    result: Result = json.loads(process.stdout)
+    return result
+
+
+def _main() -> None:
+    """Compute what the command line asks for, and print it as JSON."""
+    module, name, workload, threads, options = json.loads(sys.argv[1])
+    torch.set_num_threads(threads)
+    try:
+        result = getattr(importlib.import_module(module), name)(Workload(**workload), **options)
+    except InputError as error:
+        sys.exit(str(error))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main()

@@ -72,8 +72,8 @@ class MessageMeasurement:
 def measure_message(message: Message, repeats: int = 5) -> MessageMeasurement:
     """Encode and decode a message with one thread, best of some times, and weigh it."""
     tree, context, values = message.tree, message.context, message.values
-    manifest = context.manifest
-    dense, nnz = manifest.size if manifest else float32_bytes(tree), sum(map(_count, tree.values()))
+    dense = context.manifest.size if context.manifest else float32_bytes(tree)
+    nnz = sum(map(_count, tree.values()))
     with num_threads(1):
         content = encode(tree, context, values)
         back = decode(content, context)
@@ -159,11 +159,12 @@ def tensor_entropy(name: str, value: Tensor | Sparse, known: Known, values: str)
         bits = _positions(index, numel, base)
         here = None if base is None else base[index]
     lossy = "bf16" if values != "f32" and known.dimensions(name, value.shape) < 2 else values
-    if lossy == "bf16" and here is not None:
-        steps = bf16_distance(to_bf16(words), to_bf16(here))
-        return bits, min(len(words) * _entropy(steps), _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7))
     if lossy == "bf16":
-        return bits, _floats(to_bf16(words).astype(np.uint32) << np.uint32(16), 7)
+        rounded = to_bf16(words)
+        plain = _floats(rounded.astype(np.uint32) << np.uint32(16), 7)
+        if here is None:
+            return bits, plain
+        return bits, min(plain, len(words) * _entropy(bf16_distance(rounded, to_bf16(here))))
     if lossy != "f32":
         return bits, len(words) * _entropy(quantised(words, INT8 if lossy == "int8" else INT4)[1])
     plain = _floats(words, 23)
