@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Face: TypeAlias = Literal["run", "sweep", "flower"]
 """Who has an option: ``fedsieve run``, ``fedsieve sweep``; ``fedsieve flower app`` and the run config of its app."""
+ALL: tuple[Face, ...] = ("run", "sweep", "flower")
 
 
 def _option(default: Any, help: str, *faces: Face) -> Any:
@@ -32,28 +33,20 @@ class Execution:
     engine: str = _option("local", "local; pool:N, N processes; flower:N, over Flower and Ray.", "run")
     device: str = _option("cpu", "cpu, cuda or cuda:N.", "run")
     kernels: str = _option(
-        "auto",
-        "How clients train: auto, sparse or dense. `fedsieve run` goes on as a run was begun.",
-        *("run", "sweep", "flower"),
+        "auto", "How clients train: auto, sparse or dense. `fedsieve run` goes on as a run was begun.", *ALL
     )
-    measure: str = _option(
-        "", "Further columns of the rows, by commas: masks, pruned; of one run kernels.", "run", "sweep", "flower"
-    )
-    data: str = _option("", "Folder of the datasets, or hub. Default: FEDSIEVE_DATA.", "run", "sweep", "flower")
+    measure: str = _option("", "Further columns of the rows, by commas: masks, pruned; of one run kernels.", *ALL)
+    data: str = _option("", "Folder of the datasets, or hub. Default: FEDSIEVE_DATA.", *ALL)
     out: str = _option(
         "",
         "The directory of the run, on the server's machine, or of the sweep. Default: runs/RECIPE-NUMBER, "
         "sweeps/RECIPES-NUMBER; of an app DIR/run.",
-        *("run", "sweep", "flower"),
+        *ALL,
     )
     own_data: bool = _option(False, "Every SuperNode names data of its own, which the server does not see.", "flower")
     resume: bool = _option(False, "Go on after the last checkpoint.", "run", "flower")
-    accept_changes: bool = _option(
-        False,
-        "Go on though the recipe's file, or what it imports, has changed.",
-        *("run", "sweep", "flower"),
-    )
-    until: int = _option(0, "Stop after this round (0: the last), to go on later.", "run", "sweep", "flower")
+    accept_changes: bool = _option(False, "Go on though the recipe's file, or what it imports, has changed.", *ALL)
+    until: int = _option(0, "Stop after this round (0: the last), to go on later.", *ALL)
     min_clients: int = _option(0, "Over Flower: answers that a round needs (0: half of its clients).", "run", "flower")
     round_timeout: float = _option(
         3600.0, "Over Flower: seconds after which a client is lost to its round.", "run", "flower"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fedsieve.data.storage import write, write_json
@@ -24,7 +24,7 @@ from fedsieve.runs.sweep.grid import Cell, Grid, recipe_label
 from fedsieve.runs.units import format_ratio
 
 MEASURES = ("recipe", "work", "density")
-"""Columns of the table whose titles could be a setting's short name."""
+"""Columns of the table whose titles could be a setting's short name: its own column is titled by the whole one."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,10 @@ def as_json(row: CellResult) -> dict[str, Any]:
 def columns(rows: list[CellResult]) -> dict[str, list[str]]:
     """Return the table's columns, by their titles; those that say nothing of any row are left out."""
     table = {"recipe": [recipe_label(row.cell.recipe) for row in rows]}
-    names = {name: row.cell for row in reversed(rows) for name in reversed(row.cell.swept)}
-    for name in reversed(names):
-        table[_title(name, names[name])] = [row.cell.swept.get(name, "-") for row in rows]
+    cells = {name: row.cell for row in reversed(rows) for name in reversed(row.cell.swept)}
+    for name in reversed(cells):
+        whole = next((n for n in cells[name].settings if n.split(".")[-1] == name), name)
+        table[whole if name in MEASURES else name] = [row.cell.swept.get(name, "-") for row in rows]
     table["accuracy, %"] = [_mean(row.mean, row.std) for row in rows]
     table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
     if not all(row.whole for row in rows):
@@ -142,7 +143,7 @@ def columns(rows: list[CellResult]) -> dict[str, list[str]]:
     table["work"] = [_number(row.work, ".1%") for row in rows]
     table["density"] = [_number(row.density, ".1%") for row in rows]
     if any(row.paper for row in rows):
-        table["paper, %"] = [_paper(row.paper) for row in rows]
+        table["paper, %"] = [_paper(row.paper) if row.paper else "-" for row in rows]
         table["difference"] = [_number(row.difference, "+.2f") for row in rows]
     return table
 
@@ -160,11 +161,6 @@ def _mean(mean: float | None, std: float | None) -> str:
     return "-" if mean is None else f"{mean:.2f} ± {_number(std, '.2f')}"
 
 
-def _title(name: str, cell: Cell) -> str:
-    """Return the title of a setting's column: its whole name where a measure is called the same."""
-    return next(n for n in cell.settings if n.split(".")[-1] == name) if name in MEASURES else name
-
-
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
@@ -174,16 +170,14 @@ def _rounds(row: CellResult) -> str:
     return f"{few if few == many else f'{few}-{many}'}/{row.cell.run.rounds}"
 
 
-def _paper(paper: Published | None) -> str:
-    if paper is None:
-        return "-"
+def _paper(paper: Published) -> str:
     return _mean(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
 
 
 def _note(rows: list[CellResult]) -> str:
     """Return what the table's words mean, where that is not plain."""
-    lines = [_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False)]
-    lines = [line for line in lines if line]
+    fixed = (_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False))
+    lines = [line for line in fixed if line]
     if any(row.paper and row.paper.variant for row in rows):
         lines.append("variant: the paper ran another implementation of the method than this one.")
     if any(row.paper for row in rows) and not all(row.whole for row in rows):
@@ -201,11 +195,9 @@ def _fixed(who: str, rows: list[CellResult], *, everywhere: bool) -> str:
 
 
 def _wide(rows: list[CellResult]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table_columns = columns(rows)
-    for title in table_columns:
-        table.add_column(title, no_wrap=True)
-    for line in zip(*table_columns.values(), strict=True):
+    cells = columns(rows)
+    table = Table(*(Column(title, no_wrap=True) for title in cells), box=None, pad_edge=False, header_style="bold")
+    for line in zip(*cells.values(), strict=True):
         table.add_row(*line)
     return table
 
@@ -217,10 +209,11 @@ def _narrow(rows: list[CellResult]) -> Text:
         values = {title.removesuffix(", %"): cells[i] for title, cells in table_columns.items()}
         text.append(f"{row.cell.label}\n", style="bold")
         text.append(f"  accuracy {values['accuracy']} % ({values['each seed']})")
-        text.append(
-            f", paper {values['paper']}, difference {values['difference']}\n  " if "paper" in values else "\n  "
-        )
-        text.append(f"{values['rounds run']} rounds, " if "rounds run" in values else "")
+        if "paper" in values:
+            text.append(f", paper {values['paper']}, difference {values['difference']}")
+        text.append("\n  ")
+        if "rounds run" in values:
+            text.append(f"{values['rounds run']} rounds, ")
         text.append(f"{values['MB up']} MB up, {values['than dense']} than dense, ")
         text.append(f"work {values['work']}, density {values['density']}\n")
     text.right_crop(1)
