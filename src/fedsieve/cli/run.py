@@ -18,6 +18,7 @@ from fedsieve.runs.progress import show_run
 from fedsieve.runs.provenance import usable_cores
 from fedsieve.runs.record import MANIFEST, read_manifest
 from fedsieve.runs.recorder import record_run, row_of
+from fedsieve.runs.sweep.grid import recipe_label
 from fedsieve.types import InputError
 
 
@@ -105,7 +106,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
 
 def run_folder(recipe: str, resume: bool) -> Path:
     """Return runs/RECIPE-N: a new one, made here so that nobody else takes it, or with ``resume`` the last."""
-    name = Path(recipe).name.replace(".py:", ".")
+    name = recipe_label(recipe)
     paths = {p.name[len(name) + 1 :]: p for p in Path("runs").glob(f"{glob.escape(name)}-*")}
     folders = {int(number): p for number, p in paths.items() if number.isdecimal()}
     started = [number for number, p in folders.items() if (p / "run.json").exists()]

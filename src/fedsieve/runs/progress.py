@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.filesize import decimal
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,16 +50,11 @@ def progress_bar(unit: str, console: Console) -> Progress:
 def _live(rows: Iterator[Row], first: int, last: int, console: Console) -> None:
     printed, bar = set[str](), progress_bar("round", console)
     task, accuracy = bar.add_task("", total=last, completed=first), None
-    grid = Table.grid()
-    with Live(grid, console=console, refresh_per_second=4) as live:
-        live.update(bar)
+    with Live(bar, console=console, refresh_per_second=4) as live:
         for row in rows:
             accuracy = row["accuracy"] if row["accuracy"] is not None else accuracy
             bar.update(task, completed=row["round"])
-            grid = Table.grid()
-            grid.add_row(bar)
-            grid.add_row(format_round(row, accuracy))
-            live.update(grid)
+            live.update(Group(bar, format_round(row, accuracy)))
             _print_remarks(row, console, printed)
 
 
