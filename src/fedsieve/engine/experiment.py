@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -54,9 +55,8 @@ class Task:
         if isinstance(self.model, str) and self.model not in MODELS:
             raise InputError(f"unknown model {self.model!r}; the models are {', '.join(MODELS)}")
         if not isinstance(self.model, str) and not callable(self.model):
-            raise InputError(
-                f"task.model must be a name, a module, or a function that gives one: {type_name(self.model)}"
-            )
+            kind = type_name(self.model)
+            raise InputError(f"task.model must be a name, a module, or a function that gives one: {kind}")
         if not isinstance(self.dataset, str | Dataset) and not callable(self.dataset):
             raise InputError(f"task.dataset {NO_DATASET.format(type_name(self.dataset))}")
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
@@ -74,16 +74,17 @@ class Task:
             raise InputError(f"task.test_limit must be 0 (all) or more, got {self.test_limit}")
         if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
             raise InputError(f"task.tiers must be positive shares that add up to 1, got {shares}")
-        if len(set(self.edges())) < len(shares) or self.edges()[0] == 0:
+        edges = self.edges(self.clients)
+        if len(set(edges)) < len(shares) or edges[0] == 0:
             raise InputError(f"task.tiers {shares} leave a tier without a client among {self.clients}")
 
     def tier(self, client: int) -> int:
         """Return the device class of a client: a group that never changes."""
-        return next(i for i, edge in enumerate(self.edges()) if client < edge)
+        return next(i for i, edge in enumerate(self.edges(self.clients)) if client < edge)
 
-    def edges(self) -> list[int]:
-        """Return the first client after each tier."""
-        return [round(sum(self.tiers[: i + 1]) * self.clients) for i in range(len(self.tiers))]
+    def edges(self, clients: int) -> list[int]:
+        """Return where each tier ends among so many clients: the first client after it."""
+        return [round(sum(self.tiers[: i + 1]) * clients) for i in range(len(self.tiers))]
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,12 @@ class Run:
 
     def _first_class(self) -> int:
         """Return how many clients may warm up: all, or the first device class where the method serves several."""
-        return self.task.edges()[0] if self.method.tiers else self.task.clients
+        return self.task.edges(self.task.clients)[0] if self.method.tiers else self.task.clients
 
     def _per_tier(self) -> list[int]:
         """Return how many clients of each tier take part in a round."""
-        ends = [round(self.per_round * sum(self.task.tiers[: i + 1])) for i in range(len(self.task.tiers))]
-        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        edges = self.task.edges(self.per_round)
+        return [end - start for start, end in pairwise([0, *edges])]
 
     @property
     def target_density(self) -> float | None:
@@ -218,7 +219,8 @@ class Run:
             order = torch.randperm(self._first_class(), generator=rng(self.seed, "sample", 0))
             return sorted(order[: self.method.warm_up].tolist())
         clients, first = list[int](), 0
-        for tier, (edge, count) in enumerate(zip(self.task.edges(), self._per_tier(), strict=True), start=1):
+        edges = self.task.edges(self.task.clients)
+        for tier, (edge, count) in enumerate(zip(edges, self._per_tier(), strict=True), start=1):
             order = torch.randperm(edge - first, generator=rng(self.seed, "sample", t, tier))
             clients += [first + i for i in order[:count].tolist()]
             first = edge

@@ -22,7 +22,7 @@ from fedsieve.client.training import crop_flip
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, hold_out
-from fedsieve.engine.experiment import NO_DATASET, Run
+from fedsieve.engine.experiment import Run
 from fedsieve.server.admission import Admission
 from fedsieve.server.robust import Loose, Off
 from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
@@ -70,7 +70,7 @@ class Federation:
             self.examples,
             frozen_names(self.model()),
             private=run.private,
-            saved="masks" in self.measure,
+            saved_tensors="masks" in self.measure,
             columns=columns,
         )
 
@@ -189,7 +189,7 @@ def digest_of(shards: Iterable[Tensor]) -> str:
 
 def resolve_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """Return a copy, on the CPU, of a user's model or of what its function gives. Raises InputError."""
-    model: object = own if isinstance(own, nn.Module) else _call("model", own)
+    model: object = own if isinstance(own, nn.Module) else call("model", own)
     if not isinstance(model, nn.Module):
         raise InputError(f"task.model must give a torch.nn.Module, its function gives {type_name(model)}")
     _check_plain(model)
@@ -199,15 +199,7 @@ def resolve_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         raise InputError(f"the model cannot be copied ({first_line(error)})") from error
 
 
-def resolve_dataset(own: Dataset | Callable[[], Dataset]) -> Dataset:
-    """Return a user's dataset, itself or what its function gives. Raises InputError."""
-    dataset: object = own if isinstance(own, Dataset) else _call("dataset", own)
-    if not isinstance(dataset, Dataset):
-        raise InputError(f"task.dataset {NO_DATASET.format(type_name(dataset))}")
-    return dataset
-
-
-def _call(what: str, function: Callable[[], object]) -> object:
+def call(what: str, function: Callable[[], object]) -> object:
     """Return the result of a user's function. Raises InputError if it needs arguments."""
     try:
         inspect.signature(function).bind()

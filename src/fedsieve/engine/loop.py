@@ -81,7 +81,7 @@ def rounds(
                 memory.update(snapshot.memory)
             if (t := t + 1) > last:
                 return
-            began, computed, metrics = time.perf_counter(), time.process_time(), RoundMetrics()
+            began, cpu_began, metrics = time.perf_counter(), time.process_time(), RoundMetrics()
             left_out = {one.client for one in snapshots.rollbacks.of(t)}
             clients = [client for client in run.sample(t) if client not in left_out]
             tiers = {client: run.task.tier(client) for client in clients}
@@ -93,7 +93,7 @@ def rounds(
                     admit = partial(admission.admit, t, state, tiers)
                     state = aggregate(run, t, state, metrics.collect(replies, broadcast.decode_reply, admit), metrics)
                     model = method.deploy(state)
-                seconds, computed = time.perf_counter() - began, time.process_time() - computed
+                seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
                 check_finite(run, t, state, load_(plain, model), test)
             except DivergenceError as error:
                 if not (snapshot := snapshots.back(t, metrics.lengths)):
@@ -125,7 +125,7 @@ def rounds(
                 steps=metrics.steps,
                 ms_per_step=1000 * metrics.seconds / metrics.steps if metrics.steps else None,
                 seconds=seconds,
-                cpu_seconds=computed,
+                cpu_seconds=cpu_seconds,
                 refused=tuple(sorted(metrics.refused, key=lambda refusal: refusal.client)),
                 warnings=tuple(metrics.warnings),
                 memory=dict(memory),

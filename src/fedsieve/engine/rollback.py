@@ -111,19 +111,16 @@ class Snapshots:
         """
         if self.rollbacks.count == LIMIT:
             return None
-        after, failed = Snapshot(t, None, {}, (), lengths), t
+        after = Snapshot(t, None, {}, (), lengths)
         while self._readers and (base := self._readers[-1]()).t == after.t - 1:
             if outliers := find_outliers(after.lengths or {}):
-                self.rollbacks = self._without(after.t, outliers, failed)
+                why = "it changed the model {:.3g} times as much as the others, and round {} came to nothing finite"
+                more = (Exclusion(after.t, client, why.format(ratio, t)) for client, ratio in outliers.items())
+                self.rollbacks = Rollbacks(self.rollbacks.count + 1, (*self.rollbacks.left_out, *more))
                 return base
             after = base
             self._readers.pop()
         return None
-
-    def _without(self, t: int, outliers: Mapping[int, float], failed: int) -> Rollbacks:
-        why = "it changed the model {:.3g} times as much as the others, and round {} came to nothing finite"
-        more = (Exclusion(t, client, why.format(ratio, failed)) for client, ratio in outliers.items())
-        return Rollbacks(self.rollbacks.count + 1, (*self.rollbacks.left_out, *more))
 
 
 def find_outliers(lengths: Mapping[int, Norms]) -> dict[int, float]:

@@ -20,8 +20,8 @@ from fedsieve.client.training import load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import partition
-from fedsieve.engine.experiment import Run, Task
-from fedsieve.engine.federation import Federation, first_line, resolve_dataset
+from fedsieve.engine.experiment import NO_DATASET, Run, Task
+from fedsieve.engine.federation import Federation, call, first_line
 from fedsieve.engine.measures import check_measures
 from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import sparse_layers
@@ -42,7 +42,12 @@ def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] 
 def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
     """Return a task's dataset, from the folder ``data`` if it is one that is read. Raises InputError."""
     root = root_from(data) if isinstance(data, str) else data
-    return load_dataset(task.dataset, root) if isinstance(task.dataset, str) else resolve_dataset(task.dataset)
+    if isinstance(task.dataset, str):
+        return load_dataset(task.dataset, root)
+    dataset: object = task.dataset if isinstance(task.dataset, Dataset) else call("dataset", task.dataset)
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"task.dataset {NO_DATASET.format(type_name(dataset))}")
+    return dataset
 
 
 def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
@@ -82,13 +87,8 @@ def check_labels(dataset: Dataset) -> None:
 def check_model(federation: Federation) -> None:
     """Raise InputError unless the model takes the dataset's examples, tells its classes apart, and can be trained."""
     dataset, model, named = federation.dataset, federation.model(), federation.run.task.model
-    what = (
-        named
-        if isinstance(named, str)
-        else type_name(named)
-        if isinstance(named, nn.Module)
-        else getattr(named, "__name__", "of yours")
-    )
+    kind = type(named) if isinstance(named, nn.Module) else named
+    what = named if isinstance(named, str) else getattr(kind, "__name__", "of yours")
     fits = f"model {what} does not fit {dataset.name}"
     if odd := [n for n, v in model.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())]:
         raise InputError(
@@ -118,18 +118,19 @@ def check_model(federation: Federation) -> None:
         _check_step(model, x, fits)
 
 
-def _logits(model: nn.Module, x: Tensor, given: str) -> object:
+def _logits(model: nn.Module, x: Tensor, where: str) -> object:
     """Return what a model makes of examples. Raises InputError if it fails."""
     try:
         return model.eval()(x)
     except Exception as error:
-        raise InputError(f"{given} of shape {list(x.shape[1:])} it fails ({first_line(error)})") from error
+        raise InputError(f"{where} of shape {list(x.shape[1:])} it fails ({first_line(error)})") from error
 
 
 def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
     """Raise InputError unless a training step can be taken, and changes nothing that is not sent."""
-    sent = {name for name, value in model.state_dict().items() if value.is_floating_point()}
-    before = {n: v.clone() for n, v in model.named_buffers() if n not in sent and not n.endswith("num_batches_tracked")}
+    floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    buffers = {n: v for n, v in model.named_buffers() if n not in floats and not n.endswith("num_batches_tracked")}
+    before = {name: value.clone() for name, value in buffers.items()}
     trained = [w for w in model.parameters() if w.requires_grad]
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -163,12 +164,12 @@ def check_prepared(federation: Federation, prepared: nn.Module) -> None:
         past = set[str]()
         for mode in (train_, nn.Module.eval):
             try:
-                wanted = _drawn(mode(plain), x)
+                expected = _drawn(mode(plain), x)
             except (RuntimeError, ValueError):
                 continue  # one example too few for BatchNorm: the plain model's own affair
             with _Uses(prepared) as uses:
-                found = _drawn(mode(prepared), x)
-            if not torch.allclose(found, wanted, 1e-3, 1e-4 * float(wanted.abs().max()), equal_nan=True):
+                logits = _drawn(mode(prepared), x)
+            if not torch.allclose(logits, expected, 1e-3, 1e-4 * float(expected.abs().max()), equal_nan=True):
                 past |= uses.past
     if past:
         method, others = federation.run.method, [name for name in layers if name not in past]
@@ -214,12 +215,12 @@ class _Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as without the mode."""
-        found = func(*args, **(kwargs or {}))
-        for given in (*args, *(kwargs or {}).values()):
-            name, layer = self.weights.get(id(given), ("", None))
-            if layer is not None and layer not in self.inside and isinstance(found, Tensor | tuple):
+        result = func(*args, **(kwargs or {}))
+        for argument in (*args, *(kwargs or {}).values()):
+            name, layer = self.weights.get(id(argument), ("", None))
+            if layer is not None and layer not in self.inside and isinstance(result, Tensor | tuple):
                 self.past.add(name)
-        return found
+        return result
 
     def __exit__(self, *error: Any) -> None:
         """Take the hooks off the model."""

@@ -74,22 +74,21 @@ class Admission:
         frozen: Collection[str] = (),
         *,
         private: bool = False,
-        saved: bool = False,
+        saved_tensors: bool = False,
         columns: Collection[str] = (),
-        norms: Iterable[Norms] = (),
     ):
         """Set the rules.
 
         ``expected`` returns what clients send, of the state, the round and the device class; ``examples`` how many a
         client registered; ``frozen`` are the parameters that nobody sends.
 
-        A ``private`` method accounts for the plain sum, so that no norm is looked at. ``saved`` allows the metrics of
-        saved tensors; no metric may have the name of one of ``columns``.
+        A ``private`` method accounts for the plain sum, so that no norm is looked at. ``saved_tensors`` allows
+        their metrics; no metric may have the name of one of ``columns``.
         """
         self.expected, self.examples, self.frozen = expected, examples, frozenset(frozen)
         self.bound: Bound = Off() if private else bound
-        self.private, self.extra, self.columns = private, SAVED if saved else (), columns
-        self.norms = [*norms]
+        self.private, self.extra, self.columns = private, SAVED if saved_tensors else (), columns
+        self.norms = list[Norms]()
 
     def admit(
         self, t: int, state: Any, tiers: Mapping[int, int], messages: Iterable[tuple[int, Decode]], refuse: Refuse
