@@ -43,11 +43,6 @@ DISPLAY_NAMES = {
 }
 
 
-def no_settings(run: RunRecord) -> Collection[str]:
-    """Return no setting: all count."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Configuration:
     """Runs that differ in nothing but their seed, in its order; each carries the label and the place of the look."""
@@ -75,7 +70,7 @@ def group_configurations(runs: Runs) -> list[Configuration]:
     ]
 
 
-def group_by_seed(runs: Iterable[RunRecord], without: Without = no_settings) -> list[Runs]:
+def group_by_seed(runs: Iterable[RunRecord], without: Without = lambda run: ()) -> list[Runs]:
     """Return the runs that differ in nothing but the seed and the settings ``without``, group by group.
 
     The engine does not change what is computed; where one run is there by two engines, each has a group of its own.
@@ -107,7 +102,7 @@ def deduplicate(runs: Iterable[RunRecord], suits: Callable[[RunRecord], bool] = 
     return list(best.values())
 
 
-def distinguishing_settings(runs: Sequence[RunRecord], without: Without = no_settings) -> list[str]:
+def distinguishing_settings(runs: Sequence[RunRecord], without: Without = lambda run: ()) -> list[str]:
     """Return what tells each run from the others: the method where it differs, then as few settings as will do."""
     rows = [{name: value for name, value in _fields(run).items() if name not in without(run)} for run in runs]
     names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
@@ -169,11 +164,11 @@ def _seed(run: RunRecord) -> tuple[bool, float, str]:
 
 
 def _rank(run: RunRecord) -> tuple[bool, int, int, float]:
-    measured: Any = run.manifest.get("measure")
-    started = 0.0
+    measures: Any = run.manifest.get("measure")
+    start = 0.0
     with suppress(ValueError, OverflowError):
-        started = datetime.fromisoformat(str(run.manifest.get("started"))).timestamp()
-    return run.whole, run.last_round, len(measured) if isinstance(measured, list) else 0, started
+        start = datetime.fromisoformat(str(run.manifest.get("started"))).timestamp()
+    return run.whole, run.last_round, len(measures) if isinstance(measures, list) else 0, start
 
 
 def _first_few(texts: list[str], most: int, between: str = ", ") -> str:

@@ -72,5 +72,5 @@ def gather_columns(counts: NDArray[np.float64]) -> tuple[NDArray[np.float64], st
         return counts, "client"
     main, share = counts.argmax(1), counts.max(1) / np.maximum(counts.sum(1), 1)
     ordered, each = counts[np.lexsort((-share, main))], math.ceil(len(counts) / 400)
-    binned = np.stack([ordered[i : i + each].mean(0) for i in range(0, len(counts), each)])
-    return binned, "clients by main class" + (f", {each} to a column" if each > 1 else "")
+    columns = np.stack([ordered[i : i + each].mean(0) for i in range(0, len(counts), each)])
+    return columns, "clients by main class" + (f", {each} to a column" if each > 1 else "")

@@ -19,7 +19,6 @@ from fedsieve.report.configurations import (
     Without,
     distinguishing_settings,
     group_by_seed,
-    no_settings,
     number_duplicates,
 )
 from fedsieve.report.plots import ACCURACY, ROUND, Axis, Line, LinePlot, Plot
@@ -83,12 +82,12 @@ def as_share(value: Any) -> float | None:
     return share if share is not None and 0 <= share <= 1 else None
 
 
-def labelled_series(runs: Iterable[RunRecord], base: Name, without: Without = no_settings) -> dict[str, Runs]:
+def labelled_series(runs: Iterable[RunRecord], base: Name, without: Without = lambda run: ()) -> dict[str, Runs]:
     """Return groups by seed by their labels: ``base``, and what tells apart those of which it says the same."""
     return label_groups(group_by_seed(runs, without), base, without)
 
 
-def label_groups(groups: list[Runs], base: Name, without: Without = no_settings) -> dict[str, Runs]:
+def label_groups(groups: list[Runs], base: Name, without: Without = lambda run: ()) -> dict[str, Runs]:
     """Return the groups by labels, no two the same.
 
     A group that is one configuration of a page is called as it is all over the page. Of others, what ``base`` says of
@@ -160,9 +159,9 @@ def _tells_target(run: RunRecord, name: str) -> bool:
     return any(math.isclose(v, target, rel_tol=1e-9) for v in (value, 1 - value))
 
 
-def percent_by_round(run: RunRecord, measured: str) -> Points:
+def percent_by_round(run: RunRecord, measure: str) -> Points:
     """Return a share, in percent, by round; what cannot be one is left out."""
-    return {t: (t, 100 * y) for t, y in zip(*run.series(measured), strict=True) if as_share(y) is not None}
+    return {t: (t, 100 * y) for t, y in zip(*run.series(measure), strict=True) if as_share(y) is not None}
 
 
 def accuracy_by_bytes(run: RunRecord) -> Points:
@@ -181,10 +180,10 @@ def mean_line(every: Iterable[Points], place: int) -> Line:
 
     A seed that has measured nothing yet is left out.
     """
-    begun = [points for points in every if points]
-    rounds = sorted(set(begun[0]).intersection(*begun)) if begun else []
-    middle = [tuple(statistics.fmean(points[t][i] for points in begun) for t in rounds) for i in (0, 1)]
-    spread = [statistics.stdev(points[t][1] for points in begun) if len(begun) > 1 else 0.0 for t in rounds]
+    seeds = [points for points in every if points]
+    rounds = sorted(set(seeds[0]).intersection(*seeds)) if seeds else []
+    middle = [tuple(statistics.fmean(points[t][i] for points in seeds) for t in rounds) for i in (0, 1)]
+    spread = [statistics.stdev(points[t][1] for points in seeds) if len(seeds) > 1 else 0.0 for t in rounds]
     return Line(middle[0], middle[1], place, spread=tuple(spread))
 
 

@@ -36,16 +36,16 @@ def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[dict[str, 
     Raises InputError as the run itself does, or if Flower ends without a word.
     """
     with _home(Path(config.out)) as home:
-        ended = home / "ended.json"
+        outcome = home / "ended.json"
         rows = read_rows(Path(config.out))
         write_app(home / "app", config)
         ray = os.environ.get("RAY_ADDRESS") or "local"  # without it, any cluster that happens to run on this machine
         federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
         if not os.environ.get("RAY_ADDRESS"):  # whose cluster has its own number of workers
             federation += f" init-args-num-cpus={workers}"
-        with superlink(home, {ENDED: str(ended), "RAY_ADDRESS": ray}) as link:
+        with superlink(home, {ENDED: str(outcome), "RAY_ADDRESS": ray}) as link:
             answer = link.flwr("run", str(home / "app"), "--federation-config", federation)
-            yield from _followed(Path(config.out), link, answer["run-id"], ended, rows[-1]["round"] if rows else -1)
+            yield from _followed(Path(config.out), link, answer["run-id"], outcome, rows[-1]["round"] if rows else -1)
 
 
 @contextmanager
@@ -60,11 +60,11 @@ def _home(out: Path) -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> Iterator[dict[str, Any]]:
+def _followed(out: Path, link: SuperLink, run: str, outcome: Path, last: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the rounds after ``last`` until the run has ended."""
     last_question, silent = time.monotonic(), 0
     while True:
-        over = ended.exists()
+        over = outcome.exists()
         for row in read_rows(out):
             if row["round"] > last:
                 last = row["round"]
@@ -76,10 +76,10 @@ def _followed(out: Path, link: SuperLink, run: str, ended: Path, last: int) -> I
         if time.monotonic() - last_question > ASK:
             status = _status(link, run)
             last_question, silent = time.monotonic(), silent + 1 if status is None else 0
-            if not ended.exists():
+            if not outcome.exists():
                 _check(status, silent, f"{last_line(link.log)} (see {out / LOG}); --resume goes on")
         time.sleep(LOOK)
-    if error := (read_json(ended) or {}).get("error"):
+    if error := (read_json(outcome) or {}).get("error"):
         raise InputError(error)
 
 

@@ -75,10 +75,10 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
     env = {**os.environ, **QUIET, **unproxied(os.environ), **environment, "FLWR_HOME": str(home)}
     env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-    guarded = [*GUARD, REMOVE, str(home), *command, *options]
+    command = [*GUARD, REMOVE, str(home), *command, *options]
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
-            guarded, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
         )
     link = SuperLink(home, env, process)
     try:

@@ -54,8 +54,8 @@ def get_config(content: RecordDict) -> dict[str, int | str]:
 
 def error_line(error: Error) -> str:
     """Return why there is no answer, in one line: the last that a traceback has, or what a simulation wraps."""
-    wrapped = re.fullmatch(r"<class '[\w.]*?(\w+)'>:<'(.*)'>", error.reason or "", re.S)
-    text = f"{wrapped[1]}: {wrapped[2]}" if wrapped and "\n" not in wrapped[2].strip() else error.reason or ""
+    match = re.fullmatch(r"<class '[\w.]*?(\w+)'>:<'(.*)'>", error.reason or "", re.S)
+    text = f"{match[1]}: {match[2]}" if match and "\n" not in match[2].strip() else error.reason or ""
     lines = [line.strip() for line in text.splitlines() if line.strip(" '>\"\t")]
     return lines[-1] if lines else f"Flower's error {error.code}"
 
@@ -247,8 +247,8 @@ class _Attempt:
         todo = deque(self.nodes)
         while todo or self.pending:
             while todo and not (at_once and len(self.pending) >= at_once):
-                if lost := self._send(client := todo.popleft()):
-                    yield client, lost
+                if failure := self._send(client := todo.popleft()):
+                    yield client, failure
             over = time.monotonic() > self.deadline  # what came until then is pulled yet
             replies = [*self.grid.pull_messages([*self.pending])] if self.pending else []
             for reply in replies:

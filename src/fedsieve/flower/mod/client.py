@@ -177,18 +177,18 @@ class SparseMod:
             arrays = {name: unpack_record(record, NOTHING) for name, record in records.items()}
             bases = {name: Base.of(own) for name, own in arrays.items()}
             SparseMod._last = data, Broadcast(bases), {name: to_record(own) for name, own in arrays.items()}
-        _, broadcast, unpacked = SparseMod._last
+        _, broadcast, contents = SparseMod._last
         plain = copy.copy(message)
-        plain.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(unpacked[n].items())))
+        plain.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(contents[n].items())))
         return broadcast, plain
 
     def _check_order(self, message: Message) -> None:
         """Raise InputError where another mod and this one would spoil each other."""
         if reader := _outside():
             raise InputError(f"{reader} stands before it and would compute with packed arrays: put SparseMod first")
-        clipped = any(CLIPPING in r for r in message.content.values() if isinstance(r, ConfigRecord))
+        clips = any(CLIPPING in r for r in message.content.values() if isinstance(r, ConfigRecord))
         longer = self.compression.of == "weights" or self.compression.feedback or self.compression.values != "f32"
-        if clipped and longer:
+        if clips and longer:
             raise InputError(
                 "the strategy clips on the clients, and of='weights', feedback and rounded values come after the clip "
                 "and may make an update longer than it: use top of the update alone, or clip on the server"

@@ -157,11 +157,11 @@ def _r_mask(runs: Runs) -> float | None:
 
 def _plots_by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Name) -> tuple[LinePlot, ...]:
     """Return panels of a measure over rounds, the denser lines first; the same label looks the same in all panels."""
-    grouped = [labelled_series(runs, base) for _, runs, _, _ in parts]
-    every = {label: group for groups in reversed(grouped) for label, group in groups.items()}
+    series = [labelled_series(runs, base) for _, runs, _, _ in parts]
+    every = {label: group for groups in reversed(series) for label, group in groups.items()}
     places = assign_looks(dict(sorted(every.items(), key=lambda item: -(density_of(item[1]) or 0))))
     panels = []
-    for (title, _, name, axis), groups in zip(parts, grouped, strict=True):
+    for (title, _, name, axis), groups in zip(parts, series, strict=True):
         lines = {
             label: mean_line([percent_by_round(run, name) for run in groups[label]], place)
             for label, place in places.items()
