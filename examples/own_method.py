@@ -13,8 +13,9 @@ from fedsieve import Device, Expected, Method, Run, ServerState, Sparse, Update
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.recipes.catalogue import PRESETS
 from fedsieve.server.aggregate import added, mean, tensors
-from fedsieve.types import RoundContext, Tree, check_interval
+from fedsieve.types import RoundContext, Tree
 from fedsieve.types.contract import expect_changes
+from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
-from fedsieve.types import InputError, Method, RoundContext, check_interval, rng
+from fedsieve.types import InputError, Method, RoundContext, rng
+from fedsieve.types.errors import check_interval
 
 LATER = {"later": True}
 """Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""

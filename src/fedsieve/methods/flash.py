@@ -39,8 +39,9 @@ from fedsieve.sparse.masks import (
     scatter_values,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update, check_interval
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights
+from fedsieve.types.errors import check_interval
 
 
 class _TwoStages(Method[MaskedState]):

@@ -32,20 +32,9 @@ from fedsieve.sparse.masks import (
     unpack_bits,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import (
-    Device,
-    InputError,
-    Mask,
-    Method,
-    Params,
-    RoundContext,
-    ServerState,
-    Sparse,
-    Tree,
-    Update,
-    check_interval,
-)
+from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
+from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True, kw_only=True)

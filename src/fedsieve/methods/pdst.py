@@ -17,8 +17,9 @@ from fedsieve.client.training import load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting, step_on_mask
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import Device, Method, RoundContext, Tree, Update, check_interval
+from fedsieve.types import Device, Method, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
+from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True)

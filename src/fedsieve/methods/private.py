@@ -27,20 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.server.aggregate import mean
-from fedsieve.types import (
-    Device,
-    Expected,
-    InputError,
-    Method,
-    Params,
-    RoundContext,
-    ServerState,
-    Tree,
-    Update,
-    check_interval,
-)
+from fedsieve.types import Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Whole, is_statistic
-from fedsieve.types.errors import install
+from fedsieve.types.errors import check_interval, install
 from fedsieve.types.method import expected_of
 
 EPSILON, REHEARSED = "epsilon", "epsilon_rehearsed"

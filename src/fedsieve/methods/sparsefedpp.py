@@ -23,18 +23,9 @@ from fedsieve.server.aggregate import mean, tensors
 from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
 from fedsieve.sparse.masks import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.sparse.policy import select_weights
-from fedsieve.types import (
-    Device,
-    Expected,
-    Method,
-    Params,
-    RoundContext,
-    ServerState,
-    Tree,
-    Update,
-    check_interval,
-)
+from fedsieve.types import Device, Expected, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import expect_weights
+from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from fedsieve.server.aggregate import dense_bytes, mean, tensors
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.masks import keep_topk
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update, check_interval
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
+from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,9 @@ from fedsieve.server.aggregate import Average, ServerOptimizer, added, dense_byt
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.masks import keep_topk, top, topk_count
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import (
-    Device,
-    InputError,
-    Method,
-    Params,
-    RoundContext,
-    ServerState,
-    Sparse,
-    Tree,
-    Update,
-    check_interval,
-)
+from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_changes, expect_weights
+from fedsieve.types.errors import check_interval
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
 

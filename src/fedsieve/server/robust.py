@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.types import Expected, InputError, Method, RoundContext, Update, check_interval
+from fedsieve.types import Expected, InputError, Method, RoundContext, Update
 from fedsieve.types.contract import Norms
+from fedsieve.types.errors import check_interval
 from fedsieve.types.method import expected_of
 
 FEW = 3

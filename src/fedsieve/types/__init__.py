@@ -6,7 +6,7 @@ crosses an arrow is one of these types.
 
 from fedsieve.types.contract import Expected
 from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
-from fedsieve.types.errors import InputError, check_interval
+from fedsieve.types.errors import InputError
 from fedsieve.types.method import (
     Augment,
     Device,
@@ -36,7 +36,6 @@ __all__ = [
     "Steps",
     "Tree",
     "Update",
-    "check_interval",
     "clone_shared",
     "flatten",
     "normalize_inputs",

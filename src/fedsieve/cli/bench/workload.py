@@ -21,7 +21,8 @@ from fedsieve.client.training import params_of
 from fedsieve.sparse.layers import swat_
 from fedsieve.sparse.masks import layer_counts, random_masks
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
-from fedsieve.types import InputError, Mask, check_interval
+from fedsieve.types import InputError, Mask
+from fedsieve.types.errors import check_interval
 
 Step: TypeAlias = Callable[[], object]
 LR, MOMENTUM = 1e-3, 0.9

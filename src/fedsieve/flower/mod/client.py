@@ -34,7 +34,8 @@ from fedsieve.flower.mod.records import (
 )
 from fedsieve.flower.private import ErrorCode
 from fedsieve.sparse.masks import top
-from fedsieve.types import InputError, Sparse, check_interval
+from fedsieve.types import InputError, Sparse
+from fedsieve.types.errors import check_interval
 from fedsieve.wire import WireError, finite, rounded
 
 Criterion: TypeAlias = Literal["update", "weights"]
