@@ -54,7 +54,8 @@ class Cost:
         self.restart()
         self.other_ops = OtherOps()
         for layer in weight_layers(model).values():
-            layer.register_forward_hook(partial(self._count, fan_in(layer), _is_trained(layer)), with_kwargs=True)
+            trained = any(w.requires_grad for name, w in layer.named_parameters() if name != "bias")  # or what makes it
+            layer.register_forward_hook(partial(self._count, fan_in(layer), trained), with_kwargs=True)
         if examples is not None:
             self.other_ops = count_other_ops(train_(model), examples, lambda: self.dense)
             self.restart()
@@ -160,11 +161,6 @@ def fan_in(layer: WeightLayer) -> int:
     if isinstance(layer, nn.Linear):
         return layer.in_features
     return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-
-
-def _is_trained(layer: nn.Module) -> bool:
-    """Tell whether a layer's weight needs a gradient, also one that is computed from other parameters."""
-    return any(w.requires_grad for name, w in layer.named_parameters() if name != "bias")
 
 
 def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:

@@ -25,9 +25,6 @@ from fedsieve.types import InputError
 Twin: TypeAlias = Callable[..., nn.Module]
 """What makes the sparse layer in place of a plain one."""
 
-CALLS = ("__call__", "forward", "_conv_forward")
-"""What computes in a layer of PyTorch's."""
-
 
 class PeriodicTopK:
     """Keep the top share of a tensor: exactly every ``period`` calls, by the last threshold in between."""
@@ -213,7 +210,8 @@ def _replace_(model: nn.Module, name: str, conv2d: Twin, linear: Twin, *options:
 def _own(layer: nn.Conv2d | nn.Linear) -> str:
     """Return what a layer has beside that of PyTorch: a forward, hooks, parameters or other parts; "" if nothing."""
     base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    if any(name in vars(layer) or getattr(type(layer), name, None) is not getattr(base, name, None) for name in CALLS):
+    calls = ("__call__", "forward", "_conv_forward")  # what computes in a layer of PyTorch's
+    if any(name in vars(layer) or getattr(type(layer), name, None) is not getattr(base, name, None) for name in calls):
         return "its own forward"
     parts = (*layer.named_parameters(), *layer.named_buffers(), *layer.named_children())
     more = [name for name, _ in parts if name not in ("weight", "bias")]

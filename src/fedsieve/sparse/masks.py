@@ -43,12 +43,6 @@ def top(x: Tensor, q: float) -> Tensor:
     return _largest(_magnitudes(x), topk_count(q, x.numel())).view(x.shape)
 
 
-def top_within(x: Tensor, mask: Tensor, k: int) -> Tensor:
-    """Return the support of the ``k`` largest magnitudes among the positions of a boolean ``mask``."""
-    keys = _magnitudes(x).masked_fill(~mask.reshape(-1), -1)
-    return _largest(keys, k).view(x.shape)
-
-
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
     """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
     keys = torch.cat([_magnitudes(params[name]) for name in names])
@@ -124,7 +118,8 @@ def prune_regrow(
     for name, own in mask.items():
         nnz = int(own.sum())
         n = max(min(topk_count(p, nnz), nnz - 1), 0)
-        support[name], total = top_within(weights[name], own, nnz - n), total + n
+        keys = _magnitudes(weights[name]).masked_fill(~own.reshape(-1), -1)
+        support[name], total = _largest(keys, nnz - n).view(own.shape), total + n
     left = apply_mask({name: weights[name] for name in mask}, support)
     room = {name: int((~own).sum()) for name, own in support.items()}
     shares = {name: _share(left[name], share) for name in mask}

@@ -104,7 +104,12 @@ class Expected:
 
     def scale_changes(self, tree: Tree, factors: tuple[float, float]) -> dict[str, Any]:
         """Return the tree with what it changes multiplied by a factor for each of its norms; every tensor is whole."""
-        return {name: _scaled(self.tree[name], v, factors[is_statistic(name)]) for name, v in tree.items()}
+        result = dict[str, Any](tree)
+        for name, value in tree.items():
+            entry, factor = self.tree[name], factors[is_statistic(name)]
+            if isinstance(entry, Whole) and entry.counts and isinstance(value, Tensor) and factor < 1:
+                result[name] = (value.double() - entry.base).mul_(factor).add_(entry.base).to(value.dtype)
+        return result
 
 
 def is_statistic(name: str) -> bool:
@@ -204,10 +209,3 @@ def _change(entry: Entry, value: object) -> Tensor:
         return value.values - entry.base.reshape(-1)[value.index]
     assert isinstance(value, Tensor)
     return value - entry.base
-
-
-def _scaled(entry: Entry, value: object, factor: float) -> object:
-    if not isinstance(entry, Whole) or not entry.counts or not isinstance(value, Tensor) or factor >= 1:
-        return value
-    change = value.double() - entry.base
-    return change.mul_(factor).add_(entry.base).to(value.dtype)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedsieve.wire.known import Array, Known, WireError
 from fedsieve.wire.layout import LARGEST, SMALLEST, Budget
+from fedsieve.wire.values import magnitudes
 
 ALL, MASK, GAPS, CHANGES, RANKED = range(5)
 """How positions travel: every one; a known mask's; gaps; flips against the base's support; flips by its magnitudes."""
@@ -22,8 +23,6 @@ SORTING = 28
 """Bytes that are set aside for every element of a block that is sorted."""
 LARGE, SAMPLED, APART = 1 << 17, 1 << 15, 61
 """What a large tensor is; and of those with more elements than SAMPLED every 61st is looked at, a prime: all taps."""
-
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
 def gaps_of(index: Array) -> Array:
@@ -138,7 +137,7 @@ class Ranking:
 
     def likely(self, at: int) -> Array:
         """Tell which elements of a block are likely."""
-        result: Array = self.words[at * self.block : (at + 1) * self.block] & _MAGNITUDE >= np.uint32(self.least)
+        result: Array = magnitudes(self.words[at * self.block : (at + 1) * self.block]) >= np.uint32(self.least)
         return result
 
     def first(self, count: int) -> Array:
@@ -253,7 +252,7 @@ def _sorted(order: Ranking, top: np.uint32, budget: Budget | None) -> Ranking:
     words = order.words
     near, counts = np.empty(order.many, np.uint16), np.empty((len(order.before) - 1, ABOVE + BELOW + 1), np.uint32)
     for at, (start, end) in enumerate(pairwise(order.before)):
-        sizes = words[at * order.block : (at + 1) * order.block] & _MAGNITUDE
+        sizes = magnitudes(words[at * order.block : (at + 1) * order.block])
         elements = np.flatnonzero(sizes >= np.uint32(order.least))
         classes = (top - np.minimum(sizes[elements] >> np.uint32(STEP), top)).astype(np.uint8)
         near[start:end] = elements[np.argsort(classes, kind="stable")]
@@ -271,7 +270,7 @@ def _starts(counts: Array) -> Array:
 def _counted(words: Array, least: int) -> Ranking:
     """Return the order of one class: magnitudes of ``least`` bits or more, then the rest."""
     block = min(max(len(words) // 16, SMALLEST), LARGEST)
-    blocks = (words[first : first + block] & _MAGNITUDE for first in range(0, len(words), block))
+    blocks = (magnitudes(words[first : first + block]) for first in range(0, len(words), block))
     many = [np.count_nonzero(sizes >= np.uint32(least)) for sizes in blocks]
     return Ranking(words, least, block, np.cumsum([0, *many]))
 
@@ -279,6 +278,6 @@ def _counted(words: Array, least: int) -> Ranking:
 def edge_of(words: Array, count: int) -> int:
     """Return about which step the ``count`` largest magnitudes reach down to."""
     apart = APART if len(words) > SAMPLED else 1
-    some = words[::apart] & _MAGNITUDE
+    some = magnitudes(words[::apart])
     some.sort()
     return int(some[max(0, len(some) - 1 - count // apart)]) >> STEP if len(some) else 0
