@@ -248,9 +248,9 @@ def _by_value(values: list[Values], every: list[Configuration]) -> list[tuple[st
     return [(_summary(own) or "", of) for own, of in zip(ordered, owners, strict=True)]
 
 
-def _summary(values: Sequence[str], most: int = 3) -> str | None:
+def _summary(values: Sequence[str]) -> str | None:
     """Return the values, or how many they are and the first and last of them; None without one."""
-    if len(values) <= most:
+    if len(values) <= 3:
         return "; ".join(values) if values else None
     ordered = sorted(values, key=lambda value: (numeric(value) is None, numeric(value) or 0, value))
     return f"{len(values)} values from {ordered[0]} to {ordered[-1]}"

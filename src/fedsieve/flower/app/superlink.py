@@ -67,7 +67,7 @@ class SuperLink:
 
 
 @contextmanager
-def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iterator[SuperLink]:
+def superlink(home: Path, environment: Mapping[str, str]) -> Iterator[SuperLink]:
     """Start a SuperLink on a free port of loopback, simulating; end it, and all it started, with the block."""
     port = free_port()
     config = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
@@ -75,7 +75,7 @@ def superlink(home: Path, environment: Mapping[str, str], *options: str) -> Iter
     env = {**os.environ, **QUIET, **unproxied(os.environ), **environment, "FLWR_HOME": str(home)}
     env["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{env.get('PATH', '')}"
     command = [script("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-    command = [*GUARD, REMOVE, str(home), *command, *options]
+    command = [*GUARD, REMOVE, str(home), *command]
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
