@@ -1,19 +1,39 @@
-"""What every source returns: arrays with fixed names become a ``Dataset``."""
+"""A dataset: what it holds, and how what a user has downloaded becomes one.
+
+A download is found and checked file by file, or there is one line that says which file and what to do. The same
+datasets come from the Hugging Face hub with ``--data hub`` (needs the package ``datasets`` and the internet).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsieve.data.storage import Arrays
+from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays, read_file
 from fedsieve.types import Data, InputError
+from fedsieve.types.errors import package
+
+FOLDERS = ("mnist", "cifar10", "femnist", "speech_commands")
+"""What lies directly in the data folder."""
+UNPACKED = ("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "SpeechCommands")
+"""What other tools put there, or into those folders."""
+CHECK = "check its permissions"
+
+HUB = Path("hub")
+"""What ``--data hub`` becomes."""
+NOT_ON_HUB = "{} cannot be read from the hub: download the public archive and name the folder above it by --data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +111,158 @@ def assemble(name: str, arrays: Arrays, classes: tuple[str, ...], mean: float = 
     group = torch.from_numpy(arrays["group"].astype(np.int64)) if "group" in arrays else None
     groups = tuple(map(str, arrays["groups"])) if "groups" in arrays else ()
     return Dataset(name, data("train"), data("test"), classes, group, groups)
+
+
+class Source(ABC):
+    """One downloaded dataset, which may lie in several folders, in one of several forms, or on the hub."""
+
+    name: str
+    classes: tuple[str, ...]
+    instructions: str
+    """How to get it, in one line."""
+    folders: tuple[str, ...] = ()
+    """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
+    hub: tuple[str, str, str] | None = None
+    """Its repository on the hub, and there the column of its images and their mode; None: it is not read from there."""
+    mean: float = 0.0
+    std: float = 1.0
+
+    @abstractmethod
+    def form(self, folder: Path) -> str | None:
+        """Return which form of the dataset ``folder`` holds, None if it holds none; reads no file."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> Arrays:
+        """Return the arrays that ``folder`` holds. Raises InputError for a missing or damaged file.
+
+        They are ``train_x``, ``train_y``, ``test_x``, ``test_y``; where examples have owners ``group`` and ``groups``.
+        """
+
+    def read_hub(self, splits: Any) -> Arrays:
+        """Return the arrays of the splits that the package ``datasets`` loads from the hub."""
+        (x, y), (test_x, test_y) = (self.hub_columns(splits[part], "label") for part in ("train", "test"))
+        return {"train_x": x, "train_y": y, "test_x": test_x, "test_y": test_y}
+
+    def hub_columns(self, split: Any, *names: str) -> list[NDArray[Any]]:
+        """Return images uint8 [n, channels, height, width] and further columns, in one pass, which decodes once."""
+        assert self.hub
+        _, image, mode = self.hub
+        rows = ((np.asarray(row[image].convert(mode)), *(row[name] for name in names)) for row in split)
+        images, *rest = zip(*rows, strict=True)
+        x = np.stack(images)
+        x = x[:, None] if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return [x, *map(np.array, rest)]
+
+    def dataset(self, arrays: Arrays) -> Dataset:
+        """Return the dataset of ``arrays``, all channels normalised by ``mean`` and ``std``, or the arrays' own."""
+        mean, std = map(float, arrays.get("scale", (self.mean, self.std)))
+        return assemble(self.name, arrays, self.classes, mean, std)
+
+    def load(self, root: Path | None) -> Dataset:
+        """Return the dataset from a data folder or the hub. Raises InputError in one line that says what to do."""
+        if root is None:
+            raise InputError(
+                f"{self.name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {self.instructions}"
+            )
+        if root == HUB:
+            if not self.hub:
+                raise InputError(NOT_ON_HUB.format(self.name))
+            repository = self.hub[0]
+            return self.dataset(cached_arrays(f"{self.name}/hub", lambda: self.read_hub(_download(repository))))
+        return self.dataset(self.read(self._folder(root)))
+
+    def status(self, root: Path | None) -> str:
+        """Return in one line where the dataset is and in which form, or how to get it; reads nothing."""
+        if root == HUB:
+            return f"huggingface.co/datasets/{self.hub[0]}" if self.hub else NOT_ON_HUB.format(self.name)
+        form = self.form(folder := self._folder(root)) if root else None
+        return f"{folder}: {form}" if form else f"not found: {self.instructions}"
+
+    def _folder(self, root: Path) -> Path:
+        """Return the folder that holds the dataset: ``root/name``, or the first of the others that does."""
+        own = root / self.name
+        others = [place / inner for place in (own, root) for inner in self.folders]
+        return next((folder for folder in (own, *others) if self.form(folder)), own)
+
+
+def missing(path: Path, how: str) -> InputError:
+    """Return the error for a file that is not there; ``how`` says how to get it."""
+    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {_place(path).name}/)")
+
+
+def damaged(path: Path, why: str, how: str) -> InputError:
+    """Return the error for a file that is not what it should be."""
+    return InputError(f"{path} is damaged ({' '.join(why.split())}): delete it and {how}")
+
+
+def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
+    """Return the contents of a file after checking them.
+
+    They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
+    ``sha256sum`` writes it) states in the data folder, where there is one: in any folder that may be it, as it holds
+    one of a known name above the file. Raises InputError.
+    """
+    contents = read_file(path, CHECK)
+    if contents is None:
+        raise missing(path, how)
+    if sums and md5(contents) not in sums:
+        raise damaged(path, "its md5 is not the published one", how)
+    known = (*FOLDERS, *UNPACKED)
+    for root in [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]:
+        stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
+        if stated and hashlib.sha256(contents).hexdigest() != stated:
+            raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
+    return contents
+
+
+def read_npz(path: Path, how: str, *names: str) -> Arrays:
+    """Return arrays of an ``.npz`` file, after checking it. Raises InputError."""
+    contents = BytesIO(read_download(path, how))
+    try:
+        with np.load(contents, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except UNREADABLE as error:
+        raise damaged(path, str(error), how) from None
+
+
+def md5(contents: bytes) -> str:
+    """Return the checksum that data sets are published with."""
+    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return a hash of the files' names, sizes and times: what the cache goes by to notice a change."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        state = path.stat()
+        digest.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _place(path: Path) -> Path:
+    """Return the data set's folder that holds a file: the nearest above it with a known name, else the one it is in."""
+    named = [folder for known in (FOLDERS, UNPACKED) for folder in path.parents if folder.name in known]
+    return next(iter(named), path.parent)
+
+
+@lru_cache
+def _sums(path: Path) -> dict[str, str]:
+    """Return the sha256 of every file that ``SHA256SUMS`` names, by its path in the data folder."""
+    if not path.is_file():
+        return {}
+    text = (read_file(path, CHECK) or b"").decode(errors="replace")
+    return dict(_sum(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _sum(line: str, where: str) -> tuple[str, str]:
+    """Return the file's path and its sum, as a line of ``sha256sum`` states them."""
+    if not (parts := re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)*(\S.*?)\s*", line)):
+        raise InputError(f"{where} is not a sha256 and a file's name, as sha256sum writes them: correct or remove it")
+    return parts[2], parts[1].lower()
+
+
+def _download(repository: str) -> Any:
+    try:
+        return package("datasets", "hub").load_dataset(repository)
+    except OSError as error:
+        raise InputError(f"{repository} cannot be read from the hub ({error}): check the connection") from None

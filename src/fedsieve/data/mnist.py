@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.source import Source, missing, read_download
+from fedsieve.data.dataset import Source, missing, read_download
 from fedsieve.data.storage import Arrays
 
 HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"

@@ -34,9 +34,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.source import Source, damaged, digest_of_files, missing, package, read_download
+from fedsieve.data.dataset import Source, damaged, digest_of_files, missing, read_download
 from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.types import InputError
+from fedsieve.types.errors import package
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
 HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"

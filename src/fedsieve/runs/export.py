@@ -18,10 +18,10 @@ from rich.filesize import decimal
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from fedsieve.data.source import package
 from fedsieve.data.storage import check_output, write_output
 from fedsieve.runs.model import TrainedModel, encode_model
 from fedsieve.types import InputError, clone_shared
+from fedsieve.types.errors import package
 
 
 def check_export_path(out: Path) -> None:

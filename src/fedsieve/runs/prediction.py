@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from fedsieve.data.source import package
 from fedsieve.data.speech_commands import RATE, mfcc
 from fedsieve.data.storage import UNREADABLE
 from fedsieve.kernels import Predictor, loaded_isa
 from fedsieve.runs.model import ModelMetadata, TrainedModel, load_test_set
 from fedsieve.types import InputError
+from fedsieve.types.errors import package
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 ARRAYS = (".npy", ".npz")

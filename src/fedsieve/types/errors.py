@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import traceback
+from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -26,6 +28,14 @@ def check_interval(name: str, value: float, interval: str) -> None:
 def install(extra: str) -> str:
     """Return the command that brings what an optional part of FedSieve needs."""
     return f"pip install '.[{extra}]' in FedSieve's checkout"
+
+
+def package(name: str, extra: str) -> Any:
+    """Import an optional package, or say which extra brings it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise InputError(f"the package {name} is not installed: {install(extra)}") from None
 
 
 def of_machine(error: BaseException) -> str | None:
