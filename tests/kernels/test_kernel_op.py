@@ -95,14 +95,14 @@ void leaky(const Leaky& g, int thread, int threads) {
             ("    CopyOp,\n", "    CopyOp,\n    LeakyOp,\n"),
             ("import FallbackLayer, ", "import LeakyLayer, FallbackLayer, "),
             (
-                "            self.arena.step(lambda: CopyOp(ins[0], out, FLATTEN), ins[0], out)\n",
-                "            self.arena.step(lambda: CopyOp(ins[0], out, FLATTEN), ins[0], out)\n"
+                "            self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)\n",
+                "            self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)\n"
                 "        elif isinstance(layer, LeakyLayer):\n"
                 "            self.arena.step(lambda: LeakyOp(ins[0], ins[0], out, layer.slope), ins[0], out)\n",
             ),
             (
-                "            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, UNFLATTEN), g)\n",
-                "            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, UNFLATTEN), g)\n"
+                "            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n",
+                "            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n"
                 "        elif isinstance(layer, LeakyLayer):\n"
                 "            self._recompute(layer.inputs[0])\n"
                 "            x = self.activations[layer.inputs[0]]\n"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
 from fedsieve.kernels import Predictor, unavailable_reason
-from fedsieve.kernels import predictor as module
+from fedsieve.kernels import inference as module
 from fedsieve.kernels.graph import FusedProduct, fuse_batchnorm
 from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError

@@ -99,6 +99,7 @@ class CopyOp(Operation):
     """A copy, a sum in place, or a change between maps and features."""
 
     kind = 5
+    COPY, ADD, FLATTEN, UNFLATTEN = range(4)
     _fields_ = _fields((FeatureMap, "from_ to"), (c_int32, "mode"))
 
 

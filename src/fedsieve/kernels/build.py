@@ -88,8 +88,8 @@ def _build(into: Path, sources: Path, flags: Sequence[str], force: bool) -> str:
         return f"none built ({why})"
     extra = [*openmp(command), *flags]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda isa: _compile([*command, *options(isa), *extra], _library(into, isa), sources), stale)
-        errors = {isa: error for isa, error in zip(stale, found, strict=True) if error}
+        results = pool.map(lambda isa: _compile([*command, *options(isa), *extra], _library(into, isa), sources), stale)
+        errors = {isa: error for isa, error in zip(stale, results, strict=True) if error}
     failed = {error: ", ".join(isa for isa in errors if errors[isa] == error) for error in errors.values()}
     why = "; ".join(f"{names} failed ({error})" for error, names in failed.items())
     _explain(into, why)
@@ -112,16 +112,16 @@ def _compile(command: list[str], library: Path, sources: Path) -> str:
     partial = library.with_suffix(f".{os.getpid()}.tmp")
     files = [str(path) for path in sorted(sources.glob("*.cpp"))]
     try:
-        done = subprocess.run([*command, "-shared", "-o", str(partial), *files], capture_output=True, text=True)
-        if done.returncode == 0:
+        process = subprocess.run([*command, "-shared", "-o", str(partial), *files], capture_output=True, text=True)
+        if process.returncode == 0:
             partial.replace(library)
     finally:
         partial.unlink(missing_ok=True)
-    sys.stderr.write(done.stderr)
-    if done.returncode == 0:
+    sys.stderr.write(process.stderr)
+    if process.returncode == 0:
         return ""
     library.unlink(missing_ok=True)
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
@@ -138,8 +138,9 @@ def run_command_line() -> None:
     parser.add_argument("--force", action="store_true", help="compile even what is newer than its sources")
     parser.add_argument("--into", type=Path, default=NATIVE, metavar="FOLDER", help="where the libraries go")
     parser.add_argument("flags", nargs="*", help="after --: more options for the compiler")
-    given = parser.parse_args()
-    print(build(given.into, flags=given.flags, force=given.force or bool(given.flags)))
+    arguments = parser.parse_args()
+    force = arguments.force or bool(arguments.flags)
+    print(build(arguments.into, flags=arguments.flags, force=force))
 
 
 if __name__ == "__main__":

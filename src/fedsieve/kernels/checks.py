@@ -18,9 +18,9 @@ class Unsupported(Exception):
     """A model that the kernels cannot take at all, and why."""
 
 
-def refuse(what: str, wanted: str, got: object) -> NoReturn:
-    """Raise the InputError that says what was wanted and what there is instead."""
-    raise InputError(f"{what} must be {wanted}, got {describe(got) if isinstance(got, Tensor) else repr(got)}")
+def refuse(what: str, requirement: str, got: object) -> NoReturn:
+    """Raise the InputError that says what is required and what there is instead."""
+    raise InputError(f"{what} must be {requirement}, got {describe(got) if isinstance(got, Tensor) else repr(got)}")
 
 
 def describe(x: Tensor) -> str:
@@ -32,11 +32,11 @@ def describe(x: Tensor) -> str:
 def tensor(what: str, x: object, dtype: torch.dtype, *shape: int | None) -> Tensor:
     """Return a CPU tensor of this type and shape (None: any size), contiguous; raises InputError for anything else."""
     sizes = ", ".join("any" if n is None else str(n) for n in shape)
-    wanted = f"a {str(dtype).removeprefix('torch.')} tensor [{sizes}] on the CPU"
+    requirement = f"a {str(dtype).removeprefix('torch.')} tensor [{sizes}] on the CPU"
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.device.type != "cpu" or x.dtype != dtype:
-        refuse(what, wanted, x)
+        refuse(what, requirement, x)
     if x.dim() != len(shape) or any(n not in (None, m) for n, m in zip(shape, x.shape, strict=True)):
-        refuse(what, wanted, x)
+        refuse(what, requirement, x)
     return x.detach().contiguous()
 
 

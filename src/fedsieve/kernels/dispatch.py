@@ -79,28 +79,25 @@ class Kernels:
 
     def trainer(self, graph: Graph, device: Device, mask: Mask) -> tuple[Trainer, bool]:
         """Return a trainer on a mask, and whether it is new, with the model's weights: else it is as it was left."""
-        wanted = self._wanted(graph, device, mask)
-        if self._last and self._last[0].equals(wanted):
+        purpose = self._purpose(graph, device, mask)
+        if self._last and self._last[0].equals(purpose):
             return self._last[1], False
         self._last = None  # whose memory serves the next
         lr, momentum, decay = device.lr, device.momentum, device.weight_decay
-        trainer = Trainer(self.model, mask, wanted.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph)
-        self._last = wanted, trainer
+        trainer = Trainer(self.model, mask, purpose.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph)
+        self._last = purpose, trainer
         return trainer, True
 
     def fits(self, graph: Graph, device: Device, mask: Mask) -> bool:
         """Tell whether the last trainer is the one that would be returned."""
-        return self._last is not None and self._last[0].equals(self._wanted(graph, device, mask))
+        return self._last is not None and self._last[0].equals(self._purpose(graph, device, mask))
 
-    def _wanted(self, graph: Graph, device: Device, mask: Mask) -> _Purpose:
-        batch = _padded(min(device.batch, len(device.data)))
-        return _Purpose(graph, batch, bool(device.momentum), mask | self._powered())
-
-    def _powered(self) -> Mask:
-        """Return the non-zeros of th, which are absorbing."""
+    def _purpose(self, graph: Graph, device: Device, mask: Mask) -> _Purpose:
         modules = self.model.named_modules()
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
-        return {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
+        absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
+        batch = _padded(min(device.batch, len(device.data)))
+        return _Purpose(graph, batch, bool(device.momentum), mask | absorbing)
 
 
 @dataclass(frozen=True)
@@ -111,11 +108,13 @@ class _Purpose:
     batch: int
     momentum: bool
     mask: Mask
+    """And the non-zeros of th, which are absorbing."""
 
     def equals(self, other: _Purpose) -> bool:
         same = self.graph is other.graph and (self.batch, self.momentum) == (other.batch, other.momentum)
         mine, theirs = self.mask, other.mask
-        return same and mine.keys() == theirs.keys() and all(_equal(own, theirs[name]) for name, own in mine.items())
+        same = same and mine.keys() == theirs.keys()
+        return same and all(own is theirs[name] or torch.equal(own, theirs[name]) for name, own in mine.items())
 
 
 class SparseSteps:
@@ -168,12 +167,10 @@ def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
 
 def _unknown(graph: Graph, mask: Mask) -> str | None:
     """Return the first mask that the kernels would not heed."""
-    plain = [
-        p for p in graph.layers if isinstance(p, ProductLayer) and not isinstance(p.module, SwatConv2d | SwatLinear)
-    ]
-    heeded = {f"{layer.name}.weight" for layer in plain}
+    products = [layer for layer in graph.layers if isinstance(layer, ProductLayer)]
+    weights = {f"{p.name}.weight" for p in products if not isinstance(p.module, SwatConv2d | SwatLinear)}
     fallbacks = tuple(f"{name}." for name in graph.fallbacks)
-    return next((name for name in mask if name not in heeded and not name.startswith(fallbacks)), None)
+    return next((name for name in mask if name not in weights and not name.startswith(fallbacks)), None)
 
 
 def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
@@ -214,7 +211,3 @@ def _density(layer: ProductLayer, mask: Mapping[str, Tensor]) -> float:
     if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
         own = module.weight
     return 1.0 if own is None else int(own.count_nonzero()) / own.numel()
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or torch.equal(a, b)

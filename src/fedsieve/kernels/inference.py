@@ -1,13 +1,17 @@
-"""From a model's layers to a forward pass: maps hold sixteen samples side by side, or one sample alone."""
+"""Inference that computes with the non-zero weights alone.
+
+A forward pass is a program made of a model's layers, whose maps hold sixteen samples side by side, or one sample alone.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsieve.kernels import library
 from fedsieve.kernels.abi import (
     WORDS,
     ConvolutionOp,
@@ -24,20 +28,125 @@ from fedsieve.kernels.abi import (
     WindowOp,
     address,
 )
-from fedsieve.kernels.graph import FusedProduct, Graph, Layer, NormLayer, PoolLayer, Value, Window
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph import FusedProduct, Graph, Layer, NormLayer, PoolLayer, Value, Window, fuse_batchnorm
 from fedsieve.kernels.index import SparseIndex
-from fedsieve.kernels.program import Arena, Buffer
+from fedsieve.kernels.program import Arena, Buffer, run_each
+from fedsieve.kernels.trace import read_graph
+from fedsieve.types import InputError
 
-COPY = Window(1, 1, 0, 0)
-"""The window that changes nothing."""
-FLATTEN = 2
-"""The mode of a CopyOp from maps to features."""
+STORAGES = {"fp32": 16, "bf16": 32}
+"""How many samples lie side by side: a block, see ``native/abi.h``."""
+ALONE = 12
+"""As many samples are faster one by one than side by side in a block."""
+SHARED = 8e6
+"""As many multiply-adds of a pass are worth more than one thread."""
 SMALL = 16
 """Positions of a map whose every tap is laid out on its own, where a sample is alone: whole cache lines to read."""
+COPY = Window(1, 1, 0, 0)
+"""The window that changes nothing."""
 
 
-class ForwardPass(ABC):
-    """A forward pass of up to ``samples`` samples: ``x``, ``logits``, and the program that computes these of those."""
+class Predictor:
+    """Computes a model's logits in eval mode: a weight that is zero costs nothing. The model is copied, as it is now.
+
+    ``batch`` samples at most run at once; ``storage="bf16"`` keeps the maps of more than sixteen in bfloat16. A model
+    that the kernels do not know runs as it is, and ``reason`` says why, from the first call on.
+    """
+
+    def __init__(self, model: nn.Module, batch: int, storage: str = "fp32"):
+        if batch < 1:
+            raise InputError(f"batch must be at least 1, got {batch}")
+        if storage not in STORAGES:
+            raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
+        self.model, self.batch, self.block = copy.deepcopy(model).eval(), batch, STORAGES[storage]
+        self.reason: str | None = library.unavailable_reason()
+        self._shape: tuple[int, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits [n, classes] of samples [n, ...], of any number. Raises InputError if they do not fit."""
+        if x.dim() < 2 or x.dtype != torch.float32 or x.device.type != "cpu":
+            kind = f"{list(x.shape)} of {x.dtype} on {x.device}"
+            raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
+        with torch.inference_mode(False), torch.no_grad():
+            if x.shape[1:] != self._shape:
+                self._prepare(tuple(x.shape[1:]))
+            if self.reason is not None:
+                starts = range(0, max(1, len(x)), self.batch)
+                return torch.cat([self.model(x[i : i + self.batch]) for i in starts])
+            return self._logits(x)
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        try:
+            self.model(torch.zeros(1, *shape))
+        except RuntimeError as error:
+            raise InputError(
+                f"the model takes no samples of shape {list(shape)}: {str(error).splitlines()[0]}"
+            ) from None
+        self.reason, self._shape, self._passes = library.unavailable_reason(), shape, dict[int, list[ForwardPass]]()
+        if self.reason is not None:
+            return
+        try:
+            self._graph = fuse_batchnorm(read_graph(self.model, shape, training=False))
+            if self._graph.fallbacks:
+                raise Unsupported(f"the kernels do not know {', '.join(self._graph.fallbacks)}")
+            self._team(1, 1)
+        except Unsupported as error:
+            self.reason = str(error)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        out = torch.empty(len(x), self._graph.output.channels)
+        for start in range(0, len(x), self.batch):
+            end = min(start + self.batch, len(x))
+            first, sizes = start, _sizes(end - start, self.block)
+            while sizes:
+                group = _group(sizes, library.get_num_threads())
+                next_ = min(first + sum(group), end)
+                self._run(x[first:next_], out[first:next_], group)
+                first, sizes = next_, sizes[len(group) :]
+        return out
+
+    def _run(self, x: Tensor, out: Tensor, group: list[int]) -> None:
+        """Compute the logits of samples by passes of one size, a thread each; a large one alone has all threads."""
+        passes = self._team(group[0], len(group))
+        for one, samples in zip(passes, torch.split(x, group[0]), strict=True):
+            one.x[: len(samples)] = samples
+        if len(passes) == 1 and passes[0].multiply_adds >= SHARED:
+            passes[0].program.run()
+        else:
+            run_each([one.program for one in passes])
+        for one, logits in zip(passes, torch.split(out, group[0]), strict=True):
+            logits.copy_(one.logits[: len(logits)])
+
+    def _team(self, size: int, count: int) -> list[ForwardPass]:
+        """Return as many forward passes of one size."""
+        team = self._passes.setdefault(size, [])
+        while len(team) < count:
+            packed = size == STORAGES["bf16"]
+            team.append(SinglePass(self._graph, 1) if size == 1 else ForwardPass(self._graph, size, packed))
+        return team[:count]
+
+
+def _sizes(samples: int, block: int) -> list[int]:
+    """Return how many samples each forward pass is for. It does not depend on the threads, so that no bit does."""
+    sizes: list[int] = []
+    while samples > 0:
+        sizes.append(1 if samples <= ALONE else 16 if samples <= 16 else block)
+        samples -= sizes[-1]
+    return sizes
+
+
+def _group(sizes: list[int], threads: int) -> list[int]:
+    """Return the first passes, of one size, that run at once: one, by all threads, where that uses more of them."""
+    group = [size for size in sizes[:threads] if size == sizes[0]]
+    return group if 2 * len(group) > threads else group[:1]
+
+
+class ForwardPass:
+    """A forward pass of up to ``samples`` samples: ``x``, ``logits``, and the program that computes these of those.
+
+    Sixteen samples lie side by side, or thirty-two if ``packed``: the lanes are samples.
+    """
 
     def __init__(self, graph: Graph, samples: int, packed: bool = False):
         value, output = graph.input, graph.output
@@ -65,30 +174,6 @@ class ForwardPass(ABC):
         else:
             self.arena.step(lambda: self.flatten(layer.inputs[0], ins[0], out), *ins, out)
 
-    @abstractmethod
-    def buffer(self, value: Value) -> Buffer:
-        """Return a new buffer for a value."""
-
-    @abstractmethod
-    def product(self, layer: FusedProduct, ins: list[Buffer], out: Buffer) -> None:
-        """Add a product to the arena."""
-
-    @abstractmethod
-    def pool(self, layer: PoolLayer, x: Buffer, out: Buffer) -> Operation:
-        """Return a pool."""
-
-    @abstractmethod
-    def flatten(self, value: Value, x: Buffer, out: Buffer) -> Operation:
-        """Return the change of a value from maps to features."""
-
-    @abstractmethod
-    def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
-        """Return the copy of samples, as PyTorch has them, into a buffer; or, if ``out`` is 1, out of it."""
-
-
-class BlockPass(ForwardPass):
-    """Sixteen samples side by side, or thirty-two if ``packed``: the lanes are samples."""
-
     def buffer(self, value: Value) -> Buffer:
         """Return a new buffer, with the halo that the value's readers need."""
         halo = max((u.padding for u in self.graph.users(value) if isinstance(u, FusedProduct)), default=0)
@@ -113,7 +198,7 @@ class BlockPass(ForwardPass):
 
     def flatten(self, value: Value, x: Buffer, out: Buffer) -> Operation:
         """Return the change from maps to features."""
-        return CopyOp(x, out, FLATTEN)
+        return CopyOp(x, out, CopyOp.FLATTEN)
 
     def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
         """Return the copy of samples into a buffer, or out of it."""
@@ -131,7 +216,13 @@ class SinglePass(ForwardPass):
         """Add a product: a convolution's input is unfolded first, for each tap to lie at one distance."""
         if layer.output.flat:
             index = _index(layer, ("single",), 1, lambda index: index.fill_taps(layer.values, layer.positions, 1, [0]))
-            self.arena.step(lambda: _linear(layer, index, ins, out), *ins, out)
+            vectors = address(index.row), address(index.offset), index.value, address(layer.bias)
+
+            def linear() -> LinearOp:
+                places = [x.data for x in ins]
+                return LinearOp(places[0], out.data, *vectors, *places[1:], rows=index.outer, relu=int(layer.relu))
+
+            self.arena.step(linear, *ins, out)
             return
         k, s, height, width = layer.kernel, layer.stride, layer.output.height, layer.output.width
         every = height * width <= SMALL
@@ -140,14 +231,21 @@ class SinglePass(ForwardPass):
         taps = [((j * lines + line) * rows + down) * width for line, down in at_ for j in range(k)]
         wide = _line(1, k * lines * rows * width + WORDS)  # a last vector may reach beyond
         wide = ins[0] if (k, s, layer.padding) == (1, 1, 0) else wide
-        index = _index(
-            layer,
-            ("single", wide.channel, *taps),
-            1,
-            lambda i: i.fill_taps(layer.values, layer.positions, wide.channel, taps),
-        )
+        key = "single", wide.channel, *taps
+        index = _index(layer, key, 1, lambda i: i.fill_taps(layer.values, layer.positions, wide.channel, taps))
+
+        def convolution() -> ConvolutionOp:
+            gather, x = _gather(layer, index, ins, out), layer.inputs[0]
+            gather.in_.width = wide.width
+            mask = None if wide is ins[0] else _inside(layer, lines, rows, width)
+            places = ins[0].data, address(mask), ins[0].channel, wide.channel
+            sizes = x.channels, x.height, x.width, lines, rows, width
+            op = ConvolutionOp(Unfold(*places, *sizes, k, s, layer.padding), gather)
+            op.mask = mask  # kept alive
+            return op
+
         self.arena.slack = max(self.arena.slack, (layer.padding + 1) * (layer.inputs[0].width + 1) + 4 * WORDS)
-        self.arena.step(lambda: _convolution(layer, (lines, rows, width), wide, index, ins, out), *ins, out)
+        self.arena.step(convolution, *ins, out)
 
     def pool(self, layer: PoolLayer, x: Buffer, out: Buffer) -> Operation:
         """Return a pool."""
@@ -185,39 +283,12 @@ def _gather(layer: FusedProduct, index: SparseIndex, ins: list[Buffer], out: Buf
 
 def _norm(layer: NormLayer, ins: list[Buffer], out: Buffer) -> NormOp:
     """Return a BatchNorm by running statistics, a sum, a ReLU, that no product stands before."""
-    op = NormOp(y=ins[0], out=out, relu=int(layer.relu))
-    if len(ins) == 2:
-        op.add = MapPointer(ins[1])
+    op = NormOp(ins[0], out, *map(MapPointer, ins[1:]), relu=int(layer.relu))
     if (norm := layer.module) is not None:
-        op.kept = scratch = torch.empty(2, len(norm.weight))
-        vectors = norm.weight, norm.bias, *layer.running, *scratch
+        op.statistics = torch.empty(2, len(norm.weight))  # kept alive
+        vectors = norm.weight, norm.bias, *layer.running, *op.statistics
         op.gamma, op.beta, op.running_mean, op.running_var, op.mean, op.invstd = map(address, vectors)
         op.eps = norm.eps
-    return op
-
-
-def _linear(layer: FusedProduct, index: SparseIndex, ins: list[Buffer], out: Buffer) -> LinearOp:
-    lists = address(index.row), address(index.offset), index.value
-    op = LinearOp(ins[0].data, out.data, *lists, address(layer.bias), rows=index.outer, relu=int(layer.relu))
-    op.add = ins[1].data if len(ins) == 2 else None
-    return op
-
-
-def _convolution(
-    layer: FusedProduct,
-    sizes: tuple[int, int, int],
-    wide: Buffer,
-    index: SparseIndex,
-    ins: list[Buffer],
-    out: Buffer,
-) -> ConvolutionOp:
-    gather, x = _gather(layer, index, ins, out), layer.inputs[0]
-    gather.in_.width = wide.width
-    mask = None if wide is ins[0] else _inside(layer, *sizes)
-    where = ins[0].data, address(mask), ins[0].channel, wide.channel
-    kernel = layer.kernel, layer.stride, layer.padding
-    op = ConvolutionOp(Unfold(*where, x.channels, x.height, x.width, *sizes, *kernel), gather)
-    op.kept = mask
     return op
 
 

@@ -89,17 +89,17 @@ def get_num_threads() -> int:
 @cache
 def _find_library() -> ctypes.CDLL | str:
     """Return the library, or why there is none."""
-    wanted, here = os.environ.get("FEDSIEVE_ISA"), supported_isas()
-    if wanted and wanted not in (*ISAS, "none"):
-        raise InputError(f"FEDSIEVE_ISA={wanted}: there is {', '.join(ISAS)}, and none for no kernels")
-    if wanted == "none":
+    isa, here = os.environ.get("FEDSIEVE_ISA"), supported_isas()
+    if isa and isa not in (*ISAS, "none"):
+        raise InputError(f"FEDSIEVE_ISA={isa}: there is {', '.join(ISAS)}, and none for no kernels")
+    if isa == "none":
         return "FEDSIEVE_ISA=none switches them off"
     if not here:
         return f"this CPU ({platform.machine()}) is not supported"
-    if wanted and wanted not in here:
-        return f"FEDSIEVE_ISA={wanted}: this CPU lacks it; it has {', '.join(here)}"
+    if isa and isa not in here:
+        return f"FEDSIEVE_ISA={isa}: this CPU lacks it; it has {', '.join(here)}"
     folder = Path(os.environ.get("FEDSIEVE_KERNELS_DIR") or Path(__file__).parent / "native")
-    names = [wanted] if wanted else here
+    names = [isa] if isa else here
     there = [name for name in names if _path(folder, name).is_file()]
     return _opened(_path(folder, there[0]), there[0]) if there else _absent(folder, names)
 
@@ -123,12 +123,12 @@ def _opened(path: Path, name: str) -> ctypes.CDLL | str:
             return f"{path} is cut short; {remedy}"
         library = ctypes.CDLL(str(path))
         library.fs_isa.restype = ctypes.c_char_p
-        abi, made_for = library.fs_abi(), _isa(library)
+        abi, isa = library.fs_abi(), _isa(library)
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); {remedy}"
     if abi != ABI:
         return f"{path} is of another version (its ABI is {abi}, not {ABI}); {remedy}"
-    return library if made_for == name else f"{path} is made for {made_for}; {remedy}"
+    return library if isa == name else f"{path} is made for {isa}; {remedy}"
 
 
 def _isa(library: ctypes.CDLL) -> str:

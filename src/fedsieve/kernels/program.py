@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ from fedsieve.kernels.library import get_num_threads, native
 CACHE_LINE = 64
 """Bytes: maps begin at its multiples."""
 MADV_HUGEPAGE = 14
+
 Step: TypeAlias = Operation | Callable[[], None]
 """An operation of the library's, or a call of Python's in between."""
 
@@ -49,22 +51,14 @@ class Program:
     def calls(self) -> list[Any]:
         """The address and length of each run of native operations, and what Python calls in between."""
         calls: list[Any] = []
-        batch: list[Operation] = []
-
-        def flush() -> None:
-            if batch:
-                array = (Instruction * len(batch))(*[Instruction(op.kind, ctypes.addressof(op)) for op in batch])
-                self.keep.append((array, list(batch)))
-                calls.append((ctypes.addressof(array), len(batch)))
-                batch.clear()
-
-        for step in self.steps:
-            if isinstance(step, Operation):
-                batch.append(step)
+        for are_native, steps in groupby(self.steps, lambda step: isinstance(step, Operation)):
+            ops: list[Any] = [*steps]
+            if are_native:
+                array = (Instruction * len(ops))(*[Instruction(op.kind, ctypes.addressof(op)) for op in ops])
+                self.keep.append((array, ops))
+                calls.append((ctypes.addressof(array), len(ops)))
             else:
-                flush()
-                calls.append(step)
-        flush()
+                calls += ops
         return calls
 
 

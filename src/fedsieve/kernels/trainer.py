@@ -43,7 +43,7 @@ class Trainer:
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.is_bf16(storage)
         self.low_memory, self.fallbacks = low_memory, list[str]()
-        self._ready, self._steps, self._samples, self._done = False, 0, 0, (0.0, 0.0)
+        self._ready, self._steps, self._samples, self._products = False, 0, 0, (0.0, 0.0)
         self._shape: tuple[int, ...] = ()
         if low_memory:
             trim_memory()  # what making the model and its mask left
@@ -58,7 +58,7 @@ class Trainer:
         loss = self.lowered.run(self._steps, x, y)
         self._steps += 1
         real, dense = self.lowered.multiply_adds(len(x))
-        self._done = (self._done[0] + real, self._done[1] + dense)
+        self._products = (self._products[0] + real, self._products[1] + dense)
         self._samples += len(x)
         return loss
 
@@ -66,7 +66,7 @@ class Trainer:
     def multiply_adds(self) -> tuple[float, float]:
         """Those of a full batch's step: at the real densities since ``begin``, and were all dense."""
         batches = self._samples / self.batch
-        return self._done[0] / batches, self._done[1] / batches
+        return self._products[0] / batches, self._products[1] / batches
 
     @property
     def bytes(self) -> int:
@@ -80,7 +80,7 @@ class Trainer:
         if momentum and not self.momentum:
             raise InputError(f"momentum must be 0, as this trainer was made without, got {momentum}")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self._steps, self._samples, self._done = 0, 0, (0.0, 0.0)
+        self._steps, self._samples, self._products = 0, 0, (0.0, 0.0)
         if self._ready:
             self.lowered.set_optimizer(lr, momentum, weight_decay)
             self.weights.read()

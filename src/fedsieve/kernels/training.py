@@ -30,9 +30,6 @@ from fedsieve.kernels.products import MaskedProduct, StepContext, SwatProduct
 from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
 from fedsieve.kernels.weights import MaskedWeights, Weights
 
-COPY, ADD, FLATTEN, UNFLATTEN = range(4)
-"""Modes of a CopyOp."""
-
 
 class TrainingStep(StepContext):
     """The forward and backward passes of a graph, and a step of SGD, as a program."""
@@ -118,7 +115,7 @@ class TrainingStep(StepContext):
         elif isinstance(layer, PoolLayer):
             self.arena.step(lambda: PoolOp(in_=ins[0], out=out, **vars(layer.window)), ins[0], out)
         elif isinstance(layer, FlattenLayer):
-            self.arena.step(lambda: CopyOp(ins[0], out, FLATTEN), ins[0], out)
+            self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)
         elif isinstance(layer, FallbackLayer):
             self.arena.step(lambda: self.fallbacks[layer].forward(ins, out), *ins, out)
 
@@ -130,13 +127,13 @@ class TrainingStep(StepContext):
         elif isinstance(layer, PoolLayer):
             self._pool_backward(layer, g)
         elif isinstance(layer, FlattenLayer):
-            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, UNFLATTEN), g)
+            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)
         elif isinstance(layer, FallbackLayer):
             needed = [value for value in layer.inputs if self.graph.needs_grad[value]]
             fresh = [self.buffer(value) for value in needed]
             self.arena.step(lambda: self.fallbacks[layer].backward(g, fresh), g, *fresh)
             for value, buffer in zip(needed, fresh, strict=True):
-                self._deliver(value, lambda to, b=buffer: CopyOp(b, to, COPY), buffer)  # type: ignore[misc]
+                self._deliver(value, lambda to, b=buffer: CopyOp(b, to, CopyOp.COPY), buffer)  # type: ignore[misc]
 
     def _product_backward(self, layer: ProductLayer, g: Buffer) -> None:
         x, out = layer.inputs[0], self.activations[layer.output]
@@ -169,9 +166,8 @@ class TrainingStep(StepContext):
         self.arena.step(make, *values, g, into)
 
     def _norm(self, layer: NormLayer, ins: list[Buffer], out: Buffer, training: int) -> NormOp:
-        op, module = NormOp(y=ins[0], out=out, training=training, relu=int(layer.relu)), layer.module
-        if len(ins) == 2:
-            op.add = MapPointer(ins[1])
+        op, module = NormOp(ins[0], out, *map(MapPointer, ins[1:]), training=training), layer.module
+        op.relu = int(layer.relu)
         if module is not None:
             stats = self.weights.stats[layer]
             op.mean, op.invstd, op.running_mean, op.running_var = (address(row) for row in stats)
@@ -203,7 +199,7 @@ class TrainingStep(StepContext):
             other = layer.inputs[1]
             if other in self.gradients:
                 to = self.gradients[other]
-                self.arena.step(lambda: CopyOp(g, to, ADD), g, to)
+                self.arena.step(lambda: CopyOp(g, to, CopyOp.ADD), g, to)
             else:
                 self.gradients[other] = g
 
@@ -219,7 +215,7 @@ class TrainingStep(StepContext):
             return
         between = self.buffer(value)
         self.arena.step(lambda: make(between), *used, between)
-        self.arena.step(lambda: CopyOp(between, into, ADD), between, into)
+        self.arena.step(lambda: CopyOp(between, into, CopyOp.ADD), between, into)
 
     def _gradient(self, value: Value) -> tuple[Buffer, bool]:
         """Return the buffer of a value's gradient, and whether something stands in it already."""
