@@ -56,17 +56,7 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "// out = from where in > 0, and else slope * from.\n"
                 "struct Leaky {\n    Map in, from, out;\n    float slope;\n};\n\nstruct Op {\n",
             ),
-            ("LINEAR, KINDS", "LINEAR, LEAKY, KINDS"),
-        ],
-        f"{NATIVE}/abi.cpp": [
-            ("sizeof(Linear)}", "sizeof(Linear), sizeof(Leaky)}"),
-            (
-                "        case LINEAR:",
-                "        case LEAKY: return leaky(*(const Leaky*)op.args, thread, threads);\n        case LINEAR:",
-            ),
-        ],
-        f"{NATIVE}/vec.h": [
-            ("void linear(", "void leaky(const Leaky&, int thread, int threads);\nvoid linear("),
+            ("X(LINEAR, Linear, linear)", "X(LINEAR, Linear, linear) X(LEAKY, Leaky, leaky)"),
         ],
         f"{PACKAGE}/abi.py": [
             (

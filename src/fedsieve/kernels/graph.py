@@ -177,6 +177,11 @@ class Graph:
             needs[layer.output] = trained or any(needs[value] for value in layer.inputs)
         return needs
 
+    def halo(self, value: Value) -> int:
+        """Return the halo that the products which read a value need around it."""
+        products = (layer for layer in self.users(value) if isinstance(layer, ProductLayer | FusedProduct))
+        return max((product.padding for product in products), default=0)
+
     def users(self, value: Value) -> list[Layer]:
         """Return the layers that read a value."""
         return [layer for layer in self.layers if value in layer.inputs]

@@ -176,9 +176,8 @@ class ForwardPass:
 
     def buffer(self, value: Value) -> Buffer:
         """Return a new buffer, with the halo that the value's readers need."""
-        halo = max((u.padding for u in self.graph.users(value) if isinstance(u, FusedProduct)), default=0)
         blocks = -(-self.samples // (32 if self.arena.packed else 16))
-        return Buffer(value.channels, blocks, value.height, value.width, halo)
+        return Buffer(value.channels, blocks, value.height, value.width, self.graph.halo(value))
 
     def product(self, layer: FusedProduct, ins: list[Buffer], out: Buffer) -> None:
         """Add a product: each tap of the kernel is a shift by whole blocks."""

@@ -70,10 +70,10 @@ class TrainingStep(StepContext):
 
     def _lower(self) -> None:
         graph = self.graph
-        first = self.activations[graph.input] = self._activation(graph.input)
+        first = self.activations[graph.input] = self.buffer(graph.input, self.graph.halo(graph.input))
         self.arena.step(lambda: self._pack(first), first)
         for layer in graph.layers:
-            out = self.activations[layer.output] = self._activation(layer.output)
+            out = self.activations[layer.output] = self.buffer(layer.output, self.graph.halo(layer.output))
             self._forward(layer, out)
         logits = self.activations[graph.output]
         g = self.gradients[graph.output] = self.buffer(graph.output, self._gradient_halo(graph.output))
@@ -90,11 +90,6 @@ class TrainingStep(StepContext):
     def _loss(self, logits: Buffer, g: Buffer) -> LossOp:
         self.loss = self.sized_(LossOp(logits=logits, grad=g, loss=address(self.loss_value)))
         return self.loss
-
-    def _activation(self, value: Value) -> Buffer:
-        """Return a new buffer for a value, with the halo that its readers need."""
-        halo = max((u.padding for u in self.graph.users(value) if isinstance(u, ProductLayer)), default=0)
-        return self.buffer(value, halo)
 
     def _gradient_halo(self, value: Value) -> int:
         """Return the halo that a gradient's readers need; a buffer may be handed on from value to value."""
@@ -235,7 +230,7 @@ class TrainingStep(StepContext):
         borrowed = {other for other in maker.inputs[1:] if other not in self._recomputed}
         for other in borrowed:
             self._recompute(other)
-        self.activations[value] = self._activation(value)
+        self.activations[value] = self.buffer(value, self.graph.halo(value))
         self._forward(maker, self.activations[value], again=True)
         self._recomputed = (self._recomputed - borrowed) | {value}
 
@@ -246,7 +241,7 @@ class TrainingStep(StepContext):
         if not self.low_memory or not isinstance(own, MaskedProduct) or value in self._recomputed:
             return
         if own.layer.inputs[0] is model_input:
-            x, out = self.activations[model_input], self._activation(value)
+            x, out = self.activations[model_input], self.buffer(value, self.graph.halo(value))
             self.activations[value], self._recomputed = out, self._recomputed | {value}
             self.arena.step(lambda: own.gather(x, out), x, out)
 

@@ -20,11 +20,9 @@ int fs_abi(void) { return 4; }
 int fs_lanes(void) { return LANES; }
 
 int64_t fs_size(int kind) {
-    static const int64_t sizes[KINDS] = {sizeof(Gather), sizeof(Dot), sizeof(Norm), sizeof(NormBackward),
-                                         sizeof(Pool), sizeof(Copy), sizeof(Pack), sizeof(Loss),
-                                         sizeof(Sgd), sizeof(Top), sizeof(Keep), sizeof(Prune),
-                                         sizeof(Wide), sizeof(Take), sizeof(Convolution), sizeof(Window),
-                                         sizeof(Linear)};
+#define FS_SIZE(kind, type, function) sizeof(type),
+    static const int64_t sizes[KINDS] = {FS_OPERATIONS(FS_SIZE)};
+#undef FS_SIZE
     return kind >= 0 && kind < KINDS ? sizes[kind] : 0;
 }
 
@@ -67,23 +65,10 @@ double* desk(int thread, bool odd) { return own_team->desk.data() + (2 * thread 
 
 static void one(const Op& op, int thread, int threads) {
     switch (op.kind) {
-        case GATHER: return gather(*(const Gather*)op.args, thread, threads);
-        case DOT: return dot(*(const Dot*)op.args, thread, threads);
-        case NORM: return norm(*(const Norm*)op.args, thread, threads);
-        case NORM_BACKWARD: return norm_backward(*(const NormBackward*)op.args, thread, threads);
-        case POOL: return pool(*(const Pool*)op.args, thread, threads);
-        case COPY: return copy(*(const Copy*)op.args, thread, threads);
-        case PACK: return pack(*(const Pack*)op.args, thread, threads);
-        case LOSS: return loss(*(const Loss*)op.args, thread, threads);
-        case SGD: return sgd(*(const Sgd*)op.args, thread, threads);
-        case TOP: return top(*(const Top*)op.args, thread, threads);
-        case KEEP: return keep(*(const Keep*)op.args, thread, threads);
-        case PRUNE: return prune(*(const Prune*)op.args, thread, threads);
-        case WIDE: return wide(*(const Wide*)op.args, thread, threads);
-        case TAKE: return take(*(const Take*)op.args, thread, threads);
-        case CONVOLUTION: return convolution(*(const Convolution*)op.args, thread, threads);
-        case WINDOW: return window(*(const Window*)op.args, thread, threads);
-        case LINEAR: return linear(*(const Linear*)op.args, thread, threads);
+#define FS_CASE(kind, type, function) \
+    case kind: return function(*(const type*)op.args, thread, threads);
+        FS_OPERATIONS(FS_CASE)
+#undef FS_CASE
     }
 }
 

@@ -233,9 +233,19 @@ struct Op {
     void* args;
 };
 
+// Every operation: its kind, its structure, and the function (const structure&, int thread, int threads) that does a
+// thread's share of it.
+#define FS_OPERATIONS(X)                                                                                          \
+    X(GATHER, Gather, gather) X(DOT, Dot, dot) X(NORM, Norm, norm) X(NORM_BACKWARD, NormBackward, norm_backward)  \
+    X(POOL, Pool, pool) X(COPY, Copy, copy) X(PACK, Pack, pack) X(LOSS, Loss, loss) X(SGD, Sgd, sgd)              \
+    X(TOP, Top, top) X(KEEP, Keep, keep) X(PRUNE, Prune, prune) X(WIDE, Wide, wide) X(TAKE, Take, take)           \
+    X(CONVOLUTION, Convolution, convolution) X(WINDOW, Window, window) X(LINEAR, Linear, linear)
+
 enum Kind {
-    GATHER, DOT, NORM, NORM_BACKWARD, POOL, COPY, PACK, LOSS, SGD, TOP, KEEP, PRUNE, WIDE, TAKE,
-    CONVOLUTION, WINDOW, LINEAR, KINDS
+#define FS_KIND(kind, type, function) kind,
+    FS_OPERATIONS(FS_KIND)
+#undef FS_KIND
+    KINDS
 };
 
 const char* fs_isa(void);

@@ -248,20 +248,6 @@ INLINE void each_line(const Map& m, const Share& lines, F&& f) {
 void zero_halo(const Map& m, int64_t channel);  // of one channel
 void zero_halo(const Map& m, int64_t channel, const Share& lines);
 
-void gather(const Gather&, int thread, int threads);
-void dot(const Dot&, int thread, int threads);
-void norm(const Norm&, int thread, int threads);
-void norm_backward(const NormBackward&, int thread, int threads);
-void pool(const Pool&, int thread, int threads);
-void copy(const Copy&, int thread, int threads);
-void pack(const Pack&, int thread, int threads);
-void loss(const Loss&, int thread, int threads);
-void sgd(const Sgd&, int thread, int threads);
-void top(const Top&, int thread, int threads);
-void keep(const Keep&, int thread, int threads);
-void prune(const Prune&, int thread, int threads);
-void wide(const Wide&, int thread, int threads);
-void take(const Take&, int thread, int threads);
-void convolution(const Convolution&, int thread, int threads);
-void window(const Window&, int thread, int threads);
-void linear(const Linear&, int thread, int threads);
+#define FS_DECLARE(kind, type, function) void function(const type&, int thread, int threads);
+FS_OPERATIONS(FS_DECLARE)
+#undef FS_DECLARE
