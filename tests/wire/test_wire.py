@@ -15,7 +15,7 @@ from fedsieve.cli.bench.wire import Message, measure_message
 from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode, rounded
-from fedsieve.wire.layout import OWN
+from fedsieve.wire.plan import OWN
 from fedsieve.wire.streams import BACK_ENDS
 from messages import BASE, W, leaf, same, size, stream, varint
 from messages import message as message_of
@@ -306,15 +306,15 @@ def test_what_is_alike_is_pooled(many: int, monkeypatch: pytest.MonkeyPatch) -> 
         for i in range(40)
         for name, scale in scales.items()
     }
-    known, layout = Known(Manifest.of(tree)), wire.encoder.layout
+    known, plan = Known(Manifest.of(tree)), wire.plan
     message = encode(tree, known)
     assert same(tree, decode(message, known))
-    assert message[4] & layout.BY_KIND
+    assert message[4] & plan.BY_KIND
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "kind_of", lambda *_: "")
+        patch.setattr(plan, "kind_of", lambda *_: "")
         patch.setattr(wire.encoder, "OWN_BY_KIND", OWN)
         together = encode(tree, known)
-    assert not together[4] & layout.BY_KIND
+    assert not together[4] & plan.BY_KIND
     assert same(tree, decode(together, known))
     assert len(message) < 0.95 * len(together)
 

@@ -17,7 +17,7 @@ from claims import SIZES, hostile, of_one_tensor, tried
 from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
-from fedsieve.wire.layout import LEAST
+from fedsieve.wire.known import LEAST
 from fedsieve.wire.streams import BACK_ENDS
 from messages import message, same, varint
 

@@ -8,7 +8,7 @@ from fedsieve.wire.authentication import TAG, Body, Envelope, key_of_run, seal, 
 from fedsieve.wire.decoder import decode
 from fedsieve.wire.encoder import encode
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
-from fedsieve.wire.layout import MAGIC
+from fedsieve.wire.plan import MAGIC
 from fedsieve.wire.values import compensate, finite, rounded
 
 __all__ = [

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsieve.types import Sparse
-from fedsieve.wire import layout
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import BITS, BOOL, DENSE, DTYPES, GAP, HALF, MULTIPLE, OWN, OWN_BY_KIND, PLAIN
-from fedsieve.wire.plan import Decoded, Leaf, Plan
+from fedsieve.wire.plan import BITS, BOOL, DENSE, DTYPES, GAP, NARROW, OWN, OWN_BY_KIND, Decoded, Leaf, Plan, column
 from fedsieve.wire.positions import ALL, GAPS, MASK, RANKED, from_gaps, parts, positions_of, ranking_of, scatter
 from fedsieve.wire.streams import unpack
 from fedsieve.wire.values import (
@@ -129,8 +127,6 @@ class Columns:
 
 NUMPY_TYPES = tuple(map(np.dtype, ("<f4", "<f8", "<i2", "<i2", "<i8", "<i4", "u1", "?")))
 """As what a tensor of each of ``TYPES`` is made: the bits of what numpy does not know, or does not tell apart."""
-NARROW = {HALF, MULTIPLE, PLAIN + TYPES.index(torch.uint8)}
-"""Columns whose numbers have another size than the elements they stand for."""
 UNSIGNED = np.zeros(1, bool)
 
 
@@ -202,7 +198,7 @@ class _Decoder:
 
     def own(self, i: int, leaf: Leaf, positions: Array | None) -> Tensor | Sparse:
         """Return a tensor of streams of its own, or whose numbers are narrower than its elements."""
-        at, dtype = layout.column(leaf.mode, leaf.dtype), NUMPY_TYPES[leaf.dtype]
+        at, dtype = column(leaf.mode, leaf.dtype), NUMPY_TYPES[leaf.dtype]
         size = leaf.numel if leaf.kind == DENSE else leaf.count
         self.budget.draw(size * dtype.itemsize)
         whole = np.empty(size, dtype)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import layout
-from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, padding, varint
+from fedsieve.wire import plan
+from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array, padding
+from fedsieve.wire.plan import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, ranking_of
 from fedsieve.wire.streams import Packing, Stream, back_ends, pack
 from fedsieve.wire.values import (
@@ -63,20 +63,20 @@ class _Writer:
         self.place = known.manifest.place if known.manifest else {}
         self.plan, self.last, self.unfolded, self.many = bytearray(), -1, 0, 0
         self.kind = ""
-        self.columns: list[list[tuple[str, Array, Stream | None]]] = [[] for _ in layout.COLUMNS]
+        self.columns: list[list[tuple[str, Array, Stream | None]]] = [[] for _ in plan.COLUMNS]
         """Of every column the tensors' kinds and numbers, or the stream of those that have one of their own."""
         self.bits: list[Array] = []
 
     def message(self) -> bytes:
         known, flags, head = self.known, 0, b""
         if known.manifest:
-            flags, head = layout.HAS_MANIFEST, known.manifest.digest
+            flags, head = plan.HAS_MANIFEST, known.manifest.digest
         if known.base or known.masks:
-            flags, head = flags | layout.HAS_BASE, head + known.digest
+            flags, head = flags | plan.HAS_BASE, head + known.digest
         together, by_kind = self.streams(False), self.streams(True)
         if sum(map(len, by_kind)) < sum(map(len, together)):
-            flags, together = flags | layout.BY_KIND, by_kind
-        parts = [layout.MAGIC, bytes([flags]), head, b"", bytes(self.plan), *together]
+            flags, together = flags | plan.BY_KIND, by_kind
+        parts = [plan.MAGIC, bytes([flags]), head, b"", bytes(self.plan), *together]
         if self.bits:
             parts.append(np.packbits(np.concatenate(self.bits), bitorder="little").tobytes())
             self.bits.clear()
@@ -99,21 +99,21 @@ class _Writer:
         return streams
 
     def stream(self, at: int, numbers: Array) -> bytes:
-        way, data = pack(numbers, self.back, at >= layout.PLAIN)
+        way, data = pack(numbers, self.back, at >= plan.PLAIN)
         return varint(4 * len(data) + way) + data
 
     def put(self, at: int, numbers: Array, stream: bytes = b"") -> None:
         """Add to a column, the stream if it is packed already."""
-        numbers = numbers.astype(layout.DTYPES[at], copy=False)
+        numbers = numbers.astype(plan.DTYPES[at], copy=False)
         if len(numbers) >= OWN:
             later = (lambda: stream) if stream else self.packing.begin(partial(self.stream, at), numbers)
-            self.columns[at].append((self.kind, np.zeros(0, layout.DTYPES[at]), later))
+            self.columns[at].append((self.kind, np.zeros(0, plan.DTYPES[at]), later))
         elif len(numbers):
             self.columns[at].append((self.kind, numbers, None))
 
     def tree(self, tree: Tree, depth: int) -> None:
-        if depth > layout.DEEPEST:
-            raise WireError(f"trees nest at most {layout.DEEPEST} deep")
+        if depth > plan.DEEPEST:
+            raise WireError(f"trees nest at most {plan.DEEPEST} deep")
         self.plan += varint(len(tree))
         self.many += len(tree)
         for name, value in tree.items():
@@ -130,7 +130,7 @@ class _Writer:
 
     def head(self, kind: int, name: str, dtype: torch.dtype | None = None, shape: tuple[int, ...] = ()) -> None:
         place, text = self.place.get(name, -1), name.encode()
-        if len(text) > layout.LONGEST or len(shape) > layout.DIMENSIONS:
+        if len(text) > plan.LONGEST or len(shape) > plan.DIMENSIONS:
             raise WireError(f"a name of {len(text)} bytes or a tensor of {len(shape)} dimensions cannot be sent")
         alike = False
         if dtype is not None:
@@ -144,7 +144,7 @@ class _Writer:
             self.plan += varint(place + 1) if place >= 0 else varint(0) + varint(len(text)) + text
         if place >= 0:
             self.last = place
-        self.kind = layout.kind_of(self.known, name, shape)
+        self.kind = plan.kind_of(self.known, name, shape)
         if dtype is not None and not alike:
             self.plan += bytes([TYPES.index(dtype), len(shape)]) + b"".join(map(varint, shape))
 
@@ -152,7 +152,7 @@ class _Writer:
         """Add a tensor: every element, or those that are not +0.0 where many are."""
         shape = tuple(value.shape)
         self.head(DENSE, name, value.dtype, shape)
-        self.unfolded += layout.unfolded(value.numel(), value.element_size(), None, False)
+        self.unfolded += plan.unfolded(value.numel(), value.element_size(), None, False)
         flat = array(value)
         if value.dtype != torch.float32:
             self.plan.append(8 * TYPED + ALL)
@@ -195,7 +195,7 @@ class _Writer:
         else:
             how = self.positions(name, index, base)
         ordered = how[0] in (CHANGES, RANKED)
-        self.unfolded += layout.unfolded(numel, value.values.element_size(), len(index), ordered)
+        self.unfolded += plan.unfolded(numel, value.values.element_size(), len(index), ordered)
         flat = array(value.values)
         if value.values.dtype == torch.float32:
             here = None if base is None else base[index]
@@ -258,7 +258,7 @@ class _Writer:
             number, numbers = quantised(words, mode)
             scale = struct.pack("<f", number)
         self.plan += bytes([8 * mode + way]) + fields + scale
-        self.put(layout.column(mode, 0), numbers)
+        self.put(plan.column(mode, 0), numbers)
 
     def near(self, halves: Array, base: Array) -> Array | None:
         """Return bf16 values' distances from the base's, where some of them are smaller so than on their own."""
@@ -269,12 +269,12 @@ class _Writer:
 
     def typed(self, kind: int, flat: Array) -> None:
         """Add the values of another type than float32."""
-        if kind == layout.BOOL:
+        if kind == plan.BOOL:
             self.bits.append(flat.view(bool))
         else:
-            at = layout.PLAIN + kind
-            same = flat.itemsize == layout.DTYPES[at].itemsize
-            self.put(at, flat.view(layout.DTYPES[at]) if same else flat.astype(layout.DTYPES[at]))
+            at = plan.PLAIN + kind
+            same = flat.itemsize == plan.DTYPES[at].itemsize
+            self.put(at, flat.view(plan.DTYPES[at]) if same else flat.astype(plan.DTYPES[at]))
 
 
 def _smallest(words: Array, base: Array | None, back: str) -> int:

@@ -1,9 +1,13 @@
-"""The plan: what a message says it holds, read and checked before anything is unpacked or set aside."""
+"""The plan: what a message says it holds, read and checked before anything is unpacked or set aside.
+
+And what encoder and decoder agree on: the head, the kinds of entries, and the columns.
+"""
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +16,39 @@ import torch
 from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import layout
-from fedsieve.wire.known import DIGEST, TYPES, Array, Known, WireError, array
-from fedsieve.wire.layout import ALIKE, BITS, DENSE, GAP, NEXT, NUMBER, SPARSE, TREE, Budget, allowed, padding
+from fedsieve.wire.known import DIGEST, TYPES, Array, Budget, Known, WireError, allowed, array, padding
 from fedsieve.wire.positions import ALL, CHANGES, GAPS, LAST_EDGE, MASK, RANKED
-from fedsieve.wire.values import BF16, BF16_DISTANCE, DISTANCE, INT4, INT8, SIGNED, TYPED
+from fedsieve.wire.values import BF16, BF16_DISTANCE, BF16_UNSIGNED, DISTANCE, INT4, INT8, SIGNED, TYPED, UNSIGNED
+
+MAGIC = b"FSV3"
+HAS_MANIFEST, HAS_BASE, BY_KIND = 1, 2, 4
+"""Flags: the digest of a manifest, or of a base and masks, follows; short columns are pooled by kinds of tensors."""
+
+TREE, NUMBER, DENSE, SPARSE = range(4)
+NEXT, ALIKE = 4, 8
+"""Added to a kind: the name is the manifest's next one; type and shape are the manifest's."""
+
+DEEPEST = 8
+LONGEST, DIMENSIONS = 4096, 64
+"""Bytes that a name may have, and dimensions that a tensor may have."""
+OWN, OWN_BY_KIND = 4096, 512
+"""From so many numbers on, a tensor's column is a stream of its own; shorter ones are pooled, all or kind by kind."""
+
+COLUMNS = ("<u4", "<u4", "<i4", "<u2", "<u2", "<f4", "<f8", "<u2", "<u2", "<i8", "<i4", "<u2")
+"""The columns: gaps, magnitudes, distances, bf16 ones of either, multiples, then one for every type but bool."""
+
+GAP, MAGNITUDE, STEP, HALF, MULTIPLE, PLAIN = range(6)
+BITS = len(COLUMNS)
+"""The last column, of signs and booleans: a bit each, all tensors' in one row, lowest bit first."""
+
+DTYPES = tuple(np.dtype(form) for form in COLUMNS)
+NARROW = {HALF, MULTIPLE, PLAIN + TYPES.index(torch.uint8)}
+"""Columns whose numbers have another size than the elements they stand for."""
+COLUMN = {SIGNED: MAGNITUDE, UNSIGNED: MAGNITUDE, DISTANCE: STEP, BF16: HALF, BF16_UNSIGNED: HALF}
+COLUMN |= {INT8: MULTIPLE, INT4: MULTIPLE, BF16_DISTANCE: HALF}
+"""The column that each way of sending values fills, TYPED apart."""
+
+BOOL = len(TYPES) - 1
 
 Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 
@@ -48,13 +80,13 @@ class Leaf:
 
     @property
     def unfolded(self) -> int:
-        """The bytes of the tensor that comes out, as they are counted (``layout.unfolded``)."""
+        """The bytes of the tensor that comes out, as they are counted (``unfolded`` below)."""
         count = None if self.kind == DENSE else self.count
-        return layout.unfolded(self.numel, TYPES[self.dtype].itemsize, count, self.way in (CHANGES, RANKED))
+        return unfolded(self.numel, TYPES[self.dtype].itemsize, count, self.way in (CHANGES, RANKED))
 
     def columns(self) -> list[tuple[int, int]]:
         """Return the columns that the tensor fills, and with how many numbers each."""
-        columns = [(layout.column(self.mode, self.dtype), self.count)]
+        columns = [(column(self.mode, self.dtype), self.count)]
         if self.mode in (SIGNED, BF16):
             columns.append((BITS, self.count))
         if self.way in (GAPS, CHANGES, RANKED):
@@ -119,31 +151,31 @@ class Plan:
 
     def head(self) -> None:
         """Read what stands before the plan."""
-        magic = bytes(self.take(len(layout.MAGIC)))
-        if magic != layout.MAGIC:
+        magic = bytes(self.take(len(MAGIC)))
+        if magic != MAGIC:
             old = "; an earlier FedSieve's" if magic in (b"FSV1", b"FSV2") else ""
             raise WireError(f"not a FedSieve message of version 3{old}")
         flags = self.take(1)[0]
-        if flags >= 2 * layout.BY_KIND:
+        if flags >= 2 * BY_KIND:
             raise WireError(f"unknown flags {flags}")
-        self.by_kind = bool(flags & layout.BY_KIND)
+        self.by_kind = bool(flags & BY_KIND)
         manifest = self.known.manifest
-        if bool(flags & layout.HAS_MANIFEST) != (manifest is not None):
+        if bool(flags & HAS_MANIFEST) != (manifest is not None):
             raise WireError(
                 "the message is for a receiver who knows the model's manifest" if flags & 1 else "no manifest"
             )
         if manifest and bytes(self.take(DIGEST)) != manifest.digest:
             raise WireError("the message is about another model: its manifest differs")
         has_base = bool(self.known.base or self.known.masks)
-        if bool(flags & layout.HAS_BASE) != has_base:
+        if bool(flags & HAS_BASE) != has_base:
             raise WireError("no base" if has_base else "the message is against a base that is not known here")
         if has_base and bytes(self.take(DIGEST)) != self.known.digest:
             raise WireError("the message is against another base or other masks")
 
     def tree(self, depth: int) -> Decoded:
         """Read a tree's entries."""
-        if depth > layout.DEEPEST:
-            raise WireError(f"trees nest deeper than {layout.DEEPEST}")
+        if depth > DEEPEST:
+            raise WireError(f"trees nest deeper than {DEEPEST}")
         tree: Decoded = {}
         many = self.varint()
         self.budget.enter(many)
@@ -179,8 +211,8 @@ class Plan:
             self.last = place
             return entries[place][0]
         length = self.varint()
-        if length > layout.LONGEST:
-            raise WireError(f"a name of {length} bytes, {layout.LONGEST} are allowed")
+        if length > LONGEST:
+            raise WireError(f"a name of {length} bytes, {LONGEST} are allowed")
         self.budget.draw(4 * length)
         try:
             return str(self.take(length), "utf-8")
@@ -198,7 +230,7 @@ class Plan:
             dtype, dimensions = self.take(2)
             if dtype >= len(TYPES):
                 raise WireError(f"unknown type {dtype}")
-            if dimensions > layout.DIMENSIONS:
+            if dimensions > DIMENSIONS:
                 raise WireError(f"no tensor has {dimensions} dimensions")
             shape = tuple(self.varint() for _ in range(dimensions))
             if math.prod(max(size, 1) for size in shape) >= 2**63 // 8:
@@ -212,7 +244,7 @@ class Plan:
         scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
         if mode in (DISTANCE, BF16_DISTANCE):
             self.base(name, way, shape, count)
-        pool = layout.kind_of(self.known, name, shape) if self.by_kind else ""
+        pool = kind_of(self.known, name, shape) if self.by_kind else ""
         return Leaf(name, kind, dtype, shape, way, mode, count, flips, edge, scale, pool)
 
     def positions(self, name: str, way: int, numel: int) -> tuple[int, int, int]:
@@ -254,3 +286,34 @@ class Plan:
 def _quoted(name: str) -> str:
     """Return a name for an error's text, cut short."""
     return repr(name if len(name) <= 60 else name[:60] + "…")
+
+
+def column(mode: int, kind: int) -> int:
+    """Return the column of values sent in a mode, of a type given by its place."""
+    return COLUMN[mode] if mode != TYPED else BITS if kind == BOOL else PLAIN + kind
+
+
+def kind_of(known: Known, name: str, shape: Sequence[int]) -> str:
+    """Return what tensors have in common that are pooled: the last part of their names, and if they are vectors."""
+    return f"{known.dimensions(name, shape) < 2} {name.rsplit('.', 1)[-1]}"
+
+
+def unfolded(numel: int, size: int, count: int | None, ordered: bool) -> int:
+    """Return the bytes that a tensor of elements of ``size`` bytes counts as: all, or those at ``count`` positions.
+
+    Positions are 8 bytes each, or a byte for every element where that is less; a tensor whose elements must be put in
+    order counts as a byte for every element at least.
+    """
+    if count is None:
+        return numel * size
+    return max(count * size + min(8 * count, numel), numel * ordered)
+
+
+def varint(number: int) -> bytes:
+    """Return a number in groups of seven bits, the lowest first, each but the last with the highest bit set."""
+    groups = bytearray()
+    while number >= 128:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedsieve.wire.known import Array, Known, WireError
-from fedsieve.wire.layout import LARGEST, SMALLEST, Budget
+from fedsieve.wire.known import LARGEST, SMALLEST, Array, Budget, Known, WireError
 from fedsieve.wire.values import magnitudes
 
 ALL, MASK, GAPS, CHANGES, RANKED = range(5)

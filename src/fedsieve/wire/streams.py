@@ -17,8 +17,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 
-from fedsieve.wire.known import Array, WireError
-from fedsieve.wire.layout import Budget
+from fedsieve.wire.known import Array, Budget, WireError
 
 try:
     from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
-from fedsieve.wire.layout import allowed
+from fedsieve.wire.known import allowed
 
 KEY, OTHER = "fedsieve", "+"
 """The name of the Array with the message, and what is put before the names of the others."""
