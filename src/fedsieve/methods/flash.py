@@ -18,15 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
-from fedsieve.server.aggregate import (
-    Average,
-    MaskedState,
-    ServerOptimizer,
-    Weighting,
-    mean,
-    mean_over_holders,
-    step_on_mask,
-)
+from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting, mean, mean_over_holders
 from fedsieve.sparse.masks import (
     ExcessRule,
     GrowthShare,
@@ -87,8 +79,7 @@ class _TwoStages(Method[MaskedState]):
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the stage, the values on a device class's mask, and what the mask is drawn from."""
         tier = context.tier if self.tiers else 0
-        values = gather_values(state.params, state.mask_of(tier))
-        return {"stage": float(state.stage), "tier": float(tier), "mask": state.mask_spec(tier), "params": values}
+        return {"stage": float(state.stage), "tier": float(tier), **state.message(tier)}
 
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
@@ -133,13 +124,13 @@ class FLASH(_TwoStages):
         """Expect sensitivities, or the values on the mask."""
         if state.stage == 1:
             return _sensing(state)
-        return Expected(expect_weights(gather_values(state.params, state.mask)))
+        return Expected(expect_weights(state.values(0)))
 
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
             return _stage2(state, updates, self.densities, self.excess)
-        return step_on_mask(state, updates, self.server, self.weighting)
+        return state.step(updates, self.server, self.weighting)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers (Table 3)."""
@@ -186,8 +177,7 @@ class HeteroFLASH(_TwoStages):
         """Expect sensitivities, or the number of a device class and the values on its mask."""
         if state.stage == 1:
             return _sensing(state)
-        values = gather_values(state.params, state.mask_of(context.tier))
-        return Expected({"tier": Number(float(context.tier)), **expect_weights(values)})
+        return Expected({"tier": Number(float(context.tier)), **expect_weights(state.values(context.tier))})
 
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""

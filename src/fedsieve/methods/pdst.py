@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train_on_mask
-from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting, step_on_mask
+from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting
 from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
 from fedsieve.sparse.policy import select_weights, uniform_densities
 from fedsieve.types import Device, Method, RoundContext, Tree, Update
@@ -50,7 +50,7 @@ class PDST(Method[MaskedState]):
 
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the values on the mask, and what it is drawn from."""
-        return {"mask": state.mask_spec(0), "params": gather_values(state.params, state.mask)}
+        return state.message(0)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the mask, and send its values back."""
@@ -61,11 +61,11 @@ class PDST(Method[MaskedState]):
 
     def expected(self, state: MaskedState, context: RoundContext) -> Expected:
         """Expect the values on the mask."""
-        return Expected(expect_weights(gather_values(state.params, state.mask)))
+        return Expected(expect_weights(state.values(0)))
 
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Take the server's step towards the mean of the values, on the mask."""
-        return step_on_mask(state, updates, self.server, self.weighting)
+        return state.step(updates, self.server, self.weighting)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers (FLASH, Table 3)."""

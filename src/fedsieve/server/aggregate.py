@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.sparse.masks import apply_mask, random_masks, scatter_values
+from fedsieve.sparse.masks import apply_mask, gather_values, random_masks, scatter_values
 from fedsieve.types import InputError, Mask, Params, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import is_statistic
 
@@ -153,15 +153,19 @@ class MaskedState(ServerState):
         """Return the mask of a device class."""
         return random_masks(int(self.seed), self.counts[tier], {name: self.params[name] for name in self.sparse})
 
-    def mask_spec(self, tier: int) -> Tree:
-        """Return what a client draws its mask from, seed and counts: some hundred bytes, whatever the model's size."""
-        return {"seed": self.seed, "counts": self.counts[tier]}
+    def values(self, tier: int) -> Params:
+        """Return the model's values on the mask of a device class."""
+        return gather_values(self.params, self.mask_of(tier))
 
+    def message(self, tier: int) -> dict[str, Tree]:
+        """Return what the clients of a device class are sent: the values on their mask, and what they draw it from.
 
-def step_on_mask(
-    state: MaskedState, updates: Iterable[Update], server: ServerOptimizer, weighting: Weighting
-) -> MaskedState:
-    """Return the state after the server's step towards the mean of the clients' values, on the mask."""
-    target = scatter_values(mean(updates, weighting), state.mask)
-    params, moments = server.step(state.params, target, state.moments)
-    return replace(state, params=apply_mask(params, state.mask), moments=moments)
+        That is seed and counts: some hundred bytes, whatever the model's size.
+        """
+        return {"mask": {"seed": self.seed, "counts": self.counts[tier]}, "params": self.values(tier)}
+
+    def step(self, updates: Iterable[Update], server: ServerOptimizer, weighting: Weighting) -> MaskedState:
+        """Return the state after the server's step towards the mean of the clients' values, on the mask."""
+        target = scatter_values(mean(updates, weighting), self.mask)
+        params, moments = server.step(self.params, target, self.moments)
+        return replace(self, params=apply_mask(params, self.mask), moments=moments)

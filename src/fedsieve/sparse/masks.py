@@ -225,7 +225,7 @@ def apply_mask(params: Params, mask: Mask) -> Params:
 
 
 def masks_from_spec(order: object, model: nn.Module, names: tuple[str, ...]) -> Mask:
-    """Return the mask that the server's ``MaskedState.mask_spec`` asks a client to draw. Raises InputError."""
+    """Return the mask that the server's ``MaskedState.message`` asks a client to draw. Raises InputError."""
     seed, counts = (order.get("seed"), order.get("counts")) if isinstance(order, Mapping) else (None, None)
     if not isinstance(seed, Tensor) or not isinstance(counts, Tensor) or seed.numel() != 1 or counts.dim() != 1:
         raise InputError("the message holds no order for a mask")
