@@ -70,10 +70,10 @@ class TrainingStep(StepContext):
 
     def _lower(self) -> None:
         graph = self.graph
-        first = self.activations[graph.input] = self.buffer(graph.input, self.graph.halo(graph.input))
+        first = self.activations[graph.input] = self.buffer(graph.input, graph.halo(graph.input))
         self.arena.step(lambda: self._pack(first), first)
         for layer in graph.layers:
-            out = self.activations[layer.output] = self.buffer(layer.output, self.graph.halo(layer.output))
+            out = self.activations[layer.output] = self.buffer(layer.output, graph.halo(layer.output))
             self._forward(layer, out)
         logits = self.activations[graph.output]
         g = self.gradients[graph.output] = self.buffer(graph.output, self._gradient_halo(graph.output))
