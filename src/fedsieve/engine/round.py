@@ -27,16 +27,8 @@ LINES = 1000
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """An answer that the server did not admit, and why."""
-
-    client: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class ClientWarning:
-    """What a client reports of its training that does not count, and why. Its update counts."""
+class ClientReason:
+    """Why a client's answer is not admitted, or why what it reports of its training does not count; its update does."""
 
     client: int
     reason: str
@@ -59,8 +51,8 @@ class RoundMetrics:
     weight: float = 0.0
     weights: dict[str, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
-    refused: list[Refusal] = field(default_factory=list)
-    warnings: list[ClientWarning] = field(default_factory=list)
+    refused: list[ClientReason] = field(default_factory=list)
+    warnings: list[ClientReason] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     why: str | None = None
     steps: int = 0
@@ -101,14 +93,14 @@ class RoundMetrics:
         self.complete = True
 
     def _refuse(self, client: int, reason: str) -> None:
-        one = Refusal(client, reason)
+        one = ClientReason(client, reason)
         if len(self.refused) < LINES and one not in self.refused:
             self.refused.append(one)
 
     def _warn(self, client: int, reasons: Iterable[str]) -> None:
         for reason in reasons:
             if len(self.warnings) < LINES and all(reason != one.reason for one in self.warnings):
-                self.warnings.append(ClientWarning(client, reason))
+                self.warnings.append(ClientReason(client, reason))
 
     def _count_notes(self, notes: Mapping[str, Any]) -> None:
         """Add a client's notes, which may be empty, and take their bytes off the round's."""
@@ -173,8 +165,9 @@ class Round:
     """Wall-clock of the round, its test set aside."""
     cpu_seconds: float
     """What of it this process computed: of a round of one process less than ``seconds`` if the machine was busy."""
-    refused: tuple[Refusal, ...]
-    warnings: tuple[ClientWarning, ...]
+    refused: tuple[ClientReason, ...]
+    """Whose answers the server did not admit, and why."""
+    warnings: tuple[ClientReason, ...]
     """What clients report of their training that does not count."""
     memory: Memory
     norms: tuple[Norms, ...] = ()
