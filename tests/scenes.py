@@ -14,7 +14,7 @@ from fedsieve.server.robust import Off
 from fedsieve.types import RoundContext, Tree, rng
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
-from oracles.lies import Told, changed
+from oracles.lies import Reply, changed
 from tiny import TIMES, tiny_run
 
 SENSING = {f"{name}, round 0": METHODS[name] for name in METHODS if "flash" in name}
@@ -43,9 +43,9 @@ def scene(name: str) -> Scene:
     """The first round of training, or the warm-up."""
     seen = dict[int, dict[int, bytes]]()
 
-    def record(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        seen.setdefault(t, {})[client] = encode(told)
-        yield client, told
+    def record(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        seen.setdefault(t, {})[client] = encode(reply)
+        yield client, reply
 
     run_ = tiny_run(SCENES[name], rounds=2)
     federation = open_run(run_)

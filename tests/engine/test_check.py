@@ -24,7 +24,7 @@ from fedsieve.types import RoundContext, Tree
 from fedsieve.types.contract import ContractError, Expected, Part, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
-from oracles.lies import LIES, Told, changed, poison, says
+from oracles.lies import LIES, Reply, changed, poison, says
 from scenes import LIAR, SCENES, SENSING, aggregated, comparable, scene
 from tiny import same_state, tiny_run
 
@@ -62,8 +62,8 @@ WHERE: dict[str, Iterable[str]] = {
 def test_a_lie_is_refused_and_leaves_no_trace(name: str, lie: str) -> None:
     of = scene(name)
     liar = [*of.replies][min(LIAR, len(of.replies) - 1)]
-    told = LIES[lie](decode(of.replies[liar]), of.state)
-    replies = of.replies | {liar: encode(told)}
+    reply = LIES[lie](decode(of.replies[liar]), of.state)
+    replies = of.replies | {liar: encode(reply)}
     state, tally = aggregated(of, replies.items())
     wanted, without = aggregated(of, [(client, reply) for client, reply in replies.items() if client != liar])
     assert [refusal.client for refusal in tally.refused] == [liar]
@@ -149,7 +149,7 @@ NONSENSE: dict[str, Any] = {
     "a list for a client": ([0], b""),
     "a client beyond 64 bits": (10**5000, b""),
 }
-REPLIES = {"None": None, "text": "letter", "an exception": ValueError("no"), "a class": KeyError, "a list": [b""]}
+REPLIES = {"None": None, "text": "message", "an exception": ValueError("no"), "a class": KeyError, "a list": [b""]}
 
 
 @pytest.mark.parametrize("name", ["fedavg", "nst", "flash"])
@@ -241,16 +241,16 @@ TOLD = [
 ]
 
 
-def lying(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+def lying(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
     """In every round but the second, client 2 lies: not finite, or huge."""
     if client == 2 and t != 2:
-        told = poison(float("nan") if t % 2 else 1e30)(told, None)
-    yield client, told
+        reply = poison(float("nan") if t % 2 else 1e30)(reply, None)
+    yield client, reply
 
 
-def silent(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+def silent(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
     if client != 2 or t == 2:
-        yield client, told
+        yield client, reply
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ def test_engines_agree_about_a_liar() -> None:
 
 @pytest.mark.slow
 def test_if_all_lie_the_run_ends_and_says_why() -> None:
-    def all_lie(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        yield client, says("n", 1e12)(told, None)
+    def all_lie(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        yield client, says("n", 1e12)(reply, None)
 
     for name in METHODS:
         with pytest.raises(InputError, match=r"no client's update could be taken \(client .: an answer from 1e\+12"):
@@ -303,10 +303,10 @@ def test_a_method_that_does_not_say_what_it_sends_is_held_to_the_model() -> None
     liar = next(iter(of.replies))
     passes = ("other kind", "negative variance")
     for name, lie in LIES.items():
-        told = lie(decode(of.replies[liar]), of.state)
-        if told is NotImplemented or name in passes:
+        reply = lie(decode(of.replies[liar]), of.state)
+        if reply is NotImplemented or name in passes:
             continue
-        _, tally = aggregated(silent, (of.replies | {liar: encode(told)}).items())
+        _, tally = aggregated(silent, (of.replies | {liar: encode(reply)}).items())
         assert [refusal.client for refusal in tally.refused] == [liar], name
     with pytest.raises(InputError, match="bound=fixed needs to know what silent's clients send"):
         open_run(replace(silent.federation.run, bound=Fixed(1.0)))

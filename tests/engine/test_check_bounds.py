@@ -22,14 +22,14 @@ from fedsieve.runs.recorder import record_run
 from fedsieve.server.robust import Bound, Fixed, Loose, Multiple, Off
 from fedsieve.types import Params, Tree, flatten
 from fedsieve.types.contract import Expected, Norms, Whole, expect_weights
-from oracles.lies import Told, changed, flipped
+from oracles.lies import Reply, changed, flipped
 from scenes import comparable
 from tiny import same_state, tiny_run
 
 
-def shout(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+def shout(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
     """Client 2 turns its change round and makes it ten times as long, in rounds 1, 3 and 4."""
-    yield client, flipped(10)(down, told) if client == 2 and t != 2 else told
+    yield client, flipped(10)(down, reply) if client == 2 and t != 2 else reply
 
 
 @pytest.mark.parametrize("bound", ["fixed", "multiple"])
@@ -46,9 +46,9 @@ def test_a_long_update_is_above_the_bound(bound: str) -> None:
 
 @pytest.mark.slow
 def test_running_statistics_have_a_bound_of_their_own() -> None:
-    def boast(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        told["tree"]["bn.running_mean"] += 1e6 * (client == 2)
-        yield client, told
+    def boast(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        reply["tree"]["bn.running_mean"] += 1e6 * (client == 2)
+        yield client, reply
 
     for bound in (Fixed(1e6, 1e5), Multiple(10.0)):
         every = [*rounds(open_run(tiny_run(FedAvg(), per_round=6, bound=bound)), changed(boast))]
@@ -104,11 +104,11 @@ def test_where_most_go_far_at_once_none_of_them_is_refused(name: str) -> None:
     run_ = tiny_run(FedAvg(), rounds=3, per_round=4)
     liar = run_.sample(3)[1]
 
-    def grown(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+    def grown(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
         """In round 3 all change a thousand times as much as ever, and one a million times as much again."""
         factor = 0 if t < 3 else 1e9 if client == liar else 1e3
-        told["tree"][name] = told["tree"][name] + 50 * factor
-        yield client, told
+        reply["tree"][name] = reply["tree"][name] + 50 * factor
+        yield client, reply
 
     every = [*rounds(open_run(run_), changed(grown))]
     assert [[r.client for r in one.refused] for one in every] == [[], [], [liar]]
@@ -132,9 +132,9 @@ def _moved(params: Params, by: float) -> Params:
 
 
 def test_a_client_alone_has_no_loose_bound() -> None:
-    def grown(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        told["tree"]["conv1.weight"] = told["tree"]["conv1.weight"] + 1e4 * (t == 4)
-        yield client, told
+    def grown(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        reply["tree"]["conv1.weight"] = reply["tree"]["conv1.weight"] + 1e4 * (t == 4)
+        yield client, reply
 
     run_ = tiny_run(FedAvg(), per_round=1)
     with pytest.raises(InputError, match=r"round 4: no client's update could be taken .*raise bound.times"):

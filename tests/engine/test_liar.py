@@ -17,7 +17,7 @@ from fedsieve.methods import Private
 from fedsieve.server.robust import Off
 from fedsieve.types import RoundContext, Tree
 from methods_under_test import KINDS, METHODS
-from oracles.lies import Act, Told, changed, largest, values_of
+from oracles.lies import Act, Reply, changed, largest, values_of
 from tiny import same_state, tiny_run
 
 pytestmark = pytest.mark.slow
@@ -38,14 +38,14 @@ def liar_of(run_: Run, t: int) -> int:
     return asked[t % len(asked)]
 
 
-def lying(run_: Run, numbers: tuple[float, ...], entry: Callable[[Told], str] = largest) -> Act:
+def lying(run_: Run, numbers: tuple[float, ...], entry: Callable[[Reply], str] = largest) -> Act:
     """One client a round has a weight changed to a number, another number every round."""
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
         if client == liar_of(run_, t):
-            values = values_of(told["tree"][entry(told["tree"]) if t else largest(told["tree"])])
+            values = values_of(reply["tree"][entry(reply["tree"]) if t else largest(reply["tree"])])
             values[len(values) // 2] = numbers[t % len(numbers)]
-        yield client, told
+        yield client, reply
 
     return act
 
@@ -55,9 +55,9 @@ def silent(name: str) -> list[Round]:
     """The run in which the liars say nothing at all."""
     run_ = four(name)
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
         if client != liar_of(run_, t):
-            yield client, told
+            yield client, reply
 
     return [*rounds(open_run(run_), changed(act))]
 
@@ -102,10 +102,10 @@ def test_engines_agree_on_the_default() -> None:
 def test_without_a_majority_the_model_itself_is_the_measure(per_round: int) -> None:
     run_ = tiny_run(EVERY["fedavg"], per_round=per_round)
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
         if t == 2 and client == run_.sample(t)[0]:
-            values_of(told["tree"]["fc1.weight"])[0] = 1e4
-        yield client, told
+            values_of(reply["tree"]["fc1.weight"])[0] = 1e4
+        yield client, reply
 
     stream = rounds(open_run(run_), changed(act))
     next(stream)

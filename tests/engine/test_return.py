@@ -27,7 +27,7 @@ from fedsieve.server.robust import Off
 from fedsieve.types import Tree
 from fedsieve.types.contract import Norms
 from methods_under_test import METHODS, kinds_first
-from oracles.lies import Act, Told, changed, largest, values_of
+from oracles.lies import Act, Reply, changed, largest, values_of
 from tiny import TIMES, same_state, tiny_run
 
 pytestmark = pytest.mark.slow
@@ -43,16 +43,16 @@ def liar_of(run_: Run, t: int) -> int:
     return run_.sample(t)[1]
 
 
-def poison(told: Told, number: float) -> Told:
-    values_of(told["tree"][largest(told["tree"])])[:4] = number
-    return told
+def poison(reply: Reply, number: float) -> Reply:
+    values_of(reply["tree"][largest(reply["tree"])])[:4] = number
+    return reply
 
 
 def lying(run_: Run, numbers: dict[int, float]) -> Act:
     """In these rounds one client has four weights changed to a number."""
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        yield client, poison(told, numbers[t]) if t in numbers and client == liar_of(run_, t) else told
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        yield client, poison(reply, numbers[t]) if t in numbers and client == liar_of(run_, t) else reply
 
     return act
 

@@ -191,7 +191,7 @@ def test_a_reply_to_another_message_or_without_a_payload_is_no_answer() -> None:
     def empty(message: Message, context: Context) -> Message:
         return Message(message.content.__class__(), reply_to=message)
 
-    with pytest.raises(InputError, match="its answer holds no letter"):
+    with pytest.raises(InputError, match="its answer has no payload"):
         [*rounds(federation, over(InlineGrid(empty), attempts=1))]  # type: ignore[arg-type]
 
     class Stray(InlineGrid):

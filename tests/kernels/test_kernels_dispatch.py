@@ -27,7 +27,7 @@ from fedsieve.runs.recorder import record_run
 from fedsieve.runs.sweep.grid import grid
 from fedsieve.types import InputError, Tree
 from kernel_training import SHAPE, both, device_of, fresh, mask_of
-from oracles.lies import Told, changed
+from oracles.lies import Reply, changed
 from tiny import TinyNet, blobs, tiny_run
 
 pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
@@ -222,10 +222,10 @@ def test_notes_are_no_part_of_an_upload() -> None:
         federation = open_run(tiny_run(FedAvg(), rounds=1))
         codec = Messages(federation)
 
-        def weigh(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-            bare = {name: part for name, part in told.items() if name != "notes"}
+        def weigh(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+            bare = {name: part for name, part in reply.items() if name != "notes"}
             sent.append(len(codec.encode_reply(t, client, bare, codec.known(down))))  # noqa: B023
-            yield client, told
+            yield client, reply
 
         (round_,) = rounds(federation, changed(weigh, local(kernels=kernels)))
         assert round_.bytes_up == sum(sent)
@@ -257,10 +257,10 @@ def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
         assert "saved_nonzero" not in row  # which the kernels do not tell
     about = json.loads((out / "run.json").read_text())
     assert (about["kernels"], about["hardware"]["isa"]) == ("sparse", loaded_isa())
-    told = json.loads((out / "summary.json").read_text())
-    assert (told["kernels"], told["dense_because"], told["steps"]) == ({"sparse": 6}, None, 30)
-    assert told["ms_per_step"] == pytest.approx(sum(row["ms_per_step"] for row in rows) / 2)
-    ways = told["kernels_measured"]
+    reply = json.loads((out / "summary.json").read_text())
+    assert (reply["kernels"], reply["dense_because"], reply["steps"]) == ({"sparse": 6}, None, 30)
+    assert reply["ms_per_step"] == pytest.approx(sum(row["ms_per_step"] for row in rows) / 2)
+    ways = reply["kernels_measured"]
     assert ways["sparse"]["multiply_adds_per_step"] == pytest.approx(ways["dense"]["multiply_adds_per_step"])
     assert all(way["ms_per_step"] > 0 and way["peak_memory_mb"] > 50 for way in ways.values())
     report([out], tmp_path / "page.html")

@@ -12,14 +12,14 @@ from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Memory
 from fedsieve.types import Tree
 
-Told = dict[str, Any]
+Reply = dict[str, Any]
 
 
-Act = Callable[[int, int, Tree, Told], Iterable[tuple[int, Tree]]]
+Act = Callable[[int, int, Tree, Reply], Iterable[tuple[int, Tree]]]
 
 
 def changed(act: Act, inner: Engine | None = None) -> Engine:
-    """An engine that puts ``act(round, client, what it was sent, what it told)`` in place of every answer, sealed."""
+    """An engine that puts ``act(round, client, what it was sent, its reply)`` in place of every answer, sealed."""
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
@@ -27,11 +27,11 @@ def changed(act: Act, inner: Engine | None = None) -> Engine:
         with (inner or local())(federation, memory) as exchange:
 
             def answers(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
-                for client, reply in exchange(t, messages):
+                for client, answer in exchange(t, messages):
                     down = codec.decode_broadcast(codec.unseal_broadcast(t, client, messages[client]))
                     known = codec.known(down)
-                    told: Told = dict(codec.decode_reply(t, client, reply, known))
-                    for author, changed in act(t, client, down, told):
+                    reply: Reply = dict(codec.decode_reply(t, client, answer, known))
+                    for author, changed in act(t, client, down, reply):
                         yield author, codec.encode_reply(t, author, changed, known)
 
             yield answers
@@ -39,7 +39,7 @@ def changed(act: Act, inner: Engine | None = None) -> Engine:
     return engine
 
 
-def largest(tree: Told) -> str:
+def largest(tree: Reply) -> str:
     """The entry with the most values."""
     sizes = {n: len(v.index) if isinstance(v, Sparse) else v.numel() for n, v in tree.items() if not is_number(v)}
     return max(sizes, key=lambda name: sizes[name])
@@ -53,35 +53,35 @@ def values_of(value: Any) -> torch.Tensor:
     return (value.values if isinstance(value, Sparse) else value).view(-1)
 
 
-def poison(number: float) -> Callable[[Told, Any], Any]:
-    def lie(told: Told, state: Any) -> Any:
-        values_of(told["tree"][largest(told["tree"])])[0] = number
-        return told
+def poison(number: float) -> Callable[[Reply, Any], Any]:
+    def lie(reply: Reply, state: Any) -> Any:
+        values_of(reply["tree"][largest(reply["tree"])])[0] = number
+        return reply
 
     return lie
 
 
-def says(part: str, value: Any) -> Callable[[Told, Any], Any]:
+def says(part: str, value: Any) -> Callable[[Reply, Any], Any]:
     """Put a value at a path such as ``metrics/loss``."""
 
-    def lie(told: Told, state: Any) -> Any:
+    def lie(reply: Reply, state: Any) -> Any:
         *path, last = part.split("/")
-        node = told
+        node = reply
         for step in path:
             node = node[step]
         node[last] = value
-        return told
+        return reply
 
     return lie
 
 
-def entry(change: Callable[[Any], Any]) -> Callable[[Told, Any], Any]:
+def entry(change: Callable[[Any], Any]) -> Callable[[Reply, Any], Any]:
     """Change the largest entry of the tree."""
 
-    def lie(told: Told, state: Any) -> Any:
-        name = largest(told["tree"])
-        told["tree"][name] = change(told["tree"][name])
-        return told
+    def lie(reply: Reply, state: Any) -> Any:
+        name = largest(reply["tree"])
+        reply["tree"][name] = change(reply["tree"][name])
+        return reply
 
     return lie
 
@@ -105,86 +105,86 @@ def other_kind(value: Any) -> Any:
     return value.dense() if isinstance(value, Sparse) else Sparse.of(value, torch.ones_like(value, dtype=torch.bool))
 
 
-def without(told: Told, state: Any) -> Any:
-    del told["tree"][largest(told["tree"])]
-    return told
+def without(reply: Reply, state: Any) -> Any:
+    del reply["tree"][largest(reply["tree"])]
+    return reply
 
 
-def without_last(told: Told, state: Any) -> Any:
-    del told["tree"][[*told["tree"]][-1]]
-    return told
+def without_last(reply: Reply, state: Any) -> Any:
+    del reply["tree"][[*reply["tree"]][-1]]
+    return reply
 
 
-def swapped(told: Told, state: Any) -> Any:
-    tree = told["tree"]
+def swapped(reply: Reply, state: Any) -> Any:
+    tree = reply["tree"]
     a = largest(tree)
     others = [n for n, v in tree.items() if not is_number(v) and tuple(v.shape) != tuple(tree[a].shape)]
     if not others:
         return NotImplemented
     tree[a], tree[others[0]] = tree[others[0]], tree[a]
-    return told
+    return reply
 
 
-def flooded(told: Told, state: Any) -> Any:
+def flooded(reply: Reply, state: Any) -> Any:
     """Send everything where a part is allowed."""
-    sparse = {n: v for n, v in told["tree"].items() if isinstance(v, Sparse)}
+    sparse = {n: v for n, v in reply["tree"].items() if isinstance(v, Sparse)}
     if not sparse:
         return NotImplemented
     for name, v in sparse.items():
-        told["tree"][name] = Sparse.of(v.dense() + 1e-6, torch.ones(v.shape, dtype=torch.bool))
-    return told
+        reply["tree"][name] = Sparse.of(v.dense() + 1e-6, torch.ones(v.shape, dtype=torch.bool))
+    return reply
 
 
-def one_more(told: Told, state: Any) -> Any:
+def one_more(reply: Reply, state: Any) -> Any:
     """Send one value more than is allowed."""
-    for name, v in told["tree"].items():
+    for name, v in reply["tree"].items():
         if isinstance(v, Sparse) and len(v.index) < v.dense().numel():
             support = torch.zeros(v.dense().numel(), dtype=torch.bool).index_fill_(0, v.index, True)
             support[(~support).nonzero()[0]] = True
-            told["tree"][name] = Sparse.of(v.dense(), support.view(v.shape))
-            return told
+            reply["tree"][name] = Sparse.of(v.dense(), support.view(v.shape))
+            return reply
     return NotImplemented
 
 
-def on_the_mask(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Told, Any], Any]:
+def on_the_mask(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Reply, Any], Any]:
     """Send ``change(values, whole weight)`` where the values on a mask are expected."""
 
-    def lie(told: Told, state: Any) -> Any:
-        for name, v in told["tree"].items():
+    def lie(reply: Reply, state: Any) -> Any:
+        for name, v in reply["tree"].items():
             whole = state.params.get(name)
             if isinstance(v, torch.Tensor) and whole is not None and v.shape != whole.shape:
-                told["tree"][name] = change(v, whole)
-                return told
+                reply["tree"][name] = change(v, whole)
+                return reply
         return NotImplemented
 
     return lie
 
 
-def negative_variance(told: Told, state: Any) -> Any:
-    if "bn.running_var" not in told["tree"]:
+def negative_variance(reply: Reply, state: Any) -> Any:
+    if "bn.running_var" not in reply["tree"]:
         return NotImplemented
-    told["tree"]["bn.running_var"] = -state.params["bn.running_var"] - 1
-    return told
+    reply["tree"]["bn.running_var"] = -state.params["bn.running_var"] - 1
+    return reply
 
 
-def other_tier(told: Told, state: Any) -> Any:
-    if "tier" not in told["tree"]:
+def other_tier(reply: Reply, state: Any) -> Any:
+    if "tier" not in reply["tree"]:
         return NotImplemented
-    told["tree"]["tier"] = (told["tree"]["tier"] + 1) % 3
-    return told
+    reply["tree"]["tier"] = (reply["tree"]["tier"] + 1) % 3
+    return reply
 
 
-def sensed(number: float) -> Callable[[Told, Any], Any]:
-    def lie(told: Told, state: Any) -> Any:
-        if "sensed" not in told["tree"]:
+def sensed(number: float) -> Callable[[Reply, Any], Any]:
+    def lie(reply: Reply, state: Any) -> Any:
+        if "sensed" not in reply["tree"]:
             return NotImplemented
-        told["tree"]["sensed"].fill_(number)
-        return told
+        reply["tree"]["sensed"].fill_(number)
+        return reply
 
     return lie
 
 
-LIES: dict[str, Callable[[Told, Any], Any]] = {
+LIES: dict[str, Callable[[Reply, Any], Any]] = {
     "nan": poison(float("nan")),
     "inf": poison(float("inf")),
     "-inf": poison(-float("inf")),
@@ -228,7 +228,7 @@ LIES: dict[str, Callable[[Told, Any], Any]] = {
 }
 
 
-BESIDE: dict[str, Callable[[Told, Any], Any]] = {
+BESIDE: dict[str, Callable[[Reply, Any], Any]] = {
     "extra metric": says("metrics/accuracy_of_others", 1.0),
     "a column as a metric": says("metrics/seconds", 1.0),
     "nan metric": says("metrics/loss", float("nan")),
@@ -252,24 +252,24 @@ BESIDE: dict[str, Callable[[Told, Any], Any]] = {
     "a metric with a hostile name": says("metrics/" + "[bold]\x1b[31m\n" * 99, 1.0),
     "a tree for metrics": says("metrics", {"loss": {"loss": {"loss": 1.0}}}),
     "a metric in place of metrics": says("metrics", torch.zeros(1000)),
-    "no work": lambda told, state: {name: part for name, part in told.items() if name != "work"},
+    "no work": lambda reply, state: {name: part for name, part in reply.items() if name != "work"},
     "empty work": says("work", {}),
     "endless work": says("work/real", float("inf")),
-    "no notes": lambda told, state: {name: part for name, part in told.items() if name != "notes"},
+    "no notes": lambda reply, state: {name: part for name, part in reply.items() if name != "notes"},
     "a number for notes": says("notes", 3.0),
     "a long reason": says("notes/why", {"h.view(*h.shape[:-1], 4, 8)" * 99: 1.0}),
     "a reason that is none": says("notes/why", 3.0),
-    "no metrics at all": lambda told, state: {name: part for name, part in told.items() if name != "metrics"},
+    "no metrics at all": lambda reply, state: {name: part for name, part in reply.items() if name != "metrics"},
 }
 """What a client may say of its training that is not so: none of it costs its update."""
 
 
-def flipped(times: float) -> Callable[[Tree, Told], Told]:
+def flipped(times: float) -> Callable[[Tree, Reply], Reply]:
     """A dense model, its change turned round and multiplied."""
 
-    def lie(sent: Tree, told: Told) -> Told:
-        tree, down = told["tree"], dict[str, Any](sent)
+    def lie(sent: Tree, reply: Reply) -> Reply:
+        tree, down = reply["tree"], dict[str, Any](sent)
         turned = {n: v if n.endswith("running_var") else down[n] - times * (v - down[n]) for n, v in tree.items()}
-        return {**told, "tree": turned}
+        return {**reply, "tree": turned}
 
     return lie

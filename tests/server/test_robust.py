@@ -23,7 +23,7 @@ from fedsieve.server.robust import Bound, Clipped, Mean, Median, Multiple, Off, 
 from fedsieve.types import Tree, flatten
 from fedsieve.types.contract import Expected, Whole, expect_weights
 from methods_under_test import METHODS, kinds_first
-from oracles.lies import Act, Told, changed, flipped
+from oracles.lies import Act, Reply, changed, flipped
 from tiny import tiny_run
 
 ONE_SUPPORT = ["fedavg", "fedadam", "swat", "swat, erk, period", "zerofl full", "pdst", "pdst, adam, equal"]
@@ -135,9 +135,9 @@ def test_the_median_of_a_round_is_that_of_its_updates() -> None:
     """Of the whole method, against numpy: FedAvg's next model is the median of its clients'."""
     sent: list[dict[str, Any]] = []
 
-    def record(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        sent.append(told["tree"])
-        yield client, told
+    def record(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        sent.append(reply["tree"])
+        yield client, reply
 
     (round_,) = rounds(open_run(tiny_run(FedAvg(), rounds=1, per_round=4, mean=Median())), changed(record))
     for name, value in round_.state.params.items():
@@ -180,8 +180,8 @@ def test_engines_agree_on_it(how: Mean) -> None:
 def byzantine(many: int) -> Act:
     """The first so many clients turn their changes round, ten times as long."""
 
-    def act(t: int, client: int, down: Tree, told: Told) -> Iterable[tuple[int, Tree]]:
-        yield client, flipped(10)(down, told) if client < many else told
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
+        yield client, flipped(10)(down, reply) if client < many else reply
 
     return act
 

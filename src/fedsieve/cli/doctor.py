@@ -159,9 +159,9 @@ def _kernels() -> Finding:
 
 def _key(environment: Environment) -> Finding:
     if {"FEDSIEVE_KEY", "FEDSIEVE_KEY_FILE"} & environment.keys():
-        return Finding("fine", "a key to seal letters with")
+        return Finding("fine", "a key to authenticate messages with")
     return Finding(
         "note",
-        "no FEDSIEVE_KEY: a deployment's letters are sealed with one that server and SuperNodes share: "
+        "no FEDSIEVE_KEY: a deployment's messages are authenticated with one that server and SuperNodes share: "
         "openssl rand -hex 32 makes it, FEDSIEVE_KEY or FEDSIEVE_KEY_FILE names it",
     )

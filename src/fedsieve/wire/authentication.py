@@ -45,7 +45,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Body:
-    """A message under a seal. Its digest is found once, however many clients' letters it stands in."""
+    """A message under a seal. Its digest is found once, however many clients' messages it stands in."""
 
     data: bytes
 

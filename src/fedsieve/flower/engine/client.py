@@ -73,7 +73,7 @@ def _train(worker_for: WorkerFor, message: Message, context: Context) -> Message
     config = get_config(content)
     t, client = int(config.pop("round")), int(config.pop("client"))
     if payload is None:
-        raise ValueError("the server's message holds no letter")
+        raise ValueError("the server's message has no payload")
     node = _place(context, config)
     if memory is not None:
         reply, memory = run_client(worker_for(node), t, client, payload, memory)

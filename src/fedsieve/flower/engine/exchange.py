@@ -279,7 +279,7 @@ class _Attempt:
             return Failure(error_line(reply.error))
         payload = get_bytes(reply.content, "message")
         if payload is None:
-            return Failure("its answer holds no letter")
+            return Failure("its answer has no payload")
         memory = get_bytes(reply.content, "memory")
         if self.memory is not None and memory:
             self.memory[client] = memory
