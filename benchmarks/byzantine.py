@@ -23,7 +23,7 @@ from fedsieve.types import Tree
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent / "tests"))
-from oracles.lies import Act, Told, changed, flipped  # noqa: E402
+from oracles.lies import Act, Reply, changed, flipped  # noqa: E402
 
 RESULTS = ROOT / "results" / "byzantine.json"
 OPTIONS: dict[str, list[str]] = {
@@ -50,7 +50,7 @@ def ten(options: list[str]) -> Run:
 def byzantine(many: int) -> Act:
     """The first so many clients turn their changes round, ten times as long."""
 
-    def act(t: int, client: int, down: Tree, reply: Told) -> Iterable[tuple[int, Tree]]:
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
         yield client, flipped(10)(down, reply) if client < many else reply
 
     return act

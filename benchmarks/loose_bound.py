@@ -31,7 +31,7 @@ from fedsieve.types.contract import norms_of
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent / "tests"))
-from oracles.lies import Act, Told, changed, largest, values_of  # noqa: E402
+from oracles.lies import Act, Reply, changed, largest, values_of  # noqa: E402
 
 RESULTS = ROOT / "results" / "loose_bound.json"
 NUMBERS = (1e3, 1e6, 1e18, 1e30)
@@ -66,7 +66,7 @@ def four(name: str) -> Run:
 def lying(run_: Run, number: Callable[[int], float | None], silent: bool = False) -> Act:
     """One of a round's clients puts a number into a weight, or says nothing, where ``number`` of the round is one."""
 
-    def act(t: int, client: int, down: Tree, reply: Told) -> Iterable[tuple[int, Tree]]:
+    def act(t: int, client: int, down: Tree, reply: Reply) -> Iterable[tuple[int, Tree]]:
         clients, value = run_.sample(t), number(t)
         if client == clients[t % len(clients)] and value is not None:
             if silent:
