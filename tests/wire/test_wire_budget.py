@@ -17,7 +17,7 @@ from claims import SIZES, hostile, of_one_tensor, tried
 from fedsieve.sparse.masks import top
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire import Known, Manifest, WireError, decode, encode
-from fedsieve.wire.known import LEAST
+from fedsieve.wire.known import LEAST, Budget
 from fedsieve.wire.streams import BACK_ENDS
 from messages import message, same, varint
 
@@ -33,6 +33,24 @@ def peak(call: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_what_is_lent_is_given_back_once_and_what_is_drawn_is_gone() -> None:
+    budget = Budget(of_one_tensor("4 k"), 100)
+    whole = budget.left
+    budget.draw(1000)
+    with budget.lent(500):
+        assert budget.left == whole - 1500
+    assert budget.left == whole - 1000
+    budget.give(1000)
+    with budget.at_work(10 * budget.block) as blocks:
+        assert budget.left < whole
+        assert len(blocks) == 10
+    assert budget.left == whole
+    for beyond in (whole + 1, 1 << 60):
+        with pytest.raises(WireError, match="would be set aside"):
+            budget.draw(beyond)
+    assert budget.left == whole
 
 
 @pytest.mark.parametrize("size", SIZES)
