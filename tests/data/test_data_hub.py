@@ -26,6 +26,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
     repositories = {
         "ylecun/mnist": {part: rows(n, "image", "label", "L") for part, n in (("train", 6), ("test", 3))},
         "uoft-cs/cifar10": {part: rows(n, "img", "label", "RGB") for part, n in (("train", 6), ("test", 3))},
+        "uoft-cs/cifar100": {part: rows(n, "img", "fine_label", "RGB") for part, n in (("train", 6), ("test", 3))},
         "flwrlabs/femnist": {"train": rows(60, "image", "character", "L", writer_id="f")},
     }
 
@@ -37,7 +38,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "repository", "image"), [("mnist", "ylecun/mnist", "image"), ("cifar10", "uoft-cs/cifar10", "img")]
+    ("name", "repository", "image"),
+    [
+        ("mnist", "ylecun/mnist", "image"),
+        ("cifar10", "uoft-cs/cifar10", "img"),
+        ("cifar100", "uoft-cs/cifar100", "img"),
+    ],
 )
 def test_hub_images(hub: Any, name: str, repository: str, image: Any) -> None:
     for _ in range(2):  # the second from the cache

@@ -1,6 +1,7 @@
 """Models, datasets and partitions that are given as objects are as good as functions that make them."""
 
 import copy
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def recipe():
     x = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
     data = Data(x, (x[:, 0] > 0).long())
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-    task = Task(model, Dataset("mine", data, data, 2), 4, tiers=[1.0])
+    task = Task(model, Dataset("mine", data, data, 2, version="v0.01"), 4, tiers=[1.0])
     return Run(PDST(0.5), task, rounds=3, per_round=2)
 """
 
@@ -115,7 +116,10 @@ def test_the_command_line_takes_a_recipe_of_objects(tmp_path: Path) -> None:
     (tmp_path / "objects_recipe.py").write_text(RECIPE)
     recipe, out = f"{tmp_path}/objects_recipe.py:recipe", str(tmp_path / "out")
     ran = CliRunner().invoke(app, ["run", recipe, "--out", out, "-s", "task.partition=lda:1.0"])
-    assert "(lda:1.0), 120 training examples" in ran.output, ran.output
+    assert "pdst on mine (v0.01): 3 rounds" in ran.output, ran.output
+    assert "(lda:1.0), 120 training examples" in ran.output
+    known = json.loads((tmp_path / "out/run.json").read_text())["dataset"]
+    assert known == {"name": "mine", "version": "v0.01", "training": 120, "test": 120, "owners": 0}
     with pytest.raises(InputError, match=r"gives another model at every call.* give task.model as a function, or seed"):
         write_app(tmp_path / "app", AppConfig(recipe=recipe))
     # the network's first weights, which the recipe draws at every call, are of no consequence

@@ -59,5 +59,6 @@ def _how_to_go_on() -> str:
         "run": f"{rounds}: --resume goes on",
         "sweep": f"{rounds}: the same command goes on",
         "bench": "; nothing was kept",
+        "data": "; the same command goes on",
     }
     return ends.get("".join(sys.argv[1:2]), "")

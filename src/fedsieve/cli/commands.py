@@ -1,4 +1,4 @@
-"""The commands and their options: run, sweep, doctor, list, report, figure, predict, export, flower app.
+"""The commands and their options: run, sweep, doctor, list, data, report, figure, predict, export, flower app.
 
 Those that run something have a flag for each field of ``Execution`` that concerns them. What a command needs it imports
 itself, so that PyTorch is not loaded for a page of help.
@@ -159,6 +159,25 @@ def list_command(
     from fedsieve.data import root_from
 
     show_catalogue(what, root_from(data))
+
+
+@app.command("data")
+def data_command(
+    name: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100, femnist or speech_commands.")],
+    archive: Annotated[
+        Path | None,
+        typer.Option("--from", help="The archive as downloaded, or a folder of its files."),
+    ] = None,
+    data: DataDir = None,
+) -> None:
+    """Build a dataset in the data folder from its public archive: counted, checked, and whole or not at all.
+
+    The same command goes on after a stop; without an archive it checks what was built, or says what to download.
+    """
+    from fedsieve.cli.datasets import build_by_name
+    from fedsieve.data import root_from
+
+    build_by_name(name, archive, root_from(data))
 
 
 @app.command("report")

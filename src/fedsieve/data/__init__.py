@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedsieve.data import digits
 from fedsieve.data.cifar10 import Cifar10
+from fedsieve.data.cifar100 import Cifar100
 from fedsieve.data.dataset import HUB, Dataset, Source
 from fedsieve.data.femnist import Femnist
 from fedsieve.data.mnist import Mnist
@@ -18,7 +19,9 @@ from fedsieve.types import InputError
 
 __all__ = ["NAMES", "Dataset", "dataset_status", "load_dataset", "root_from"]
 
-SOURCES: dict[str, Source] = {source.name: source for source in (Mnist(), Cifar10(), Femnist(), SpeechCommands())}
+SOURCES: dict[str, Source] = {
+    source.name: source for source in (Mnist(), Cifar10(), Cifar100(), Femnist(), SpeechCommands())
+}
 NAMES = ("digits", *SOURCES)
 
 
@@ -43,7 +46,7 @@ def load_dataset(name: str, root: Path | None) -> Dataset:
 
 
 def dataset_status(name: str, root: Path | None) -> str:
-    """Return in one line where a dataset is and in which form, or how to get it; reads nothing."""
+    """Return in one line where a dataset is and in which form, which version, or how to get it; reads no example."""
     _check(name)
     return "comes with FedSieve" if name == "digits" else SOURCES[name].status(root)
 

@@ -23,8 +23,12 @@ from numpy.typing import NDArray
 
 from fedsieve.data.dataset import Source, damaged, digest_of_files, md5, missing, read_download, read_npz
 from fedsieve.data.storage import Arrays, cached_arrays
+from fedsieve.data.version import Version
 
-HOW = "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in cifar10/"
+HOW = (
+    "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz and run: "
+    "fedsieve data cifar10 --from cifar-10-binary.tar.gz"
+)
 MD5 = {
     "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
@@ -53,6 +57,9 @@ class Cifar10(Source):
     folders = ("cifar-10-batches-bin", "cifar-10-batches-py")  # as torchvision, or tar, unpacks the archives
     hub = ("uoft-cs/cifar10", "img", "RGB")
     mean, std = 0.5, 0.5
+    versions = (Version("", {"training": 50_000, "test": 10_000}),)
+    archives = ("cifar-10-binary.tar.gz",)
+    files = tuple(f"{name}.bin" for name in MD5)
 
     def form(self, folder: Path) -> str | None:
         """Return "binary version", "python version", "WebP sheets" or None."""
@@ -62,13 +69,19 @@ class Cifar10(Source):
             return "python version"
         return "WebP sheets" if (folder / "data_batch_1.webp").is_file() else None
 
+    def examine(self, target: str, content: bytes) -> dict[str, int]:
+        """Return how many images a batch of the binary version holds; ValueError if it is not the published one."""
+        if md5(content) != MD5[target.removesuffix(".bin")]:
+            raise ValueError("is not the published file (its md5)")
+        return {"test" if target == "test_batch.bin" else "training": len(content) // 3073}
+
     def read(self, folder: Path) -> Arrays:
         """Return the arrays of the six batches, whichever form they have."""
         match self.form(folder):
             case "binary version":
                 return _arrays({name: _binary(folder / f"{name}.bin", MD5[name]) for name in MD5})
             case "python version":
-                return _arrays({name: _pickled(folder / name, PYTHON_MD5[name]) for name in MD5})
+                return _arrays({name: pickled_rows(folder / name, PYTHON_MD5[name], HOW) for name in MD5})
             case "WebP sheets":
                 sheets = [*folder.glob("*.webp"), folder / "labels.npz"]
                 if not sheets[-1].is_file():
@@ -92,13 +105,16 @@ def _binary(path: Path, md5_: str) -> NDArray[np.uint8]:
     return np.frombuffer(bytearray(read_download(path, HOW, [md5_])), np.uint8).reshape(-1, 3073)
 
 
-def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
-    """Return the binary version's rows of a pickled batch: its opcodes are gone through, and none is executed."""
+def pickled_rows(path: Path, md5_: str, how: str, labels_: str = "labels") -> NDArray[np.uint8]:
+    """Return rows [n, 3073] of a pickled batch, a label of the list ``labels_`` and the pixels.
+
+    Its opcodes are gone through, and none is executed. Raises InputError, which ends in ``how``.
+    """
     labels, images, name = list[int](), b"", ""
     try:
         value: Any
-        for opcode, value, _ in genops(read_download(path, HOW, [md5_])):
-            if opcode.name == "BININT1" and name == "labels":
+        for opcode, value, _ in genops(read_download(path, how, [md5_])):
+            if opcode.name == "BININT1" and name == labels_:
                 labels.append(value)
             elif opcode.name == "BINSTRING":
                 images = value.encode("latin-1")
@@ -109,7 +125,7 @@ def _pickled(path: Path, md5_: str) -> NDArray[np.uint8]:
         rows = np.frombuffer(images, np.uint8).reshape(len(labels), 3072)
         return np.concatenate([np.array(labels, np.uint8)[:, None], rows], axis=1)
     except (ValueError, OverflowError) as error:
-        raise damaged(path, f"no batch of the python version: {error}", HOW) from None
+        raise damaged(path, f"no batch of the python version: {error}", how) from None
 
 
 def _sheets(folder: Path) -> dict[str, NDArray[np.uint8]]:

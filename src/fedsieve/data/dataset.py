@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays, read_file
+from fedsieve.data.version import SUMS, Counts, Version, built_counts, version_of
 from fedsieve.types import Data, InputError
 from fedsieve.types.errors import package
 
-FOLDERS = ("mnist", "cifar10", "femnist", "speech_commands")
+FOLDERS = ("mnist", "cifar10", "cifar100", "femnist", "speech_commands")
 """What lies directly in the data folder."""
-UNPACKED = ("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "SpeechCommands")
+UNPACKED = (
+    *("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python"),
+    "SpeechCommands",
+)
 """What other tools put there, or into those folders."""
 CHECK = "check its permissions"
 
@@ -42,7 +46,7 @@ class Dataset:
 
     ``classes`` may also be their number: their names are then 0, 1 and so on.
     ``group`` int64 [len(train)] numbers the writer or speaker of every training example (None where there is no such
-    thing); ``groups`` names them.
+    thing); ``groups`` names them. ``version`` is which of several published ones it is, empty where there is but one.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Dataset:
     classes: tuple[str, ...]
     group: Tensor | None = None
     groups: tuple[str, ...] = ()
+    version: str = ""
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -120,10 +125,22 @@ class Source(ABC):
     classes: tuple[str, ...]
     instructions: str
     """How to get it, in one line."""
+    versions: tuple[Version, ...]
+    """What has been published under its name."""
+    unpublished = "a selection"
+    """What is said of a folder whose counts are none of theirs."""
+    archives: tuple[str, ...] = ()
+    """The names of its archives as downloaded, which are looked for where none is named."""
+    files: tuple[str, ...] = ()
+    """What its archive holds of it, by name, where that is always the same."""
+    wanted = "file of it"
+    """What it holds otherwise, in a few words."""
     folders: tuple[str, ...] = ()
     """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
     hub: tuple[str, str, str] | None = None
     """Its repository on the hub, and there the column of its images and their mode; None: it is not read from there."""
+    hub_label = "label"
+    """The column of its classes there."""
     mean: float = 0.0
     std: float = 1.0
 
@@ -138,9 +155,37 @@ class Source(ABC):
         They are ``train_x``, ``train_y``, ``test_x``, ``test_y``; where examples have owners ``group`` and ``groups``.
         """
 
+    @abstractmethod
+    def examine(self, target: str, content: bytes) -> Mapping[str, int | set[str]]:
+        """Return what a file of the archive adds to the counts: a number, or a set of which the size counts.
+
+        Raises ValueError, which says what is wrong with it.
+        """
+
+    def target(self, name: str) -> str | None:
+        """Return where in the dataset's folder a file of the archive goes, None if it is not wanted."""
+        last = PurePosixPath(name).name
+        return last if last in self.files else None
+
+    def counts(self, folder: Path, arrays: Arrays | None = None) -> Counts | None:
+        """Return how many there are of what in ``folder``, whose arrays these are; None where only they would tell.
+
+        A dataset of one version is either that or refused when it is read.
+        """
+        (only, *others) = self.versions
+        exact = {what: number for what, number in only.counts.items() if isinstance(number, int)}
+        return built_counts(folder) if others else exact
+
+    def version(self, counts: Counts | None) -> str:
+        """Return the name of the version that has these counts, empty where there is only one or nothing counted."""
+        if counts is None:
+            return ""
+        found = version_of(self.versions, counts)
+        return found.name if found else self.unpublished
+
     def read_hub(self, splits: Any) -> Arrays:
         """Return the arrays of the splits that the package ``datasets`` loads from the hub."""
-        (x, y), (test_x, test_y) = (self.hub_columns(splits[part], "label") for part in ("train", "test"))
+        (x, y), (test_x, test_y) = (self.hub_columns(splits[part], self.hub_label) for part in ("train", "test"))
         return {"train_x": x, "train_y": y, "test_x": test_x, "test_y": test_y}
 
     def hub_columns(self, split: Any, *names: str) -> list[NDArray[Any]]:
@@ -169,14 +214,21 @@ class Source(ABC):
                 raise InputError(NOT_ON_HUB.format(self.name))
             repository = self.hub[0]
             return self.dataset(cached_arrays(f"{self.name}/hub", lambda: self.read_hub(_download(repository))))
-        return self.dataset(self.read(self._folder(root)))
+        arrays = self.read(folder := self._folder(root))
+        return replace(self.dataset(arrays), version=self.version(self.counts(folder, arrays)))
 
     def status(self, root: Path | None) -> str:
-        """Return in one line where the dataset is and in which form, or how to get it; reads nothing."""
+        """Return in one line where the dataset is, in which form and version, or how to get it; reads no example."""
         if root == HUB:
             return f"huggingface.co/datasets/{self.hub[0]}" if self.hub else NOT_ON_HUB.format(self.name)
         form = self.form(folder := self._folder(root)) if root else None
-        return f"{folder}: {form}" if form else f"not found: {self.instructions}"
+        if not form:
+            return f"not found: {self.instructions}"
+        try:
+            counts = self.counts(folder)
+        except InputError as error:
+            return f"{folder}: {form} ({error})"
+        return f"{folder}: {form}" + (f" ({Version(self.version(counts), counts)})" if counts else "")
 
     def _folder(self, root: Path) -> Path:
         """Return the folder that holds the dataset: ``root/name``, or the first of the others that does."""
@@ -199,8 +251,8 @@ def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
     """Return the contents of a file after checking them.
 
     They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
-    ``sha256sum`` writes it) states in the data folder, where there is one: in any folder that may be it, as it holds
-    one of a known name above the file. Raises InputError.
+    ``sha256sum`` writes it) states in the data folder or the dataset's, where there is one: in any folder of a known
+    name above the file, and in those that hold one. Raises InputError.
     """
     contents = read_file(path, CHECK)
     if contents is None:
@@ -208,8 +260,9 @@ def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
     if sums and md5(contents) not in sums:
         raise damaged(path, "its md5 is not the published one", how)
     known = (*FOLDERS, *UNPACKED)
-    for root in [folder.parent for folder in path.parents if folder.name in known] or [path.parent.parent]:
-        stated = _sums(root / "SHA256SUMS").get(path.relative_to(root).as_posix())
+    named = [place for folder in path.parents if folder.name in known for place in (folder.parent, folder)]
+    for root in named or [path.parent.parent]:
+        stated = _sums(root / SUMS).get(path.relative_to(root).as_posix())
         if stated and hashlib.sha256(contents).hexdigest() != stated:
             raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
     return contents

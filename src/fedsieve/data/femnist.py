@@ -13,6 +13,7 @@ LEAF's pixels are k / 255 with paper white at 1; here they are k, so 255 is whit
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from numpy.typing import NDArray
 from fedsieve.data.dataset import Source, damaged, digest_of_files, missing, read_download, read_npz
 from fedsieve.data.partition import by_group, hold_out
 from fedsieve.data.storage import Arrays, cached_arrays
+from fedsieve.data.version import Counts, Version, built_counts
 from fedsieve.types import Data, InputError
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 SUBSET = "femnist_leaf_subset.npz"
 HOW = (
-    "in a clone of https://github.com/TalwalkarLab/leaf run data/femnist/preprocess.sh -s niid --sf 0.05 -k 0 -t sample"
-    " and copy its data/train and data/test into femnist/"
+    "in a clone of https://github.com/TalwalkarLab/leaf run data/femnist/preprocess.sh "
+    "-s niid --sf 1.0 -k 0 -t sample --tf 0.8, and then: fedsieve data femnist --from leaf/data/femnist/data"
 )
 
 
@@ -39,12 +41,54 @@ class Femnist(Source):
     name, classes, instructions = "femnist", CLASSES, HOW
     folders = ("data",)  # in a clone of LEAF, whose own folder data is then the root
     hub = ("flwrlabs/femnist", "image", "L")
+    versions = (  # ZeroFL prints "over 652K" and "over 165K"; FLASH prints no numbers of images
+        Version(
+            "3,597 writers",
+            {
+                "writers": 3597,
+                "writers tested": 3597,
+                "training": range(652_000, 653_000),
+                "test": range(165_000, 166_000),
+            },
+        ),
+        Version("3,400 writers", {"writers": 3400, "writers tested": 3400}),
+    )
+    wanted = "all_data_*_train_*.json or all_data_*_test_*.json of LEAF"
 
     def form(self, folder: Path) -> str | None:
         """Return the npz subset's name, "LEAF json" or None."""
         if (folder / SUBSET).is_file():
             return f"npz subset of LEAF ({SUBSET})"
         return "LEAF json" if _leaf_files(folder, "train") else None
+
+    def target(self, name: str) -> str | None:
+        """Return ``train/`` or ``test/`` and the name of one of LEAF's files, None for others."""
+        file = re.fullmatch(r"(?:.*/)?(all_data_[0-9A-Za-z_]*_(train|test)_[0-9A-Za-z_]*\.json)", name)
+        return file and f"{file[2]}/{file[1]}"
+
+    def examine(self, target: str, content: bytes) -> dict[str, int | set[str]]:
+        """Return a file's images and writers; ValueError if it is not as LEAF writes it."""
+        owned = _leaf_users(content)
+        part, who = ("training", "writers") if target.startswith("train/") else ("test", "writers tested")
+        return {part: sum(len(y) for _, (_, y) in owned), who: {writer for writer, _ in owned}}
+
+    def counts(self, folder: Path, arrays: Arrays | None = None) -> Counts | None:
+        """Return how many writers and images there are; of json that was not built here only the arrays tell."""
+        if arrays is not None:
+            return {
+                "writers": len(arrays["groups"]),
+                "training": len(arrays["train_y"]),
+                "test": len(arrays["test_y"]),
+            }
+        if not (folder / SUBSET).is_file():
+            return built_counts(folder)
+        table = read_npz(folder / SUBSET, HOW, "writer", "split")
+        train, test = table["split"] == 0, table["split"] == 1
+        return {
+            "writers": len(np.unique(table["writer"][train])),
+            "training": int(train.sum()),
+            "test": int(test.sum()),
+        }
 
     def read(self, folder: Path) -> Arrays:
         """Return the arrays of the npz subset, else of LEAF's json."""
@@ -108,14 +152,23 @@ def _leaf_part(files: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.uint8],
 
 def _leaf_file(path: Path) -> list[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
     """Return every writer's images and labels; a file holds {"user_data": {writer: {"x": [[784]], "y": []}}}."""
-    contents = read_download(path, HOW)
+    try:
+        return _leaf_users(read_download(path, HOW))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise damaged(path, str(error), HOW) from None
+
+
+def _leaf_users(contents: bytes) -> list[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
+    """Return every writer's images and labels; ValueError where they are not as LEAF writes them."""
     try:
         users = json.loads(contents)["user_data"].items()
         owned = [(writer, _leaf_samples(samples["x"], samples["y"])) for writer, samples in users]
         if not any(len(y) for _, (_, y) in owned):
             raise ValueError("no images")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise damaged(path, f"not LEAF json: {error!r}", HOW) from None
+        raise ValueError(f"not LEAF json: {error!r}") from None
     return owned
 
 

@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Source, missing, read_download
+from fedsieve.data.dataset import Source, md5, missing, read_download
 from fedsieve.data.storage import Arrays
+from fedsieve.data.version import Version
 
-HOW = "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into mnist/"
+HOW = (
+    "download the four idx3/idx1-ubyte.gz files of https://ossci-datasets.s3.amazonaws.com/mnist/ into a folder "
+    "and run: fedsieve data mnist --from FOLDER"
+)
 MD5 = {  # as published, gzipped; and of what is inside
     "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -31,11 +35,21 @@ class Mnist(Source):
     folders = ("MNIST/raw",)  # as torchvision unpacks it
     hub = ("ylecun/mnist", "image", "L")
     mean, std = 0.1307, 0.3081
+    versions = (Version("", {"training": 60_000, "test": 10_000}),)
+    files = tuple(f"{name}.gz" for name in MD5)
 
     def form(self, folder: Path) -> str | None:
         """Return "idx.gz files", "idx files" or None."""
         name = folder / "train-images-idx3-ubyte"
         return "idx.gz files" if name.with_suffix(".gz").is_file() else "idx files" if name.is_file() else None
+
+    def examine(self, target: str, content: bytes) -> dict[str, int]:
+        """Return how many images a file holds; ValueError if it is not the published one."""
+        name = target.removesuffix(".gz")
+        if md5(content) != MD5[name][0]:
+            raise ValueError("is not the published file (its md5)")
+        part = "test" if name.startswith("t10k") else "training"
+        return {part: len(_array(gzip.decompress(content)))} if "images" in name else {}
 
     def read(self, folder: Path) -> Arrays:
         """Return the arrays of the four files."""
@@ -56,5 +70,9 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
         if packed.is_file()
         else read_download(folder / name, HOW, [plain])
     )
+    return _array(contents)
+
+
+def _array(contents: bytes) -> NDArray[np.uint8]:
     shape = np.frombuffer(contents, ">u4", count=contents[3], offset=4)
     return np.frombuffer(bytearray(contents), np.uint8, offset=4 + 4 * len(shape)).reshape(shape)

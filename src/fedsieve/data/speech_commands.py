@@ -36,11 +36,15 @@ from numpy.typing import NDArray
 
 from fedsieve.data.dataset import Source, damaged, digest_of_files, missing, read_download
 from fedsieve.data.storage import Arrays, cached_arrays
+from fedsieve.data.version import Counts, Version, merged
 from fedsieve.types import InputError
 from fedsieve.types.errors import package
 
 CLASSES = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown")
-HOW = "unpack http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz in speech_commands/"
+HOW = (
+    "download http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz (ZeroFL: v0.01, likewise) and run: "
+    "fedsieve data speech_commands --from speech_commands_v0.02.tar.gz"
+)
 NOISE = "_background_noise_"
 RATE = 16_000
 COLUMNS = {"file", "start", "samples", "word", "clip", "speaker", "fold"}
@@ -67,6 +71,53 @@ class SpeechCommands(Source):
         f"{above}speech_commands_v0.0{n}" for above in ("SpeechCommands/", "") for n in (2, 1)
     )
 
+    versions = (  # ZeroFL's 56,196 training clips are those of v0.01, and a tenth as much silence
+        Version(
+            "v0.01",
+            {
+                "words": 30,
+                "clips": 64_721,
+                "training": 51_088,
+                "validation": 6_798,
+                "testing": 6_835,
+                "recordings of noise": 6,
+            },
+        ),
+        Version(
+            "v0.02",
+            {
+                "words": 35,
+                "clips": 105_829,
+                "training": 84_843,
+                "validation": 9_981,
+                "testing": 11_005,
+                "recordings of noise": 6,
+            },
+        ),
+    )
+    archives = ("speech_commands_v0.02.tar.gz", "speech_commands_v0.01.tar.gz")
+    wanted = "WORD/*_nohash_*.wav"
+
+    def target(self, name: str) -> str | None:
+        """Return the word, or the folder of noise, and the name of a recording, None for other files."""
+        noise, clip = f"{NOISE}/[0-9A-Za-z_]+", "[a-z]+/[0-9A-Za-z]+_nohash_[0-9]+"
+        file = re.fullmatch(rf"(?:.*/)?((?:{noise}|{clip})\.wav)", name)
+        return file and file[1]
+
+    def examine(self, target: str, content: bytes) -> dict[str, int | set[str]]:
+        """Return the word and the partition of a recording; ValueError if it is no wav file."""
+        if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+            raise ValueError("is no wav file")
+        return _tally(target)
+
+    def counts(self, folder: Path, arrays: Arrays | None = None) -> Counts | None:
+        """Return how many words, clips of each partition, and noise recordings there are; lists the folder."""
+        if self.form(folder) != "public wav folders":
+            return {"clips": len(_index(folder / "index.csv"))}
+        names = [path.relative_to(folder).as_posix() for path in folder.glob("*/*.wav")]
+        tallies = (_tally(target) for name in names if (target := self.target(name)) is not None)
+        return merged(tallies, self.versions[0].counts)
+
     def form(self, folder: Path) -> str | None:
         """Return "index.csv and Ogg files", "public wav folders" or None."""
         if (folder / "index.csv").is_file():
@@ -91,6 +142,11 @@ def which_set(name: str) -> str:
     most = 2**27 - 1
     percentage = _sha1(name.partition("_nohash_")[0]) % (most + 1) * (100 / most)
     return "validation" if percentage < 10 else "testing" if percentage < 20 else "training"
+
+
+def _tally(target: str) -> dict[str, int | set[str]]:
+    word, _, name = target.partition("/")
+    return {"recordings of noise": 1} if word == NOISE else {"words": {word}, "clips": 1, which_set(name): 1}
 
 
 def mfcc(audio: Audio) -> NDArray[np.float32]:

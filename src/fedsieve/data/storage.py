@@ -9,6 +9,7 @@ which a reader, in this or another process, finds all or nothing. Deleting the f
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -100,6 +101,23 @@ def write_output(out: Path, content: bytes) -> None:
         write(out, content)
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}): choose another place") from error
+
+
+@contextmanager
+def locked(folder: Path, remedy: str) -> Iterator[None]:
+    """Make a directory and keep other processes out of it. Raises InputError if another one is at work in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock), folder.stat()):
+                raise OSError("it was renamed or removed, and made anew, before it was locked")
+        except OSError:
+            raise InputError(f"another process is at work in {folder}: {remedy}") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def is_leftover(path: Path) -> bool:

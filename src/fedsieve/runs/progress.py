@@ -28,9 +28,10 @@ def show_run(
     """Follow the rows of a run in ``folder`` to its end, round ``last``, then print its summary."""
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     run, task = federation.run, federation.run.task
+    version = f" ({federation.dataset.version})" if federation.dataset.version else ""
     dealt = task.partition if isinstance(task.partition, str) else "a partition of its own"
     console.print(
-        f"{run.method.name} on {federation.dataset.name}: {run.rounds} rounds, {run.per_round} of "
+        f"{run.method.name} on {federation.dataset.name}{version}: {run.rounds} rounds, {run.per_round} of "
         f"{task.clients} clients a round ({dealt}), {len(federation.dataset.train)} training examples"
     )
     for remark in federation.remarks:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -18,7 +16,7 @@ from safetensors.torch import save
 from fedsieve.client.process import peak_memory_mb
 from fedsieve.data import Dataset
 from fedsieve.data.partition import counts
-from fedsieve.data.storage import append, is_leftover, remove_leftovers, write, write_json
+from fedsieve.data.storage import append, is_leftover, locked, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.federation import described
 from fedsieve.engine.loop import rounds
@@ -91,16 +89,8 @@ def locked_directory(out: Path) -> Iterator[None]:
     """Make a directory and keep other processes out of it; raise InputError if another one is at work in it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, which holds no run: {OTHER}")
-    out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is at work in {out}: wait for it, or {OTHER}") from None
+    with locked(out, f"wait for it, or {OTHER}"):
         yield
-    finally:
-        os.close(lock)
 
 
 def _examine(out: Path, federation: Federation, recipe: str, execution: Execution) -> _Plan:
@@ -203,9 +193,16 @@ def manifest_of(federation: Federation, recipe: str, execution: Execution, sourc
     run, method = federation.run, federation.run.method
     start = {"recipe": recipe, "engine": execution.engine, "device": execution.device, "kernels": execution.kernels}
     about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
-    about |= {"measure": list(federation.measure), "run": described(run)}
+    about |= {"measure": list(federation.measure), "run": described(run), "dataset": described_dataset(federation)}
     json.dumps(about, default=_unwritable)
     return start | describe_environment() | about | {"source": dict(source), "changes": []}
+
+
+def described_dataset(federation: Federation) -> dict[str, Any]:
+    """Return which dataset, and which version of it, a run is on, with the numbers of examples and of their owners."""
+    dataset = federation.dataset
+    sizes = {"training": len(federation.dataset.train), "test": len(dataset.test), "owners": len(dataset.groups)}
+    return {"name": dataset.name, "version": dataset.version} | sizes
 
 
 def _unwritable(value: object) -> None:

@@ -1,0 +1,510 @@
+"""Datasets built from archives of the public form, made small: counted, whole, or refused in one line."""
+
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+import types
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsieve.data as data
+from command_line import CommandLine
+from fedsieve.data import build, cifar10, mnist, speech_commands, storage
+from fedsieve.data.build import build_dataset, verify
+from fedsieve.data.storage import locked
+from fedsieve.data.version import Version
+from fedsieve.types import InputError
+from small_files import _cache, leaf_text, md5, pickled, pixels, refuses  # noqa: F401 (the cache is every test's)
+
+
+def quiet(*_: object) -> None:
+    """Show no progress."""
+
+
+def tar(path: Path, files: Mapping[str, bytes], mode: str = "w:gz", **links: str) -> Path:
+    """Write a tar of files, and of symbolic links by what they lead to."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, target in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
+    return path
+
+
+def zipped(path: Path, files: Mapping[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def folder(path: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, *versions: Version) -> None:
+    """Let small versions be the published ones."""
+    monkeypatch.setattr(type(data.SOURCES[name]), "versions", versions)
+
+
+@pytest.fixture
+def cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of a small CIFAR-10 archive, 20 + 4 images."""
+    batches = {name: np.concatenate([pixels(4, 1) % 10, pixels(4, 3072)], 1).tobytes() for name in cifar10.MD5}
+    monkeypatch.setattr(cifar10, "MD5", {name: md5(batch) for name, batch in batches.items()})
+    publish(monkeypatch, "cifar10", Version("", {"training": 20, "test": 4}))
+    inside = {f"cifar-10-batches-bin/{name}.bin": batch for name, batch in batches.items()}
+    return {"cifar-10-batches-bin/readme.html": b"<html>"} | inside
+
+
+@pytest.fixture
+def cifar100(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of a small CIFAR-100 archive, two + one images of each class."""
+    publish(monkeypatch, "cifar100", Version("", {"training": 200, "test": 100}))
+
+    def rows(count: int) -> bytes:
+        fine = np.arange(count, dtype=np.uint8)[:, None] % 100
+        return np.concatenate([fine // 5, fine, pixels(count, 3072)], 1).tobytes()
+
+    return {"cifar-100-binary/train.bin": rows(200), "cifar-100-binary/test.bin": rows(100)}
+
+
+def speech(words: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the files of a small Speech Commands archive: a clip of each partition a word, and noise."""
+    people = {speech_commands.which_set(f"{i:08x}_nohash_0.wav"): f"{i:08x}" for i in range(60)}
+    wav = b"RIFF\0\0\0\0WAVEfmt "
+    clips = {f"./{word}/{who}_nohash_0.wav": wav + word.encode() for word in words for who in people.values()}
+    noise = {"./_background_noise_/hum.wav": wav, "./_background_noise_/README.md": b"noise"}
+    return {"./README.md": b"about", "./testing_list.txt": b""} | clips | noise
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small versions of Speech Commands, of two words and of three."""
+    parts = ("training", "validation", "testing")
+    small = [
+        Version(name, {"words": n, "clips": 3 * n, **dict.fromkeys(parts, n), "recordings of noise": 1})
+        for name, n in (("v0.01", 2), ("v0.02", 3))
+    ]
+    publish(monkeypatch, "speech_commands", *small)
+
+
+@pytest.fixture
+def leaf(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What LEAF writes of three writers, beside what else is there."""
+    exact = {"writers": 3, "writers tested": 3, "training": range(5, 7), "test": 3}
+    publish(monkeypatch, "femnist", Version("3 writers", exact), Version("2 writers", {"writers": 2}))
+    one, two = leaf_text({"a": [1, 2], "b": [3]}), leaf_text({"c": [4, 5, 61]})
+    return {
+        "data/train/all_data_0_niid_0_keep_0_train_8.json": one,
+        "data/train/all_data_1_niid_0_keep_0_train_8.json": two,
+        "data/test/all_data_0_niid_0_keep_0_test_8.json": leaf_text({"a": [1], "b": [2], "c": [3]}),
+        "data/all_data/all_data_0.json": b"{}",
+        "data/intermediate/write_files.pkl": b"\x80\x04.",
+    }
+
+
+def built(name: str, archive: Path, root: Path) -> int:
+    return build_dataset(data.SOURCES[name], archive, root, quiet)
+
+
+def refuse(name: str, archive: Path, root: Path, *words: str) -> None:
+    """Building is refused in one line that has all words, and leaves the data folder as it was."""
+    before = snapshot(root)
+    with pytest.raises(InputError) as caught:
+        built(name, archive, root)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert snapshot(root) == before
+
+
+def snapshot(root: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+# Each dataset, from each kind of archive
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
+def test_cifar10_from_a_tar(tmp_path: Path, root: Path, cifar: dict[str, bytes], mode: str) -> None:
+    assert built("cifar10", tar(tmp_path / "a", cifar, mode), root) == 6
+    found = data.load_dataset("cifar10", root)
+    assert (len(found.train), len(found.test), found.version) == (20, 4, "")
+    assert data.dataset_status("cifar10", root) == f"{root}/cifar10: binary version (20 training, 4 test)"
+    assert sorted(p.name for p in root.iterdir()) == ["cifar10"]
+    names = {p.name for p in (root / "cifar10").iterdir()}
+    assert names == {"VERSION.json", "SHA256SUMS", *(f"{name}.bin" for name in cifar10.MD5)}
+
+
+def test_what_is_built_is_checked_when_it_is_read(tmp_path: Path, root: Path, versions: None) -> None:
+    built("speech_commands", tar(tmp_path / "a.tar.gz", speech(("yes", "no"))), root)
+    assert verify(root / "speech_commands")["clips"] == 6
+    clip = next((root / "speech_commands/yes").iterdir())
+    clip.write_bytes(b"RIFF....WAVEother")
+    with pytest.raises(InputError, match=f"{clip} is missing or damaged"):
+        verify(root / "speech_commands")
+    with pytest.raises(InputError, match="the one in SHA256SUMS"):
+        speech_commands.read_download(clip, "get it")
+
+
+def test_mnist_from_a_folder_of_its_files(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {}
+    for name in mnist.MD5:
+        shape = (6 if "train" in name else 2, *((28, 28) if "images" in name else ()))
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        files[f"{name}.gz"] = gzip.compress(header + (pixels(*shape) % 10).tobytes())
+    sums = {name.removesuffix(".gz"): (md5(content), "") for name, content in files.items()}
+    monkeypatch.setattr(mnist, "MD5", sums)
+    publish(monkeypatch, "mnist", Version("", {"training": 6, "test": 2}))
+    assert built("mnist", folder(tmp_path / "downloads", files), root) == 4
+    assert len(data.load_dataset("mnist", root).train) == 6
+    (tmp_path / "downloads/t10k-labels-idx1-ubyte.gz").unlink()
+    refuse("mnist", tmp_path / "downloads", root, "has no t10k-labels-idx1-ubyte.gz", "https://")
+
+
+def test_cifar100_of_100_fine_classes(tmp_path: Path, root: Path, cifar100: dict[str, bytes]) -> None:
+    built("cifar100", tar(tmp_path / "a", cifar100), root)
+    found = data.load_dataset("cifar100", root)
+    assert (len(found.train), len(found.test), len(found.classes)) == (200, 100, 100)
+    assert (found.classes[0], found.classes[99], sorted(found.classes)) == ("apple", "worm", [*found.classes])
+    assert found.train.y[:3].tolist() == [0, 1, 2]
+    rows = np.frombuffer(cifar100["cifar-100-binary/train.bin"], np.uint8).reshape(-1, 3074)
+    assert np.array_equal(found.train.x.numpy(), rows[:, 2:].reshape(-1, 3, 32, 32))
+
+
+def test_cifar100_as_other_tools_unpack_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar100: dict[str, bytes]
+) -> None:
+    folder(tmp_path / "tar", cifar100)
+    binary = data.load_dataset("cifar100", tmp_path / "tar")
+    rows = {part: np.frombuffer(cifar100[f"cifar-100-binary/{part}.bin"], np.uint8) for part in ("train", "test")}
+    batches = {part: row.reshape(-1, 3074)[:, 1:] for part, row in rows.items()}
+    files = {part: pickled(batch, labels_=b"fine_labels") for part, batch in batches.items()}
+    monkeypatch.setattr(data.cifar100, "PYTHON_MD5", {part: md5(content) for part, content in files.items()})
+    folder(tmp_path / "torchvision/cifar-100-python", files)
+    python = data.load_dataset("cifar100", tmp_path / "torchvision")
+    assert data.dataset_status("cifar100", tmp_path / "torchvision").endswith("python version (200 training, 100 test)")
+    assert python.digest == binary.digest
+    (tmp_path / "tar/cifar-100-binary/test.bin").write_bytes(b"\1" * 100 * 3074)
+    refuses("cifar100", tmp_path / "tar", "test.bin is damaged", "not equally many", "cifar-100-binary.tar.gz")
+    (tmp_path / "torchvision/cifar-100-python/test").write_bytes(b"\x80\x02.")
+    refuses("cifar100", tmp_path / "torchvision", "test is damaged", "md5")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda rows: rows[:-3074], "bytes instead of 200 rows of 3,074"),
+        (lambda rows: rows[:1] + b"\1" + rows[2:], "not equally many images of each"),
+        (lambda rows: b"\7" + rows[1:], "belong to several coarse ones"),
+    ],
+)
+def test_other_rows_are_not_cifar100(
+    tmp_path: Path, root: Path, cifar100: dict[str, bytes], change: Any, why: str
+) -> None:
+    cifar100["cifar-100-binary/train.bin"] = change(cifar100["cifar-100-binary/train.bin"])
+    refuse("cifar100", tar(tmp_path / "a", cifar100), root, "train.bin", why)
+
+
+@pytest.mark.parametrize(("words", "version"), [(("yes", "no"), "v0.01"), (("yes", "no", "go"), "v0.02")])
+def test_speech_commands_of_either_version(
+    tmp_path: Path, root: Path, versions: None, words: tuple[str, ...], version: str
+) -> None:
+    assert built("speech_commands", tar(tmp_path / "a.tar.gz", speech(words)), root) == 3 * len(words) + 1
+    status = data.dataset_status("speech_commands", root)
+    assert f"public wav folders ({version}: {len(words)} words, {3 * len(words)} clips, " in status
+    next((root / "speech_commands/yes").iterdir()).unlink()
+    assert "a selection" in data.dataset_status("speech_commands", root)
+
+
+def test_the_version_of_folders_that_were_unpacked_by_hand_is_known(root: Path, versions: None) -> None:
+    folder(root / "SpeechCommands/speech_commands_v0.02", speech(("yes", "no")))
+    assert "v0.01: " in data.dataset_status("speech_commands", root)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "folder"])
+def test_femnist_as_leaf_writes_it(tmp_path: Path, root: Path, leaf: dict[str, bytes], kind: str) -> None:
+    make = {"tar": tar, "zip": zipped, "folder": folder}[kind]
+    assert built("femnist", make(tmp_path / "a", leaf), root) == 3
+    found = data.load_dataset("femnist", root)
+    assert (len(found.train), len(found.test), found.groups, found.version) == (6, 3, ("a", "b", "c"), "3 writers")
+    status = data.dataset_status("femnist", root)
+    assert status.endswith("LEAF json (3 writers: 3 writers, 3 writers tested, 6 training, 3 test)")
+
+
+def test_leaf_split_by_writer_is_another_version(tmp_path: Path, root: Path, leaf: dict[str, bytes]) -> None:
+    leaf["data/test/all_data_0_niid_0_keep_0_test_8.json"] = leaf_text({"d": [1, 2, 3]})
+    refuse("femnist", folder(tmp_path / "a", leaf), root, "it has 3 writers, 1 writers tested", "instead of 3 writers")
+    del leaf["data/test/all_data_0_niid_0_keep_0_test_8.json"]
+    refuse("femnist", folder(tmp_path / "b", leaf), root, "no published version", "TalwalkarLab/leaf")
+
+
+def test_of_leafs_json_that_lies_there_the_version_is_known_when_it_is_read(root: Path, leaf: dict[str, bytes]) -> None:
+    folder(root / "femnist", {name.removeprefix("data/"): content for name, content in leaf.items()})
+    assert data.dataset_status("femnist", root) == f"{root}/femnist: LEAF json"
+    assert data.load_dataset("femnist", root).version == "3 writers"
+
+
+# What is there already
+
+
+def test_what_is_there_is_not_written_again(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
+    archive = tar(tmp_path / "a", cifar)
+    built("cifar10", archive, root)
+    times = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    assert built("cifar10", archive, root) == 0
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == times
+    (root / "cifar10/test_batch.bin").unlink()
+    assert built("cifar10", archive, root) == 1
+    assert verify(root / "cifar10") == {"training": 20, "test": 4}
+    (root / "cifar10/test_batch.bin").write_bytes(b"mine")
+    refuse("cifar10", archive, root, "test_batch.bin is not what the archive holds")
+
+
+def test_a_stop_leaves_nothing_that_is_taken_for_a_dataset(
+    tmp_path: Path, root: Path, cifar: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, write = tar(tmp_path / "a", cifar), build._write
+    written = list[str]()
+
+    def stopped(path: Path, content: bytes, digest: str) -> None:
+        if len(written) == 3:
+            path.write_bytes(content[:-1])
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, content, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            built("cifar10", archive, root)
+    assert [p.name for p in root.iterdir()] == [".cifar10.partial"]
+    assert data.dataset_status("cifar10", root).startswith("not found")
+    assert built("cifar10", archive, root) == 3
+    assert [p.name for p in root.iterdir()] == ["cifar10"]
+    assert verify(root / "cifar10")
+
+
+def test_what_another_version_or_anybody_left_unfinished_is_not_built_in(
+    tmp_path: Path, root: Path, cifar: dict[str, bytes]
+) -> None:
+    partial = folder(root / ".cifar10.partial", {"old/clip.wav": b"x", "test_batch.bin": b"cut"})
+    (tmp_path / "outside").write_bytes(b"mine")
+    (partial / "data_batch_1.bin").symlink_to(tmp_path / "outside")
+    (partial / "link").symlink_to(tmp_path)
+    assert built("cifar10", tar(tmp_path / "a", cifar), root) == 6
+    assert not (root / "cifar10/old").exists()
+    assert not any(p.is_symlink() for p in (root / "cifar10").iterdir())
+    assert (tmp_path / "outside").read_bytes() == b"mine"
+
+
+def test_another_dataset_in_the_way_stays(tmp_path: Path, root: Path, cifar: dict[str, bytes], versions: None) -> None:
+    archive = tar(tmp_path / "a", cifar)
+    (root / "cifar10").mkdir()
+    (root / "cifar10/notes.txt").write_text("mine")
+    refuse("cifar10", archive, root, "did not write", "--data")
+    (root / "cifar10/notes.txt").unlink()
+    assert built("cifar10", archive, root) == 6  # an empty folder is in nobody's way
+    built("speech_commands", tar(tmp_path / "b", speech(("yes", "no"))), root)
+    other = tar(tmp_path / "c", speech(("yes", "no", "go")))
+    refuse("speech_commands", other, root, "holds v0.01, the archive v0.02", "--data")
+    (root / "mnist").write_text("a file")
+    refuse("mnist", archive, root, "mnist is a file")
+    (root / "femnist").symlink_to(tmp_path)
+    refuse("femnist", archive, root, "femnist is a link")
+
+
+def test_two_processes_do_not_build_one_dataset(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
+    archive = tar(tmp_path / "a", cifar)
+    busy = r"another process is at work in .*cifar10.*: wait for it"
+    with locked(root / ".cifar10.partial", "wait"), pytest.raises(InputError, match=busy):
+        built("cifar10", archive, root)
+    assert built("cifar10", archive, root) == 6
+
+
+def test_a_folder_that_another_process_finished_before_it_was_locked_is_not_built_in(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = root / ".cifar10.partial"
+    monkeypatch.setattr(storage.fcntl, "flock", lambda *_: partial.rename(root / "cifar10"))
+    with pytest.raises(InputError, match="another process is at work"), locked(partial, "wait"):
+        pass
+    monkeypatch.setattr(storage.fcntl, "flock", lambda *_: (partial.rename(root / "again"), partial.mkdir()))
+    with pytest.raises(InputError, match="another process is at work"), locked(partial, "wait"):
+        pass
+
+
+def test_no_room_on_the_disk_is_said_before_anything_is_written(
+    tmp_path: Path, root: Path, cifar: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tar(tmp_path / "a", cifar)
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_frsize=4096, f_bavail=23))
+    refuse("cifar10", archive, root, "room for 94.2 kB where 98.3 kB are to be written", "--data")
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_frsize=4096, f_bavail=24))
+    assert built("cifar10", archive, root) == 6
+
+
+# Archives that are not what they should be
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
+def test_a_cut_tar_is_refused(tmp_path: Path, root: Path, cifar: dict[str, bytes], mode: str) -> None:
+    whole = tar(tmp_path / "a", cifar, mode).read_bytes()
+    for cut in (0, 100, len(whole) // 2, len(whole) - 1 if mode != "w" else len(whole) - 30_000):
+        (tmp_path / "b").write_bytes(whole[:cut])
+        refuse("cifar10", tmp_path / "b", root, str(tmp_path / "b"))
+
+
+def test_a_cut_or_damaged_zip_is_refused(tmp_path: Path, root: Path, leaf: dict[str, bytes]) -> None:
+    whole = zipped(tmp_path / "a", leaf).read_bytes()
+    for content in (whole[:100], whole[:-1], whole[:200] + b"damage" + whole[206:]):
+        (tmp_path / "b").write_bytes(content)
+        refuse("femnist", tmp_path / "b", root, "is cut, damaged, or no tar or zip")
+
+
+def test_a_damaged_stream_is_refused_by_its_checksum(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
+    whole = bytearray(tar(tmp_path / "a", cifar).read_bytes())
+    whole[-6] ^= 1  # of the checksum, which stands behind the tar's end
+    (tmp_path / "b").write_bytes(whole)
+    refuse("cifar10", tmp_path / "b", root, "is cut, damaged", "download it again")
+
+
+@pytest.mark.parametrize("name", ["../evil.bin", "/etc/evil.bin", "a/../../evil.bin"])
+def test_a_path_that_leads_outside_is_refused(
+    tmp_path: Path, root: Path, cifar: dict[str, bytes], leaf: dict[str, bytes], name: str
+) -> None:
+    refuse("cifar10", tar(tmp_path / "a", cifar | {name: b"x"}), root, repr(name), "leads outside")
+    refuse("femnist", zipped(tmp_path / "b", leaf | {name: b"x"}), root, repr(name), "leads outside")
+
+
+def test_links_and_devices_are_refused(
+    tmp_path: Path, root: Path, cifar: dict[str, bytes], leaf: dict[str, bytes]
+) -> None:
+    batch = cifar.popitem()[0]
+    refuse("cifar10", tar(tmp_path / "a", cifar, **{batch: "data_batch_1.bin"}), root, repr(batch), "a link")
+    with tarfile.open(tmp_path / "b", "w") as archive:
+        member = tarfile.TarInfo(batch)
+        member.type = tarfile.FIFOTYPE
+        archive.addfile(member)
+    refuse("cifar10", tmp_path / "b", root, repr(batch), "a device")
+    link = zipfile.ZipInfo("data/train/all_data_2_train_8.json")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "c", "w") as zip_:
+        zip_.writestr(link, "/etc/passwd")
+    refuse("femnist", tmp_path / "c", root, repr(link.filename), "a link")
+    place = folder(tmp_path / "d", leaf)
+    (place / link.filename).symlink_to("/etc/passwd")
+    refuse("femnist", place, root, repr(link.filename), "a link")
+    os.mkfifo(tmp_path / "pipe")
+    refuse("cifar10", tmp_path / "pipe", root, "neither a file nor a folder")
+    refuse("cifar10", tmp_path / "nothing", root, "No such file")
+
+
+def test_the_python_version_is_not_taken(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
+    archive = tar(tmp_path / "a", {"cifar-10-batches-py/data_batch_1": b"\x80\x02}q\x01."})
+    refuse("cifar10", archive, root, "but pickles (cifar-10-batches-py/data_batch_1)", "cifar-10-binary.tar.gz")
+
+
+def test_another_batch_or_one_that_lacks_is_refused(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
+    name = "cifar-10-batches-bin/data_batch_3.bin"
+    refuse("cifar10", tar(tmp_path / "a", cifar | {name: b"x" * 3073}), root, "data_batch_3.bin is not the published")
+    refuse("cifar10", tar(tmp_path / "b", cifar | {f"copy/{name}": cifar[name]}), root, "data_batch_3.bin twice")
+    del cifar[name]
+    refuse("cifar10", tar(tmp_path / "c", cifar), root, "has no data_batch_3.bin", "https://")
+
+
+def test_counts_of_no_version_are_named(tmp_path: Path, root: Path, versions: None) -> None:
+    files = speech(("yes", "no"))
+    files.pop(next(name for name in files if name.startswith("./yes")))
+    refuse(
+        "speech_commands", tar(tmp_path / "a", files), root, "2 words, 5 clips", "v0.01: 2 words, 6 clips", "v0.02: "
+    )
+    refuse("speech_commands", tar(tmp_path / "b", {"README.md": b"x"}), root, "has no WORD/*_nohash_*.wav")
+    files = speech(("yes", "no")) | {"./yes/00000001_nohash_5.wav": b"mp3"}
+    refuse("speech_commands", tar(tmp_path / "c", files), root, "yes/00000001_nohash_5.wav is no wav file")
+    del files["./yes/00000001_nohash_5.wav"], files["./_background_noise_/hum.wav"]
+    refuse("speech_commands", tar(tmp_path / "d", files), root, "no published version")
+
+
+def test_an_archive_that_changes_meanwhile_is_noticed(
+    tmp_path: Path, root: Path, cifar: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examine = build.examine_archive
+
+    def changed(*arguments: Any) -> Any:
+        contents = examine(*arguments)
+        tar(tmp_path / "a", {name: content[::-1] for name, content in cifar.items()})
+        return contents
+
+    monkeypatch.setattr(build, "examine_archive", changed)
+    refuse("cifar10", tar(tmp_path / "a", cifar), root, "has changed")
+
+
+def test_a_record_that_says_nothing_is_named(tmp_path: Path, root: Path, leaf: dict[str, bytes]) -> None:
+    built("femnist", folder(tmp_path / "a", leaf), root)
+    (root / "femnist/VERSION.json").write_text('{"counts": [1]}')
+    assert "VERSION.json has no counts" in data.dataset_status("femnist", root)
+    refuse("femnist", tmp_path / "a", root, "VERSION.json has no counts")
+
+
+def test_the_published_versions_add_up() -> None:
+    for version in data.SOURCES["speech_commands"].versions:
+        counts = version.counts
+        assert counts["clips"] == sum(counts[part] for part in ("training", "validation", "testing"))
+    first = data.SOURCES["speech_commands"].versions[0].counts
+    assert first["training"] + first["training"] // 10 == 56_196  # ZeroFL, A.5: with a tenth as much silence
+
+
+# The command
+
+
+def test_the_command_builds_checks_and_says_what_is_missing(
+    fedsieve: CommandLine, tmp_path: Path, root: Path, cifar: dict[str, bytes], cifar100: dict[str, bytes]
+) -> None:
+    line = fedsieve("data", "cifar10", "--data", root, code=2).stderr
+    assert "no archive of cifar10 is in" in line
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz and run: fedsieve data cifar10 --from" in line
+    tar(root / "cifar-10-binary.tar.gz", cifar)
+    said = fedsieve("data", "cifar10", "--data", root).stdout.splitlines()
+    assert said[0].startswith("checking the archive: ")
+    assert said[-2:] == ["6 files written", f"{root}/cifar10: binary version (20 training, 4 test)"]
+    assert "every file is as it was written" in fedsieve("data", "cifar10", "--data", root).stdout
+    tar(tmp_path / "other.tar.gz", cifar100)
+    assert "2 files written" in fedsieve("data", "cifar100", "--from", "other.tar.gz", "--data", root).stdout
+    digest = hashlib.sha256((root / "cifar100/train.bin").read_bytes()).hexdigest()
+    assert f"{digest}  train.bin\n" in (root / "cifar100/SHA256SUMS").read_text()
+
+
+def test_the_command_refuses_in_one_line(
+    fedsieve: CommandLine, root: Path, versions: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDSIEVE_DATA", raising=False)
+    assert "comes with FedSieve" in fedsieve("data", "digits", code=2).stderr
+    assert "no dataset is called 'imagenet'" in fedsieve("data", "imagenet", code=2).stderr
+    assert "name one by --data" in fedsieve("data", "mnist", code=2).stderr
+    assert "name one by --data" in fedsieve("data", "mnist", "--data", "hub", code=2).stderr
+    for n in (1, 2):
+        tar(root / f"speech_commands_v0.0{n}.tar.gz", speech(("yes", "no")))
+    assert "name one by --from" in fedsieve("data", "speech_commands", "--data", root, code=2).stderr
