@@ -119,7 +119,8 @@ def test_a_median_of_rounds_needs_three_undisturbed_ones(performance: Any) -> No
 
 
 def test_messages_are_weighed_as_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedsieve.cli.bench.wire import Message, csr_bytes, keep_largest, measure_message, tensor_entropy
+    from fedsieve.cli.bench.wire import Message, keep_largest, measure_message, tensor_entropy
+    from fedsieve.sparse.csr import csr_bytes
     from fedsieve.wire import Known, Manifest
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -52,6 +52,15 @@ def test_seeds_are_one_row_of_means_with_their_spread(tmp_path: Path) -> None:
     assert bands == 1
 
 
+def test_an_upload_stands_beside_the_papers_formula_and_csr(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change(run / "summary.json", csr_bytes_up=187_200.0)
+    upload = page_of(tmp_path, run).result("ZeroFL")[5]
+    assert upload[1][1:] == [93_600.0, 187_200.0]
+    assert "paper 93.6 kB" in upload[0]
+    assert "CSR 187 kB" in upload[0]
+
+
 @pytest.mark.parametrize("done", [12, 7])
 def test_the_table_holds_the_numbers_of_the_run(tmp_path: Path, done: int) -> None:
     run = write_run(tmp_path / "run", done=done)

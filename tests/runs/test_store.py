@@ -28,10 +28,10 @@ from tiny import tiny_run
 
 COLUMNS = ["round", "clients", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down"]
 COLUMNS += ["seconds", "cpu_seconds", "refused", "multiply_adds", "multiply_adds_dense", "loss", "kernels"]
-COLUMNS += ["dense_because", "steps", "ms_per_step", "density_of_all"]
+COLUMNS += ["csr_bytes_up", "dense_because", "steps", "ms_per_step", "density_of_all"]
 SUMMARY = ["method", "dataset", "rounds", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up"]
 SUMMARY += ["bytes_dense_down", "multiply_adds", "multiply_adds_dense", "seconds", "peak_memory_mb", "kernels", "steps"]
-SUMMARY += ["ms_per_step", "dense_because", "density_of_all", "multiply_adds_not_counted"]
+SUMMARY += ["csr_bytes_up", "ms_per_step", "dense_because", "density_of_all", "multiply_adds_not_counted"]
 
 
 def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
@@ -46,6 +46,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert set(SUMMARY) <= summary.keys()
     assert (summary["method"], summary["dataset"], summary["rounds"]) == ("zerofl", "blobs", 4)
     assert summary["bytes_up"] == sum(row["bytes_up"] for row in rows)
+    assert summary["csr_bytes_up"] == pytest.approx(summary["paper_bytes_up"], rel=0.2)
     assert summary["accuracy"] == rows[-1]["accuracy"]
 
     told = json.loads((tmp_path / "run/run.json").read_text())
@@ -76,6 +77,8 @@ def test_a_warm_up_counts_as_bytes_and_as_no_upload_of_training(tmp_path: Path) 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["uploads"] == sum(len(row["clients"]) for row in trained) == 6
     assert summary["upload_bytes"] == sum(row["bytes_up"] for row in trained) / 6
+    assert summary["csr_bytes_up"] == pytest.approx(sum(row["csr_bytes_up"] for row in trained) / 2)
+    assert summary["csr_bytes_up"] > 2 * summary["paper_bytes_up"] > 20 * first["csr_bytes_up"] > 0
     assert summary["bytes_up"] == first["bytes_up"] + sum(row["bytes_up"] for row in trained)
 
 

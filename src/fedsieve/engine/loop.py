@@ -81,7 +81,8 @@ def rounds(
                 memory.update(snapshot.memory)
             if (t := t + 1) > last:
                 return
-            began, cpu_began, metrics = time.perf_counter(), time.process_time(), RoundMetrics()
+            began, cpu_began = time.perf_counter(), time.process_time()
+            metrics = RoundMetrics(dense_up, messages.frozen)
             left_out = {one.client for one in snapshots.rollbacks.of(t)}
             clients = [client for client in run.sample(t) if client not in left_out]
             tiers = {client: run.task.tier(client) for client in clients}
@@ -129,6 +130,7 @@ def rounds(
                 refused=tuple(sorted(metrics.refused, key=lambda refusal: refusal.client)),
                 warnings=tuple(metrics.warnings),
                 memory=dict(memory),
+                csr_bytes_up=metrics.csr_bytes_up,
                 norms=tuple(admission.norms),
                 lengths=metrics.lengths,
                 rollbacks=snapshots.rollbacks,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
 from fedsieve.engine.rollback import Exclusion, Memory, Rollbacks
 from fedsieve.server.admission import Answer, Decode, Refuse
+from fedsieve.sparse.csr import csr_bytes
 from fedsieve.types import Mask, Params, Tree, Update
 from fedsieve.types.contract import Norms
 from fedsieve.wire import WireError, encode
@@ -45,7 +46,13 @@ class Failure:
 class RoundMetrics:
     """What a round's answers add up to, counted while they stream by. Their notes are no part of the bytes."""
 
+    whole: int | None = None
+    """The bytes of a whole model that is sent as plain float32, where that is known."""
+    frozen: Collection[str] = ()
+    """The parameters that nobody sends."""
     bytes_up: int = 0
+    csr: list[int] = field(default_factory=list)
+    """The bytes of every upload that is admitted, as the papers count them (``sparse.csr``)."""
     real: float = 0.0
     dense: float = 0.0
     weight: float = 0.0
@@ -71,6 +78,8 @@ class RoundMetrics:
             self.real += work.get("real", 0.0)
             self.dense += work.get("dense", 0.0)
             self.weight += update.n
+            sent = {name: update.tree[name] for name in update.tree.keys() - {*self.frozen}}
+            self.csr.append(csr_bytes(sent, self.whole))
             if answer.norms is not None:
                 self.lengths[answer.client] = answer.norms
             for name, value in update.metrics.items():
@@ -110,6 +119,11 @@ class RoundMetrics:
         self.kernels["sparse" if notes["sparse"] else "dense"] += 1
         self.why = self.why or next(iter(notes["why"]), None)
         self.steps, self.seconds = self.steps + int(notes["steps"]), self.seconds + notes["seconds"]
+
+    @property
+    def csr_bytes_up(self) -> float | None:
+        """The mean bytes of one upload as CSR; None where none is admitted."""
+        return sum(self.csr) / len(self.csr) if self.csr else None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -170,6 +184,8 @@ class Round:
     warnings: tuple[ClientReason, ...]
     """What clients report of their training that does not count."""
     memory: Memory
+    csr_bytes_up: float | None = None
+    """The mean bytes of one upload as the papers count it (``sparse.csr``)."""
     norms: tuple[Norms, ...] = ()
     """The norms that the next round's bound is taken from."""
     lengths: Mapping[int, Norms] = field(default_factory=dict)

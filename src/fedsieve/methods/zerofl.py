@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Average, ServerOptimizer, added, dense_bytes, mean, tensors
+from fedsieve.sparse.csr import ENTRY, TENSOR
 from fedsieve.sparse.layers import reset_thresholds_, swat_
 from fedsieve.sparse.masks import keep_topk, top, topk_count
 from fedsieve.sparse.policy import select_weights, uniform_densities
@@ -121,4 +122,4 @@ class ZeroFL(Method[ServerState]):
         if self.upload == "full":
             return dense_bytes(params)
         numbers = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())
-        return 8.0 * numbers + 130.0 * len(model.state_dict())
+        return float(ENTRY * numbers + TENSOR * len(model.state_dict()))

@@ -74,21 +74,20 @@ def _percents(runs: Runs, name: str, below: Mapping[str, str]) -> Cell:
     return cell
 
 
-def _against(runs: Runs, get: Get, form: Format, what: str, reference: Get) -> Cell:
-    """Return a measure, and under it what it stands against, with the factor between the two."""
-    own, others = _known(runs, get), _known(runs, reference)
-    cell: Cell = [[_mean(runs, get, form)]]
-    if own and others:
-        mean = statistics.fmean(others)
-        factor = format_ratio(mean, statistics.fmean(own))
-        cell.append([f"{what} ", MeasuredValue(mean, form(mean, None))])
-        if factor:
-            cell.append([factor])
+def _against(runs: Runs, get: Get, form: Format, **references: Get) -> Cell:
+    """Return a measure, and under it each of those that it stands against, with the factor between the two."""
+    own, cell = _known(runs, get), list[TableLine]([[_mean(runs, get, form)]])
+    for what, reference in references.items():
+        if own and (others := _known(runs, reference)):
+            mean = statistics.fmean(others)
+            cell.append([f"{what} ", MeasuredValue(mean, form(mean, None))])
+            if factor := format_ratio(mean, statistics.fmean(own)):
+                cell.append([factor])
     return cell
 
 
 def _against_dense(runs: Runs, name: str, dense: str, form: Format) -> Cell:
-    return _against(runs, lambda run: run.total(name), form, "dense", lambda run: run.total(dense))
+    return _against(runs, lambda run: run.total(name), form, dense=lambda run: run.total(dense))
 
 
 def _multiply_adds(runs: Runs) -> Cell:
@@ -125,7 +124,11 @@ COLUMNS: dict[str, Callable[[Runs], Cell]] = {
     "Bytes up": lambda runs: _against_dense(runs, "bytes_up", "bytes_dense_up", format_bytes),
     "Bytes down": lambda runs: _against_dense(runs, "bytes_down", "bytes_dense_down", format_bytes),
     "One upload": lambda runs: _against(
-        runs, RunRecord.upload, format_bytes, "paper", lambda run: run.final("paper_bytes_up")
+        runs,
+        RunRecord.upload,
+        format_bytes,
+        paper=lambda run: run.final("paper_bytes_up"),
+        CSR=lambda run: run.final("csr_bytes_up"),
     ),
     "Multiply-adds": _multiply_adds,
     "A step": _step,

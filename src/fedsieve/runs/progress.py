@@ -110,7 +110,8 @@ def summary_table(folder: Path) -> Table:
     """Return the summary of a run as a table."""
     summary, rows = read_summary(folder) or {}, read_rows(folder)
     refused = sum(len(row["refused"]) for row in rows)
-    paper = f", {decimal(int(summary['paper_bytes_up']))} by the paper's formula" if summary["paper_bytes_up"] else ""
+    about = {"paper_bytes_up": "by the paper's formula", "csr_bytes_up": "as CSR"}
+    others = "".join(f", {decimal(int(size))} {how}" for name, how in about.items() if (size := summary.get(name)))
     table = Table.grid(padding=(0, 2))
     table.add_row(
         "accuracy", "-" if summary["accuracy"] is None else f"{summary['accuracy']:.2%}", "of the deployed model"
@@ -124,7 +125,7 @@ def summary_table(folder: Path) -> Table:
     for way in ("up", "down"):
         size, dense = summary[f"bytes_{way}"], summary[f"bytes_dense_{way}"]
         table.add_row(f"sent {way}", _megabytes(size), format_ratio(dense, size, than="dense"))
-    table.add_row("one upload", decimal(int(summary["upload_bytes"])), f"measured{paper}")
+    table.add_row("one upload", decimal(int(summary["upload_bytes"])), f"measured{others}")
     work, skipped = summary["multiply_adds"], list(summary["kernels"]) == ["sparse"]
     factor = format_ratio(summary["multiply_adds_dense"], work, ("fewer", "more"), "dense")
     table.add_row("multiply-adds", f"{work:.3g}", factor if skipped else f"{factor}, were zeros skipped")

@@ -251,6 +251,7 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation) -> dict[str, 
         "uploads": sum(len(r["clients"]) for r in trained),
         "upload_bytes": sum(r["bytes_up"] for r in trained) / max(sum(len(r["clients"]) for r in trained), 1),
         "paper_bytes_up": method.paper_bytes(federation.model()),
+        "csr_bytes_up": _mean_csr(trained),
         "peak_memory_mb": peak_memory_mb(),
         "left_out": [one for r in rows for one in r["left_out"]],
         "kernels": dict(sum((Counter(r["kernels"]) for r in rows), Counter())),
@@ -258,3 +259,9 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation) -> dict[str, 
         "steps": steps,
         "ms_per_step": sum((r["ms_per_step"] or 0) * r["steps"] for r in rows) / steps if steps else None,
     }
+
+
+def _mean_csr(rows: list[dict[str, Any]]) -> float | None:
+    """Return the mean bytes of one upload as CSR; None where no row says, as in rows of an earlier version."""
+    known = [(size, len(row["clients"])) for row in rows if (size := row.get("csr_bytes_up")) is not None]
+    return sum(size * n for size, n in known) / sum(n for _, n in known) if known else None

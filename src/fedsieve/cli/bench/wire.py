@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsieve.client.models import ResNet18
 from fedsieve.client.process import num_threads
+from fedsieve.sparse.csr import csr_bytes
 from fedsieve.types import Sparse
 from fedsieve.wire import Known, Manifest, decode, encode
 from fedsieve.wire.known import NOTHING, Array, array
@@ -139,11 +140,6 @@ def keep_largest(params: Mapping[str, Tensor], density: float) -> dict[str, Tens
     sizes = torch.cat([v.reshape(-1).abs() for v in params.values()])
     least = sizes.kthvalue(len(sizes) - round(density * len(sizes)) + 1).values
     return {name: Sparse.of(v, v.abs() >= least) for name, v in params.items()}
-
-
-def csr_bytes(tree: Params) -> int:
-    """Return what ZeroFL's and SparseFedPP's CSR takes: int32 and float32 for every number, 130 bytes a tensor."""
-    return sum(8 * _count(v) + 130 for v in tree.values())
 
 
 def tensor_entropy(name: str, value: Tensor | Sparse, known: Known, values: str) -> tuple[float, float]:
