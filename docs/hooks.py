@@ -1,4 +1,4 @@
-"""What mkdocs does besides: write the page of all settings, and lead links out of docs/ to the repository."""
+"""What mkdocs does besides: write the pages of all settings and of the papers' rows, and lead links out of docs/."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 REPOSITORY = "https://github.com/fedsieve/fedsieve/blob/main"
 ROOT = Path(__file__).parent.parent
-SETTINGS = "reference/settings.md"
+SETTINGS, PAPERS = "reference/settings.md", "reference/papers.md"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated page to mkdocs' files."""
+    """Add the generated pages to mkdocs' files."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, SETTINGS, content=settings_page()))
+    files.append(File.generated(config, PAPERS, content=papers_page()))
     return files
 
 
@@ -40,6 +41,28 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def settings_page() -> str:
     """Return the page of everything that a user can set: of a run, of each method, of the command line, of Flower."""
     return "\n".join([*_head(), *_run(), *_methods(), *_flower(), *_environment(), *_commands()])
+
+
+def papers_page() -> str:
+    """Return the page of the papers' rows: the protocol of every table on every dataset, and the rows as commands."""
+    from fedsieve.recipes.papers import rows_by_protocol
+
+    lines = ["# The papers' rows", "", *PAPERS_HEAD]
+    for title, (protocol, rows) in rows_by_protocol().items():
+        lines += ["", f"## {title}", "", "| term | protocol |", "|---|---|"]
+        lines += [f"| {term.replace('_', ' ')} | {_flat(text)} |" for term, text in protocol.items()]
+        lines += ["", "| row | accuracy, % | command |", "|---|---|---|"]
+        lines += [f"| {row.name} | {row.printed} | `{row.command}` |" for row in rows]
+    return "\n".join([*lines, ""])
+
+
+PAPERS_HEAD = (
+    "Every number that the papers print of whole runs, with the protocol that it stands for, written from the code",
+    "(`fedsieve list papers`). A term that a paper does not print says so, and what was chosen. In a report and in a",
+    "sweep's table such a number stands beside a run only where data and protocol are the row's, the best accuracy",
+    "beside the best and the last beside the last; else a phrase says what differs (`300 of 3,597 writers`,",
+    "`round 100 of 400`). Of fewer seeds than the row's the number says so.",
+)
 
 
 def _head() -> Iterator[str]:

@@ -41,6 +41,17 @@ def test_what_can_be_set_is_on_the_page(page: str) -> None:
         assert f"\n### fedsieve {command}\n" in page
 
 
+def test_every_published_row_is_on_a_page(page: str) -> None:
+    import hooks  # by the fixture's path
+
+    from fedsieve.recipes.papers import published
+
+    text = hooks.papers_page()
+    assert all(f"\n| {row.name} | {row.printed} | `{row.command}` |\n" in text for row in published())
+    assert "\n| batch | not printed: 16 |\n" in text
+    assert "\n| reading | test accuracy, in round 200 |\n" in text
+
+
 def test_every_variable_of_the_environment_is_on_the_page(page: str) -> None:
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     read = {*re.findall(r"\bFEDSIEVE_[A-Z_]+\b", source)} - {

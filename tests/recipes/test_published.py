@@ -1,15 +1,14 @@
-"""The papers' tables: every row is a run of its own, at the settings that the papers state."""
+"""The papers' tables: every row is a run of its own, at the settings that the papers state, with its protocol."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from fedsieve.cli.listing import show_catalogue
 from fedsieve.engine import Run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, TopK, ZeroFL
-from fedsieve.recipes import load_recipe
-from fedsieve.recipes.papers import Published, published, published_of
+from fedsieve.recipes.papers import Published, published, rows_by_protocol
+from fedsieve.recipes.papers.protocol import Reading
 from fedsieve.server.aggregate import Adam, Average
 
 TABLES = {
@@ -17,7 +16,8 @@ TABLES = {
     "zerofl_table2_fedadam": 20,
     "zerofl_table3": 40,
     "flash_table2": 49,
-    "flash_table3": 5,
+    "zerofl_fig1": 2,
+    "flash_table3": 10,
     "flash_table4": 7,
     "sparsefedpp_fig1": 63,
 }
@@ -29,7 +29,7 @@ def table(name: str) -> list[Published]:
 
 def test_every_row_of_every_file_is_there() -> None:
     assert {name: len(table(name)) for name in TABLES} == TABLES
-    assert len(published()) == sum(TABLES.values()) == 150 + 61 + 63
+    assert len(published()) == sum(TABLES.values()) == 152 + 66 + 63
     assert len({row.name for row in published()}) == len(published())
     assert all(0 < row.accuracy < 100 for row in published())
 
@@ -40,19 +40,17 @@ def test_no_two_rows_of_a_table_are_the_same_run(name: str) -> None:
     assert all(run != other for i, run in enumerate(runs) for other in runs[:i])
 
 
-def test_a_row_that_a_paper_prints_twice_is_the_same_run() -> None:
-    repeated = {row.name: published_of(row.run()) for row in table("flash_table3")}
-    assert all(first and first.table == "flash_table2" for first in repeated.values())
+def test_a_row_that_is_printed_twice_is_the_same_run() -> None:
+    firsts = [(row, row.run()) for row in (*table("zerofl_table1"), *table("flash_table2"))]
     for row in table("flash_table3"):
-        first = repeated[row.name]
-        assert first
-        assert (first.accuracy, first.std) == (row.accuracy, row.std)
-        assert row.savings
+        same = next(first for first, run in firsts if run == row.run())
+        assert (same.accuracy, same.std, same.protocol) == (row.accuracy, row.std, row.protocol)
+        assert row.quoted == ("zerofl_table1" if same.table == "zerofl_table1" else "")
 
 
 def test_rows_of_different_papers_are_different_runs() -> None:
-    others = [row for row in published() if row.table != "flash_table3"]
-    assert all(published_of(row.run()) == row for row in others)
+    runs = [row.run() for row in published() if row.table not in ("flash_table3", "zerofl_table3")]
+    assert all(run != other for i, run in enumerate(runs) for other in runs[:i])
 
 
 def shared(run: Run) -> tuple[object, ...]:
@@ -79,7 +77,7 @@ def zerofl(name: str) -> Iterator[tuple[Published, Run, ZeroFL]]:
 
 
 CIFAR = ("cifar10", "resnet18", 100, 10, 700, 1, 16, 0.1, 0.01)
-SPEECH = ("speech_commands", "resnet18", 100, 10, 200, 1, 16, 0.01, 0.001)
+SPEECH = ("speech_commands", "resnet18", 100, 10, 300, 1, 16, 0.01, 0.001)
 FEMNIST = ("femnist", "leaf_cnn", 3597, 35, 1000, 1, 16, 0.004, 0.001)
 
 
@@ -103,7 +101,7 @@ def test_zerofls_other_tables() -> None:
         assert (shared(run), run.task.partition, row.std) == (CIFAR, "lda:1.0", None)
         assert method.server == Adam()
     for _, run, method in zerofl("zerofl_table3"):
-        assert shared(run) == (*SPEECH[:4], 300, *SPEECH[5:])
+        assert shared(run) == SPEECH
         assert method.server == Average()
     assert {method.upload for _, _, method in zerofl("zerofl_table3")} == {
         "full",
@@ -123,6 +121,8 @@ FLASHS = {
 @pytest.mark.parametrize("name", ["flash_table2", "flash_table3", "flash_table4"])
 def test_flashs_tables(name: str) -> None:
     for row in table(name):
+        if row.quoted:
+            continue
         run = row.run()
         dataset = str(run.task.dataset)
         assert shared(run) == FLASHS[dataset]
@@ -140,7 +140,6 @@ def test_flashs_methods() -> None:
     run = row.run()
     assert (run.method, run.task.partition, row.std) == (FLASH(density=0.05), "lda:0.1", 2.31)
     assert row.command == "fedsieve run flash.cifar10_niid -s task.partition=lda:0.1 -s method.density=0.05"
-    assert {row.savings for row in table("flash_table3")} == {9.8, 19.5, 14.6}
 
 
 def test_sparsefedpps_figure() -> None:
@@ -157,14 +156,60 @@ def test_sparsefedpps_figure() -> None:
     assert methods[-1] == FLASH(density=0.001)
 
 
-def test_a_cell_is_the_papers_only_if_all_of_it_is() -> None:
-    run = replace(load_recipe("zerofl.cifar10_niid", ["method.sparsity=.9", "method.r_mask=.2"]), evaluate_every=1)
-    found = published_of(run)
-    assert found
-    assert (found.table, found.accuracy) == ("zerofl_table1", 81.04)
-    assert published_of(replace(run, rounds=699)) is None
-    assert published_of(replace(run, task=replace(run.task, partition="lda:0.1"))) is None
-    assert published_of(load_recipe("zerofl.digits")) is None
+def test_flashs_third_table_saves_what_it_prints() -> None:
+    saved = [(row.recipe.split(".")[0], row.savings_down, row.savings_up) for row in table("flash_table3")]
+    assert saved == [
+        *[("zerofl", 1, 1.6), ("flash", 9.8, 9.8), ("zerofl", 1, 1.9), ("flash", 19.5, 19.5)] * 2,
+        ("zerofl", 1, 17.7),
+        ("flash", 14.6, 14.6),
+    ]
+
+
+def test_zerofls_savings_are_its_file_sizes() -> None:
+    for row in published():
+        if row.upload_mb and row.savings_up and not row.quoted:
+            dense = 23.0 if row.run().task.dataset == "femnist" else 43.7
+            assert row.savings_up == pytest.approx(dense / row.upload_mb, abs=0.06)
+
+
+def test_what_is_read() -> None:
+    readings = {name: {row.reading for row in table(name)} for name in TABLES}
+    assert readings["zerofl_table3"] == {Reading("best")}
+    assert readings["zerofl_table1"] == {Reading(), Reading("at", 200)}
+    assert {row.run().task.dataset for row in table("zerofl_table1") if row.reading.kind == "at"} == {"speech_commands"}
+    assert readings["zerofl_fig1"] == {Reading(data="validation")}
+    assert {reading for name in TABLES if name[:6] != "zerofl" for reading in readings[name]} == {Reading()}
+    assert [Reading(kind, 200).evaluate_every(300) for kind in ("last", "at", "best")] == [300, 200, 1]
+
+
+TERMS = [
+    *("data", "hold_out", "partition", "clients", "model", "initialisation", "normalisation", "augmentation"),
+    *("optimiser", "momentum", "weight_decay", "batch", "epochs", "learning_rate", "server", "rounds", "reading"),
+    "seeds",
+]
+
+
+def test_every_row_is_a_complete_protocol() -> None:
+    for row in published():
+        assert [*row.protocol] == TERMS
+        assert all(row.protocol.values())
+        assert {*row.says.not_printed, *row.says.remarks} <= {*TERMS}
+
+
+def test_what_a_paper_does_not_print_is_said_with_what_was_chosen() -> None:
+    cifar, speech, femnist = (table("zerofl_table1")[i].protocol for i in (0, 40, 80))
+    assert cifar["batch"] == "not printed: 16"
+    assert cifar["hold_out"] == "10% of every client's training examples"
+    assert speech["data"].startswith("Speech Commands v0.01, 12 classes, 32x32 MFCC: 56,196 training clips")
+    assert speech["rounds"].startswith("not printed: 300")
+    assert speech["reading"] == "test accuracy, in round 200"
+    assert femnist["clients"] == "3,597, 35 a round"
+    flash = table("flash_table2")[0].protocol
+    assert (flash["batch"], flash["seeds"], flash["rounds"]) == ("32", "3", "400")
+    assert flash["hold_out"] == "not printed: nothing (as in the authors' code)"
+    assert table("flash_table3")[0].protocol["hold_out"] == cifar["hold_out"]
+    sparsefedpp = table("sparsefedpp_fig1")[0].protocol
+    assert [term for term in TERMS if not sparsefedpp[term].startswith("not printed")] == ["data", "model"]
 
 
 def test_the_list_has_every_row_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,3 +217,13 @@ def test_the_list_has_every_row_as_a_command(capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(published())
     assert all(row.name in line and line.endswith(row.command) for row, line in zip(published(), lines, strict=True))
+
+
+def test_the_list_has_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
+    show_catalogue("papers", None)
+    text = capsys.readouterr().out
+    assert all(title in text for title in rows_by_protocol())
+    assert text.count(" not printed: 16") == sum(
+        "not printed: 16" in p["batch"] for p, _ in rows_by_protocol().values()
+    )
+    assert all(f"{row.name}  {row.printed}  {row.command}" in text for row in published())

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedsieve.engine.federation import described
+from fedsieve.recipes import load_recipe
 from fedsieve.runs.progress import summary_table
 from fedsieve.runs.units import format_ratio
 from report_pages import cells_of, change, page_of, row_of, rows_in, write_run
@@ -59,6 +61,13 @@ def test_an_upload_stands_beside_the_papers_formula_and_csr(tmp_path: Path) -> N
     assert upload[1][1:] == [93_600.0, 187_200.0]
     assert "paper 93.6 kB" in upload[0]
     assert "CSR 187 kB" in upload[0]
+
+
+def test_a_run_that_is_not_the_papers_says_what_differs(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change(run / "run.json", run=described(load_recipe("flash.mnist", ["method.density=0.05", "rounds=12"])))
+    accuracy = page_of(tmp_path, run).result("FLASH")[1][0]
+    assert accuracy.endswith("%paper 12 of 400 rounds")
 
 
 @pytest.mark.parametrize("done", [12, 7])

@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
 from command_line import CommandLine
-from fedsieve.engine import Run
 from fedsieve.recipes.papers import Published
+from fedsieve.recipes.papers.protocol import Statement
+from fedsieve.runs.comparison import Comparison, settings_of
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.record import read_rows
+from fedsieve.runs.record import RunRecord, read_rows
 from fedsieve.runs.sweep import table as tables
 from fedsieve.runs.sweep.grid import Grid, axis_values, default_folder, describe_sweep, grid, open_folder
 from fedsieve.runs.sweep.table import CellResult, show_table
@@ -257,19 +259,25 @@ def test_the_table_fits_the_terminal(finished: Path) -> None:
 
 @pytest.mark.system
 def test_the_paper_stands_beside_a_cell_of_its_very_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = same_grid().cells[0].run
+    wanted = settings_of(same_grid().cells[0].run)
+    row = Published("t", 1, "topk.digits", (), 12.5, 0.25)
 
-    def of(run: Run) -> Published | None:
-        return Published("t", 1, "topk.digits", (), 12.5, 0.25, variant=True) if run == wanted else None
+    def beside(settings: dict[str, Any], runs: list[RunRecord | None]) -> list[Comparison]:
+        assert len(runs) == 2
+        return [Comparison(row, "", (90.0, 91.0)) if settings == wanted else Comparison(row, "2 of 80 rounds")]
 
-    monkeypatch.setattr(tables, "published_of", of)
+    monkeypatch.setattr(tables, "compare_published", beside)
+    monkeypatch.setattr(Published, "says", Statement("digits", seeds=2))
     first, second = tables.cell_results(same_grid(), finished)
-    assert first.mean is not None
-    assert first.difference == first.mean - 12.5
-    assert second.paper is None
-    assert f"12.50 ± 0.25 variant  {first.mean - 12.5:+.2f}" in printed(finished, 200)
-    assert "variant: the paper ran another implementation" in " ".join(printed(finished, 60).split())
-    assert "| 12.50 ± 0.25 variant |" in tables.markdown([first, second])
+    wide = " ".join(printed(finished, 200).split())
+    assert "12.50 ± 0.25 +78.00" in wide
+    assert "2 of 80 rounds -" in wide
+    assert "its column says what differs" in " ".join(printed(finished, 60).split())
+    assert "| 12.50 ± 0.25 | +78.00 |" in tables.markdown([first, second])
+    assert tables.as_json(first)["difference"] == 78
+    assert tables.as_json(first)["paper"]["accuracy"] == 12.5
+    assert tables.as_json(second)["paper"] is None
+    assert tables.as_json(second)["papers"] == [{"row": "t/1", "differs": "2 of 80 rounds", "difference": None}]
 
 
 @pytest.mark.system
@@ -286,13 +294,13 @@ def test_a_failed_run_is_named_and_the_others_finish(finished: Path, tmp_path: P
     assert "1 of 4 runs failed, to be tried again by the same command; topk.digits sparsity=.9 seed=0: the ch" in err
     assert "| topk.digits | .9 | " in (tmp_path / "out/table.md").read_text()
     first, _ = tables.cell_results(same_grid(), tmp_path / "out")
-    assert first.seeds[0] is first.std is first.difference is None
+    assert first.seeds[0] is first.std is None
     assert first.seeds[1] == first.mean
 
 
 def test_a_setting_of_a_measures_name_keeps_its_column() -> None:
     cells = grid(["pdst.digits"], ["method.density=.05,.1", "rounds=1,2"], 1).cells
-    rows = [CellResult(cell, (90.0,), (1,), 1.0, 2.0, 0.5, 0.07, None) for cell in cells]
+    rows = [CellResult(cell, (90.0,), (1,), 1.0, 2.0, 0.5, 0.07) for cell in cells]
     found = tables.columns(rows)
     assert found["method.density"] == [".05", ".05", ".1", ".1"]
     assert found["rounds"] == ["1", "2", "1", "2"]

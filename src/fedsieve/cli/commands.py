@@ -150,11 +150,15 @@ def doctor_command() -> None:
 @app.command("list")
 def list_command(
     what: Annotated[
-        str, typer.Argument(help="methods, recipes, datasets, engines, or all of them; or published.")
+        str,
+        typer.Argument(
+            help="methods, recipes, datasets, engines, or all of them; of the papers' rows published, or papers, which "
+            "has their protocols."
+        ),
     ] = "all",
     data: DataDir = None,
 ) -> None:
-    """Show the methods, recipes, datasets (and where they were found) and engines; or the papers' published rows."""
+    """Show the methods, recipes, datasets (and where they were found) and engines; or the papers' rows."""
     from fedsieve.cli.listing import show_catalogue
     from fedsieve.data import root_from
 

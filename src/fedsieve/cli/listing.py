@@ -15,7 +15,7 @@ from fedsieve.cli.run import ENGINES
 from fedsieve.data import NAMES, dataset_status
 from fedsieve.methods import METHODS
 from fedsieve.recipes import recipes
-from fedsieve.recipes.papers import published
+from fedsieve.recipes.papers import published, rows_by_protocol
 from fedsieve.types import InputError
 
 PARTS = ("methods", "recipes", "datasets", "engines")
@@ -26,8 +26,10 @@ def show_catalogue(what: str, data: Path | None, console: Console | None = None)
     console = console or Console(highlight=False)
     if what == "published":
         return _show_published(console)
+    if what == "papers":
+        return _show_papers(console)
     if what != "all" and what not in PARTS:
-        raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)}, published or all")
+        raise InputError(f"there is no list of {what!r}: choose {', '.join(PARTS)}, published, papers or all")
     for part in PARTS if what == "all" else (what,):
         table = Table(
             "",
@@ -64,6 +66,19 @@ def _show_published(console: Console) -> None:
         accuracy = f"{row.accuracy:5.2f}" + ("       " if row.std is None else f" ± {row.std:4.2f}")
         line = f"{row.name:{width}}  {accuracy}  {'variant' if row.variant else '':7}  {row.command}"
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _show_papers(console: Console) -> None:
+    """Print the tables of the papers: the protocol of each on each dataset, term by term, and its rows."""
+    for title, (protocol, rows) in rows_by_protocol().items():
+        console.print(f"[bold]{title}[/]")
+        terms = Table("", Column("", overflow="fold"), box=None, show_header=False, padding=(0, 2, 0, 0))
+        for term, text in protocol.items():
+            terms.add_row(term.replace("_", " "), escape(text))
+        console.print(terms)
+        for row in rows:
+            console.print(f"{row.name}  {row.printed}  {row.command}", soft_wrap=True, markup=False)
+        console.print()
 
 
 def _first(thing: object) -> str:

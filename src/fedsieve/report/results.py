@@ -14,7 +14,8 @@ from typing import NamedTuple, TypeAlias
 
 from fedsieve.methods.private import EPSILON, REHEARSED
 from fedsieve.report.configurations import Configuration, Runs
-from fedsieve.runs.record import RunRecord, format_kernels, number
+from fedsieve.runs.comparison import compare_published
+from fedsieve.runs.record import RunRecord, flatten_settings, format_kernels, number
 from fedsieve.runs.units import (
     format_bytes,
     format_count,
@@ -74,6 +75,16 @@ def _percents(runs: Runs, name: str, below: Mapping[str, str]) -> Cell:
     return cell
 
 
+def _accuracy(runs: Runs) -> Cell:
+    """Return the accuracy at the end, its further forms, and what the papers print of the very same runs."""
+    cell = _percents(runs, "accuracy", {"pruned": "accuracy_pruned", "validation": "accuracy_validation"})
+    for one in compare_published(flatten_settings(runs[0].manifest.get("run") or {}), runs):
+        cell.append([f"paper {one.text}"])
+        if one.difference is not None:
+            cell.append([f"difference {one.difference:+.2f}"])
+    return cell
+
+
 def _against(runs: Runs, get: Get, form: Format, **references: Get) -> Cell:
     """Return a measure, and under it each of those that it stands against, with the factor between the two."""
     own, cell = _known(runs, get), list[TableLine]([[_mean(runs, get, form)]])
@@ -117,9 +128,7 @@ def _measured(run: RunRecord, way: str, name: str) -> float | None:
 
 
 COLUMNS: dict[str, Callable[[Runs], Cell]] = {
-    "Accuracy": lambda runs: _percents(
-        runs, "accuracy", {"pruned": "accuracy_pruned", "validation": "accuracy_validation"}
-    ),
+    "Accuracy": _accuracy,
     "Density": lambda runs: _percents(runs, "density", {"of all": "density_of_all"}),
     "Bytes up": lambda runs: _against_dense(runs, "bytes_up", "bytes_dense_up", format_bytes),
     "Bytes down": lambda runs: _against_dense(runs, "bytes_down", "bytes_dense_down", format_bytes),

@@ -1,6 +1,7 @@
-"""The papers' result tables, each row as the recipe and settings that run it here.
+"""The papers' result tables, each row as the recipe and settings that run it here, and its protocol.
 
-The CSV files beside this one hold the numbers as printed; their README names the papers.
+The CSV files beside this one hold the numbers as printed, ``protocols.toml`` what the papers say of how those came
+about; the README names the papers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from fedsieve.engine import Run
 from fedsieve.recipes import load_recipe
+from fedsieve.recipes.papers.protocol import Reading, Statement, protocol_terms, statement
 
 HERE = Path(__file__).parent
 
@@ -31,8 +33,14 @@ class Published:
     std: float | None = None
     upload_mb: float | None = None
     """ZeroFL's, of 1,024,000 bytes."""
-    savings: float | None = None
-    """FLASH's: how many times less than dense is sent."""
+    savings_up: float | None = None
+    """How many times less than dense is sent up."""
+    savings_down: float | None = None
+    """FLASH's: how many times less than dense is sent down."""
+    reading: Reading = Reading()
+    """Which of a run's accuracies it is."""
+    quoted: str = ""
+    """The table that the paper has the number from, with its protocol; empty: its own."""
     variant: bool = False
     """Whether the paper ran an implementation that differs from the method's own paper, and from this one."""
 
@@ -42,9 +50,27 @@ class Published:
         return f"{self.table}/{self.row}"
 
     @property
+    def printed(self) -> str:
+        """The number with its spread, and what the paper says is saved up and down."""
+        spread = "" if self.std is None else f" ± {self.std:.2f}"
+        savings = {"up": self.savings_up, "down": self.savings_down}
+        saved = [f"{value:g}x {way}" for way, value in savings.items() if value is not None]
+        return f"{self.accuracy:.2f}{spread}" + (f", {' and '.join(saved)}" if saved else "")
+
+    @property
     def command(self) -> str:
         """The command line that runs this row."""
         return " ".join(["fedsieve run", self.recipe, *(f"-s {setting}" for setting in self.settings)])
+
+    @property
+    def says(self) -> Statement:
+        """What the paper says of the data, the seeds and the protocol."""
+        return statement(self.quoted or self.table, str(self.run().task.dataset))
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """Every term of the protocol as a text: "not printed" where the paper is silent, and what was chosen."""
+        return protocol_terms(self.run(), self.reading, self.says)
 
     def run(self) -> Run:
         """Return the run of this row: seed 0, tested every round."""
@@ -55,20 +81,24 @@ class Published:
 def published() -> tuple[Published, ...]:
     """Return every row of every table, in the order of the files."""
     tables: dict[str, list[Published]] = {}
-    for row in (*_zerofl(), *_flash(), *_sparsefedpp()):
+    zerofl = [*_zerofl()]
+    for row in (*zerofl, *_flash(zerofl), *_sparsefedpp()):
         rows = tables.setdefault(row.table, [])
         rows.append(replace(row, row=len(rows) + 1))
     return tuple(row for rows in tables.values() for row in rows)
 
 
-def published_of(run: Run) -> Published | None:
-    """Return the first published row that is exactly this run, which has seed 0 and is tested every round."""
-    return next((row for row, known in _runs() if known == run), None)
+def rows_by_protocol() -> dict[str, tuple[dict[str, str], list[Published]]]:
+    """Return the rows of each table on each dataset, and their protocol; where a term differs, all that it is."""
+    groups: dict[str, list[Published]] = {}
+    for row in published():
+        quoted = f", quoted from {row.quoted}" if row.quoted else ""
+        groups.setdefault(f"{row.table}, {row.run().task.dataset}{quoted}", []).append(row)
+    return {title: (_joined([row.protocol for row in rows]), rows) for title, rows in groups.items()}
 
 
-@cache
-def _runs() -> tuple[tuple[Published, Run], ...]:
-    return tuple((row, row.run()) for row in published())
+def _joined(protocols: list[dict[str, str]]) -> dict[str, str]:
+    return {term: "; or ".join(dict.fromkeys(one[term] for one in protocols)) for term in protocols[0]}
 
 
 def _rows(file: str) -> list[dict[str, str]]:
@@ -81,24 +111,45 @@ def _number(text: str) -> float | None:
 
 
 def _zerofl() -> Iterator[Published]:
-    """Yield ZeroFL's rows: Table 2 steps by FedAdam, Table 3 runs 300 rounds, FEMNIST has all writers."""
+    """Yield ZeroFL's rows: Table 2 steps by FedAdam, FEMNIST has all writers; speech runs 300 rounds.
+
+    Of those Table 1 reads the accuracy in round 200, Table 3 the highest. In Fig. 1 SWAT trains in one place.
+    """
     for row in _rows("zerofl.csv"):
-        dataset = {"speech_commands": "speech"}.get(row["dataset"], row["dataset"])
-        settings = [f"method.sparsity={row['sparsity']}", f"method.upload={row['upload']}"]
-        settings += [f"method.r_mask={row['mask_ratio']}"] if row["mask_ratio"] else []
-        settings += ["method.server=adam"] if row["table"].endswith("fedadam") else []
-        settings += [f"rounds={row['rounds']}"] if row["table"] == "zerofl_table3" else []
-        settings += ["task.clients=3597"] if dataset == "femnist" else []
-        recipe = f"zerofl.{dataset}" if dataset == "femnist" else f"zerofl.{dataset}_{row['split']}"
-        mean, std, mb = (_number(row[name]) for name in ("accuracy_mean", "accuracy_std", "upload_mb"))
-        assert mean is not None
-        yield Published(row["table"], 0, recipe, tuple(settings), mean, std, upload_mb=mb)
+        if row["split"] == "central":
+            settings = (f"method.sparsity={row['sparsity']}",)
+            accuracy, reading = float(row["accuracy_mean"]), Reading(data="validation")
+            yield Published(row["table"], 0, "swat.central_cifar10", settings, accuracy, reading=reading)
+        else:
+            yield _federated_zerofl(row)
 
 
-def _flash() -> Iterator[Published]:
-    """Yield FLASH's rows: its own settings for every dataset, dense training too."""
+def _federated_zerofl(row: dict[str, str]) -> Published:
+    dataset = {"speech_commands": "speech"}.get(row["dataset"], row["dataset"])
+    settings = [f"method.sparsity={row['sparsity']}", f"method.upload={row['upload']}"]
+    settings += [f"method.r_mask={row['mask_ratio']}"] if row["mask_ratio"] else []
+    settings += ["method.server=adam"] if row["table"].endswith("fedadam") else []
+    settings += ["rounds=300"] if dataset == "speech" else []
+    settings += ["task.clients=3597"] if dataset == "femnist" else []
+    recipe = f"zerofl.{dataset}" if dataset == "femnist" else f"zerofl.{dataset}_{row['split']}"
+    at = Reading("at", int(row["rounds"])) if dataset == "speech" else Reading()
+    reading = Reading("best") if row["table"] == "zerofl_table3" else at
+    settings += ["evaluate_every=1"] if reading.kind == "best" else []
+    std, mb, savings = (_number(row[name]) for name in ("accuracy_std", "upload_mb", "savings_up"))
+    mean = float(row["accuracy_mean"])
+    return Published(row["table"], 0, recipe, tuple(settings), mean, std, mb, savings, reading=reading)
+
+
+def _flash(zerofl: list[Published]) -> Iterator[Published]:
+    """Yield FLASH's rows: its own settings for every dataset, dense training too; ZeroFL's are of its Table 1."""
     for row in _rows("flash.csv"):
         method, dataset, split = row["method"], row["dataset"], row["split"]
+        mean = float(row["accuracy_mean"])
+        std, up, down = (_number(row[name]) for name in ("accuracy_std", "savings_up", "savings_down"))
+        if method == "zerofl":
+            first = next(one for one in zerofl if (one.accuracy, one.std) == (mean, std))
+            yield replace(first, table=row["table"], quoted=first.table, savings_up=up, savings_down=down)
+            continue
         if method == "dense":
             recipe = "fedavg.mnist" if dataset == "mnist" else f"fedavg.flash_{dataset}"
             settings = [f"task.partition={split}"] if dataset != "femnist" else []
@@ -107,9 +158,7 @@ def _flash() -> Iterator[Published]:
             many = row["density"].replace("/", ",")
             settings.append(f"method.densities={many}" if method == "hetero_flash" else f"method.density={many}")
         settings += ["task.clients=3400"] if dataset == "femnist" else []
-        mean, std, savings = (_number(row[name]) for name in ("accuracy_mean", "accuracy_std", "savings"))
-        assert mean is not None
-        yield Published(row["table"], 0, recipe, tuple(settings), mean, std, savings=savings)
+        yield Published(row["table"], 0, recipe, tuple(settings), mean, std, savings_up=up, savings_down=down)
 
 
 def _sparsefedpp() -> Iterator[Published]:

@@ -1,4 +1,4 @@
-"""The results of a sweep: one row a cell, over its seeds, beside what the paper says of the very same run.
+"""The results of a sweep: one row a cell, over its seeds, beside what the papers print of the very same run.
 
 Accuracies are those of the deployed models, in percent, and a spread is the standard deviation of the sample. Bytes are
 those of training, a warm-up aside, and work is that of all rounds, both summed over the cell's finished runs; the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedsieve.data.storage import write, write_json
-from fedsieve.recipes.papers import Published, published_of
+from fedsieve.runs.comparison import Comparison, compare_published, settings_of
 from fedsieve.runs.record import number, read_record
 from fedsieve.runs.sweep.grid import Cell, Grid, recipe_label
 from fedsieve.runs.units import format_ratio
@@ -41,7 +41,8 @@ class CellResult:
     work: float | None
     """The share of dense training's multiply-adds."""
     density: float | None
-    paper: Published | None
+    papers: tuple[Comparison, ...] = ()
+    """The published rows that the cell is, or else the nearest one, with what differs."""
 
     @property
     def mean(self) -> float | None:
@@ -59,11 +60,6 @@ class CellResult:
     def whole(self) -> bool:
         """Whether every seed has run to its last round."""
         return all(t == self.cell.run.rounds for t in self.rounds)
-
-    @property
-    def difference(self) -> float | None:
-        """Accuracy less the paper's, once every seed has run to its last round."""
-        return self.mean - self.paper.accuracy if self.whole and self.paper and self.mean is not None else None
 
 
 def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console | None = None) -> None:
@@ -104,7 +100,7 @@ def _cell_result(cell: Cell, folders: list[Path]) -> CellResult:
         factor=dense / up if up else None,
         work=work / dense_work if dense_work else None,
         density=statistics.fmean(densities) if densities else None,
-        paper=published_of(replace(cell.run, seed=0, evaluate_every=1)),
+        papers=tuple(compare_published(settings_of(cell.run), runs)),
     )
 
 
@@ -122,9 +118,14 @@ def as_json(row: CellResult) -> dict[str, Any]:
         "times_less_than_dense": row.factor,
         "multiply_adds_share": row.work,
         "density": row.density,
-        "paper": asdict(row.paper) if row.paper else None,
-        "difference": row.difference,
+        "paper": next((asdict(one.row) for one in row.papers if not one.differs), None),
+        "difference": next((one.difference for one in row.papers), None),
+        "papers": [_comparison_as_json(one) for one in row.papers],
     }
+
+
+def _comparison_as_json(one: Comparison) -> dict[str, Any]:
+    return {"row": one.row.name, "differs": one.differs, "difference": one.difference}
 
 
 def columns(rows: list[CellResult]) -> dict[str, list[str]]:
@@ -142,9 +143,9 @@ def columns(rows: list[CellResult]) -> dict[str, list[str]]:
     table["than dense"] = [format_ratio(row.factor or 0, 1) or "-" for row in rows]
     table["work"] = [_number(row.work, ".1%") for row in rows]
     table["density"] = [_number(row.density, ".1%") for row in rows]
-    if any(row.paper for row in rows):
-        table["paper, %"] = [_paper(row.paper) if row.paper else "-" for row in rows]
-        table["difference"] = [_number(row.difference, "+.2f") for row in rows]
+    if any(row.papers for row in rows):
+        table["paper, %"] = ["; ".join(one.text for one in row.papers) or "-" for row in rows]
+        table["difference"] = ["; ".join(_number(one.difference, "+.2f") for one in row.papers) or "-" for row in rows]
     return table
 
 
@@ -170,18 +171,12 @@ def _rounds(row: CellResult) -> str:
     return f"{few if few == many else f'{few}-{many}'}/{row.cell.run.rounds}"
 
 
-def _paper(paper: Published) -> str:
-    return _mean(paper.accuracy, paper.std) + (" variant" if paper.variant else "")
-
-
 def _note(rows: list[CellResult]) -> str:
     """Return what the table's words mean, where that is not plain."""
     fixed = (_fixed("All", rows, everywhere=True), _fixed("Methods that have it", rows, everywhere=False))
     lines = [line for line in fixed if line]
-    if any(row.paper and row.paper.variant for row in rows):
-        lines.append("variant: the paper ran another implementation of the method than this one.")
-    if any(row.paper for row in rows) and not all(row.whole for row in rows):
-        lines.append("The difference from the paper is taken once all rounds of all seeds are run.")
+    if any(one.differs for row in rows for one in row.papers):
+        lines.append("Where data or protocol are not a paper's, its column says what differs.")
     return " ".join(lines)
 
 
