@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedsieve.data import SOURCES
 from fedsieve.engine import Run
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.papers import published
@@ -16,15 +17,15 @@ from fedsieve.runs.record import RunRecord, read_record
 FLASH = ("flash.mnist", "method.density=0.05")
 SPEECH = ("zerofl.speech_iid", "method.sparsity=0.9", "method.r_mask=0.2", "rounds=300", "evaluate_every=1")
 FEMNIST = ("zerofl.femnist", "method.sparsity=0.95", "method.r_mask=0.2", "task.clients=3597")
-MNIST = {"train": 60_000, "test": 10_000}
-CLIPS = {"train": 56_196, "test": 6_835}
+MNIST = {"training": 60_000, "test": 10_000}
+CLIPS = {"version": "v0.01", "training": 56_196, "test": 6_835}
 
 
 def run_of(recipe: str, *settings: str) -> Run:
     return load_recipe(recipe, settings)
 
 
-def record(folder: Path, run: Run, last: int | None = None, **summary: Any) -> RunRecord:
+def record(folder: Path, run: Run, last: int | None = None, examples: Any = None) -> RunRecord:
     """Return a run of so many rounds whose accuracy rises by 1/1000 a round to its half, and then falls by as much."""
     last, folder = last or run.rounds, folder / f"{run.seed}"
     folder.mkdir()
@@ -32,9 +33,9 @@ def record(folder: Path, run: Run, last: int | None = None, **summary: Any) -> R
     rows = [
         {"round": t, "accuracy": min(t, run.rounds - t) / 1000 if tested[t - 1] else None} for t in range(1, last + 1)
     ]
-    (folder / "run.json").write_text(json.dumps({"run": settings_tree(run)}))
+    (folder / "run.json").write_text(json.dumps({"run": settings_tree(run), "dataset": examples}))
     (folder / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "summary.json").write_text(json.dumps({"rounds": last, "accuracy": rows[-1]["accuracy"], **summary}))
+    (folder / "summary.json").write_text(json.dumps({"rounds": last, "accuracy": rows[-1]["accuracy"]}))
     return read_record(folder)
 
 
@@ -81,8 +82,8 @@ def test_a_setting_that_differs_is_named(settings: tuple[str, ...], phrase: str)
     ("last", "summary", "phrase"),
     [
         (100, {"examples": MNIST}, "round 100 of 400"),
-        (None, {"examples": {"train": 5_000, "test": 10_000}}, "5,000 of 60,000 training examples"),
-        (None, {"examples": {"train": 60_000, "test": 10_001}}, "10,001 test examples, not 10,000"),
+        (None, {"examples": {"training": 5_000, "test": 10_000}}, "5,000 of 60,000 training examples"),
+        (None, {"examples": {"training": 60_000, "test": 10_001}}, "10,001 test examples, not 10,000"),
         (None, {}, "training examples not counted, test examples not counted"),
     ],
 )
@@ -95,11 +96,20 @@ def test_data_and_rounds_that_are_missing_are_named(
 
 def test_counts_that_a_paper_rounds_are_met_by_all_that_round_to_them(tmp_path: Path) -> None:
     run = replace(run_of(*FEMNIST), evaluate_every=1000)
-    whole = record(tmp_path, run, examples={"train": 652_999, "test": 165_001})
+    whole = record(tmp_path, run, examples={"training": 652_999, "test": 165_001})
     assert compared(run, whole) == [("zerofl_table1", "83.78 ± 0.19 (1 of 3 seeds)")]
     (tmp_path / "more").mkdir()
-    more = record(tmp_path / "more", run, examples={"train": 653_000, "test": 165_001})
+    more = record(tmp_path / "more", run, examples={"training": 653_000, "test": 165_001})
     assert compared(run, more) == [("zerofl_table1", "653,000 training examples, not 652,000")]
+
+
+def test_another_version_of_the_data_is_named(tmp_path: Path) -> None:
+    run = run_of(*SPEECH)
+    other = record(tmp_path, run, examples={**CLIPS, "version": "v0.02"})
+    assert compared(run, other) == [("zerofl_table1", "v0.02, not v0.01")]
+    assert {row.says.version for row in published()} == {"", "v0.01", "3,597 writers", "3,400 writers"}
+    names = {version.name for source in SOURCES.values() for version in source.versions}
+    assert {row.says.version for row in published()} <= {"", *names}
 
 
 def test_a_run_without_some_updates_is_not_the_papers(tmp_path: Path) -> None:

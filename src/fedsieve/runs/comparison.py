@@ -112,12 +112,13 @@ def _compare(row: Published, differing: Sequence[str], runs: Sequence[RunRecord 
 
 
 def _of_data(row: Published, run: RunRecord) -> Iterable[str]:
-    """Yield in which counts of examples a run's data are not the row's; of a run that goes on they are not known."""
-    counts = (run.summary or {}).get("examples")
-    if run.summary is None:
-        return
+    """Yield in which version and counts of examples a run's data are not the row's."""
+    held = run.manifest.get("dataset")
+    held = held if isinstance(held, Mapping) else {}
+    if row.says.version and held.get("version", row.says.version) != row.says.version:
+        yield f"{held['version'] or 'data of unknown version'}, not {row.says.version}"
     for part, name in (("train", "training"), ("test", "test")):
-        wanted, value = getattr(row.says, part), number(counts.get(part)) if isinstance(counts, Mapping) else None
+        wanted, value = getattr(row.says, part), number(held.get(name))
         if wanted and value is None:
             yield f"{name} examples not counted"
         elif wanted and value is not None and value < wanted[0]:

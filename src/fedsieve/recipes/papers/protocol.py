@@ -56,6 +56,8 @@ class Statement:
     """What a paper says of a table's runs on a dataset; counts are the least and the largest number that is meant."""
 
     data: str
+    version: str = ""
+    """Of several published versions of the dataset, as ``data.dataset.Dataset`` names them."""
     train: tuple[int, int] | None = None
     test: tuple[int, int] | None = None
     seeds: int = 1
@@ -74,7 +76,8 @@ def statement(table: str, dataset: str) -> Statement:
     counts = {name: (last[name][0], last[name][-1]) for name in ("train", "test") if name in last}
     silent = frozenset(term for part in parts for term in part.get("not_printed", ()))
     remarks = {term: text for part in parts for term, text in part.get("remarks", {}).items()}
-    return Statement(last["data"], **counts, seeds=last["seeds"], not_printed=silent, remarks=remarks)
+    version = last.get("version", "")
+    return Statement(last["data"], version, **counts, seeds=last["seeds"], not_printed=silent, remarks=remarks)
 
 
 def protocol_terms(run: Run, reading: Reading, says: Statement) -> dict[str, str]:
