@@ -89,16 +89,12 @@ def _tar(path: Path, start: bytes, progress: Progress) -> Iterator[_Member]:
     with path.open("rb") as raw, opener(raw) if opener else raw as stream:
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
-                try:
-                    name = tarfile.data_filter(member, "/dataset").name
-                except tarfile.FilterError:
-                    name = ""
-                if name != member.name or not (member.isfile() or member.isdir()):
+                if not _is_inside(member.name) or not (member.isfile() or member.isdir()):
                     raise _refused(path, member.name)
                 if member.isfile():
                     content = tar.extractfile(member)
                     assert content is not None
-                    yield name, content.read
+                    yield member.name, content.read
                 progress(raw.tell(), size)
         while stream.read(1 << 20):
             progress(raw.tell(), size)
@@ -111,8 +107,7 @@ def _zip(path: Path, progress: Progress) -> Iterator[_Member]:
         done, size = 0, sum(member.compress_size for member in members)
         for member in members:
             mode = stat.S_IFMT(member.external_attr >> 16)
-            parts = PurePosixPath(member.filename).parts
-            if "\\" in member.filename or ".." in parts or parts[:1] == ("/",) or mode not in (0, *_PLAIN):
+            if not _is_inside(member.filename) or mode not in (0, *_PLAIN):
                 raise _refused(path, member.filename)
             if not member.is_dir():
                 with archive.open(member) as content:
@@ -137,6 +132,12 @@ def _folder(path: Path, target: Callable[[str], str | None], progress: Progress)
             raise InputError(f"{file} has gone: leave the folder as it is meanwhile")
         yield name, lambda count, content=content: content[: count if count >= 0 else None]  # type: ignore[misc]
         progress(done := done + len(content), size)
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a member's path leads to a place below the folder that it is taken from."""
+    path = PurePosixPath(name)
+    return "\\" not in name and ".." not in path.parts and not path.is_absolute()
 
 
 def _refused(path: Path, name: str) -> InputError:
