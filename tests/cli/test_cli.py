@@ -255,6 +255,7 @@ def test_resume_takes_the_last_run_that_was_begun(tmp_path: Path, fedsieve: Comm
     assert "new holds no run yet: starting at round 1" in said
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_one_line(fedsieve: CommandLine) -> None:
     said = fedsieve("run", "zerofl.digits", "--out", "/dev/null/x", code=2).stderr
     assert said.count("\n") == 1

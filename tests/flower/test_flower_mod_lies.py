@@ -150,6 +150,7 @@ def test_errors_of_clients_pass_through() -> None:
     assert "ZeroDivisionError" in str(replies[1].error.reason)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_refused_or_an_array_like_the_others() -> None:
     inside = InProcessGrid(app_of(SparseMod(top=0.05)), 2)
     around, chance = SparseGrid(inside), np.random.default_rng(0)

@@ -70,6 +70,7 @@ def test_a_supernode_that_has_gone_is_lost_at_once_and_may_come_back(tmp_path: A
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.slow
 def test_a_supernode_that_starts_again_under_its_own_id_is_told_of_the_run_again(tmp_path: Any) -> None:
     """With node keys an id is the node's for good, and a restart between two looks is not to be seen."""
     federation = open_run(tiny_run(METHODS["nst"], rounds=3, per_round=6))

@@ -155,6 +155,7 @@ def test_one_instruction_set_that_fails_leaves_the_others(folder: Path) -> None:
 
 
 @SHARED
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert build.build(tmp_path / "file").startswith("native kernels: none built (")

@@ -86,6 +86,7 @@ def test_an_update_is_shortened_to_the_clip_and_no_more() -> None:
         torch.testing.assert_close(given[name], change, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_noise_has_its_share_of_the_deviation_on_the_mask_alone_and_vectors_of_one_length() -> None:
     method = Private(PDST(density=0.5), clip=0.1, noise=3.0, cohort=3)
     state, given, plain = answers(method, n=3)

@@ -189,6 +189,7 @@ TERMS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_row_is_a_complete_protocol() -> None:
     for row in published():
         assert [*row.protocol] == TERMS
@@ -219,6 +220,7 @@ def test_the_list_has_every_row_as_a_command(capsys: pytest.CaptureFixture[str])
     assert all(row.name in line and line.endswith(row.command) for row, line in zip(published(), lines, strict=True))
 
 
+@pytest.mark.slow
 def test_the_list_has_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
     show_catalogue("papers", None)
     text = capsys.readouterr().out

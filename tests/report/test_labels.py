@@ -12,6 +12,7 @@ from fedsieve.runs.record import RunRecord
 from report_pages import change, page_of, write_run
 
 
+@pytest.mark.slow
 def test_of_runs_with_the_same_settings_one_counts(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / place, commit=place) for place in ("old", "new", "going")]
     for day, run in enumerate(runs[:2], 1):

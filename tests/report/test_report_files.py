@@ -82,6 +82,7 @@ def test_what_is_not_a_regular_file_is_not_written_over(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+@pytest.mark.slow
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(InputError, match="cannot be written"):

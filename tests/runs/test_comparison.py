@@ -152,6 +152,7 @@ def test_another_implementation_or_experiment_is_no_row(tmp_path: Path) -> None:
     assert compared(run_of(FLASH[0], "task.partition=lda:0.5")) == []
 
 
+@pytest.mark.slow
 def test_all_rows_are_their_own_runs() -> None:
     for row in published():
         tables = [table for table, _ in compared(row.run())]

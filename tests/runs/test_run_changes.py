@@ -230,6 +230,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.slow
 def test_what_the_machine_cannot_do_is_one_line_that_says_how_to_go_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedsieve: CommandLine
 ) -> None:

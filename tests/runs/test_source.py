@@ -147,6 +147,7 @@ def test_a_run_of_fedsieves_own_code_keeps_none_of_it(tmp_path: Path) -> None:
     assert not (tmp_path / "source").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_goes_on_with_changes_that_are_accepted(
     own: Files, tmp_path: Path, fedsieve: CommandLine
 ) -> None:

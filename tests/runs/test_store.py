@@ -146,6 +146,7 @@ def damaged(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "header", "emptied", "a pipe"])
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_serves(tmp_path: Path, how: str) -> None:
     run = tiny_run(FedAvg())
     go(tmp_path / "whole", run)
