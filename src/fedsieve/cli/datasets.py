@@ -37,8 +37,8 @@ def build_by_name(name: str, archive: Path | None, root: Path | None, console: C
     elif archive or source.status(root).startswith("not found"):
         archive = archive or find_archive(source, root)
         with _stages(console) as stages:
-            written = build_dataset(source, archive, root, stages)
-        console.print(f"{written:,} files written" if written else "every file was there")
+            count = build_dataset(source, archive, root, stages)
+        console.print(f"{count:,} files written" if count else "every file was there")
     console.print(source.status(root))
 
 
@@ -62,16 +62,16 @@ def _stages(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
         tasks = {stage: bars.add_task(label, visible=False) for stage, label in STAGES.items()}
-        yield lambda stage, done, size: bars.update(tasks[stage], completed=done, total=size, visible=True)
+        yield lambda stage, position, size: bars.update(tasks[stage], completed=position, total=size, visible=True)
 
 
 def _lines(console: Console) -> Callable[[str, int, int], None]:
-    shown: dict[str, float] = {}
+    percentages: dict[str, float] = {}
 
-    def line(stage: str, done: int, size: int) -> None:
+    def line(stage: str, position: int, size: int) -> None:
         now = time.monotonic()
-        if now - shown.get(stage, now - EVERY) >= EVERY:
-            shown[stage] = now
-            console.print(f"{STAGES[stage]}: {done / max(size, 1):.0%}")
+        if now - percentages.get(stage, now - EVERY) >= EVERY:
+            percentages[stage] = now
+            console.print(f"{STAGES[stage]}: {position / max(size, 1):.0%}")
 
     return line

@@ -51,7 +51,7 @@ class Archive:
 
     def files(self, progress: Progress) -> Iterator[tuple[str, bytes]]:
         """Yield where it goes and what it holds, of every file that is wanted. Raises InputError."""
-        seen = set[str]()
+        targets = set[str]()
         self.pickles.clear()
         try:
             for name, read in _members(self.path, self.target, progress):
@@ -59,9 +59,9 @@ class Archive:
                     if _begins_as_pickle(read(2)):
                         self.pickles.append(name)
                     continue
-                if target in seen:
+                if target in targets:
                     raise InputError(f"{self.path} holds {target} twice: {AGAIN}")
-                seen.add(target)
+                targets.add(target)
                 yield target, read(-1)
         except InputError:
             raise
@@ -104,7 +104,7 @@ def _tar(path: Path, start: bytes, progress: Progress) -> Iterator[_Member]:
 def _zip(path: Path, progress: Progress) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        done, size = 0, sum(member.compress_size for member in members)
+        position, size = 0, sum(member.compress_size for member in members)
         for member in members:
             mode = stat.S_IFMT(member.external_attr >> 16)
             if not _is_inside(member.filename) or mode not in (0, *_PLAIN):
@@ -112,7 +112,7 @@ def _zip(path: Path, progress: Progress) -> Iterator[_Member]:
             if not member.is_dir():
                 with archive.open(member) as content:
                     yield member.filename, content.read
-            progress(done := done + member.compress_size, size)
+            progress(position := position + member.compress_size, size)
 
 
 _PLAIN = (stat.S_IFREG, stat.S_IFDIR)
@@ -121,17 +121,17 @@ _PLAIN = (stat.S_IFREG, stat.S_IFDIR)
 def _folder(path: Path, target: Callable[[str], str | None], progress: Progress) -> Iterator[_Member]:
     """Yield those of a folder's files that are wanted; the rest, which may be large, is not opened."""
     files = (Path(above, name) for above, _, names in os.walk(path) for name in names)
-    wanted = {name: file for file in files if target(name := file.relative_to(path).as_posix())}
-    for name, file in wanted.items():
+    files_by_name = {name: file for file in files if target(name := file.relative_to(path).as_posix())}
+    for name, file in files_by_name.items():
         if file.is_symlink():
             raise _refused(path, name)
-    done, size = 0, sum(file.stat().st_size for file in wanted.values())
-    for name, file in sorted(wanted.items()):
+    position, size = 0, sum(file.stat().st_size for file in files_by_name.values())
+    for name, file in sorted(files_by_name.items()):
         content = read_file(file, READABLE)
         if content is None:
             raise InputError(f"{file} has gone: leave the folder as it is meanwhile")
         yield name, lambda count, content=content: content[: count if count >= 0 else None]  # type: ignore[misc]
-        progress(done := done + len(content), size)
+        progress(position := position + len(content), size)
 
 
 def _is_inside(name: str) -> bool:

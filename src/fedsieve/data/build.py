@@ -60,9 +60,9 @@ def build_dataset(source: Source, archive: Path, root: Path, stages: Stages) -> 
         try:
             _check_place(final)
             opened = Archive(archive, source.target)
-            contents = examine_archive(source, opened, lambda done, size: stages("check", done, size))
+            contents = examine_archive(source, opened, lambda position, size: stages("check", position, size))
             _check_version(final, source, contents.version)
-            return _build(opened, contents, final, partial, lambda done, size: stages("write", done, size))
+            return _build(opened, contents, final, partial, lambda position, size: stages("write", position, size))
         finally:
             with suppress(OSError):  # it holds what is to be gone on with, or has its name already
                 partial.rmdir()
@@ -81,7 +81,7 @@ def examine_archive(source: Source, archive: Archive, progress: Progress) -> Con
                 raise InputError(f"{archive.path}: {target} {error}: {AGAIN}") from None
 
     counts = merged(tallies(), source.versions[0].counts)
-    if lacking := [name for name in source.files if name not in files] or ([source.wanted] if not files else []):
+    if lacking := [name for name in source.files if name not in files] or ([source.pattern] if not files else []):
         pickles = f" but pickles ({archive.pickles[0]}), which can run code," if archive.pickles else ""
         raise InputError(f"{archive.path} has no {lacking[0]}{pickles}: {source.instructions}")
     version = version_of(source.versions, counts)
@@ -129,11 +129,11 @@ def _check_version(final: Path, source: Source, version: Version) -> None:
 def _build(archive: Archive, contents: Contents, final: Path, partial: Path, progress: Progress) -> int:
     """Write what is missing of the dataset, and return how many files that were."""
     _remove_strays(partial, contents.files)
-    built = built_counts(final) is not None
-    place = final if built else partial
+    is_complete = built_counts(final) is not None
+    place = final if is_complete else partial
     there = {name for name in contents.files if (place / name).exists()}
     right = {name for name in there if _digest(place / name) == contents.files[name][1]}
-    if built and (wrong := sorted(there - right)):
+    if is_complete and (wrong := sorted(there - right)):
         raise InputError(f"{final / wrong[0]} is not what the archive holds: delete it to have it written again")
     missing = contents.files.keys() - right
     _check_space(partial.parent, [contents.files[name][0] for name in missing])
@@ -141,7 +141,7 @@ def _build(archive: Archive, contents: Contents, final: Path, partial: Path, pro
         for target, content in archive.files(progress):
             if target in missing:
                 _write(partial / target, content, contents.files[target][1])
-    if built:
+    if is_complete:
         for name in sorted(missing):
             (final / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).rename(final / name)

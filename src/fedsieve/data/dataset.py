@@ -133,7 +133,7 @@ class Source(ABC):
     """The names of its archives as downloaded, which are looked for where none is named."""
     files: tuple[str, ...] = ()
     """What its archive holds of it, by name, where that is always the same."""
-    wanted = "file of it"
+    pattern = "file of it"
     """What it holds otherwise, in a few words."""
     folders: tuple[str, ...] = ()
     """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
@@ -180,8 +180,8 @@ class Source(ABC):
         """Return the name of the version that has these counts, empty where there is only one or nothing counted."""
         if counts is None:
             return ""
-        found = version_of(self.versions, counts)
-        return found.name if found else self.unpublished
+        version = version_of(self.versions, counts)
+        return version.name if version else self.unpublished
 
     def read_hub(self, splits: Any) -> Arrays:
         """Return the arrays of the splits that the package ``datasets`` loads from the hub."""

@@ -53,7 +53,7 @@ class Femnist(Source):
         ),
         Version("3,400 writers", {"writers": 3400, "writers tested": 3400}),
     )
-    wanted = "all_data_*_train_*.json or all_data_*_test_*.json of LEAF"
+    pattern = "all_data_*_train_*.json or all_data_*_test_*.json of LEAF"
 
     def form(self, folder: Path) -> str | None:
         """Return the npz subset's name, "LEAF json" or None."""

@@ -96,7 +96,7 @@ class SpeechCommands(Source):
         ),
     )
     archives = ("speech_commands_v0.02.tar.gz", "speech_commands_v0.01.tar.gz")
-    wanted = "WORD/*_nohash_*.wav"
+    pattern = "WORD/*_nohash_*.wav"
 
     def target(self, name: str) -> str | None:
         """Return the word, or the folder of noise, and the name of a recording, None for other files."""

@@ -33,8 +33,8 @@ class Version:
     def fits(self, counts: Counts) -> bool:
         """Say whether of all that was counted there is as much as this version has."""
         return all(
-            counts[what] in wanted if isinstance(wanted, range) else counts[what] == wanted
-            for what, wanted in self.counts.items()
+            counts[what] in expected if isinstance(expected, range) else counts[what] == expected
+            for what, expected in self.counts.items()
             if what in counts
         )
 

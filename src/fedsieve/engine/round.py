@@ -78,8 +78,8 @@ class RoundMetrics:
             self.real += work.get("real", 0.0)
             self.dense += work.get("dense", 0.0)
             self.weight += update.n
-            sent = {name: update.tree[name] for name in update.tree.keys() - {*self.frozen}}
-            self.csr.append(csr_bytes(sent, self.whole))
+            counted = {name: update.tree[name] for name in update.tree.keys() - {*self.frozen}}
+            self.csr.append(csr_bytes(counted, self.whole))
             if answer.norms is not None:
                 self.lengths[answer.client] = answer.norms
             for name, value in update.metrics.items():

@@ -66,11 +66,11 @@ def compare_published(settings: Mapping[str, Any], runs: Sequence[RunRecord | No
     least = min((len(differing) for _, differing in near), default=MOST + 1)
     if least > MOST:
         return []
-    found: dict[Any, Comparison] = {}
+    comparisons: dict[Any, Comparison] = {}
     for row, differing in near:
-        if len(differing) == least and (key := (row.accuracy, row.std, row.reading)) not in found:
-            found[key] = _compare(row, differing, runs)
-    return [one for one in found.values() if not one.differs] or [*found.values()][:1]
+        if len(differing) == least and (key := (row.accuracy, row.std, row.reading)) not in comparisons:
+            comparisons[key] = _compare(row, differing, runs)
+    return [one for one in comparisons.values() if not one.differs] or [*comparisons.values()][:1]
 
 
 @cache
@@ -87,17 +87,17 @@ def _differing(settings: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]
     return [_phrase(name, settings.get(name, "default"), row.get(name, "default"), row) for name in differing]
 
 
-def _phrase(name: str, value: Any, wanted: Any, row: Mapping[str, Any]) -> str:
+def _phrase(name: str, value: Any, expected: Any, row: Mapping[str, Any]) -> str:
     if name == "task.clients":
         unit = "writers" if row["task.partition"] == "group" else "clients"
-        return f"{value:,} of {wanted:,} {unit}" if _less(value, wanted) else f"{value} {unit}, not {wanted:,}"
-    if name == "rounds" and _less(value, wanted):
-        return f"{value} of {wanted} rounds"
-    return f"{name.removesuffix('.kind').split('.')[-1]} {value}, not {wanted}"
+        return f"{value:,} of {expected:,} {unit}" if _less(value, expected) else f"{value} {unit}, not {expected:,}"
+    if name == "rounds" and _less(value, expected):
+        return f"{value} of {expected} rounds"
+    return f"{name.removesuffix('.kind').split('.')[-1]} {value}, not {expected}"
 
 
-def _less(value: Any, wanted: Any) -> bool:
-    return isinstance(value, int) and isinstance(wanted, int) and value < wanted
+def _less(value: Any, expected: Any) -> bool:
+    return isinstance(value, int) and isinstance(expected, int) and value < expected
 
 
 def _compare(row: Published, differing: Sequence[str], runs: Sequence[RunRecord | None]) -> Comparison:
@@ -113,18 +113,18 @@ def _compare(row: Published, differing: Sequence[str], runs: Sequence[RunRecord 
 
 def _of_data(row: Published, run: RunRecord) -> Iterable[str]:
     """Yield in which version and counts of examples a run's data are not the row's."""
-    held = run.manifest.get("dataset")
-    held = held if isinstance(held, Mapping) else {}
-    if row.says.version and held.get("version", row.says.version) != row.says.version:
-        yield f"{held['version'] or 'data of unknown version'}, not {row.says.version}"
+    dataset = run.manifest.get("dataset")
+    dataset = dataset if isinstance(dataset, Mapping) else {}
+    if row.says.version and dataset.get("version", row.says.version) != row.says.version:
+        yield f"{dataset['version'] or 'data of unknown version'}, not {row.says.version}"
     for part, name in (("train", "training"), ("test", "test")):
-        wanted, value = getattr(row.says, part), number(held.get(name))
-        if wanted and value is None:
+        expected, value = getattr(row.says, part), number(dataset.get(name))
+        if expected and value is None:
             yield f"{name} examples not counted"
-        elif wanted and value is not None and value < wanted[0]:
-            yield f"{value:,.0f} of {wanted[0]:,} {name} examples"
-        elif wanted and value is not None and value > wanted[1]:
-            yield f"{value:,.0f} {name} examples, not {wanted[0]:,}"
+        elif expected and value is not None and value < expected[0]:
+            yield f"{value:,.0f} of {expected[0]:,} {name} examples"
+        elif expected and value is not None and value > expected[1]:
+            yield f"{value:,.0f} {name} examples, not {expected[0]:,}"
 
 
 def _of_answers(run: RunRecord) -> Iterable[str]:
