@@ -2,12 +2,8 @@
 
 import gzip
 import hashlib
-import io
 import os
-import tarfile
 import types
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,132 +13,12 @@ import pytest
 import fedsieve.data as data
 from command_line import CommandLine
 from fedsieve.data import build, cifar10, mnist, speech_commands, storage
-from fedsieve.data.build import build_dataset, verify
+from fedsieve.data.build import verify
 from fedsieve.data.storage import locked
 from fedsieve.data.version import Version
 from fedsieve.types import InputError
+from public_archives import built, folder, publish, refuse, speech, tar, zipped
 from small_files import _cache, leaf_text, md5, pickled, pixels, refuses  # noqa: F401 (the cache is every test's)
-
-
-def quiet(*_: object) -> None:
-    """Show no progress."""
-
-
-def tar(path: Path, files: Mapping[str, bytes], mode: str = "w:gz", **links: str) -> Path:
-    """Write a tar of files, and of symbolic links by what they lead to."""
-    with tarfile.open(path, mode) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        for name, target in links.items():
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
-            archive.addfile(member)
-    return path
-
-
-def zipped(path: Path, files: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def folder(path: Path, files: Mapping[str, bytes]) -> Path:
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-def publish(monkeypatch: pytest.MonkeyPatch, name: str, *versions: Version) -> None:
-    """Let small versions be the published ones."""
-    monkeypatch.setattr(type(data.SOURCES[name]), "versions", versions)
-
-
-@pytest.fixture
-def cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The files of a small CIFAR-10 archive, 20 + 4 images."""
-    batches = {name: np.concatenate([pixels(4, 1) % 10, pixels(4, 3072)], 1).tobytes() for name in cifar10.MD5}
-    monkeypatch.setattr(cifar10, "MD5", {name: md5(batch) for name, batch in batches.items()})
-    publish(monkeypatch, "cifar10", Version("", {"training": 20, "test": 4}))
-    inside = {f"cifar-10-batches-bin/{name}.bin": batch for name, batch in batches.items()}
-    return {"cifar-10-batches-bin/readme.html": b"<html>"} | inside
-
-
-@pytest.fixture
-def cifar100(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The files of a small CIFAR-100 archive, two + one images of each class."""
-    publish(monkeypatch, "cifar100", Version("", {"training": 200, "test": 100}))
-
-    def rows(count: int) -> bytes:
-        fine = np.arange(count, dtype=np.uint8)[:, None] % 100
-        return np.concatenate([fine // 5, fine, pixels(count, 3072)], 1).tobytes()
-
-    return {"cifar-100-binary/train.bin": rows(200), "cifar-100-binary/test.bin": rows(100)}
-
-
-def speech(words: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the files of a small Speech Commands archive: a clip of each partition a word, and noise."""
-    people = {speech_commands.which_set(f"{i:08x}_nohash_0.wav"): f"{i:08x}" for i in range(60)}
-    wav = b"RIFF\0\0\0\0WAVEfmt "
-    clips = {f"./{word}/{who}_nohash_0.wav": wav + word.encode() for word in words for who in people.values()}
-    noise = {"./_background_noise_/hum.wav": wav, "./_background_noise_/README.md": b"noise"}
-    return {"./README.md": b"about", "./testing_list.txt": b""} | clips | noise
-
-
-@pytest.fixture
-def versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two small versions of Speech Commands, of two words and of three."""
-    parts = ("training", "validation", "testing")
-    small = [
-        Version(name, {"words": n, "clips": 3 * n, **dict.fromkeys(parts, n), "recordings of noise": 1})
-        for name, n in (("v0.01", 2), ("v0.02", 3))
-    ]
-    publish(monkeypatch, "speech_commands", *small)
-
-
-@pytest.fixture
-def leaf(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What LEAF writes of three writers, beside what else is there."""
-    exact = {"writers": 3, "writers tested": 3, "training": range(5, 7), "test": 3}
-    publish(monkeypatch, "femnist", Version("3 writers", exact), Version("2 writers", {"writers": 2}))
-    one, two = leaf_text({"a": [1, 2], "b": [3]}), leaf_text({"c": [4, 5, 61]})
-    return {
-        "data/train/all_data_0_niid_0_keep_0_train_8.json": one,
-        "data/train/all_data_1_niid_0_keep_0_train_8.json": two,
-        "data/test/all_data_0_niid_0_keep_0_test_8.json": leaf_text({"a": [1], "b": [2], "c": [3]}),
-        "data/all_data/all_data_0.json": b"{}",
-        "data/intermediate/write_files.pkl": b"\x80\x04.",
-    }
-
-
-def built(name: str, archive: Path, root: Path) -> int:
-    return build_dataset(data.SOURCES[name], archive, root, quiet)
-
-
-def refuse(name: str, archive: Path, root: Path, *words: str) -> None:
-    """Building is refused in one line that has all words, and leaves the data folder as it was."""
-    before = snapshot(root)
-    with pytest.raises(InputError) as caught:
-        built(name, archive, root)
-    assert "\n" not in str(caught.value)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert snapshot(root) == before
-
-
-def snapshot(root: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A data folder."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return folder
-
 
 # Each dataset, from each kind of archive
 
@@ -364,117 +240,6 @@ def test_no_room_on_the_disk_is_said_before_anything_is_written(
     refuse("cifar10", archive, root, "room for 94.2 kB where 98.3 kB are to be written", "--data")
     monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_frsize=4096, f_bavail=24))
     assert built("cifar10", archive, root) == 6
-
-
-# Archives that are not what they should be
-
-
-@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
-def test_a_cut_tar_is_refused(tmp_path: Path, root: Path, cifar: dict[str, bytes], mode: str) -> None:
-    whole = tar(tmp_path / "a", cifar, mode).read_bytes()
-    for cut in (0, 100, len(whole) // 2, len(whole) - 1 if mode != "w" else len(whole) - 30_000):
-        (tmp_path / "b").write_bytes(whole[:cut])
-        refuse("cifar10", tmp_path / "b", root, str(tmp_path / "b"))
-
-
-def test_a_cut_or_damaged_zip_is_refused(tmp_path: Path, root: Path, leaf: dict[str, bytes]) -> None:
-    whole = zipped(tmp_path / "a", leaf).read_bytes()
-    for content in (whole[:100], whole[:-1], whole[:200] + b"damage" + whole[206:]):
-        (tmp_path / "b").write_bytes(content)
-        refuse("femnist", tmp_path / "b", root, "is cut, damaged, or no tar or zip")
-
-
-def test_a_damaged_stream_is_refused_by_its_checksum(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
-    whole = bytearray(tar(tmp_path / "a", cifar).read_bytes())
-    whole[-6] ^= 1  # of the checksum, which stands behind the tar's end
-    (tmp_path / "b").write_bytes(whole)
-    refuse("cifar10", tmp_path / "b", root, "is cut, damaged", "download it again")
-
-
-@pytest.mark.parametrize("name", ["../evil.bin", "/etc/evil.bin", "a/../../evil.bin"])
-def test_a_path_that_leads_outside_is_refused(
-    tmp_path: Path, root: Path, cifar: dict[str, bytes], leaf: dict[str, bytes], name: str
-) -> None:
-    refuse("cifar10", tar(tmp_path / "a", cifar | {name: b"x"}), root, repr(name), "leads outside")
-    refuse("femnist", zipped(tmp_path / "b", leaf | {name: b"x"}), root, repr(name), "leads outside")
-
-
-def test_links_and_devices_are_refused(
-    tmp_path: Path, root: Path, cifar: dict[str, bytes], leaf: dict[str, bytes]
-) -> None:
-    batch = cifar.popitem()[0]
-    refuse("cifar10", tar(tmp_path / "a", cifar, **{batch: "data_batch_1.bin"}), root, repr(batch), "a link")
-    with tarfile.open(tmp_path / "b", "w") as archive:
-        member = tarfile.TarInfo(batch)
-        member.type = tarfile.FIFOTYPE
-        archive.addfile(member)
-    refuse("cifar10", tmp_path / "b", root, repr(batch), "a device")
-    link = zipfile.ZipInfo("data/train/all_data_2_train_8.json")
-    link.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "c", "w") as zip_:
-        zip_.writestr(link, "/etc/passwd")
-    refuse("femnist", tmp_path / "c", root, repr(link.filename), "a link")
-    place = folder(tmp_path / "d", leaf)
-    (place / link.filename).symlink_to("/etc/passwd")
-    refuse("femnist", place, root, repr(link.filename), "a link")
-    os.mkfifo(tmp_path / "pipe")
-    refuse("cifar10", tmp_path / "pipe", root, "neither a file nor a folder")
-    refuse("cifar10", tmp_path / "nothing", root, "No such file")
-
-
-def test_the_python_version_is_not_taken(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
-    archive = tar(tmp_path / "a", {"cifar-10-batches-py/data_batch_1": b"\x80\x02}q\x01."})
-    refuse("cifar10", archive, root, "but pickles (cifar-10-batches-py/data_batch_1)", "cifar-10-binary.tar.gz")
-
-
-def test_another_batch_or_one_that_lacks_is_refused(tmp_path: Path, root: Path, cifar: dict[str, bytes]) -> None:
-    name = "cifar-10-batches-bin/data_batch_3.bin"
-    refuse("cifar10", tar(tmp_path / "a", cifar | {name: b"x" * 3073}), root, "data_batch_3.bin is not the published")
-    refuse("cifar10", tar(tmp_path / "b", cifar | {f"copy/{name}": cifar[name]}), root, "data_batch_3.bin twice")
-    del cifar[name]
-    refuse("cifar10", tar(tmp_path / "c", cifar), root, "has no data_batch_3.bin", "https://")
-
-
-def test_counts_of_no_version_are_named(tmp_path: Path, root: Path, versions: None) -> None:
-    files = speech(("yes", "no"))
-    files.pop(next(name for name in files if name.startswith("./yes")))
-    refuse(
-        "speech_commands", tar(tmp_path / "a", files), root, "2 words, 5 clips", "v0.01: 2 words, 6 clips", "v0.02: "
-    )
-    refuse("speech_commands", tar(tmp_path / "b", {"README.md": b"x"}), root, "has no WORD/*_nohash_*.wav")
-    files = speech(("yes", "no")) | {"./yes/00000001_nohash_5.wav": b"mp3"}
-    refuse("speech_commands", tar(tmp_path / "c", files), root, "yes/00000001_nohash_5.wav is no wav file")
-    del files["./yes/00000001_nohash_5.wav"], files["./_background_noise_/hum.wav"]
-    refuse("speech_commands", tar(tmp_path / "d", files), root, "no published version")
-
-
-def test_an_archive_that_changes_meanwhile_is_noticed(
-    tmp_path: Path, root: Path, cifar: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    examine = build.examine_archive
-
-    def changed(*arguments: Any) -> Any:
-        contents = examine(*arguments)
-        tar(tmp_path / "a", {name: content[::-1] for name, content in cifar.items()})
-        return contents
-
-    monkeypatch.setattr(build, "examine_archive", changed)
-    refuse("cifar10", tar(tmp_path / "a", cifar), root, "has changed")
-
-
-def test_a_record_that_says_nothing_is_named(tmp_path: Path, root: Path, leaf: dict[str, bytes]) -> None:
-    built("femnist", folder(tmp_path / "a", leaf), root)
-    (root / "femnist/VERSION.json").write_text('{"counts": [1]}')
-    assert "VERSION.json has no counts" in data.dataset_status("femnist", root)
-    refuse("femnist", tmp_path / "a", root, "VERSION.json has no counts")
-
-
-def test_the_published_versions_add_up() -> None:
-    for version in data.SOURCES["speech_commands"].versions:
-        counts = version.counts
-        assert counts["clips"] == sum(counts[part] for part in ("training", "validation", "testing"))
-    first = data.SOURCES["speech_commands"].versions[0].counts
-    assert first["training"] + first["training"] // 10 == 56_196  # ZeroFL, A.5: with a tenth as much silence
 
 
 # The command
