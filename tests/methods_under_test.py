@@ -31,6 +31,9 @@ METHODS: dict[str, Method[Any]] = {
     "flash": methods.FLASH(density=0.5, c_d=3, E_d=3),
     "flash, sum, clip, adam": methods.FLASH(0.5, c_d=2, E_d=2, share="sum", excess="clip", server=Adam(eta=0.02)),
     "hetero_flash": methods.HeteroFLASH(densities=(0.6, 0.4, 0.3), c_d=2, E_d=2),
+    "hetero_flash, anew": methods.HeteroFLASH(
+        (0.6, 0.4, 0.3), c_d=2, E_d=2, excess="clip", draw="bernoulli", subset="magnitude"
+    ),
     "private": methods.Private(methods.PDST(density=0.5), noise=1e-3, cohort=2),
     "private, flash": methods.Private(methods.FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
 }

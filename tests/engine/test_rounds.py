@@ -1,5 +1,6 @@
 """The loop: sampling, the learning rate, tiers, refusals, clients that remember."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
-from fedsieve.methods import FedAvg, SparseFedPP
+from fedsieve.methods import FedAvg, HeteroFLASH, SparseFedPP
 from fedsieve.types import InputError, RoundContext, Tree, flatten, rng
 from tiny import TinyNet, blobs, tiny_run
 
@@ -29,6 +30,18 @@ def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:
     ahead = replace(run_, lr_offset=1)  # rounds count from 1
     assert (ahead.lr_at(0), ahead.lr_at(100)) == (0.1, pytest.approx(0.001))
     assert [ahead.lr_at(t) for t in (1, 50)] == [run_.lr_at(t + 1) for t in (1, 50)]
+
+
+def test_the_decay_may_be_stretched_over_other_rounds() -> None:
+    """As FLASH's public code does: the rate of a round is set after the round before it, from that one's index."""
+    run_ = tiny_run(FedAvg(), rounds=400, lr=0.1, lr_end=0.001, lr_rounds=1000, lr_offset=-1)
+    lr = 0.1
+    for index in range(400):
+        assert run_.lr_at(index + 1) == pytest.approx(lr, rel=1e-12)
+        lr = 0.1 * math.exp(index / 1000 * math.log(0.001 / 0.1))
+    assert run_.lr_at(0) == run_.lr_at(1) == run_.lr_at(2) == 0.1
+    short = replace(run_, lr_rounds=100, lr_offset=0)
+    assert [short.lr_at(t) for t in (101, 102, 400)] == [pytest.approx(0.001)] * 3  # it stays at lr_end
 
 
 def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
@@ -81,6 +94,42 @@ def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
     for t in range(1, 9):
         sampled = [tiers[c] for c in run_.sample(t)]
         assert [sampled.count(i) for i in range(3)] == [4, 3, 3]
+
+
+def test_tiers_of_a_round_are_as_many_but_not_the_same_clients() -> None:
+    task = Task(TinyNet, blobs, 100, tiers=(0.4, 0.3, 0.3), tier_by="round")
+    run_ = replace(tiny_run(FedAvg()), task=task, per_round=10)
+    classes: dict[int, set[int]] = {}
+    for t in range(1, 60):
+        clients = run_.sample(t)
+        assert len(set(clients)) == 10
+        assert clients == sorted(clients) == run_.sample(t)
+        tiers = [run_.tier(t, client) for client in clients]
+        assert [tiers.count(i) for i in range(3)] == [4, 3, 3]
+        for client, tier in zip(clients, tiers, strict=True):
+            classes.setdefault(client, set()).add(tier)
+    assert sum(len(own) > 1 for own in classes.values()) > 80
+    assert {run_.tier(0, client) for client in range(100)} == {0}  # all warm up at the largest density
+    warm = replace(run_, method=HeteroFLASH(c_d=60))
+    assert len(warm.sample(0)) == 60
+    assert max(warm.sample(0)) > 40
+
+
+def test_inputs_are_normalised_as_the_task_says() -> None:
+    run_, x = tiny_run(FedAvg()), blobs().train.x[:2]
+    for numbers, mean, std in (
+        ({}, 0.0, 1.0),
+        ({"input_mean": (0.25,)}, 0.25, 1.0),
+        ({"input_mean": (0.25, -1), "input_std": (2.0, 4.0)}, (0.25, -1.0), (2.0, 4.0)),
+    ):
+        federation = open_run(replace(run_, task=replace(run_.task, **numbers)))  # type: ignore[arg-type]
+        by_channel = [torch.tensor(v).expand(2).view(1, 2, 1, 1) for v in (mean, std)]
+        for data in (federation.dataset.train, federation.dataset.test):
+            got, _ = data.batch(slice(0, 2))
+            assert torch.equal(got, (data.x[:2] - by_channel[0]) / by_channel[1])
+        assert torch.equal(federation.dataset.train.x[:2], x)
+    with pytest.raises(InputError, match=r"task\.input_mean must hold one number, or one a channel, got 3"):
+        open_run(replace(run_, task=replace(run_.task, input_mean=(0.1, 0.2, 0.3))))
 
 
 def test_a_method_has_a_default_for_all_but_four_functions_and_is_told_the_round() -> None:
@@ -165,6 +214,8 @@ def test_a_dead_worker_process_is_named() -> None:
         ({"batch": 2**31}, "batch must be below"),
         ({"momentum": 1.0}, "momentum must lie"),
         ({"weight_decay": -1.0}, "weight_decay must be"),
+        ({"lr_offset": 2}, "lr_offset must be -1, 0 or 1, got 2"),
+        ({"lr_rounds": -1}, r"lr_rounds must be 0 \(all rounds\) or more, got -1"),
     ],
 )
 def test_impossible_runs_are_refused(change: dict[str, Any], line: str) -> None:
@@ -182,6 +233,11 @@ def test_impossible_runs_are_refused(change: dict[str, Any], line: str) -> None:
         ({"tiers": (0.05, 0.95)}, "leave a tier without a client among 6"),
         ({"model": "resnet19"}, "unknown model 'resnet19'; the models are resnet18"),
         ({"test_limit": -1}, "task.test_limit"),
+        ({"tier_by": "round "}, "task.tier_by must be one of client, round"),
+        ({"input_mean": 0.5}, r"task.input_mean must be numbers, one or one a channel, such as \(0.5,\), got 0.5"),
+        ({"input_mean": (0.5, float("inf"))}, "task.input_mean must be numbers"),
+        ({"input_std": (0.5, 0.0)}, r"task.input_std must be positive numbers, .* got \(0.5, 0.0\)"),
+        ({"input_std": "1"}, "task.input_std must be positive numbers, .* got '1'"),
     ],
 )
 def test_impossible_tasks_are_refused(change: dict[str, Any], line: str) -> None:

@@ -24,6 +24,14 @@ from run_directories import RECIPE, about, flat, go, same_run
 from tiny import tiny_run
 
 
+def test_a_decay_over_rounds_of_its_own_does_not_hinder_prolonging(tmp_path: Path) -> None:
+    run = tiny_run(FedAvg(), rounds=3, lr_rounds=10)
+    go(tmp_path / "whole", run)
+    go(tmp_path / "out", replace(run, rounds=2))
+    assert go(tmp_path / "out", run, resume=True) == [3]
+    assert same_run(tmp_path / "whole", tmp_path / "out")
+
+
 @pytest.mark.parametrize("method", [FedAvg(), NST(), FLASH(c_d=3)], ids=["fedavg", "memory", "warm-up"])
 @pytest.mark.slow
 def test_a_prolonged_run_equals_one_that_was_never_stopped(tmp_path: Path, method: Any) -> None:

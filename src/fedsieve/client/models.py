@@ -1,4 +1,4 @@
-"""The papers' models: ResNet-18 (CIFAR form), LEAF CNN, MNISTNet; and a small net for digits. All give logits."""
+"""The papers' models: ResNet-18 (CIFAR form), LEAF CNN, MNISTNet; and a net for digits. All but one give logits."""
 
 from __future__ import annotations
 
@@ -111,10 +111,19 @@ class DigitsNet(_SmallCNN):
         return self.classify(F.max_pool2d(F.relu(self.conv2(x)), 2))
 
 
+class MNISTNetSoftmax(MNISTNet):
+    """MNISTNet that gives probabilities, though the loss expects logits: what FLASH's public code trains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 28, 28] -> [n, classes], rows that add up to 1."""
+        return torch.softmax(super().forward(x), 1)
+
+
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet18": ResNet18,
     "leaf_cnn": LeafCNN,
     "mnist_net": MNISTNet,
+    "mnist_net_softmax": MNISTNetSoftmax,
     "digits_net": DigitsNet,
 }
 
@@ -130,3 +139,31 @@ def truncated_normal_(model: nn.Module, rng: torch.Generator) -> None:
         std = math.sqrt(1 / layer.weight[0].numel()) / 0.8796
         if layer.weight.requires_grad:
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std, generator=rng)
+
+
+@torch.no_grad()
+def xavier_uniform_(model: nn.Module, rng: torch.Generator) -> None:
+    """Draw, in place, the weights and biases that are trained of convolutions, linear layers and norms.
+
+    What FLASH's public code does to its ResNets: convolutions from Xavier's uniform distribution (Glorot & Bengio
+    2010) with a gain of .5, linear weights from a normal distribution of the standard deviation .01, norms' weights 1,
+    all biases 0.
+    """
+    for layer in model.modules():
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if isinstance(weight, Tensor) and weight.requires_grad:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(weight, std=0.01, generator=rng)
+            elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                nn.init.xavier_uniform_(weight, gain=0.5, generator=rng)
+            elif weight.dim() == 1:
+                weight.fill_(1)
+        if isinstance(bias, Tensor) and bias.requires_grad:
+            bias.zero_()
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
+    "truncated_normal": truncated_normal_,
+    "xavier_uniform": xavier_uniform_,
+}
+"""What draws a model's weights anew, by the names of ``Task.initialisation``."""

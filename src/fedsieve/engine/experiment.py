@@ -18,11 +18,9 @@ from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
-from fedsieve.types import InputError, Method, RoundContext, rng
+from fedsieve.types import LATER, InputError, Method, RoundContext, rng
 from fedsieve.types.errors import check_interval
 
-LATER = {"later": True}
-"""Fields that runs did not always have: left out of run.json where they are the default, so that older ones go on."""
 NO_DATASET = (
     "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
 )
@@ -47,10 +45,17 @@ class Task:
     """How many test examples are used at most; 0: all."""
     tiers: tuple[float, ...] = (1.0,)
     """The shares of the clients that belong to each device class, in the order of their numbers."""
+    tier_by: Literal["client", "round"] = field(default="client", metadata=LATER)
+    """Whether a client has its device class for good, or a class at random in every round (FLASH's public code)."""
     augment: Literal["none", "crop_flip"] = "none"
     """What training does to its inputs: nothing, or random crops and mirror images (of images, 32x32 and the like)."""
-    initialisation: Literal["model", "truncated_normal"] = "model"
-    """The weights that the model comes with, or drawn anew from a truncated normal (``models.truncated_normal_``)."""
+    initialisation: Literal["model", "truncated_normal", "xavier_uniform"] = "model"
+    """The weights that the model comes with, or drawn anew: from a truncated normal (``models.truncated_normal_``), or
+    from Xavier's uniform distribution with a gain of .5 (``models.xavier_uniform_``)."""
+    input_mean: tuple[float, ...] = field(default=(), metadata=LATER)
+    """What is taken off the inputs, one number or one a channel; empty: the dataset's own."""
+    input_std: tuple[float, ...] = field(default=(), metadata=LATER)
+    """What they are then divided by, one number or one a channel; empty: the dataset's own."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str) and self.model not in MODELS:
@@ -63,6 +68,8 @@ class Task:
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
+        for name in ("input_mean", "input_std"):
+            object.__setattr__(self, name, _numbers(f"task.{name}", getattr(self, name), positive=name == "input_std"))
         tiers: Any = self.tiers
         shares = () if isinstance(tiers, str) or not isinstance(tiers, Iterable) else tuple(tiers)
         if not shares or not all(isinstance(share, int | float) for share in shares):
@@ -109,7 +116,10 @@ class Run:
     lr_end: float = 0.01
     """What the learning rate falls to, exponentially; where it is ``lr``, it is constant."""
     lr_offset: int = 0
-    """Where the learning rate's decay starts: 0 if rounds count from 0 (ZeroFL), 1 if from 1 (FLASH, SparseFedPP)."""
+    """Where the learning rate's decay starts: 0 if rounds count from 0 (ZeroFL), 1 if from 1 (FLASH, SparseFedPP), -1
+    if the first two have ``lr`` (FLASH's public code)."""
+    lr_rounds: int = field(default=0, metadata=LATER)
+    """The rounds that the learning rate's decay is stretched over; 0: T. FLASH's public code has 1000, whatever T."""
     momentum: float = 0.0
     """SGD's momentum on the clients, anew in every round."""
     weight_decay: float = 0.0
@@ -144,8 +154,10 @@ class Run:
             raise InputError(f"batch must be below 2^31, got {self.batch}")
         if not (0 < self.lr <= 1e6 and 0 < self.lr_end <= 1e6):
             raise InputError(f"lr and lr_end must be positive and at most 1e6, got {self.lr} and {self.lr_end}")
-        if self.lr_offset not in (0, 1):
-            raise InputError(f"lr_offset must be 0 or 1, got {self.lr_offset}")
+        if self.lr_offset not in (-1, 0, 1):
+            raise InputError(f"lr_offset must be -1, 0 or 1, got {self.lr_offset}")
+        if self.lr_rounds < 0:
+            raise InputError(f"lr_rounds must be 0 (all rounds) or more, got {self.lr_rounds}")
         check_interval("momentum", self.momentum, "[0, 1)")
         if not 0 <= self.weight_decay <= 1e6:
             raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
@@ -163,10 +175,11 @@ class Run:
                 f"{self.method.name} serves {served} device classes but task.tiers names {tiers}: give "
                 f"each its share of the clients, such as task.tiers={','.join([f'{1 / served:.3g}'] * served)}"
             )
-        if self.method.warm_up > self._first_class():
+        if self.method.warm_up > (first := self._first_class()):
+            there = "are of the first tier" if first < self.task.clients else "are there"
             raise InputError(
-                f"{self.method.name} warms up on {self.method.warm_up} clients but only {self._first_class()} "
-                f"{'are of the first tier' if served else 'are there'}: lower method.c_d or raise task.clients"
+                f"{self.method.name} warms up on {self.method.warm_up} clients but only {first} {there}: lower "
+                f"method.c_d or raise task.clients"
             )
         if served and 0 in self._per_tier():
             tier = self._per_tier().index(0)
@@ -177,7 +190,8 @@ class Run:
 
     def _first_class(self) -> int:
         """Return how many clients may warm up: all, or the first device class where the method serves several."""
-        return self.task.edges(self.task.clients)[0] if self.method.tiers else self.task.clients
+        groups = self.method.tiers and self.task.tier_by == "client"
+        return self.task.edges(self.task.clients)[0] if groups else self.task.clients
 
     def _per_tier(self) -> list[int]:
         """Return how many clients of each tier take part in a round."""
@@ -205,20 +219,24 @@ class Run:
         return 0 if self.method.warm_up else 1
 
     def lr_at(self, t: int) -> float:
-        """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / T).
+        """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / (lr_rounds or T)).
 
-        A warm-up, round 0, has ``lr``.
+        A warm-up, round 0, has ``lr``; no round has less than ``lr_end``.
         """
-        return self.lr * math.exp(max(t - 1 + self.lr_offset, 0) / self.rounds * math.log(self.lr_end / self.lr))
+        past = max(t - 1 + self.lr_offset, 0) / (self.lr_rounds or self.rounds)
+        return self.lr * math.exp(min(past, 1) * math.log(self.lr_end / self.lr))
 
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``.
 
-        A warm-up, round 0, takes all its clients from the first tier, if the method serves several.
+        A warm-up, round 0, takes all its clients from the first tier, if the method serves several. Where tiers are of
+        a round alone, its clients are drawn from all.
         """
         if t == 0:
             order = torch.randperm(self._first_class(), generator=rng(self.seed, "sample", 0))
             return sorted(order[: self.method.warm_up].tolist())
+        if self.task.tier_by == "round":
+            return sorted(self._order(t))
         clients, first = list[int](), 0
         edges = self.task.edges(self.task.clients)
         for tier, (edge, count) in enumerate(zip(edges, self._per_tier(), strict=True), start=1):
@@ -226,6 +244,28 @@ class Run:
             clients += [first + i for i in order[:count].tolist()]
             first = edge
         return sorted(clients)
+
+    def tier(self, t: int, client: int) -> int:
+        """Return the device class of a client of round t."""
+        if self.task.tier_by == "client":
+            return self.task.tier(client)
+        place = self._order(t).index(client) if t else 0
+        return next(i for i, edge in enumerate(self.task.edges(self.per_round)) if place < edge)
+
+    def _order(self, t: int) -> list[int]:
+        """Return the clients of round t whose tiers are of the round alone, those of the first tier first."""
+        order: list[int] = torch.randperm(self.task.clients, generator=rng(self.seed, "sample", t)).tolist()
+        return order[: self.per_round]
+
+
+def _numbers(name: str, values: Any, positive: bool) -> tuple[float, ...]:
+    """Return finite numbers as a tuple. Raises InputError."""
+    several = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    good = all(isinstance(v, int | float) and math.isfinite(v) and (v > 0 or not positive) for v in several)
+    if not good or (not several and values != ()):
+        what = "positive numbers" if positive else "numbers"
+        raise InputError(f"{name} must be {what}, one or one a channel, such as (0.5,), got {values!r}")
+    return several
 
 
 def check_fields(where: str, holder: object) -> None:
@@ -264,10 +304,10 @@ def check_method_type(method: Any) -> None:
 
 def reason_not_to_prolong(run: Run) -> str | None:
     """Return why a run cannot be prolonged, with the remedy; None if it can."""
-    if run.lr != run.lr_end:
+    if run.lr != run.lr_end and not run.lr_rounds:
         return (
             f"its learning rate falls to lr_end={run.lr_end} over all rounds; a run can be prolonged where lr_end=lr "
-            f"({run.lr}); choose another --out"
+            f"({run.lr}), or over lr_rounds; choose another --out"
         )
     if uses_rounds(run.method):
         return f"{run.method.name} itself goes by the number of rounds (device.rounds); choose another --out"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.client.cost import SIZES
-from fedsieve.client.models import MODELS, truncated_normal_
+from fedsieve.client.models import INITIALISATIONS, MODELS
 from fedsieve.client.training import crop_flip
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
@@ -83,8 +83,8 @@ class Federation:
                 model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
             else:
                 model = resolve_model(self.run.task.model)
-        if self.run.task.initialisation == "truncated_normal":
-            truncated_normal_(model, rng(self.run.seed, "initialisation"))
+        if initialise_ := INITIALISATIONS.get(self.run.task.initialisation):
+            initialise_(model, rng(self.run.seed, "initialisation"))
         return model
 
     def few(self) -> Tensor | None:
@@ -141,7 +141,7 @@ def described(thing: Any) -> Any:
 
     A model, a dataset or indices that were given as they are come with a hash of what they hold.
 
-    A field that came later (``engine.experiment.LATER``) is described where it is not the default.
+    A field that came later (``types.LATER``) is described where it is not the default.
     """
     if isinstance(thing, Dataset):
         return f"{thing.name} {thing.digest}"

@@ -52,7 +52,7 @@ def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
 
 def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
     """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
-    task = run.task
+    task, dataset = run.task, normalised(run.task, dataset)
     check_labels(dataset)
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     check_model(federation)
@@ -64,6 +64,18 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     coverage = Coverage.of(federation.model(), state.sparse)
     unknown = Cost(run.method.prepare(federation.model()), examples=federation.few()).other_ops.unknown
     return replace(federation, coverage=coverage, not_counted=unknown)
+
+
+def normalised(task: Task, dataset: Dataset) -> Dataset:
+    """Return the dataset with its inputs normalised as the task says. Raises InputError unless that fits them."""
+    named = {"mean": task.input_mean, "std": task.input_std}
+    changes: dict[str, Any] = {name: numbers for name, numbers in named.items() if numbers}
+    if not changes:
+        return dataset
+    try:
+        return replace(dataset, **{part: replace(getattr(dataset, part), **changes) for part in ("train", "test")})
+    except InputError as error:
+        raise InputError(str(error).replace("data: ", "task.input_")) from None
 
 
 def check_labels(dataset: Dataset) -> None:

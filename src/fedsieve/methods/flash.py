@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +23,20 @@ from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Wei
 from fedsieve.sparse.masks import (
     ExcessRule,
     GrowthShare,
+    MaskDraw,
     apply_mask,
+    draw_counts,
     gather_values,
-    layer_counts,
+    largest_on,
     masked_bytes,
     masks_from_spec,
+    pack_bits,
     recalibrate,
     scatter_values,
+    unpack_subset,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Method, Params, RoundContext, Tree, Update
+from fedsieve.types import LATER, Device, InputError, Mask, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights
 from fedsieve.types.errors import check_interval
 
@@ -44,6 +49,7 @@ class _TwoStages(Method[MaskedState]):
     p: float
     share: GrowthShare
     excess: ExcessRule
+    draw: MaskDraw
     server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
@@ -73,7 +79,8 @@ class _TwoStages(Method[MaskedState]):
         """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
         params, names = params_of(model), select_weights(self.policy, model)
         seed = torch.randint(2**62, (), generator=rng)
-        counts = torch.stack([layer_counts(uniform_densities(names, d), params) for d in self.densities])
+        several = (draw_counts(self.draw, int(seed), uniform_densities(names, d), params) for d in self.densities)
+        counts = torch.stack([*several])
         return MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(1))
 
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
@@ -84,11 +91,25 @@ class _TwoStages(Method[MaskedState]):
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
         mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model))
+        mask = unpack_subset(down["subset"], mask) if "subset" in down else mask
         load_(device.model, scatter_values(down["params"], mask))
         if down["stage"] == 1:
             return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
         metrics, _ = train_on_mask(device, mask)
         return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
+
+    def stage2(self, state: MaskedState, updates: Iterable[Update]) -> MaskedState:
+        """Return the state before round 1: a fresh mask of the sensed densities (eq. 2), smaller ones inside it."""
+        sensed = mean(updates, "equal")["sensed"].tolist()
+        sizes = {name: state.params[name].numel() for name in state.sparse}
+        layers, counts, seed = dict(zip(sizes, sensed, strict=True)), list[Tensor](), state.seed + 1
+        for i, d in enumerate(self.densities):
+            larger, layers = layers, recalibrate(layers, sizes, d, self.excess)
+            if i:  # nested, also where clipping left the larger mask short of its density
+                layers = {name: min(v, larger[name]) for name, v in layers.items()}
+            counts.append(draw_counts(self.draw, int(seed), layers, state.params))
+        masked = replace(state, seed=seed, counts=torch.stack(counts), stage=torch.tensor(2))
+        return replace(masked, params=apply_mask(state.params, masked.mask))
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,8 @@ class FLASH(_TwoStages):
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
     policy: str = "flash"
     server: ServerOptimizer = Average()
+    draw: MaskDraw = field(default="exact", metadata=LATER)
+    """How many weights a layer of a mask keeps: its share, or as a coin for every weight says (the authors' code)."""
 
     def __post_init__(self) -> None:
         check_interval("density", self.density, "(0, 1]")
@@ -129,7 +152,7 @@ class FLASH(_TwoStages):
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the mask from the mean sensitivities (L9-10), or step towards the mean of the values (L17)."""
         if state.stage == 1:
-            return _stage2(state, updates, self.densities, self.excess)
+            return self.stage2(state, updates)
         return state.step(updates, self.server, self.weighting)
 
     def paper_bytes(self, model: nn.Module) -> float:
@@ -150,6 +173,11 @@ class HeteroFLASH(_TwoStages):
     share: GrowthShare = "mean"
     excess: ExcessRule = "redistribute"
     policy: str = "flash"
+    draw: MaskDraw = field(default="exact", metadata=LATER)
+    """How many weights a layer of a mask keeps: its share, or as a coin for every weight says (the authors' code)."""
+    subset: Literal["random", "magnitude"] = field(default="random", metadata=LATER)
+    """Which weights of the largest mask a smaller one keeps: random ones, for good, or in every round anew those of the
+    server's largest magnitudes (the authors' code)."""
 
     def __post_init__(self) -> None:
         for d in self.densities:
@@ -168,8 +196,17 @@ class HeteroFLASH(_TwoStages):
         """How many device classes the method serves."""
         return len(self.densities)
 
+    def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
+        """Send as FLASH does; of a mask chosen by magnitude also which weights of the largest it keeps, a bit each."""
+        if not self._chosen(state, context.tier):
+            return super().broadcast(state, context)
+        mask, message = self.mask_of(state, context.tier), super().broadcast(state, replace(context, tier=0))
+        subset = pack_bits({name: own[state.mask[name]] for name, own in mask.items()})
+        tier, values = float(context.tier), gather_values(state.params, mask)
+        return {**message, "tier": tier, "subset": subset, "params": values}
+
     def client(self, down: Tree, device: Device) -> Update:
-        """Answer with sensitivities or, trained on the frozen mask of its class, with the class and values."""
+        """Answer with sensitivities or, trained on the mask of its class, with the class and values."""
         update = super().client(down, device)
         return update if down["stage"] == 1 else replace(update, tree={"tier": down["tier"], **update.tree})
 
@@ -177,21 +214,34 @@ class HeteroFLASH(_TwoStages):
         """Expect sensitivities, or the number of a device class and the values on its mask."""
         if state.stage == 1:
             return _sensing(state)
-        return Expected({"tier": Number(float(context.tier)), **expect_weights(state.values(context.tier))})
+        values = gather_values(state.params, self.mask_of(state, context.tier))
+        return Expected({"tier": Number(float(context.tier)), **expect_weights(values)})
 
     def aggregate(self, state: MaskedState, updates: Iterable[Update], context: RoundContext) -> MaskedState:
         """Draw the nested masks from the mean sensitivities, or take the mean where an element is held (WFA)."""
         if state.stage == 1:
-            return _stage2(state, updates, self.densities, self.excess)
-        return replace(state, params=mean_over_holders((self._held(state, u) for u in updates), state.params))
+            return self.stage2(state, updates)
+        masks = [self.mask_of(state, tier) for tier in range(self.tiers)]
+        return replace(state, params=mean_over_holders((_held(masks, u) for u in updates), state.params))
 
-    def _held(self, state: MaskedState, update: Update) -> tuple[Params, dict[str, Tensor]]:
-        """Return the model on a client's mask, and the mask. Raises InputError."""
-        tier = update.tree.get("tier")
-        if not isinstance(tier, float) or tier not in range(self.tiers):
-            raise InputError("an update of no device class")
-        mask = state.mask_of(int(tier))
-        return scatter_values({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
+    def mask_of(self, state: MaskedState, tier: int) -> Mask:
+        """Return the mask of a device class: drawn, or of the largest mask the weights of the largest magnitudes."""
+        if not self._chosen(state, tier):
+            return state.mask_of(tier)
+        return largest_on(state.params, state.mask, state.counts[tier])
+
+    def _chosen(self, state: MaskedState, tier: int) -> bool:
+        """Tell whether a device class's mask is chosen by magnitude."""
+        return self.subset == "magnitude" and tier > 0 and int(state.stage) == 2
+
+
+def _held(masks: Sequence[Mask], update: Update) -> tuple[Params, Mask]:
+    """Return the model on a client's mask, and the mask, which is that of its class. Raises InputError."""
+    tier = update.tree.get("tier")
+    if not isinstance(tier, float) or tier not in range(len(masks)):
+        raise InputError("an update of no device class")
+    mask = masks[int(tier)]
+    return scatter_values({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
 
 
 def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthShare) -> Update:
@@ -218,19 +268,3 @@ def _wrong_total(sizes: Tensor, allowed: int, tree: Tree) -> str | None:
     assert isinstance(sensed, Tensor)
     total = float(sensed @ sizes)
     return None if abs(total - allowed) < 0.5 else f"sensed keeps {total:.6g} weights, where {allowed} are allowed"
-
-
-def _stage2(
-    state: MaskedState, updates: Iterable[Update], densities: tuple[float, ...], excess: ExcessRule
-) -> MaskedState:
-    """Return the state before round 1: a fresh mask of the sensed densities (eq. 2), smaller ones inside it."""
-    sensed = mean(updates, "equal")["sensed"].tolist()
-    sizes = {name: state.params[name].numel() for name in state.sparse}
-    layers, counts = dict(zip(sizes, sensed, strict=True)), list[Tensor]()
-    for i, d in enumerate(densities):
-        larger, layers = layers, recalibrate(layers, sizes, d, excess)
-        if i:  # nested, also where clipping left the larger mask short of its density
-            layers = {name: min(v, larger[name]) for name, v in layers.items()}
-        counts.append(layer_counts(layers, state.params))
-    masked = replace(state, seed=state.seed + 1, counts=torch.stack(counts), stage=torch.tensor(2))
-    return replace(masked, params=apply_mask(state.params, masked.mask))

@@ -11,7 +11,7 @@ authors' code), not at its end (the paper).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,7 +21,9 @@ from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Weighting, mean, tensors
 from fedsieve.sparse.masks import (
     GrowthShare,
+    MaskDraw,
     apply_mask,
+    draw_counts,
     drop_zeros,
     keep_topk,
     layer_counts,
@@ -32,7 +34,19 @@ from fedsieve.sparse.masks import (
     unpack_bits,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
+from fedsieve.types import (
+    LATER,
+    Device,
+    InputError,
+    Mask,
+    Method,
+    Params,
+    RoundContext,
+    ServerState,
+    Sparse,
+    Tree,
+    Update,
+)
 from fedsieve.types.contract import Expected, expect_weights
 from fedsieve.types.errors import check_interval
 
@@ -70,10 +84,17 @@ class NST(Method[NSTState]):
     weighting: Weighting = "samples"
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
     policy: str = "flash"
+    draw: MaskDraw = field(default="exact", metadata=LATER)
+    """How many weights a layer of the common mask keeps: its share, or as a coin for every weight says (the authors'
+    code)."""
 
     def __post_init__(self) -> None:
         check_interval("density", self.density, "(0, 1]")
         check_interval("p", self.p, "[0, 1)")
+        if self.draw == "bernoulli" and self.first_mask == "independent":
+            raise InputError(
+                "draw=bernoulli needs first_mask=common: else no server knows how many weights a client may send"
+            )
 
     @property
     def name(self) -> str:
@@ -95,7 +116,7 @@ class NST(Method[NSTState]):
         params, names = params_of(model), select_weights(self.policy, model)
         like = {name: params[name] for name in names}
         seed = torch.randint(2**62, (), generator=rng)
-        counts = layer_counts(uniform_densities(names, self.density), params)
+        counts = draw_counts(self.draw, int(seed), uniform_densities(names, self.density), params)
         if self.first_mask == "common":
             mask = dict(random_masks(int(seed), counts, like))
         else:

@@ -8,16 +8,24 @@ so that only values travel.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting
-from fedsieve.sparse.masks import apply_mask, gather_values, layer_counts, masked_bytes, masks_from_spec, scatter_values
+from fedsieve.sparse.masks import (
+    MaskDraw,
+    apply_mask,
+    draw_counts,
+    gather_values,
+    masked_bytes,
+    masks_from_spec,
+    scatter_values,
+)
 from fedsieve.sparse.policy import select_weights, uniform_densities
-from fedsieve.types import Device, Method, RoundContext, Tree, Update
+from fedsieve.types import LATER, Device, Method, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 from fedsieve.types.errors import check_interval
 
@@ -31,6 +39,8 @@ class PDST(Method[MaskedState]):
     weighting: Weighting = "samples"
     """How clients count in the mean: by their examples, or equally (the authors' code)."""
     server: ServerOptimizer = Average()
+    draw: MaskDraw = field(default="exact", metadata=LATER)
+    """How many weights a layer of the mask keeps: its share, or as a coin for every weight says (the authors' code)."""
 
     def __post_init__(self) -> None:
         check_interval("density", self.density, "(0, 1]")
@@ -44,7 +54,7 @@ class PDST(Method[MaskedState]):
         """Draw the mask, and keep the fresh model's weights on it."""
         params, names = params_of(model), select_weights(self.policy, model)
         seed = torch.randint(2**62, (), generator=rng)
-        counts = layer_counts(uniform_densities(names, self.density), params)[None]
+        counts = draw_counts(self.draw, int(seed), uniform_densities(names, self.density), params)[None]
         state = MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(2))
         return replace(state, params=apply_mask(params, state.mask))
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,10 @@ GrowthShare: TypeAlias = Literal["mean", "sum"]
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
 ExcessRule: TypeAlias = Literal["redistribute", "clip"]
 """What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
+
+
+MaskDraw: TypeAlias = Literal["exact", "bernoulli"]
+"""How many weights of a layer a random mask keeps: its share, rounded up, or as many as a coin says for each weight."""
 
 
 class EmptyLayer(UserWarning):
@@ -178,9 +183,13 @@ def _drawn(seed: int, counts: tuple[int, ...], shapes: tuple[tuple[str, tuple[in
     return {name: _lowest(seed, name, k, shape) for k, (name, shape) in zip(counts, shapes, strict=True)}
 
 
-def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
+def _scores(seed: int, name: str, numel: int) -> npt.NDArray[np.uint64]:
     key = int.from_bytes(hashlib.sha256(f"fedsieve/mask/{seed}/{name}".encode()).digest()[:16], "little")
-    scores = np.random.Philox(key=key).random_raw(math.prod(shape))
+    return np.random.Philox(key=key).random_raw(numel)
+
+
+def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
+    scores = _scores(seed, name, math.prod(shape))
     if k == 0:
         return torch.zeros(shape, dtype=torch.bool)
     last = np.partition(scores, k - 1)[k - 1]
@@ -192,6 +201,28 @@ def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
 def layer_counts(densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
     """Return int64 [layers], the ceil(d * numel) weights that each layer keeps: never none."""
     return torch.tensor([max(1, topk_count(d, like[name].numel())) for name, d in densities.items()])
+
+
+def draw_counts(draw: MaskDraw, seed: int, densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
+    """Return int64 [layers], how many weights of each layer the mask of ``random_masks`` is to keep: never none.
+
+    By ``bernoulli`` these are the weights whose score is below d * 2^64: ``random_masks``, which keeps the lowest
+    scores, then keeps every weight with probability d, whatever becomes of the others.
+    """
+    if draw == "exact":
+        return layer_counts(densities, like)
+    limits = {name: np.uint64(max(int(min(d, 1.0) * 2**64) - 1, 0)) for name, d in densities.items()}
+    lower = (_scores(seed, name, like[name].numel()) <= limit for name, limit in limits.items())
+    return torch.tensor([max(1, int(np.count_nonzero(own))) for own in lower])
+
+
+def largest_on(params: Params, mask: Mask, counts: Tensor) -> Mask:
+    """Return what of a mask keeps, in each layer, ``counts`` [layers] weights of the largest magnitudes."""
+    result = dict[str, Tensor]()
+    for (name, own), k in zip(mask.items(), counts.tolist(), strict=True):
+        keys = _magnitudes(params[name]).masked_fill(~own.reshape(-1), -1)
+        result[name] = _largest(keys, min(k, int(own.sum()))).view(own.shape)
+    return result
 
 
 def mismatch(a: Mask, b: Mask) -> float:
@@ -246,3 +277,16 @@ def unpack_bits(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
     """Return the masks that ``pack_bits`` packed, shaped like the tensors ``like``."""
     flat = {name: np.unpackbits(bits[name].numpy(), count=v.numel()).astype(bool) for name, v in like.items()}
     return {name: torch.from_numpy(own).view(like[name].shape) for name, own in flat.items()}
+
+
+def unpack_subset(bits: object, mask: Mask) -> Mask:
+    """Return what of a mask a message keeps: its bits, as ``pack_bits`` packed them. Raises InputError on a misfit."""
+    sizes = {name: int(own.sum()) for name, own in mask.items()}
+    if not isinstance(bits, Mapping) or bits.keys() != mask.keys():
+        raise InputError("the message holds no part of its mask")
+    for name, n in sizes.items():
+        own = bits[name]
+        if not isinstance(own, Tensor) or own.dtype != torch.uint8 or own.shape != (-(-n // 8),):
+            raise InputError(f"the message does not fit the mask at {name}")
+    kept = unpack_bits(bits, {name: torch.empty(n, device="meta") for name, n in sizes.items()})
+    return {name: torch.zeros_like(own).masked_scatter_(own, kept[name]) for name, own in mask.items()}

@@ -8,6 +8,7 @@ from fedsieve.types.contract import Expected
 from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
 from fedsieve.types.errors import InputError
 from fedsieve.types.method import (
+    LATER,
     Augment,
     Device,
     Method,
@@ -22,6 +23,7 @@ from fedsieve.types.method import (
 )
 
 __all__ = [
+    "LATER",
     "Augment",
     "Data",
     "Device",

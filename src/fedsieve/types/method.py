@@ -41,6 +41,10 @@ class ServerState:
 
 S = TypeVar("S", bound=ServerState)
 
+LATER = {"later": True}
+"""The metadata of a field of a run, task or method that was not always there: left out of run.json where it is the
+default, so that older runs go on."""
+
 
 @dataclass(frozen=True)
 class RoundContext:
