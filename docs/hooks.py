@@ -45,7 +45,7 @@ def settings_page() -> str:
 
 def papers_page() -> str:
     """Return the page of the papers' rows: the protocol of every table on every dataset, and the rows as commands."""
-    from fedsieve.recipes.papers import rows_by_protocol
+    from fedsieve.recipes.papers import authors_by_method, rows_by_protocol
 
     lines = ["# The papers' rows", "", *PAPERS_HEAD]
     for title, (protocol, rows) in rows_by_protocol().items():
@@ -53,6 +53,9 @@ def papers_page() -> str:
         lines += [f"| {term.replace('_', ' ')} | {_flat(text)} |" for term, text in protocol.items()]
         lines += ["", "| row | accuracy, % | command |", "|---|---|---|"]
         lines += [f"| {row.name} | {row.printed} | `{row.command}` |" for row in rows]
+        if authors := authors_by_method(rows):
+            lines += ["", "| method | [as the authors' code](../explanation/authors.md), add |", "|---|---|"]
+            lines += [f"| {methods} | `{settings}` |" for methods, settings in authors.items()]
     return "\n".join([*lines, ""])
 
 

@@ -1,14 +1,17 @@
 """The papers' tables: every row is a run of its own, at the settings that the papers state, with its protocol."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from fedsieve.cli.listing import show_catalogue
 from fedsieve.engine import Run
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, TopK, ZeroFL
-from fedsieve.recipes.papers import Published, published, rows_by_protocol
+from fedsieve.recipes import load_recipe
+from fedsieve.recipes.papers import Published, authors_by_method, published, rows_by_protocol
 from fedsieve.recipes.papers.protocol import Reading
+from fedsieve.runs.sweep.grid import grid
 from fedsieve.server.aggregate import Adam, Average
 
 TABLES = {
@@ -229,3 +232,61 @@ def test_the_list_has_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
         "not printed: 16" in p["batch"] for p, _ in rows_by_protocol().values()
     )
     assert all(f"{row.name}  {row.printed}  {row.command}" in text for row in published())
+    for _, rows in rows_by_protocol().values():
+        assert all(f"{names} as the authors' code: ... {own}" in text for names, own in authors_by_method(rows).items())
+
+
+AUTHORS = {"flash_table2": 42, "flash_table3": 4, "flash_table4": 6}
+"""How many rows of each table the authors' public code runs otherwise than their paper says."""
+
+
+def test_the_authors_code_is_another_run_beside_the_rows_own() -> None:
+    for name in TABLES:
+        rows = [row for row in table(name) if row.authors]
+        assert len(rows) == AUTHORS.get(name, 0)
+        for row in rows:
+            run = load_recipe(row.recipe, (*row.settings, *row.authors))
+            assert run != row.run()
+            assert row.authors_command == f"{row.command} {' '.join(f'-s {setting}' for setting in row.authors)}"
+            assert row.run() == load_recipe(row.recipe, (*row.settings, "evaluate_every=1"))  # the paper's, as ever
+    assert not any(row.authors_command for row in published() if not row.authors)
+
+
+@pytest.mark.parametrize(
+    ("row", "method"),
+    [
+        ("flash_table2/1", FedAvg()),
+        ("flash_table2/12", NST(0.05, draw="bernoulli", weighting="equal")),
+        ("flash_table2/13", PDST(0.05, draw="bernoulli", weighting="equal")),
+        ("flash_table2/14", FLASH(0.05, draw="bernoulli", weighting="equal", excess="clip")),
+        ("flash_table4/2", HeteroFLASH(draw="bernoulli", excess="clip", subset="magnitude")),
+    ],
+)
+def test_flashs_public_code_on_mnist(row: str, method: object) -> None:
+    (one,) = [other for other in published() if other.name == row]
+    run, own = load_recipe(one.recipe, (*one.settings, *one.authors)), one.run()
+    assert run.method == method
+    assert (run.task.model, run.lr_rounds, run.lr_offset, run.rounds) == ("mnist_net_softmax", 1000, -1, 400)
+    assert run.task.tier_by == ("round" if row.startswith("flash_table4") else "client")
+    changed = replace(run.task, model="mnist_net", tier_by="client")
+    assert changed == own.task  # initial weights, normalisation and batch are the paper's row's
+    assert (run.batch, run.lr, run.lr_end) == (own.batch, own.lr, own.lr_end)
+
+
+def test_flashs_public_code_on_cifar10() -> None:
+    (row,) = [row for row in table("flash_table2") if row.accuracy == 75.47]
+    run = load_recipe(row.recipe, (*row.settings, *row.authors))
+    assert (run.task.initialisation, run.batch, run.task.augment) == ("xavier_uniform", 32, "crop_flip")
+    assert run.task.input_mean == (0.4914, 0.4822, 0.4465)
+    assert run.task.input_std == (0.2023, 0.1994, 0.2010)
+    assert run.method == FLASH(0.05, draw="bernoulli", weighting="equal", excess="clip")
+
+
+def test_no_public_code_runs_femnist_or_zerofl() -> None:
+    assert not any(row.authors for row in published() if "femnist" in row.recipe or row.recipe.startswith("zerofl"))
+
+
+def test_a_sweep_takes_the_authors_settings() -> None:
+    (row,) = [row for row in published() if row.name == "flash_table4/5"]
+    (cell,) = grid([row.recipe], [*row.settings, *row.authors], 1).cells
+    assert cell.run == replace(load_recipe(row.recipe, (*row.settings, *row.authors)), seed=cell.run.seed)

@@ -15,7 +15,7 @@ from fedsieve.cli.run import ENGINES
 from fedsieve.data import NAMES, dataset_status
 from fedsieve.methods import METHODS
 from fedsieve.recipes import recipes
-from fedsieve.recipes.papers import published, rows_by_protocol
+from fedsieve.recipes.papers import authors_by_method, published, rows_by_protocol
 from fedsieve.types import InputError
 
 PARTS = ("methods", "recipes", "datasets", "engines")
@@ -78,6 +78,8 @@ def _show_papers(console: Console) -> None:
         console.print(terms)
         for row in rows:
             console.print(f"{row.name}  {row.printed}  {row.command}", soft_wrap=True, markup=False)
+        for methods, settings in authors_by_method(rows).items():
+            console.print(f"{methods} as the authors' code: ... {settings}", soft_wrap=True, markup=False)
         console.print()
 
 

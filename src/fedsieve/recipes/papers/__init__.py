@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedsieve.engine import Run
 from fedsieve.recipes import load_recipe
+from fedsieve.recipes.papers.authors import authors_settings
 from fedsieve.recipes.papers.protocol import Reading, Statement, protocol_terms, statement
 
 HERE = Path(__file__).parent
@@ -43,6 +44,9 @@ class Published:
     """The table that the paper has the number from, with its protocol; empty: its own."""
     variant: bool = False
     """Whether the paper ran an implementation that differs from the method's own paper, and from this one."""
+    authors: tuple[str, ...] = ()
+    """The settings, applied after its own, of a run that does what the authors' public code does where that differs
+    from the paper; empty: it does not, or none is known."""
 
     @property
     def name(self) -> str:
@@ -60,7 +64,12 @@ class Published:
     @property
     def command(self) -> str:
         """The command line that runs this row."""
-        return " ".join(["fedsieve run", self.recipe, *(f"-s {setting}" for setting in self.settings)])
+        return " ".join(["fedsieve run", self.recipe, *map("-s {}".format, self.settings)])
+
+    @property
+    def authors_command(self) -> str:
+        """The command line that runs this row as the authors' code does; empty where that is no other run."""
+        return " ".join([self.command, *map("-s {}".format, self.authors)]) if self.authors else ""
 
     @property
     def says(self) -> Statement:
@@ -84,7 +93,8 @@ def published() -> tuple[Published, ...]:
     zerofl = [*_zerofl()]
     for row in (*zerofl, *_flash(zerofl), *_sparsefedpp()):
         rows = tables.setdefault(row.table, [])
-        rows.append(replace(row, row=len(rows) + 1))
+        authors = () if row.quoted or row.variant else authors_settings(row.table, row.recipe)
+        rows.append(replace(row, row=len(rows) + 1, authors=authors))
     return tuple(row for rows in tables.values() for row in rows)
 
 
@@ -95,6 +105,15 @@ def rows_by_protocol() -> dict[str, tuple[dict[str, str], list[Published]]]:
         quoted = f", quoted from {row.quoted}" if row.quoted else ""
         groups.setdefault(f"{row.table}, {row.run().task.dataset}{quoted}", []).append(row)
     return {title: (_joined([row.protocol for row in rows]), rows) for title, rows in groups.items()}
+
+
+def authors_by_method(rows: list[Published]) -> dict[str, str]:
+    """Return the methods of some rows, joined by commas, each with what the authors' code adds to their commands."""
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        if row.authors:
+            methods.setdefault(" ".join(map("-s {}".format, row.authors)), []).append(row.recipe.partition(".")[0])
+    return {", ".join(dict.fromkeys(names)): settings for settings, names in methods.items()}
 
 
 def _joined(protocols: list[dict[str, str]]) -> dict[str, str]:

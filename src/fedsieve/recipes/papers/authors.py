@@ -1,0 +1,36 @@
+"""What the authors' public code does otherwise than their paper, as settings to be applied after those of a row.
+
+FLASH: github.com/SaraBabakN/flash_fl at fb88313, which trains MNIST and CIFAR-10 (it reads no FEMNIST). Which of the
+two a paper supports: docs/explanation/authors.md.
+"""
+
+from __future__ import annotations
+
+FLASH_DATA = {
+    "mnist": ("task.model=mnist_net_softmax",),
+    "cifar10": (
+        "task.initialisation=xavier_uniform",
+        "task.input_mean=0.4914,0.4822,0.4465",
+        "task.input_std=0.2023,0.1994,0.2010",
+        "batch=32",
+    ),
+}
+"""Of each dataset: its network's output, initial weights, normalisation, batch."""
+FLASH_SCHEDULE = ("lr_rounds=1000", "lr_offset=-1")
+FLASH_MASKS = ("method.draw=bernoulli", "method.weighting=equal")
+FLASH_METHODS: dict[str, tuple[str, ...]] = {
+    "fedavg": (),
+    "nst": FLASH_MASKS,
+    "pdst": FLASH_MASKS,
+    "flash": (*FLASH_MASKS, "method.excess=clip"),
+    "hetero_flash": ("method.draw=bernoulli", "method.excess=clip", "method.subset=magnitude", "task.tier_by=round"),
+}
+
+
+def authors_settings(table: str, recipe: str) -> tuple[str, ...]:
+    """Return the settings of a row of a table; none where no public code is known, or it does what the paper says."""
+    method, _, preset = recipe.partition(".")
+    dataset = preset.removeprefix("flash_").partition("_")[0]
+    if table.startswith("flash_") and method in FLASH_METHODS and dataset in FLASH_DATA:
+        return (*FLASH_DATA[dataset], *FLASH_SCHEDULE, *FLASH_METHODS[method])
+    return ()
