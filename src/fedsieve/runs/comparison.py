@@ -51,6 +51,11 @@ class Comparison:
         return " ".join(filter(None, [f"{self.row.accuracy:.2f}{spread}", self.row.reading.short, some]))
 
 
+def compare_row(row: Published, runs: Sequence[RunRecord]) -> Comparison:
+    """Return a row beside runs of its very settings, which differ in their seed."""
+    return _compare(row, [], runs)
+
+
 def settings_of(run: Run) -> dict[str, Any]:
     """Return every field of a run by its dotted name, as its ``run.json`` holds it."""
     settings: dict[str, Any] = flatten_settings(json.loads(json.dumps(described(run))))

@@ -7,8 +7,8 @@ about; the README names the papers.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -22,14 +22,41 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Published:
-    """One number that a paper prints: accuracy and spread in percent; None is what it does not say."""
+class PaperRun:
+    """A run that a table or a figure of a paper shows: a recipe and what is set of it."""
 
     table: str
+    """The table or figure, with its paper: ``flash_table2``, ``flash_figure2``."""
     row: int
     """Its number within the table, from 1."""
     recipe: str
     settings: tuple[str, ...]
+    measure: tuple[str, ...] = field(default=(), kw_only=True)
+    """What is to be measured on the way (``engine.measures``)."""
+
+    @property
+    def name(self) -> str:
+        """The table and the number of the row in it."""
+        return f"{self.table}/{self.row}"
+
+    @property
+    def command(self) -> str:
+        """The command line that runs this row."""
+        return " ".join(["fedsieve run", self.recipe, *(f"-s {setting}" for setting in self.settings)])
+
+    def run(self) -> Run:
+        """Return the run of this row: seed 0, tested every round."""
+        return replace(load_recipe(self.recipe, self.settings), seed=0, evaluate_every=1)
+
+    def evaluate_every(self) -> int:
+        """Return how seldom the run may be tested."""
+        return load_recipe(self.recipe, self.settings).evaluate_every
+
+
+@dataclass(frozen=True)
+class Published(PaperRun):
+    """One number that a paper prints: accuracy and spread in percent; None is what it does not say."""
+
     accuracy: float
     std: float | None = None
     upload_mb: float | None = None
@@ -47,11 +74,8 @@ class Published:
     authors: tuple[str, ...] = ()
     """The settings, applied after its own, of a run that does what the authors' public code does where that differs
     from the paper; empty: it does not, or none is known."""
-
-    @property
-    def name(self) -> str:
-        """The table and the number of the row in it."""
-        return f"{self.table}/{self.row}"
+    keys: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where the number stands in the table, by the columns of the CSV file: ``{"split": "iid", "upload": "full"}``."""
 
     @property
     def printed(self) -> str:
@@ -60,11 +84,6 @@ class Published:
         savings = {"up": self.savings_up, "down": self.savings_down}
         saved = [f"{value:g}x {way}" for way, value in savings.items() if value is not None]
         return f"{self.accuracy:.2f}{spread}" + (f", {' and '.join(saved)}" if saved else "")
-
-    @property
-    def command(self) -> str:
-        """The command line that runs this row."""
-        return " ".join(["fedsieve run", self.recipe, *map("-s {}".format, self.settings)])
 
     @property
     def authors_command(self) -> str:
@@ -81,9 +100,9 @@ class Published:
         """Every term of the protocol as a text: "not printed" where the paper is silent, and what was chosen."""
         return protocol_terms(self.run(), self.reading, self.says)
 
-    def run(self) -> Run:
-        """Return the run of this row: seed 0, tested every round."""
-        return replace(load_recipe(self.recipe, self.settings), seed=0, evaluate_every=1)
+    def evaluate_every(self) -> int:
+        """Return how seldom the run may be tested."""
+        return self.reading.evaluate_every(self.run().rounds)
 
 
 @cache
@@ -138,7 +157,8 @@ def _zerofl() -> Iterator[Published]:
         if row["split"] == "central":
             settings = (f"method.sparsity={row['sparsity']}",)
             accuracy, reading = float(row["accuracy_mean"]), Reading(data="validation")
-            yield Published(row["table"], 0, "swat.central_cifar10", settings, accuracy, reading=reading)
+            recipe = "swat.central_cifar10"
+            yield Published(row["table"], 0, recipe, settings, accuracy, reading=reading, keys=row)
         else:
             yield _federated_zerofl(row)
 
@@ -156,7 +176,7 @@ def _federated_zerofl(row: dict[str, str]) -> Published:
     settings += ["evaluate_every=1"] if reading.kind == "best" else []
     std, mb, savings = (_number(row[name]) for name in ("accuracy_std", "upload_mb", "savings_up"))
     mean = float(row["accuracy_mean"])
-    return Published(row["table"], 0, recipe, tuple(settings), mean, std, mb, savings, reading=reading)
+    return Published(row["table"], 0, recipe, tuple(settings), mean, std, mb, savings, reading=reading, keys=row)
 
 
 def _flash(zerofl: list[Published]) -> Iterator[Published]:
@@ -167,7 +187,7 @@ def _flash(zerofl: list[Published]) -> Iterator[Published]:
         std, up, down = (_number(row[name]) for name in ("accuracy_std", "savings_up", "savings_down"))
         if method == "zerofl":
             first = next(one for one in zerofl if (one.accuracy, one.std) == (mean, std))
-            yield replace(first, table=row["table"], quoted=first.table, savings_up=up, savings_down=down)
+            yield replace(first, table=row["table"], quoted=first.table, savings_up=up, savings_down=down, keys=row)
             continue
         if method == "dense":
             recipe = "fedavg.mnist" if dataset == "mnist" else f"fedavg.flash_{dataset}"
@@ -177,7 +197,7 @@ def _flash(zerofl: list[Published]) -> Iterator[Published]:
             many = row["density"].replace("/", ",")
             settings.append(f"method.densities={many}" if method == "hetero_flash" else f"method.density={many}")
         settings += ["task.clients=3400"] if dataset == "femnist" else []
-        yield Published(row["table"], 0, recipe, tuple(settings), mean, std, savings_up=up, savings_down=down)
+        yield Published(row["table"], 0, recipe, tuple(settings), mean, std, savings_up=up, savings_down=down, keys=row)
 
 
 def _sparsefedpp() -> Iterator[Published]:
@@ -193,7 +213,8 @@ def _sparsefedpp() -> Iterator[Published]:
             settings.append(f"method.density={1 - Decimal(row['sparsity'])}")
         elif method != "dense":
             settings.append(f"method.sparsity={row['sparsity']}")
-        yield Published("sparsefedpp_fig1", 0, recipe, tuple(settings), float(row["accuracy"]), variant=bool(variant))
+        accuracy = float(row["accuracy"])
+        yield Published("sparsefedpp_fig1", 0, recipe, tuple(settings), accuracy, variant=bool(variant), keys=row)
 
 
 def _split(method: str, dataset: str, split: str) -> tuple[str, list[str]]:

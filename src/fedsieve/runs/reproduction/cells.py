@@ -1,0 +1,85 @@
+"""The cells of a table or figure: the distinct runs behind its rows, for one row may stand in several tables.
+
+FLASH's rows of Table 3 are those of its Table 2, and Speech Commands' of ZeroFL's Tables 1 and 3 differ in what is read
+of the very same runs: a cell is run once, tested as often as any of its rows reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from fedsieve.engine import Run
+from fedsieve.engine.federation import described
+from fedsieve.recipes.papers import PaperRun
+from fedsieve.recipes.papers.parts import PaperPart, paper_parts
+from fedsieve.types import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class PaperCell:
+    """One run behind rows of the papers. The rows of the table or figure that was asked for stand first."""
+
+    rows: tuple[PaperRun, ...]
+    run: Run
+    """With seed 0, tested as often as any row of any table reads."""
+    measure: tuple[str, ...]
+    name: str
+    """The first row of all tables that it is: ``flash_table2/14``."""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that it is run by."""
+        return self.rows[0].recipe
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What is set of the recipe, the seed aside."""
+        own = [text for text in self.rows[0].settings if not text.startswith("evaluate_every=")]
+        return (*own, f"evaluate_every={self.run.evaluate_every}")
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: row and run."""
+        return " ".join([self.name, self.recipe, *(text.removeprefix("method.") for text in self.settings[:-1])])
+
+    def in_part(self, part: PaperPart) -> PaperCell:
+        """Return the cell with the rows of ``part`` alone: what these need, not those of other tables."""
+        rows = tuple(row for row in self.rows if row in part.runs)
+        every = math.gcd(*(row.evaluate_every() for row in rows))
+        return replace(self, rows=rows, run=replace(self.run, evaluate_every=every), measure=_measures(rows))
+
+
+def cells_of(part: PaperPart, rows: Sequence[int] = ()) -> list[PaperCell]:
+    """Return the cells of a table or figure, of the ``rows`` that are named by their numbers. Raises InputError."""
+    numbers = {row.row for row in part.runs}
+    if unknown := sorted(set(rows) - numbers):
+        raise InputError(f"{part.label} has no row {unknown[0]}: its rows are {min(numbers)} to {max(numbers)}")
+    keys = dict.fromkeys(run_key(row.run()) for row in part.runs if not rows or row.row in rows)
+    return [_cells()[key] for key in keys]
+
+
+def run_key(run: Run) -> str:
+    """Return what tells a run from others, its seed and its tests aside."""
+    return json.dumps(described(replace(run, seed=0, evaluate_every=1)), sort_keys=True)
+
+
+@cache
+def _cells() -> dict[str, PaperCell]:
+    groups: dict[str, list[PaperRun]] = {}
+    for part in paper_parts():
+        for row in part.runs:
+            groups.setdefault(run_key(row.run()), []).append(row)
+    return {key: _cell(rows) for key, rows in groups.items()}
+
+
+def _cell(rows: Sequence[PaperRun]) -> PaperCell:
+    run = replace(rows[0].run(), evaluate_every=math.gcd(*(row.evaluate_every() for row in rows)))
+    return PaperCell(tuple(rows), run, _measures(rows), rows[0].name)
+
+
+def _measures(rows: Iterable[PaperRun]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in rows for name in row.measure))
