@@ -36,7 +36,9 @@ def fresh(rule: str = "plain") -> nn.Module:
         model = TinyNet()
     if rule == "swat":
         return swat_(model, {"conv2.weight": 0.3, "fc1.weight": 0.2}, 1)
-    return powerprop_(model, ("conv2.weight", "fc1.weight"), 1.25, True) if rule == "power" else model
+    if rule == "plain":
+        return model
+    return powerprop_(model, ("conv2.weight", "fc1.weight"), 1.25, True, cached=rule == "cached")
 
 
 def both(rule: str = "plain", **changes: Any) -> Iterator[tuple[nn.Module, Device]]:

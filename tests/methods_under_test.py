@@ -23,6 +23,7 @@ METHODS: dict[str, Method[Any]] = {
     "topk, pruned": methods.TopK(sparsity=0.6, deployment="pruned"),
     "sparsefedpp": methods.SparseFedPP(sparsity=0.6),
     "sparsefedpp, a = 1, pruned": methods.SparseFedPP(sparsity=0.6, a=1.0, activations="all", deployment="pruned"),
+    "sparsefedpp, cached": methods.SparseFedPP(sparsity=0.6, activations="cached"),
     "dnr": methods.DNR(density=0.5),
     "nst": methods.NST(density=0.5),
     "nst, sum, pruned, equal": methods.NST(density=0.5, share="sum", deployment="pruned", weighting="equal"),

@@ -17,6 +17,7 @@ from fedsieve.kernels.graph import Graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.recipes import load_recipe
+from fedsieve.sparse.layers import reset_thresholds_
 from fedsieve.types import flatten
 from kernel_training import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from tiny import TinyNet, blobs, tiny_run
@@ -45,6 +46,29 @@ def test_what_a_loops_body_sees_is_what_it_would_see(rule: str) -> None:
     for dense, sparse in zip(*seen, strict=True):
         for name, value in dense.items():
             torch.testing.assert_close(sparse[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_threshold_serves_for_a_whole_training_and_no_longer(threads: int) -> None:
+    """Two trainings on one trainer, of weights with zeros; without the cache the weights are others."""
+    trained: dict[str, list[nn.Module]] = {"cached": [], "power": []}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rule, models in trained.items():
+            for model, device in both(rule, lr=0.05, batch=10):
+                with torch.no_grad():
+                    for name in ("conv2.weight", "fc1.weight"):
+                        model.get_parameter(name)[:, ::2] = 0
+                for _ in range(2):
+                    reset_thresholds_(model)
+                    [*Training(device)]
+                models.append(model)
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(trained["cached"])
+    cached, plain = (params_of(models[0]) for models in trained.values())
+    assert float((cached["conv2.weight"] - plain["conv2.weight"]).abs().max()) > 1e-4
 
 
 def test_a_loop_that_is_left_leaves_the_weights_of_its_last_step() -> None:

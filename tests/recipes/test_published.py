@@ -236,7 +236,7 @@ def test_the_list_has_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"{names} as the authors' code: ... {own}" in text for names, own in authors_by_method(rows).items())
 
 
-AUTHORS = {"flash_table2": 42, "flash_table3": 4, "flash_table4": 6}
+AUTHORS = {"flash_table2": 42, "flash_table3": 4, "flash_table4": 6, "sparsefedpp_fig1": 15}
 """How many rows of each table the authors' public code runs otherwise than their paper says."""
 
 
@@ -280,6 +280,15 @@ def test_flashs_public_code_on_cifar10() -> None:
     assert run.task.input_mean == (0.4914, 0.4822, 0.4465)
     assert run.task.input_std == (0.2023, 0.1994, 0.2010)
     assert run.method == FLASH(0.05, draw="bernoulli", weighting="equal", excess="clip")
+
+
+def test_sparsefedpps_public_code() -> None:
+    rows = [row for row in table("sparsefedpp_fig1") if row.authors]
+    for row in rows:
+        method = row.run().method
+        assert isinstance(method, SparseFedPP)
+        run = load_recipe(row.recipe, (*row.settings, *row.authors))
+        assert run.method == replace(method, activations="cached")
 
 
 def test_no_public_code_runs_femnist_or_zerofl() -> None:

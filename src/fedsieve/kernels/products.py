@@ -30,6 +30,8 @@ from fedsieve.sparse.masks import topk_count
 
 CACHE = 400_000
 """Bytes of a transposed gradient that stay in the second cache while a group of samples is multiplied."""
+WHOLE = 2**62
+"""The period of what is selected exactly in the first step of a training alone."""
 
 T = TypeVar("T")
 
@@ -180,7 +182,8 @@ class MaskedProduct(Product):
     def _prune(self, x: Buffer, out: Buffer) -> PruneOp:
         op = PruneOp(in_=x, out=out)
         share, each = self.own.count / self.own.numel, x.channels * x.height * x.width
-        select = Selection(op, 1, lambda n: topk_count(max(share, 1 / (n * each)), n * each), lambda _: 0)
+        period = WHOLE if self.own.cached else 1
+        select = Selection(op, period, lambda n: topk_count(max(share, 1 / (n * each)), n * each), lambda _: 0)
         self.step.selections.append(select)
         return op
 

@@ -28,7 +28,7 @@ class MaskedWeights:
         module = layer.module
         power = module if isinstance(module, PowerConv2d | PowerLinear) else None
         self.layer, self.start, self.numel = layer, start, module.weight.numel()
-        self.power, self.prune = (power.a, power.prune) if power else (1.0, False)
+        self.power, self.prune, self.cached = (power.a, power.prune, power.cached) if power else (1.0, False, False)
         if mask is None:
             mask = torch.ones(layer.shape, dtype=torch.bool) if self.power == 1 else module.weight != 0
         self.mask = mask.detach().contiguous()

@@ -20,7 +20,7 @@ from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import mean, tensors
-from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
+from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight, reset_thresholds_
 from fedsieve.sparse.masks import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.sparse.policy import select_weights
 from fedsieve.types import Device, Expected, Method, Params, RoundContext, ServerState, Tree, Update
@@ -92,8 +92,9 @@ class SparseFedPP(TopK):
     sparsity: float = 0.95
     a: float = 1.25
     """The power; 1 is the plain layer."""
-    activations: Literal["pruned", "all"] = "pruned"
-    """What backward keeps of a layer's input: as large a share as its weight has non-zeros, or all of it."""
+    activations: Literal["pruned", "cached", "all"] = "pruned"
+    """What backward keeps of a layer's input: as large a share as its weight has non-zeros; the same, but of a
+    convolution what reaches the threshold of each local training's first sparse step (the authors' code); or all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +102,13 @@ class SparseFedPP(TopK):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by powerpropagation."""
-        return powerprop_(model, select_weights(self.policy, model), self.a, self.activations == "pruned")
+        prune, cached = self.activations != "all", self.activations == "cached"
+        return powerprop_(model, select_weights(self.policy, model), self.a, prune, cached)
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train by powerpropagation, cut over all layers together, and send the survivors."""
+        reset_thresholds_(device.model)
+        return super().client(down, device)
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the th of the model's weights, dense: round 1 is."""

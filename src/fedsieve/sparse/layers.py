@@ -62,6 +62,9 @@ class SparseLayer(nn.Module):
         """Return the weight that takes the gradient, the one that multiplies, and the input kept for backward."""
         raise NotImplementedError
 
+    def restart(self) -> None:
+        """Forget thresholds: the next step cuts exactly, as at the start of a client's training."""
+
 
 class _Conv2d(SparseLayer, nn.Conv2d):
     def __init__(self, plain: nn.Conv2d):
@@ -105,6 +108,11 @@ class SwatLayer(SparseLayer):
         """Return the weight's top share."""
         return self.weight * top(self.weight, self.cut_weight.density)
 
+    def restart(self) -> None:
+        """Forget the thresholds of weight and input."""
+        self.cut_weight.restart()
+        self.cut_input.restart()
+
     @torch.no_grad()
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weight, its top share, and the top share of the input."""
@@ -123,15 +131,24 @@ class SwatLinear(SwatLayer, _Linear):
 
 
 class PowerLayer(SparseLayer):
-    """A layer whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros."""
+    """A layer whose ``weight`` is th; backward sees only as large a share of its input as it has non-zeros.
 
-    def __init__(self, plain: nn.Module, a: float, prune: bool):
+    Where it is ``cached``, that share is cut in the first step whose weight has a zero, and what reaches the threshold
+    of that step is kept from then on, until ``restart``.
+    """
+
+    def __init__(self, plain: nn.Module, a: float, prune: bool, cached: bool):
         super().__init__(plain)
-        self.a, self.prune = a, prune
+        self.a, self.prune, self.cached = a, prune, cached
+        self.restart()
 
     def effective(self) -> Tensor:
         """Return sign(th) |th|^a."""
         return powerprop_weight(self.weight, self.a)
+
+    def restart(self) -> None:
+        """Forget the threshold of the input."""
+        self.threshold: Tensor | None = None
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the effective weight, the same detached, and the input, pruned if that is wanted."""
@@ -139,10 +156,19 @@ class PowerLayer(SparseLayer):
         with torch.no_grad():
             dw = _share(w)
             q = max(dw, 1 / max(x.numel(), 1))  # at least one element
-            sparse = self.prune and q < 1
-            a = x * top(x, q) if sparse else x
+            sparse = self.prune and (q < 1 or self.threshold is not None)
+            a = x * self._support(x, q) if sparse else x
             self.densities = (dw, dw, _share(a) if sparse else 1.0)
         return w, w.detach(), a
+
+    def _support(self, x: Tensor, q: float) -> Tensor:
+        """Return what is kept of an input: its top share, or what reaches the threshold of an earlier step."""
+        if self.threshold is not None:
+            return x.abs() >= self.threshold
+        support = top(x, q)
+        if self.cached:
+            self.threshold = x.abs()[support].min()
+        return support
 
 
 class PowerConv2d(PowerLayer, _Conv2d):
@@ -170,22 +196,22 @@ def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.M
     return model
 
 
-def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool) -> nn.Module:
+def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool, cached: bool = False) -> nn.Module:
     """Replace, in place, every layer whose weight is named by its powerpropagation twin, and return the model.
 
-    ``prune``: keep of a layer's input for backward only the share that its effective weight has non-zeros.
+    ``prune``: keep of a layer's input for backward only the share that its effective weight has non-zeros; ``cached``:
+    convolutions do so by the threshold of the first step in which there is one.
     """
     for name in names:
-        _replace_(model, name, PowerConv2d, PowerLinear, a, prune)
+        conv = isinstance(model.get_submodule(name.removesuffix(".weight")), nn.Conv2d)
+        _replace_(model, name, PowerConv2d, PowerLinear, a, prune, cached and conv)
     return model
 
 
 def reset_thresholds_(model: nn.Module) -> None:
-    """Make every SWAT layer cut exactly at its next step, as at the start of a client's training."""
-    for layer in model.modules():
-        if isinstance(layer, SwatLayer):
-            layer.cut_weight.restart()
-            layer.cut_input.restart()
+    """Make every sparse layer cut exactly at its next step, as at the start of a client's training."""
+    for layer in sparse_layers(model).values():
+        layer.restart()
 
 
 def _replace_(model: nn.Module, name: str, conv2d: Twin, linear: Twin, *options: Any) -> None:

@@ -2,6 +2,8 @@
 
 FLASH: github.com/SaraBabakN/flash_fl at fb88313, which trains MNIST and CIFAR-10 (it reads no FEMNIST). Which of the
 two a paper supports: docs/explanation/authors.md.
+
+SparseFedPP: github.com/AGuastella/fl_powerpropagation at 34fb68c, whose notebook holds the runs of its Fig. 1.
 """
 
 from __future__ import annotations
@@ -33,4 +35,6 @@ def authors_settings(table: str, recipe: str) -> tuple[str, ...]:
     dataset = preset.removeprefix("flash_").partition("_")[0]
     if table.startswith("flash_") and method in FLASH_METHODS and dataset in FLASH_DATA:
         return (*FLASH_DATA[dataset], *FLASH_SCHEDULE, *FLASH_METHODS[method])
+    if table.startswith("sparsefedpp_") and method == "sparsefedpp":
+        return ("method.activations=cached",)
     return ()
