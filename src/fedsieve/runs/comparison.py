@@ -6,11 +6,12 @@ A number of a paper stands beside a run only where nothing differs; else a phras
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from fedsieve.engine import Run
 from fedsieve.engine.federation import described
@@ -23,6 +24,10 @@ FREE = ("seed", "evaluate_every")
 """Settings that no row fixes."""
 MOST = 3
 """Of a run that differs in more settings from every row, nothing is said."""
+BEYOND = 2
+"""Standard deviations."""
+EXACT = 1e-9
+"""What floats add to a difference of numbers with two decimals."""
 UNKNOWN = object()
 
 
@@ -40,6 +45,25 @@ class Comparison:
     def difference(self) -> float | None:
         """The runs' mean less the row's number; None where something differs."""
         return statistics.fmean(self.values) - self.row.accuracy if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the runs; None of fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def verdict(self) -> Literal["within", "above", "below", "not judged", ""]:
+        """Whether the difference is beyond two standard deviations, the paper's and the runs' combined.
+
+        The runs' is left out of one run; where neither is known, nothing is judged. Empty where there is no difference.
+        """
+        if self.difference is None:
+            return ""
+        spreads = [spread for spread in (self.row.std, self.spread) if spread is not None]
+        if not spreads:
+            return "not judged"
+        beyond = abs(self.difference) - BEYOND * math.hypot(*spreads)
+        return "within" if beyond < EXACT else "above" if self.difference > 0 else "below"
 
     @property
     def text(self) -> str:
@@ -113,7 +137,8 @@ def _compare(row: Published, differing: Sequence[str], runs: Sequence[RunRecord 
             phrases += [text for run in runs for text in _of_progress(row, run)][:1]
     if phrases or not runs:
         return Comparison(row, ", ".join(dict.fromkeys(phrases)) or "not run")
-    return Comparison(row, "", tuple(100 * value for run in runs if run and (value := _read(row, run)) is not None))
+    values = (read_accuracy(row, run) for run in runs if run)
+    return Comparison(row, "", tuple(100 * value for value in values if value is not None))
 
 
 def _of_data(row: Published, run: RunRecord) -> Iterable[str]:
@@ -149,11 +174,11 @@ def _of_progress(row: Published, run: RunRecord | None) -> Iterable[str]:
         yield f"round {run.last_round} of {rounds}"
     elif row.reading.kind == "best" and (every := run.settings.get("evaluate_every")) != "1":
         yield f"tested every {every} rounds"
-    elif _read(row, run) is None:
+    elif read_accuracy(row, run) is None:
         yield f"no {row.reading.data} in round {until}"
 
 
-def _read(row: Published, run: RunRecord) -> float | None:
+def read_accuracy(row: Published, run: RunRecord) -> float | None:
     """Return the accuracy of a run that the row's reading names."""
     reading, (rounds, values) = row.reading, run.series(row.reading.column)
     if reading.kind == "best":
