@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import statistics
@@ -18,9 +19,18 @@ from PIL import Image
 from fabricated import fabricate
 from fedsieve.report import report
 from fedsieve.report.configurations import deduplicate
-from fedsieve.report.figures import FIGURES, PAPER, draw_figure, paper_figure, paper_figures, write_figure
+from fedsieve.report.figures import (
+    FIGURES,
+    PAPER,
+    draw_figure,
+    draw_records,
+    paper_figure,
+    paper_figures,
+    write_figure,
+)
 from fedsieve.report.figures.papers import ZEROFL
-from fedsieve.runs.record import read_record
+from fedsieve.runs.record import RunRecord, read_record
+from fedsieve.runs.reproduction.results import read_result
 from fedsieve.types import InputError
 from figure_runs import DENSE, every_figure, flash, panels, zerofl
 
@@ -37,6 +47,32 @@ def test_every_figure_draws(tmp_path: Path, seeds: int, rounds: int, done: int |
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width == round(300 * (3.4 if name in ("zerofl-4", "sparsefedpp-1") else 7.0))
             assert len(image.convert("RGB").getcolors(10**6) or []) > 10
+
+
+@pytest.mark.slow
+def test_kept_results_draw_what_their_runs_do(tmp_path: Path) -> None:
+    for name, folders in every_figure(tmp_path, rounds=3).items():
+        records = [kept(folder) for folder in folders]
+        if name == "zerofl-3":
+            with pytest.raises(InputError, match=r"0\.json holds no masks: name the run's directory"):
+                draw_records(name, records, tmp_path / "a.svg")
+            continue
+        draw_records(name, records, tmp_path / "a.svg")
+        write_figure(name, folders, tmp_path / "b.svg")
+        assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes(), name
+    with pytest.raises(InputError, match="flash-1 shows no run yet"):
+        draw_records("flash-1", [], tmp_path / "a.svg")
+
+
+def kept(folder: Path) -> RunRecord:
+    """Return the results file of a run, read back."""
+    run = read_record(folder)
+    columns = {name: [row.get(name) for row in run.rows] for name in run.rows[0]}
+    path = folder.with_suffix(".json")
+    path.write_text(json.dumps({"run": run.manifest, "summary": run.summary, "columns": columns}))
+    record = read_result(path)
+    assert record is not None
+    return record
 
 
 @pytest.mark.slow

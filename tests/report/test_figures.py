@@ -132,6 +132,46 @@ def test_zerofl_4_sweeps_r_mask(tmp_path: Path) -> None:
     assert panel.lines["full"].level
 
 
+def test_zerofl_4_has_a_panel_for_each_sparsity(tmp_path: Path) -> None:
+    made = {
+        (sparsity, r): fabricate(tmp_path / f"{sparsity}{r}", zerofl(sparsity, r), rounds=3)
+        for sparsity in (0.95, 0.9)
+        for r in (0.1, 0.3)
+    }
+    full = {s: fabricate(tmp_path / f"full{s}", zerofl(s, upload="full"), rounds=3) for s in (0.95, 0.5)}
+    dense = fabricate(tmp_path / "dense", DENSE, rounds=3)
+    late = fabricate(tmp_path / "late", zerofl(0.8), rounds=3, done=0)
+    shown = panels("zerofl-4", [*made.values(), *full.values(), dense, late])
+    assert [panel.title for panel in shown] == ["90 % sparse", "95 % sparse"]  # 80 % is not tested yet
+    assert [[*panel.lines] for panel in shown] == [
+        ["top weights", "full", "FedAvg"],
+        ["top weights", "full, sparsity 0.95", "full, sparsity 0.5", "FedAvg"],
+    ]
+    for panel, sparsity in zip(shown, (0.9, 0.95), strict=True):
+        ends = [accuracy([made[sparsity, r]])[0] for r in (0.1, 0.3)]
+        close(panel.lines["top weights"], [0.1, 0.3], ends, [0, 0])
+        close(panel.lines["FedAvg"], [0.1, 0.3], [accuracy([dense])[0]] * 2, [0, 0])
+    close(shown[1].lines["full, sparsity 0.95"], [0.1, 0.3], [accuracy([full[0.95]])[0]] * 2, [0, 0])
+    assert len({panel.lines["top weights"].look for panel in shown}) == 1
+    assert len({panel.lines["FedAvg"].look for panel in shown}) == 1
+
+
+def test_zerofl_1_shows_validation_accuracy_where_all_runs_of_a_panel_measured_it(tmp_path: Path) -> None:
+    def made(name: str, validated: bool, **spec: Any) -> Path:
+        folder = fabricate(tmp_path / name, spec.pop("method", zerofl()), rounds=3, **spec)
+        change_rows(folder, lambda row: row | ({"accuracy_validation": row["round"] / 10} if validated else {}))
+        return folder
+
+    folders = [made("central", True, clients=1), made("central too", True, clients=1, done=0)]
+    folders += [made("iid", True, partition="iid"), made("iid 2", False, partition="iid", method=zerofl(0.95))]
+    shown = panels("zerofl-1", folders)
+    assert [panel.y.name for panel in shown] == ["validation accuracy, %", "accuracy, %"]
+    close(shown[0].lines["90 % sparse"], [1, 2, 3], [10, 20, 30], [0] * 3)
+    close(shown[1].lines["90 % sparse"], [1, 2, 3], [accuracy(folders[2:3], t)[0] for t in range(3)], [0] * 3)
+    whole = paper_figure("zerofl-1", [read_record(folder) for folder in folders])
+    assert whole.full_caption.startswith("Accuracy over rounds, by sparsity. Validation: ")
+
+
 def test_flash_1_places_the_end_over_density_and_rings_what_goes_on(tmp_path: Path) -> None:
     done = {0.05: 8, 0.1: 5}
     runs = {

@@ -28,7 +28,7 @@ from fedsieve.report.series import LackingError, PaperFigure
 from fedsieve.runs.record import RunRecord, number, read_record
 from fedsieve.types import InputError
 
-__all__ = ["FIGURES", "draw_figure", "paper_figure", "paper_figures", "write_figure"]
+__all__ = ["FIGURES", "draw_figure", "draw_records", "paper_figure", "paper_figures", "write_figure"]
 
 FIGURES: dict[str, Callable[..., PaperFigure]] = {
     "zerofl-1": papers.zerofl_1,
@@ -81,6 +81,26 @@ PAPER: dict[Any, Any] = {
 
 def write_figure(name: str, dirs: Sequence[Path], out: Path, layers: Sequence[str] = ()) -> None:
     """Draw one of the papers' figures of the runs in ``dirs`` to ``out``; InputError names what is wrong."""
+    _check_figure(name, out, layers)
+    if not dirs:
+        raise InputError("figure: no run directory given: name at least one that `fedsieve run` wrote")
+    draw_records(name, [read_record(folder) for folder in dict.fromkeys(dirs)], out, layers)
+
+
+def draw_records(name: str, records: Sequence[RunRecord], out: Path, layers: Sequence[str] = ()) -> None:
+    """Draw one of the papers' figures of runs, or kept results of runs, to ``out``; InputError names what is wrong.
+
+    Figure 3 of ZeroFL needs the masks of a run directory, which a kept result does not hold.
+    """
+    suffix = _check_figure(name, out, layers)
+    if not records:
+        raise InputError(f"{name} shows no run yet: run some first")
+    runs = deduplicate(records, partial(_has_data, name=name))
+    write_output(out, encode_figure(paper_figure(name, runs, layers), suffix))
+
+
+def _check_figure(name: str, out: Path, layers: Sequence[str]) -> str:
+    """Return the kind of file that ``out`` is. Raises InputError."""
     if name not in FIGURES:
         raise InputError(f"unknown figure {name!r}; the figures are {', '.join(FIGURES)}")
     if layers and name not in BY_LAYER:
@@ -88,11 +108,8 @@ def write_figure(name: str, dirs: Sequence[Path], out: Path, layers: Sequence[st
     suffix = out.suffix[1:].lower()
     if suffix not in UNDATED:
         raise InputError(f"{out} does not end in .png, .pdf or .svg: choose one, such as {name}.pdf")
-    if not dirs:
-        raise InputError("figure: no run directory given: name at least one that `fedsieve run` wrote")
     check_output(out, f"{name}.{suffix}")
-    runs = deduplicate([read_record(folder) for folder in dict.fromkeys(dirs)], partial(_has_data, name=name))
-    write_output(out, encode_figure(paper_figure(name, runs, layers), suffix))
+    return suffix
 
 
 def paper_figure(name: str, runs: Runs, layers: Sequence[str] = ()) -> PaperFigure:

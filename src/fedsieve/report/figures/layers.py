@@ -62,7 +62,8 @@ def zerofl_3(runs: Runs, layers: Sequence[str] = ()) -> PaperFigure:
     names = label_groups([[run] for run in runs], name)
     for label, (run,) in names.items():
         files = recorded_rounds(run)
-        require(files, f"{run.folder} holds no masks: {MEASURE}, or leave it out")
+        remedy = "name the run's directory" if run.folder.is_file() else MEASURE
+        require(files, f"{run.folder} holds no masks: {remedy}, or leave it out")
         numels = mask_sizes(next(iter(files.values())))
         for layer in _choose_layers(list(numels), layers, max(1, min(6, 24 // len(names)))):
             title = f"{_short(layer)} · {label}" if len(names) > 1 else _short(layer)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from fedsieve.report.configurations import Runs, Without, group_by_seed, method_name
+from fedsieve.report.configurations import Runs, group_by_seed, method_name
 from fedsieve.report.figures.layers import MEASURE
 from fedsieve.report.plots import ACCURACY, ROUND, Axis, Line, LinePlot
 from fedsieve.report.series import (
+    LackingError,
     Name,
     PaperFigure,
     Position,
@@ -28,6 +30,7 @@ from fedsieve.report.series import (
 )
 from fedsieve.runs.record import RunRecord, numeric
 
+VALIDATION = Axis("validation accuracy, %", percent=True)
 MISMATCH = Axis("mask mismatch, %", percent=True, zero=True)
 SETTINGS = ("centralised", "FL, IID", "FL, non-IID")
 IID_ALPHA = 100
@@ -38,25 +41,40 @@ MEASURED = " A density is what the method aims at; where it declares none, what 
 
 
 def zerofl_1(runs: Runs) -> PaperFigure:
-    """Accuracy over rounds by sparsity: centralised, federated IID, federated non-IID."""
-    parts = [(title, [run for run in runs if _data_setting(run) == title], "accuracy", ACCURACY) for title in SETTINGS]
-    panels = _plots_by_round(parts, _sparsity)
+    """Accuracy over rounds by sparsity: centralised, federated IID, federated non-IID.
+
+    As in the paper it is that on the validation examples, in a panel whose runs all measured it; else on the test set.
+    """
+    where = {title: [run for run in runs if _data_setting(run) == title] for title in SETTINGS}
+    panels = _plots_by_round([(title, own, *_accuracy_of(own)) for title, own in where.items()], _sparsity)
     require(panels, UNTESTED)
-    caption = "Accuracy over rounds, by sparsity."
+    validated = any(panel.y is VALIDATION for panel in panels)
+    caption = "Accuracy over rounds, by sparsity." + " Validation: on what the clients hold out." * validated
     return PaperFigure("zerofl-1", "ZeroFL, Fig. 1: accuracy by sparsity", caption, panels)
 
 
 def zerofl_4(runs: Runs) -> PaperFigure:
-    """Accuracy over r_mask, a line for each way to upload."""
-    require([run for run in runs if _r_mask([run]) is not None], "no run given has an r_mask: name runs of zerofl")
+    """Accuracy over r_mask, a line for each way to upload, a panel for each sparsity; other runs are in every panel."""
+    swept = {run.target: _sparsity(run) for run in runs if _r_mask([run]) is not None}
+    require(swept, "no run given has an r_mask: name runs of zerofl")
 
     def upload(run: RunRecord) -> str:
         return run.settings.get("method.upload", "").replace("_", " ") if is_zerofl(run) else method_name(run)
 
-    lines = _accuracy_by_setting(runs, _r_mask, upload, lambda run: ("method.r_mask",) if is_zerofl(run) else ())
+    def without(run: RunRecord) -> tuple[str, ...]:
+        return ("method.r_mask",) if is_zerofl(run) else ()
+
+    targets = sorted(swept, key=lambda target: -(target or 0))
+    parts = [[run for run in runs if not is_zerofl(run) or run.target not in {*swept} - {target}] for target in targets]
+    series = [labelled_series(own, upload, without) for own in parts]
+    places, panels = assign_looks(_merge(series)), []
+    for target, groups in zip(targets, series, strict=True):
+        with suppress(LackingError):
+            lines = _accuracy_by_setting(groups, _r_mask, places)
+            panels.append(LinePlot(swept[target], Axis("r_mask"), ACCURACY, lines))
+    require(panels, UNTESTED)
     caption = "Accuracy at the end over the share of further weights that travel."
-    panel = LinePlot("", Axis("r_mask"), ACCURACY, lines)
-    return PaperFigure("zerofl-4", "ZeroFL, Fig. 4: accuracy by r_mask", caption, (panel,))
+    return PaperFigure("zerofl-4", "ZeroFL, Fig. 4: accuracy by r_mask", caption, tuple(panels))
 
 
 def flash_1(runs: Runs) -> PaperFigure:
@@ -68,7 +86,8 @@ def flash_1(runs: Runs) -> PaperFigure:
     traffic = {label: mean_line(map(accuracy_by_bytes, group), places[label]) for label, group in every.items()}
     densities = [d for group in every.values() if (d := _sparse_density(group))]
     labelled = [replace(run, look=places[label], label=label) for label, group in every.items() for run in group]
-    swept = _accuracy_by_setting(labelled, _sparse_density, method_name, target_settings(runs)) if densities else {}
+    groups = labelled_series(labelled, method_name, target_settings(runs))
+    swept = _accuracy_by_setting(groups, _sparse_density, assign_looks(groups)) if densities else {}
     density = Axis("density", log=bool(densities) and max(densities) > 4 * min(densities))
     panels = [
         LinePlot("accuracy by bytes", Axis("sent up and down, MB", log=True), ACCURACY, non_empty(traffic)),
@@ -97,13 +116,12 @@ def flash_2(runs: Runs) -> PaperFigure:
 
 def sparsefedpp_1(runs: Runs) -> PaperFigure:
     """Accuracy at the end over sparsity, a line for each method."""
-    without = target_settings(runs)
-    groups = labelled_series(runs, method_name, without).values()
-    parts = [part for group in groups for part in group_by_seed(group)]  # as ``_accuracy_by_setting`` does
+    groups = labelled_series(runs, method_name, target_settings(runs))
+    parts = [part for group in groups.values() for part in group_by_seed(group)]  # as ``_accuracy_by_setting`` does
     sparsities = sorted({x for part in parts if (x := _target_sparsity(part)) is not None})
     require(sparsities, "no run given has a sparsity: name runs of a sparse method")
     steps: dict[float | None, int] = {x: i for i, x in enumerate(sparsities)}
-    lines = _accuracy_by_setting(runs, lambda part: steps.get(_target_sparsity(part)), method_name, without)
+    lines = _accuracy_by_setting(groups, lambda part: steps.get(_target_sparsity(part)), assign_looks(groups))
     panel = LinePlot("", Axis("sparsity", steps=tuple(f"{x:g}" for x in sparsities)), ACCURACY, lines)
     caption = "Accuracy at the end over sparsity, a line for each method." + _density_note(runs)
     return PaperFigure("sparsefedpp-1", "SparseFedPP, Fig. 1: accuracy by sparsity", caption, (panel,))
@@ -115,6 +133,12 @@ def _data_setting(run: RunRecord) -> str:
         return SETTINGS[0]
     how, _, alpha = run.settings.get("task.partition", "").partition(":")
     return SETTINGS[1 if how == "iid" or (how == "lda" and (numeric(alpha) or 0) >= IID_ALPHA) else 2]
+
+
+def _accuracy_of(runs: Runs) -> tuple[str, Axis]:
+    """Return which accuracy is shown of runs: on the validation examples, if all that were tested measured it."""
+    validated = [bool(run.series("accuracy_validation")[0]) for run in runs if run.series("accuracy")[0]]
+    return ("accuracy_validation", VALIDATION) if validated and all(validated) else ("accuracy", ACCURACY)
 
 
 def _sparsity(run: RunRecord) -> str:
@@ -158,8 +182,7 @@ def _r_mask(runs: Runs) -> float | None:
 def _plots_by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Name) -> tuple[LinePlot, ...]:
     """Return panels of a measure over rounds, the denser lines first; the same label looks the same in all panels."""
     series = [labelled_series(runs, base) for _, runs, _, _ in parts]
-    every = {label: group for groups in reversed(series) for label, group in groups.items()}
-    places = assign_looks(dict(sorted(every.items(), key=lambda item: -(density_of(item[1]) or 0))))
+    places = assign_looks(dict(sorted(_merge(series).items(), key=lambda item: -(density_of(item[1]) or 0))))
     panels = []
     for (title, _, name, axis), groups in zip(parts, series, strict=True):
         lines = {
@@ -171,13 +194,16 @@ def _plots_by_round(parts: Sequence[tuple[str, Runs, str, Axis]], base: Name) ->
     return tuple(panel for panel in panels if panel.lines)
 
 
-def _accuracy_by_setting(runs: Runs, at: Position, base: Name, without: Without) -> dict[str, Line]:
+def _merge(series: Iterable[Mapping[str, Runs]]) -> dict[str, Runs]:
+    """Return the groups of all panels by their labels, those of the first panel that has the label."""
+    return {label: group for groups in reversed([*series]) for label, group in groups.items()}
+
+
+def _accuracy_by_setting(groups: Mapping[str, Runs], at: Position, places: Mapping[str, int]) -> dict[str, Line]:
     """Return the accuracy at the end over a setting, with level lines for those that do not have it.
 
-    ``at`` is the value of runs that differ in their seed alone.
+    ``at`` is the value of runs that differ in their seed alone, ``places`` those of the groups' looks.
     """
-    groups = labelled_series(runs, base, without)
-    places = assign_looks(groups)
     lines = {name: accuracy_line(group, at, places[name]) for name, group in groups.items()}
     xs = [x for line in lines.values() for x in line.x]
     require(xs, UNTESTED)
