@@ -18,6 +18,8 @@ class Sgd:
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
+    norms: bool = True
+    """Whether norms are decayed."""
 
 
 def batches(shape: tuple[int, ...], sizes: Iterable[int], classes: int = 4, seed: int = 0) -> Batches:
@@ -39,7 +41,10 @@ def dense(model: nn.Module, mask: Mapping[str, Tensor], data: Batches, sgd: Sgd,
     """Return a copy of the model after masked dense steps."""
     model = copy.deepcopy(model).to(dtype).train()
     parameters = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(model.parameters(), sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay)
+    norms = [w for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for w in m.parameters()]
+    others = [w for w in model.parameters() if not any(w is norm for norm in norms)]
+    groups = [{"params": others}, {"params": norms, "weight_decay": sgd.weight_decay if sgd.norms else 0.0}]
+    optimizer = torch.optim.SGD(groups, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay)
     project_(parameters, mask)
     for x, y in data:
         for w in parameters.values():
@@ -69,6 +74,7 @@ def trained(
     trainer = Trainer(
         model, mask, max(len(y) for _, y in data),
         lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay, storage=storage, low_memory=low_memory,
+        norm_weight_decay=sgd.norms,
     )  # fmt: skip  # type: ignore[arg-type]
     for x, y in data:
         trainer.step(x, y)

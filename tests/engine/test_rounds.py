@@ -44,6 +44,22 @@ def test_the_decay_may_be_stretched_over_other_rounds() -> None:
     assert [short.lr_at(t) for t in (101, 102, 400)] == [pytest.approx(0.001)] * 3  # it stays at lr_end
 
 
+def test_the_learning_rate_may_fall_in_steps() -> None:
+    """PyTorch's MultiStepLR, an epoch a round: the ratio of a step is the second root of lr_end / lr."""
+    run_ = tiny_run(FedAvg(), rounds=9, lr=0.1, lr_end=0.001, lr_milestones=(3, 5))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5], gamma=0.1)
+    for t in range(1, 10):
+        assert run_.lr_at(t) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert [run_.lr_at(t) for t in (0, 3, 4, 5, 6, 9)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    ahead = replace(run_, lr_offset=1)
+    assert [ahead.lr_at(t) for t in (0, 2, 3, 4, 5)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    assert replace(run_, lr_end=0.1).lr_at(9) == 0.1
+    assert replace(run_, lr_milestones=[3, 5]) == run_  # type: ignore[arg-type]
+
+
 def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
     """The share of the deployed model's right answers on every client's held-out examples, none of them trained on."""
     run_ = tiny_run(FedAvg(), evaluate_every=2)
@@ -215,6 +231,12 @@ def test_a_dead_worker_process_is_named() -> None:
         ({"momentum": 1.0}, "momentum must lie"),
         ({"weight_decay": -1.0}, "weight_decay must be"),
         ({"lr_offset": 2}, "lr_offset must be -1, 0 or 1, got 2"),
+        ({"lr_milestones": (5, 3)}, r"lr_milestones must be rounds that rise, such as \(50, 100\), got \(5, 3\)"),
+        ({"lr_milestones": (0, 3)}, "lr_milestones must be rounds that rise"),
+        ({"lr_milestones": (2.0,)}, "lr_milestones must be rounds that rise"),
+        ({"lr_milestones": 3}, "lr_milestones must be rounds that rise, .*, got 3"),
+        ({"lr_milestones": (3,), "lr_rounds": 5}, "lr_milestones and lr_rounds are two ways"),
+        ({"norm_weight_decay": 1}, "norm_weight_decay must be true or false, got 1"),
         ({"lr_rounds": -1}, r"lr_rounds must be 0 \(all rounds\) or more, got -1"),
     ],
 )

@@ -134,6 +134,35 @@ def test_of_equal_weights_no_more_are_kept_than_the_cut_says() -> None:
     assert all(torch.allclose(value, plain[name], atol=1e-6) for name, value in ours.state_dict().items())
 
 
+UNDECAYED = {
+    "BatchNorm twice": NETS["BatchNorm twice"],
+    "a bias before BatchNorm": NETS["a bias before BatchNorm"],
+    "a sum with BatchNorm on both sides": NETS["a sum with BatchNorm on both sides"],
+    "GroupNorm between": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 5, 3, bias=False),
+            nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4),
+        ),
+        (2, 6, 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNDECAYED)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_norms_need_not_be_decayed(name: str, momentum: float) -> None:
+    """A decay so strong that a norm's weight that took it would be far off."""
+    make, shape = UNDECAYED[name]
+    torch.manual_seed(0)
+    model = make()
+    assert_as_dense(model, shape, (17, 5, 17), Sgd(0.05, momentum, 0.5, norms=False))
+    data = batches(shape, (17, 5))
+    decayed, undecayed = (
+        dense(model, {}, data, Sgd(0.05, momentum, 0.5, norms), torch.float64) for norms in (True, False)
+    )
+    assert max(distance(decayed, undecayed, model).values()) > 0.1
+
+
 def test_training_again_begins_with_the_models_weights() -> None:
     torch.manual_seed(0)
     model, data = NETS["5x5 stride 2"][0](), batches((2, 9, 5), (7, 5))

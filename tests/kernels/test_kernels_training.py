@@ -71,6 +71,16 @@ def test_a_threshold_serves_for_a_whole_training_and_no_longer(threads: int) -> 
     assert float((cached["conv2.weight"] - plain["conv2.weight"]).abs().max()) > 1e-4
 
 
+def test_trainers_that_decay_norms_and_those_that_do_not_are_two() -> None:
+    """On the same model, one after the other, and back."""
+    models = []
+    for model, device in both(weight_decay=0.3, momentum=0.9, lr=0.02):
+        for norms in (True, False, True):
+            [*Training(replace(device, norm_weight_decay=norms))]
+        models.append(model)
+    assert_equal(models)
+
+
 def test_a_loop_that_is_left_leaves_the_weights_of_its_last_step() -> None:
     models = []
     for model, device in both():

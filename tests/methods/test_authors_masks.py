@@ -229,6 +229,6 @@ def test_what_is_the_papers_is_described_as_before() -> None:
     """A directory of a run without these settings is still the same run."""
     for method in (PDST(), NST(), FLASH(c_d=2), HeteroFLASH(c_d=2)):
         run = described(tiny_run(method))
-        assert not {"lr_rounds"} & run.keys()
+        assert not {"lr_rounds", "lr_milestones", "norm_weight_decay"} & run.keys()
         assert not {"draw", "subset"} & run["method"].keys()
         assert not {"input_mean", "input_std", "tier_by"} & run["task"].keys()

@@ -236,7 +236,7 @@ def test_the_list_has_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"{names} as the authors' code: ... {own}" in text for names, own in authors_by_method(rows).items())
 
 
-AUTHORS = {"flash_table2": 42, "flash_table3": 4, "flash_table4": 6, "sparsefedpp_fig1": 15}
+AUTHORS = {"flash_table2": 42, "flash_table3": 4, "flash_table4": 6, "sparsefedpp_fig1": 15, "zerofl_fig1": 2}
 """How many rows of each table the authors' public code runs otherwise than their paper says."""
 
 
@@ -289,6 +289,16 @@ def test_sparsefedpps_public_code() -> None:
         assert isinstance(method, SparseFedPP)
         run = load_recipe(row.recipe, (*row.settings, *row.authors))
         assert run.method == replace(method, activations="cached")
+
+
+def test_swats_public_recipe() -> None:
+    for row in table("zerofl_fig1"):
+        run, own = load_recipe(row.recipe, (*row.settings, *row.authors)), row.run()
+        rates = [run.lr_at(t) for t in (1, 50, 51, 100, 101, 150)]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+        assert (run.momentum, run.weight_decay, run.norm_weight_decay) == (0.9, 5e-4, False)
+        assert (run.batch, run.rounds, run.task.augment) == (128, 150, "crop_flip")
+        assert run.method == own.method
 
 
 def test_no_public_code_runs_femnist_or_zerofl() -> None:

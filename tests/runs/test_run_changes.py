@@ -24,8 +24,9 @@ from run_directories import RECIPE, about, flat, go, same_run
 from tiny import tiny_run
 
 
-def test_a_decay_over_rounds_of_its_own_does_not_hinder_prolonging(tmp_path: Path) -> None:
-    run = tiny_run(FedAvg(), rounds=3, lr_rounds=10)
+@pytest.mark.parametrize("schedule", [{"lr_rounds": 10}, {"lr_milestones": (1, 2)}])
+def test_a_decay_over_rounds_of_its_own_does_not_hinder_prolonging(tmp_path: Path, schedule: dict[str, Any]) -> None:
+    run = tiny_run(FedAvg(), rounds=3, **schedule)
     go(tmp_path / "whole", run)
     go(tmp_path / "out", replace(run, rounds=2))
     assert go(tmp_path / "out", run, resume=True) == [3]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.sparse.masks import GrowthShare, prune_regrow
-from fedsieve.sparse.policy import has_frozen_statistics
+from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
 from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
 
 
@@ -20,6 +20,7 @@ class Training:
 
     Each epoch is one ``torch.randperm`` of the examples cut into batches, the last of which may be smaller. A step is
     ``v = momentum * v + g + weight_decay * w; w -= lr * v``, momentum starting at rest; weights off the mask are 0.
+    Without ``norm_weight_decay`` the parameters of norms are not decayed.
     In between the model need not hold the weights, unless ``steps.write_`` is called; ``steps.put_`` changes the mask.
     """
 
@@ -53,6 +54,8 @@ class DenseSteps:
     def __init__(self, device: Device, mask: Mask):
         self.device = device
         self.weights = [w for w in device.model.parameters() if w.requires_grad]
+        norms = [] if device.norm_weight_decay else norm_parameters(device.model)
+        self.decay = [0.0 if any(w is norm for norm in norms) else device.weight_decay for w in self.weights]
         self.velocity = [torch.zeros_like(w) for w in self.weights] if device.momentum else []
         self.put_(mask)
 
@@ -64,8 +67,8 @@ class DenseSteps:
         with torch.no_grad():
             for i, (w, g) in enumerate(zip(self.weights, gradients, strict=True)):
                 step = torch.zeros_like(w) if g is None else g
-                if device.weight_decay:
-                    step = step.to_dense().add(w, alpha=device.weight_decay)
+                if self.decay[i]:
+                    step = step.to_dense().add(w, alpha=self.decay[i])
                 if self.velocity:
                     step = self.velocity[i].mul_(device.momentum).add_(step)
                 w.sub_(step, alpha=device.lr)

@@ -1,4 +1,4 @@
-"""One experiment, complete: what is trained (Task), and how (Run), with the checks of what a user gives for them."""
+"""One experiment, complete: what is trained (Task), and how (Run); and whether a run can be given more rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from types import CodeType, FunctionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from fedsieve.client.models import MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition
+from fedsieve.engine.fields import check_fields, check_method_type, check_milestones, check_numbers
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.types import LATER, InputError, Method, RoundContext, rng
 from fedsieve.types.errors import check_interval
@@ -68,8 +69,8 @@ class Task:
         if not isinstance(self.partition, str | Indices) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
-        for name in ("input_mean", "input_std"):
-            object.__setattr__(self, name, _numbers(f"task.{name}", getattr(self, name), positive=name == "input_std"))
+        object.__setattr__(self, "input_mean", check_numbers("task.input_mean", self.input_mean))
+        object.__setattr__(self, "input_std", check_numbers("task.input_std", self.input_std, positive=True))
         tiers: Any = self.tiers
         shares = () if isinstance(tiers, str) or not isinstance(tiers, Iterable) else tuple(tiers)
         if not shares or not all(isinstance(share, int | float) for share in shares):
@@ -120,10 +121,15 @@ class Run:
     if the first two have ``lr`` (FLASH's public code)."""
     lr_rounds: int = field(default=0, metadata=LATER)
     """The rounds that the learning rate's decay is stretched over; 0: T. FLASH's public code has 1000, whatever T."""
+    lr_milestones: tuple[int, ...] = field(default=(), metadata=LATER)
+    """The rounds after which the learning rate falls, in steps of one ratio, the last to ``lr_end``: PyTorch's
+    MultiStepLR; empty: it falls in every round."""
     momentum: float = 0.0
     """SGD's momentum on the clients, anew in every round."""
     weight_decay: float = 0.0
     """SGD's weight decay on the clients."""
+    norm_weight_decay: bool = field(default=True, metadata=LATER)
+    """Whether weight decay reaches the weights and biases of BatchNorm and other norms."""
     evaluate_every: int = 1
     """Rounds from one test to the next; the last round is always tested."""
     seed: int = 0
@@ -158,6 +164,9 @@ class Run:
             raise InputError(f"lr_offset must be -1, 0 or 1, got {self.lr_offset}")
         if self.lr_rounds < 0:
             raise InputError(f"lr_rounds must be 0 (all rounds) or more, got {self.lr_rounds}")
+        object.__setattr__(self, "lr_milestones", check_milestones("lr_milestones", self.lr_milestones))
+        if self.lr_milestones and self.lr_rounds:
+            raise InputError("lr_milestones and lr_rounds are two ways for the learning rate to fall: leave one out")
         check_interval("momentum", self.momentum, "[0, 1)")
         if not 0 <= self.weight_decay <= 1e6:
             raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
@@ -221,9 +230,12 @@ class Run:
     def lr_at(self, t: int) -> float:
         """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / (lr_rounds or T)).
 
-        A warm-up, round 0, has ``lr``; no round has less than ``lr_end``.
+        A warm-up, round 0, has ``lr``; no round has less than ``lr_end``. With milestones the exponent is the share of
+        them that is past.
         """
         past = max(t - 1 + self.lr_offset, 0) / (self.lr_rounds or self.rounds)
+        if self.lr_milestones:
+            past = sum(t - 1 + self.lr_offset >= step for step in self.lr_milestones) / len(self.lr_milestones)
         return self.lr * math.exp(min(past, 1) * math.log(self.lr_end / self.lr))
 
     def sample(self, t: int) -> list[int]:
@@ -258,56 +270,12 @@ class Run:
         return order[: self.per_round]
 
 
-def _numbers(name: str, values: Any, positive: bool) -> tuple[float, ...]:
-    """Return finite numbers as a tuple. Raises InputError."""
-    several = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
-    good = all(isinstance(v, int | float) and math.isfinite(v) and (v > 0 or not positive) for v in several)
-    if not good or (not several and values != ()):
-        what = "positive numbers" if positive else "numbers"
-        raise InputError(f"{name} must be {what}, one or one a channel, such as (0.5,), got {values!r}")
-    return several
-
-
-def check_fields(where: str, holder: object) -> None:
-    """Raise InputError unless fields that are to hold numbers, words, or one of some dataclasses do."""
-    for name, kind in get_type_hints(type(holder)).items():
-        value, kinds = getattr(holder, name), get_args(kind)
-        if kind is int and type(value) is not int:
-            what = "a whole number"
-        elif kind is float and not (isinstance(value, int | float) and not isinstance(value, bool)):
-            what = "a number"
-        elif kind is str and not isinstance(value, str):
-            what = "a text"
-        elif get_origin(kind) is Literal and not (isinstance(value, str) and value in kinds):
-            what = f"one of {', '.join(kinds)}"
-        elif kinds and all(map(is_dataclass, kinds)) and not isinstance(value, kinds):
-            what = f"one of {', '.join(f'{one.__name__}()' for one in kinds)}"
-        else:
-            continue
-        raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
-
-
-def check_method_type(method: Any) -> None:
-    """Raise InputError unless a method is one, and what it declares of itself is of the right type."""
-    if not isinstance(method, Method):
-        what = f"{type_name(method)} is no subclass of fedsieve.Method"
-        raise InputError(f"Run(method, task, ...) needs a method: {what}: docs/how-to/method.md")
-    if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
-        check_fields("method", method)
-    for name, text in (("name", method.name), ("policy", method.policy)):
-        if not isinstance(text, str):
-            raise InputError(f"{type_name(method)}: {name} must be a text, got {text!r}")
-    for name, number in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
-        if type(number) is not int or number < 0:
-            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
-
-
 def reason_not_to_prolong(run: Run) -> str | None:
     """Return why a run cannot be prolonged, with the remedy; None if it can."""
-    if run.lr != run.lr_end and not run.lr_rounds:
+    if run.lr != run.lr_end and not run.lr_rounds and not run.lr_milestones:
         return (
             f"its learning rate falls to lr_end={run.lr_end} over all rounds; a run can be prolonged where lr_end=lr "
-            f"({run.lr}), or over lr_rounds; choose another --out"
+            f"({run.lr}), or over lr_rounds or in lr_milestones; choose another --out"
         )
     if uses_rounds(run.method):
         return f"{run.method.name} itself goes by the number of rounds (device.rounds); choose another --out"

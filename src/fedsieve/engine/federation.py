@@ -121,6 +121,7 @@ class Federation:
             batch=run.batch,
             momentum=run.momentum,
             weight_decay=run.weight_decay,
+            norm_weight_decay=run.norm_weight_decay,
             round=t,
             rounds=run.rounds,
             rng=rng(run.seed, "client", t, client),

@@ -84,7 +84,10 @@ class Kernels:
             return self._last[1], False
         self._last = None  # whose memory serves the next
         lr, momentum, decay = device.lr, device.momentum, device.weight_decay
-        trainer = Trainer(self.model, mask, purpose.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph)
+        trainer = Trainer(
+            self.model, mask, purpose.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph,
+            norm_weight_decay=device.norm_weight_decay,
+        )  # fmt: skip
         self._last = purpose, trainer
         return trainer, True
 
@@ -97,7 +100,7 @@ class Kernels:
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
         batch = _padded(min(device.batch, len(device.data)))
-        return _Purpose(graph, batch, bool(device.momentum), mask | absorbing)
+        return _Purpose(graph, batch, (bool(device.momentum), device.norm_weight_decay), mask | absorbing)
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,13 @@ class _Purpose:
 
     graph: Graph
     batch: int
-    momentum: bool
+    optimizer: tuple[bool, bool]
+    """Whether there is momentum, and whether norms are decayed."""
     mask: Mask
     """And the non-zeros of th, which are absorbing."""
 
     def equals(self, other: _Purpose) -> bool:
-        same = self.graph is other.graph and (self.batch, self.momentum) == (other.batch, other.momentum)
+        same = self.graph is other.graph and (self.batch, self.optimizer) == (other.batch, other.optimizer)
         mine, theirs = self.mask, other.mask
         same = same and mine.keys() == theirs.keys()
         return same and all(own is theirs[name] or torch.equal(own, theirs[name]) for name, own in mine.items())

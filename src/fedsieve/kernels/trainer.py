@@ -15,15 +15,17 @@ from fedsieve.kernels.program import trim_memory
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.training import TrainingStep
 from fedsieve.kernels.weights import Weights
+from fedsieve.sparse.policy import norm_parameters
 from fedsieve.types import InputError
 
 
 class Trainer:
     """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers: SGD on cross-entropy.
 
-    ``storage`` "bf16": activations and their gradients are kept as bfloat16, two to a word; sums, weights and their
-    gradients stay float32. ``low_memory``: the least memory, for some more time: residual sums are computed again for
-    backward, too, and the masked layers of the model have no weights of their own until ``write_``.
+    Without ``norm_weight_decay`` the parameters of norms are not decayed. ``storage`` "bf16": activations and their
+    gradients are kept as bfloat16, two to a word; sums, weights and their gradients stay float32. ``low_memory``: the
+    least memory, for some more time: residual sums are computed again for backward, too, and the masked layers of the
+    model have no weights of their own until ``write_``.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Trainer:
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
+        norm_weight_decay: bool = True,
         storage: Literal["fp32", "bf16"] = "fp32",
         low_memory: bool = False,
         graph: Graph | None = None,
@@ -42,7 +45,7 @@ class Trainer:
         checks.model(model, mask)
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.is_bf16(storage)
-        self.low_memory, self.fallbacks = low_memory, list[str]()
+        self.low_memory, self.fallbacks, self.norm_weight_decay = low_memory, list[str](), norm_weight_decay
         self._ready, self._steps, self._samples, self._products = False, 0, 0, (0.0, 0.0)
         self._shape: tuple[int, ...] = ()
         if low_memory:
@@ -109,7 +112,8 @@ class Trainer:
         for name in self.mask.keys() - self.weights.names:
             raise Unsupported(f"the mask of {name}, which no sparse layer has")
         self.mask = {}
-        self.lowered = TrainingStep(graph, self.weights, self.batch, self.packed, self.low_memory)
+        norms = [] if self.norm_weight_decay else norm_parameters(self.model)
+        self.lowered = TrainingStep(graph, self.weights, self.batch, self.packed, self.low_memory, norms)
         self._ready = True
         self.begin(self.lr, self.momentum, self.weight_decay)
 

@@ -5,7 +5,7 @@ What a step needs is known before it runs. What BatchNorm and ReLU gave is compu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -34,7 +34,16 @@ from fedsieve.kernels.weights import MaskedWeights, Weights
 class TrainingStep(StepContext):
     """The forward and backward passes of a graph, and a step of SGD, as a program."""
 
-    def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, low_memory: bool = False):
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Weights,
+        batch: int,
+        packed: bool,
+        low_memory: bool = False,
+        norms: Sequence[Tensor] = (),
+    ):
+        """Make it; ``norms`` are the vectors that weight decay does not reach."""
         super().__init__(graph, weights, batch, packed, low_memory)
         self.activations: dict[Value, Buffer] = {}
         self.gradients: dict[Value, Buffer] = {}
@@ -50,9 +59,9 @@ class TrainingStep(StepContext):
             trim_memory()
         self.scratch.allocate()
         self.program = self.arena.settle()
-        self.updates = self._sgd()
+        self.updates, self.norm_updates = self._sgd(norms)
         take = TakeOp(address(weights.effective), address(weights.order), address(weights.back_value), weights.sparse)
-        self.program.steps += [*self.updates, take]
+        self.program.steps += [*self.updates, *self.norm_updates, take]
         self.start = Program([take])
         """What must run after the weights were read: the copy of the entries for the input gradients."""
 
@@ -65,8 +74,10 @@ class TrainingStep(StepContext):
 
     def set_optimizer(self, lr: float, momentum: float, weight_decay: float) -> None:
         """Set what SGD does from the next step on."""
-        for op in (*self.updates, *self.wide):
+        for op in (*self.updates, *self.wide, *self.norm_updates):
             op.rate, op.momentum, op.decay = lr, momentum, weight_decay
+        for op in self.norm_updates:
+            op.decay = 0
 
     def _lower(self) -> None:
         graph = self.graph
@@ -245,17 +256,19 @@ class TrainingStep(StepContext):
             self.activations[value], self._recomputed = out, self._recomputed | {value}
             self.arena.step(lambda: own.gather(x, out), x, out)
 
-    def _sgd(self) -> list[SgdOp]:
-        """Return the step of all vectors: of powerpropagation's layers with their powers."""
+    def _sgd(self, norms: Sequence[Tensor]) -> tuple[list[SgdOp], list[SgdOp]]:
+        """Return the steps of all vectors, of powerpropagation's layers with their powers; apart those of norms."""
         weights = self.weights
         powers = [own for own in weights.masked if own.power != 1]
         ends = {end for own in powers for end in (own.start, own.start + own.count)}
-        updates = []
+        starts = {weights.small[id(vector)]: vector.numel() for vector in norms}
+        ends |= starts.keys() ^ {start + count for start, count in starts.items()}  # where none follows another
+        updates, norm_updates = list[SgdOp](), list[SgdOp]()
         for start, end in pairwise(sorted({0, weights.sparse, weights.w.numel()} | ends)):
             velocity = None if weights.velocity is None else address(weights.velocity, start)
             op = SgdOp(address(weights.w, start), velocity, address(weights.grad, start), end - start)
             op.power = next((own.power for own in powers if own.start <= start < own.start + own.count), 1.0)
             if start < weights.sparse and weights.effective is not weights.w:
                 op.value = address(weights.effective, start)
-            updates.append(op)
-        return updates
+            (norm_updates if start in starts else updates).append(op)
+        return updates, norm_updates

@@ -13,6 +13,7 @@ from torch import nn
 from fedsieve.types import InputError, Params
 
 WeightLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 POLICIES = ("all", "swat", "flash", "zerofl")
 
 
@@ -34,6 +35,11 @@ def has_frozen_statistics(module: nn.Module) -> bool:
     own = [*module.parameters(recurse=False)]
     tracked = getattr(module, "track_running_stats", False)
     return bool(tracked and own) and not any(w.requires_grad for w in own)
+
+
+def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights and biases of PyTorch's norms: BatchNorm, InstanceNorm, GroupNorm, LayerNorm, RMSNorm."""
+    return [w for module in model.modules() if isinstance(module, NORMS) for w in module.parameters(recurse=False)]
 
 
 def tied_names(model: nn.Module) -> frozenset[str]:

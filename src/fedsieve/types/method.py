@@ -106,6 +106,8 @@ class Device:
     """State of this client alone (NST's masks); kept by the engine, and in the checkpoints."""
     steps: Callable[[Device, Mask], Steps] | None = None
     """What begins a training on a mask: PyTorch, dense, where it is None."""
+    norm_weight_decay: bool = True
+    """Whether weight decay reaches the parameters of norms (``sparse.policy.norm_parameters``)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""Checks of what a user gives for the fields of a run, its task and its method; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fedsieve.data.dataset import type_name
+from fedsieve.types import InputError, Method
+
+
+def check_numbers(name: str, values: Any, positive: bool = False) -> tuple[float, ...]:
+    """Return finite numbers as a tuple. Raises InputError."""
+    several = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    good = all(isinstance(v, int | float) and math.isfinite(v) and (v > 0 or not positive) for v in several)
+    if not good or (not several and values != ()):
+        what = "positive numbers" if positive else "numbers"
+        raise InputError(f"{name} must be {what}, one or one a channel, such as (0.5,), got {values!r}")
+    return several
+
+
+def check_milestones(name: str, rounds: Any) -> tuple[int, ...]:
+    """Return rounds as a tuple. Raises InputError unless each is after the one before."""
+    several = () if isinstance(rounds, str) or not isinstance(rounds, Iterable) else tuple(rounds)
+    rise = all(type(t) is int for t in several) and all(a < b for a, b in pairwise((0, *several)))
+    if not rise or (not several and rounds != ()):
+        raise InputError(f"{name} must be rounds that rise, such as (50, 100), got {rounds!r}")
+    return several
+
+
+def check_fields(where: str, holder: object) -> None:
+    """Raise InputError unless fields that are to hold numbers, words, or one of some dataclasses do."""
+    for name, kind in get_type_hints(type(holder)).items():
+        value, kinds = getattr(holder, name), get_args(kind)
+        if kind is int and type(value) is not int:
+            what = "a whole number"
+        elif kind is float and not (isinstance(value, int | float) and not isinstance(value, bool)):
+            what = "a number"
+        elif kind is bool and not isinstance(value, bool):
+            what = "true or false"
+        elif kind is str and not isinstance(value, str):
+            what = "a text"
+        elif get_origin(kind) is Literal and not (isinstance(value, str) and value in kinds):
+            what = f"one of {', '.join(kinds)}"
+        elif kinds and all(map(is_dataclass, kinds)) and not isinstance(value, kinds):
+            what = f"one of {', '.join(f'{one.__name__}()' for one in kinds)}"
+        else:
+            continue
+        raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")
+
+
+def check_method_type(method: Any) -> None:
+    """Raise InputError unless a method is one, and what it declares of itself is of the right type."""
+    if not isinstance(method, Method):
+        what = f"{type_name(method)} is no subclass of fedsieve.Method"
+        raise InputError(f"Run(method, task, ...) needs a method: {what}: docs/how-to/method.md")
+    if type(method).__module__.startswith("fedsieve.") and is_dataclass(method):
+        check_fields("method", method)
+    for name, text in (("name", method.name), ("policy", method.policy)):
+        if not isinstance(text, str):
+            raise InputError(f"{type_name(method)}: {name} must be a text, got {text!r}")
+    for name, number in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
+        if type(number) is not int or number < 0:
+            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
