@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+from functools import cache
 from pathlib import Path
 
 import byzantine
 import flower_table
 import loose_bound
+import messages_table as messages
 import node_cost
 import performance
 import picture
@@ -17,13 +18,26 @@ import private_table
 import scale
 from accuracy import LABELS, card_line, table
 
-sys.path.append(str(Path(__file__).parent.parent / "reproductions"))
-import collect
-import messages_table as messages
+from fedsieve.recipes.papers.parts import PaperPart, find_part
+from fedsieve.report.paper_tables import (
+    all_results,
+    count_results,
+    counts_in_words,
+    paper_table,
+    read_causes,
+    results_summary,
+)
+from fedsieve.runs.reproduction.results import RowResult
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PAGES = (ROOT / "README.md", *sorted(p for part in ("docs", "reproductions") for p in (ROOT / part).rglob("*.md")))
+
+
+@cache
+def reproduced_results() -> tuple[dict[PaperPart, list[RowResult]], dict[str, str]]:
+    """Return what is kept of the papers' rows, and the sentences of cause."""
+    return all_results(ROOT / "reproductions"), read_causes(ROOT / "reproductions")
 
 
 def filled(text: str) -> str:
@@ -46,10 +60,18 @@ def filled(text: str) -> str:
         return f"<!-- measured: {match[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
 
     def reproduced(match: re.Match[str]) -> str:
-        return f"<!-- reproduced: {match[1]} -->\n{collect.table(match[1])}\n<!-- end -->"
+        results, causes = reproduced_results()
+        if match[1] == "summary":
+            text = results_summary(results, "md", causes)
+        else:
+            part = find_part(*match[1].split("_"))
+            text = paper_table(part, results[part], "md", causes)
+        return f"<!-- reproduced: {match[1]} -->\n{text.strip()}\n<!-- end -->"
 
-    def reached(match: re.Match[str]) -> str:
-        return f"<!-- reached: {match[1]} {match[2]} -->{collect.reached(match[1], int(match[2]))}<!-- end -->"
+    def counted(match: re.Match[str]) -> str:
+        results, causes = reproduced_results()
+        rows = [row for part, rows in results.items() if match[1] in (part.paper, "all") for row in rows]
+        return f"<!-- counted: {match[1]} -->{counts_in_words(count_results(rows, causes))}<!-- end -->"
 
     def sweep(match: re.Match[str]) -> str:
         results = json.loads((HERE / "results" / "sweep.json").read_text())
@@ -88,11 +110,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
-    def differs(match: re.Match[str]) -> str:
-        return f"<!-- mismatch: {match[1]} {match[2]} -->{collect.mismatch(match[1], int(match[2]))}<!-- end -->"
-
-    text = re.sub(r"<!-- mismatch: (\S+) (\d+) -->.*?<!-- end -->", differs, text, flags=re.S)
-    text = re.sub(r"<!-- reached: (\S+) (\d+) -->.*?<!-- end -->", reached, text, flags=re.S)
+    text = re.sub(r"<!-- counted: (\w+) -->.*?<!-- end -->", counted, text, flags=re.S)
     text = re.sub(r"<!-- reproduced: (\w+) -->\n.*?<!-- end -->", reproduced, text, flags=re.S)
     digits = {task: json.loads((HERE / "results" / f"{task}.json").read_text()) for task in ("digits", "digits05")}
     text = re.sub(r"<!-- measured: (\w+) -->\n.*?<!-- end -->", card, text, flags=re.S)

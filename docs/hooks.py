@@ -1,4 +1,4 @@
-"""What mkdocs does besides: write the pages of all settings and of the papers' rows, and lead links out of docs/."""
+"""What mkdocs does besides: write the pages of settings, of the papers' rows and tables; lead links out of docs/."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     files.append(File.generated(config, SETTINGS, content=settings_page()))
     files.append(File.generated(config, PAPERS, content=papers_page()))
+    for path, content in reproduction_pages().items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
@@ -65,6 +67,33 @@ PAPERS_HEAD = (
     "sweep's table such a number stands beside a run only where data and protocol are the row's, the best accuracy",
     "beside the best and the last beside the last; else a phrase says what differs (`300 of 3,597 writers`,",
     "`round 100 of 400`). Of fewer seeds than the row's the number says so.",
+)
+
+
+def reproduction_pages() -> dict[str, str]:
+    """Return, by their paths, the pages of the papers' tables with the committed results: a summary, and each table."""
+    from fedsieve.recipes.papers.parts import PAPERS as TITLES
+    from fedsieve.report import paper_tables as tables
+
+    out = ROOT / "reproductions"
+    results, causes = tables.all_results(out), tables.read_causes(out)
+    names = {part: f"{TITLES[part.paper]}, {part.name[:-1].capitalize()} {part.name[-1]}" for part in results}
+    links = [f"- [{name}]({part.paper}_{part.name}.md): {part.title}" for part, name in names.items()]
+    said = tables.counts_in_words(tables.count_results([row for rows in results.values() for row in rows], causes))
+    summary = tables.results_summary(results, "html", causes)
+    pages = {"index": "\n".join(["# Reproductions", "", *REPRODUCTIONS_HEAD, "", said, "", *links, "", summary, ""])}
+    for part, name in names.items():
+        rows = results[part]
+        said = tables.counts_in_words(tables.count_results(rows, causes))
+        table = tables.paper_table(part, rows, "html", causes)
+        protocols = "Protocols and commands of all rows: [the papers' rows](../reference/papers.md)."
+        pages[f"{part.paper}_{part.name}"] = "\n".join([f"# {name}", "", said, protocols, "", table, ""])
+    return {f"reproductions/{name}.md": text for name, text in pages.items()}
+
+
+REPRODUCTIONS_HEAD = (
+    "The papers' tables as printed, with what runs of their rows reach here in each cell, written from the results in",
+    "[reproductions/](../../reproductions/README.md). What the runs took and sent stands below each table.",
 )
 
 

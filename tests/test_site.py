@@ -52,6 +52,16 @@ def test_every_published_row_is_on_a_page(page: str) -> None:
     assert "\n| reading | test accuracy, in round 200 |\n" in text
 
 
+def test_every_table_of_the_papers_has_a_page_that_the_navigation_names(page: str) -> None:
+    import hooks  # by the fixture's path
+
+    pages = hooks.reproduction_pages()
+    assert [*pages] == re.findall(r"\b(reproductions/\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert len(pages) == 9
+    assert '<th scope="col">NST Acc %</th>' in pages["reproductions/flash_table2.md"]
+    assert all(f"]({path.rpartition('/')[2]})" in pages["reproductions/index.md"] for path in [*pages][1:])
+
+
 def test_every_variable_of_the_environment_is_on_the_page(page: str) -> None:
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     read = {*re.findall(r"\bFEDSIEVE_[A-Z_]+\b", source)} - {
@@ -71,3 +81,4 @@ def test_the_site_builds_strictly_and_asks_nobody(tmp_path: Path) -> None:
     loaded = re.compile(r'<(?:script|img)[^>]+src="?https?:|<link[^>]+rel="?(?:stylesheet|preconnect)[^>]+https?:')
     assert not [found for text in html for found in loaded.findall(text)]
     assert "lr_end" in (tmp_path / "site/reference/settings.html").read_text()
+    assert "97.57 ± 0.11" in (tmp_path / "site/reproductions/flash_table2.html").read_text()

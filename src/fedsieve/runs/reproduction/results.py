@@ -54,6 +54,12 @@ def result_name(cell: PaperCell, seed: int) -> str:
     return f"{cell.name.replace('/', '-')}-seed{seed}"
 
 
+def kept_seeds(out: Path) -> list[int]:
+    """Return the seeds that any result kept in ``out`` has."""
+    names = (path.stem.rpartition("-seed")[2] for path in out.glob("*/results/*-seed*.json"))
+    return sorted({int(name) for name in names if name.isdecimal()})
+
+
 def keep_result(out: Path, cell: PaperCell, seed: int, folder: Path) -> Path:
     """Write what is kept of a finished run in ``folder``, and return the file. Raises InputError."""
     record = read_record(folder)
