@@ -120,12 +120,12 @@ def test_tiers_of_a_round_are_as_many_but_not_the_same_clients() -> None:
         clients = run_.sample(t)
         assert len(set(clients)) == 10
         assert clients == sorted(clients) == run_.sample(t)
-        tiers = [run_.tier(t, client) for client in clients]
-        assert [tiers.count(i) for i in range(3)] == [4, 3, 3]
-        for client, tier in zip(clients, tiers, strict=True):
+        tiers = run_.tiers(t, clients)
+        assert [[*tiers.values()].count(i) for i in range(3)] == [4, 3, 3]
+        for client, tier in tiers.items():
             classes.setdefault(client, set()).add(tier)
     assert sum(len(own) > 1 for own in classes.values()) > 80
-    assert {run_.tier(0, client) for client in range(100)} == {0}  # all warm up at the largest density
+    assert {*run_.tiers(0, range(100)).values()} == {0}  # all warm up at the largest density
     warm = replace(run_, method=HeteroFLASH(c_d=60))
     assert len(warm.sample(0)) == 60
     assert max(warm.sample(0)) > 40

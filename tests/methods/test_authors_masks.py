@@ -132,7 +132,7 @@ def test_hetero_masks_by_magnitude_are_inside_the_largest_and_change_from_round_
     seen = list[tuple[int, int, dict[str, Any], dict[str, Any]]]()
 
     def watch(t: int, client: int, down: Any, reply: Any) -> Any:
-        seen.append((t, run.tier(t, client), down, reply))
+        seen.append((t, run.tiers(t, [client])[client], down, reply))
         yield client, reply
 
     run = tiny_run(ANEW)

@@ -257,12 +257,15 @@ class Run:
             first = edge
         return sorted(clients)
 
-    def tier(self, t: int, client: int) -> int:
-        """Return the device class of a client of round t."""
+    def tiers(self, t: int, clients: Iterable[int]) -> dict[int, int]:
+        """Return the device classes of some clients of round t."""
         if self.task.tier_by == "client":
-            return self.task.tier(client)
-        place = self._order(t).index(client) if t else 0
-        return next(i for i, edge in enumerate(self.task.edges(self.per_round)) if place < edge)
+            return {client: self.task.tier(client) for client in clients}
+        order, edges = self._order(t) if t else [], self.task.edges(self.per_round)
+        classes = {
+            client: next(i for i, edge in enumerate(edges) if place < edge) for place, client in enumerate(order)
+        }
+        return {client: classes.get(client, 0) for client in clients}
 
     def _order(self, t: int) -> list[int]:
         """Return the clients of round t whose tiers are of the round alone, those of the first tier first."""

@@ -85,7 +85,7 @@ def rounds(
             metrics = RoundMetrics(dense_up, messages.frozen)
             left_out = {one.client for one in snapshots.rollbacks.of(t)}
             clients = [client for client in run.sample(t) if client not in left_out]
-            tiers = {client: run.tier(t, client) for client in clients}
+            tiers = run.tiers(t, clients)
             trees = {tier: method.broadcast(state, run.context(t, tier)) for tier in sorted(set(tiers.values()))}
             broadcast, before = messages.broadcast(t, tiers, trees), state
             replies = exchange(t, broadcast)

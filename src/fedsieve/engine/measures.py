@@ -71,7 +71,8 @@ def measure_kernels(federation: Federation, state: Any, start: Checkpoint) -> di
     and neither the run nor any of its chance is touched.
     """
     client = federation.run.sample(start.t)[0]
-    tree = federation.run.method.broadcast(state, federation.run.context(start.t, federation.run.tier(start.t, client)))
+    tier = federation.run.tiers(start.t, [client])[client]
+    tree = federation.run.method.broadcast(state, federation.run.context(start.t, tier))
     small, memory = _small(federation, client), start.memory.get(client, b"")
     message = Messages(small).broadcast(start.t, {client: 0}, {0: tree})[client]
     return {way: _of_one(way, small, start.t, client, message, memory) for way in ("sparse", "dense")}
