@@ -255,3 +255,20 @@ def test_every_row_of_latex_has_all_columns(part: PaperPart) -> None:
         ]
         assert {sum(row) for row in spans} == {many}
         assert f"\\begin{{tabular}}{{{'l' * many}}}" in document
+
+
+def test_a_table_of_many_runs_is_parted_into_pages_of_latex() -> None:
+    part = find_part("flash", "table2")
+    rows = rows_of(part)
+    text = paper_table(part, [result(row, [record(row, 90.0)]) for row in rows], "tex")
+    first, *runs = text.split(r"\begin{table*}")[1:]
+    assert first.count("(n = 1)") == len(rows) == 49
+    assert len(runs) > 1
+    assert [name.replace(r"\_", "_") for page in runs for name in re.findall(r"^flash\S+", page, re.M)] == [
+        row.name for row in rows
+    ]
+    heights = [sum(1 + max(cell.count(r"\\ ") for cell in row) for row in latex_rows(page)[2:]) for page in runs]
+    assert max(heights) <= 60
+    assert min(heights[:-1]) > 55  # no row has more than five lines
+    assert [page.count("continued") for page in runs] == [0] + [1] * (len(runs) - 1)
+    assert [page.count("One upload:") for page in runs] == [0] * (len(runs) - 1) + [1]

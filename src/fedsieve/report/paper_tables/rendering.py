@@ -6,6 +6,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -13,6 +14,8 @@ from fedsieve.report.paper_tables.grid import CellLine, Places, TableCell, Table
 
 WIDTH = 26
 """Letters of a line of a LaTeX cell."""
+PAGE = 60
+"""Lines of a table on a page."""
 LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"},
@@ -84,7 +87,24 @@ def grids_as_html(tables: Sequence[TableGrid]) -> str:
 def grids_as_latex(tables: Sequence[TableGrid]) -> str:
     """Return tables as LaTeX floats, for the packages booktabs and multirow."""
     head = "% needs \\usepackage{booktabs} and \\usepackage{multirow}"
-    return "\n".join([head, *(line for table in tables for line in _latex(table))]) + "\n"
+    pages = (page for table in tables for page in _pages(table))
+    return "\n".join([head, *(line for page in pages for line in _latex(page))]) + "\n"
+
+
+def _pages(table: TableGrid) -> Iterable[TableGrid]:
+    """Yield a table in parts of a page each, if its rows are independent: those of several stubs belong together."""
+    parts: list[list[Places]] = [[]]
+    heights = [max(len(_latex_parts(cell)) for cell in row) for row in table.body]
+    room = PAGE
+    for row, height in zip(table.body, heights, strict=True):
+        if table.stubs == 1 and height > room:
+            parts, room = [*parts, []], PAGE
+        parts[-1].append(row)
+        room -= height
+    for i, rows in enumerate(parts):
+        notes = table.notes if i == len(parts) - 1 else ()
+        caption = table.caption + ", continued" * (i > 0)
+        yield replace(table, caption=caption, body=tuple(rows), notes=notes)
 
 
 def _latex(table: TableGrid) -> Iterable[str]:
@@ -129,12 +149,14 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def _latex_cell(cell: TableCell | None) -> str:
-    if cell is None:
-        return ""
-    lines = [text for line in cell.lines for text in _latex_lines(line)]
+    lines = _latex_parts(cell)
     text = r"\\ ".join(lines)
     text = rf"\shortstack[l]{{{text}}}" if len(lines) > 1 else text
-    return rf"\multirow[t]{{{cell.rows}}}{{*}}{{{text}}}" if cell.rows > 1 else text
+    return rf"\multirow[t]{{{cell.rows}}}{{*}}{{{text}}}" if cell and cell.rows > 1 else text
+
+
+def _latex_parts(cell: TableCell | None) -> list[str]:
+    return [text for line in cell.lines for text in _latex_lines(line)] if cell else []
 
 
 def _latex_lines(line: CellLine) -> list[str]:
