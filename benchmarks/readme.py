@@ -7,6 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import authors
 import byzantine
 import flower_table
 import loose_bound
@@ -83,6 +84,9 @@ def filled(text: str) -> str:
     def loose(match: re.Match[str]) -> str:
         return f"<!-- loose bound -->\n{loose_bound.table()}\n<!-- end -->"
 
+    def authors_(match: re.Match[str]) -> str:
+        return f"<!-- authors -->\n{authors.table()}\n<!-- end -->"
+
     def byzantine_(match: re.Match[str]) -> str:
         return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
 
@@ -107,6 +111,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- node -->.*?<!-- end -->", lambda _: f"<!-- node -->{node_cost.sentence()}<!-- end -->", text)
     text = re.sub(r"<!-- scale -->\n.*?<!-- end -->", scaled, text, flags=re.S)
     text = re.sub(r"<!-- loose bound -->\n.*?<!-- end -->", loose, text, flags=re.S)
+    text = re.sub(r"<!-- authors -->\n.*?<!-- end -->", authors_, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
