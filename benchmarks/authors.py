@@ -29,8 +29,8 @@ def added(row: str, folder: Path) -> dict[str, object]:
     everything = {setting.split("=")[0] for setting in one.authors}
     if not record.whole or not changes or not changes.keys() <= everything:
         raise SystemExit(f"{folder} is no finished run of {row} that differs in the authors' settings alone")
-    accuracy = record.summary["accuracy"]
-    return {"row": row, "changes": changes, "all": changes.keys() == everything, "seed": 0, "accuracy": accuracy}
+    whole, seed = changes.keys() == everything, record.manifest["run"]["seed"]
+    return {"row": row, "changes": changes, "all": whole, "seed": seed, "accuracy": record.summary["accuracy"]}
 
 
 def table() -> str:
