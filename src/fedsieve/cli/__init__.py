@@ -58,6 +58,7 @@ def _how_to_go_on() -> str:
     ends = {
         "run": f"{rounds}: --resume goes on",
         "sweep": f"{rounds}: the same command goes on",
+        "reproduce": f"{rounds}: the same command goes on",
         "bench": "; nothing was kept",
         "data": "; the same command goes on",
     }

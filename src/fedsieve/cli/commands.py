@@ -1,4 +1,4 @@
-"""The commands and their options: run, sweep, doctor, list, data, report, figure, predict, export, flower app.
+"""The commands and their options: run, sweep, list, data, reproduce, report, figure, predict, export, doctor, flower.
 
 Those that run something have a flag for each field of ``Execution`` that concerns them. What a command needs it imports
 itself, so that PyTorch is not loaded for a page of help.
@@ -130,7 +130,7 @@ def sweep_command(
     else:
         check_grid(whole)
         with open_folder(folder, whole):
-            trouble = run_sweep(whole.jobs(folder), jobs, execution)
+            trouble = run_sweep(whole.jobs(folder), jobs)
             show_table(whole, folder, save=True)
         if trouble:
             raise InputError(trouble)
@@ -182,6 +182,36 @@ def data_command(
     from fedsieve.data import root_from
 
     build_by_name(name, archive, root_from(data))
+
+
+@app.command("reproduce")
+def reproduce_command(
+    paper: Annotated[str, typer.Argument(help="zerofl, flash or sparsefedpp; without it all of them are listed.")] = "",
+    part: Annotated[str, typer.Argument(help="table1, figure2 and the like; without it the paper's are listed.")] = "",
+    rows: Annotated[str, typer.Option(help="Numbers of rows, by commas (fedsieve list published). Default: all.")] = "",
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1.", metavar="N")] = 3,
+    jobs: Annotated[int, typer.Option(help="Runs at once, each a process with one thread.", metavar="N")] = 1,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Stop after a round, before so many hours are up. A figure runs its cells only with it."),
+    ] = None,
+    nice: Annotated[bool, typer.Option("--nice", help="Leave the processor to others who want it.")] = False,
+    authors: Annotated[bool, typer.Option("--authors", help="Run it as the authors' public code has it.")] = False,
+    subset: Annotated[bool, typer.Option("--subset", help="Run on what is there of a dataset.")] = False,
+    table: Annotated[str, typer.Option(help="Only lay out the results that are there: md, html or tex.")] = "",
+    to: Annotated[Path | None, typer.Option(help="Where the table (default: print) or the figure is written.")] = None,
+    kernels: Annotated[str, typer.Option(help="auto, sparse or dense. Default: what suits the method.")] = "",
+    data: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Where results/ and runs/ are.")] = Path("reproductions"),
+) -> None:
+    """Run a table or figure of a paper, cell by cell, and lay it out as printed; the same command goes on after a stop.
+
+    What it costs on this machine is said first. A finished cell is never run again.
+    """
+    from fedsieve.cli.reproduce import Wishes, reproduce
+
+    wishes = Wishes(paper, part, rows, seeds, jobs, hours, nice, authors, subset, table, to)
+    reproduce(wishes, out, data, kernels)
 
 
 @app.command("report")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import typer
 
 from fedsieve.engine import Engine, Quorum, local, pool
-from fedsieve.engine.engines import kernels_for
+from fedsieve.engine.engines import kernels_for, watched
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.progress import show_run
+from fedsieve.runs.progress import ClientProgress, show_run
 from fedsieve.runs.provenance import usable_cores
 from fedsieve.runs.record import MANIFEST, read_manifest
 from fedsieve.runs.recorder import record_run, row_of
@@ -86,8 +86,9 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
         execution = replace(execution, kernels=manifest["kernels"])
     execution.quorum.check(run)
     kind, number = find_engine(execution)
+    clients = ClientProgress()
     if kind.make:
-        engine = kind.make(execution, number)
+        engine = watched(kind.make(execution, number), clients.answer)
     else:
         from fedsieve.flower.app.simulation import simulated
     federation = execution.open(run)
@@ -101,7 +102,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
     )
     if execution.resume and new:
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
-    show_run(folder, federation, rows, execution.last_round(run))
+    show_run(folder, federation, rows, execution.last_round(run), clients=clients)
 
 
 def run_folder(recipe: str, resume: bool) -> Path:

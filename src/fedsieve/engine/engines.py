@@ -121,6 +121,23 @@ def local(device: str = "cpu", kernels: str = "auto") -> Engine:
     return engine
 
 
+def watched(engine: Engine, answer: Callable[[int, int, int], None]) -> Engine:
+    """Return an engine that calls ``answer`` with the round, the answers so far and the round's clients, at each."""
+
+    @contextmanager
+    def watched_engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        with engine(federation, memory) as exchange:
+
+            def counted(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Failure]]:
+                for answers, pair in enumerate(exchange(t, messages), start=1):
+                    yield pair
+                    answer(t, answers, len(messages))
+
+            yield counted
+
+    return watched_engine
+
+
 _worker: Worker | None = None
 
 

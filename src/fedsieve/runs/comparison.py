@@ -142,9 +142,12 @@ def _compare(row: Published, differing: Sequence[str], runs: Sequence[RunRecord 
 
 
 def _of_data(row: Published, run: RunRecord) -> Iterable[str]:
-    """Yield in which version and counts of examples a run's data are not the row's."""
     dataset = run.manifest.get("dataset")
-    dataset = dataset if isinstance(dataset, Mapping) else {}
+    return data_differences(row, dataset if isinstance(dataset, Mapping) else {})
+
+
+def data_differences(row: Published, dataset: Mapping[str, Any]) -> Iterable[str]:
+    """Yield in which version and counts of examples data are not the row's; ``dataset`` as ``run.json`` has it."""
     if row.says.version and dataset.get("version", row.says.version) != row.says.version:
         yield f"{dataset['version'] or 'data of unknown version'}, not {row.says.version}"
     for part, name in (("train", "training"), ("test", "test")):

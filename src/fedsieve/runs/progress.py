@@ -22,10 +22,44 @@ Row: TypeAlias = Mapping[str, Any]
 """A row of ``rounds.jsonl``."""
 
 
+QUIET = 60.0
+"""Seconds without a finished round after which plain lines tell of clients."""
+SHORT = 2.0
+"""Seconds of a round before a terminal tells of its clients."""
+
+
+class ClientProgress:
+    """How many clients of the round that is at work have answered: ``answer`` is called at each of them."""
+
+    def __init__(self) -> None:
+        self.console: Console | None = None
+        """Where a line is printed once a minute of a long round; None in a terminal, which shows this object."""
+        self.round, self.text, self.began, self.last_line = 0, "", time.monotonic(), time.monotonic()
+
+    def answer(self, t: int, answers: int, clients: int) -> None:
+        """Note that ``answers`` of round t's ``clients`` are there."""
+        now = time.monotonic()
+        if t != self.round:
+            self.round, self.began = t, now
+        self.text = f"round {t}: {answers} of {clients} clients" if answers < clients else ""
+        if self.console and self.text and now > self.last_line + QUIET:
+            self.last_line = now
+            self.console.print(self.text)
+
+    def __rich__(self) -> str:
+        return self.text if time.monotonic() > self.began + SHORT else ""
+
+
 def show_run(
-    folder: Path, federation: Federation, rows: Iterator[Row], last: int, console: Console | None = None
+    folder: Path,
+    federation: Federation,
+    rows: Iterator[Row],
+    last: int,
+    console: Console | None = None,
+    clients: ClientProgress | None = None,
 ) -> None:
     """Follow the rows of a run in ``folder`` to its end, round ``last``, then print its summary."""
+    clients = clients or ClientProgress()
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     run, task = federation.run, federation.run.task
     version = f" ({federation.dataset.version})" if federation.dataset.version else ""
@@ -37,7 +71,8 @@ def show_run(
     for remark in federation.remarks:
         console.print(remark)
     before = read_rows(folder)
-    (_live if console.is_terminal else _plain)(rows, before[-1]["round"] if before else 0, last, console)
+    show = _live if console.is_terminal else _plain
+    show(rows, before[-1]["round"] if before else 0, last, console, clients)
     console.print(summary_table(folder))
     console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
@@ -48,20 +83,22 @@ def progress_bar(unit: str, console: Console) -> Progress:
     return Progress(*columns, console=console, expand=True, speed_estimate_period=600)
 
 
-def _live(rows: Iterator[Row], first: int, last: int, console: Console) -> None:
+def _live(rows: Iterator[Row], first: int, last: int, console: Console, clients: ClientProgress) -> None:
     printed, bar = set[str](), progress_bar("round", console)
     task, accuracy = bar.add_task("", total=last, completed=first), None
-    with Live(bar, console=console, refresh_per_second=4) as live:
+    with Live(Group(bar, clients), console=console, refresh_per_second=4) as live:
         for row in rows:
             accuracy = row["accuracy"] if row["accuracy"] is not None else accuracy
             bar.update(task, completed=row["round"])
-            live.update(Group(bar, format_round(row, accuracy)))
+            live.update(Group(bar, format_round(row, accuracy), clients))
             _print_remarks(row, console, printed)
 
 
-def _plain(rows: Iterator[Row], first: int, last: int, console: Console) -> None:
+def _plain(rows: Iterator[Row], first: int, last: int, console: Console, clients: ClientProgress) -> None:
     began, printed = time.perf_counter(), set[str]()
+    clients.console = console
     for row in rows:
+        clients.last_line = time.monotonic()
         t = row["round"]
         left = (time.perf_counter() - began) / max(t - first, 1) * (last - t)
         console.print(f"round {t}/{last}  {format_round(row, row['accuracy'])}  ETA {format_clock(left)}")

@@ -59,7 +59,7 @@ class _Plan:
 
 def record_run(
     out: Path, federation: Federation, engine: Engine, recipe: str, execution: Execution | None = None
-) -> Iterator[Round]:
+) -> Generator[Round]:
     """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
 
     ``recipe`` is the run's name; of ``execution``, ``engine``, ``device`` and ``kernels`` are noted as the caller's.
@@ -140,7 +140,7 @@ def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
 
 def _record(
     out: Path, federation: Federation, stream: Generator[Round], plan: _Plan, lock: ExitStack
-) -> Iterator[Round]:
+) -> Generator[Round]:
     about = resume.fingerprints(federation, plan.manifest) | {"rounds": str(federation.run.rounds)}
     lines, digest = plan.lines, _hash(plan.lines)
     with lock:
@@ -193,15 +193,18 @@ def manifest_of(federation: Federation, recipe: str, execution: Execution, sourc
     run, method = federation.run, federation.run.method
     start = {"recipe": recipe, "engine": execution.engine, "device": execution.device, "kernels": execution.kernels}
     about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
-    about |= {"measure": list(federation.measure), "run": described(run), "dataset": described_dataset(federation)}
+    about |= {
+        "measure": list(federation.measure),
+        "run": described(run),
+        "dataset": describe_dataset(federation.dataset),
+    }
     json.dumps(about, default=_unwritable)
     return start | describe_environment() | about | {"source": dict(source), "changes": []}
 
 
-def described_dataset(federation: Federation) -> dict[str, Any]:
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """Return which dataset, and which version of it, a run is on, with the numbers of examples and of their owners."""
-    dataset = federation.dataset
-    sizes = {"training": len(federation.dataset.train), "test": len(dataset.test), "owners": len(dataset.groups)}
+    sizes = {"training": len(dataset.train), "test": len(dataset.test), "owners": len(dataset.groups)}
     return {"name": dataset.name, "version": dataset.version} | sizes
 
 

@@ -18,7 +18,7 @@ from fedsieve.report.paper_tables.grid import (
     text_cell,
 )
 from fedsieve.report.paper_tables.layout import DASH, DATASETS, layout_of
-from fedsieve.runs.comparison import read_accuracy
+from fedsieve.runs.comparison import data_differences, read_accuracy
 from fedsieve.runs.record import RunRecord
 from fedsieve.runs.reproduction.results import RowResult
 from fedsieve.runs.units import format_bytes, format_duration, format_percent
@@ -45,7 +45,7 @@ Numbers = Callable[[RunRecord], float | None]
 def printed_table(part: PaperPart, results: Sequence[RowResult], causes: Mapping[str, str]) -> TableGrid:
     """Return a table as its paper prints it, with ours in its cells; ``causes``: a sentence for rows by their names."""
     layout, rows = layout_of(part), printed_rows(part)
-    by_name = {result.row.name: result for result in results if result.records}
+    by_name = {one.row.name: one for one in results if one.records or one.authors or one.subset}
     reasons = [cause for cause in dict.fromkeys(causes.get(row.name) for row in rows if row.name in by_name) if cause]
     lines: dict[tuple[str, ...], dict[str, Published]] = {}
     for row in rows:
@@ -106,8 +106,19 @@ def _cell(row: Published, result: RowResult | None, footnote: tuple[str, ...]) -
         one, stale = result.comparison, (STALE,) if result.stale else ()
         marks = (*filter(None, [MARKS.get(one.verdict)]), *stale, *footnote)
         text = _mean(one.values) + f" (n = {len(one.values)})" if one.values else shorten(one.differs)
-        lines.append(CellLine(text, "ours" if one.values else "soft", marks))
+        if one.values or result.records:
+            lines.append(CellLine(text, "ours" if one.values else "soft", marks))
+        for records, what in ((result.authors, "as the authors' code"), (result.subset, _part_of(row, result.subset))):
+            values = [100 * value for run in records if (value := read_accuracy(row, run)) is not None]
+            if values:
+                lines.append(CellLine(f"{_mean(values)} (n = {len(values)}) {what}", "soft"))
     return TableCell(tuple(lines))
+
+
+def _part_of(row: Published, records: Sequence[RunRecord]) -> str:
+    """Return on what part of its dataset a row was run."""
+    datasets = [dataset for run in records if isinstance(dataset := run.manifest.get("dataset"), dict)]
+    return "on " + ", ".join(data_differences(row, datasets[0])) if datasets else ""
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -11,12 +11,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal, TypeAlias
 
 from fedsieve.engine import Run
 from fedsieve.engine.federation import described
-from fedsieve.recipes.papers import PaperRun
+from fedsieve.recipes import apply_settings
+from fedsieve.recipes.papers import PaperRun, Published
 from fedsieve.recipes.papers.parts import PaperPart, paper_parts
 from fedsieve.types import InputError
+
+Variant: TypeAlias = Literal["", "authors", "subset"]
+"""What a run is of its rows: they themselves, as the authors' public code has them, or on a part of their dataset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,9 @@ class PaperCell:
     measure: tuple[str, ...]
     name: str
     """The first row of all tables that it is: ``flash_table2/14``."""
+    variant: Variant = ""
+    changes: tuple[str, ...] = ()
+    """What a variant sets besides."""
 
     @property
     def recipe(self) -> str:
@@ -39,12 +47,22 @@ class PaperCell:
     def settings(self) -> tuple[str, ...]:
         """What is set of the recipe, the seed aside."""
         own = [text for text in self.rows[0].settings if not text.startswith("evaluate_every=")]
-        return (*own, f"evaluate_every={self.run.evaluate_every}")
+        return (*own, *self.changes, f"evaluate_every={self.run.evaluate_every}")
 
     @property
     def label(self) -> str:
         """What a person calls it: row and run."""
-        return " ".join([self.name, self.recipe, *(text.removeprefix("method.") for text in self.settings[:-1])])
+        name = " ".join(filter(None, [self.name, self.variant]))
+        return " ".join([name, self.recipe, *(text.removeprefix("method.") for text in self.settings[:-1])])
+
+    def as_variant(self, variant: Variant, changes: Sequence[str]) -> PaperCell:
+        """Return the cell with ``changes`` of its settings, which makes it a variant of the rows, and none of them."""
+        return replace(self, run=apply_settings(self.run, changes), variant=variant, changes=tuple(changes))
+
+    def as_authors(self) -> PaperCell | None:
+        """Return the cell as the authors' public code has it; None where it has it no other way."""
+        changes = next((row.authors for row in self.rows if isinstance(row, Published) and row.authors), ())
+        return self.as_variant("authors", changes) if changes else None
 
     def in_part(self, part: PaperPart) -> PaperCell:
         """Return the cell with the rows of ``part`` alone: what these need, not those of other tables."""

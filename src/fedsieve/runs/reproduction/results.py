@@ -42,6 +42,10 @@ class RowResult:
     records: tuple[RunRecord, ...]
     stale: bool
     """Whether the arithmetic of the recipe has changed since one of the runs."""
+    authors: tuple[RunRecord, ...] = ()
+    """Runs of it as the authors' public code has it."""
+    subset: tuple[RunRecord, ...] = ()
+    """Runs of it on a part of its dataset."""
 
 
 def result_path(out: Path, cell: PaperCell, seed: int) -> Path:
@@ -50,8 +54,8 @@ def result_path(out: Path, cell: PaperCell, seed: int) -> Path:
 
 
 def result_name(cell: PaperCell, seed: int) -> str:
-    """Return what a cell's run of one seed is called: ``flash_table2-14-seed0``."""
-    return f"{cell.name.replace('/', '-')}-seed{seed}"
+    """Return what a cell's run of one seed is called: ``flash_table2-14-seed0``, ``flash_table2-14-authors-seed0``."""
+    return "-".join(filter(None, [cell.name.replace("/", "-"), cell.variant, f"seed{seed}"]))
 
 
 def kept_seeds(out: Path) -> list[int]:
@@ -126,13 +130,19 @@ def row_results(out: Path, part: PaperPart, seeds: Sequence[int]) -> list[RowRes
     """Return the results of every published row of a table, as far as they are kept in ``out``. Raises InputError."""
     results: dict[str, RowResult] = {}
     for cell in cells_of(part):
-        own = cell.in_part(part)
-        records = tuple(record for seed in seeds if (record := result_of(out, own, seed)))
+        own, twin, fewer = cell.in_part(part), cell.as_authors(), cell.as_variant("subset", ())
+        records = _results(out, own, seeds)
+        authors = _results(out, twin.in_part(part), seeds) if twin else ()
+        subset = tuple(one for seed in seeds if (one := read_result(result_path(out, fewer, seed))))
         for row in own.rows:
             if isinstance(row, Published):
                 stale = any(map(is_stale, records))
-                results[row.name] = RowResult(row, compare_row(row, records), records, stale)
+                results[row.name] = RowResult(row, compare_row(row, records), records, stale, authors, subset)
     return [results[row.name] for row in part.runs if row.name in results]
+
+
+def _results(out: Path, cell: PaperCell, seeds: Sequence[int]) -> tuple[RunRecord, ...]:
+    return tuple(record for seed in seeds if (record := result_of(out, cell, seed)))
 
 
 def _check_protocol(record: RunRecord, cell: PaperCell, where: Path) -> None:

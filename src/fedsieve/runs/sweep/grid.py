@@ -25,6 +25,7 @@ from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import OTHER
 from fedsieve.runs.recorder import locked_directory
+from fedsieve.runs.sweep.jobs import Job
 from fedsieve.types import InputError
 
 FILE = "sweep.json"
@@ -46,29 +47,16 @@ class Cell:
         """What tells this cell from the others."""
         return " ".join([recipe_label(self.recipe), *(f"{name}={value}" for name, value in self.swept.items())])
 
-    def job(self, seed: int, runs: Path) -> Job:
-        """Return the cell's run of one seed, in a folder of its own below ``runs``."""
+    def folder(self, seed: int, runs: Path) -> Path:
+        """Return the directory of the cell's run of one seed, below ``runs``."""
         name = re.sub(r"[^\w.=:,+-]", "_", self.label.replace(" ", ","))[:120]
-        return Job(self, seed, runs / f"{self.number:02d}-{name}-seed{seed}")
+        return runs / f"{self.number:02d}-{name}-seed{seed}"
 
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the sweep: a cell, a seed, and the run directory."""
-
-    cell: Cell
-    seed: int
-    folder: Path
-
-    @property
-    def label(self) -> str:
-        """What tells this run from the others."""
-        return f"{self.cell.label} seed={self.seed}"
-
-    @property
-    def run(self) -> Run:
-        """The run, with its seed."""
-        return replace(self.cell.run, seed=self.seed)
+    def job(self, seed: int, runs: Path, execution: Execution) -> Job:
+        """Return the cell's run of one seed, in a directory below ``runs``."""
+        settings = (*(f"{name}={value}" for name, value in self.settings.items()), f"seed={seed}")
+        run, folder = replace(self.run, seed=seed), self.folder(seed, runs)
+        return Job(f"{self.label} seed={seed}", self.recipe, settings, run, folder, execution)
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,8 @@ class Grid:
 
     def jobs(self, folder: Path) -> list[Job]:
         """Return every run of the sweep in the directory ``folder``, seed by seed: all cells are seen early."""
-        return [cell.job(seed, folder / "runs") for seed in range(self.seeds) for cell in self.cells]
+        runs = folder / "runs"
+        return [cell.job(seed, runs, self.execution) for seed in range(self.seeds) for cell in self.cells]
 
 
 def grid(recipes: list[str], settings: list[str], seeds: int, execution: Execution | None = None) -> Grid:

@@ -1,21 +1,23 @@
-"""The runs of a sweep: each in a process of its own, and what a person sees of them meanwhile.
+"""The runs of a sweep or a reproduction: each in a process of its own, and what a person sees of them meanwhile.
 
 A run's memory is its own, and a process that dies takes no other with it. In a terminal there is one bar and a line a
-running job; elsewhere there are plain lines.
+running job; elsewhere there are plain lines. A round that takes longer shows how many of its clients have answered.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -27,48 +29,86 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from fedsieve.engine import local
-from fedsieve.engine.engines import follow_parent
+from fedsieve.engine import Run, local
+from fedsieve.engine.engines import follow_parent, watched
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.progress import format_clock, progress_bar
+from fedsieve.runs.progress import QUIET, format_clock, progress_bar
 from fedsieve.runs.record import number, read_rows, read_summary
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.resume import check_recorded_code
-from fedsieve.runs.sweep.grid import Job
 from fedsieve.types import InputError
 from fedsieve.types.errors import of_machine
 
-Message: TypeAlias = tuple[Literal["round", "warned", "failed", "done"], int, float | None, str]
+Kind: TypeAlias = Literal["started", "client", "round", "warned", "failed", "paused", "done"]
+Message: TypeAlias = tuple[Kind, int, float | None, str]
 """What a process says: the kind, the round, its accuracy, and a line of text."""
+ENDS = ("failed", "paused", "done")
+BETWEEN = 1.0
+"""Seconds from one answer of a client that a process tells of to the next."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run: its recipe and settings, seed included, the run that these make, its directory, and how it is run."""
+
+    label: str
+    recipe: str
+    settings: tuple[str, ...]
+    run: Run
+    folder: Path
+    execution: Execution
+    seconds: float = 0.0
+    """What one of its rounds is expected to take; with a deadline, it starts if there is time for one."""
+
+    @property
+    def last(self) -> int:
+        """The round that it stops after."""
+        return self.execution.last_round(self.run)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the processes may use: how many at once, until when (``time.time``), and whether others go first."""
+
+    processes: int = 1
+    deadline: float = math.inf
+    nice: bool = False
 
 
 class JobEvent(NamedTuple):
-    """What happened to a job: it started, finished a round, warned, failed, or is done."""
+    """What happened to a job: it started, heard of a client, finished a round, warned, failed, paused, or is done."""
 
     job: Job
-    what: Literal["started", "round", "warned", "failed", "done"]
+    what: Kind
     round: int = 0
     accuracy: float | None = None
     text: str = ""
 
 
-def run_sweep(jobs: list[Job], processes: int, execution: Execution, console: Console | None = None) -> str:
+def run_sweep(jobs: list[Job], processes: int, console: Console | None = None) -> str:
     """Run what is not finished yet, all of it even if a run fails; return the line that says so, or nothing.
 
     Raises InputError, before anything runs, if a run that is there was run with other code, unless that is accepted.
     """
-    if not execution.accept_changes:
-        for job in jobs:
-            check_recorded_code(job.folder, job.run, job.cell.recipe)
+    return follow_jobs(jobs, Limits(processes), console)
+
+
+def follow_jobs(
+    jobs: list[Job], limits: Limits, console: Console | None = None, done: Callable[[Job], None] | None = None
+) -> str:
+    """Do as ``run_sweep`` does, within ``limits``, and call ``done`` with every job that is."""
+    for job in jobs:
+        if not job.execution.accept_changes:
+            check_recorded_code(job.folder, job.run, job.recipe)
     console = console or Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    progress = SweepProgress(jobs, execution)
-    todo = [job for job in jobs if not is_finished(job, progress.last(job))]
+    progress = SweepProgress(jobs)
+    todo = [job for job in jobs if not is_finished(job, job.last)]
     console.print(
-        f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished; {len(todo)} to run, {processes} at once"
+        f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished; {len(todo)} to run, {limits.processes} at once"
     )
     if todo:
-        with closing(run_jobs(todo, processes, execution)) as events:
+        with closing(_with_callback(run_jobs(todo, limits), done)) as events:
             (_live if console.is_terminal else _plain)(events, progress, console)
     if not progress.failures:
         return ""
@@ -77,36 +117,45 @@ def run_sweep(jobs: list[Job], processes: int, execution: Execution, console: Co
     return f"{count} runs failed, to be tried again by the same command; {first.label}: {why}"
 
 
+def _with_callback(events: Generator[JobEvent], done: Callable[[Job], None] | None) -> Generator[JobEvent]:
+    with closing(events):
+        for event in events:
+            if event.what == "done" and done:
+                done(event.job)
+            yield event
+
+
 class SweepProgress:
     """How far every job is: its rounds, its last accuracy, which are at work, and why some failed."""
 
-    def __init__(self, jobs: list[Job], execution: Execution):
-        self.execution, self.jobs = execution, jobs
+    def __init__(self, jobs: list[Job]):
+        self.jobs = jobs
+        self.clients = dict[Job, str]()
+        """Of a round that is at work, how many clients have answered."""
         self.last_rounds = {job: _rounds_on_disk(job) for job in jobs}
         self.accuracy: dict[Job, float | None] = dict.fromkeys(jobs)
         self.running: list[Job] = []
         self.failures: dict[Job, str] = {}
 
-    def last(self, job: Job) -> int:
-        """Return the round that a job stops after."""
-        return self.execution.last_round(job.run)
-
     def total(self) -> int:
         """Return the rounds of all jobs."""
-        return sum(self.last(job) for job in self.jobs)
+        return sum(job.last for job in self.jobs)
 
     def rounds(self) -> int:
         """Return the rounds done in all jobs."""
-        return sum(min(self.last_rounds[job], self.last(job)) for job in self.jobs)
+        return sum(min(self.last_rounds[job], job.last) for job in self.jobs)
 
     def update(self, event: JobEvent) -> None:
         """Note what happened."""
         if event.what == "started":
             self.running.append(event.job)
+        elif event.what == "client":
+            self.clients[event.job] = f", clients {event.text}"
         elif event.what == "round":
+            self.clients.pop(event.job, None)
             self.last_rounds[event.job] = event.round
             self.accuracy[event.job] = event.accuracy if event.accuracy is not None else self.accuracy[event.job]
-        elif event.what in ("failed", "done"):
+        elif event.what in ENDS:
             self.running.remove(event.job)
         if event.what == "failed":
             self.failures[event.job] = event.text
@@ -115,7 +164,7 @@ class SweepProgress:
         """Return how far a job is: accuracy first, so that a narrow terminal cuts off the label's end at most."""
         accuracy = self.accuracy[job]
         share = "     -" if accuracy is None else f"{accuracy:6.1%}"
-        return f"{share}  round {self.last_rounds[job]}/{self.last(job)}  {job.label}"
+        return f"{share}  round {self.last_rounds[job]}/{job.last}{self.clients.get(job, '')}  {job.label}"
 
 
 def is_finished(job: Job, last: int) -> bool:
@@ -151,9 +200,15 @@ def _live(events: Generator[JobEvent], progress: SweepProgress, console: Console
 
 def _plain(events: Generator[JobEvent], progress: SweepProgress, console: Console) -> None:
     began, before = time.perf_counter(), progress.rounds()
+    last_line = dict.fromkeys(progress.jobs, began)
     for event in events:
         progress.update(event)
+        now = time.perf_counter()
+        if event.what == "client" and now > last_line[event.job] + QUIET:
+            last_line[event.job] = now
+            console.print(progress.describe(event.job))
         if event.what == "round":
+            last_line[event.job] = now
             rounds, total = progress.rounds(), progress.total()
             left = (time.perf_counter() - began) / max(rounds - before, 1) * (total - rounds)
             console.print(f"{progress.describe(event.job)}  ({rounds}/{total} in all, ETA {format_clock(left)})")
@@ -162,29 +217,31 @@ def _plain(events: Generator[JobEvent], progress: SweepProgress, console: Consol
 
 def _print_event(event: JobEvent, progress: SweepProgress, console: Console) -> None:
     """Print what is to stay: a run that is done or failed, and warnings."""
-    if event.what == "done":
-        console.print(f"done  {progress.describe(event.job)}")
+    if event.what in ("done", "paused"):
+        console.print(f"{event.what}  {progress.describe(event.job)}")
     elif event.what == "warned":
         console.print(f"warning: {event.job.label}: {event.text}")
     elif event.what == "failed":
         console.print(f"failed: {event.job.label}: {event.text}")
 
 
-def run_jobs(jobs: list[Job], processes: int, execution: Execution) -> Generator[JobEvent]:
-    """Run the jobs, ``processes`` at once, and yield what happens. All processes end when this generator does."""
+def run_jobs(jobs: list[Job], limits: Limits) -> Generator[JobEvent]:
+    """Run the jobs, so many at once, and yield what happens. All processes end when this generator does."""
     waiting, running = deque(jobs), dict[Connection, tuple[Job, ForkServerProcess]]()
     try:
         while waiting or running:
-            while waiting and len(running) < processes:
+            while waiting and len(running) < limits.processes:
                 job = waiting.popleft()
-                pipe, process = _start(job, execution)
+                if time.time() + job.seconds > limits.deadline:
+                    continue
+                pipe, process = _start(job, limits)
                 running[pipe] = job, process
                 yield JobEvent(job, "started")
-            ready = wait(list(running))
+            ready = wait(list(running)) if running else []
             for pipe in [pipe for pipe in running if pipe in ready]:
                 job, process = running[pipe]
                 event = _receive(pipe, job, process)
-                if event.what in ("failed", "done"):
+                if event.what in ENDS:
                     del running[pipe]
                     pipe.close()
                     process.join()
@@ -196,19 +253,17 @@ def run_jobs(jobs: list[Job], processes: int, execution: Execution) -> Generator
             process.join()
 
 
-def _start(job: Job, execution: Execution) -> tuple[Connection, ForkServerProcess]:
+def _start(job: Job, limits: Limits) -> tuple[Connection, ForkServerProcess]:
     """Start a process that never sees Ctrl-C: the sweep does, and ends it.
 
     It is forked from a server that has done nothing but import: half the time of a new interpreter that imports anew.
     It gets the recipe's name and the settings, and makes the run itself: a run may hold what cannot be pickled.
     """
-    settings = [*(f"{name}={value}" for name, value in job.cell.settings.items()), f"seed={job.seed}"]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedsieve.runs.sweep.jobs"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_work, args=(job.cell.recipe, settings, job.folder, execution, theirs), daemon=True
-    )
+    arguments = (job.recipe, job.settings, job.folder, job.execution, limits, theirs)
+    process = context.Process(target=_work, args=arguments, daemon=True)
     resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts itself
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -230,19 +285,21 @@ def _receive(pipe: Connection, job: Job, process: ForkServerProcess) -> JobEvent
     return JobEvent(job, *message)
 
 
-def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, pipe: Connection) -> None:
-    """Be a process of the sweep: one run, from where it stands to its end."""
+def _work(
+    recipe: str, settings: Sequence[str], folder: Path, execution: Execution, limits: Limits, pipe: Connection
+) -> None:
+    """Be a process of the sweep: one run, from where it stands to its end, or to the deadline."""
     threading.Thread(target=follow_parent, daemon=True).start()
     torch.set_num_threads(1)
+    if limits.nice:
+        os.nice(19)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         pipe.send(("warned", 0, None, str(message)))
 
     warnings.showwarning = show
     try:
-        federation, engine = execution.open(load_recipe(recipe, settings)), local(kernels=execution.kernels)
-        for round in record_run(folder, federation, engine, recipe, replace(execution, resume=True)):
-            pipe.send(("round", round.t, round.accuracy, ""))
+        end = _run_until(load_recipe(recipe, settings), recipe, folder, execution, limits.deadline, pipe)
     except InputError as error:
         pipe.send(("failed", 0, None, str(error)))
     except Exception as error:
@@ -250,4 +307,29 @@ def _work(recipe: str, settings: list[str], folder: Path, execution: Execution, 
             raise
         pipe.send(("failed", 0, None, line))
     else:
-        pipe.send(("done", 0, None, ""))
+        pipe.send((end, 0, None, ""))
+
+
+def _run_until(
+    run: Run, recipe: str, folder: Path, execution: Execution, deadline: float, pipe: Connection
+) -> Literal["paused", "done"]:
+    """Run, and tell of it in ``pipe``; pause after a round whose like would end after the deadline."""
+    last_message = began = time.time()
+    longest = 0.0
+
+    def answer(t: int, answers: int, clients: int) -> None:
+        nonlocal last_message
+        if time.time() > last_message + BETWEEN and answers < clients:
+            last_message = time.time()
+            pipe.send(("client", t, None, f"{answers}/{clients}"))
+
+    engine = watched(local(kernels=execution.kernels), answer)
+    rounds = record_run(folder, execution.open(run), engine, recipe, replace(execution, resume=True))
+    with closing(rounds):
+        for round in rounds:
+            now = time.time()
+            longest, began, last_message = max(longest, now - began), now, now
+            pipe.send(("round", round.t, round.accuracy, ""))
+            if now + longest > deadline and round.t < execution.last_round(run):
+                return "paused"
+    return "done"

@@ -80,7 +80,7 @@ def show_table(grid: Grid, folder: Path, *, save: bool = False, console: Console
 def cell_results(grid: Grid, folder: Path) -> list[CellResult]:
     """Return the results of every cell, as far as its runs have got."""
     seeds = range(grid.seeds)
-    return [_cell_result(cell, [cell.job(seed, folder / "runs").folder for seed in seeds]) for cell in grid.cells]
+    return [_cell_result(cell, [cell.folder(seed, folder / "runs") for seed in seeds]) for cell in grid.cells]
 
 
 def _cell_result(cell: Cell, folders: list[Path]) -> CellResult:

@@ -1,0 +1,177 @@
+"""``fedsieve reproduce``: what there is of the papers, run, laid out and drawn."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedsieve.data import root_from
+from fedsieve.data.storage import check_output, write_output
+from fedsieve.kernels.dispatch import check_choice
+from fedsieve.recipes.papers.parts import PAPERS, PaperPart, find_part, paper_parts
+from fedsieve.report.figures import draw_records
+from fedsieve.report.paper_tables import FORMS, paper_table
+from fedsieve.report.paper_tables.summary import read_causes
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.record import RunRecord, read_record
+from fedsieve.runs.reproduction.cells import PaperCell, cells_of
+from fedsieve.runs.reproduction.plan import Datasets, LackingData, PlannedRun, Reproduction
+from fedsieve.runs.reproduction.results import keep_result, row_results
+from fedsieve.runs.sweep.jobs import Job, Limits, follow_jobs
+from fedsieve.runs.units import format_duration
+from fedsieve.types import InputError
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for. Raises InputError for what cannot be."""
+
+    paper: str
+    part: str
+    rows: str
+    seeds: int
+    jobs: int
+    hours: float | None
+    nice: bool
+    authors: bool
+    subset: bool
+    table: str
+    to: Path | None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise InputError(f"--seeds must be at least 1, got {self.seeds}: it is the number of seeds, 0 to N-1")
+        if self.jobs < 1:
+            raise InputError(f"--jobs must be at least 1 run at once, got {self.jobs}")
+        if self.hours is not None and not 0 < self.hours < 1e6:
+            raise InputError(f"--hours must be a positive number, got {self.hours}")
+        if self.table and self.table not in FORMS:
+            raise InputError(f"--table must be one of {', '.join(FORMS)}, got {self.table!r}")
+        if self.paper and self.paper not in PAPERS:
+            raise InputError(f"there is no paper {self.paper!r}: choose {', '.join(PAPERS)}")
+        if self.rows and not self.part:
+            raise InputError("--rows needs a table: fedsieve reproduce flash table2 --rows 12,13")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the rows."""
+        try:
+            return [int(text) for text in self.rows.split(",") if text.strip()]
+        except ValueError:
+            raise InputError(f"--rows must be numbers, such as 16,17, got {self.rows!r}") from None
+
+
+def reproduce(wishes: Wishes, out: Path, data: str | None, kernels: str) -> None:
+    """List, run, lay out or draw. Raises InputError before anything runs."""
+    if kernels:
+        check_choice(kernels)
+    console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+    reproduction = Reproduction(out, Datasets(root_from(data)), kernels)
+    if not wishes.part:
+        return _list(wishes, reproduction, console)
+    part = find_part(wishes.paper, wishes.part)
+    if wishes.table:
+        return _lay_out(part, wishes, out)
+    if not part.figure or wishes.hours is not None:
+        _run(part, wishes, reproduction, data, console)
+    if part.figure:
+        return _draw(part, wishes, reproduction, console)
+    console.print(f"fedsieve reproduce {part.label} --table md lays out what is there")
+    return None
+
+
+def _cells(part: PaperPart, wishes: Wishes, datasets: Datasets) -> list[PaperCell]:
+    """Return the cells that are asked for. Raises InputError where the authors' code is asked for and there is none."""
+    cells = [cell.in_part(part) if wishes.table else cell for cell in cells_of(part, wishes.numbers)]
+    if wishes.authors:
+        cells = [twin for cell in cells if (twin := cell.as_authors())]
+        if not cells:
+            raise InputError(f"no public code is known that runs {part.label} in another way: leave --authors out")
+    return [datasets.subset(cell) for cell in cells] if wishes.subset else cells
+
+
+def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, data: str | None, console: Console) -> None:
+    deadline = time.time() + 3600 * wishes.hours if wishes.hours else float("inf")
+    cells = _cells(part, wishes, reproduction.datasets)
+    planned = reproduction.plan(cells, wishes.seeds, console.print)
+    done = len(cells) * wishes.seeds - len(planned)
+    hours = sum(one.seconds for one in planned) / wishes.jobs
+    estimate = f"about {format_duration(hours)}, an estimate" if planned else "nothing to run"
+    console.print(f"{part.label}, {part.title}: {len(cells)} cells, {wishes.seeds} seeds; {done} runs done; {estimate}")
+    if not planned:
+        return
+    execution = Execution(data=data or "", accept_changes=True)
+    runs: dict[Job, PlannedRun] = {one.job(execution): one for one in planned}
+
+    def keep(job: Job) -> None:
+        keep_result(reproduction.out, runs[job].cell, runs[job].seed, job.folder)
+
+    trouble = follow_jobs([*runs], Limits(wishes.jobs, deadline, wishes.nice), console, keep)
+    if trouble:
+        raise InputError(trouble)
+
+
+def _lay_out(part: PaperPart, wishes: Wishes, out: Path) -> None:
+    text = paper_table(part, row_results(out, part, range(wishes.seeds)), wishes.table, read_causes(out))  # type: ignore[arg-type]
+    if wishes.to is None:
+        typer.echo(text)
+        return
+    check_output(wishes.to, f"table.{wishes.table}")
+    write_output(wishes.to, text.encode())
+    typer.echo(f"wrote {wishes.to}")
+
+
+def _draw(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: Console) -> None:
+    """Draw what is there of a figure, and say what is missing."""
+    assert part.figure
+    cells = [cell.in_part(part) for cell in _cells(part, wishes, reproduction.datasets)]
+    records = {cell: _records(cell, wishes.seeds, reproduction) for cell in cells}
+    missing = [cell for cell in cells if not records[cell]]
+    for cell in missing:
+        console.print(f"missing: {cell.label}")
+    if missing:
+        console.print(f"fedsieve reproduce {part.label} --hours 8 runs what is missing")
+    if len(missing) == len(cells):
+        raise InputError(f"no run of {part.label} is there yet: run it first, with --hours")
+    to = wishes.to or Path(f"{part.paper}-{part.name}.svg")
+    draw_records(part.figure, [record for some in records.values() for record in some], to)
+    console.print(f"wrote {to}, of {len(cells) - len(missing)} of {len(cells)} cells")
+
+
+def _records(cell: PaperCell, seeds: int, reproduction: Reproduction) -> list[RunRecord]:
+    """Return what is there of a cell: run directories, which hold masks too, or kept results."""
+    kept = {seed: record for seed in range(seeds) if (record := reproduction.result(cell, seed))}
+    folders = {seed: reproduction.folder(cell, seed) for seed in kept}
+    return [read_record(folders[seed]) if folders[seed].exists() else record for seed, record in kept.items()]
+
+
+def _list(wishes: Wishes, reproduction: Reproduction, console: Console) -> None:
+    """Print tables and figures: runs done and to do, and about how long those take here."""
+    table = Table("", "", "runs", "done", "begun", "about", box=None, pad_edge=False)
+    for part in paper_parts():
+        if wishes.paper in ("", part.paper):
+            table.add_row(part.label, part.title, *_state(part, wishes, reproduction, console))
+    console.print(table)
+    console.print(f"{wishes.seeds} seeds a cell, one run at a time; times are estimates for this machine")
+
+
+def _state(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: Console) -> tuple[str, ...]:
+    cells: Sequence[PaperCell] = _cells(part, wishes, reproduction.datasets)
+    runs = [(cell, seed) for cell in cells for seed in range(wishes.seeds)]
+    done = [one for one in runs if reproduction.result(*one)]
+    begun = [one for one in runs if one not in done and reproduction.rounds(*one)]
+    try:
+        planned = reproduction.plan(cells, wishes.seeds, console.print)
+        time_left = format_duration(sum(one.seconds for one in planned)) if planned else "-"
+        without = len(runs) - len(done) - len(planned)
+        time_left += f", without {without} runs whose data are not there" if without else ""
+    except LackingData as error:
+        time_left = str(error)
+    return str(len(runs)), str(len(done)), str(len(begun)), time_left
