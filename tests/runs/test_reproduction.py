@@ -166,7 +166,8 @@ def test_a_cell_that_another_process_runs_is_left_to_it(part: PaperPart, fedsiev
         (("flash", "table2", "--table", "pdf"), "--table must be one of md, html, tex"),
         (("flash", "table2", "--kernels", "fast"), "unknown kernels 'fast'"),
         (("zerofl", "table3", "--authors"), "no public code is known that runs zerofl table3 in another way"),
-        (("flash", "figure2"), "no run of flash figure2 is there yet"),
+        (("flash", "figure1"), "no run of flash figure1 is there yet"),
+        (("flash", "figure2"), "no run of flash figure2_mnist is there yet"),
     ],
 )
 def test_what_cannot_be_is_one_line(words: tuple[str, ...], line: str, fedsieve: CommandLine, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,15 @@ def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, data: str 
     trouble = follow_jobs([*runs], Limits(wishes.jobs, deadline, wishes.nice), console, keep)
     if trouble:
         raise InputError(trouble)
+    if left := [one for one in planned if not reproduction.result(one.cell, one.seed)]:
+        begun = any(reproduction.rounds(one.cell, one.seed) for one in left)
+        console.print(
+            f"{len(left)} of {len(planned)} runs are left: the same command goes on" if begun else _no_time(runs)
+        )
+
+
+def _no_time(jobs: Iterable[Job]) -> str:
+    return f"no run fits: a round takes about {format_duration(min(job.seconds for job in jobs))}, give it more --hours"
 
 
 def _lay_out(part: PaperPart, wishes: Wishes, out: Path) -> None:
@@ -139,10 +148,15 @@ def _draw(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: 
     if missing:
         console.print(f"fedsieve reproduce {part.label} --hours 8 runs what is missing")
     if len(missing) == len(cells):
-        raise InputError(f"no run of {part.label} is there yet: run it first, with --hours")
+        other = next((one for one in paper_parts() if one.label == f"{part.label}_mnist"), None)
+        if other is None or wishes.rows:
+            raise InputError(f"no run of {part.label} is there yet: run it first, with --hours")
+        console.print(f"no run of {part.label} is there yet; instead, {other.label}: {other.title}")
+        return _draw(other, wishes, reproduction, console)
     to = wishes.to or Path(f"{part.paper}-{part.name}.svg")
     draw_records(part.figure, [record for some in records.values() for record in some], to)
     console.print(f"wrote {to}, of {len(cells) - len(missing)} of {len(cells)} cells")
+    return None
 
 
 def _records(cell: PaperCell, seeds: int, reproduction: Reproduction) -> list[RunRecord]:

@@ -39,6 +39,8 @@ LEAST, MOST, TESTED = 3, 16, 256
 """Batches of the larger client, at least and at most; examples that are tested."""
 ENOUGH = 1.5
 """Seconds for which the larger client trains, if so many batches take as long."""
+SLOW = 1.0
+"""Seconds of a client of one batch from which nothing is repeated."""
 REPEATS = 3
 """Trainings of a client, of which the first is not counted."""
 START = 6.0
@@ -79,9 +81,11 @@ SECONDS = [field.name for field in fields(RunCost) if field.name != "kernels"]
 def cost_key(run: Run, kernels: str) -> str:
     """Return what tells runs of different cost apart: partition, upload and number of rounds do not."""
     task, method = run.task, run.method
-    densities = getattr(method, "densities", run.target_density)
-    network = f"{task.model} {task.dataset} {task.augment}"
-    return f"{method.name} {densities} {network} batch {run.batch} epochs {run.epochs} {kernels}".rstrip()
+    densities = getattr(method, "densities", None)
+    density = ",".join(map(str, densities)) if isinstance(densities, tuple) else run.target_density
+    network = f"{task.model} on {task.dataset}, {'' if task.augment == 'none' else f'{task.augment}, '}"
+    own = f", --kernels {kernels}" if kernels else ""
+    return f"{method.name} at density {density}, {network}batch {run.batch}, epochs {run.epochs}{own}"
 
 
 def estimate_cost(out: Path, run: Run, dataset: Dataset, kernels: str, show: Callable[[str], None]) -> RunCost:
@@ -162,19 +166,20 @@ class _Measurement:
         The larger client has as many batches as take ENOUGH, ``least`` at least. The first training builds a trainer,
         and is not counted. The state goes on.
         """
-        _, short, _, _ = self._round(t, tier, (0, 0))
-        self._resize(max(least, min(MOST, int(ENOUGH / max(short, 1e-3)))))
+        down, few, up, _ = self._round(t, tier, (0, 0))
+        slow, repeats = few > SLOW, REPEATS if t else 2  # a warm-up has many epochs
+        self._resize(2 if slow else max(least, min(MOST, int(ENOUGH / max(few, 1e-3)))))
         sizes = [len(shard) for shard in self.federation.shards]
-        repeats = REPEATS if t else 2  # a warm-up has many epochs
-        down, few, up, _ = self._round(t, tier, (0,) * repeats)
-        _, more, _, self.state = self._round(t, tier, (1,) * repeats)
+        if not slow:
+            down, few, up, _ = self._round(t, tier, (0,) * repeats)
+        _, more, _, self.state = self._round(t, tier, (1,) * (1 if slow else repeats))
         example = max(0.0, (more - few) / max(sizes[1] - sizes[0], 1))
         return max(few - example * sizes[0], 0.0), example, down, up
 
     def _round(self, t: int, tier: int, clients: tuple[int, ...]) -> tuple[float, float, float, ServerState]:
         """Return the seconds of the broadcast, of the last trainings, of an update on the server; and the next state.
 
-        Of two trainings the second is counted, of more the median but for the first.
+        The first of several trainings is not counted, of the others the median is.
         """
         tiers, context = dict.fromkeys(clients, tier), self.run.context(t, tier)
         messages, down = _timed(partial(self._broadcast, t, tiers, tier, context))
@@ -187,7 +192,7 @@ class _Measurement:
         updates = metrics.collect(replies.items(), messages.decode_reply, admit)
         state, up = _timed(partial(aggregate, self.run, t, self.state, updates, metrics))
         _, deploying = _timed(partial(self.method.deploy, state))
-        return down + deploying, statistics.median(each[1:]), up / len(replies), state
+        return down + deploying, statistics.median(each[1:] or each), up / len(replies), state
 
     def _broadcast(self, t: int, tiers: dict[int, int], tier: int, context: Any) -> Any:
         return self.worker.messages.broadcast(t, tiers, {tier: self.method.broadcast(self.state, context)})
