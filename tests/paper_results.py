@@ -22,10 +22,12 @@ def record(row: Published, accuracy: float, seed: int = 0, about: Any = None, **
     for name, part in (("train", "training"), ("test", "test")):
         bounds = getattr(row.says, name)
         examples[part] = bounds[0] if bounds else 0
-    manifest = {"run": json.loads(json.dumps(described(run))), "dataset": examples, "recipe": row.recipe}
+    own = json.loads(json.dumps(described(run))) | {"seed": seed}
+    manifest = {"run": own, "dataset": examples, "recipe": row.recipe, "measure": []}
     manifest |= {"hardware": {"cpu": "CPU 1"}, "commit": "0123456789abcdef+"} | (about or {})
     end = {"round": run.rounds, row.reading.column: accuracy / 100}
-    return RunRecord(Path(f"{seed}.json"), manifest, [end], {"rounds": run.rounds, **summary}, [], None)
+    whole = {"rounds": run.rounds, "accuracy": accuracy / 100, **summary}
+    return RunRecord(Path(f"{seed}.json"), manifest, [end], whole, [], None)
 
 
 def result(row: Published, records: Sequence[RunRecord], stale: bool = False) -> RowResult:

@@ -58,7 +58,7 @@ def test_the_summary_adds_tables_and_papers() -> None:
 def test_kept_results_of_all_seeds_are_read(tmp_path: Path) -> None:
     row = find_part("flash", "table2").runs[13]
     for seed in (0, 7):
-        run = record(row, 97.0 + seed / 10)  # type: ignore[arg-type]
+        run = record(row, 97.0 + seed / 10, seed)  # type: ignore[arg-type]
         columns = {"round": [400], "accuracy": [0.97 + seed / 1000]}
         content = {"run": run.manifest, "summary": run.summary, "columns": columns, "arithmetic": 1}
         path = tmp_path / f"flash/results/flash_table2-14-seed{seed}.json"

@@ -1,5 +1,6 @@
 """Tables of the papers, run: cells, costs, results and the command; two digits recipes stand for a table's rows."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from fedsieve.runs.reproduction.costs import START, examples_of, measure_cost, o
 from fedsieve.runs.reproduction.plan import Datasets, LackingData, Reproduction
 from fedsieve.runs.reproduction.results import is_stale, keep_result, read_result, result_path, row_results
 from fedsieve.runs.sweep.jobs import Limits, follow_jobs
+from fedsieve.types import InputError
 
 SHORT = ("rounds=3", "per_round=2", "task.clients=4", "epochs=1")
 
@@ -43,6 +45,20 @@ PART = PaperPart(
     "table2",
     (digits_row(1, "pdst.digits"), digits_row(2, "flash.digits", "method.c_d=2", "method.E_d=2")),
 )
+
+
+DAMAGES: list[tuple[tuple[str, ...], object, str]] = [
+    (("run", "measure"), 5, "does not say what was measured"),
+    (("columns", "round"), [0, 1, 2, 9], "is no finished run"),
+    (("columns", "round"), [3, 2, 1, 0], "has its rounds out of order"),
+    (("columns", "round"), [], "names no rounds"),
+    (("columns", "round"), [0, 1], "has columns of several lengths"),
+    (("columns", "accuracy"), [None, None, None, 1e30], "has an accuracy of 1e\\+30 in round 3"),
+    (("columns", "accuracy"), [None] * 4, "is no finished run that was tested at its end"),
+    (("summary", "rounds"), 2, "is no finished run"),
+    (("summary", "accuracy"), "high", "is no finished run"),
+    (("columns",), 7, "is no result of a run"),
+]
 
 
 @pytest.fixture
@@ -114,6 +130,19 @@ def test_a_table_is_run_kept_and_never_run_again(part: PaperPart, fedsieve: Comm
     files[0].write_text(before[:200])
     assert "is not a JSON object: restore it, or remove it" in fedsieve(*words, "--table", "md", code=2).stderr
     assert files[0].read_text() == before[:200]
+    good = json.loads(files[1].read_text())
+    for where, value, line in DAMAGES:
+        holder = good
+        for name in where[:-1]:
+            holder = holder[name]
+        kept, holder[where[-1]] = holder[where[-1]], value
+        files[1].write_text(json.dumps(good))
+        holder[where[-1]] = kept
+        with pytest.raises(InputError, match=line):
+            read_result(files[1])
+    files[1].with_name("flash_table2-2-seed1.json").write_text(json.dumps(good))
+    with pytest.raises(InputError, match="is of seed 0, not 1: move it away"):
+        row_results(tmp_path, PaperPart("flash", "table2", PART.runs[1:]), [1])
 
 
 def test_a_run_that_ended_before_it_was_kept_is_kept_not_run(part: PaperPart, tmp_path: Path) -> None:
@@ -125,6 +154,27 @@ def test_a_run_that_ended_before_it_was_kept_is_kept_not_run(part: PaperPart, tm
     assert reproduction.result(cell, 0)
     assert result_path(tmp_path, cell, 0).exists()
     assert [one.cell.name for one in reproduction.plan(cells_of(part), 1, print)] == ["flash_table2/2"]
+
+
+def test_a_run_without_what_a_row_needs_is_named(part: PaperPart, tmp_path: Path) -> None:
+    reproduction = Reproduction(tmp_path, Datasets(None))
+    [first, _] = reproduction.plan(cells_of(part), 1, print)
+    follow_jobs([first.job(Execution())], Limits(), Console(quiet=True))
+    manifest = first.folder / "run.json"
+    manifest.write_text(manifest.read_text().replace('"evaluate_every": 3', '"evaluate_every": 2'))
+    with pytest.raises(InputError, match="has run without what flash_table2/1 needs"):
+        reproduction.plan(cells_of(part), 1, print)
+
+
+def test_a_result_that_cannot_be_kept_leaves_the_others(part: PaperPart, fedsieve: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "flash").mkdir()
+    (tmp_path / "flash" / "results").write_text("no folder")
+    err = fedsieve("reproduce", "flash", "table2", "--seeds", "1", "--out", str(tmp_path), code=2).stderr
+    assert "2 of 2 runs failed" in err
+    assert (tmp_path / "flash" / "results").read_text() == "no folder"
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "is a file: name a folder" in fedsieve("reproduce", "flash", "table2", "--out", str(file), code=2).stderr
 
 
 def test_a_deadline_pauses_after_a_round_and_the_run_goes_on_as_if_undisturbed(part: PaperPart, tmp_path: Path) -> None:
@@ -159,6 +209,11 @@ def test_a_cell_that_another_process_runs_is_left_to_it(part: PaperPart, fedsiev
         (("flash", "table9"), "FLASH has no 'table9' of whole runs: choose table2, table3, table4, figure1"),
         (("flash", "table2", "--rows", "99"), "flash table2 has no row 99: its rows are 1 to 49"),
         (("flash", "table2", "--rows", "x"), "--rows must be numbers, such as 16,17"),
+        (("flash", "table2", "--rows", ","), "--rows must be numbers, such as 16,17"),
+        (("flash", "table2", "--authors", "--subset"), "--authors and --subset are two variants of a row"),
+        (("flash", "table2", "--table", "md", "--rows", "1"), "--table lays out all that is there"),
+        (("flash", "table2", "--to", "x.svg"), "--to is where a table or a figure is written"),
+        (("flash", "figure1", "--to", "no/such/x.svg"), "no/such"),
         (("flash", "--rows", "1"), "--rows needs a table"),
         (("flash", "table2", "--seeds", "0"), "--seeds must be at least 1"),
         (("flash", "table2", "--jobs", "0"), "--jobs must be at least 1"),
@@ -198,18 +253,19 @@ def test_results_of_a_later_arithmetic_are_stale(
     follow_jobs([first.job(Execution())], Limits(), Console(quiet=True))
     keep_result(tmp_path, first.cell, 0, first.folder)
     assert [one.stale for one in row_results(tmp_path, part, [0])] == [False, False]
+    assert '"arithmetic": 1' in (first.folder / "run.json").read_text()
     monkeypatch.setattr("fedsieve.runs.reproduction.results.arithmetic_version", lambda recipe: 2)
     assert [one.stale for one in row_results(tmp_path, part, [0])] == [True, False]
 
 
 @pytest.mark.parametrize("recipe", ["pdst.digits", "zerofl.digits", "nst.digits", "flash.digits"])
 def test_an_estimate_is_within_a_factor_of_1_3(recipe: str, one_thread: None) -> None:
-    """In processor seconds; the best of five pairs, for others on the machine slow a process as well."""
+    """In processor seconds; the best of twelve pairs, for others on the machine slow a process as well."""
     run = load_recipe(recipe, ["rounds=12", "evaluate_every=12"])
     federation = open_run(run)
     examples, tests = examples_of(run, federation.dataset), len(federation.dataset.test)
     ratios = []
-    for _ in range(5):
+    for _ in range(12):
         cost = measure_cost(federation, own_kernels(federation))
         spent = sum(round.cpu_seconds for round in rounds(federation, local(kernels=cost.kernels)))
         ratios.append((cost.seconds(run, examples, tests) - START) / spent)

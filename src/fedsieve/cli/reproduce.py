@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,17 @@ from fedsieve.report.figures import draw_records
 from fedsieve.report.paper_tables import FORMS, paper_table
 from fedsieve.report.paper_tables.summary import read_causes
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.record import RunRecord, read_record
+from fedsieve.runs.record import SUMMARY, RunRecord, read_record
 from fedsieve.runs.reproduction.cells import PaperCell, cells_of
 from fedsieve.runs.reproduction.plan import Datasets, LackingData, PlannedRun, Reproduction
 from fedsieve.runs.reproduction.results import keep_result, row_results
 from fedsieve.runs.sweep.jobs import Job, Limits, follow_jobs
 from fedsieve.runs.units import format_duration
 from fedsieve.types import InputError
+
+
+class NoTwin(InputError):
+    """The authors' code is asked for where none is known, or it does as the paper says."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ class Wishes:
             raise InputError(f"there is no paper {self.paper!r}: choose {', '.join(PAPERS)}")
         if self.rows and not self.part:
             raise InputError("--rows needs a table: fedsieve reproduce flash table2 --rows 12,13")
+        if self.authors and self.subset:
+            raise InputError("--authors and --subset are two variants of a row: choose one")
+        if self.table and (self.rows or self.authors or self.subset or self.hours):
+            raise InputError("--table lays out all that is there: leave --rows, --authors, --subset and --hours out")
+        if self.rows and not self.numbers:
+            raise InputError(f"--rows must be numbers, such as 16,17, got {self.rows!r}")
 
     @property
     def numbers(self) -> list[int]:
@@ -72,11 +82,17 @@ def reproduce(wishes: Wishes, out: Path, data: str | None, kernels: str) -> None
     """List, run, lay out or draw. Raises InputError before anything runs."""
     if kernels:
         check_choice(kernels)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: name a folder with --out")
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     reproduction = Reproduction(out, Datasets(root_from(data)), kernels)
     if not wishes.part:
         return _list(wishes, reproduction, console)
     part = find_part(wishes.paper, wishes.part)
+    if wishes.to and not wishes.table and not part.figure:
+        raise InputError("--to is where a table or a figure is written: say --table md, html or tex")
+    if wishes.to:
+        check_output(wishes.to, f"{part.paper}-{part.name}.{wishes.table or 'svg'}")
     if wishes.table:
         return _lay_out(part, wishes, out)
     if not part.figure or wishes.hours is not None:
@@ -93,7 +109,7 @@ def _cells(part: PaperPart, wishes: Wishes, datasets: Datasets) -> list[PaperCel
     if wishes.authors:
         cells = [twin for cell in cells if (twin := cell.as_authors())]
         if not cells:
-            raise InputError(f"no public code is known that runs {part.label} in another way: leave --authors out")
+            raise NoTwin(f"no public code is known that runs {part.label} in another way: leave --authors out")
     return [datasets.subset(cell) for cell in cells] if wishes.subset else cells
 
 
@@ -101,7 +117,7 @@ def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, data: str 
     deadline = time.time() + 3600 * wishes.hours if wishes.hours else float("inf")
     cells = _cells(part, wishes, reproduction.datasets)
     planned = reproduction.plan(cells, wishes.seeds, console.print)
-    done = len(cells) * wishes.seeds - len(planned)
+    done = sum(bool(reproduction.result(cell, seed)) for cell in cells for seed in range(wishes.seeds))
     hours = sum(one.seconds for one in planned) / wishes.jobs
     estimate = f"about {format_duration(hours)}, an estimate" if planned else "nothing to run"
     console.print(f"{part.label}, {part.title}: {len(cells)} cells, {wishes.seeds} seeds; {done} runs done; {estimate}")
@@ -132,7 +148,6 @@ def _lay_out(part: PaperPart, wishes: Wishes, out: Path) -> None:
     if wishes.to is None:
         typer.echo(text)
         return
-    check_output(wishes.to, f"table.{wishes.table}")
     write_output(wishes.to, text.encode())
     typer.echo(f"wrote {wishes.to}")
 
@@ -141,7 +156,7 @@ def _draw(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: 
     """Draw what is there of a figure, and say what is missing."""
     assert part.figure
     cells = [cell.in_part(part) for cell in _cells(part, wishes, reproduction.datasets)]
-    records = {cell: _records(cell, wishes.seeds, reproduction) for cell in cells}
+    records = {cell: _records(cell, wishes.seeds, reproduction, masks=part.figure == "zerofl-3") for cell in cells}
     missing = [cell for cell in cells if not records[cell]]
     for cell in missing:
         console.print(f"missing: {cell.label}")
@@ -159,25 +174,36 @@ def _draw(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: 
     return None
 
 
-def _records(cell: PaperCell, seeds: int, reproduction: Reproduction) -> list[RunRecord]:
-    """Return what is there of a cell: run directories, which hold masks too, or kept results."""
+def _records(cell: PaperCell, seeds: int, reproduction: Reproduction, *, masks: bool) -> list[RunRecord]:
+    """Return what is kept of a cell; the run directories, where a figure shows the ``masks`` that they alone hold."""
     kept = {seed: record for seed in range(seeds) if (record := reproduction.result(cell, seed))}
     folders = {seed: reproduction.folder(cell, seed) for seed in kept}
-    return [read_record(folders[seed]) if folders[seed].exists() else record for seed, record in kept.items()]
+    return [
+        read_record(folders[seed]) if masks and (folders[seed] / SUMMARY).exists() else record
+        for seed, record in kept.items()
+    ]
 
 
 def _list(wishes: Wishes, reproduction: Reproduction, console: Console) -> None:
     """Print tables and figures: runs done and to do, and about how long those take here."""
     table = Table("", "", "runs", "done", "begun", "about", box=None, pad_edge=False)
+    troubles = list[str]()
     for part in paper_parts():
-        if wishes.paper in ("", part.paper):
+        if wishes.paper not in ("", part.paper):
+            continue
+        try:
             table.add_row(part.label, part.title, *_state(part, wishes, reproduction, console))
+        except InputError as error:
+            table.add_row(part.label, part.title, "", "", "", str(error))
+            troubles += [] if isinstance(error, LackingData | NoTwin) else [str(error)]
     console.print(table)
     console.print(f"{wishes.seeds} seeds a cell, one run at a time; times are estimates for this machine")
+    if troubles:
+        raise InputError(troubles[0])
 
 
 def _state(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: Console) -> tuple[str, ...]:
-    cells: Sequence[PaperCell] = _cells(part, wishes, reproduction.datasets)
+    cells = _cells(part, wishes, reproduction.datasets)
     runs = [(cell, seed) for cell in cells for seed in range(wishes.seeds)]
     done = [one for one in runs if reproduction.result(*one)]
     begun = [one for one in runs if one not in done and reproduction.rounds(*one)]

@@ -22,6 +22,7 @@ from fedsieve.engine.federation import described
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.measures import measure_kernels
 from fedsieve.engine.rollback import DEPTH, Checkpoint
+from fedsieve.recipes.papers.arithmetic import arithmetic_version
 from fedsieve.runs import resume
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.provenance import contents_of, describe_environment, hashed, sources
@@ -199,6 +200,7 @@ def manifest_of(federation: Federation, recipe: str, execution: Execution, sourc
         "dataset": describe_dataset(federation.dataset),
     }
     json.dumps(about, default=_unwritable)
+    about |= {"arithmetic": arithmetic_version(recipe)}
     return start | describe_environment() | about | {"source": dict(source), "changes": []}
 
 

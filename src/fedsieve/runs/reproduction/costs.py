@@ -43,6 +43,8 @@ SLOW = 1.0
 """Seconds of a client of one batch from which nothing is repeated."""
 REPEATS = 3
 """Trainings of a client, of which the first is not counted."""
+LONGEST = 1e5
+"""Seconds beyond which what is kept is no measurement."""
 START = 6.0
 """Seconds of a process until its first round: imports, data, model."""
 
@@ -100,7 +102,8 @@ def estimate_cost(out: Path, run: Run, dataset: Dataset, kernels: str, show: Cal
     known = content.get(key)
     if isinstance(known, dict) and all(known.get(name) == value for name, value in here.items()):
         seconds = {name: number(known.get(name)) for name in SECONDS}
-        if None not in seconds.values() and known.get("kernels") in CHOICES:
+        plausible = all(value is not None and 0 <= value < LONGEST for value in seconds.values())
+        if plausible and known.get("kernels") in CHOICES:
             return RunCost(known["kernels"], **seconds)  # type: ignore[arg-type]
     show(f"timing a few steps of {key}")
     federation = build_federation(run, dataset)

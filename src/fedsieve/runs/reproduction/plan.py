@@ -16,7 +16,7 @@ from fedsieve.runs.record import SUMMARY, RunRecord, read_rows
 from fedsieve.runs.recorder import describe_dataset
 from fedsieve.runs.reproduction.cells import PaperCell
 from fedsieve.runs.reproduction.costs import RunCost, estimate_cost, examples_of
-from fedsieve.runs.reproduction.results import keep_result, result_name, result_of
+from fedsieve.runs.reproduction.results import MOVE, keep_result, result_name, result_of, result_path
 from fedsieve.runs.sweep.jobs import Job
 from fedsieve.types import InputError
 
@@ -89,9 +89,12 @@ class Datasets:
     def subset(self, cell: PaperCell) -> PaperCell:
         """Return a cell as it can run on what is there of its dataset: itself if that is all."""
         try:
+            dataset, clients = self(cell), cell.run.task.clients
+        except LackingData:
+            return cell  # as the plan will say
+        try:
             self.check(cell)
         except LackingData:
-            dataset, clients = self(cell), cell.run.task.clients
             fewer = cell.run.task.partition == "group" and len(dataset.groups) < clients
             return cell.as_variant("subset", (f"task.clients={len(dataset.groups)}",) if fewer else ())
         return cell
@@ -107,11 +110,14 @@ class Reproduction:
 
     def result(self, cell: PaperCell, seed: int) -> RunRecord | None:
         """Return a cell's result; what is finished in its run directory is kept first. Raises InputError."""
-        record, folder = result_of(self.out, cell, seed), self.folder(cell, seed)
-        if record is None and (folder / SUMMARY).exists() and self.rounds(cell, seed) >= cell.run.rounds:
-            keep_result(self.out, cell, seed, folder)
+        record = result_of(self.out, cell, seed)
+        if record is None and not result_path(self.out, cell, seed).exists() and self._finished(cell, seed):
+            keep_result(self.out, cell, seed, self.folder(cell, seed))
             record = result_of(self.out, cell, seed)
         return record
+
+    def _finished(self, cell: PaperCell, seed: int) -> bool:
+        return (self.folder(cell, seed) / SUMMARY).exists() and self.rounds(cell, seed) >= cell.run.rounds
 
     def folder(self, cell: PaperCell, seed: int) -> Path:
         """Return the run directory of a cell and seed."""
@@ -149,5 +155,8 @@ class Reproduction:
         cost = estimate_cost(self.out, cell.run, dataset, self.kernels, show)
         for seed in seeds:
             sizes = examples_of(cell.run, dataset), len(dataset.test)
+            if self._finished(cell, seed):
+                needs = ", ".join([f"a test every {cell.run.evaluate_every} rounds", *cell.measure])
+                raise InputError(f"{self.folder(cell, seed)} has run without what {cell.name} needs ({needs}): {MOVE}")
             first = self.rounds(cell, seed)
             yield PlannedRun(cell, seed, self.folder(cell, seed), cost, *sizes, first)

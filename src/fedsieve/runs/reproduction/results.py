@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedsieve.recipes.papers import Published
 from fedsieve.recipes.papers.arithmetic import arithmetic_version
 from fedsieve.recipes.papers.parts import PaperPart
 from fedsieve.runs.comparison import FREE, Comparison, compare_row, settings_of
-from fedsieve.runs.record import RunRecord, flatten_settings, read_record
+from fedsieve.runs.record import RunRecord, flatten_settings, number, read_record
 from fedsieve.runs.reproduction.cells import PaperCell, cells_of
 from fedsieve.types import InputError
 
@@ -68,11 +69,11 @@ def keep_result(out: Path, cell: PaperCell, seed: int, folder: Path) -> Path:
     """Write what is kept of a finished run in ``folder``, and return the file. Raises InputError."""
     record = read_record(folder)
     path = result_path(out, cell, seed)
-    _check_protocol(record, cell, folder)
+    _check_protocol(record, cell, seed, folder)
     if not record.whole:
         raise InputError(f"{folder} stands at round {record.last_round} of {cell.run.rounds}: let it go on first")
-    manifest = {name: value for name, value in record.manifest.items() if name not in ("source", "changes")}
-    head = {"row": cell.name, "seed": seed, "arithmetic": arithmetic_version(cell.recipe)}
+    manifest = {name: value for name, value in record.manifest.items() if name != "source"}
+    head = {"row": cell.name, "seed": seed, "arithmetic": record.manifest.get("arithmetic", 1)}
     lines = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
     lines += [f'"{name}": {json.dumps(value)}' for name, value in (("run", manifest), ("summary", record.summary))]
     columns = _columns(record.rows)
@@ -92,9 +93,13 @@ def read_result(path: Path) -> RunRecord | None:
     if not all(isinstance(part, dict) for part in parts):
         raise InputError(f"{path} is no result of a run: {remedy}")
     manifest, summary, columns = parts
-    rounds = columns.get("round")
-    if not isinstance(rounds, list) or not all(type(t) is int for t in rounds):
+    measure, rounds = manifest.get("measure"), columns.get("round")
+    if not isinstance(measure, list) or not all(isinstance(name, str) for name in measure):
+        raise InputError(f"{path} does not say what was measured: {remedy}")
+    if not isinstance(rounds, list) or not rounds or not all(type(t) is int and 0 <= t < 10**9 for t in rounds):
         raise InputError(f"{path} names no rounds: {remedy}")
+    if any(later <= t for t, later in pairwise(rounds)):
+        raise InputError(f"{path} has its rounds out of order: {remedy}")
     varying = {name: values for name, values in columns.items() if isinstance(values, list)}
     if any(len(values) != len(rounds) for values in varying.values()):
         raise InputError(f"{path} has columns of several lengths: {remedy}")
@@ -102,8 +107,16 @@ def read_result(path: Path) -> RunRecord | None:
         name: value["always"] for name, value in columns.items() if isinstance(value, dict) and "always" in value
     }
     rows = [constant | {name: values[i] for name, values in varying.items()} for i in range(len(rounds))]
-    about = manifest | {"arithmetic": content.get("arithmetic")}
-    return RunRecord(path, about, rows, summary, [], None)
+    for row in rows:
+        for name in ("accuracy", "accuracy_validation"):
+            share = row.get(name)
+            if share is not None and not 0 <= (value if (value := number(share)) is not None else -1) <= 1:
+                raise InputError(f"{path} has an {name} of {share!r} in round {row['round']}: {remedy}")
+    record = RunRecord(path, manifest | {"arithmetic": content.get("arithmetic")}, rows, summary, [], None)
+    last = record.whole and record.final("rounds") == record.last_round
+    if not last or record.final("accuracy") is None or rows[-1].get("accuracy") is None:
+        raise InputError(f"{path} is no finished run that was tested at its end: {remedy}")
+    return record
 
 
 def result_of(out: Path, cell: PaperCell, seed: int) -> RunRecord | None:
@@ -115,7 +128,7 @@ def result_of(out: Path, cell: PaperCell, seed: int) -> RunRecord | None:
     record = read_result(path)
     if record is None:
         return None
-    _check_protocol(record, cell, path)
+    _check_protocol(record, cell, seed, path)
     every = record.settings.get("evaluate_every", "1")
     often = every.isdecimal() and int(every) > 0 and cell.run.evaluate_every % int(every) == 0
     return record if often and {*cell.measure} <= {*record.manifest.get("measure", ())} else None
@@ -133,7 +146,7 @@ def row_results(out: Path, part: PaperPart, seeds: Sequence[int]) -> list[RowRes
         own, twin, fewer = cell.in_part(part), cell.as_authors(), cell.as_variant("subset", ())
         records = _results(out, own, seeds)
         authors = _results(out, twin.in_part(part), seeds) if twin else ()
-        subset = tuple(one for seed in seeds if (one := read_result(result_path(out, fewer, seed))))
+        subset = _results(out, fewer.in_part(part), seeds)
         for row in own.rows:
             if isinstance(row, Published):
                 stale = any(map(is_stale, records))
@@ -145,10 +158,13 @@ def _results(out: Path, cell: PaperCell, seeds: Sequence[int]) -> tuple[RunRecor
     return tuple(record for seed in seeds if (record := result_of(out, cell, seed)))
 
 
-def _check_protocol(record: RunRecord, cell: PaperCell, where: Path) -> None:
-    """Raise InputError, naming the first difference, unless a run was the cell's."""
-    there = {name: value for name, value in flatten_settings(record.manifest.get("run")).items() if name not in FREE}
-    here = {name: value for name, value in settings_of(cell.run).items() if name not in FREE}
+def _check_protocol(record: RunRecord, cell: PaperCell, seed: int, where: Path) -> None:
+    """Raise InputError, naming the first difference, unless a run was the cell's; a subset may have fewer clients."""
+    if record.settings.get("seed") != str(seed):
+        raise InputError(f"{where} is of seed {record.settings.get('seed')}, not {seed}: {MOVE}")
+    free = {*FREE, "task.clients"} if cell.variant == "subset" else {*FREE}
+    there = {name: value for name, value in flatten_settings(record.manifest.get("run")).items() if name not in free}
+    here = {name: value for name, value in settings_of(cell.run).items() if name not in free}
     for name in dict.fromkeys((*here, *there)):
         if there.get(name) != here.get(name):
             difference = f"{name} {there.get(name)}, not {here.get(name)}"

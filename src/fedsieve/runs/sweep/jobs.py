@@ -121,7 +121,10 @@ def _with_callback(events: Generator[JobEvent], done: Callable[[Job], None] | No
     with closing(events):
         for event in events:
             if event.what == "done" and done:
-                done(event.job)
+                try:
+                    done(event.job)
+                except (InputError, OSError) as error:
+                    event = event._replace(what="failed", text=str(error))
             yield event
 
 
