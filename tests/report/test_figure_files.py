@@ -69,7 +69,8 @@ def kept(folder: Path) -> RunRecord:
     run = read_record(folder)
     columns = {name: [row.get(name) for row in run.rows] for name in run.rows[0]}
     path = folder.with_suffix(".json")
-    path.write_text(json.dumps({"run": run.manifest, "summary": run.summary, "columns": columns}))
+    manifest = {"measure": []} | run.manifest
+    path.write_text(json.dumps({"run": manifest, "summary": run.summary, "columns": columns}))
     record = read_result(path)
     assert record is not None
     return record

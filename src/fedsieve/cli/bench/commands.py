@@ -32,7 +32,9 @@ HEADS = {
 """A row's fields as the table names them, where the name itself does not say it."""
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what sparsity saves on this machine.")
-Model = Annotated[str, typer.Option(help="resnet18, leaf_cnn, mnist_net, digits_net, or linear (3136 to 2048 alone).")]
+Model = Annotated[
+    str, typer.Option(help="resnet18, leaf_cnn, mnist_net (or _softmax), digits_net, or linear (3136 to 2048 alone).")
+]
 Sparsity = Annotated[str, typer.Option(metavar="S1,S2", help="The share of zeros; a row each.")]
 Batch = Annotated[str, typer.Option(metavar="N1,N2", help="Examples in a batch; a row each.")]
 Storage = Annotated[str, typer.Option(help="What the sparse activations are kept in: fp32 or bf16.")]

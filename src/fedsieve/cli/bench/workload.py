@@ -57,11 +57,12 @@ SHAPES: Mapping[str, tuple[int, int, int]] = {
     "resnet18": (3, 32, 10),
     "leaf_cnn": (1, 28, 62),
     "mnist_net": (1, 28, 10),
+    "mnist_net_softmax": (1, 28, 10),
     "digits_net": (1, 8, 10),
     "linear": (1, 7, 2048),
 }
 """Channels, side and classes of a network's images."""
-POLICIES = {"resnet18": "layer*", "mnist_net": "flash", "linear": "fc"}
+POLICIES = {"resnet18": "layer*", "mnist_net": "flash", "mnist_net_softmax": "flash", "linear": "fc"}
 """The policy on a frozen mask, where it is not ``zerofl``: ResNet-18's shortcuts are sparse too."""
 
 
