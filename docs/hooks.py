@@ -79,15 +79,17 @@ def reproduction_pages() -> dict[str, str]:
     results, causes = tables.all_results(out), tables.read_causes(out)
     names = {part: f"{TITLES[part.paper]}, {part.name[:-1].capitalize()} {part.name[-1]}" for part in results}
     links = [f"- [{name}]({part.paper}_{part.name}.md): {part.title}" for part, name in names.items()]
-    said = tables.counts_in_words(tables.count_results([row for rows in results.values() for row in rows], causes))
+    sentence = tables.counts_in_words(tables.count_results([row for rows in results.values() for row in rows], causes))
     summary = tables.results_summary(results, "html", causes)
-    pages = {"index": "\n".join(["# Reproductions", "", *REPRODUCTIONS_HEAD, "", said, "", *links, "", summary, ""])}
+    pages = {
+        "index": "\n".join(["# Reproductions", "", *REPRODUCTIONS_HEAD, "", sentence, "", *links, "", summary, ""])
+    }
     for part, name in names.items():
         rows = results[part]
-        said = tables.counts_in_words(tables.count_results(rows, causes))
+        sentence = tables.counts_in_words(tables.count_results(rows, causes))
         table = tables.paper_table(part, rows, "html", causes)
         protocols = "Protocols and commands of all rows: [the papers' rows](../reference/papers.md)."
-        pages[f"{part.paper}_{part.name}"] = "\n".join([f"# {name}", "", said, protocols, "", table, ""])
+        pages[f"{part.paper}_{part.name}"] = "\n".join([f"# {name}", "", sentence, protocols, "", table, ""])
     return {f"reproductions/{name}.md": text for name, text in pages.items()}
 
 

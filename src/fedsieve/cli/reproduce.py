@@ -116,15 +116,15 @@ def _cells(part: PaperPart, wishes: Wishes, datasets: Datasets) -> list[PaperCel
 def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, data: str | None, console: Console) -> None:
     deadline = time.time() + 3600 * wishes.hours if wishes.hours else float("inf")
     cells = _cells(part, wishes, reproduction.datasets)
-    planned = reproduction.plan(cells, wishes.seeds, console.print)
+    todo = reproduction.plan(cells, wishes.seeds, console.print)
     done = sum(bool(reproduction.result(cell, seed)) for cell in cells for seed in range(wishes.seeds))
-    hours = sum(one.seconds for one in planned) / wishes.jobs
-    estimate = f"about {format_duration(hours)}, an estimate" if planned else "nothing to run"
+    seconds = sum(one.seconds for one in todo) / wishes.jobs
+    estimate = f"about {format_duration(seconds)}, an estimate" if todo else "nothing to run"
     console.print(f"{part.label}, {part.title}: {len(cells)} cells, {wishes.seeds} seeds; {done} runs done; {estimate}")
-    if not planned:
+    if not todo:
         return
     execution = Execution(data=data or "", accept_changes=True)
-    runs: dict[Job, PlannedRun] = {one.job(execution): one for one in planned}
+    runs: dict[Job, PlannedRun] = {one.job(execution): one for one in todo}
 
     def keep(job: Job) -> None:
         keep_result(reproduction.out, runs[job].cell, runs[job].seed, job.folder)
@@ -132,10 +132,10 @@ def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, data: str 
     trouble = follow_jobs([*runs], Limits(wishes.jobs, deadline, wishes.nice), console, keep)
     if trouble:
         raise InputError(trouble)
-    if left := [one for one in planned if not reproduction.result(one.cell, one.seed)]:
+    if left := [one for one in todo if not reproduction.result(one.cell, one.seed)]:
         begun = any(reproduction.rounds(one.cell, one.seed) for one in left)
         console.print(
-            f"{len(left)} of {len(planned)} runs are left: the same command goes on" if begun else _no_time(runs)
+            f"{len(left)} of {len(todo)} runs are left: the same command goes on" if begun else _no_time(runs)
         )
 
 
@@ -176,11 +176,11 @@ def _draw(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: 
 
 def _records(cell: PaperCell, seeds: int, reproduction: Reproduction, *, masks: bool) -> list[RunRecord]:
     """Return what is kept of a cell; the run directories, where a figure shows the ``masks`` that they alone hold."""
-    kept = {seed: record for seed in range(seeds) if (record := reproduction.result(cell, seed))}
-    folders = {seed: reproduction.folder(cell, seed) for seed in kept}
+    records = {seed: record for seed in range(seeds) if (record := reproduction.result(cell, seed))}
+    folders = {seed: reproduction.folder(cell, seed) for seed in records}
     return [
         read_record(folders[seed]) if masks and (folders[seed] / SUMMARY).exists() else record
-        for seed, record in kept.items()
+        for seed, record in records.items()
     ]
 
 
@@ -208,9 +208,9 @@ def _state(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console:
     done = [one for one in runs if reproduction.result(*one)]
     begun = [one for one in runs if one not in done and reproduction.rounds(*one)]
     try:
-        planned = reproduction.plan(cells, wishes.seeds, console.print)
-        time_left = format_duration(sum(one.seconds for one in planned)) if planned else "-"
-        without = len(runs) - len(done) - len(planned)
+        todo = reproduction.plan(cells, wishes.seeds, console.print)
+        time_left = format_duration(sum(one.seconds for one in todo)) if todo else "-"
+        without = len(runs) - len(done) - len(todo)
         time_left += f", without {without} runs whose data are not there" if without else ""
     except LackingData as error:
         time_left = str(error)

@@ -288,5 +288,5 @@ def unpack_subset(bits: object, mask: Mask) -> Mask:
         own = bits[name]
         if not isinstance(own, Tensor) or own.dtype != torch.uint8 or own.shape != (-(-n // 8),):
             raise InputError(f"the message does not fit the mask at {name}")
-    kept = unpack_bits(bits, {name: torch.empty(n, device="meta") for name, n in sizes.items()})
-    return {name: torch.zeros_like(own).masked_scatter_(own, kept[name]) for name, own in mask.items()}
+    bits_of_mask = unpack_bits(bits, {name: torch.empty(n, device="meta") for name, n in sizes.items()})
+    return {name: torch.zeros_like(own).masked_scatter_(own, bits_of_mask[name]) for name, own in mask.items()}
