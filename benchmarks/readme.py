@@ -13,6 +13,7 @@ import flower_table
 import loose_bound
 import messages_table as messages
 import node_cost
+import pack
 import performance
 import picture
 import private_table
@@ -100,11 +101,15 @@ def filled(text: str) -> str:
     def weighed(match: re.Match[str]) -> str:
         return f"<!-- wire: {match[1]} -->\n{messages.table(match[1])}\n<!-- end -->"
 
+    def packed(match: re.Match[str]) -> str:
+        return f"<!-- packed: {match[1]} -->\n{pack.table(match[1])}\n<!-- end -->"
+
     def flower(match: re.Match[str]) -> str:
         table_of = getattr(flower_table, f"{match[1]}_table")
         return f"<!-- flower: {match[1]} -->\n{table_of()}\n<!-- end -->"
 
     text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
+    text = re.sub(r"<!-- packed: (\w+) -->\n?.*?<!-- end -->", packed, text, flags=re.S)
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
     text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)

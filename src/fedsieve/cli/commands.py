@@ -170,7 +170,11 @@ def data_command(
     name: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100, femnist or speech_commands.")],
     archive: Annotated[
         Path | None,
-        typer.Option("--from", help="The archive as downloaded, or a folder of its files."),
+        typer.Option("--from", help="The archive as downloaded, a folder of its files, or what --pack wrote."),
+    ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="Write what is there as one small file, or FILE.1, FILE.2 of 50 MB each.", metavar="FILE"),
     ] = None,
     data: DataDir = None,
 ) -> None:
@@ -178,10 +182,16 @@ def data_command(
 
     The same command goes on after a stop; without an archive it checks what was built, or says what to download.
     """
-    from fedsieve.cli.datasets import build_by_name
+    from fedsieve.cli.datasets import build_by_name, pack_by_name
     from fedsieve.data import root_from
+    from fedsieve.types import InputError
 
-    build_by_name(name, archive, root_from(data))
+    if pack is None:
+        build_by_name(name, archive, root_from(data))
+    elif archive:
+        raise InputError("--pack writes what is in the data folder: build it first, with --from alone")
+    else:
+        pack_by_name(name, pack, root_from(data))
 
 
 @app.command("reproduce")

@@ -1,4 +1,4 @@
-"""``fedsieve data``: build a dataset's folder from its archive, with progress, or say what is missing."""
+"""``fedsieve data``: build a dataset's folder from its archive, with progress, or say what is missing; pack it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedsieve.data import SOURCES, dataset_status
-from fedsieve.data.build import build_dataset, verify
+from fedsieve.data.build import ELSEWHERE, build_dataset, verify
 from fedsieve.data.dataset import HUB, Source
+from fedsieve.data.pack import Pack, check_new, find_pack, open_pack, place_pack, write_pack
 from fedsieve.data.version import read_version
 from fedsieve.types import InputError
 
@@ -31,7 +33,12 @@ def build_by_name(name: str, archive: Path | None, root: Path | None, console: C
         raise InputError("no folder to build in: name one by --data FOLDER or FEDSIEVE_DATA")
     source = SOURCES[name]
     folder = root / name
-    if archive is None and read_version(folder):
+    if archive and (pack := open_pack(archive)):
+        _place(source, pack, root, console)
+    elif archive is None and (pack := find_pack(root, name)):
+        pack.arrays()
+        console.print("every file is as it was packed")
+    elif archive is None and read_version(folder):
         verify(folder)
         console.print("every file is as it was written")
     elif archive or source.status(root).startswith("not found"):
@@ -40,6 +47,30 @@ def build_by_name(name: str, archive: Path | None, root: Path | None, console: C
             count = build_dataset(source, archive, root, stages)
         console.print(f"{count:,} files written" if count else "every file was there")
     console.print(source.status(root))
+
+
+def pack_by_name(name: str, out: Path, root: Path | None, console: Console | None = None) -> None:
+    """Write a dataset as one file, or several, and print which. Raises InputError in one line."""
+    console = console or Console(highlight=False, markup=False, soft_wrap=True)
+    dataset_status(name, None)  # refuses an unknown name
+    if name == "digits":
+        raise InputError("digits comes with FedSieve: there is nothing to pack")
+    check_new(out, name)
+    arrays, counts = SOURCES[name].arrays(root)
+    for file in write_pack(out, name, counts, arrays):
+        console.print(f"wrote {file}, {decimal(file.stat().st_size)}")
+
+
+def _place(source: Source, pack: Pack, root: Path, console: Console) -> None:
+    if pack.dataset != source.name:
+        raise InputError(f"{pack.files[0]} holds {pack.dataset}: fedsieve data {pack.dataset} --from {pack.files[0]}")
+    there = find_pack(root, source.name)
+    if there is None and not (status := source.status(root)).startswith("not found"):
+        raise InputError(f"{source.name} is there already, in {status}: {ELSEWHERE}")
+    if there and there.sha256 != pack.sha256:
+        raise InputError(f"{there.files[0]} was packed from something else: {ELSEWHERE}")
+    count = place_pack(pack, root / source.name)
+    console.print(f"{count:,} files written" if count else "every file was there")
 
 
 def find_archive(source: Source, root: Path) -> Path:

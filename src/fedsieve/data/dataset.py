@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsieve.data.pack import find_pack
 from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays, read_file
 from fedsieve.data.version import SUMS, Counts, Version, built_counts, version_of
 from fedsieve.types import Data, InputError
@@ -205,6 +206,11 @@ class Source(ABC):
 
     def load(self, root: Path | None) -> Dataset:
         """Return the dataset from a data folder or the hub. Raises InputError in one line that says what to do."""
+        arrays, counts = self.arrays(root)
+        return replace(self.dataset(arrays), version=self.version(counts))
+
+    def arrays(self, root: Path | None) -> tuple[Arrays, Counts | None]:
+        """Return the arrays in a data folder or of the hub, and how many there are of what. Raises InputError."""
         if root is None:
             raise InputError(
                 f"{self.name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {self.instructions}"
@@ -213,22 +219,28 @@ class Source(ABC):
             if not self.hub:
                 raise InputError(NOT_ON_HUB.format(self.name))
             repository = self.hub[0]
-            return self.dataset(cached_arrays(f"{self.name}/hub", lambda: self.read_hub(_download(repository))))
-        arrays = self.read(folder := self._folder(root))
-        return replace(self.dataset(arrays), version=self.version(self.counts(folder, arrays)))
+            return cached_arrays(f"{self.name}/hub", lambda: self.read_hub(_download(repository))), None
+        if not self.form(folder := self._folder(root)) and (pack := find_pack(root, self.name)):
+            return cached_arrays(f"{self.name}/{digest_of_files(pack.files)}", pack.arrays), pack.counts
+        arrays = self.read(folder)
+        return arrays, self.counts(folder, arrays)
 
     def status(self, root: Path | None) -> str:
         """Return in one line where the dataset is, in which form and version, or how to get it; reads no example."""
         if root == HUB:
             return f"huggingface.co/datasets/{self.hub[0]}" if self.hub else NOT_ON_HUB.format(self.name)
-        form = self.form(folder := self._folder(root)) if root else None
-        if not form:
+        if root is None:
             return f"not found: {self.instructions}"
+        form = self.form(folder := self._folder(root))
         try:
-            counts = self.counts(folder)
+            pack = None if form else find_pack(root, self.name)
+            if not form and not pack:
+                return f"not found: {self.instructions}"
+            counts = pack.counts if pack else self.counts(folder)
         except InputError as error:
-            return f"{folder}: {form} ({error})"
-        return f"{folder}: {form}" + (f" ({Version(self.version(counts), counts)})" if counts else "")
+            return f"{folder}: {form or 'packed'} ({error})"
+        place = f"{pack.files[0]}: packed" if pack else f"{folder}: {form}"
+        return place + (f" ({Version(self.version(counts), counts)})" if counts else "")
 
     def _folder(self, root: Path) -> Path:
         """Return the folder that holds the dataset: ``root/name``, or the first of the others that does."""
