@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedsieve.sparse import selection
 from fedsieve.sparse.policy import scale_densities
 from fedsieve.types import InputError, Mask, Params, Sparse
 
@@ -45,13 +46,13 @@ def topk_count(q: float, numel: int) -> int:
 
 def top(x: Tensor, q: float) -> Tensor:
     """Return the boolean support, shaped like ``x``, of its ``topk_count(q, numel)`` largest magnitudes."""
-    return _largest(_magnitudes(x), topk_count(q, x.numel())).view(x.shape)
+    return selection.support(x, topk_count(q, x.numel()))
 
 
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
     """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
-    keys = torch.cat([_magnitudes(params[name]) for name in names])
-    parts = torch.split(_largest(keys, topk_count(q, len(keys))), [params[name].numel() for name in names])
+    values = torch.cat([params[name].reshape(-1) for name in names])
+    parts = torch.split(top(values, q), [params[name].numel() for name in names])
     for name, part in zip(names, parts, strict=True):
         if not part.any():
             warnings.warn(f"the global cut at density {q:.4g} empties {name}", EmptyLayer, stacklevel=2)
@@ -80,27 +81,6 @@ def weight_density(params: Params, names: Collection[str] | None = None) -> floa
     return sum(int(v.count_nonzero()) for v in weights) / total if total else 1.0
 
 
-def _magnitudes(x: Tensor) -> Tensor:
-    """Return integers, flat, that order like |x|."""
-    flat = x.detach().reshape(-1)
-    if flat.dtype == torch.float64:
-        return flat.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
-    return flat.float().view(torch.int32) & 0x7FFFFFFF
-
-
-def _largest(keys: Tensor, k: int) -> Tensor:
-    if k >= len(keys):
-        return torch.ones_like(keys, dtype=torch.bool)
-    if k == 0:
-        return torch.zeros_like(keys, dtype=torch.bool)
-    place = len(keys) - k  # a GPU sorts, since its kthvalue uses one block alone
-    kth = keys.sort().values[place] if keys.is_cuda else keys.kthvalue(place + 1).values
-    support = keys >= kth
-    if surplus := int(support.sum()) - k:
-        support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
-    return support
-
-
 def recalibrate(
     sensed: Mapping[str, float], sizes: Mapping[str, int], d: float, excess: ExcessRule
 ) -> dict[str, float]:
@@ -123,8 +103,8 @@ def prune_regrow(
     for name, own in mask.items():
         nnz = int(own.sum())
         n = max(min(topk_count(p, nnz), nnz - 1), 0)
-        keys = _magnitudes(weights[name]).masked_fill(~own.reshape(-1), -1)
-        support[name], total = _largest(keys, nnz - n).view(own.shape), total + n
+        keys = selection.magnitude_keys(weights[name]).masked_fill(~own.reshape(-1), -1)
+        support[name], total = selection.largest(keys, nnz - n).view(own.shape), total + n
     left = apply_mask({name: weights[name] for name in mask}, support)
     room = {name: int((~own).sum()) for name, own in support.items()}
     shares = {name: _share(left[name], share) for name in mask}
@@ -220,8 +200,8 @@ def largest_on(params: Params, mask: Mask, counts: Tensor) -> Mask:
     """Return what of a mask keeps, in each layer, ``counts`` [layers] weights of the largest magnitudes."""
     result = dict[str, Tensor]()
     for (name, own), k in zip(mask.items(), counts.tolist(), strict=True):
-        keys = _magnitudes(params[name]).masked_fill(~own.reshape(-1), -1)
-        result[name] = _largest(keys, min(k, int(own.sum()))).view(own.shape)
+        keys = selection.magnitude_keys(params[name]).masked_fill(~own.reshape(-1), -1)
+        result[name] = selection.largest(keys, min(k, int(own.sum()))).view(own.shape)
     return result
 
 

@@ -1,0 +1,110 @@
+"""Exact top-k: the k largest magnitudes of a tensor, ties to the lowest position, on a CPU and on a GPU.
+
+Magnitudes are ordered by their bits, so that the order is total (a NaN counts as largest) and the same on every
+machine; positions are those of the contiguous order, whatever the memory format. On a GPU nothing waits for the host,
+and a CUDA graph can capture it: k may be a tensor beside ``x``. There Triton's kernels count (float32, float16,
+bfloat16, and int32 keys of at most 2^30 elements); where Triton is not installed, and in float64, PyTorch sorts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their bytes."""
+Select: TypeAlias = Callable[[Tensor, int | Tensor, bool], tuple[Tensor, Tensor]]
+"""What returns the k largest of a tensor, or the mask of these if the last argument is true, and the smallest kept."""
+
+
+def cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``x`` with all but its k largest magnitudes zeroed, and the smallest magnitude that is kept.
+
+    ``x``: floating point; what is contiguous or channels_last comes back in its memory format. ``k``: an integer, or a
+    0-d tensor of int64 beside ``x``; from numel on all is kept, at 0 nothing. The magnitude is 0-d, of the dtype of
+    ``x``; it is NaN, which ``x.abs() >= threshold`` nowhere reaches, if nothing is kept. Neither has a gradient.
+    """
+    x = x.detach()
+    if select := _kernels(x):
+        return select(x, k, False)
+    support, kth = _select(magnitude_keys(x), k)
+    return x.clone().masked_fill_(~support.view(x.shape), 0), kth.view(x.dtype)
+
+
+def support(x: Tensor, k: int | Tensor) -> Tensor:
+    """Return the boolean support, shaped like ``x``, of its k largest magnitudes; ``k`` as for ``cut``."""
+    x = x.detach()
+    if select := _kernels(x):
+        return select(x, k, True)[0]
+    return _select(magnitude_keys(x), k)[0].view(x.shape)
+
+
+def largest(keys: Tensor, k: int | Tensor) -> Tensor:
+    """Return the support [n] of the k largest of integers [n], ties to the lowest position; ``k`` as for ``cut``."""
+    if select := _kernels(keys):
+        return select(keys, k, True)[0]
+    return _select(keys, k)[0]
+
+
+def magnitude_keys(x: Tensor) -> Tensor:
+    """Return integers [numel] that order like |x|: the bits without the sign, in the width of ``x``."""
+    kind = BITS[x.element_size()]
+    return x.detach().reshape(-1).view(kind) & torch.iinfo(kind).max
+
+
+@cache
+def _triton() -> ModuleType | None:
+    try:
+        from fedsieve.sparse import selection_kernels
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "triton":
+            raise
+        return None
+    return selection_kernels
+
+
+def _kernels(x: Tensor) -> Select | None:
+    """Return what selects by counting, if it can select from ``x``."""
+    kernels = _triton() if x.is_cuda else None
+    if kernels is None or x.dtype not in kernels.DIGITS or not 0 < x.numel() <= kernels.LARGEST:
+        return None
+    select: Select = kernels.select
+    return select
+
+
+def _select(keys: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the support [n] of the k largest keys [n], and the k-th of them; the highest of all integers for k = 0."""
+    if len(keys) == 0:
+        return keys.bool(), keys.new_full((), torch.iinfo(keys.dtype).max)
+    return sort_select(keys, k) if keys.is_cuda else _partition(keys, min(max(int(k), 0), len(keys)))
+
+
+def _partition(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Select on a CPU."""
+    if k == 0:
+        return torch.zeros_like(keys, dtype=torch.bool), keys.new_full((), torch.iinfo(keys.dtype).max)
+    if k == len(keys):
+        return torch.ones_like(keys, dtype=torch.bool), keys.min()
+    kth = keys.kthvalue(len(keys) - k + 1).values
+    support = keys >= kth
+    if surplus := int(support.sum()) - k:
+        support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
+    return support, kth
+
+
+def sort_select(keys: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Select by a sort, without a look from the host: keys [n], n > 0."""
+    if not isinstance(k, Tensor):
+        k = torch.full((), k, dtype=torch.int64, device=keys.device)
+    k = k.clamp(0, len(keys))
+    place = (len(keys) - k).clamp(max=len(keys) - 1)
+    kth = keys.sort().values.gather(0, place.view(1)).squeeze(0)
+    kth = torch.where(k > 0, kth, torch.iinfo(keys.dtype).max)
+    ties = keys == kth
+    above = keys > kth
+    return above | (ties & (ties.cumsum(0) <= k - above.sum())), kth

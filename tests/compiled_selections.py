@@ -1,0 +1,53 @@
+"""Compile the kernels of the exact top-k, launch by launch, for a GPU that is not there; print how many there are."""
+
+from itertools import product
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from fedsieve.sparse import selection_kernels
+
+
+class AbsentGPU:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def main() -> None:
+    """Select from tensors of every kind; each launch ends when its kernel is compiled."""
+    launches: list[str] = []
+    run = JITFunction.run
+
+    def compile_only(kernel: Any, *arguments: Any, **options: Any) -> None:
+        assert "cubin" in run(kernel, *arguments, **options | {"warmup": True}).asm
+        launches.append(kernel.__name__)
+
+    driver.set_active(AbsentGPU())
+    JITFunction.run = compile_only
+    image = torch.zeros(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    for dtype in selection_kernels.DIGITS:
+        sizes = set()
+        for x, k in product((image, torch.zeros(1), torch.zeros(7)), (1, torch.tensor(16))):
+            for mask in (True, False)[: 1 if dtype == torch.int32 else 2]:
+                launches.clear()
+                selection_kernels.select(x.to(dtype), k, mask)
+                sizes.add(len(launches))
+        print(str(dtype).removeprefix("torch."), *sizes)
+
+
+if __name__ == "__main__":
+    main()

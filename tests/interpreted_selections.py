@@ -1,0 +1,30 @@
+"""Run the kernels of the exact top-k in Triton's interpreter, which TRITON_INTERPRET=1 calls; print what is wrong."""
+
+import torch
+from torch import Tensor
+
+import selections
+from fedsieve.sparse import selection, selection_kernels
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    return selection_kernels.select(x, k, mask=False) if x.numel() else selection.cut(x, k)
+
+
+def support(x: Tensor, k: int | Tensor) -> Tensor:
+    return selection_kernels.select(x, k, mask=True)[0] if x.numel() else selection.support(x, k)
+
+
+def wrong_keys() -> list[int]:
+    """Return the k for which another support of integers is selected than on a CPU: of -1, ties, and large ones."""
+    keys = torch.randint(-1, 3, (700,), dtype=torch.int32, generator=torch.Generator().manual_seed(8))
+    keys[::7] = 2**31 - 1 - keys[::7].abs()
+    return [k for k in selections.counts(700) if not torch.equal(support(keys, k), selection.largest(keys, k))]
+
+
+if __name__ == "__main__":
+    selection_kernels.BLOCK, selection_kernels.PROGRAMS = 128, 3
+    print("wrong:", selections.wrong_cases(FLOATS, cut, support, block=128, every=5))
+    print("wrong:", wrong_keys())

@@ -1,0 +1,138 @@
+"""The exact top-k by every way, on awkward input; by Triton in its interpreter, compiled, and on a GPU."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import selections
+from fedsieve.sparse import layers, masks, selection
+
+TESTS = Path(selections.__file__).parent
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+def sort_support(x: Tensor, k: int | Tensor) -> Tensor:
+    if not x.numel():
+        return selection.support(x, k)
+    return selection.sort_select(selection.magnitude_keys(x), k)[0].view(x.shape)
+
+
+def sort_cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    if not x.numel():
+        return selection.cut(x, k)
+    support, kth = selection.sort_select(selection.magnitude_keys(x), k)
+    return torch.where(support.view(x.shape), x, 0), kth.view(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", selections.DTYPES, ids=str)
+def test_a_cpu_keeps_the_k_largest(dtype: torch.dtype) -> None:
+    assert selections.wrong_cases((dtype,), selection.cut, selection.support) == []
+
+
+@pytest.mark.parametrize("dtype", selections.DTYPES, ids=str)
+def test_a_sort_keeps_the_same(dtype: torch.dtype) -> None:
+    assert selections.wrong_cases((dtype,), sort_cut, sort_support) == []
+
+
+def test_a_sort_asks_nothing_of_the_device() -> None:
+    keys, k = torch.empty(100, dtype=torch.int32, device="meta"), torch.empty((), dtype=torch.int64, device="meta")
+    with pytest.raises(RuntimeError):  # what a meta tensor answers to a question of the host's
+        int(k)
+    for support, kth in (selection.sort_select(keys, k), selection.sort_select(keys, 7)):
+        assert (support.shape, kth.shape) == ((100,), ())
+
+
+def test_keys_off_a_mask_are_never_selected_before_those_on_it() -> None:
+    keys = torch.tensor([5, -1, 0, -1, 7], dtype=torch.int32)
+    for support in (selection.largest(keys, 3), selection.sort_select(keys, 3)[0]):
+        assert support.tolist() == [True, False, True, False, True]
+
+
+def test_a_cut_keeps_its_memory_format_and_gives_the_threshold_that_layers_reuse() -> None:
+    x = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    periodic = layers.PeriodicTopK(0.2, 3)
+    values, threshold = selection.cut(x.requires_grad_(), masks.topk_count(0.2, x.numel()))
+    assert torch.equal(periodic(x), values)
+    assert threshold == periodic.threshold
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    assert not values.requires_grad
+
+
+def in_subprocess(script: str, **environment: str) -> str:
+    """Run a script of the tests; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, str(TESTS / script)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_triton
+@pytest.mark.system
+def test_the_kernels_keep_the_same_in_their_interpreter() -> None:
+    """In blocks of 128, of which each reads several times: an interpreter is slow."""
+    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 2
+
+
+@needs_triton
+@pytest.mark.system
+def test_the_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    """As they are launched, for an H100 (sm_90): a float32 tensor takes 5 launches, a half one 4."""
+    assert in_subprocess("compiled_selections.py").splitlines() == ["float32 5", "float16 4", "bfloat16 4", "int32 5"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", selections.DTYPES, ids=str)
+def test_a_gpu_keeps_the_same_by_every_way(dtype: torch.dtype) -> None:
+    assert selections.wrong_cases((dtype,), selection.cut, selection.support, move=Tensor.cuda) == []
+    assert selections.wrong_cases((dtype,), sort_cut, sort_support, move=Tensor.cuda) == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_selects_from_keys() -> None:
+    keys = torch.randint(-1, 60, (100_003,), dtype=torch.int32, generator=torch.Generator().manual_seed(2))
+    for k in (0, 1, 5000, 99_000, 100_003):
+        assert torch.equal(selection.largest(keys.cuda(), k).cpu(), selection.largest(keys, k))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", selections.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(16, 64, 32, 32), (512, 256, 3, 3)])
+def test_a_graph_selects_anew_at_each_replay(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Without a look from the host, of other values and another k than were there at the capture; twice the same."""
+    rng = torch.Generator().manual_seed(4)
+    samples = [torch.randn(shape, generator=rng).relu().to(dtype).to(memory_format=torch.channels_last) for _ in "abc"]
+    x, k = samples[0].cuda(), torch.tensor(samples[0].numel() // 20, device="cuda")
+    torch.use_deterministic_algorithms(True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is compiled at its first call is compiled before the capture
+            selection.cut(x, k), selection.support(x, k)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            (values, threshold), mask = selection.cut(x, k), selection.support(x, k)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(False)
+    for sample, count in zip(samples, (x.numel() // 20, 7, x.numel() - 3), strict=True):
+        x.copy_(sample)
+        k.fill_(count)
+        for _ in range(2):
+            graph.replay()
+            want, smallest = selection.cut(sample, count)
+            assert torch.equal(values.cpu(), want)
+            assert torch.equal(threshold.cpu(), smallest)
+            assert torch.equal(mask.cpu(), selection.support(sample, count))
