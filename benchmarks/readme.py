@@ -18,6 +18,7 @@ import performance
 import picture
 import private_table
 import scale
+import topk
 from accuracy import LABELS, card_line, table
 
 from fedsieve.recipes.papers.parts import PaperPart, find_part
@@ -95,6 +96,9 @@ def filled(text: str) -> str:
         results = json.loads((HERE / "results" / "scale.json").read_text())
         return f"<!-- scale -->\n{scale.table(results)}\n<!-- end -->"
 
+    def selected(match: re.Match[str]) -> str:
+        return f"<!-- topk -->\n{topk.table()}\n<!-- end -->"
+
     def hardware(match: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
@@ -118,6 +122,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- loose bound -->\n.*?<!-- end -->", loose, text, flags=re.S)
     text = re.sub(r"<!-- authors -->\n.*?<!-- end -->", authors_, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
+    text = re.sub(r"<!-- topk -->\n.*?<!-- end -->", selected, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
     text = re.sub(r"<!-- counted: (\w+) -->.*?<!-- end -->", counted, text, flags=re.S)

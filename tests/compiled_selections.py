@@ -8,7 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from fedsieve.sparse import selection_kernels
+from fedsieve.sparse import selection_launch
 
 
 class AbsentGPU:
@@ -39,14 +39,18 @@ def main() -> None:
     driver.set_active(AbsentGPU())
     JITFunction.run = compile_only
     image = torch.zeros(2, 16, 4, 4).to(memory_format=torch.channels_last)
-    for dtype in selection_kernels.DIGITS:
+    for dtype in selection_launch.DIGITS:
         sizes = set()
         for x, k in product((image, torch.zeros(1), torch.zeros(7)), (1, torch.tensor(16))):
             for mask in (True, False)[: 1 if dtype == torch.int32 else 2]:
                 launches.clear()
-                selection_kernels.select(x.to(dtype), k, mask)
+                selection_launch.select(x.to(dtype), k, mask)
                 sizes.add(len(launches))
         print(str(dtype).removeprefix("torch."), *sizes)
+    for dtype, n in product((torch.float32, torch.bfloat16), (1024, 1023)):
+        launches.clear()
+        selection_launch.Batch([image.to(dtype), torch.zeros(n, dtype=dtype)], [3, 4])()
+        print("batch", len(launches))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 
 import selections
-from fedsieve.sparse import selection, selection_kernels
+from fedsieve.sparse import selection, selection_launch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
-    return selection_kernels.select(x, k, mask=False) if x.numel() else selection.cut(x, k)
+    return selection_launch.select(x, k, mask=False) if x.numel() else selection.cut(x, k)
 
 
 def support(x: Tensor, k: int | Tensor) -> Tensor:
-    return selection_kernels.select(x, k, mask=True)[0] if x.numel() else selection.support(x, k)
+    return selection_launch.select(x, k, mask=True)[0] if x.numel() else selection.support(x, k)
 
 
 def wrong_keys() -> list[int]:
@@ -25,6 +25,8 @@ def wrong_keys() -> list[int]:
 
 
 if __name__ == "__main__":
-    selection_kernels.BLOCK, selection_kernels.PROGRAMS = 128, 3
+    selection_launch.BLOCK, selection_launch.PROGRAMS = 128, 3
     print("wrong:", selections.wrong_cases(FLOATS, cut, support, block=128, every=5))
     print("wrong:", wrong_keys())
+    tensors, k = selections.batch(128, torch.bfloat16)
+    print("wrong:", selections.wrong_in_batch(tensors, k, selection_launch.Batch(tensors, torch.tensor(k))))

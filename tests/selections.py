@@ -112,3 +112,32 @@ def wrong_cases(
     ]
     cases = [(name, move(x), k) for name, x in tensors for k in counts(x.numel())][::every]
     return [f"{name} {k}" for i, (name, x, k) in enumerate(cases) if not agrees(x, k, i % 2 == 0, cut, support)]
+
+
+def batch(block: int, dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
+    """Return tensors of one dtype, of several sizes and memory formats, and how many of each to keep."""
+    rng = torch.Generator().manual_seed(7)
+    shapes = [(4, 6, 3, 3), (3 * block + 4,), (5, 5, 4, 4), (1,)]
+    ties = [(torch.randn(shape, generator=rng) * 2).round().to(dtype) for shape in shapes]
+    ties[0] = ties[0].to(memory_format=torch.channels_last)
+    return ties, [30, 25, 0, 9]
+
+
+def wrong_in_batch(
+    tensors: list[Tensor], k: list[int], cuts: Callable[[], tuple[list[Tensor], Tensor]]
+) -> list[tuple[int, int]]:
+    """Return call and place of every tensor of a batch that is cut wrongly, before and after its values changed."""
+    wrong = []
+    for call in range(2):
+        values, thresholds = cuts()
+        for i, own in enumerate(k):
+            if not agrees(tensors[i], own, False, lambda *_: (values[i], thresholds[i]), support_by_sort):  # noqa: B023
+                wrong.append((call, i))
+        for x in tensors:
+            x.sub_(1)
+    return wrong
+
+
+def support_by_sort(x: Tensor, k: int | Tensor) -> Tensor:
+    """Return the mask that is expected."""
+    return expected(x, int(k))[0]

@@ -1,5 +1,6 @@
 """The exact top-k by every way, on awkward input; by Triton in its interpreter, compiled, and on a GPU."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -64,6 +65,30 @@ def test_a_cut_keeps_its_memory_format_and_gives_the_threshold_that_layers_reuse
     assert not values.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_many_tensors_are_cut_at_once_and_again_after_they_changed(dtype: torch.dtype, device: str) -> None:
+    tensors, k = selections.batch(2048, dtype)
+    tensors = [x.to(device) for x in tensors]
+    for own in (k, torch.tensor(k, device=device)):
+        assert selections.wrong_in_batch(tensors, k, selection.cuts(tensors, own)) == []
+
+
+@pytest.mark.slow
+def test_the_benchmark_selects_the_same_by_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TESTS.parent / "benchmarks")
+    topk = importlib.import_module("topk")
+    shapes = [(tuple(weight.shape), tuple(a.shape)) for weight, a in topk.layers_of(2)]
+    assert (len(shapes), shapes[0], shapes[-1]) == (
+        16,
+        ((64, 64, 3, 3), (2, 64, 32, 32)),
+        ((512, 512, 3, 3), (2, 512, 4, 4)),
+    )
+    row = topk.measure("cpu", torch.bfloat16, batch=2, repeats=1)
+    assert row["selections"] == 32
+    assert min(row[name] for name in ("ms", "single_ms", "sort_ms")) > 0
+
+
 def in_subprocess(script: str, **environment: str) -> str:
     """Run a script of the tests; return what it prints."""
     done = subprocess.run(
@@ -81,14 +106,15 @@ def in_subprocess(script: str, **environment: str) -> str:
 @pytest.mark.system
 def test_the_kernels_keep_the_same_in_their_interpreter() -> None:
     """In blocks of 128, of which each reads several times: an interpreter is slow."""
-    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 2
+    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 3
 
 
 @needs_triton
 @pytest.mark.system
 def test_the_kernels_compile_for_a_gpu_that_is_not_there() -> None:
-    """As they are launched, for an H100 (sm_90): a float32 tensor takes 5 launches, a half one 4."""
-    assert in_subprocess("compiled_selections.py").splitlines() == ["float32 5", "float16 4", "bfloat16 4", "int32 5"]
+    """As they are launched, for an H100 (sm_90): float32 takes 5 launches, half of its bits 4, and a batch no more."""
+    single, batch = ["float32 5", "float16 4", "bfloat16 4", "int32 5"], ["batch 5", "batch 5", "batch 4", "batch 4"]
+    assert in_subprocess("compiled_selections.py").splitlines() == single + batch
 
 
 @pytest.mark.gpu
@@ -112,18 +138,19 @@ def test_a_graph_selects_anew_at_each_replay(dtype: torch.dtype, shape: tuple[in
     """Without a look from the host, of other values and another k than were there at the capture; twice the same."""
     rng = torch.Generator().manual_seed(4)
     samples = [torch.randn(shape, generator=rng).relu().to(dtype).to(memory_format=torch.channels_last) for _ in "abc"]
-    x, k = samples[0].cuda(), torch.tensor(samples[0].numel() // 20, device="cuda")
+    x, k = samples[0].cuda(), torch.full((), samples[0].numel() // 20, device="cuda")
+    cut_both = selection.cuts([x, x], k.expand(2))
     torch.use_deterministic_algorithms(True)
     torch.cuda.set_sync_debug_mode("error")
     try:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # what is compiled at its first call is compiled before the capture
-            selection.cut(x, k), selection.support(x, k)
+            selection.cut(x, k), selection.support(x, k), cut_both()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            (values, threshold), mask = selection.cut(x, k), selection.support(x, k)
+            (values, threshold), mask, both = selection.cut(x, k), selection.support(x, k), cut_both()
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.use_deterministic_algorithms(False)
@@ -133,6 +160,6 @@ def test_a_graph_selects_anew_at_each_replay(dtype: torch.dtype, shape: tuple[in
         for _ in range(2):
             graph.replay()
             want, smallest = selection.cut(sample, count)
-            assert torch.equal(values.cpu(), want)
-            assert torch.equal(threshold.cpu(), smallest)
+            assert all(torch.equal(v.cpu(), want) for v in (values, *both[0]))
+            assert all(torch.equal(t.cpu(), smallest) for t in (threshold, *both[1]))
             assert torch.equal(mask.cpu(), selection.support(sample, count))

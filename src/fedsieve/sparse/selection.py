@@ -8,7 +8,7 @@ bfloat16, and int32 keys of at most 2^30 elements); where Triton is not installe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import TypeAlias
@@ -36,6 +36,25 @@ def cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
     return x.clone().masked_fill_(~support.view(x.shape), 0), kth.view(x.dtype)
 
 
+def cuts(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Callable[[], tuple[list[Tensor], Tensor]]:
+    """Return what cuts all tensors at each call: their values, and the smallest magnitudes that are kept [tensors].
+
+    ``tensors``: of one dtype and device, they stay where they are in memory while their values change, as a model's
+    weights do. ``k``: as for ``cut``, one a tensor; int64 [tensors] on the device is read anew at each call. On a GPU
+    it takes as many launches as one tensor does (Triton), and what a call returns is overwritten by the next. Make it
+    before a graph is captured: its lists are copied to the device.
+    """
+    if all(_kernels(x) for x in tensors) and (kernels := _triton()) is not None:
+        batch: Callable[[], tuple[list[Tensor], Tensor]] = kernels.Batch(tensors, k)
+        return batch
+
+    def cut_each() -> tuple[list[Tensor], Tensor]:
+        values, thresholds = zip(*(cut(x, own) for x, own in zip(tensors, k, strict=True)), strict=True)
+        return list(values), torch.stack(thresholds)
+
+    return cut_each
+
+
 def support(x: Tensor, k: int | Tensor) -> Tensor:
     """Return the boolean support, shaped like ``x``, of its k largest magnitudes; ``k`` as for ``cut``."""
     x = x.detach()
@@ -60,12 +79,12 @@ def magnitude_keys(x: Tensor) -> Tensor:
 @cache
 def _triton() -> ModuleType | None:
     try:
-        from fedsieve.sparse import selection_kernels
+        from fedsieve.sparse import selection_launch
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "triton":
             raise
         return None
-    return selection_kernels
+    return selection_launch
 
 
 def _kernels(x: Tensor) -> Select | None:

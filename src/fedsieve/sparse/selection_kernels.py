@@ -11,39 +11,40 @@ Counts are integers, whose order of summation does not matter: the same bits in 
 lies; the positions that decide among equal keys are those of the contiguous order.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-BLOCK, PROGRAMS = 2048, 2048
-"""How many elements a block reads at once, and the most blocks of a pass: beyond, each reads several times."""
 STATE, RANGES = tl.constexpr(8), tl.constexpr(2048)
 """The words of memory before the tables, and the ranges of positions: 2^11, each as long as a power of two."""
-LARGEST = 2**30
-"""The most elements of a tensor: positions are 32-bit integers."""
 NARROW = tl.constexpr(512)
 """Tables up to this size are summed within a block first; in wider ones each element is an atomic addition."""
 
 
-class Digit(NamedTuple):
-    """A part of the key: how many bits are to its right, how many values it has, and the lowest."""
+@triton.jit
+def _tensor(x: tl.tensor, n: tl.tensor, ITEM: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+    """Return where this program's tensor begins, and its size; of a batch, which has lists of addresses and sizes."""
+    if ITEM:
+        x = _address(x, ITEM, ALIGNED)
+        n = _own(n, ITEM)
+        if ALIGNED:
+            n = tl.multiple_of(n, 16)
+    return x, n
 
-    shift: int
-    bins: int
-    lowest: int = 0
+
+@triton.jit
+def _address(x: tl.tensor, ITEM: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+    """Return the pointer to integers that a list of addresses has for this program's tensor; without a list, ``x``."""
+    if ITEM:
+        x = tl.load(x + tl.program_id(1)).to(tl.pointer_type(tl.int16 if ITEM == 2 else tl.int32))
+        if ALIGNED:
+            x = tl.multiple_of(x, 16)
+    return x
 
 
-_HALF = (Digit(7, 256), Digit(0, 128))
-DIGITS = {
-    torch.float32: (Digit(23, 256), Digit(11, 4096), Digit(0, 2048)),
-    torch.float16: _HALF,
-    torch.bfloat16: _HALF,
-    torch.int32: (Digit(23, 512, -256), Digit(11, 4096), Digit(0, 2048)),
-}
-"""The digits of the keys, by what they are made of; int32 is a key already."""
+@triton.jit
+def _own(number: tl.tensor, ITEM: tl.constexpr) -> tl.tensor:
+    """Return what a list has for this program's tensor; without a list, the number itself."""
+    return tl.load(number + tl.program_id(1)).to(tl.int32) if ITEM else number
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def _place(position: tl.tensor, channels: tl.tensor, plane: tl.tensor, CHANNELS_
 
 
 @triton.jit
-def _count_first(
+def count_first_digit(
     x: tl.tensor,
     table: tl.tensor,
     n: tl.tensor,
@@ -93,8 +94,15 @@ def _count_first(
     LOWEST: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
+    ITEM: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,
 ) -> None:
     """Count the first digit of all keys."""
+    x, n = _tensor(x, n, ITEM, ALIGNED)
+    if tl.program_id(0) * BLOCK >= n:
+        return
+    table += tl.program_id(1) * WORDS
     b = tl.arange(0, BINS)
     count = tl.zeros([BINS], tl.int32)
     for start in range(tl.program_id(0) * BLOCK, n, tl.num_programs(0) * BLOCK):
@@ -105,7 +113,7 @@ def _count_first(
 
 
 @triton.jit(do_not_specialize=["k"])
-def _count_next(
+def count_next_digit(
     x: tl.tensor,
     state: tl.tensor,
     previous: tl.tensor,
@@ -121,11 +129,20 @@ def _count_next(
     BINS: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
+    ITEM: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,
 ) -> None:
     """Find the digit of the k-th largest key in the table before, and count the next one of the keys that share it."""
+    x, n = _tensor(x, n, ITEM, ALIGNED)
+    if tl.program_id(0) * BLOCK >= n:
+        return
+    state += tl.program_id(1) * WORDS
+    previous += tl.program_id(1) * WORDS
+    table += tl.program_id(1) * WORDS
     if STEP == 1:
         prefix = 0
-        rank = tl.minimum(tl.maximum(tl.load(k), 0), n).to(tl.int32) if K_ON_DEVICE else k
+        rank = tl.minimum(tl.maximum(tl.load(k + tl.program_id(1)), 0), n).to(tl.int32) if K_ON_DEVICE else k
     else:
         prefix = tl.load(state + 2 * STEP - 4)
         rank = tl.load(state + 2 * STEP - 3)
@@ -153,7 +170,7 @@ def _count_next(
 
 
 @triton.jit(do_not_specialize=["range_bits", "channels", "plane"])
-def _count_equals(
+def count_equals(
     x: tl.tensor,
     state: tl.tensor,
     previous: tl.tensor,
@@ -167,8 +184,18 @@ def _count_equals(
     CHANNELS_LAST: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
+    ITEM: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,
 ) -> None:
     """Find the k-th largest key; if not all that equal it are kept, count them in ranges of positions."""
+    x, n = _tensor(x, n, ITEM, ALIGNED)
+    if tl.program_id(0) * BLOCK >= n:
+        return
+    state += tl.program_id(1) * WORDS
+    previous += tl.program_id(1) * WORDS
+    ranges += tl.program_id(1) * WORDS
+    range_bits, channels, plane = _own(range_bits, ITEM), _own(channels, ITEM), _own(plane, ITEM)
     prefix = tl.load(state + 2 * STEPS - 4)
     bin, rank, equals = _find(previous, tl.load(state + 2 * STEPS - 3), PREVIOUS_BINS)
     kth = prefix * PREVIOUS_BINS + bin
@@ -216,7 +243,7 @@ def _end_of_equals(
 
 
 @triton.jit(do_not_specialize=["range_bits", "channels", "plane"])
-def _write(
+def write_largest(
     x: tl.tensor,
     state: tl.tensor,
     ranges: tl.tensor,
@@ -230,8 +257,19 @@ def _write(
     CHANNELS_LAST: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
+    ITEM: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr,
 ) -> None:
     """Write what is kept, zero elsewhere, or the mask of what is kept; and the k-th largest key as a number."""
+    x, n = _tensor(x, n, ITEM, ALIGNED)
+    if tl.program_id(0) * BLOCK >= n:
+        return
+    state += tl.program_id(1) * WORDS
+    ranges += tl.program_id(1) * WORDS
+    threshold += tl.program_id(1)
+    range_bits, channels, plane = _own(range_bits, ITEM), _own(channels, ITEM), _own(plane, ITEM)
+    out = _address(out, ITEM, ALIGNED)
     kth, rank = tl.load(state + 5), tl.load(state + 6)
     partial = rank < tl.load(state + 7)
     end = n + 0
@@ -250,48 +288,3 @@ def _write(
             tl.store(out + i, tl.where(kept, bits, 0), mask=i < n)
     if tl.program_id(0) == 0:
         tl.store(threshold, kth.to(threshold.dtype.element_ty))
-
-
-def select(x: Tensor, k: int | Tensor, mask: bool) -> tuple[Tensor, Tensor]:
-    """Return ``x`` with all but its k largest zeroed, or the mask of these, and the k-th largest magnitude (0-d).
-
-    ``x``: float32, float16, bfloat16, or int32 keys, of which only a mask can be had; at least one element and at most
-    ``LARGEST``. What is contiguous or channels_last is read as it lies, and the result lies like it; of any other a
-    contiguous copy is made. ``k``: below 0 it counts as 0, beyond the number of elements as that; an integer on the
-    host, or a 0-d tensor beside ``x``. For k = 0 the magnitude is a NaN.
-    """
-    x, channels, plane = _dense(x.detach())
-    n = x.numel()
-    digits = DIGITS[x.dtype]
-    out = torch.empty_like(x, dtype=torch.bool if mask else None)
-    bits = x.view(torch.int32 if x.element_size() == 4 else torch.int16)
-    words = [STATE.value, *(digit.bins for digit in digits), RANGES.value]
-    state, *tables, ranges = torch.split(torch.zeros(sum(words), dtype=torch.int32, device=x.device), words)
-    threshold = torch.empty((), dtype=x.dtype, device=x.device)
-    common = {"SIGNED": x.dtype == torch.int32, "BLOCK": BLOCK, "enable_fp_fusion": False}
-    layout = (max((n - 1).bit_length() - RANGES.value.bit_length() + 1, 0), channels, plane)
-    if not isinstance(k, Tensor):
-        k = min(max(k, 0), n)
-    grid = (min(triton.cdiv(n, BLOCK), PROGRAMS),)
-    with torch.cuda.device(x.get_device()):  # -1, the interpreter's, changes nothing
-        _count_first[grid](bits, tables[0], n, *digits[0], **common)
-        for step in range(1, len(digits)):
-            _count_next[grid](
-                bits, state, *tables[step - 1 : step + 1], k, n, step, isinstance(k, Tensor),
-                *digits[step - 1], *digits[step][:2], **common,
-            )  # fmt: skip
-        last = len(digits), digits[-1].bins
-        common["CHANNELS_LAST"] = channels > 1
-        _count_equals[grid](bits, state, tables[-1], ranges, n, *layout, *last, **common)
-        parts = out.view(torch.int8) if mask else out.view(bits.dtype), threshold.view(bits.dtype)
-        _write[grid](bits, state, ranges, *parts, n, *layout, mask, **common)
-    return out, threshold
-
-
-def _dense(x: Tensor) -> tuple[Tensor, int, int]:
-    """Return a tensor without gaps; if it is channels_last, its channels and positions of an image, else 1 and 1."""
-    if x.is_contiguous():
-        return x, 1, 1
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x, x.shape[1], x.shape[2] * x.shape[3]
-    return x.contiguous(), 1, 1
