@@ -10,6 +10,7 @@ from pathlib import Path
 import authors
 import byzantine
 import flower_table
+import gpu_cost
 import loose_bound
 import messages_table as messages
 import node_cost
@@ -105,6 +106,9 @@ def filled(text: str) -> str:
     def weighed(match: re.Match[str]) -> str:
         return f"<!-- wire: {match[1]} -->\n{messages.table(match[1])}\n<!-- end -->"
 
+    def computed(match: re.Match[str]) -> str:
+        return f"<!-- computed: {match[1]} -->\n{gpu_cost.table(match[1])}\n<!-- end -->"
+
     def packed(match: re.Match[str]) -> str:
         return f"<!-- packed: {match[1]} -->\n{pack.table(match[1])}\n<!-- end -->"
 
@@ -113,6 +117,7 @@ def filled(text: str) -> str:
         return f"<!-- flower: {match[1]} -->\n{table_of()}\n<!-- end -->"
 
     text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
+    text = re.sub(r"<!-- computed: (\w+) -->\n?.*?<!-- end -->", computed, text, flags=re.S)
     text = re.sub(r"<!-- packed: (\w+) -->\n?.*?<!-- end -->", packed, text, flags=re.S)
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)

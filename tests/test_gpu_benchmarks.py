@@ -1,0 +1,125 @@
+"""The benchmarks of a GPU, without one: plain PyTorch that rounds are measured beside, and a step's computed cost."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+# Plain PyTorch, beside which rounds are measured
+
+
+@pytest.mark.slow
+def test_grouped_clients_train_as_each_alone() -> None:
+    from gpu_steps import SMALL, Stepper
+
+    together = Stepper(SMALL, "fp32", grouped=3)
+    for _ in range(2):
+        together.step()
+    for client in range(3):
+        model = SMALL.network().train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        x, y = (part[client, : SMALL.batch] for part in SMALL.data())
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model((x / 255 - 0.5) / 0.5), y).backward()
+            optimizer.step()
+        for name, weight in model.named_parameters():
+            of_all = together.model.get_parameter(name)
+            own = of_all.view(3, *weight.shape)[client]
+            torch.testing.assert_close(own, weight, rtol=1e-4, atol=1e-6)
+
+
+def test_norms_of_grouped_clients_are_their_own() -> None:
+    from gpu_steps import group
+
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    grouped, x = group(plain, 2), torch.randn(5, 4, 6, 6)
+    outputs = grouped(x)
+    for client in range(2):
+        assert torch.allclose(
+            outputs[:, 4 * client : 4 * client + 4], plain(x[:, 2 * client : 2 * client + 2]), atol=1e-6
+        )
+
+
+def test_the_plain_loop_is_federated_averaging() -> None:
+    from gpu_steps import SMALL, PlainLoop
+
+    work = replace(SMALL, clients=2, examples=12, batch=16)  # a step of all examples: their order does not matter
+    loop = PlainLoop(work, "fp32")
+    for _ in range(2):
+        loop.round()
+    mean = {name: value.clone() for name, value in work.network().state_dict().items()}
+    for _ in range(2):
+        reached = []
+        for client in range(2):
+            model = work.network().train()
+            model.load_state_dict(mean)
+            x, y = (part[client] for part in work.data())
+            gradients = torch.autograd.grad(F.cross_entropy(model((x / 255 - 0.5) / 0.5), y), [*model.parameters()])
+            reached.append([w.detach() - 0.01 * g for w, g in zip(model.parameters(), gradients, strict=True)])
+        mean = {name: (a + b) / 2 for name, a, b in zip(mean, *reached, strict=True)}
+    for own, expected in zip(loop.mean, mean.values(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+
+
+# What a step takes of a GPU
+
+
+@pytest.mark.slow
+def test_the_counts_of_a_step_are_resnet_18s() -> None:
+    import gpu_cost
+
+    widths = {64: (32, 3), 128: (16, 64), 256: (8, 128), 512: (4, 256)}  # the side of the maps, the channels before
+    products = 0
+    for width, (side, before) in widths.items():
+        first, inner = (1, 4) if width == 64 else (1, 3)
+        products += side**2 * width * 9 * (first * before + inner * width)
+        products += 0 if width == 64 else side**2 * width * before  # the shortcut
+    forward = 2 * 16 * products
+    step = gpu_cost.dense_step()
+    assert step["convolutions, forward"].flops == forward
+    first = 2 * 16 * 32**2 * 64 * 9 * 3
+    assert step["convolutions, backward"].flops == 2 * forward - first  # nothing asks for the images' gradient
+    assert (step["convolutions, forward"].launches, step["convolutions, backward"].launches) == (20, 39)
+    assert (step["update"].launches, step["update"].bytes) == (1, 3 * 4 * 11_173_962)
+    assert step["norms"].launches == 40
+    cuts = gpu_cost.selections()
+    inputs = 4 * 64 * 32**2 + 64 * 32**2 + 3 * 128 * 16**2 + 128 * 16**2 + 3 * 256 * 8**2 + 256 * 8**2 + 3 * 512 * 4**2
+    assert cuts.launches == 6 + 16 * 5
+    assert cuts.bytes == 5 * 4 * 10_985_472 + 4 * 2 * 16 * inputs
+    assert gpu_cost.masks().bytes == (4 + 4 + 1) * (1_728 + 10_985_472 + 172_032)
+    kept = json.loads(gpu_cost.RESULTS.read_text())
+    for label in ("convolutions, forward", "convolutions, backward", "update"):
+        assert kept["kernels"][label] == asdict(step[label])
+    assert kept["extras"] == {"ZeroFL .95": asdict(cuts), "FLASH .05": asdict(gpu_cost.masks())}
+    assert {name: cell["steps"] for name, cell in kept["cells"].items()} == {
+        "ZeroFL .95": 700 * 10 * 29,  # 450 examples: 28 batches of 16 and one of 2
+        "FLASH .05": 600 * 10 * 32 + 10 * 10 * 32,
+    }
+
+
+def test_an_operation_takes_the_longest_of_its_times() -> None:
+    from gpu_cost import Gpu, Kernels
+
+    gpu = Gpu(flops=100, share=0.5, bandwidth=10, bandwidth_share=0.5, launch=1, processors=4, overlap=0.25)
+    small, moved, full, few = Kernels(), Kernels(), Kernels(), Kernels()
+    small.add(3, 5, 50, gpu=gpu)
+    assert (small.alone, small.together) == (3, 1)
+    moved.add(1, 50, 50, gpu=gpu)
+    assert (moved.alone, moved.together) == (10, 10)
+    full.add(1, 5, 500, tiles=4, gpu=gpu)
+    assert (full.alone, full.together) == (10, 10)
+    few.add(1, 5, 500, tiles=1, gpu=gpu)
+    assert (few.alone, few.together) == (40, 10)
