@@ -1,5 +1,7 @@
 """Run the kernels of the exact top-k in Triton's interpreter, which TRITON_INTERPRET=1 calls; print what is wrong."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,22 @@ def wrong_keys() -> list[int]:
     return [k for k in selections.counts(700) if not torch.equal(support(keys, k), selection.largest(keys, k))]
 
 
+def accepted_batches() -> list[int]:
+    """Return which of the batches that a GPU would misread are made all the same."""
+    x, ones = torch.zeros(4, 6), torch.ones((), dtype=torch.int64)
+    batches = [([x, x.T], [1, 1]), ([x, x.double()], [1, 1]), ([x, x], [1]), ([x, x], ones.expand(2))]
+    accepted = []
+    for i, batch in enumerate(batches):
+        with suppress(ValueError):
+            selection_launch.Batch(*batch)
+            accepted.append(i)
+    return accepted
+
+
 if __name__ == "__main__":
     selection_launch.BLOCK, selection_launch.PROGRAMS = 128, 3
     print("wrong:", selections.wrong_cases(FLOATS, cut, support, block=128, every=5))
     print("wrong:", wrong_keys())
+    print("wrong:", accepted_batches())
     tensors, k = selections.batch(128, torch.bfloat16)
     print("wrong:", selections.wrong_in_batch(tensors, k, selection_launch.Batch(tensors, torch.tensor(k))))

@@ -106,7 +106,7 @@ def in_subprocess(script: str, **environment: str) -> str:
 @pytest.mark.system
 def test_the_kernels_keep_the_same_in_their_interpreter() -> None:
     """In blocks of 128, of which each reads several times: an interpreter is slow."""
-    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 3
+    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 4
 
 
 @needs_triton
@@ -138,25 +138,31 @@ def test_a_graph_selects_anew_at_each_replay(dtype: torch.dtype, shape: tuple[in
     """Without a look from the host, of other values and another k than were there at the capture; twice the same."""
     rng = torch.Generator().manual_seed(4)
     samples = [torch.randn(shape, generator=rng).relu().to(dtype).to(memory_format=torch.channels_last) for _ in "abc"]
-    x, k = samples[0].cuda(), torch.full((), samples[0].numel() // 20, device="cuda")
-    cut_both = selection.cuts([x, x], k.expand(2))
+    x, counts = samples[0].cuda(), torch.full((3,), samples[0].numel() // 20, device="cuda")
+    k, cut_both = counts[0], selection.cuts([x, x], counts[1:])
+
+    def select() -> tuple[tuple[Tensor, Tensor], Tensor, tuple[list[Tensor], Tensor]]:
+        return selection.cut(x, k), selection.support(x, k), cut_both()
+
     torch.use_deterministic_algorithms(True)
-    torch.cuda.set_sync_debug_mode("error")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # what is compiled at its first call is compiled before the capture
-            selection.cut(x, k), selection.support(x, k), cut_both()
+            select()
+            torch.cuda.set_sync_debug_mode("error")
+            select()
+            torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            (values, threshold), mask, both = selection.cut(x, k), selection.support(x, k), cut_both()
+            (values, threshold), mask, both = select()
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.use_deterministic_algorithms(False)
     for sample, count in zip(samples, (x.numel() // 20, 7, x.numel() - 3), strict=True):
         x.copy_(sample)
-        k.fill_(count)
+        counts.fill_(count)
         for _ in range(2):
             graph.replay()
             want, smallest = selection.cut(sample, count)

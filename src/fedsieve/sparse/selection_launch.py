@@ -65,7 +65,8 @@ class Batch:
     """Selections from tensors that stay where they are in memory, in the launches of one.
 
     ``tensors``: of one dtype and device, contiguous or channels_last, at least one element each. ``k``: how many each
-    keeps, as for ``select``; a tensor [tensors] of int64 on the device is read anew at each call.
+    keeps, as for ``select``; a tensor [tensors] of int64 on the device is read anew at each call. Raises ValueError if
+    they are not so.
     """
 
     def __init__(self, tensors: Sequence[Tensor], k: Sequence[int] | Tensor):
@@ -77,6 +78,8 @@ class Batch:
         self.thresholds = torch.empty(len(tensors), dtype=first.dtype, device=first.device)
         self._memory = torch.zeros(len(tensors), _words(first.dtype), dtype=torch.int32, device=first.device)
         self._k = k if isinstance(k, Tensor) else torch.tensor(k, device=first.device)
+        if (self._k.shape, self._k.device) != (self.thresholds.shape, first.device) or not self._k.is_contiguous():
+            raise ValueError(f"a batch of {len(tensors)} tensors takes as many k, in one piece beside them")
         rows = [
             (x.data_ptr(), out.data_ptr(), x.numel(), *_layout(x))
             for x, out in zip(self.tensors, self.values, strict=True)
