@@ -3,10 +3,11 @@
 from contextlib import suppress
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 import selections
-from fedsieve.sparse import selection, selection_launch
+from fedsieve.sparse import selection, selection_kernels, selection_launch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -40,7 +41,8 @@ def accepted_batches() -> list[int]:
 
 if __name__ == "__main__":
     selection_launch.BLOCK, selection_launch.PROGRAMS = 128, 3
-    print("wrong:", selections.wrong_cases(FLOATS, cut, support, block=128, every=5))
+    selection_kernels.RANGES = selection_launch.RANGES = tl.constexpr(4)  # each then longer than a block
+    print("wrong:", selections.wrong_cases(FLOATS, cut, support, block=128, every=3))
     print("wrong:", wrong_keys())
     print("wrong:", accepted_batches())
     tensors, k = selections.batch(128, torch.bfloat16)
