@@ -158,7 +158,7 @@ def dense_step() -> dict[str, Kernels]:
 
 DIGITS = {torch.float32: 3, torch.bfloat16: 2}
 """The digits that the exact selection counts of a key (``sparse.selection_launch``): a launch and a read for each, and
-three launches, a read and a write."""
+three launches, a read, and a write in bfloat16."""
 
 
 def selections() -> Kernels:
@@ -166,8 +166,8 @@ def selections() -> Kernels:
     layers, kernels = topk.layers_of(WORK.batch), Kernels()
     keys = [(sum(weight.numel() for weight, _ in layers), torch.float32)]
     for numel, dtype in keys + [(x.numel(), torch.bfloat16) for _, x in layers]:
-        for passes in (*[1] * DIGITS[dtype], 2, 0, 0):
-            kernels.add(1, passes * numel * dtype.itemsize)
+        for size in (*[dtype.itemsize] * DIGITS[dtype], dtype.itemsize + torch.bfloat16.itemsize, 0, 0):
+            kernels.add(1, numel * size)
     return kernels
 
 

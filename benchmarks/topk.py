@@ -31,7 +31,7 @@ BATCH, DENSITY = 16, 0.05
 LAUNCH, BANDWIDTH = 2.5e-6, 3.35e12
 """An H100's: seconds from one kernel's begin to the next one's within a graph, bytes a second."""
 ACTIVATIONS = (torch.float32, torch.bfloat16)
-Cut: TypeAlias = Callable[[Tensor, int], Tensor]
+Cut: TypeAlias = Callable[[Tensor, int, torch.dtype], Tensor]
 
 
 def layers_of(batch: int, model: str = "resnet18", policy: str = "zerofl") -> list[tuple[Tensor, Tensor]]:
@@ -56,17 +56,18 @@ def measure(
 ) -> dict[str, Any]:
     """Return the milliseconds that all selections take together: as training does them, each alone, and by sorts.
 
-    ``activations``: the dtype of the inputs; weights are float32, both channels_last. Training cuts all weights at
-    once, and each input. On a GPU each way is one graph; the values that all keep have to be the same bits.
+    ``activations``: the dtype of the inputs, which weights are rounded to after they are cut in float32; all are
+    channels_last. Training cuts all weights at once, and each input. On a GPU each way is one graph; the values that
+    all keep have to be the same bits.
     """
     layers = layers_of(batch)
     weights = [w.to(device).to(memory_format=torch.channels_last) for w, _ in layers]
     inputs = [a.to(device, activations).to(memory_format=torch.channels_last) for _, a in layers]
     counts = [topk_count(DENSITY, x.numel()) for x in (*weights, *inputs)]
-    cut_weights = selection.cuts(weights, counts[: len(weights)])
+    cut_weights = selection.cuts(weights, counts[: len(weights)], activations)
 
     def each(cut: Cut, tensors: list[Tensor]) -> list[Tensor]:
-        return [cut(x, k) for x, k in zip(tensors, counts[-len(tensors) :], strict=True)]
+        return [cut(x, k, activations) for x, k in zip(tensors, counts[-len(tensors) :], strict=True)]
 
     ways: dict[str, Callable[[], list[Tensor]]] = {
         "ms": lambda: [*cut_weights()[0], *each(counted_cut, inputs)],
@@ -84,13 +85,13 @@ def measure(
     }
 
 
-def counted_cut(x: Tensor, k: int) -> Tensor:
-    return selection.cut(x, k)[0]
+def counted_cut(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
+    return selection.cut(x, k, dtype)[0]
 
 
-def sorted_cut(x: Tensor, k: int) -> Tensor:
+def sorted_cut(x: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     support, _ = selection.sort_select(selection.magnitude_keys(x), k)
-    return x.clone().masked_fill_(~support.view(x.shape), 0)
+    return x.clone().masked_fill_(~support.view(x.shape), 0).to(dtype)
 
 
 def milliseconds(work: Callable[[], list[Tensor]], device: str, repeats: int) -> tuple[float, list[Tensor]]:
@@ -130,17 +131,18 @@ def computed(activations: torch.dtype) -> dict[str, Any]:
     from fedsieve.sparse.selection_launch import DIGITS
 
     layers = layers_of(BATCH)
-    weights, inputs = (4 * sum(w.numel() for w, _ in layers), activations.itemsize * sum(a.numel() for _, a in layers))
-    digits = {dtype: len(DIGITS[dtype]) for dtype in (torch.float32, activations)}
-    launches = digits[torch.float32] + 3 + len(layers) * (digits[activations] + 3)
-    moved = weights * (digits[torch.float32] + 2) + inputs * (digits[activations] + 2)
+    weights, inputs = sum(w.numel() for w, _ in layers), sum(a.numel() for _, a in layers)
+    of_weight, of_input = len(DIGITS[torch.float32]), len(DIGITS[activations])
+    read = 4 * weights * (of_weight + 1) + activations.itemsize * inputs * (of_input + 1)
+    moved = read + activations.itemsize * (weights + inputs)
+    launches = of_weight + 3 + len(layers) * (of_input + 3)
     return {
         "activations": str(activations).removeprefix("torch."),
         "selections": 2 * len(layers),
         "launches": launches,
-        "single_launches": launches + (len(layers) - 1) * (digits[torch.float32] + 3),
+        "single_launches": launches + (len(layers) - 1) * (of_weight + 3),
         "megabytes": moved / 1e6,
-        "equals_megabytes": (weights + inputs) / 1e6,
+        "equals_megabytes": (4 * weights + activations.itemsize * inputs) / 1e6,
         "launch_ms": 1e3 * launches * LAUNCH,
         "memory_ms": 1e3 * moved / BANDWIDTH,
     }

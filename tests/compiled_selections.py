@@ -39,17 +39,19 @@ def main() -> None:
     driver.set_active(AbsentGPU())
     JITFunction.run = compile_only
     image = torch.zeros(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    half = [torch.bfloat16, torch.float16]
+    own = {torch.int32: [], torch.float32: [torch.float32, torch.bfloat16], **{dtype: [dtype] for dtype in half}}
     for dtype in selection_launch.DIGITS:
         sizes = set()
         for x, k in product((image, torch.zeros(1), torch.zeros(7)), (1, torch.tensor(16))):
-            for mask in (True, False)[: 1 if dtype == torch.int32 else 2]:
+            for out_dtype in (torch.bool, *own[dtype]):
                 launches.clear()
-                selection_launch.select(x.to(dtype), k, mask)
+                selection_launch.select(x.to(dtype), k, out_dtype)
                 sizes.add(len(launches))
         print(str(dtype).removeprefix("torch."), *sizes)
     for dtype, n in product((torch.float32, torch.bfloat16), (1024, 1023)):
         launches.clear()
-        selection_launch.Batch([image.to(dtype), torch.zeros(n, dtype=dtype)], [3, 4])()
+        selection_launch.Batch([image.to(dtype), torch.zeros(n, dtype=dtype)], [3, 4], torch.bfloat16)()
         print("batch", len(launches))
 
 

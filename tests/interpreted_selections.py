@@ -13,11 +13,15 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
-    return selection_launch.select(x, k, mask=False) if x.numel() else selection.cut(x, k)
+    return selection_launch.select(x, k, x.dtype) if x.numel() else selection.cut(x, k)
 
 
 def support(x: Tensor, k: int | Tensor) -> Tensor:
-    return selection_launch.select(x, k, mask=True)[0] if x.numel() else selection.support(x, k)
+    return selection_launch.select(x, k, torch.bool)[0] if x.numel() else selection.support(x, k)
+
+
+def rounding_cut(x: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return selection_launch.select(x, k, dtype) if x.numel() else selection.cut(x, k, dtype)
 
 
 def wrong_keys() -> list[int]:
@@ -34,7 +38,7 @@ def accepted_batches() -> list[int]:
     accepted = []
     for i, batch in enumerate(batches):
         with suppress(ValueError):
-            selection_launch.Batch(*batch)
+            selection_launch.Batch(*batch, torch.float32)
             accepted.append(i)
     return accepted
 
@@ -44,6 +48,10 @@ if __name__ == "__main__":
     selection_kernels.RANGES = selection_launch.RANGES = tl.constexpr(4)  # each then longer than a block
     print("wrong:", selections.wrong_cases(FLOATS, cut, support, block=128, every=3))
     print("wrong:", wrong_keys())
+    print("wrong:", selections.wrong_rounding(rounding_cut, block=128))
     print("wrong:", accepted_batches())
     tensors, k = selections.batch(128, torch.bfloat16)
-    print("wrong:", selections.wrong_in_batch(tensors, k, selection_launch.Batch(tensors, torch.tensor(k))))
+    print(
+        "wrong:",
+        selections.wrong_in_batch(tensors, k, selection_launch.Batch(tensors, torch.tensor(k), torch.bfloat16)),
+    )

@@ -114,6 +114,23 @@ def wrong_cases(
     return [f"{name} {k}" for i, (name, x, k) in enumerate(cases) if not agrees(x, k, i % 2 == 0, cut, support)]
 
 
+def wrong_rounding(
+    cut: Callable[[Tensor, int, torch.dtype], tuple[Tensor, Tensor]],
+    block: int = 2048,
+    move: Callable[[Tensor], Tensor] = Tensor.detach,
+) -> list[str]:
+    """Return the names of the float32 tensors whose kept values are not rounded to bfloat16 as by PyTorch."""
+    wrong = []
+    for name, x in awkward_values(torch.float32, block).items():
+        k = x.numel() // 3
+        values, threshold = cut(move(x), k, torch.bfloat16)
+        _, want, smallest = expected(x, k)
+        equal = torch.equal(values.cpu().nan_to_num(7.0), want.bfloat16().nan_to_num(7.0))
+        if not equal or (smallest >= 0 and bits(threshold.cpu()) != smallest):
+            wrong.append(name)
+    return wrong
+
+
 def batch(block: int, dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
     """Return tensors of one dtype, of several sizes and memory formats, and how many of each to keep."""
     rng = torch.Generator().manual_seed(7)

@@ -55,6 +55,15 @@ def test_keys_off_a_mask_are_never_selected_before_those_on_it() -> None:
         assert support.tolist() == [True, False, True, False, True]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_values_are_rounded_after_they_are_selected(device: str) -> None:
+    assert selections.wrong_rounding(selection.cut, move=lambda x: x.to(device)) == []
+    cut = selection.cuts([torch.tensor([1.0, 1.001, -1.002], device=device)], [1], torch.bfloat16)
+    (values,), thresholds = cut()
+    assert values.tolist() == [0, 0, -1]
+    assert (values.dtype, thresholds.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_a_cut_keeps_its_memory_format_and_gives_the_threshold_that_layers_reuse() -> None:
     x = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
     periodic = layers.PeriodicTopK(0.2, 3)
@@ -106,7 +115,7 @@ def in_subprocess(script: str, **environment: str) -> str:
 @pytest.mark.system
 def test_the_kernels_keep_the_same_in_their_interpreter() -> None:
     """In blocks of 128, of which each reads several times: an interpreter is slow."""
-    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 4
+    assert in_subprocess("interpreted_selections.py", TRITON_INTERPRET="1").splitlines() == ["wrong: []"] * 5
 
 
 @needs_triton

@@ -18,38 +18,42 @@ from torch import Tensor
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their bytes."""
-Select: TypeAlias = Callable[[Tensor, int | Tensor, bool], tuple[Tensor, Tensor]]
-"""What returns the k largest of a tensor, or the mask of these if the last argument is true, and the smallest kept."""
+Select: TypeAlias = Callable[[Tensor, int | Tensor, torch.dtype], tuple[Tensor, Tensor]]
+"""What returns the k largest of a tensor in a dtype, or as bool their mask, and the smallest that is kept."""
 
 
-def cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+def cut(x: Tensor, k: int | Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Return ``x`` with all but its k largest magnitudes zeroed, and the smallest magnitude that is kept.
 
     ``x``: floating point; what is contiguous or channels_last comes back in its memory format. ``k``: an integer, or a
     0-d tensor of int64 beside ``x``; from numel on all is kept, at 0 nothing. The magnitude is 0-d, of the dtype of
     ``x``; it is NaN, which ``x.abs() >= threshold`` nowhere reaches, if nothing is kept. Neither has a gradient.
+    ``dtype``: what the values are rounded to afterwards, that of ``x`` by default.
     """
-    x = x.detach()
-    if select := _kernels(x):
-        return select(x, k, False)
+    x, dtype = x.detach(), dtype or x.dtype
+    if select := _kernels(x, dtype):
+        return select(x, k, dtype)
     support, kth = _select(magnitude_keys(x), k)
-    return x.clone().masked_fill_(~support.view(x.shape), 0), kth.view(x.dtype)
+    return x.clone().masked_fill_(~support.view(x.shape), 0).to(dtype), kth.view(x.dtype)
 
 
-def cuts(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Callable[[], tuple[list[Tensor], Tensor]]:
+def cuts(
+    tensors: Sequence[Tensor], k: Sequence[int] | Tensor, dtype: torch.dtype | None = None
+) -> Callable[[], tuple[list[Tensor], Tensor]]:
     """Return what cuts all tensors at each call: their values, and the smallest magnitudes that are kept [tensors].
 
     ``tensors``: of one dtype and device, they stay where they are in memory while their values change, as a model's
-    weights do. ``k``: as for ``cut``, one a tensor; int64 [tensors] on the device is read anew at each call. On a GPU
-    it takes as many launches as one tensor does (Triton), and what a call returns is overwritten by the next. Make it
-    before a graph is captured: its lists are copied to the device.
+    weights do. ``k``, ``dtype``: as for ``cut``, a k for each; int64 [tensors] on the device is read anew at each call.
+    On a GPU it takes as many launches as one tensor does (Triton), and what a call returns is overwritten by the next.
+    Make it before a graph is captured: its lists are copied to the device.
     """
-    if all(_kernels(x) for x in tensors) and (kernels := _triton()) is not None:
-        batch: Callable[[], tuple[list[Tensor], Tensor]] = kernels.Batch(tensors, k)
+    out_dtype = dtype or tensors[0].dtype
+    if all(_kernels(x, out_dtype) for x in tensors) and (kernels := _triton()) is not None:
+        batch: Callable[[], tuple[list[Tensor], Tensor]] = kernels.Batch(tensors, k, out_dtype)
         return batch
 
     def cut_each() -> tuple[list[Tensor], Tensor]:
-        values, thresholds = zip(*(cut(x, own) for x, own in zip(tensors, k, strict=True)), strict=True)
+        values, thresholds = zip(*(cut(x, own, dtype) for x, own in zip(tensors, k, strict=True)), strict=True)
         return list(values), torch.stack(thresholds)
 
     return cut_each
@@ -58,15 +62,15 @@ def cuts(tensors: Sequence[Tensor], k: Sequence[int] | Tensor) -> Callable[[], t
 def support(x: Tensor, k: int | Tensor) -> Tensor:
     """Return the boolean support, shaped like ``x``, of its k largest magnitudes; ``k`` as for ``cut``."""
     x = x.detach()
-    if select := _kernels(x):
-        return select(x, k, True)[0]
+    if select := _kernels(x, torch.bool):
+        return select(x, k, torch.bool)[0]
     return _select(magnitude_keys(x), k)[0].view(x.shape)
 
 
 def largest(keys: Tensor, k: int | Tensor) -> Tensor:
     """Return the support [n] of the k largest of integers [n], ties to the lowest position; ``k`` as for ``cut``."""
-    if select := _kernels(keys):
-        return select(keys, k, True)[0]
+    if select := _kernels(keys, torch.bool):
+        return select(keys, k, torch.bool)[0]
     return _select(keys, k)[0]
 
 
@@ -87,10 +91,12 @@ def _triton() -> ModuleType | None:
     return selection_launch
 
 
-def _kernels(x: Tensor) -> Select | None:
-    """Return what selects by counting, if it can select from ``x``."""
+def _kernels(x: Tensor, dtype: torch.dtype) -> Select | None:
+    """Return what selects by counting, if it can select from ``x`` and write a dtype."""
     kernels = _triton() if x.is_cuda else None
     if kernels is None or x.dtype not in kernels.DIGITS or not 0 < x.numel() <= kernels.LARGEST:
+        return None
+    if dtype not in (x.dtype, torch.bool) and (x.dtype, dtype) != (torch.float32, torch.bfloat16):
         return None
     select: Select = kernels.select
     return select

@@ -21,36 +21,41 @@ NARROW = tl.constexpr(512)
 
 
 @triton.jit
-def _tensor(x: tl.tensor, n: tl.tensor, ITEM: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+def _tensor(x: tl.tensor, n: tl.tensor, BITS: tl.constexpr, BATCH: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
     """Return where this program's tensor begins, and its size; of a batch, which has lists of addresses and sizes."""
-    if ITEM:
-        x = _address(x, ITEM, ALIGNED)
-        n = _own(n, ITEM)
-        if ALIGNED:
-            n = tl.multiple_of(n, 16)
-    return x, n
+    n = _own(n, BATCH)
+    if BATCH and ALIGNED:
+        n = tl.multiple_of(n, 16)
+    return _address(x, BITS, BATCH, ALIGNED), n
 
 
 @triton.jit
-def _address(x: tl.tensor, ITEM: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
-    """Return the pointer to integers that a list of addresses has for this program's tensor; without a list, ``x``."""
-    if ITEM:
-        x = tl.load(x + tl.program_id(1)).to(tl.pointer_type(tl.int16 if ITEM == 2 else tl.int32))
+def _address(x: tl.tensor, KIND: tl.constexpr, BATCH: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+    """Return the pointer to a dtype that a batch's list of addresses has for this program's tensor; else ``x``."""
+    if BATCH:
+        x = tl.load(x + tl.program_id(1)).to(tl.pointer_type(KIND))
         if ALIGNED:
             x = tl.multiple_of(x, 16)
     return x
 
 
 @triton.jit
-def _own(number: tl.tensor, ITEM: tl.constexpr) -> tl.tensor:
-    """Return what a list has for this program's tensor; without a list, the number itself."""
-    return tl.load(number + tl.program_id(1)).to(tl.int32) if ITEM else number
+def _own(number: tl.tensor, BATCH: tl.constexpr) -> tl.tensor:
+    """Return what a batch's list has for this program's tensor; else the number itself."""
+    return tl.load(number + tl.program_id(1)).to(tl.int32) if BATCH else number
 
 
 @triton.jit
 def _key(bits: tl.tensor, SIGNED: tl.constexpr) -> tl.tensor:
     """Return int32 keys: bits without the sign, or what is a key already."""
     return bits if SIGNED else bits.to(tl.int32) & ((1 << (bits.dtype.primitive_bitwidth - 1)) - 1)
+
+
+@triton.jit
+def _to_bfloat16(bits: tl.tensor) -> tl.tensor:
+    """Return bfloat16's bits of float32's, rounded to the nearest, ties to even."""
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.int16)
 
 
 @triton.jit
@@ -94,12 +99,13 @@ def count_first_digit(
     LOWEST: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
-    ITEM: tl.constexpr,
+    BITS: tl.constexpr,
+    BATCH: tl.constexpr,
     ALIGNED: tl.constexpr,
     WORDS: tl.constexpr,
 ) -> None:
     """Count the first digit of all keys."""
-    x, n = _tensor(x, n, ITEM, ALIGNED)
+    x, n = _tensor(x, n, BITS, BATCH, ALIGNED)
     if tl.program_id(0) * BLOCK >= n:
         return
     table += tl.program_id(1) * WORDS
@@ -129,12 +135,13 @@ def count_next_digit(
     BINS: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
-    ITEM: tl.constexpr,
+    BITS: tl.constexpr,
+    BATCH: tl.constexpr,
     ALIGNED: tl.constexpr,
     WORDS: tl.constexpr,
 ) -> None:
     """Find the digit of the k-th largest key in the table before, and count the next one of the keys that share it."""
-    x, n = _tensor(x, n, ITEM, ALIGNED)
+    x, n = _tensor(x, n, BITS, BATCH, ALIGNED)
     if tl.program_id(0) * BLOCK >= n:
         return
     state += tl.program_id(1) * WORDS
@@ -184,18 +191,19 @@ def count_equals(
     CHANNELS_LAST: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
-    ITEM: tl.constexpr,
+    BITS: tl.constexpr,
+    BATCH: tl.constexpr,
     ALIGNED: tl.constexpr,
     WORDS: tl.constexpr,
 ) -> None:
     """Find the k-th largest key; if not all that equal it are kept, count them in ranges of positions."""
-    x, n = _tensor(x, n, ITEM, ALIGNED)
+    x, n = _tensor(x, n, BITS, BATCH, ALIGNED)
     if tl.program_id(0) * BLOCK >= n:
         return
     state += tl.program_id(1) * WORDS
     previous += tl.program_id(1) * WORDS
     ranges += tl.program_id(1) * WORDS
-    range_bits, channels, plane = _own(range_bits, ITEM), _own(channels, ITEM), _own(plane, ITEM)
+    range_bits, channels, plane = _own(range_bits, BATCH), _own(channels, BATCH), _own(plane, BATCH)
     prefix = tl.load(state + 2 * STEPS - 4)
     bin, rank, equals = _find(previous, tl.load(state + 2 * STEPS - 3), PREVIOUS_BINS)
     kth = prefix * PREVIOUS_BINS + bin
@@ -253,23 +261,25 @@ def write_largest(
     range_bits: tl.tensor,
     channels: tl.tensor,
     plane: tl.tensor,
+    OUT: tl.constexpr,
     MASK: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
-    ITEM: tl.constexpr,
+    BITS: tl.constexpr,
+    BATCH: tl.constexpr,
     ALIGNED: tl.constexpr,
     WORDS: tl.constexpr,
 ) -> None:
-    """Write what is kept, zero elsewhere, or the mask of what is kept; and the k-th largest key as a number."""
-    x, n = _tensor(x, n, ITEM, ALIGNED)
+    """Write what is kept, rounded or not, zero elsewhere, or its mask; and the k-th largest key as a number."""
+    x, n = _tensor(x, n, BITS, BATCH, ALIGNED)
     if tl.program_id(0) * BLOCK >= n:
         return
     state += tl.program_id(1) * WORDS
     ranges += tl.program_id(1) * WORDS
     threshold += tl.program_id(1)
-    range_bits, channels, plane = _own(range_bits, ITEM), _own(channels, ITEM), _own(plane, ITEM)
-    out = _address(out, ITEM, ALIGNED)
+    range_bits, channels, plane = _own(range_bits, BATCH), _own(channels, BATCH), _own(plane, BATCH)
+    out = _address(out, OUT, BATCH, ALIGNED)
     kth, rank = tl.load(state + 5), tl.load(state + 6)
     partial = rank < tl.load(state + 7)
     end = n + 0
@@ -285,6 +295,9 @@ def write_largest(
         if MASK:
             tl.store(out + i, kept.to(tl.int8), mask=i < n)
         else:
-            tl.store(out + i, tl.where(kept, bits, 0), mask=i < n)
+            value = tl.where(kept, bits, 0)
+            if OUT != BITS:
+                value = _to_bfloat16(value)
+            tl.store(out + i, value, mask=i < n)
     if tl.program_id(0) == 0:
         tl.store(threshold, kth.to(threshold.dtype.element_ty))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from fedsieve.sparse.selection_kernels import (
@@ -20,6 +21,8 @@ from fedsieve.sparse.selection_kernels import (
 
 BLOCK, PROGRAMS = 2048, 2048
 """How many elements a block reads at once, and the most blocks of a pass: beyond, each reads several times."""
+INTEGERS = {1: (torch.int8, tl.int8), 2: (torch.int16, tl.int16), 4: (torch.int32, tl.int32)}
+"""What the bits of numbers are read as, by their bytes: PyTorch's and Triton's name."""
 LARGEST = 2**30
 """The most elements of a tensor: positions are 32-bit integers."""
 
@@ -42,39 +45,39 @@ DIGITS = {
 """The digits of the keys, by what they are made of; int32 is a key already."""
 
 
-def select(x: Tensor, k: int | Tensor, mask: bool) -> tuple[Tensor, Tensor]:
-    """Return ``x`` with all but its k largest zeroed, or the mask of these, and the k-th largest magnitude (0-d).
+def select(x: Tensor, k: int | Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return ``x`` with all but its k largest zeroed, or as bool their mask, and the k-th largest magnitude (0-d).
 
     ``x``: float32, float16, bfloat16, or int32 keys, of which only a mask can be had; at least one element and at most
     ``LARGEST``. What is contiguous or channels_last is read as it lies, and the result lies like it; of any other a
     contiguous copy is made. ``k``: below 0 it counts as 0, beyond the number of elements as that; an integer on the
-    host, or a 0-d tensor beside ``x``. For k = 0 the magnitude is a NaN.
+    host, or a 0-d tensor beside ``x``. For k = 0 the magnitude is a NaN. ``out_dtype``: bool, that of ``x``, or
+    bfloat16 for float32.
     """
     x = x.detach() if _is_dense(x) else x.detach().contiguous()
     n = x.numel()
-    out = torch.empty_like(x, dtype=torch.bool if mask else None)
+    out = torch.empty_like(x, dtype=out_dtype)
     threshold = torch.empty((), dtype=x.dtype, device=x.device)
     memory = torch.zeros(1, _words(x.dtype), dtype=torch.int32, device=x.device)
     k = k if isinstance(k, Tensor) else min(max(k, 0), n)
-    parts = _integers(x), out.view(torch.int8) if mask else _integers(out), _integers(threshold)
-    _launch(x.dtype, memory, *parts, k, n, _layout(x), n, MASK=mask)
+    _launch(x.dtype, out_dtype, memory, _integers(x), _integers(out), _integers(threshold), k, n, _layout(x), n)
     return out, threshold
 
 
 class Batch:
     """Selections from tensors that stay where they are in memory, in the launches of one.
 
-    ``tensors``: of one dtype and device, contiguous or channels_last, at least one element each. ``k``: how many each
-    keeps, as for ``select``; a tensor [tensors] of int64 on the device is read anew at each call. Raises ValueError if
-    they are not so.
+    ``tensors``: of one dtype and device, contiguous or channels_last, at least one element each. ``k``, ``out_dtype``:
+    as for ``select``, but no mask; a tensor [tensors] of int64 on the device is read anew at each call. Raises
+    ValueError if they are not so.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], k: Sequence[int] | Tensor):
+    def __init__(self, tensors: Sequence[Tensor], k: Sequence[int] | Tensor, out_dtype: torch.dtype):
         self.tensors = [x.detach() for x in tensors]
         first = self.tensors[0]
         if not all(_is_dense(x) and (x.dtype, x.device) == (first.dtype, first.device) for x in self.tensors):
             raise ValueError("a batch selects from contiguous or channels_last tensors of one dtype and device")
-        self.values = [torch.empty_like(x) for x in self.tensors]
+        self.values = [torch.empty_like(x, dtype=out_dtype) for x in self.tensors]
         self.thresholds = torch.empty(len(tensors), dtype=first.dtype, device=first.device)
         self._memory = torch.zeros(len(tensors), _words(first.dtype), dtype=torch.int32, device=first.device)
         self._k = k if isinstance(k, Tensor) else torch.tensor(k, device=first.device)
@@ -96,14 +99,15 @@ class Batch:
         places = [place for pair in zip(self.tensors, self.values, strict=True) for place in pair]
         aligned = all(v.numel() % 16 == 0 and v.data_ptr() % 16 == 0 for v in places)
         _launch(
-            first.dtype, self._memory.zero_(), x, out, _integers(self.thresholds), self._k, n, tuple(layout),
-            max(x.numel() for x in self.tensors), ITEM=first.element_size(), ALIGNED=aligned,
+            first.dtype, self.values[0].dtype, self._memory.zero_(), x, out, _integers(self.thresholds), self._k, n,
+            tuple(layout), max(x.numel() for x in self.tensors), BATCH=True, ALIGNED=aligned,
         )  # fmt: skip
         return self.values, self.thresholds
 
 
 def _launch(
     dtype: torch.dtype,
+    out_dtype: torch.dtype,
     memory: Tensor,
     x: Tensor,
     out: Tensor,
@@ -112,16 +116,15 @@ def _launch(
     n: int | Tensor,
     layout: tuple[Any, Any, Any],
     longest: int,
-    MASK: bool = False,
-    ITEM: int = 0,
+    BATCH: bool = False,
     ALIGNED: bool = False,
 ) -> None:
-    """Launch all passes; memory [tensors, words], x, out, n and layout are lists of a batch if ``ITEM`` is not 0."""
+    """Launch all passes; of a batch ``x``, ``out``, ``n`` and ``layout`` are lists on the device."""
     digits = DIGITS[dtype]
     state, *tables, ranges = torch.split(memory, _parts(dtype), dim=1)
     grid = (min(triton.cdiv(longest, BLOCK), PROGRAMS), len(memory))
     common: dict[str, Any] = {"SIGNED": dtype == torch.int32, "BLOCK": BLOCK, "WORDS": memory.shape[1]}
-    common |= {"ITEM": ITEM, "ALIGNED": ALIGNED, "enable_fp_fusion": False}
+    common |= {"BITS": INTEGERS[dtype.itemsize][1], "BATCH": BATCH, "ALIGNED": ALIGNED, "enable_fp_fusion": False}
     with torch.cuda.device(memory.get_device()):  # -1, the interpreter's, changes nothing
         count_first_digit[grid](x, tables[0], n, *digits[0], **common)
         for step in range(1, len(digits)):
@@ -130,9 +133,11 @@ def _launch(
                 x, state, *tables[step - 1 : step + 1], k, n, step, isinstance(k, Tensor),
                 *before, digit.shift, digit.bins, **common,
             )  # fmt: skip
-        common["CHANNELS_LAST"] = bool(ITEM) or layout[1] > 1
+        common["CHANNELS_LAST"] = BATCH or layout[1] > 1
         count_equals[grid](x, state, tables[-1], ranges, n, *layout, len(digits), digits[-1].bins, **common)
-        write_largest[grid](x, state, ranges, out, threshold, n, *layout, MASK, **common)
+        mask = out_dtype == torch.bool
+        out_bits = INTEGERS[out_dtype.itemsize][1]
+        write_largest[grid](x, state, ranges, out, threshold, n, *layout, out_bits, mask, **common)
 
 
 def _parts(dtype: torch.dtype) -> list[int]:
@@ -146,7 +151,7 @@ def _words(dtype: torch.dtype) -> int:
 
 def _integers(x: Tensor) -> Tensor:
     """Return a tensor's bits as signed integers."""
-    return x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+    return x.view(INTEGERS[x.element_size()][0])
 
 
 def _is_dense(x: Tensor) -> bool:
