@@ -26,7 +26,7 @@ def windows(image: torch.Tensor) -> list[torch.Tensor]:
 
 def test_a_crop_is_one_of_the_162_that_there_are_and_all_come_up() -> None:
     image = torch.arange(1, 2 * 6 * 5 + 1, dtype=torch.uint8).view(2, 6, 5)
-    found = crop_flip(image.expand(4000, 2, 6, 5), rng(0, "test"))
+    found = crop_flip(image.expand(4000, 2, 6, 5), crop_flip.draw(4000, rng(0, "test")))
     assert found.dtype == torch.uint8
     possible = torch.stack(windows(image))
     which = (found[:, None] == possible[None]).all(dim=(2, 3, 4))

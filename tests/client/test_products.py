@@ -126,8 +126,8 @@ def test_a_training_multiplies_what_pytorchs_counter_says(name: str) -> None:
     plain = NETS[name]()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         list(Training(device_of(plain, Cost(plain))))
-    assert cost.dense == counter.get_total_flops() / 2 > 0
-    assert cost.real == cost.dense
+    assert cost.products.dense == counter.get_total_flops() / 2 > 0
+    assert cost.products.real == cost.products.dense
     assert cost.other_ops.unknown == ()
 
 
@@ -136,7 +136,7 @@ def test_recurrent_layers_are_counted_step_by_step(kind: type[nn.Module], gates:
     """Six steps: each multiplies the input and the state; the first state is zeros, and needs no gradient."""
     net = lambda: Net(lambda m, h: m.out(m.a(h)[0][:, -1]), a=kind(12, 16, batch_first=True), out=linear(16, 3))  # noqa: E731
     into, state, out = 6 * 12 * gates * 16, 16 * gates * 16, 16 * 3
-    assert counted(net).dense == 23 * (2 * into + (6 + 5 + 6) * state + 3 * out)
+    assert counted(net).products.dense == 23 * (2 * into + (6 + 5 + 6) * state + 3 * out)
 
 
 def test_sparse_layers_count_at_their_densities_and_all_else_as_dense() -> None:
@@ -146,7 +146,7 @@ def test_sparse_layers_count_at_their_densities_and_all_else_as_dense() -> None:
 
     cost = counted(NETS["attention"], masked)
     out = 23 * 12 * 3
-    assert cost.dense - cost.real == out * (3 - 0.875)
+    assert cost.products.dense - cost.products.real == out * (3 - 0.875)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,7 +155,7 @@ def test_our_own_models_are_convolutions_and_linear_layers_alone(name: str) -> N
     cost = Cost(MODELS[name](channels, 10), examples=torch.randn(2, channels, side, side))
     assert not cost.other_ops
     assert cost.other_ops.unknown == ()
-    assert cost.dense == 0
+    assert cost.products.dense == 0
 
 
 class Doubled(torch.autograd.Function):

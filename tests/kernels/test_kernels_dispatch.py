@@ -238,7 +238,7 @@ def test_work_counts_steps_seconds_and_multiply_adds_either_way() -> None:
         train(device)
         assert cost.steps == len(cost.times) == 6
         assert 0 < sum(cost.times) <= cost.seconds
-        counted.append((cost.real, cost.dense))
+        counted.append((cost.products.real, cost.products.dense))
         cost.restart()
         assert (cost.steps, cost.seconds, cost.sparse) == (0, 0, None)
     assert counted[0] == counted[1]

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedsieve.sparse.layers import PeriodicTopK, SwatConv2d, SwatLinear, reset_thresholds_, swat_
+from fedsieve.sparse.layers import SwatConv2d, SwatLinear, reset_thresholds_, swat_
 from fedsieve.sparse.masks import top
+from fedsieve.sparse.periodic import PeriodicTopK
 from fedsieve.sparse.policy import select_weights, uniform_densities
 from fedsieve.types import InputError
 from tiny import TinyNet

@@ -211,6 +211,8 @@ def reproduce_command(
     table: Annotated[str, typer.Option(help="Only lay out the results that are there: md, html or tex.")] = "",
     to: Annotated[Path | None, typer.Option(help="Where the table (default: print) or the figure is written.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, sparse or dense. Default: what suits the method.")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or cuda:0,1; one run at a time on a GPU.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="What PyTorch multiplies in on a GPU: fp32, tf32 or bf16.")] = "fp32",
     data: DataDir = None,
     out: Annotated[Path, typer.Option(help="Where results/ and runs/ are.")] = Path("reproductions"),
 ) -> None:
@@ -221,7 +223,7 @@ def reproduce_command(
     from fedsieve.cli.reproduce import Wishes, reproduce
 
     wishes = Wishes(paper, part, rows, seeds, jobs, hours, nice, authors, subset, table, to)
-    reproduce(wishes, out, data, kernels)
+    reproduce(wishes, out, Execution(device=device, precision=precision, data=data or ""), kernels)
 
 
 @app.command("report")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedsieve.data import root_from
 from fedsieve.data.storage import check_output, write_output
+from fedsieve.engine.cohorts import check_precision
+from fedsieve.engine.engines import devices_of
 from fedsieve.kernels.dispatch import check_choice
 from fedsieve.recipes.papers.parts import PAPERS, PaperPart, find_part, paper_parts
 from fedsieve.report.figures import draw_records
@@ -78,14 +79,16 @@ class Wishes:
             raise InputError(f"--rows must be numbers, such as 16,17, got {self.rows!r}") from None
 
 
-def reproduce(wishes: Wishes, out: Path, data: str | None, kernels: str) -> None:
-    """List, run, lay out or draw. Raises InputError before anything runs."""
+def reproduce(wishes: Wishes, out: Path, execution: Execution, kernels: str) -> None:
+    """List, run, lay out or draw; ``kernels`` empty: each cell's own. Raises InputError before anything runs."""
     if kernels:
         check_choice(kernels)
+    devices_of(execution.device)
+    check_precision(execution.precision, execution.device, kernels or "auto")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder with --out")
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-    reproduction = Reproduction(out, Datasets(root_from(data)), kernels)
+    reproduction = Reproduction(out, Datasets(execution.root), kernels, execution.device)
     if not wishes.part:
         return _list(wishes, reproduction, console)
     part = find_part(wishes.paper, wishes.part)
@@ -96,7 +99,7 @@ def reproduce(wishes: Wishes, out: Path, data: str | None, kernels: str) -> None
     if wishes.table:
         return _lay_out(part, wishes, out)
     if not part.figure or wishes.hours is not None:
-        _run(part, wishes, reproduction, data, console)
+        _run(part, wishes, reproduction, execution, console)
     if part.figure:
         return _draw(part, wishes, reproduction, console)
     console.print(f"fedsieve reproduce {part.label} --table md lays out what is there")
@@ -113,17 +116,19 @@ def _cells(part: PaperPart, wishes: Wishes, datasets: Datasets) -> list[PaperCel
     return [datasets.subset(cell) for cell in cells] if wishes.subset else cells
 
 
-def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, data: str | None, console: Console) -> None:
+def _run(part: PaperPart, wishes: Wishes, reproduction: Reproduction, execution: Execution, console: Console) -> None:
     deadline = time.time() + 3600 * wishes.hours if wishes.hours else float("inf")
     cells = _cells(part, wishes, reproduction.datasets)
     todo = reproduction.plan(cells, wishes.seeds, console.print)
     done = sum(bool(reproduction.result(cell, seed)) for cell in cells for seed in range(wishes.seeds))
     seconds = sum(one.seconds for one in todo) / wishes.jobs
     estimate = f"about {format_duration(seconds)}, an estimate" if todo else "nothing to run"
+    if todo and execution.device != "cpu":
+        estimate = f"{len(todo)} to run, their time seen from the first rounds"
     console.print(f"{part.label}, {part.title}: {len(cells)} cells, {wishes.seeds} seeds; {done} runs done; {estimate}")
     if not todo:
         return
-    execution = Execution(data=data or "", accept_changes=True)
+    execution = replace(execution, accept_changes=True)
     runs: dict[Job, PlannedRun] = {one.job(execution): one for one in todo}
 
     def keep(job: Job) -> None:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import typer
 
-from fedsieve.engine import Engine, Quorum, local, pool
+from fedsieve.engine import Engine, Quorum, cohort, pool
+from fedsieve.engine.cohorts import check_precision, in_process
 from fedsieve.engine.engines import kernels_for, watched
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
@@ -40,12 +41,16 @@ def _inline(execution: Execution, _: int) -> Engine:
 
 ENGINES = {
     "local": EngineKind(
-        "one process, one thread, clients one after another (the default)",
-        lambda execution, _: local(execution.device, execution.kernels),
+        "one process, clients one after another; on a GPU as many at once as its memory holds (the default)",
+        lambda execution, _: in_process(execution.device, execution.kernels, execution.precision),
     ),
     "pool:N": EngineKind(
         "N worker processes, the same bits as local",
         lambda execution, workers: pool(workers, execution.device, execution.kernels),
+    ),
+    "cohort:N": EngineKind(
+        "N clients at once on each GPU (on a CPU one after another), the bits of local there",
+        lambda execution, clients: cohort(clients, execution.device, execution.kernels, execution.precision),
     ),
     "flower:N": EngineKind(
         "Flower's simulation on N Ray workers (flower: one a core), the bits of local; docs/how-to/deploy.md",
@@ -64,12 +69,16 @@ def find_engine(execution: Execution) -> tuple[EngineKind, int]:
     name = execution.engine
     base, _, number = name.partition(":")
     kind = ENGINES.get(name) or (ENGINES.get(f"{base}:N") if number.isdecimal() or name == "flower" else None)
-    if kind is None or (kind is ENGINES["flower:N"] and number and not int(number)):
+    numbered = kind in (ENGINES["flower:N"], ENGINES["cohort:N"])
+    if kind is None or (numbered and number and not int(number)):
         raise InputError(
             f"unknown engine {name!r}; the engines are {', '.join(ENGINES)} (pool:2 and flower:2 have two processes)"
         )
     if not kind.loses_clients and execution.quorum != Quorum():
         raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
+    check_precision(execution.precision, execution.device, execution.kernels)
+    if execution.precision != "fp32" and base not in ("local", "cohort"):
+        raise InputError(f"--precision {execution.precision} is for --engine local and cohort:N")
     if not kind.make and execution.device != "cpu":
         raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")
     return kind, int(number) if number.isdecimal() else 0
@@ -83,7 +92,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
     run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
     if folder and keep_kernels and (manifest := read_manifest(folder)):
-        execution = replace(execution, kernels=manifest["kernels"])
+        execution = replace(execution, kernels=manifest["kernels"], precision=manifest.get("precision", "fp32"))
     execution.quorum.check(run)
     kind, number = find_engine(execution)
     clients = ClientProgress()

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fedsieve.client.products import DENSE, Products
 from fedsieve.client.training import DenseSteps, train_
 from fedsieve.kernels.dispatch import Kernels, SparseSteps
 from fedsieve.sparse.policy import WeightLayer, weight_layers
@@ -51,20 +52,24 @@ class Cost:
 
     def __init__(self, model: nn.Module, kernels: Kernels | None = None, examples: Tensor | None = None):
         self.kernels = kernels
+        self.dense_steps: Callable[[Device, Mask], Steps] = DenseSteps
+        """What begins a training that the kernels do not take."""
+        self.products = Products(next((w.device for w in model.parameters()), torch.device("cpu")))
         self.restart()
         self.other_ops = OtherOps()
         for layer in weight_layers(model).values():
             trained = any(w.requires_grad for name, w in layer.named_parameters() if name != "bias")  # or what makes it
             layer.register_forward_hook(partial(self._count, fan_in(layer), trained), with_kwargs=True)
         if examples is not None:
-            self.other_ops = count_other_ops(train_(model), examples, lambda: self.dense)
+            self.other_ops = count_other_ops(train_(model), examples, lambda: self.products.dense)
             self.restart()
         if self.other_ops:
             model.register_forward_hook(self._count_other_ops, with_kwargs=True)
 
     def restart(self) -> None:
         """Forget what was counted."""
-        self.real = self.dense = self.seconds = 0.0
+        self.products.restart()
+        self.seconds = 0.0
         self.times, self.why = list[float](), ""
         self.sparse: SparseSteps | None = None
 
@@ -72,7 +77,7 @@ class Cost:
         """Return the multiply-adds as ``work``; the steps, seconds, and which steps they were and why as ``notes``."""
         why = {self.why: 1.0} if self.why else {}
         notes = {"steps": float(self.steps), "seconds": self.seconds, "sparse": float(bool(self.sparse)), "why": why}
-        return {"work": {"real": self.real, "dense": self.dense}, "notes": notes}
+        return {"work": {"real": self.products.real, "dense": self.products.dense}, "notes": notes}
 
     def begin(self, device: Device, mask: Mask) -> Steps:
         """Return the steps of a training, sparse or dense, which will be counted; ``why`` holds the reason if dense."""
@@ -80,9 +85,9 @@ class Cost:
             steps = self.kernels.take(device, mask) if self.kernels else ""
             if isinstance(steps, str):
                 self.why = steps
-                return _CountedSteps(DenseSteps(device, mask), self)
+                return _CountedSteps(self.dense_steps(device, mask), self, device.batch)
             self.sparse = steps
-            return _CountedSteps(steps, self)
+            return _CountedSteps(steps, self, device.batch)
 
     @property
     def steps(self) -> int:
@@ -107,12 +112,12 @@ class Cost:
     ) -> None:
         if not layer.training:
             return
-        products, needed = output.numel() * fan_in, _first(args, kwargs).requires_grad
-        forward, grad_in, grad_w = getattr(layer, "densities", (1.0, 1.0, 1.0))
-        backward = products * (grad_in * needed + grad_w * trained), products * (needed + trained)
-        self._add(products * forward, products)
+        n, needed = float(output.numel() * fan_in), _first(args, kwargs).requires_grad
+        densities = getattr(layer, "densities", DENSE)
+        self.products.add(layer, n, (1.0, 0.0, 0.0), densities)
         if output.requires_grad:
-            count = partial(self._add, *backward)  # for a layer that the loss does not see it is never called
+            backward = (0.0, float(needed), float(trained))
+            count = partial(self.products.add, layer, n, backward, densities)  # not called if the loss does not see it
             output.register_hook(lambda _: count())  # type: ignore[no-untyped-call]
 
     def _count_other_ops(
@@ -120,32 +125,33 @@ class Cost:
     ) -> None:
         if model.training:
             forward, backward = self.other_ops.of_step(len(_first(args, kwargs)))
-            self._add(forward, forward)
+            self.products.add(None, forward, (1.0, 0.0, 0.0))
             if logits.requires_grad:
-                logits.register_hook(lambda _: self._add(backward, backward))  # type: ignore[no-untyped-call]
-
-    def _add(self, real: float, dense: float) -> None:
-        self.real += real
-        self.dense += dense
+                count = partial(self.products.add, None, backward, (0.0, 1.0, 0.0))
+                logits.register_hook(lambda _: count())  # type: ignore[no-untyped-call]
 
 
 @dataclass
 class _CountedSteps:
     """Steps whose cost is counted."""
 
-    steps: DenseSteps | SparseSteps
+    steps: Steps
     cost: Cost
+    batch: int
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        before = self.cost.seconds
-        with self.cost.clock():
-            loss = self.steps.step(x, y)
-        self.cost.times.append(self.cost.seconds - before)
-        if isinstance(self.steps, SparseSteps):
-            real, dense = self.steps.multiply_adds(len(x))
-            more = sum(self.cost.other_ops.of_step(len(x)))
-            self.cost._add(real + more, dense + more)
-        return loss
+    def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
+        losses = iter(self.steps.epoch(order, draws))
+        for index in torch.split(order, self.batch):
+            before = self.cost.seconds
+            with self.cost.clock():
+                loss = next(losses)
+            self.cost.times.append(self.cost.seconds - before)
+            if isinstance(self.steps, SparseSteps):
+                real, dense = self.steps.multiply_adds(len(index))
+                more = sum(self.cost.other_ops.of_step(len(index)))
+                self.cost.products.on_host += real + more
+                self.cost.products.dense += dense + more
+            yield loss
 
     def put_(self, mask: Mask) -> None:
         with self.cost.clock():

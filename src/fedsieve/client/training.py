@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from fedsieve.sparse.masks import GrowthShare, prune_regrow
 from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
 from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
+
+Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
+"""What PyTorch multiplies: float32; float32 rounded to 10-bit mantissas (GPUs); bfloat16. Weights, sums are float32."""
+
+
+def mixed_precision(where: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context in which a model computes: products in bfloat16, if that is the precision."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 class Training:
@@ -31,11 +39,14 @@ class Training:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield every step's loss."""
-        device, data = self.device, self.device.data
-        change = partial(device.augment, generator=device.rng) if device.augment else None
+        device, n = self.device, len(self.device.data)
         for _ in range(device.epochs):
-            for index in torch.split(torch.randperm(len(data), generator=device.rng), device.batch):
-                yield self.steps.step(*data.batch(index.to(data.y.device), change))
+            order = torch.randperm(n, generator=device.rng)
+            draws = None
+            if device.augment and n:
+                sizes = map(len, torch.split(order, device.batch))
+                draws = torch.cat([device.augment.draw(b, device.rng) for b in sizes])
+            yield from self.steps.epoch(order, draws)
         self.steps.write_()
 
 
@@ -51,45 +62,65 @@ def train_(model: nn.Module) -> nn.Module:
 class DenseSteps:
     """Training steps by PyTorch."""
 
-    def __init__(self, device: Device, mask: Mask):
-        self.device = device
-        self.weights = [w for w in device.model.parameters() if w.requires_grad]
+    def __init__(self, device: Device, mask: Mask, precision: Precision = "fp32"):
+        self.device, self.precision = device, precision
+        self.lr: float | Tensor = device.lr
+        self.weights: list[Tensor] = [w for w in device.model.parameters() if w.requires_grad]
         norms = [] if device.norm_weight_decay else norm_parameters(device.model)
-        self.decay = [0.0 if any(w is norm for norm in norms) else device.weight_decay for w in self.weights]
+        spared = [any(w is norm for norm in norms) for w in self.weights]
+        self.decayed = [i for i, spare in enumerate(spared) if device.weight_decay and not spare]
         self.velocity = [torch.zeros_like(w) for w in self.weights] if device.momentum else []
+        self.masked: list[tuple[Tensor, Tensor]] = []
         self.put_(mask)
+
+    def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
+        """Train on an epoch's batches, and yield their losses."""
+        for x, y in self.device.batches(order, draws):
+            yield self.step(x, y)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on a batch, and return its loss."""
-        device = self.device
-        loss = F.cross_entropy(device.model(x), y)
+        with mixed_precision(x.device, self.precision):
+            loss = F.cross_entropy(self.device.model(x), y)
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
-        with torch.no_grad():
-            for i, (w, g) in enumerate(zip(self.weights, gradients, strict=True)):
-                step = torch.zeros_like(w) if g is None else g
-                if self.decay[i]:
-                    step = step.to_dense().add(w, alpha=self.decay[i])
-                if self.velocity:
-                    step = self.velocity[i].mul_(device.momentum).add_(step)
-                w.sub_(step, alpha=device.lr)
-        self._project_()
+        self._update_([torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, gradients, strict=True)])
+        self.project_()
         return loss.detach()
 
     def put_(self, mask: Mask) -> None:
         """Go on with another mask."""
         masked = [(self.device.model.get_parameter(name), own) for name, own in mask.items()]
         self.masked = [(w, own.to(w.device)) for w, own in masked]
-        self._project_()
+        self.project_()
 
     def write_(self) -> None:
         """Do nothing but wait for a GPU: the model holds its weights."""
         if self.weights[0].is_cuda:
-            torch.cuda.synchronize(self.weights[0].device)
+            torch.cuda.current_stream(self.weights[0].device).synchronize()
 
     @torch.no_grad()
-    def _project_(self) -> None:
-        for w, own in self.masked:
-            w.mul_(own)
+    def _update_(self, steps: list[Tensor]) -> None:
+        """Take the step of stochastic gradient descent along the gradients ``steps``, which are only read."""
+        steps = [step.to_dense() for step in steps]
+        if self.decayed:
+            decayed = [self.weights[i] for i in self.decayed]
+            sums = torch._foreach_add([steps[i] for i in self.decayed], decayed, alpha=self.device.weight_decay)
+            for i, step in zip(self.decayed, sums, strict=True):
+                steps[i] = step
+        if self.velocity:
+            torch._foreach_mul_(self.velocity, self.device.momentum)
+            torch._foreach_add_(self.velocity, steps)
+            steps = self.velocity
+        if isinstance(self.lr, Tensor):
+            torch._foreach_sub_(self.weights, list(torch._foreach_mul(steps, self.lr)))
+        else:
+            torch._foreach_sub_(self.weights, steps, alpha=self.lr)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Set the weights off the mask to 0."""
+        if self.masked:
+            torch._foreach_mul_(*map(list, zip(*self.masked, strict=True)))
 
 
 def sgd(device: Device) -> Iterator[Tensor]:
@@ -104,16 +135,25 @@ def sgd(device: Device) -> Iterator[Tensor]:
         training.steps.put_({})
 
 
-def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images [b, c, h, w] cropped at random out of a border of 4 zeros, every other one mirrored."""
-    b, _, h, w = x.shape
-    padded = F.pad(x, (4, 4, 4, 4))
-    top, left = torch.randint(9, (2, b, 1), generator=generator)
-    mirrored = torch.rand(b, 1, generator=generator) < 0.5
-    rows, columns = top + torch.arange(h), left + torch.arange(w)
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    each = torch.arange(b, device=x.device)[:, None, None]
-    return padded[each, :, rows[:, :, None].to(x.device), columns[:, None, :].to(x.device)].movedim(3, 1)
+class CropFlip:
+    """Images cropped at random out of a border of 4 zeros, every other one mirrored."""
+
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """Return, for each of ``b`` images, the first row and column of the crop, and whether it is mirrored."""
+        top, left = torch.randint(9, (2, b), generator=generator)
+        return torch.stack([top, left, (torch.rand(b, generator=generator) < 0.5).long()], 1)
+
+    def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Return images [b, c, h, w], each changed by its row of ``draws`` [b, 3]."""
+        b, _, h, w = x.shape
+        top, left, mirrored = torch.split(draws, 1, dim=1)
+        rows, columns = top + torch.arange(h, device=x.device), left + torch.arange(w, device=x.device)
+        columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+        each = torch.arange(b, device=x.device)[:, None, None]
+        return F.pad(x, (4, 4, 4, 4))[each, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+
+
+crop_flip = CropFlip()
 
 
 def train(device: Device) -> dict[str, float]:
@@ -128,8 +168,17 @@ def mean_loss(losses: list[Tensor]) -> dict[str, float]:
 
 def params_of(model: nn.Module) -> Params:
     """Return a copy, on the CPU, of every floating parameter and buffer."""
-    state = model.state_dict()
-    return {name: v.detach().to("cpu", copy=True) for name, v in state.items() if v.is_floating_point()}
+    state = {name: v.detach() for name, v in model.state_dict().items() if v.is_floating_point()}
+    if not any(v.is_cuda for v in state.values()):
+        return {name: v.to("cpu", copy=True) for name, v in state.items()}
+    result = dict[str, Tensor]()
+    for dtype in {v.dtype for v in state.values()}:  # all of a type at once: a GPU is waited for only then
+        some = {name: v for name, v in state.items() if v.dtype == dtype}
+        flat = torch.cat([v.reshape(-1) for v in some.values()])
+        host = torch.empty(flat.shape, dtype=dtype, pin_memory=True).copy_(flat)
+        parts = torch.split(host, [v.numel() for v in some.values()])
+        result |= {name: part.view(v.shape) for (name, v), part in zip(some.items(), parts, strict=True)}
+    return {name: result[name] for name in state}
 
 
 @torch.no_grad()
@@ -154,7 +203,8 @@ def accuracy(model: nn.Module, data: Data, batch: int = 500) -> float:
     """Return the share of ``data`` that the model labels rightly."""
     model.eval()
     batches = (data.batch(slice(i, i + batch)) for i in range(0, len(data), batch))
-    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(data)
+    right = [(model(x).argmax(1) == y).sum() for x, y in batches]
+    return int(torch.stack(right).sum()) / len(data)  # a GPU is waited for once
 
 
 def train_on_mask(

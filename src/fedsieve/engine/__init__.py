@@ -1,5 +1,6 @@
 """Engines: ways to carry bytes between the server's loop and the clients."""
 
+from fedsieve.engine.cohorts import cohort
 from fedsieve.engine.engines import Engine, Exchange, Quorum, local, pool
 from fedsieve.engine.experiment import Run, Task
 from fedsieve.engine.federation import Federation
@@ -7,4 +8,17 @@ from fedsieve.engine.loop import run
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 
-__all__ = ["Engine", "Exchange", "Federation", "Quorum", "Round", "Run", "Task", "local", "open_run", "pool", "run"]
+__all__ = [
+    "Engine",
+    "Exchange",
+    "Federation",
+    "Quorum",
+    "Round",
+    "Run",
+    "Task",
+    "cohort",
+    "local",
+    "open_run",
+    "pool",
+    "run",
+]

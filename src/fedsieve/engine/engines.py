@@ -14,16 +14,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fedsieve.client.captured import Capture
 from fedsieve.client.cost import Cost, SavedTensors
 from fedsieve.client.process import keep_freed_memory, num_threads, peak_memory_mb, seeded, warn_in_one_line
+from fedsieve.client.training import DenseSteps, Precision
 from fedsieve.data import Dataset
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
@@ -50,20 +53,38 @@ def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: 
 
 
 class Worker:
-    """A process's share of the clients: one resident model, the cost of the last training, and the federation."""
+    """One resident model and who trains with it: the cost of the last training, and the federation."""
 
-    def __init__(self, federation: Federation, where: str = "cpu", kernels: str = "auto"):
+    def __init__(
+        self, federation: Federation, where: str = "cpu", kernels: str = "auto", precision: Precision = "fp32"
+    ):
         keep_freed_memory()
         self.federation, self.where = federation, where
         self.cuda = [torch.device(where)] if where != "cpu" else []
+        self.capture: Capture | None = None
+        """What its steps are captured with, of a worker of a cohort."""
+        self.stream: torch.cuda.Stream | None = None
+        self.alone: AbstractContextManager[Any] = nullcontext()
+        """What a worker holds while it trains that must not draw by chance beside others."""
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
         examples = None if (x := federation.few()) is None else x.to(where)
         self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples)
+        self.cost.dense_steps = partial(DenseSteps, precision=precision)
         self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
         self.messages = Messages(federation)
         self._body: Body | None = None
         self._broadcast, self.known = dict[str, Any](), self.messages.plain
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Seed for the block what PyTorch's operations draw from, dropout above all."""
+        if self.capture and self.capture.graphs:
+            self.capture.seed = seed
+            yield
+            return
+        with self.alone, seeded(seed, self.cuda):
+            yield
 
     def decode(self, t: int, client: int, message: bytes) -> Tree:
         """Return a message's tree, to be read only: clients that are sent the same bytes share it."""
@@ -92,7 +113,7 @@ def run_client(worker: Worker, t: int, client: int, message: bytes, memory: byte
     if worker.saved:
         worker.saved.restart()
     tensors = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    with num_threads(1), seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed(), worker.cuda):
+    with num_threads(1), worker.seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed()):
         device = worker.federation.device(t, client, worker.model, worker.where, tensors)
         device.steps = worker.cost.begin
         update = worker.method.client(worker.decode(t, client, message), device)
@@ -155,21 +176,11 @@ def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(n, context, _start, (*_shared(federation), device, kernels))
 
+        def begin(t: int, client: int, message: bytes) -> Callable[[], tuple[bytes, bytes]]:
+            return partial(_result, executor.submit(_answer, t, client, message, memory.get(client, b"")), t)
+
         def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
-            waiting: deque[tuple[int, Future[tuple[bytes, bytes, float]]]] = deque()
-            todo = iter(messages.items())
-            while True:
-                while len(waiting) < 2 * n and (pair := next(todo, None)):
-                    client, message = pair
-                    waiting.append((client, executor.submit(_answer, t, client, message, memory.get(client, b""))))
-                if not waiting:
-                    return
-                client, future = waiting.popleft()
-                reply, remembered, peak = _result(future, t)
-                peak_memory_mb(peak)
-                if remembered:
-                    memory[client] = remembered
-                yield client, reply
+            return in_order(t, messages, memory, begin, 2 * n)
 
         try:
             yield exchange
@@ -177,6 +188,31 @@ def pool(n: int, device: str = "cpu", kernels: str = "auto") -> Engine:
             executor.shutdown(cancel_futures=True)
 
     return engine
+
+
+def in_order(
+    t: int,
+    messages: Mapping[int, bytes],
+    memory: Memory,
+    begin: Callable[[int, int, bytes], Callable[[], tuple[bytes, bytes]]],
+    most: int,
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the clients' replies in their order, and keep what they remember; ``most`` are at work, or wait.
+
+    ``begin`` sends a client its message, and returns what waits for its reply and memory.
+    """
+    waiting: deque[tuple[int, Callable[[], tuple[bytes, bytes]]]] = deque()
+    todo = iter(messages.items())
+    while True:
+        while len(waiting) < most and (pair := next(todo, None)):
+            waiting.append((pair[0], begin(t, *pair)))
+        if not waiting:
+            return
+        client, answer = waiting.popleft()
+        reply, remembered = answer()
+        if remembered:
+            memory[client] = remembered
+        yield client, reply
 
 
 def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
@@ -227,9 +263,11 @@ def _answer(t: int, client: int, message: bytes, memory: bytes) -> tuple[bytes, 
     return *run_client(_worker, t, client, message, memory), peak_memory_mb()
 
 
-def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, bytes, float]:
+def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, bytes]:
     try:
-        return future.result()
+        reply, remembered, peak = future.result()
+        peak_memory_mb(peak)
+        return reply, remembered
     except BrokenProcessPool:
         raise InputError(
             f"a worker process could not start, or died in round {t} (killed, or out of memory?): "
@@ -238,18 +276,25 @@ def _result(future: Future[tuple[bytes, bytes, float]], t: int) -> tuple[bytes, 
 
 
 def check_device(device: str) -> None:
-    """Raise InputError unless ``device`` is there to compute on."""
+    """Raise InputError unless ``device`` is there to compute on, and is one."""
+    if len(devices_of(device)) > 1:
+        raise InputError(f"several GPUs ({device}) are for --engine local and cohort:N")
+
+
+def devices_of(device: str) -> list[str]:
+    """Return the devices that a name means: ``cuda:0,1`` is two. Raises InputError unless all are there."""
     if device == "cpu":
-        return
-    try:
-        known = torch.device(device).type == "cuda"
-    except RuntimeError:
-        known = False
-    if not known:
-        raise InputError(f"unknown device {device!r}; the devices are cpu, cuda and cuda:N")
-    if not torch.cuda.is_available() or (torch.device(device).index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+        return ["cpu"]
+    kind, _, numbers = device.partition(":")
+    several = [number.strip() for number in numbers.split(",")] if numbers else []
+    if kind != "cuda" or device.endswith(":") or not all(number.isdecimal() for number in several):
+        raise InputError(f"unknown device {device!r}; the devices are cpu, cuda, cuda:N and, of several, cuda:0,1")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count or max(map(int, several), default=0) >= count:
         raise InputError(f"device {device!r} is not there: PyTorch sees {count} CUDA devices; use cpu")
+    if len({*map(int, several)}) < len(several):
+        raise InputError(f"device {device!r} names one twice: name each once")
+    return [f"cuda:{int(number)}" for number in several] or ["cuda"]
 
 
 class QuorumMissed(InputError):

@@ -7,9 +7,10 @@ import hashlib
 import inspect
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -76,16 +77,13 @@ class Federation:
 
     def model(self) -> nn.Module:
         """Return the plain model, freshly initialised: the same in every process."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng(self.run.seed, "model").initial_seed())
-            if isinstance(self.run.task.model, str):
-                x = self.dataset.train.x
-                model = MODELS[self.run.task.model](x.shape[1], len(self.dataset.classes))
-            else:
-                model = resolve_model(self.run.task.model)
-        if initialise_ := INITIALISATIONS.get(self.run.task.initialisation):
-            initialise_(model, rng(self.run.seed, "initialisation"))
-        return model
+        run, x = self.run, self.dataset.train.x
+        if isinstance(run.task.model, str):
+            kind = run.task.model, run.task.initialisation, x.shape[1], len(self.dataset.classes)
+            return copy.deepcopy(_built_in(*kind, run.seed))
+        with _chance_of(run.seed):
+            model = resolve_model(run.task.model)
+        return _initialised(model, run.task.initialisation, run.seed)
 
     def few(self) -> Tensor | None:
         """Return some examples, as the model takes them, to count what it multiplies; None of a built-in model."""
@@ -128,6 +126,29 @@ class Federation:
             augment=crop_flip if run.task.augment == "crop_flip" else None,
             memory=memory,
         )
+
+
+@contextmanager
+def _chance_of(seed: int) -> Iterator[None]:
+    """Let a new model's weights be drawn as the run's seed says."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng(seed, "model").initial_seed())
+        yield
+
+
+def _initialised(model: nn.Module, how: str, seed: int) -> nn.Module:
+    """Return the model, its weights drawn anew where an initialisation is named."""
+    if initialise_ := INITIALISATIONS.get(how):
+        initialise_(model, rng(seed, "initialisation"))
+    return model
+
+
+@lru_cache(maxsize=2)
+def _built_in(name: str, initialisation: str, channels: int, classes: int, seed: int) -> nn.Module:
+    """Return a built-in model, to be copied: to draw ResNet-18's weights takes seconds."""
+    with _chance_of(seed):
+        model = MODELS[name](channels, classes)
+    return _initialised(model, initialisation, seed)
 
 
 def first_examples(test: Data, limit: int) -> Data:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.process import num_threads
 from fedsieve.client.training import accuracy, load_
-from fedsieve.engine.engines import Engine
+from fedsieve.engine.engines import Engine, devices_of
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.measures import measure_round
@@ -34,6 +36,8 @@ from fedsieve.types import Data, InputError, Tree, Update, flatten, rng
 from fedsieve.types.method import expected_of
 from fedsieve.wire import finite
 
+READERS = 8
+"""Threads that read answers, where any do."""
 FINITE_EXAMPLES = 8
 """The test examples that a round's model must answer with finite numbers."""
 
@@ -70,9 +74,10 @@ def rounds(
     snapshots, memory = _snapshots(Snapshot(run.first - 1, state, {}), start), Memory()
     admission = federation.admission(columns={"round", "left_out", *(f.name for f in fields(Round))})
     snapshot: Snapshot | None = snapshots.newest()
+    device = devices_of(device)[0]
     plain, test = plain.to(device), federation.test().to(device)
     validation = None if (data := federation.validation()) is None else data.to(device)
-    with engine(federation, memory) as exchange:
+    with engine(federation, memory) as exchange, _readers(device) as admission.threads:
         last = min(last or run.rounds, run.rounds)
         while True:
             if snapshot:
@@ -137,6 +142,16 @@ def rounds(
                 measures=measures,
                 positions=positions,
             )
+
+
+@contextmanager
+def _readers(device: str) -> Iterator[ThreadPoolExecutor | None]:
+    """Yield threads that read answers while others train, where clients train on a GPU: cores are then free."""
+    if device == "cpu":
+        yield None
+        return
+    with ThreadPoolExecutor(READERS, "reader", torch.set_num_threads, (1,)) as threads:
+        yield threads
 
 
 def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: RoundMetrics) -> Any:

@@ -108,6 +108,6 @@ def _step(way: str, federation: Federation, t: int, client: int, message: bytes,
     cost = worker.cost
     return {
         "ms_per_step": 1000 * statistics.median(cost.times[WARM:]),
-        "multiply_adds_per_step": cost.real / cost.steps,
+        "multiply_adds_per_step": cost.products.real / cost.steps,
         "peak_memory_mb": peak_memory_mb(),
     }

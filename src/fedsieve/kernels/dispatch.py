@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -130,9 +130,10 @@ class SparseSteps:
         if not new:
             self.trainer.begin(device.lr, device.momentum, device.weight_decay)
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on a batch, and return its loss."""
-        return self.trainer.step(x, y)
+    def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
+        """Train on an epoch's batches, and yield their losses."""
+        for x, y in self.device.batches(order, draws):
+            yield self.trainer.step(x, y)
 
     def put_(self, mask: Mask) -> None:
         """Go on from the model's weights on another mask; weights that were not on the old one start at rest."""

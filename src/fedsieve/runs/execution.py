@@ -25,13 +25,18 @@ def _option(default: Any, help: str, *faces: Face) -> Any:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is executed. Its settings stay the same; only ``kernels`` may change the rounding of its numbers.
+    """How a run is executed. Its settings stay the same; ``kernels``, ``device`` and ``precision`` change its rounding.
 
     Every field is a text, a number or a flag, so that a command line, Flower's run config and JSON can hold it.
     """
 
-    engine: str = _option("local", "local; pool:N, N processes; flower:N, over Flower and Ray.", "run")
-    device: str = _option("cpu", "cpu, cuda or cuda:N.", "run")
+    engine: str = _option(
+        "local",
+        "local; pool:N, N processes; cohort:N, N clients at once on a GPU; flower:N, over Flower and Ray.",
+        "run",
+    )
+    device: str = _option("cpu", "cpu, cuda, cuda:N or, of several GPUs, cuda:0,1.", "run")
+    precision: str = _option("fp32", "What PyTorch multiplies in on a GPU: fp32, tf32 or bf16.", "run")
     kernels: str = _option(
         "auto", "How clients train: auto, sparse or dense. `fedsieve run` goes on as a run was begun.", *ALL
     )

@@ -1,8 +1,9 @@
 """A run directory: its files, and all that they hold as one object, finished or not, or cut off in the middle of a row.
 
-    run.json          how it was started (recipe, engine, device, kernels, measure), by what and where (version, commit,
-                      hardware), what the method says of itself (method, class, target_density), every setting (run),
-                      the sha256 of the user's own files (source), and what changed while it ran (changes)
+    run.json          how it was started (recipe, engine, device, kernels, precision, measure), by what and where
+                      (version, commit, hardware), what the method says of itself (method, class, target_density),
+                      every setting (run), the sha256 of the user's own files (source), and what changed while it
+                      ran (changes)
     inputs.json       what the model takes and tells apart: an example's shape, mean and std, the classes
     partition.json    how many examples of each class every client holds
     source/           the user's own code (``provenance``), by the round from which on it was used

@@ -63,11 +63,12 @@ def record_run(
 ) -> Generator[Round]:
     """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
 
-    ``recipe`` is the run's name; of ``execution``, ``engine``, ``device`` and ``kernels`` are noted as the caller's.
-    With ``resume``, go on after the last checkpoint, to the run's ``rounds``, which may have changed where nothing is
-    stretched over them; with ``accept_changes`` also if the user's own code has changed. ``until`` stops after that
-    round, to be resumed later. Raises InputError, at once and before anything is written, if ``out`` holds another run,
-    or any run and ``resume`` is not set, if what it holds is damaged, or if another process is at work there.
+    ``recipe`` is the run's name; of ``execution``, ``engine``, ``device``, ``kernels`` and ``precision`` are noted as
+    the caller's. With ``resume``, go on after the last checkpoint, to the run's ``rounds``, which may have changed
+    where nothing is stretched over them; with ``accept_changes`` also if the user's own code has changed. ``until``
+    stops after that round, to be resumed later. Raises InputError, at once and before anything is written, if ``out``
+    holds another run, or any run and ``resume`` is not set, if what it holds is damaged, or if another process is at
+    work there.
     """
     execution = execution or Execution()
     with ExitStack() as stack:
@@ -192,7 +193,8 @@ def _finish(out: Path, federation: Federation) -> None:
 def manifest_of(federation: Federation, recipe: str, execution: Execution, source: Mapping[str, str]) -> dict[str, Any]:
     """Return ``run.json`` of a new run; ``source`` has the sha256 of every file of the user's own code."""
     run, method = federation.run, federation.run.method
-    start = {"recipe": recipe, "engine": execution.engine, "device": execution.device, "kernels": execution.kernels}
+    names = ("engine", "device", "kernels", "precision")
+    start = {"recipe": recipe, **{name: getattr(execution, name) for name in names}}
     about = {"method": method.name, "class": described(type(method)), "target_density": run.target_density}
     about |= {
         "measure": list(federation.measure),

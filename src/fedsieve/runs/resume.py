@@ -131,9 +131,10 @@ def check_same_run(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
     if measures[0] != measures[1]:
         where = f"--measure {measures[0]} there, {measures[1]} here"
         raise InputError(f"{out} is measured otherwise ({where}): {OTHER}")
-    if theirs["kernels"] != ours["kernels"]:
-        choice = f"--kernels {theirs['kernels']}, not {ours['kernels']}"
-        raise InputError(f"{out} was begun with {choice}: go on so, or {OTHER}")
+    for name in ("kernels", "precision"):
+        before, now = (manifest.get(name, "fp32") for manifest in (theirs, ours))  # older ones say no precision
+        if before != now:
+            raise InputError(f"{out} was begun with --{name} {before}, not {now}: go on so, or {OTHER}")
     if not resume and names:
         rounds = f"rounds {there['rounds']} there, {here['rounds']} here"
         raise InputError(f"{out} already holds this run ({rounds}): add --resume to prolong it, or {OTHER}")
@@ -213,5 +214,6 @@ def code_folder(out: Path, about: Mapping[str, Any], first: int) -> Path:
 def fingerprints(federation: Federation, about: Mapping[str, Any]) -> dict[str, str]:
     """Return hashes of what a run computes: its settings, ``rounds`` aside, and who holds which examples."""
     run = {name: part for name, part in about["run"].items() if name != "rounds"}
-    text = json.dumps([run, about["measure"], about["kernels"]], sort_keys=True)
+    precision = [value for value in (about.get("precision", "fp32"),) if value != "fp32"]
+    text = json.dumps([run, about["measure"], about["kernels"], *precision], sort_keys=True)
     return {"run": hashlib.sha256(text.encode()).hexdigest(), "data": digest_of(federation.shards)}

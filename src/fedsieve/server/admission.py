@@ -13,8 +13,11 @@ so.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -42,6 +45,8 @@ LARGEST = 1e30
 """No metric and no count of work is larger: sums of them stay finite."""
 METRICS = 100
 """How many metrics of one client are read."""
+AHEAD = 8
+"""How many answers may have been read, and wait for those before them."""
 REASON, NAME = 300, 60
 """Characters of a reason, and of a metric's name, that are read."""
 
@@ -89,6 +94,8 @@ class Admission:
         self.bound: Bound = Off() if private else bound
         self.private, self.extra, self.columns = private, SAVED if saved_tensors else (), columns
         self.norms = list[Norms]()
+        self.threads: Executor | None = None
+        """What reads answers while others are waited for; None: each is read when its turn has come."""
 
     def admit(
         self, t: int, state: Any, tiers: Mapping[int, int], messages: Iterable[tuple[int, Decode]], refuse: Refuse
@@ -142,24 +149,33 @@ class Admission:
     ) -> Iterator[Answer]:
         """Yield the answers that are valid whatever their length: of a client of the round, its first, as expected."""
         expected = {tier: self.expected(state, t, tier) for tier in sorted({*tiers.values()})}
-        answered = set[int]()
-        for client, decode in messages:
-            if client not in tiers:
-                refuse(client, "it was not asked in this round")
-                continue
-            if client in answered:
-                refuse(client, "a second answer in one round")
-                continue
-            answered.add(client)
+        first = self._first(tiers, messages, refuse)
+        several = ((client, partial(self._answer, client, decode, expected[tiers[client]])) for client, decode in first)
+        for client, read in several if self.threads is None else _ahead(several, self.threads):
             try:
-                answer = self._answer(client, decode(), expected[tiers[client]])
+                answer = read()
             except Exception as error:  # whatever it takes to read it: one client's answer never ends a run
                 refuse(client, _reason(error))
                 continue
             yield answer
 
-    def _answer(self, client: int, message: Tree, expected: Expected) -> Answer:
-        """Return a client's decoded message as a checked answer. Raises ContractError."""
+    def _first(
+        self, tiers: Mapping[int, int], messages: Iterable[tuple[int, Decode]], refuse: Refuse
+    ) -> Iterator[tuple[int, Decode]]:
+        """Yield the first message of every client of the round."""
+        answered = set[int]()
+        for client, decode in messages:
+            if client not in tiers:
+                refuse(client, "it was not asked in this round")
+            elif client in answered:
+                refuse(client, "a second answer in one round")
+            else:
+                answered.add(client)
+                yield client, decode
+
+    def _answer(self, client: int, decode: Decode, expected: Expected) -> Answer:
+        """Return a client's message as a checked answer. Raises what is wrong with it."""
+        message = decode()
         tree = message.get("tree")
         if not isinstance(tree, Mapping) or not message.keys() <= {"tree", "n", *FIELDS}:
             raise ContractError("not a client's answer")
@@ -170,6 +186,18 @@ class Admission:
         diagnostics, warnings = check_diagnostics(read_diagnostics(message), names, self.columns)
         norms = None if self.private else expected.norms(tree)
         return Answer(client, Update(tree, n, diagnostics["metrics"]), diagnostics, warnings, norms)
+
+
+def _ahead(
+    several: Iterable[tuple[int, Callable[[], Answer]]], threads: Executor
+) -> Iterator[tuple[int, Callable[[], Answer]]]:
+    """Yield what gives each answer, in their order; it is at work in ``threads`` while later messages come in."""
+    waiting = deque[tuple[int, Callable[[], Answer]]]()
+    for client, read in several:
+        waiting.append((client, threads.submit(read).result))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _reason(error: Exception) -> str:

@@ -11,48 +11,33 @@ this form the gradient ``a |th|^(a-1)`` is 0, never NaN, at ``th = 0`` for ``a >
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from fedsieve.sparse.masks import top
+from fedsieve.sparse.functions import SwatConvFunction, SwatLinearFunction
+from fedsieve.sparse.masks import top, topk_count
+from fedsieve.sparse.periodic import PeriodicTopK, assign, on_device, share
+from fedsieve.sparse.selection import cut, cuts
 from fedsieve.types import InputError
 
 Twin: TypeAlias = Callable[..., nn.Module]
 """What makes the sparse layer in place of a plain one."""
 
 
-class PeriodicTopK:
-    """Keep the top share of a tensor: exactly every ``period`` calls, by the last threshold in between."""
-
-    def __init__(self, density: float, period: int):
-        self.density, self.period = density, period
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the threshold: the next call cuts exactly."""
-        self.step, self.threshold = 0, torch.zeros(())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return ``x``, zero off its support."""
-        refresh = self.step % self.period == 0
-        self.step += 1
-        support = top(x, self.density) if refresh else x.abs() >= self.threshold
-        if refresh and self.period > 1:
-            self.threshold = x.abs()[support].min()
-        return x * support
-
-
 class SparseLayer(nn.Module):
     """A layer in a plain one's place: it shares the plain one's parameters, and multiplies by fewer numbers."""
 
     weight: Tensor
-    densities = (1.0, 1.0, 1.0)
+    densities: tuple[float | Tensor, float | Tensor, float | Tensor] = (1.0, 1.0, 1.0)
     """The shares of non-zeros that forward, input gradient and weight gradient multiplied by in the last step."""
+    step = 0
+    """The step since ``restart`` that comes next, where a layer goes by it."""
+    exact = True
+    """Whether the next step cuts exactly: in others a layer computes something else."""
 
     def effective(self) -> Tensor:
         """Return the weight that the layer computes with."""
@@ -64,6 +49,10 @@ class SparseLayer(nn.Module):
 
     def restart(self) -> None:
         """Forget thresholds: the next step cuts exactly, as at the start of a client's training."""
+
+    def thresholds(self) -> list[Tensor]:
+        """Return the thresholds that a step may change and a later one reads."""
+        return []
 
 
 class _Conv2d(SparseLayer, nn.Conv2d):
@@ -79,7 +68,7 @@ class _Conv2d(SparseLayer, nn.Conv2d):
         if not self.training:
             return F.conv2d(x, self.effective(), self.bias, *self.geometry)
         master, w, a = self.operands(x)
-        y: Tensor = _SwatConv.apply(x, master, self.bias, w, a, self.geometry)  # type: ignore[no-untyped-call]
+        y: Tensor = SwatConvFunction.apply(x, master, self.bias, w, a, self.geometry)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -93,7 +82,7 @@ class _Linear(SparseLayer, nn.Linear):
         if not self.training:
             return F.linear(x, self.effective(), self.bias)
         master, w, a = self.operands(x)
-        y: Tensor = _SwatLinear.apply(x, master, self.bias, w, a)  # type: ignore[no-untyped-call]
+        y: Tensor = SwatLinearFunction.apply(x, master, self.bias, w, a)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -110,15 +99,32 @@ class SwatLayer(SparseLayer):
 
     def restart(self) -> None:
         """Forget the thresholds of weight and input."""
-        self.cut_weight.restart()
-        self.cut_input.restart()
+        self.step = 0
+
+    def thresholds(self) -> list[Tensor]:
+        """Return those of weight and input."""
+        return [self.cut_weight.threshold, self.cut_input.threshold]
+
+    @property
+    def step(self) -> int:
+        """The step since ``restart`` that comes next."""
+        return self.cut_weight.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.cut_weight.step = self.cut_input.step = step
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether the next step cuts exactly."""
+        return self.cut_weight.exact
 
     @torch.no_grad()
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weight, its top share, and the top share of the input."""
         w, a = self.cut_weight(self.weight), self.cut_input(x)
-        dw = _share(w)
-        self.densities = (dw, dw, _share(a))
+        dw = share(w)
+        self.densities = (dw, dw, share(a))
         return self.weight, w, a
 
 
@@ -140,7 +146,7 @@ class PowerLayer(SparseLayer):
     def __init__(self, plain: nn.Module, a: float, prune: bool, cached: bool):
         super().__init__(plain)
         self.a, self.prune, self.cached = a, prune, cached
-        self.restart()
+        self.threshold: Tensor | None = None
 
     def effective(self) -> Tensor:
         """Return sign(th) |th|^a."""
@@ -148,17 +154,26 @@ class PowerLayer(SparseLayer):
 
     def restart(self) -> None:
         """Forget the threshold of the input."""
-        self.threshold: Tensor | None = None
+        if not on_device(self.weight):
+            self.threshold = None
+        else:  # in the memory that captured steps read
+            self.threshold = assign(self.threshold, self.weight.detach().new_full((), torch.nan))
+
+    def thresholds(self) -> list[Tensor]:
+        """Return that of the input, where there is one."""
+        return [] if self.threshold is None else [self.threshold]
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the effective weight, the same detached, and the input, pruned if that is wanted."""
         w = self.effective()
         with torch.no_grad():
-            dw = _share(w)
+            if on_device(x):
+                return w, w.detach(), self._pruned_on_device(x, w)
+            dw = float(share(w))
             q = max(dw, 1 / max(x.numel(), 1))  # at least one element
             sparse = self.prune and (q < 1 or self.threshold is not None)
             a = x * self._support(x, q) if sparse else x
-            self.densities = (dw, dw, _share(a) if sparse else 1.0)
+            self.densities = (dw, dw, share(a) if sparse else 1.0)
         return w, w.detach(), a
 
     def _support(self, x: Tensor, q: float) -> Tensor:
@@ -170,6 +185,26 @@ class PowerLayer(SparseLayer):
             self.threshold = x.abs()[support].min()
         return support
 
+    def _pruned_on_device(self, x: Tensor, w: Tensor) -> Tensor:
+        """Return the input, pruned by the same rule; a threshold that there is not yet is NaN, and nothing waits."""
+        dw = share(w)
+        if not self.prune:
+            self.densities = (dw, dw, 1.0)
+            return x
+        assert isinstance(dw, Tensor)
+        n = max(x.numel(), 1)
+        q = dw.clamp(min=1 / n)
+        a, threshold = cut(x, torch.ceil(torch.round(q * n, decimals=6)).long())
+        sparse = q < 1
+        if self.cached:
+            assert self.threshold is not None
+            earlier = ~self.threshold.isnan()
+            a = torch.where(earlier, x * (x.abs() >= self.threshold), a)
+            self.threshold.copy_(torch.where(sparse & ~earlier, threshold, self.threshold))
+            sparse = sparse | earlier
+        self.densities = (dw, dw, torch.where(sparse, share(a), 1.0))
+        return a
+
 
 class PowerConv2d(PowerLayer, _Conv2d):
     """A convolution trained by powerpropagation."""
@@ -177,6 +212,25 @@ class PowerConv2d(PowerLayer, _Conv2d):
 
 class PowerLinear(PowerLayer, _Linear):
     """A linear layer trained by powerpropagation."""
+
+
+class WeightCuts:
+    """What cuts, on a GPU, the weights of all of a model's SWAT layers before a step, in the launches of one."""
+
+    def __init__(self, layers: Iterable[SparseLayer]):
+        self.layers = [layer for layer in layers if isinstance(layer, SwatLayer)]
+        self._cut: Callable[[], tuple[list[Tensor], Tensor]] | None = None
+
+    def __call__(self) -> None:
+        """Cut all weights, if the next step cuts exactly."""
+        if not self.layers or not self.layers[0].exact:
+            return
+        if self._cut is None:
+            weights = [layer.weight.detach() for layer in self.layers]
+            counts = [topk_count(layer.cut_weight.density, layer.weight.numel()) for layer in self.layers]
+            self._cut = cuts(weights, counts)
+        for layer, values, threshold in zip(self.layers, *self._cut(), strict=True):
+            layer.cut_weight.set(values, threshold)
 
 
 def powerprop_weight(th: Tensor, a: float) -> Tensor:
@@ -252,45 +306,3 @@ def _pass(*_: object) -> None:
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """Return the layers of a prepared model that took the place of plain ones, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
-
-
-def _share(x: Tensor) -> float:
-    """Return the share of non-zeros."""
-    return int(x.count_nonzero()) / max(x.numel(), 1)
-
-
-class _SwatConv(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w: Tensor, a: Tensor, geometry: Any
-    ) -> Tensor:
-        ctx.save_for_backward(w, a)
-        ctx.geometry, ctx.bias = geometry, bias is not None
-        return F.conv2d(x, w, bias, *geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        w, a = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        needs_grad = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias]
-        grads = torch.ops.aten.convolution_backward(
-            g, a, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, needs_grad
-        )
-        return *grads, None, None, None
-
-
-class _SwatLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w: Tensor, a: Tensor) -> Tensor:
-        ctx.save_for_backward(w, a)
-        ctx.bias = bias is not None
-        return F.linear(x, w, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        w, a = ctx.saved_tensors
-        rows = g.reshape(-1, g.shape[-1])
-        grad_weight = rows.T @ a.reshape(-1, a.shape[-1])
-        return g @ w if ctx.needs_input_grad[0] else None, grad_weight, rows.sum(0) if ctx.bias else None, None, None

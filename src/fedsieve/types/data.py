@@ -55,13 +55,17 @@ Tree: TypeAlias = Mapping[str, "Tensor | Sparse | float | Tree"]
 """What crosses the wire: names to tensors, sparse tensors, numbers, or further trees."""
 
 
-def normalize_inputs(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return raw inputs [b, ...] as ``(x - mean) / std`` in float32; uint8 stands for x / 255."""
+def normalize_inputs(x: Tensor, mean: tuple[float, ...] | Tensor, std: tuple[float, ...] | Tensor) -> Tensor:
+    """Return raw inputs [b, ...] as ``(x - mean) / std`` in float32; uint8 stands for x / 255.
+
+    ``mean`` and ``std`` as tensors lie where ``x`` does: nothing is then copied to a GPU.
+    """
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-    if mean == (0.0,) and std == (1.0,):
+    if isinstance(mean, tuple) and (mean, std) == ((0.0,), (1.0,)):
         return x
     channels = (-1,) + (1,) * (x.dim() - 2)
-    return (x - x.new_tensor(mean).view(channels)) / x.new_tensor(std).view(channels)
+    mean, std = (torch.as_tensor(value, dtype=torch.float32, device=x.device).view(channels) for value in (mean, std))
+    return (x - mean) / std
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +111,8 @@ class Data:
         return len(self.y)
 
     def subset(self, index: Tensor) -> Data:
-        """Return the examples at ``index`` (int64 [m]), copied."""
+        """Return the examples at ``index`` (int64 [m]), copied, where they lie."""
+        index = index.to(self.y.device)
         return replace(self, x=self.x.index_select(0, index), y=self.y.index_select(0, index))
 
     def to(self, device: torch.device | str) -> Data:

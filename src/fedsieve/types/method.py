@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -61,17 +62,23 @@ class RoundContext:
 
 
 class Augment(Protocol):
-    """A random change of raw inputs [b, ...] that leaves their shape and type."""
+    """A random change of raw inputs [b, ...] that leaves their shape and type: numbers are drawn, then applied."""
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the changed inputs."""
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """Return what chance says of each of ``b`` inputs, int64 [b, numbers], on the CPU."""
+
+    def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Return the inputs changed as ``draws`` say, which lie where ``x`` does."""
 
 
 class Steps(Protocol):
     """The steps of one client's training, whatever computes them."""
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on a batch, and return its loss."""
+    def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
+        """Train on the client's examples in the ``order`` (int64 [n], on the CPU), and yield the loss of each batch.
+
+        ``draws`` (int64 [n, numbers], by place in the order) are those of the augmentation, None where there is none.
+        """
 
     def put_(self, mask: Mask) -> None:
         """Go on from the model's weights, on another mask."""
@@ -108,6 +115,16 @@ class Device:
     """What begins a training on a mask: PyTorch, dense, where it is None."""
     norm_weight_decay: bool = True
     """Whether weight decay reaches the parameters of norms (``sparse.policy.norm_parameters``)."""
+
+    def batches(self, order: Tensor, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the examples of an epoch batch by batch, as the model takes them: inputs float32, labels int64."""
+        where = self.data.y.device
+        several = torch.split(order.to(where), self.batch)
+        if not self.augment or draws is None:
+            yield from map(self.data.batch, several)
+            return
+        for index, own in zip(several, torch.split(draws.to(where), self.batch), strict=True):
+            yield self.data.batch(index, partial(self.augment, draws=own))
 
 
 @dataclass(frozen=True)

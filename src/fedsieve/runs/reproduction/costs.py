@@ -77,6 +77,8 @@ class RunCost:
         return START + (warm_up if not first else 0) + left * self.seconds_of_round(run, examples) + test
 
 
+NOT_ESTIMATED = RunCost("auto", 0, 0, 0, 0, 0, 0, 0)
+"""Of a run on a GPU: what it takes is seen from its first rounds."""
 SECONDS = [field.name for field in fields(RunCost) if field.name != "kernels"]
 
 

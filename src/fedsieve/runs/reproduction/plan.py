@@ -15,7 +15,7 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import SUMMARY, RunRecord, read_rows
 from fedsieve.runs.recorder import describe_dataset
 from fedsieve.runs.reproduction.cells import PaperCell
-from fedsieve.runs.reproduction.costs import RunCost, estimate_cost, examples_of
+from fedsieve.runs.reproduction.costs import NOT_ESTIMATED, RunCost, estimate_cost, examples_of
 from fedsieve.runs.reproduction.results import MOVE, keep_result, result_name, result_of, result_path
 from fedsieve.runs.sweep.jobs import Job
 from fedsieve.types import InputError
@@ -47,6 +47,11 @@ class PlannedRun:
     def seconds(self) -> float:
         """What is left to do, in seconds of one core."""
         return self.cost.seconds(self.cell.run, self.examples, self.tests, self.first)
+
+    @property
+    def trained(self) -> int:
+        """How many examples all clients train on in the whole run."""
+        return self.cell.run.rounds * self.cell.run.per_round * self.cell.run.epochs * self.examples
 
     def job(self, execution: Execution) -> Job:
         """Return the run as a process runs it."""
@@ -102,11 +107,12 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A directory of results, and the data and kernels that cells are run with; ``kernels`` empty: each cell's own."""
+    """A directory of results, and what cells are run with; ``kernels`` empty: each cell's own."""
 
     out: Path
     datasets: Datasets
     kernels: str = ""
+    device: str = "cpu"
 
     def result(self, cell: PaperCell, seed: int) -> RunRecord | None:
         """Return a cell's result; what is finished in its run directory is kept first. Raises InputError."""
@@ -148,11 +154,12 @@ class Reproduction:
             raise next(iter(lacking.values()))
         for why in lacking.values():
             show(str(why))
-        return sorted(planned, key=lambda one: (not one.first, one.seconds, one.seed))
+        return sorted(planned, key=lambda one: (not one.first, one.seconds, one.trained, one.seed))
 
     def _planned(self, cell: PaperCell, seeds: Sequence[int], show: Callable[[str], None]) -> Iterator[PlannedRun]:
         dataset = self.datasets(cell)
-        cost = estimate_cost(self.out, cell.run, dataset, self.kernels, show)
+        on_gpu = self.device != "cpu"
+        cost = NOT_ESTIMATED if on_gpu else estimate_cost(self.out, cell.run, dataset, self.kernels, show)
         for seed in seeds:
             sizes = examples_of(cell.run, dataset), len(dataset.test)
             if self._finished(cell, seed):

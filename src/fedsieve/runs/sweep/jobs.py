@@ -29,7 +29,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from fedsieve.engine import Run, local
+from fedsieve.engine import Run
+from fedsieve.engine.cohorts import in_process
 from fedsieve.engine.engines import follow_parent, watched
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
@@ -326,7 +327,7 @@ def _run_until(
             last_message = time.time()
             pipe.send(("client", t, None, f"{answers}/{clients}"))
 
-    engine = watched(local(kernels=execution.kernels), answer)
+    engine = watched(in_process(execution.device, execution.kernels, execution.precision), answer)
     rounds = record_run(folder, execution.open(run), engine, recipe, replace(execution, resume=True))
     with closing(rounds):
         for round in rounds:

@@ -1,0 +1,51 @@
+"""The multiply-adds of training steps: counted on the host, or where only a GPU knows what was zero, there."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Triple: TypeAlias = tuple[float, float, float]
+"""Of a layer's forward product, its input gradient and its weight gradient."""
+DENSE = (1.0, 1.0, 1.0)
+
+
+class Products:
+    """Multiply-adds of training steps, at the real densities and were all dense."""
+
+    def __init__(self, where: torch.device):
+        self.on_device = torch.zeros((), dtype=torch.float64, device=where)
+        """Those at densities that the device alone knows."""
+        self.record: list[tuple[nn.Module | None, float, Triple]] | None = None
+        """What is added, if that is wanted."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin at nothing."""
+        self.on_host = self.dense = 0.0
+        self.on_device.zero_()
+
+    @property
+    def real(self) -> float:
+        """Those at the real densities; to read them waits for the device."""
+        return self.on_host + float(self.on_device)
+
+    def add(self, layer: nn.Module | None, n: float, which: Triple, densities: tuple[Any, Any, Any] = DENSE) -> None:
+        """Add ``n`` multiply-adds for each of a layer's products that ``which`` has as 1; None: no layer's."""
+        share = sum(one * density for one, density in zip(which, densities, strict=True))
+        if isinstance(share, Tensor):
+            self.on_device.add_(n * share)
+        else:
+            self.on_host += n * share
+        self.dense += n * sum(which)
+        if self.record is not None:
+            self.record.append((layer, n, which))
+
+    def add_again(self, record: list[tuple[nn.Module | None, float, Triple]], times: int) -> None:
+        """Add what was recorded, so often, at the layers' present densities; what is on the device was added there."""
+        for layer, n, which in record:
+            share = sum(one * density for one, density in zip(which, getattr(layer, "densities", DENSE), strict=True))
+            self.on_host += 0.0 if isinstance(share, Tensor) else times * n * share
+            self.dense += times * n * sum(which)

@@ -1,0 +1,220 @@
+"""The engine for a GPU: it trains several clients at once, each by a thread with a model and a stream of its own.
+
+A client's steps are captured as CUDA graphs (``client.captured``), so that a thread sends them to the device and waits
+once, at the end of the training. Messages are decoded and encoded by the same threads, while others train. A client's
+bits do not depend on who trains beside it. On a CPU one client trains at a time, by the same code without graphs.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast, get_args
+
+import torch
+
+from fedsieve.client.captured import Capture, CudaGraphs
+from fedsieve.client.training import Precision
+from fedsieve.engine.engines import Engine, Exchange, Worker, devices_of, in_order, local, run_client
+from fedsieve.engine.federation import Federation
+from fedsieve.engine.rollback import Memory
+from fedsieve.kernels.dispatch import check_choice
+from fedsieve.types import InputError
+
+ROOM = 0.85
+"""The share of a GPU's free memory that clients may take: the rest is for tests, and for what libraries allocate."""
+DATA = 0.3
+"""The share of a GPU's free memory up to which the training examples are kept there."""
+
+
+class EagerSteps(UserWarning):
+    """A model's steps cannot be captured: they run one operation after another, and one client at a time."""
+
+
+def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: str = "fp32") -> Engine:
+    """Train ``n`` clients at once on each device, as many as there is memory for if it is 0; one on a CPU.
+
+    ``device`` may name several GPUs (``cuda:0,1``). Products are computed in ``precision``, by PyTorch.
+    """
+    devices = devices_of(device)
+    check_choice(kernels)
+    multiplied = check_precision(precision, device, kernels)
+    if n < 0:
+        raise InputError(f"a cohort needs at least 1 client, got {n}")
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
+        with exact(devices, multiplied):
+            several = n or max(federation.run.per_round, federation.run.method.warm_up) * (device != "cpu") or 1
+            make = partial(_worker, kernels=kernels, precision=multiplied)
+            workers = [worker for where in devices for worker in _workers(federation, where, several, n > 0, make)]
+            free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+            for worker in workers:
+                free.put(worker)
+            threads = ThreadPoolExecutor(len(workers), "client", torch.set_num_threads, (1,))
+
+            def answer(t: int, client: int, message: bytes, remembered: bytes) -> tuple[bytes, bytes]:
+                worker = free.get()
+                try:
+                    with _stream_of(worker):
+                        return run_client(worker, t, client, message, remembered)
+                finally:
+                    free.put(worker)
+
+            def begin(t: int, client: int, message: bytes) -> Callable[[], tuple[bytes, bytes]]:
+                future = threads.submit(answer, t, client, message, memory.get(client, b""))
+                return partial(_result, future, t, len(workers))
+
+            def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
+                return in_order(t, messages, memory, begin, 2 * len(workers))
+
+            try:
+                yield exchange
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    return engine
+
+
+def in_process(device: str = "cpu", kernels: str = "auto", precision: str = "fp32") -> Engine:
+    """Return the engine that suits a device: ``local`` on a CPU, a cohort on a GPU, or for another precision."""
+    if device == "cpu" and precision == "fp32":
+        return local(device, kernels)
+    return cohort(0, device, kernels, precision)
+
+
+def check_precision(precision: str, device: str, kernels: str) -> Precision:
+    """Return a precision. Raises InputError unless products can be computed in it where they are."""
+    if precision not in get_args(Precision):
+        raise InputError(f"unknown precision {precision!r}; they are fp32, tf32 and bf16")
+    if precision == "tf32" and device == "cpu":
+        raise InputError("--precision tf32 is of GPUs: use fp32 or bf16, or --device cuda")
+    if precision != "fp32" and device == "cpu" and kernels != "dense":
+        raise InputError(f"the kernels compute in float32: --precision {precision} needs --kernels dense on a CPU")
+    return cast(Precision, precision)
+
+
+def _workers(federation: Federation, where: str, n: int, wanted: bool, make: Callable[..., Worker]) -> Iterator[Worker]:
+    """Yield a device's workers: ``n``, or as many as there is room for. Raises InputError if so many are ``wanted``."""
+    if where == "cpu":
+        alone = threading.Lock()
+        for _ in range(n):
+            yield make(federation, where, None, alone)
+        return
+    free, _ = torch.cuda.mem_get_info(where)
+    federation = _data_on(federation, where, free * DATA)
+    before, room = torch.cuda.memory_reserved(where), free * ROOM
+    first = make(federation, where, CudaGraphs(torch.device(where)), threading.Lock())
+    why = _try(first, federation)
+    torch.cuda.synchronize(where)
+    most = largest_cohort(room, torch.cuda.memory_reserved(where) - before)
+    if wanted and n > most:
+        raise InputError(f"{n} clients at once do not fit the memory of {where}: {most} do (--engine cohort:{most})")
+    if why:
+        line = f"the model's steps cannot be captured: they run eagerly, and one client at a time ({why})"
+        warnings.warn(line, EagerSteps, 2)
+        n = 1
+    yield first
+    for _ in range(min(n, most) - 1):
+        yield make(federation, where, CudaGraphs(torch.device(where)), first.alone)
+
+
+def largest_cohort(room: float, each: float) -> int:
+    """Return how many clients fit into ``room`` bytes, if each takes ``each``: at least 1."""
+    return max(1, int(room // max(each, 1)))
+
+
+def _worker(
+    federation: Federation, where: str, graphs: CudaGraphs | None, alone: Any, *, kernels: str, precision: Precision
+) -> Worker:
+    worker = Worker(federation, where, kernels, precision)
+    capture = Capture(worker.model, worker.cost.products, precision, graphs)
+    run = federation.run
+    capture.examples = max(map(len, federation.shards), default=0)
+    capture.steps = run.epochs * -(-capture.examples // run.batch)
+    capture.watches = worker.saved is not None
+    worker.capture, worker.alone, worker.cost.dense_steps = capture, alone, capture.begin
+    return worker
+
+
+def _try(worker: Worker, federation: Federation) -> str:
+    """Capture a step of a worker's; return why that cannot be, "" where it can."""
+    assert worker.capture
+    client = max(range(len(federation.shards)), key=lambda k: len(federation.shards[k]))
+    with _stream_of(worker):
+        device = federation.device(1, client, worker.model, worker.where, {})
+        order = torch.arange(min(device.batch, len(device.data)))
+        draws = device.augment.draw(len(order), device.rng) if device.augment else None
+        try:
+            steps = worker.capture.begin(device, {})
+            [*steps.epoch(order, draws)]
+            steps.write_()
+        except torch.OutOfMemoryError:
+            raise InputError(f"a single client's training does not fit the memory of {worker.where}") from None
+        except RuntimeError as error:
+            worker.capture.graphs = None
+            return str(error).partition("\n")[0]
+    return ""
+
+
+def _data_on(federation: Federation, where: str, most: float) -> Federation:
+    """Return the federation with its training examples on a device, if they take ``most`` bytes at most."""
+    train = federation.dataset.train
+    if train.x.nbytes + train.y.nbytes > most:
+        return federation
+    return replace(federation, dataset=replace(federation.dataset, train=train.to(where)))
+
+
+def _stream_of(worker: Worker) -> Any:
+    """Return the context in which a worker computes: a stream of its own, on a GPU."""
+    if worker.where == "cpu":
+        return nullcontext()
+    if worker.stream is None:
+        worker.stream = torch.cuda.Stream(worker.where)  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(worker.stream)
+
+
+def _result(future: Future[tuple[bytes, bytes]], t: int, clients: int) -> tuple[bytes, bytes]:
+    try:
+        return future.result()
+    except torch.OutOfMemoryError:
+        fewer = f"--engine cohort:{clients // 2}" if clients > 1 else "a smaller batch"
+        raise InputError(f"round {t}: the GPU's memory is full: go on with --resume and {fewer}") from None
+    except torch.AcceleratorError as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"round {t}: the GPU failed ({why}): go on with --resume") from None
+
+
+@contextmanager
+def exact(devices: list[str], precision: Precision) -> Iterator[None]:
+    """Compute in a precision, and on GPUs always to the same bits, for the block."""
+    if devices == ["cpu"]:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for where bits must not change
+    products = "ieee" if precision == "fp32" else "tf32"
+    backends: Any = torch.backends
+    wanted: list[tuple[Any, str, Any]] = [
+        (backends.cuda.matmul, "fp32_precision", products),
+        (backends.cudnn.conv, "fp32_precision", products),
+        (backends.cudnn, "benchmark", False),
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),
+    ]
+    before = [getattr(place, name) for place, name, _ in wanted]
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    for place, name, value in wanted:
+        setattr(place, name, value)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(wanted, before, strict=True):
+            setattr(place, name, value)
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

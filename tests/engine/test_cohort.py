@@ -1,0 +1,251 @@
+"""Cohorts train what one client after another trains; captured steps, of which a recorder stands in for the GPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from command_line import CommandLine
+from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
+from fedsieve import Federation, InputError, local, open_run, run
+from fedsieve.client.captured import Capture
+from fedsieve.engine import cohort, loop
+from fedsieve.engine.cohorts import largest_cohort
+from fedsieve.engine.engines import Engine, Worker, devices_of, run_client
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.rollback import Memory
+from fedsieve.methods import FedAvg
+from fedsieve.sparse import layers, periodic, selection
+from methods_under_test import METHODS
+from tiny import TinyNet, assert_same, tiny_run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_cohort_trains_what_one_client_after_another_trains(name: str, one_thread: None) -> None:
+    """To the bit; ten are more than a round has."""
+    one = cropped(METHODS[name], **MOMENTUM if name in SEVERAL else {})
+    if one.task.model is TinyNet:
+        one = replace(one, task=replace(one.task, model=DropNet))
+    wanted = [*run(one, local(kernels="dense"))]
+    for n in (1, 3, 10) if name in SEVERAL else (3,):
+        for a, b in zip(run(one, cohort(n, kernels="dense")), wanted, strict=True):
+            assert_same(a, b)
+            assert (a.multiply_adds, a.multiply_adds_dense) == (b.multiply_adds, b.multiply_adds_dense)
+
+
+def test_a_cohort_trains_by_the_kernels_too(native: None) -> None:
+    one = cropped(METHODS["nst"])
+    for a, b in zip(run(one, cohort(3, kernels="sparse")), run(one, local(kernels="sparse")), strict=True):
+        assert_same(a, b)
+        assert a.kernels == b.kernels == {"sparse": 3}
+
+
+def test_answers_are_read_while_others_train(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Where clients train on a GPU: the same rounds, refusals and all, by several threads."""
+    one = replace(tiny_run(METHODS["zerofl top_diff"], rounds=2), per_round=6)
+
+    @contextmanager
+    def liar(federation: Federation, memory: Memory) -> Iterator[Any]:
+        with local(kernels="dense")(federation, memory) as exchange:
+
+            def exchanged(t: int, messages: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+                for client, reply in exchange(t, messages):
+                    yield client, b"nonsense" if client == 3 else reply  # type: ignore[misc]
+                    if client == 4:
+                        yield client, reply  # type: ignore[misc]
+
+            yield exchanged
+
+    wanted = [*run(one, liar)]
+    assert [len(round_.refused) for round_ in wanted] == [2, 2]
+    readers = loop._readers
+    monkeypatch.setattr(loop, "_readers", lambda _: readers("cuda"))
+    for a, b in zip(run(one, liar), wanted, strict=True):
+        assert_same(a, b)
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A CUDA graph on the CPU: it notes the operations, and takes them again, in the same memory, without Python."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "_local_scalar_dense" not in str(func), "the host waits for the device"
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            for old, new in zip(_tensors(result), _tensors(func(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    several = result if isinstance(result, tuple | list) else [result]
+    return [one for one in several if isinstance(one, Tensor)]
+
+
+class Generator(torch.Generator):
+    """A generator with an offset, as a GPU's has, that nobody draws from."""
+
+    def get_offset(self) -> int:
+        return 0
+
+    def set_offset(self, offset: int) -> None:
+        assert offset == 0
+
+
+class Graphs:
+    """In place of CudaGraphs. What a recorded step changes is put back as what steps before a capture change is."""
+
+    def __init__(self) -> None:
+        self.chance, self.captures = Generator(), 0
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        recorder = Recorder()
+        with recorder:
+            step()
+        return recorder.replay
+
+    @contextmanager
+    def own_chance(self) -> Iterator[None]:
+        yield
+
+
+def replayed(graphs: Graphs, patch: pytest.MonkeyPatch) -> Engine:
+    """Return an engine of one worker whose layers leave their numbers on the device, and whose steps are replayed."""
+
+    @contextmanager
+    def engine(federation: Federation, memory: Memory) -> Iterator[Any]:
+        worker = Worker(federation, kernels="dense")
+        worker.capture = Capture(worker.model, worker.cost.products, "fp32", graphs)  # type: ignore[arg-type]
+        worker.cost.dense_steps = worker.capture.begin
+
+        def exchange(t: int, messages: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+            for client, message in messages.items():
+                with patch.context() as inner:
+                    for module in (layers, periodic):
+                        inner.setattr(module, "on_device", lambda x: True)
+                    inner.setattr(selection, "_select", selection.sort_select)
+                    reply, remembered = run_client(worker, t, client, message, memory.get(client, b""))
+                if remembered:
+                    memory[client] = remembered
+                yield client, reply
+
+        yield exchange
+
+    return engine
+
+
+@pytest.mark.parametrize("name", [*METHODS, *BY_TURNS])
+def test_replayed_steps_train_what_python_trains(name: str, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Several clients and rounds, each step captured once; while it is, nothing looks at a number."""
+    momentum = MOMENTUM if name in SEVERAL else {}
+    one, graphs = cropped((METHODS | BY_TURNS)[name], rounds=3, **momentum), Graphs()
+    for a, b in zip(
+        rounds(open_run(one), replayed(graphs, monkeypatch)), run(one, local(kernels="dense")), strict=True
+    ):
+        for key, value in b.state.params.items():
+            torch.testing.assert_close(a.state.params[key], value, rtol=0, atol=2e-5)
+        assert (a.steps, a.multiply_adds_dense) == (b.steps, b.multiply_adds_dense)
+        assert a.multiply_adds == pytest.approx(b.multiply_adds, rel=2e-3)
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
+    assert 2 <= graphs.captures <= 8  # a whole and a last batch, exact or not, and of two stages
+
+
+def test_python_takes_the_first_step_where_saved_tensors_are_measured(one_thread: None) -> None:
+    federation = open_run(cropped(METHODS["fedavg"]), measure=("masks",))
+    worker, graphs = Worker(federation, kernels="dense"), Graphs()
+    worker.capture = Capture(worker.model, worker.cost.products, "fp32", graphs)  # type: ignore[arg-type]
+    worker.capture.watches = True
+    worker.cost.dense_steps = worker.capture.begin
+    device = federation.device(1, 0, worker.model, "cpu", {})
+    device.steps = worker.cost.begin
+    assert worker.saved
+    assert device.augment
+    worker.saved.restart()
+    n = len(device.data)
+    steps = worker.cost.begin(device, {})
+    losses = [*steps.epoch(torch.arange(n), device.augment.draw(n, device.rng))]
+    steps.write_()
+    assert (len(losses), graphs.captures) == (5, 2)
+    assert worker.saved.bytes > 0
+
+
+def test_bfloat16_trains_float32_weights(one_thread: None) -> None:
+    for name in ("fedavg", "swat", "sparsefedpp", "flash"):
+        one = tiny_run(METHODS[name], rounds=10, lr=0.2)
+        final, exact = ([*run(one, cohort(kernels="dense", precision=p))][-1] for p in ("bf16", "fp32"))
+        assert all(v.dtype == torch.float32 for v in final.state.params.values())
+        assert final.accuracy is not None
+        assert exact.accuracy is not None
+        assert final.accuracy > exact.accuracy - 0.1
+        assert any(not torch.equal(v, exact.state.params[n]) for n, v in final.state.params.items())
+
+
+def test_several_gpus_are_named_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in ("cuda", "cuda:0", "cuda:0,1"):
+        with pytest.raises(InputError, match="is not there: PyTorch sees 0 CUDA devices"):
+            devices_of(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices_of("cpu") == ["cpu"]
+    assert devices_of("cuda") == ["cuda"]
+    assert devices_of("cuda:1") == ["cuda:1"]
+    assert devices_of("cuda:0,1") == devices_of("cuda:00,1") == ["cuda:0", "cuda:1"]
+    for device, line in (
+        ("cuda:2", "PyTorch sees 2 CUDA devices"),
+        ("cuda:0,0", "names one twice"),
+        ("cuda:", "unknown device"),
+        ("cuda:0,", "unknown device"),
+        ("cuda:-1", "unknown device"),
+        ("gpu", "unknown device"),
+        ("cpu:0", "unknown device"),
+    ):
+        with pytest.raises(InputError, match=line):
+            devices_of(device)
+
+
+def test_a_cohort_is_as_large_as_memory_allows() -> None:
+    assert largest_cohort(100.0, 10.0) == 10
+    assert largest_cohort(99.0, 10.0) == 9
+    assert largest_cohort(5.0, 10.0) == 1
+    assert largest_cohort(5.0, 0.0) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--engine", "cohort:0"], "unknown engine 'cohort:0'"),
+        (["--engine", "cohort:-1"], "unknown engine 'cohort:-1'"),
+        (["--engine", "cohort:"], "unknown engine 'cohort:'"),
+        (["--device", "cuda"], "PyTorch sees 0 CUDA devices"),
+        (["--precision", "fp16"], "unknown precision 'fp16'; they are fp32, tf32 and bf16"),
+        (["--precision", "tf32"], "--precision tf32 is of GPUs"),
+        (["--precision", "bf16"], "--precision bf16 needs --kernels dense on a CPU"),
+        (["--precision", "bf16", "--kernels", "dense", "--engine", "pool:2"], "is for --engine local and cohort:N"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(options: list[str], line: str, fedsieve: CommandLine) -> None:
+    assert line in fedsieve("run", "flash.digits", *options, code=2).stderr
+
+
+def test_with_a_negative_number_there_is_no_cohort() -> None:
+    with pytest.raises(InputError, match="a cohort needs at least 1 client, got -1"):
+        cohort(-1)
+    with pytest.raises(InputError, match="unknown kernels"):
+        cohort(1, kernels="fast")
+    [*run(tiny_run(FedAvg(), rounds=1), cohort())]

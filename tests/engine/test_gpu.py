@@ -1,0 +1,88 @@
+"""Cohorts on a GPU: clients that train at once by captured steps, beside one at a time and beside the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
+from fedsieve import InputError, Run, local, open_run, run
+from fedsieve.engine import cohort
+from fedsieve.engine.cohorts import EagerSteps
+from fedsieve.engine.loop import rounds
+from fedsieve.engine.rollback import Checkpoint
+from fedsieve.types import flatten
+from methods_under_test import METHODS
+from tiny import TinyNet, assert_same, tiny_run
+
+pytestmark = pytest.mark.gpu
+
+
+def on_gpu(one: Run, n: int = 0, precision: str = "fp32") -> list[Any]:
+    return [*run(one, cohort(n, "cuda", precision=precision), device="cuda")]
+
+
+@pytest.mark.parametrize("name", [*METHODS, *BY_TURNS])
+def test_a_cohort_on_a_gpu_trains_what_a_cpu_trains(name: str) -> None:
+    one = cropped((METHODS | BY_TURNS)[name], rounds=1, **MOMENTUM if name in SEVERAL else {})
+    wanted, gpu = [*run(one, local(kernels="dense"))][-1], on_gpu(one)[-1]
+    for key, value in wanted.state.params.items():
+        torch.testing.assert_close(gpu.state.params[key], value, rtol=0, atol=1e-4)
+    assert (gpu.bytes_down, gpu.steps) == (wanted.bytes_down, wanted.steps)
+    assert gpu.multiply_adds_dense == wanted.multiply_adds_dense
+    assert gpu.multiply_adds == pytest.approx(wanted.multiply_adds, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", [*SEVERAL, "sparsefedpp"])
+def test_who_trains_beside_a_client_changes_no_bit(name: str, precision: str) -> None:
+    """With chance in the model, too, which every worker draws for itself."""
+    one = replace(cropped((METHODS | BY_TURNS)[name], rounds=3, **MOMENTUM), evaluate_every=3)
+    one = replace(one, task=replace(one.task, model=DropNet))
+    wanted = on_gpu(one, 1, precision)
+    for n in (2, 3):
+        for a, b in zip(on_gpu(one, n, precision), wanted, strict=True):
+            assert_same(a, b)
+
+
+def test_a_cohort_goes_on_from_a_checkpoint_bit_for_bit() -> None:
+    one = cropped(METHODS["nst"], rounds=4)
+    whole = on_gpu(one)
+    before = whole[1]
+    start = Checkpoint(before.t, flatten(before.state), before.memory)
+    for a, b in zip(rounds(open_run(one), cohort(2, "cuda"), "cuda", start), whole[2:], strict=True):
+        assert_same(a, b)
+
+
+class LookingNet(TinyNet):
+    """A model that asks for a number of the device in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.0 + 0.0 * float(x.sum().isnan()))
+
+
+def test_a_model_that_cannot_be_captured_trains_eagerly() -> None:
+    one = cropped(METHODS["fedavg"], rounds=1)
+    odd = replace(one, task=replace(one.task, model=LookingNet))
+    with pytest.warns(EagerSteps, match="cannot be captured: they run eagerly, and one client at a time"):
+        eager = on_gpu(odd)[-1]
+    for key, value in on_gpu(one)[-1].state.params.items():
+        torch.testing.assert_close(eager.state.params[key], value, rtol=0, atol=1e-5)
+
+
+def test_saved_tensors_are_measured_there_too() -> None:
+    federation = open_run(cropped(METHODS["swat"], rounds=1), measure=("masks",))
+    *_, final = rounds(federation, cohort(2, "cuda"), "cuda")
+    assert final.metrics["saved_bytes"] > 0
+
+
+def test_more_clients_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (64 << 20, 128 << 20))
+    with pytest.raises(
+        InputError, match=r"5000 clients at once do not fit the memory of cuda: \d+ do \(--engine cohort"
+    ):
+        on_gpu(tiny_run(METHODS["fedavg"], rounds=1), 5000)
