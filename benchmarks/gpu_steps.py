@@ -148,7 +148,12 @@ def captured(call: Callable[[], None], work: Work) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+
+    def replay(holder: object = call) -> None:
+        """Take the step; ``holder`` keeps the memory that the graph reads and writes."""
+        graph.replay()
+
+    return replay
 
 
 def on_streams(calls: list[Callable[[], None]], work: Work) -> Callable[[], None]:

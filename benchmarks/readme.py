@@ -10,6 +10,7 @@ from pathlib import Path
 import authors
 import byzantine
 import flower_table
+import gpu
 import gpu_cost
 import loose_bound
 import messages_table as messages
@@ -118,6 +119,9 @@ def filled(text: str) -> str:
 
     text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
     text = re.sub(r"<!-- computed: (\w+) -->\n?.*?<!-- end -->", computed, text, flags=re.S)
+    text = re.sub(
+        r"<!-- gpu -->\n.*?<!-- end -->", lambda _: f"<!-- gpu -->\n{gpu.committed()}\n<!-- end -->", text, flags=re.S
+    )
     text = re.sub(r"<!-- packed: (\w+) -->\n?.*?<!-- end -->", packed, text, flags=re.S)
     text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
     text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)

@@ -1,6 +1,7 @@
 """The benchmarks of a GPU, without one: plain PyTorch that rounds are measured beside, and a step's computed cost."""
 
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def test_the_plain_loop_is_federated_averaging() -> None:
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.gpu
+def test_a_captured_step_is_the_step() -> None:
+    from gpu_steps import SMALL, WARM, Stepper, captured, products_in
+
+    work, steps = replace(SMALL, device="cuda"), 3
+    with products_in("fp32", work):
+        replay = captured(Stepper(work, "fp32").step, work)
+        _others = [torch.full((n,), torch.nan, device="cuda") for n in range(1, 5000)]  # in what memory is free
+        captured_one, eager = Stepper(work, "fp32"), Stepper(work, "fp32")
+        again = captured(captured_one.step, work)
+        for _ in range(steps):
+            replay()
+            again()
+        for _ in range(WARM + steps):
+            eager.step()
+    for name, weight in eager.model.named_parameters():
+        torch.testing.assert_close(captured_one.model.get_parameter(name), weight, rtol=1e-3, atol=1e-5)
+
+
 # What a step takes of a GPU
 
 
@@ -98,7 +118,7 @@ def test_the_counts_of_a_step_are_resnet_18s() -> None:
     cuts = gpu_cost.selections()
     inputs = 4 * 64 * 32**2 + 64 * 32**2 + 3 * 128 * 16**2 + 128 * 16**2 + 3 * 256 * 8**2 + 256 * 8**2 + 3 * 512 * 4**2
     assert cuts.launches == 6 + 16 * 5
-    assert cuts.bytes == 5 * 4 * 10_985_472 + 4 * 2 * 16 * inputs
+    assert cuts.bytes == (4 * 4 + 2) * 10_985_472 + 4 * 2 * 16 * inputs  # weights are written in bf16
     assert gpu_cost.masks().bytes == (4 + 4 + 1) * (1_728 + 10_985_472 + 172_032)
     kept = json.loads(gpu_cost.RESULTS.read_text())
     for label in ("convolutions, forward", "convolutions, backward", "update"):
@@ -123,3 +143,48 @@ def test_an_operation_takes_the_longest_of_its_times() -> None:
     assert (full.alone, full.together) == (10, 10)
     few.add(1, 5, 500, tiles=1, gpu=gpu)
     assert (few.alone, few.together) == (40, 10)
+
+
+# Lines
+
+
+def test_lines_go_on_after_an_error_and_stop_with_the_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from gpu import Lines, read_lines
+
+    def fails() -> None:
+        raise RuntimeError("CUDA error:\n out of memory")
+
+    with (tmp_path / "lines").open("w") as out:
+        lines = Lines(out, time.monotonic() + 60)
+        lines.part("a", fails)
+        lines.part("b", lambda: {"ms": 1.5})
+        lines.end = 0
+        lines.part("c", fails)
+        out.write('{"what": "cut')
+    assert read_lines(tmp_path / "lines") == [
+        {"what": "a", "error": "RuntimeError: CUDA error: out of memory"},
+        {"what": "b", "ms": 1.5},
+        {"what": "c", "skipped": "no time was left"},
+    ]
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_the_table_has_the_last_line_of_each_way() -> None:
+    from gpu import table
+
+    line = {
+        "what": "round",
+        "method": "fedavg",
+        "way": "cohort 1",
+        "precision": "bf16",
+        "s_round": 1.0,
+        "ms_step": 3.0,
+        "n": 3,
+    }
+    other = line | {"s_round": 2.0, "ms_step": 6.0, "n": 9, "share": 0.125}
+    failed = {"what": "round", "method": "swat", "way": "cohort 1", "precision": "bf16", "error": "no memory"}
+    rows = table([{"what": "machine"}, line, failed, {"what": "rounds", "turns": 9}, other]).splitlines()
+    assert rows[2:] == [
+        "| fedavg | cohort 1 | bf16 | 2.000 | 6.000 | 12.5% | 9 |",
+        "| swat | cohort 1 | bf16 | no memory |  |  |  |",
+    ]
