@@ -114,9 +114,10 @@ def federation_of(method: str, work: Work, data: Path | None) -> Federation:
 
 
 def engines(work: Work, precision: Any) -> dict[str, Engine]:
-    """Return the ways in which a round's clients are trained; eagerly only in float32."""
-    dense = "auto" if precision == "fp32" else "dense"
-    ways = {f"cohort {name}": cohort(n, work.device, dense, precision) for name, n in (("best", 0), ("1", 1))}
+    """Return the ways in which a round's clients are trained: half a cohort in bf16 alone, eagerly in float32 alone."""
+    dense, half = "auto" if precision == "fp32" else "dense", work.clients // 2
+    cohorts = {"best": 0, **({f"{half}": half} if precision == "bf16" else {}), "1": 1}
+    ways = {f"cohort {name}": cohort(n, work.device, dense, precision) for name, n in cohorts.items()}
     return ways | ({"eager": local(work.device, "dense")} if precision == "fp32" else {})
 
 

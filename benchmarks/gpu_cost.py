@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from fedsieve.engine.loop import READERS
 from fedsieve.recipes import load_recipe
 from fedsieve.sparse.policy import select_weights
 
@@ -204,8 +205,9 @@ def computed() -> dict[str, Any]:
         tests = run.rounds // run.evaluate_every * TESTS / WORK.batch * forward
         seconds = {way: count * steps[name][way] for way in ("alone", "together")}
         encode, decode = (run.rounds * run.per_round * each_message for each_message in message_times(case))
-        messages = {"encode": encode, "decode": decode}
-        cells[name] = {"steps": count, **seconds, "tests": tests, **messages, "aim": aim, "least": least}
+        times = {**seconds, "tests": tests, "encode": encode, "decode": decode}
+        times["all"] = seconds["together"] + tests + encode / TOGETHER + decode / READERS
+        cells[name] = {"steps": count, **times, "aim": aim, "least": least}
     kernels = {name: asdict(own) for name, own in dense.items()}
     extras = {name: asdict(own) for name, own in methods.items() if own.launches}
     return {"gpu": asdict(H100), "kernels": kernels, "extras": extras, "steps": steps, "cells": cells}
@@ -252,10 +254,11 @@ def _step_table(results: dict[str, Any]) -> str:
 
 
 def _cell_table(results: dict[str, Any]) -> str:
-    names = ("steps", "s, one client at a time", "s, ten at once", "s of tests", "s of encoding", "s of decoding")
+    training = ("steps", "s, one client at a time", "s, ten at once", "s of tests")
+    names = (*training, "s of encoding, a core", "s of decoding, a core", "s in all")
     lines = [f"| cell | {' | '.join(names)} | aim, s | at least, s |", "|---" * (len(names) + 3) + "|"]
     for name, own in results["cells"].items():
-        times = " | ".join(f"{own[what]:.0f}" for what in ("alone", "together", "tests", "encode", "decode"))
+        times = " | ".join(f"{own[what]:.0f}" for what in ("alone", "together", "tests", "encode", "decode", "all"))
         lines.append(f"| {name} | {own['steps']:,} | {times} | {own['aim']} | {own['least']} |")
     return "\n".join(lines)
 
