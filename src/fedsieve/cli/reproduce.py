@@ -10,7 +10,6 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fedsieve.data.storage import check_output, write_output
 from fedsieve.engine.cohorts import check_precision
@@ -190,19 +189,23 @@ def _records(cell: PaperCell, seeds: int, reproduction: Reproduction, *, masks: 
 
 
 def _list(wishes: Wishes, reproduction: Reproduction, console: Console) -> None:
-    """Print tables and figures: runs done and to do, and about how long those take here."""
-    table = Table("", "", "runs", "done", "begun", "about", box=None, pad_edge=False)
+    """Print tables and figures, each as soon as its runs are timed: runs done, to do, and about how long those take."""
+    parts = [part for part in paper_parts() if wishes.paper in ("", part.paper)]
+    widths = [max(len(part.label) for part in parts), max(len(part.title) for part in parts), 4, 4, 5]
     troubles = list[str]()
-    for part in paper_parts():
-        if wishes.paper not in ("", part.paper):
-            continue
+
+    def print_row(*cells: str) -> None:
+        padded = [text.ljust(width) for text, width in zip(cells, widths, strict=False)]
+        console.print("  ".join([*padded, *cells[len(widths) :]]).rstrip())
+
+    console.print(f"{wishes.seeds} seeds a cell, one run at a time; times are estimates for this machine, timed once")
+    print_row("", "", "runs", "done", "begun", "about")
+    for part in parts:
         try:
-            table.add_row(part.label, part.title, *_state(part, wishes, reproduction, console))
+            print_row(part.label, part.title, *_state(part, wishes, reproduction, console))
         except InputError as error:
-            table.add_row(part.label, part.title, "", "", "", str(error))
+            print_row(part.label, part.title, "", "", "", str(error))
             troubles += [] if isinstance(error, LackingData | NoTwin) else [str(error)]
-    console.print(table)
-    console.print(f"{wishes.seeds} seeds a cell, one run at a time; times are estimates for this machine")
     if troubles:
         raise InputError(troubles[0])
 

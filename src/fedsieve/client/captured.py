@@ -127,7 +127,7 @@ class Capture:
     def __init__(self, model: nn.Module, products: Products, precision: Precision, graphs: CudaGraphs | None):
         self.model, self.products, self.precision, self.graphs = model, products, precision, graphs
         self.layers = [*sparse_layers(model).values()]
-        self.cut_weights = WeightCuts(self.layers)
+        self.cut_weights = WeightCuts(self.layers, torch.bfloat16 if precision == "bf16" else None)
         self.seed, self.watches = 0, False
         """PyTorch's own chance in the next training; whether hooks must see its first step."""
         self.examples = self.steps = 0

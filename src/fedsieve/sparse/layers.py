@@ -217,7 +217,9 @@ class PowerLinear(PowerLayer, _Linear):
 class WeightCuts:
     """What cuts, on a GPU, the weights of all of a model's SWAT layers before a step, in the launches of one."""
 
-    def __init__(self, layers: Iterable[SparseLayer]):
+    def __init__(self, layers: Iterable[SparseLayer], dtype: torch.dtype | None = None):
+        self.dtype = dtype
+        """What values are rounded to: the type that is multiplied."""
         self.layers = [layer for layer in layers if isinstance(layer, SwatLayer)]
         self._cut: Callable[[], tuple[list[Tensor], Tensor]] | None = None
 
@@ -228,7 +230,7 @@ class WeightCuts:
         if self._cut is None:
             weights = [layer.weight.detach() for layer in self.layers]
             counts = [topk_count(layer.cut_weight.density, layer.weight.numel()) for layer in self.layers]
-            self._cut = cuts(weights, counts)
+            self._cut = cuts(weights, counts, self.dtype)
         for layer, values, threshold in zip(self.layers, *self._cut(), strict=True):
             layer.cut_weight.set(values, threshold)
 

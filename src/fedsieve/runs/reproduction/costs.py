@@ -35,8 +35,8 @@ from fedsieve.types import InputError, ServerState, rng
 
 T = TypeVar("T")
 
-LEAST, MOST, TESTED = 3, 16, 256
-"""Batches of the larger client, at least and at most; examples that are tested."""
+LEAST, MOST, TESTED, FEW_TESTED = 3, 16, 256, 48
+"""Batches of the larger client, at least and at most; examples that are tested, and of a slow model."""
 ENOUGH = 1.5
 """Seconds for which the larger client trains, if so many batches take as long."""
 SLOW = 1.0
@@ -205,8 +205,10 @@ class _Measurement:
     def _test(self) -> float:
         model = load_(self.federation.model(), self.method.deploy(self.state))
         test = self.federation.dataset.test
-        some = test.subset(torch.arange(min(TESTED, len(test))))
-        accuracy(model, some)
+        few, some = (test.subset(torch.arange(min(n, len(test)))) for n in (FEW_TESTED, TESTED))
+        _, seconds = _timed(partial(accuracy, model, few))
+        if seconds > SLOW / 4:
+            some = few
         return statistics.median(_timed(partial(accuracy, model, some))[1] for _ in range(2)) / len(some)
 
 
