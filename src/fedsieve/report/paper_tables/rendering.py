@@ -85,8 +85,8 @@ def grids_as_html(tables: Sequence[TableGrid]) -> str:
 
 
 def grids_as_latex(tables: Sequence[TableGrid]) -> str:
-    """Return tables as LaTeX floats, for the packages booktabs and multirow."""
-    head = "% needs \\usepackage{booktabs} and \\usepackage{multirow}"
+    """Return tables as LaTeX floats, for the packages booktabs, multirow and adjustbox, as wide as the text at most."""
+    head = "% needs \\usepackage{booktabs}, \\usepackage{multirow} and \\usepackage{adjustbox}"
     pages = (page for table in tables for page in _pages(table))
     return "\n".join([head, *(line for page in pages for line in _latex(page))]) + "\n"
 
@@ -110,7 +110,8 @@ def _pages(table: TableGrid) -> Iterable[TableGrid]:
 def _latex(table: TableGrid) -> Iterable[str]:
     columns = len(table.head[0])
     yield from (r"\begin{table*}", r"\centering", r"\scriptsize", r"\setlength{\tabcolsep}{3pt}")
-    yield from (rf"\caption{{{_latex_text(table.caption)}}}", rf"\begin{{tabular}}{{{'l' * columns}}}", r"\toprule")
+    yield from (rf"\caption{{{_latex_text(table.caption)}}}", r"\begin{adjustbox}{max width=\textwidth}")
+    yield from (rf"\begin{{tabular}}{{{'l' * columns}}}", r"\toprule")
     for level, places in enumerate(table.head):
         yield _latex_row(_latex_head(table.head, level))
         yield from (
@@ -122,7 +123,7 @@ def _latex(table: TableGrid) -> Iterable[str]:
         if not i or (table.stubs > 1 and row[0]):
             yield r"\midrule"
         yield _latex_row(_latex_cell(cell) for cell in row)
-    yield from (r"\bottomrule", r"\end{tabular}", "")
+    yield from (r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}", "")
     yield from (rf"\par\smallskip\parbox{{\linewidth}}{{{_latex_text(note)}}}" for note in table.notes)
     yield r"\end{table*}"
 
