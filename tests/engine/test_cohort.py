@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,6 +232,9 @@ def test_a_cohort_is_as_large_as_memory_allows() -> None:
     ("options", "line"),
     [
         (["--engine", "cohort:0"], "unknown engine 'cohort:0'"),
+        (["-s", "cohort=0"], "unknown engine 'cohort:0'"),
+        (["-s", "cohort=many"], "unknown engine 'cohort:many'"),
+        (["-s", "cohort=2", "--engine", "pool:2"], "-s cohort=2 is --engine cohort:2, not --engine pool:2"),
         (["--engine", "cohort:-1"], "unknown engine 'cohort:-1'"),
         (["--engine", "cohort:"], "unknown engine 'cohort:'"),
         (["--device", "cuda"], "PyTorch sees 0 CUDA devices"),
@@ -241,6 +246,16 @@ def test_a_cohort_is_as_large_as_memory_allows() -> None:
 )
 def test_what_cannot_be_is_said_in_one_line(options: list[str], line: str, fedsieve: CommandLine) -> None:
     assert line in fedsieve("run", "flash.digits", *options, code=2).stderr
+
+
+def test_a_setting_says_how_many_train_at_once(fedsieve: CommandLine, tmp_path: Path) -> None:
+    fedsieve("run", "fedavg.digits", "-s", "rounds=1", "-s", "cohort=2", "--out", str(tmp_path / "run"))
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (manifest["engine"], manifest["precision"]) == ("cohort:2", "fp32")
+    assert "cohort" not in manifest["run"]
+    other = ("--precision", "bf16", "--kernels", "dense", "--resume", "--out", str(tmp_path / "run"))
+    line = fedsieve("run", "fedavg.digits", "-s", "rounds=1", *other, code=2).stderr
+    assert "was begun with --" in line
 
 
 def test_with_a_negative_number_there_is_no_cohort() -> None:

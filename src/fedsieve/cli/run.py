@@ -89,6 +89,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
 
     Raises InputError before anything is written.
     """
+    settings, execution = _with_cohort(settings, execution)
     run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
     if folder and keep_kernels and (manifest := read_manifest(folder)):
@@ -112,6 +113,17 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
     if execution.resume and new:
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
     show_run(folder, federation, rows, execution.last_round(run), clients=clients)
+
+
+def _with_cohort(settings: list[str], execution: Execution) -> tuple[list[str], Execution]:
+    """Return the settings without ``cohort=N``, which says how a run is executed, and the execution by cohort:N."""
+    several = [setting.partition("=")[2] for setting in settings if setting.partition("=")[0].strip() == "cohort"]
+    if not several:
+        return settings, execution
+    if execution.engine not in ("local", f"cohort:{several[-1]}"):
+        raise InputError(f"-s cohort={several[-1]} is --engine cohort:{several[-1]}, not --engine {execution.engine}")
+    rest = [setting for setting in settings if setting.partition("=")[0].strip() != "cohort"]
+    return rest, replace(execution, engine=f"cohort:{several[-1].strip()}")
 
 
 def run_folder(recipe: str, resume: bool) -> Path:
