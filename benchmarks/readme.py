@@ -18,6 +18,7 @@ import node_cost
 import pack
 import performance
 import picture
+import precision
 import private_table
 import scale
 import topk
@@ -101,6 +102,9 @@ def filled(text: str) -> str:
     def selected(match: re.Match[str]) -> str:
         return f"<!-- topk -->\n{topk.table()}\n<!-- end -->"
 
+    def multiplied(match: re.Match[str]) -> str:
+        return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
+
     def hardware(match: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
@@ -132,6 +136,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- authors -->\n.*?<!-- end -->", authors_, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- topk -->\n.*?<!-- end -->", selected, text, flags=re.S)
+    text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
     text = re.sub(r"<!-- counted: (\w+) -->.*?<!-- end -->", counted, text, flags=re.S)

@@ -52,9 +52,12 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         with exact(devices, multiplied):
-            several = n or max(federation.run.per_round, federation.run.method.warm_up) * (device != "cpu") or 1
+            round_ = max(federation.run.per_round, federation.run.method.warm_up)
+            several = n or (1 if device == "cpu" else round_)
             make = partial(_worker, kernels=kernels, precision=multiplied)
             workers = [worker for where in devices for worker in _workers(federation, where, several, n > 0, make)]
+            for where in devices if device != "cpu" else ():
+                torch.cuda.synchronize(where)  # what was made on the default stream is there for all others
             free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
             for worker in workers:
                 free.put(worker)
