@@ -16,6 +16,7 @@ from fedsieve import Data, Dataset, local, open_run
 from fedsieve.cli import reproduce as command
 from fedsieve.engine.engines import watched
 from fedsieve.engine.loop import rounds
+from fedsieve.methods import FedAvg
 from fedsieve.recipes import load_recipe, papers
 from fedsieve.recipes.papers import Published, published
 from fedsieve.recipes.papers.parts import PaperPart, find_part, paper_parts
@@ -31,6 +32,7 @@ from fedsieve.runs.reproduction.plan import Datasets, LackingData, Reproduction
 from fedsieve.runs.reproduction.results import is_stale, keep_result, read_result, result_path, row_results
 from fedsieve.runs.sweep.jobs import Limits, follow_jobs
 from fedsieve.types import InputError
+from tiny import tiny_run
 
 SHORT = ("rounds=3", "per_round=2", "task.clients=4", "epochs=1")
 
@@ -295,3 +297,9 @@ def test_a_long_round_tells_of_its_clients(monkeypatch: pytest.MonkeyPatch) -> N
     assert clients.__rich__() == ""
     now += 3
     assert clients.__rich__() == "round 8: 1 of 4 clients"
+
+
+def test_a_learning_rate_that_diverges_at_once_is_timed() -> None:
+    """Of the same few examples again and again: no update is refused for its length."""
+    cost = measure_cost(open_run(tiny_run(FedAvg(), lr=1e6, lr_end=1e6)), "dense")
+    assert 0 < cost.client + cost.example < 10

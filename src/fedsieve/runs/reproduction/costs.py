@@ -31,6 +31,7 @@ from fedsieve.engine.setup import build_federation
 from fedsieve.kernels.dispatch import CHOICES
 from fedsieve.runs.provenance import cpu
 from fedsieve.runs.record import number
+from fedsieve.server.robust import Off
 from fedsieve.types import InputError, ServerState, rng
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ ENOUGH = 1.5
 """Seconds for which the larger client trains, if so many batches take as long."""
 SLOW = 1.0
 """Seconds of a client of one batch from which nothing is repeated."""
+MOST_LR = 0.01
+"""The learning rate at most: steps on the same few examples must not diverge, and take as long at any."""
 REPEATS = 3
 """Trainings of a client, of which the first is not counted."""
 LONGEST = 1e5
@@ -143,7 +146,8 @@ class _Measurement:
     def __init__(self, federation: Federation, kernels: str):
         run = federation.run
         self.kernels = kernels
-        self.run, self.method = replace(run, task=replace(run.task, validation=0.0)), run.method
+        task, lr = replace(run.task, validation=0.0), min(run.lr, run.lr_end, MOST_LR)
+        self.run, self.method = replace(run, task=task, lr=lr, lr_end=lr, bound=Off()), run.method
         self.federation = replace(federation, run=self.run, measure=())
         self._resize(LEAST)
         self.worker = Worker(self.federation, "cpu", kernels)
