@@ -190,9 +190,6 @@ def _result(future: Future[tuple[bytes, bytes]], t: int, clients: int) -> tuple[
     except torch.OutOfMemoryError:
         fewer = f"--engine cohort:{clients // 2}" if clients > 1 else "a smaller batch"
         raise InputError(f"round {t}: the GPU's memory is full: go on with --resume and {fewer}") from None
-    except torch.AcceleratorError as error:
-        why = str(error).partition("\n")[0]
-        raise InputError(f"round {t}: the GPU failed ({why}): go on with --resume") from None
 
 
 @contextmanager

@@ -45,6 +45,8 @@ def of_machine(error: BaseException) -> str | None:
     lacking |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     if lacking:
         return "there is not enough memory: free some, or lower batch, or give the process more (ulimit -v)"
+    if isinstance(error, torch.AcceleratorError):
+        return f"the GPU failed ({str(error).splitlines()[0]}): a run goes on with --resume"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or 'the output'}: free the place, or choose another"
     if isinstance(error, RecursionError):
