@@ -25,6 +25,7 @@ from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.methods import FedAvg
 from fedsieve.sparse import layers, periodic, selection
+from fedsieve.types import Device
 from methods_under_test import METHODS
 from tiny import TinyNet, assert_same, tiny_run
 
@@ -115,6 +116,9 @@ class Graphs:
     def __init__(self) -> None:
         self.chance, self.captures = Generator(), 0
 
+    def renew(self) -> None:
+        """Take other memory: here all is kept."""
+
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1
         recorder = Recorder()
@@ -166,6 +170,45 @@ def test_replayed_steps_train_what_python_trains(name: str, monkeypatch: pytest.
         assert a.multiply_adds == pytest.approx(b.multiply_adds, rel=2e-3)
         assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
     assert 2 <= graphs.captures <= 8  # a whole and a last batch, exact or not, and of two stages
+
+
+class CoinNet(TinyNet):
+    """Chance on the CPU, which a graph would not repeat."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if torch.rand(()) < 0.5 else -x)
+
+
+def test_a_model_that_draws_on_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    one = cropped(METHODS["fedavg"], rounds=1)
+    one = replace(one, task=replace(one.task, model=CoinNet))
+    with pytest.raises(RuntimeError, match="draws by chance on the CPU in its forward"):
+        [*rounds(open_run(one), replayed(Graphs(), monkeypatch))]
+
+
+def test_a_capture_without_memory_left_is_renewed(one_thread: None) -> None:
+    """A longer training needs more room, and its graphs other memory; weights elsewhere are captured anew."""
+    federation = open_run(cropped(METHODS["fedavg"]))
+    worker, graphs = Worker(federation, kernels="dense"), Graphs()
+    renewals = list[int]()
+    graphs.renew = lambda: renewals.append(graphs.captures)  # type: ignore[method-assign]
+    worker.capture = Capture(worker.model, worker.cost.products, "fp32", graphs)  # type: ignore[arg-type]
+    device = federation.device(1, 0, worker.model, "cpu", {})
+
+    def train(device: Device) -> int:
+        assert worker.capture
+        assert device.augment
+        steps, n = worker.capture.begin(device, {}), len(device.data)
+        for _ in range(device.epochs):
+            [*steps.epoch(torch.arange(n), device.augment.draw(n, device.rng))]
+        steps.write_()
+        return graphs.captures
+
+    assert [train(device), train(device)] == [2, 2]
+    assert train(replace(device, epochs=4)) == 4
+    worker.model.get_parameter("fc2.weight").data = worker.model.get_parameter("fc2.weight").detach().clone()
+    assert train(device) == 6
+    assert renewals == [0, 2]
 
 
 def test_python_takes_the_first_step_where_saved_tensors_are_measured(one_thread: None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from command_line import CommandLine
 from fedsieve import InputError, local

@@ -84,6 +84,8 @@ def reproduce(wishes: Wishes, out: Path, execution: Execution, kernels: str) -> 
         check_choice(kernels)
     devices_of(execution.device)
     check_precision(execution.precision, execution.device, kernels or "auto")
+    if execution.device != "cpu" and wishes.jobs > 1:
+        raise InputError("a run takes the whole of a GPU: --jobs 1, or a device for each of several commands")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: name a folder with --out")
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())

@@ -8,6 +8,7 @@ examples in a batch, and of a method that cuts exactly now and then for either k
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -96,9 +97,13 @@ class CudaGraphs:
 
     def __init__(self, where: torch.device):
         self.where = where
-        self.pool = torch.cuda.graph_pool_handle()
         self.chance = torch.Generator(where)
         """What dropout draws from, in place of the device's one generator, which all workers would draw from."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Take other memory for graphs to come: that of graphs which are gone cannot be captured into again."""
+        self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Return what replays a step, which is not taken now."""
@@ -153,6 +158,8 @@ class Capture:
         if self._inputs is None or not self._inputs.fits(data, n, steps, numbers):
             self.examples, self.steps = max(self.examples, n), max(self.steps, steps)
             self._trainings.clear()
+            if self.graphs:
+                self.graphs.renew()
             self._inputs = _Inputs.of(data, self.examples, self.steps, numbers)
         inputs = self._inputs
         inputs.x[:n].copy_(data.x)
@@ -164,11 +171,11 @@ class Capture:
     def training(self, device: Device, mask: Mask, inputs: _Inputs) -> _Training:
         """Return what trains as a device does on such a mask, its memory at rest."""
         own = device.momentum, device.weight_decay, device.norm_weight_decay, device.batch, device.augment is not None
-        key = (*own, tuple(mask))
+        weights = [(w.requires_grad, w.data_ptr()) for w in device.model.parameters()]  # which graphs know by address
+        key = (*own, tuple(mask), *weights)
         if (training := self._trainings.get(key)) is None:
             steps = DenseSteps(device, {}, self.precision)
-            weights = [device.model.get_parameter(name) for name in mask]
-            steps.masked = [(w, torch.zeros_like(w)) for w in weights]
+            steps.masked = [(w, torch.zeros_like(w)) for w in map(device.model.get_parameter, mask)]
             training = self._trainings[key] = _Training(steps, tuple(mask))
         training.steps.device = device
         training.steps.lr = inputs.lr if self.graphs else device.lr
@@ -194,9 +201,12 @@ class Capture:
 
         with graphs.own_chance():
             try:
+                drawn = torch.get_rng_state(), random.getstate()
                 for _ in range(WARM):
                     step()
                     undo()
+                if not torch.equal(drawn[0], torch.get_rng_state()) or drawn[1] != random.getstate():
+                    raise RuntimeError("it draws by chance on the CPU in its forward, which a graph would not repeat")
                 self.products.record = record
                 return _Replay(graphs.capture(step), record)
             finally:
@@ -219,9 +229,10 @@ class CapturedSteps:
     def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
         """Train on an epoch's batches, and yield their losses."""
         inputs, n = self.inputs, len(order)
-        inputs.order[:n].copy_(order, non_blocking=True)
-        if draws is not None:
-            inputs.draws[:n].copy_(draws, non_blocking=True)
+        for into, values in ((inputs.order, order), (inputs.draws, draws)):
+            if values is not None:  # from pinned memory, so that the host does not wait
+                pinned = values.pin_memory() if into.is_cuda else values
+                into[:n].copy_(pinned, non_blocking=True)
         inputs.place.zero_()
         for index in torch.split(order, self.device.batch):
             self._take(len(index))
@@ -235,7 +246,7 @@ class CapturedSteps:
             for velocity, last in zip(self.training.steps.velocity, before.steps.velocity, strict=True):
                 velocity.copy_(last)
         for (_, buffer), own in zip(self.training.steps.masked, mask.values(), strict=True):
-            buffer.copy_(own)
+            buffer.copy_(own.to(buffer.device))  # as it is: a quarter of the bytes
         self.training.steps.project_()
 
     def write_(self) -> None:

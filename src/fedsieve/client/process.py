@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -65,3 +67,32 @@ def num_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def exact(device: str, precision: str = "fp32") -> Iterator[None]:
+    """Compute on GPUs in a precision, and always to the same bits, for the block; on a CPU that is so."""
+    if device == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for where bits must not change
+    products = "ieee" if precision == "fp32" else "tf32"
+    backends: Any = torch.backends
+    wanted: list[tuple[Any, str, Any]] = [
+        (backends.cuda.matmul, "fp32_precision", products),
+        (backends.cudnn.conv, "fp32_precision", products),
+        (backends.cudnn.rnn, "fp32_precision", products),
+        (backends.cudnn, "benchmark", False),
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),
+    ]
+    before = [getattr(place, name) for place, name, _ in wanted]
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    for place, name, value in wanted:
+        setattr(place, name, value)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(wanted, before, strict=True):
+            setattr(place, name, value)
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

@@ -34,11 +34,11 @@ class Products:
 
     def add(self, layer: nn.Module | None, n: float, which: Triple, densities: tuple[Any, Any, Any] = DENSE) -> None:
         """Add ``n`` multiply-adds for each of a layer's products that ``which`` has as 1; None: no layer's."""
-        share = sum(one * density for one, density in zip(which, densities, strict=True))
-        if isinstance(share, Tensor):
-            self.on_device.add_(n * share)
-        else:
-            self.on_host += n * share
+        pairs = [(one, density) for one, density in zip(which, densities, strict=True) if one]
+        for one, density in pairs:
+            if isinstance(density, Tensor):
+                self.on_device.add_(density, alpha=n * one)
+        self.on_host += n * sum(one * density for one, density in pairs if not isinstance(density, Tensor))
         self.dense += n * sum(which)
         if self.record is not None:
             self.record.append((layer, n, which))
@@ -46,6 +46,7 @@ class Products:
     def add_again(self, record: list[tuple[nn.Module | None, float, Triple]], times: int) -> None:
         """Add what was recorded, so often, at the layers' present densities; what is on the device was added there."""
         for layer, n, which in record:
-            share = sum(one * density for one, density in zip(which, getattr(layer, "densities", DENSE), strict=True))
-            self.on_host += 0.0 if isinstance(share, Tensor) else times * n * share
+            pairs = zip(which, getattr(layer, "densities", DENSE), strict=True)
+            share = sum(one * density for one, density in pairs if not isinstance(density, Tensor))
+            self.on_host += times * n * share
             self.dense += times * n * sum(which)

@@ -7,7 +7,6 @@ bits do not depend on who trains beside it. On a CPU one client trains at a time
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import warnings
@@ -21,15 +20,19 @@ from typing import Any, cast, get_args
 import torch
 
 from fedsieve.client.captured import Capture, CudaGraphs
+from fedsieve.client.process import exact
 from fedsieve.client.training import Precision
 from fedsieve.engine.engines import Engine, Exchange, Worker, devices_of, in_order, local, run_client
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.kernels.dispatch import check_choice
+from fedsieve.sparse.layers import reset_thresholds_
 from fedsieve.types import InputError
 
 ROOM = 0.85
 """The share of a GPU's free memory that clients may take: the rest is for tests, and for what libraries allocate."""
+STREAMS = 32
+"""Clients at once at most: PyTorch has so many streams on a GPU, and hands them out again from the first."""
 DATA = 0.3
 """The share of a GPU's free memory up to which the training examples are kept there."""
 
@@ -51,9 +54,9 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        with exact(devices, multiplied):
+        with exact(device, multiplied):
             round_ = max(federation.run.per_round, federation.run.method.warm_up)
-            several = n or (1 if device == "cpu" else round_)
+            several = min(n, round_) or (1 if device == "cpu" else round_)
             make = partial(_worker, kernels=kernels, precision=multiplied)
             workers = [worker for where in devices for worker in _workers(federation, where, several, n > 0, make)]
             for where in devices if device != "cpu" else ():
@@ -111,15 +114,15 @@ def _workers(federation: Federation, where: str, n: int, wanted: bool, make: Cal
         for _ in range(n):
             yield make(federation, where, None, alone)
         return
-    free, _ = torch.cuda.mem_get_info(where)
-    federation = _data_on(federation, where, free * DATA)
-    before, room = torch.cuda.memory_reserved(where), free * ROOM
+    federation = _data_on(federation, where, torch.cuda.mem_get_info(where)[0] * DATA)
+    before, room = torch.cuda.memory_reserved(where), torch.cuda.mem_get_info(where)[0] * ROOM
     first = make(federation, where, CudaGraphs(torch.device(where)), threading.Lock())
+    torch.cuda.synchronize(where)  # what was made on the default stream is there for the worker's
     why = _try(first, federation)
     torch.cuda.synchronize(where)
-    most = largest_cohort(room, torch.cuda.memory_reserved(where) - before)
+    most = min(STREAMS, largest_cohort(room, torch.cuda.memory_reserved(where) - before))
     if wanted and n > most:
-        raise InputError(f"{n} clients at once do not fit the memory of {where}: {most} do (--engine cohort:{most})")
+        raise InputError(f"{n} clients at once do not fit on {where}: {most} do (--engine cohort:{most})")
     if why:
         line = f"the model's steps cannot be captured: they run eagerly, and one client at a time ({why})"
         warnings.warn(line, EagerSteps, 2)
@@ -155,6 +158,8 @@ def _try(worker: Worker, federation: Federation) -> str:
         device = federation.device(1, client, worker.model, worker.where, {})
         order = torch.arange(min(device.batch, len(device.data)))
         draws = device.augment.draw(len(order), device.rng) if device.augment else None
+        watches, worker.capture.watches = worker.capture.watches, False  # or no step would be captured
+        reset_thresholds_(worker.model)
         try:
             steps = worker.capture.begin(device, {})
             [*steps.epoch(order, draws)]
@@ -163,7 +168,10 @@ def _try(worker: Worker, federation: Federation) -> str:
             raise InputError(f"a single client's training does not fit the memory of {worker.where}") from None
         except RuntimeError as error:
             worker.capture.graphs = None
-            return str(error).partition("\n")[0]
+            cause = error.__context__ or error  # a capture that was cut off says only that it was
+            return str(cause).partition("\n")[0]
+        finally:
+            worker.capture.watches = watches
     return ""
 
 
@@ -190,31 +198,3 @@ def _result(future: Future[tuple[bytes, bytes]], t: int, clients: int) -> tuple[
     except torch.OutOfMemoryError:
         fewer = f"--engine cohort:{clients // 2}" if clients > 1 else "a smaller batch"
         raise InputError(f"round {t}: the GPU's memory is full: go on with --resume and {fewer}") from None
-
-
-@contextmanager
-def exact(devices: list[str], precision: Precision) -> Iterator[None]:
-    """Compute in a precision, and on GPUs always to the same bits, for the block."""
-    if devices == ["cpu"]:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for where bits must not change
-    products = "ieee" if precision == "fp32" else "tf32"
-    backends: Any = torch.backends
-    wanted: list[tuple[Any, str, Any]] = [
-        (backends.cuda.matmul, "fp32_precision", products),
-        (backends.cudnn.conv, "fp32_precision", products),
-        (backends.cudnn, "benchmark", False),
-        (torch.utils.deterministic, "fill_uninitialized_memory", False),
-    ]
-    before = [getattr(place, name) for place, name, _ in wanted]
-    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    for place, name, value in wanted:
-        setattr(place, name, value)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        for (place, name, _), value in zip(wanted, before, strict=True):
-            setattr(place, name, value)
-        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

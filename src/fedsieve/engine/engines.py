@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.captured import Capture
 from fedsieve.client.cost import Cost, SavedTensors
-from fedsieve.client.process import keep_freed_memory, num_threads, peak_memory_mb, seeded, warn_in_one_line
+from fedsieve.client.process import exact, keep_freed_memory, num_threads, peak_memory_mb, seeded, warn_in_one_line
 from fedsieve.client.training import DenseSteps, Precision
 from fedsieve.data import Dataset
 from fedsieve.engine.experiment import Run
@@ -137,7 +137,8 @@ def local(device: str = "cpu", kernels: str = "auto") -> Engine:
                     memory[client] = remembered
                 yield client, reply
 
-        yield exchange
+        with exact(device):
+            yield exchange
 
     return engine
 
@@ -247,6 +248,7 @@ def _start(federation: Federation, shards: Tensor, sizes: list[int], device: str
     threading.Thread(target=follow_parent, daemon=True).start()
     warn_in_one_line()
     torch.set_num_threads(1)
+    exact(device).__enter__()  # as long as the process lives
     _worker = Worker(replace(federation, shards=torch.split(shards, sizes)), device, kernels)
 
 

@@ -197,6 +197,8 @@ class PowerLayer(SparseLayer):
         a, threshold = cut(x, torch.ceil(torch.round(q * n, decimals=6)).long())
         sparse = q < 1
         if self.cached:
+            if self.threshold is None:
+                self.restart()
             assert self.threshold is not None
             earlier = ~self.threshold.isnan()
             a = torch.where(earlier, x * (x.abs() >= self.threshold), a)

@@ -9,6 +9,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedsieve.client.process import exact
 from fedsieve.engine.engines import Engine, Exchange, Quorum, Worker, check_device
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
@@ -27,7 +28,8 @@ def inline(device: str = "cpu", kernels: str = "auto", quorum: Quorum | None = N
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         worker = Worker(federation, device, kernels)
         grid = InlineGrid(make_client_app(lambda node: worker))
-        with grid_engine(grid, SimulatedNodes(grid), quorum or Quorum(), pause=0)(federation, memory) as exchange:
+        make = grid_engine(grid, SimulatedNodes(grid), quorum or Quorum(), pause=0)
+        with exact(device), make(federation, memory) as exchange:
             yield exchange
 
     return engine
