@@ -163,12 +163,18 @@ three launches, a read, and a write in bfloat16."""
 
 
 def selections() -> Kernels:
-    """Return what SWAT adds to a step: exact cuts of the inner layers' weights, all at once, and of every input."""
+    """Return what SWAT adds to a step: exact cuts of inner weights, all at once, and of inputs; their densities."""
     layers, kernels = topk.layers_of(WORK.batch), Kernels()
     keys = [(sum(weight.numel() for weight, _ in layers), torch.float32)]
     for numel, dtype in keys + [(x.numel(), torch.bfloat16) for _, x in layers]:
         for size in (*[dtype.itemsize] * DIGITS[dtype], dtype.itemsize + torch.bfloat16.itemsize, 0, 0):
             kernels.add(1, numel * size)
+    for weight, x in layers:  # non-zeros are counted, and added up for the layer's three products
+        for numel in (weight.numel(), x.numel()):
+            kernels.add(1, numel * torch.bfloat16.itemsize)
+            kernels.add(1, 0)
+        for _ in range(3):
+            kernels.add(1, 0)
     return kernels
 
 
@@ -176,7 +182,7 @@ def masks() -> Kernels:
     """Return what a frozen mask adds to a step: weights times their masks, all in one go."""
     model, kernels = WORK.network(), Kernels()
     weights = [model.get_parameter(name) for name in select_weights("flash", model)]
-    kernels.add(1, sum(2 * w.nbytes + w.numel() for w in weights))
+    kernels.add(1, sum(3 * w.nbytes for w in weights))  # masks are float32
     return kernels
 
 

@@ -117,9 +117,9 @@ def test_the_counts_of_a_step_are_resnet_18s() -> None:
     assert step["norms"].launches == 40
     cuts = gpu_cost.selections()
     inputs = 4 * 64 * 32**2 + 64 * 32**2 + 3 * 128 * 16**2 + 128 * 16**2 + 3 * 256 * 8**2 + 256 * 8**2 + 3 * 512 * 4**2
-    assert cuts.launches == 6 + 16 * 5
-    assert cuts.bytes == (4 * 4 + 2) * 10_985_472 + 4 * 2 * 16 * inputs  # weights are written in bf16
-    assert gpu_cost.masks().bytes == (4 + 4 + 1) * (1_728 + 10_985_472 + 172_032)
+    assert cuts.launches == 6 + 16 * 5 + 16 * (2 * 2 + 3)  # and counts of non-zeros, each to a share, and three sums
+    assert cuts.bytes == (4 * 4 + 2 + 2) * 10_985_472 + (4 + 1) * 2 * 16 * inputs  # weights are written in bf16
+    assert gpu_cost.masks().bytes == (4 + 4 + 4) * (1_728 + 10_985_472 + 172_032)
     kept = json.loads(gpu_cost.RESULTS.read_text())
     for label in ("convolutions, forward", "convolutions, backward", "update"):
         assert kept["kernels"][label] == asdict(step[label])
