@@ -18,7 +18,7 @@ from command_line import CommandLine
 from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
 from fedsieve import Federation, InputError, local, open_run, run
 from fedsieve.client.captured import Capture
-from fedsieve.engine import cohort, loop
+from fedsieve.engine import cohort, cohorts, loop
 from fedsieve.engine.cohorts import largest_cohort
 from fedsieve.engine.engines import Engine, Worker, devices_of, run_client
 from fedsieve.engine.loop import rounds
@@ -262,6 +262,23 @@ def test_several_gpus_are_named_by_their_numbers(monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(InputError, match=line):
             devices_of(device)
+
+
+def test_each_of_several_gpus_has_a_cohort(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Of two processors that stand in for them: twice as many clients train at once, to the same bits."""
+    places = list[str]()
+    make = cohorts._worker
+
+    def noted(federation: Federation, where: str, *rest: Any, **options: Any) -> Worker:
+        places.append(where)
+        return make(federation, "cpu", *rest, **options)
+
+    monkeypatch.setattr(cohorts, "devices_of", lambda _: ["cpu", "cpu"])
+    monkeypatch.setattr(cohorts, "_worker", noted)
+    one = cropped(METHODS["nst"])
+    for a, b in zip(run(one, cohort(2, kernels="dense")), run(one, local(kernels="dense")), strict=True):
+        assert_same(a, b)
+    assert places == ["cpu"] * 4
 
 
 def test_a_cohort_is_as_large_as_memory_allows() -> None:
