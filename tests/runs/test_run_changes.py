@@ -236,7 +236,7 @@ FAILURES = {
     "PyTorch's": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
     "a full disk": (OSError(errno.ENOSPC, "No space left on device", "here"), "No space left on device: here"),
     "deep": (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
-    "gpu": (torch.AcceleratorError("CUDA error: unknown error\nmore"), r"the GPU failed \(CUDA error: unknown error\)"),
+    "gpu": (torch.AcceleratorError("CUDA error: unknown error\nmore"), "the GPU failed: CUDA error: unknown error"),
 }
 
 

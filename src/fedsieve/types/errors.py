@@ -46,7 +46,7 @@ def of_machine(error: BaseException) -> str | None:
     if lacking:
         return "there is not enough memory: free some, or lower batch, or give the process more (ulimit -v)"
     if isinstance(error, torch.AcceleratorError):
-        return f"the GPU failed ({str(error).splitlines()[0]}): a run goes on with --resume"
+        return f"the GPU failed: {str(error).splitlines()[0]}"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or 'the output'}: free the place, or choose another"
     if isinstance(error, RecursionError):
