@@ -186,8 +186,8 @@ def time_steps(work: Work, precision: str, seconds: float) -> dict[str, Any]:
     with gpu_steps.products_in(precision, work):
         calls = {"matmul": gpu_steps.matmul(work, precision), "eager": Stepper(work, precision).step}
         calls["graph"] = gpu_steps.captured(Stepper(work, precision).step, work)
-        held = [gpu_steps.captured(Stepper(work, precision).step, work) for _ in range(work.clients)]
-        calls["streams"] = gpu_steps.on_streams(held, work)
+        steps = [gpu_steps.captured(Stepper(work, precision).step, work) for _ in range(work.clients)]
+        calls["streams"] = gpu_steps.on_streams(steps, work)
         calls["grouped"] = gpu_steps.captured(Stepper(work, precision, grouped=work.clients).step, work)
         times = gpu_steps.milliseconds(calls, work, seconds)
     flops = work.flops()

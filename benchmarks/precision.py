@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedsieve.cli.bench.measurement import machine
+from rounding import write_rows
+
 from fedsieve.engine.cohorts import in_process
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
@@ -58,10 +59,7 @@ def measure(task: str) -> None:
             runs = [one(recipe, precision, seed, CASES[task]) for seed in SEEDS]
             numbers = {key: [run[key] for run in runs] for key in runs[0]}
             rows.append({"task": task, "recipe": recipe, "precision": precision, **numbers})
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-    results["machine"] = machine()
-    results["rows"] = [row for row in results["rows"] if row["task"] != task] + rows
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_rows(RESULTS, task, rows)
 
 
 def table() -> str:

@@ -56,10 +56,15 @@ def measure(task: str) -> None:
         runs = [one(task, values, seed) for seed in seeds]
         numbers = {key: [run[key] for run in runs] for key in runs[0]}
         rows.append({"task": task, "case": name, "values": values, **numbers})
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    write_rows(RESULTS, task, rows)
+
+
+def write_rows(path: Path, task: str, rows: list[dict[str, Any]]) -> None:
+    """Put a task's rows in the place of its old ones in a file of results, with the machine."""
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
     results["machine"] = machine()
     results["rows"] = [row for row in results["rows"] if row["task"] != task] + rows
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def table() -> str:

@@ -120,11 +120,11 @@ def test_the_counts_of_a_step_are_resnet_18s() -> None:
     assert cuts.launches == 6 + 16 * 5 + 16 * (2 * 2 + 3)  # and counts of non-zeros, each to a share, and three sums
     assert cuts.bytes == (4 * 4 + 2 + 2) * 10_985_472 + (4 + 1) * 2 * 16 * inputs  # weights are written in bf16
     assert gpu_cost.masks().bytes == (4 + 4 + 4) * (1_728 + 10_985_472 + 172_032)
-    kept = json.loads(gpu_cost.RESULTS.read_text())
+    results = json.loads(gpu_cost.RESULTS.read_text())
     for label in ("convolutions, forward", "convolutions, backward", "update"):
-        assert kept["kernels"][label] == asdict(step[label])
-    assert kept["extras"] == {"ZeroFL .95": asdict(cuts), "FLASH .05": asdict(gpu_cost.masks())}
-    assert {name: cell["steps"] for name, cell in kept["cells"].items()} == {
+        assert results["kernels"][label] == asdict(step[label])
+    assert results["extras"] == {"ZeroFL .95": asdict(cuts), "FLASH .05": asdict(gpu_cost.masks())}
+    assert {name: cell["steps"] for name, cell in results["cells"].items()} == {
         "ZeroFL .95": 700 * 10 * 29,  # 450 examples: 28 batches of 16 and one of 2
         "FLASH .05": 600 * 10 * 32 + 10 * 10 * 32,
     }

@@ -74,9 +74,9 @@ def test_small_files_of_runs_are_kept_and_large_ones_are_not(script: ModuleType,
     script.keep(session)
     (run / "rounds.jsonl").write_text("1\n2\n")
     script.keep(session)
-    kept = session.out / "cells/runs/one"
-    assert {path.name for path in kept.iterdir()} == {"rounds.jsonl"}
-    assert (kept / "rounds.jsonl").read_text() == "1\n2\n"
+    copies = session.out / "cells/runs/one"
+    assert {path.name for path in copies.iterdir()} == {"rounds.jsonl"}
+    assert (copies / "rounds.jsonl").read_text() == "1\n2\n"
 
 
 def test_what_is_missing_is_a_line(

@@ -201,11 +201,11 @@ class Capture:
 
         with graphs.own_chance():
             try:
-                drawn = torch.get_rng_state(), random.getstate()
+                chance = torch.get_rng_state(), random.getstate()
                 for _ in range(WARM):
                     step()
                     undo()
-                if not torch.equal(drawn[0], torch.get_rng_state()) or drawn[1] != random.getstate():
+                if not torch.equal(chance[0], torch.get_rng_state()) or chance[1] != random.getstate():
                     raise RuntimeError("it draws by chance on the CPU in its forward, which a graph would not repeat")
                 self.products.record = record
                 return _Replay(graphs.capture(step), record)

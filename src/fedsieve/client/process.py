@@ -78,21 +78,21 @@ def exact(device: str, precision: str = "fp32") -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for where bits must not change
     products = "ieee" if precision == "fp32" else "tf32"
     backends: Any = torch.backends
-    wanted: list[tuple[Any, str, Any]] = [
+    settings: list[tuple[Any, str, Any]] = [
         (backends.cuda.matmul, "fp32_precision", products),
         (backends.cudnn.conv, "fp32_precision", products),
         (backends.cudnn.rnn, "fp32_precision", products),
         (backends.cudnn, "benchmark", False),
         (torch.utils.deterministic, "fill_uninitialized_memory", False),
     ]
-    before = [getattr(place, name) for place, name, _ in wanted]
+    before = [getattr(place, name) for place, name, _ in settings]
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    for place, name, value in wanted:
+    for place, name, value in settings:
         setattr(place, name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        for (place, name, _), value in zip(wanted, before, strict=True):
+        for (place, name, _), value in zip(settings, before, strict=True):
             setattr(place, name, value)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

@@ -48,16 +48,16 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
     """
     devices = devices_of(device)
     check_choice(kernels)
-    multiplied = check_precision(precision, device, kernels)
+    kind = check_precision(precision, device, kernels)
     if n < 0:
         raise InputError(f"a cohort needs at least 1 client, got {n}")
 
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
-        with exact(device, multiplied):
+        with exact(device, kind):
             round_ = max(federation.run.per_round, federation.run.method.warm_up)
             several = min(n, round_) or (1 if device == "cpu" else round_)
-            make = partial(_worker, kernels=kernels, precision=multiplied)
+            make = partial(_worker, kernels=kernels, precision=kind)
             workers = [worker for where in devices for worker in _workers(federation, where, several, n > 0, make)]
             for where in devices if device != "cpu" else ():
                 torch.cuda.synchronize(where)  # what was made on the default stream is there for all others
@@ -107,8 +107,10 @@ def check_precision(precision: str, device: str, kernels: str) -> Precision:
     return cast(Precision, precision)
 
 
-def _workers(federation: Federation, where: str, n: int, wanted: bool, make: Callable[..., Worker]) -> Iterator[Worker]:
-    """Yield a device's workers: ``n``, or as many as there is room for. Raises InputError if so many are ``wanted``."""
+def _workers(
+    federation: Federation, where: str, n: int, exactly: bool, make: Callable[..., Worker]
+) -> Iterator[Worker]:
+    """Yield a device's workers: ``n``, or those there is room for. Raises InputError if ``exactly`` n do not fit."""
     if where == "cpu":
         alone = threading.Lock()
         for _ in range(n):
@@ -121,7 +123,7 @@ def _workers(federation: Federation, where: str, n: int, wanted: bool, make: Cal
     why = _try(first, federation)
     torch.cuda.synchronize(where)
     most = min(STREAMS, largest_cohort(room, torch.cuda.memory_reserved(where) - before))
-    if wanted and n > most:
+    if exactly and n > most:
         raise InputError(f"{n} clients at once do not fit on {where}: {most} do (--engine cohort:{most})")
     if why:
         line = f"the model's steps cannot be captured: they run eagerly, and one client at a time ({why})"
