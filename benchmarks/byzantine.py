@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsieve import InputError, Run, run
+from fedsieve import InputError, Run, rounds
 from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.types import Tree
@@ -59,7 +59,7 @@ def byzantine(many: int) -> Act:
 def reached(options: list[str], many: int) -> float | None:
     """The accuracy at the end in percent; None where no update was finite any more."""
     try:
-        *_, final = run(ten(options), changed(byzantine(many)))
+        *_, final = rounds(ten(options), changed(byzantine(many)))
     except InputError:
         return None
     assert final.accuracy is not None

@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsieve import Run, local, run
+from fedsieve import Run, local, rounds
 from fedsieve.cli.bench.measurement import machine
 from fedsieve.data import root_from
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import Private
 from fedsieve.recipes import load_recipe, recipes
@@ -86,7 +85,7 @@ def every(t: int) -> float:
 
 
 def reached(run_: Run, act: Act) -> float:
-    *_, final = run(run_, changed(act))
+    *_, final = rounds(run_, changed(act))
     assert final.accuracy is not None
     return round(100 * final.accuracy, 1)
 

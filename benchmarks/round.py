@@ -26,7 +26,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from fedsieve import Data, Dataset, Device, Method, Run, ServerState, Task, Update, local, run
+from fedsieve import Data, Dataset, Device, Method, Run, ServerState, Task, Update, local, rounds
 from fedsieve.cli.bench.measurement import machine, summarize_samples, time_sample
 from fedsieve.client.process import peak_memory_mb  # noqa: F401 (memory's process)
 from fedsieve.client.training import load_, params_of
@@ -69,7 +69,7 @@ def idle(clients: int, rounds: int) -> Run:
 
 def overhead() -> dict[str, float]:
     """Return the milliseconds of a round of ten idle clients."""
-    stream = run(idle(10, 220), local())
+    stream = rounds(idle(10, 220), local())
     for _ in range(20):
         next(stream)
     seconds, valid, dropped = summarize_samples([time_sample(lambda: next(stream)) for _ in range(199)])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Data, Dataset, Run, Task, local, run
+from fedsieve import Data, Dataset, Run, Task, local, rounds
 from fedsieve.methods import ZeroFL
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Train ten hospitals, four a round, and watch."""
     method = ZeroFL(sparsity=0.8, r_mask=0.1, policy="2")  # the middle layer
     task = Task(network, patients, clients=10, partition="lda:1.0")
-    for r in run(Run(method, task, rounds=20, per_round=4, batch=8), engine=local()):
+    for r in rounds(Run(method, task, rounds=20, per_round=4, batch=8), engine=local()):
         print(f"round {r.t}: accuracy {r.accuracy:.1%}, {r.bytes_up:,} bytes up, dense {r.bytes_dense_up:,}")
 
 

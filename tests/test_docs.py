@@ -50,7 +50,7 @@ def test_the_committed_results_show_what_they_are_said_to_show() -> None:
 def test_the_demo_is_the_readmes_row_of_seed_0() -> None:
     """What ``scripts/demo`` ends with; other processors may turn one test example or two, .28 of a point each."""
     row = json.loads((ROOT / "benchmarks/results/digits.json").read_text())["recipes"]["zerofl"]
-    rounds = [*fedsieve.run(load_recipe("zerofl.digits"), fedsieve.local())]
+    rounds = [*fedsieve.rounds(load_recipe("zerofl.digits"), fedsieve.local())]
     assert rounds[-1].accuracy == pytest.approx(row["accuracy"][0], abs=0.006)
     assert sum(r.bytes_up for r in rounds) / (5 * len(rounds)) == pytest.approx(row["upload_bytes"][0], rel=0.005)
     assert rounds[-1].density == pytest.approx(row["density"][0], rel=0.001)
@@ -119,7 +119,7 @@ def test_the_example_of_a_round_gives_the_bits_of_a_run(method: Method[Any]) -> 
     with num_threads(1):
         model = example["train"](method, rounds=2)
     run = replace(PRESETS["digits"].run(method), rounds=2)
-    *_, final = fedsieve.run(run, fedsieve.local(kernels="dense"))
+    *_, final = fedsieve.rounds(run, fedsieve.local(kernels="dense"))
     assert model.keys() == final.model.keys()
     assert all(torch.equal(value, final.model[name]) for name, value in model.items())
     assert len((ROOT / "examples/round.py").read_text().splitlines()) <= 45

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsieve import local, run
+from fedsieve import local, rounds
 from fedsieve.recipes import load_recipe
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -22,8 +22,8 @@ RECIPES = [
 
 def measured(recipe: str) -> list[dict[str, float]]:
     short = replace(load_recipe(recipe), rounds=3, epochs=1, evaluate_every=3)
-    rounds = run(short, local(kernels="dense"))
-    return [{"loss": r.metrics["loss"], "up": r.bytes_up, "down": r.bytes_down, "density": r.density} for r in rounds]
+    stream = rounds(short, local(kernels="dense"))
+    return [{"loss": r.metrics["loss"], "up": r.bytes_up, "down": r.bytes_down, "density": r.density} for r in stream]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Data, Dataset, Method, Run, Task, local, run
+from fedsieve import Data, Dataset, Method, Run, Task, local, rounds
 from fedsieve.engine.round import Round
 from fedsieve.methods import Private
 from fedsieve.types import flatten
@@ -69,7 +69,7 @@ def same_state(a: Any, b: Any) -> bool:
 
 
 def last(run_: Run, engine: Any = None) -> Round:
-    *_, final = run(run_, engine or local())
+    *_, final = rounds(run_, engine or local())
     return final
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsieve.data import Dataset
-    from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, run
+    from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, rounds
     from fedsieve.types import Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ __all__ = [
     "local",
     "open_run",
     "pool",
-    "run",
+    "rounds",
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedsieve import Data, Dataset, Device, Task, local, open_run, run
+from fedsieve import Data, Dataset, Device, Task, local, open_run, rounds
 from fedsieve.client.training import Training, crop_flip
 from fedsieve.methods import FedAvg
 from fedsieve.sparse.policy import norm_parameters
@@ -38,7 +38,7 @@ def test_a_crop_is_one_of_the_162_that_there_are_and_all_come_up() -> None:
 def test_augmented_training_is_seeded_and_different() -> None:
     plain = tiny_run(FedAvg(), rounds=1)
     changed = replace(plain, task=replace(plain.task, augment="crop_flip"))
-    one, two, other = ([*run(r, local())][-1].metrics["loss"] for r in (changed, changed, plain))
+    one, two, other = ([*rounds(r, local())][-1].metrics["loss"] for r in (changed, changed, plain))
     assert one == two != other
 
 

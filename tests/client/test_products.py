@@ -14,12 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from engines import pickled
-from fedsieve import Device, Run, Task, local, open_run, run
+from fedsieve import Device, Run, Task, local, open_run, rounds
 from fedsieve.client.cost import Cost
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import Training
 from fedsieve.engine.engines import Worker
-from fedsieve.engine.loop import rounds
 from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import PDST, FedAvg, Swat, TopK
 from fedsieve.types import rng
@@ -207,9 +206,9 @@ def test_every_way_to_train_counts_the_same(method: Any) -> None:
     base = tiny_run(method, rounds=1)
     run_: Run = replace(base, task=replace(base.task, model=Mixed))
     ways = [local(kernels="dense"), pickled("dense")] + ([] if unavailable_reason() else [local(kernels="sparse")])
-    counts = [(r.multiply_adds, r.multiply_adds_dense) for way in ways for r in run(run_, way)]
+    counts = [(r.multiply_adds, r.multiply_adds_dense) for way in ways for r in rounds(run_, way)]
     products = 4 * 6 * 6 * 6  # of maps, forward and for both gradients
-    plain = [*run(base, local(kernels="dense"))][-1]
+    plain = [*rounds(base, local(kernels="dense"))][-1]
     extra = 3 * 36 * products * 3  # of 40 examples, 4 are held out
     assert counts[0][1] == plain.multiply_adds_dense + extra
     assert counts[0][0] == plain.multiply_adds + extra

@@ -16,12 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from command_line import CommandLine
 from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
-from fedsieve import Federation, InputError, local, open_run, run
+from fedsieve import Federation, InputError, local, open_run, rounds
 from fedsieve.client.captured import Capture
 from fedsieve.engine import cohort, cohorts, loop
 from fedsieve.engine.cohorts import largest_cohort
 from fedsieve.engine.engines import Engine, Worker, devices_of, run_client
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.methods import FedAvg
 from fedsieve.sparse import layers, periodic, selection
@@ -36,16 +35,16 @@ def test_a_cohort_trains_what_one_client_after_another_trains(name: str, one_thr
     one = cropped(METHODS[name], **MOMENTUM if name in SEVERAL else {})
     if one.task.model is TinyNet:
         one = replace(one, task=replace(one.task, model=DropNet))
-    wanted = [*run(one, local(kernels="dense"))]
+    wanted = [*rounds(one, local(kernels="dense"))]
     for n in (1, 3, 10) if name in SEVERAL else (3,):
-        for a, b in zip(run(one, cohort(n, kernels="dense")), wanted, strict=True):
+        for a, b in zip(rounds(one, cohort(n, kernels="dense")), wanted, strict=True):
             assert_same(a, b)
             assert (a.multiply_adds, a.multiply_adds_dense) == (b.multiply_adds, b.multiply_adds_dense)
 
 
 def test_a_cohort_trains_by_the_kernels_too(native: None) -> None:
     one = cropped(METHODS["nst"])
-    for a, b in zip(run(one, cohort(3, kernels="sparse")), run(one, local(kernels="sparse")), strict=True):
+    for a, b in zip(rounds(one, cohort(3, kernels="sparse")), rounds(one, local(kernels="sparse")), strict=True):
         assert_same(a, b)
         assert a.kernels == b.kernels == {"sparse": 3}
 
@@ -66,11 +65,11 @@ def test_answers_are_read_while_others_train(monkeypatch: pytest.MonkeyPatch, on
 
             yield exchanged
 
-    wanted = [*run(one, liar)]
+    wanted = [*rounds(one, liar)]
     assert [len(round_.refused) for round_ in wanted] == [2, 2]
     readers = loop._readers
     monkeypatch.setattr(loop, "_readers", lambda _: readers("cuda"))
-    for a, b in zip(run(one, liar), wanted, strict=True):
+    for a, b in zip(rounds(one, liar), wanted, strict=True):
         assert_same(a, b)
 
 
@@ -162,7 +161,7 @@ def test_replayed_steps_train_what_python_trains(name: str, monkeypatch: pytest.
     momentum = MOMENTUM if name in SEVERAL else {}
     one, graphs = cropped((METHODS | BY_TURNS)[name], rounds=3, **momentum), Graphs()
     for a, b in zip(
-        rounds(open_run(one), replayed(graphs, monkeypatch)), run(one, local(kernels="dense")), strict=True
+        rounds(open_run(one), replayed(graphs, monkeypatch)), rounds(one, local(kernels="dense")), strict=True
     ):
         for key, value in b.state.params.items():
             torch.testing.assert_close(a.state.params[key], value, rtol=0, atol=2e-5)
@@ -233,7 +232,7 @@ def test_python_takes_the_first_step_where_saved_tensors_are_measured(one_thread
 def test_bfloat16_trains_float32_weights(one_thread: None) -> None:
     for name in ("fedavg", "swat", "sparsefedpp", "flash"):
         one = tiny_run(METHODS[name], rounds=10, lr=0.2)
-        final, exact = ([*run(one, cohort(kernels="dense", precision=p))][-1] for p in ("bf16", "fp32"))
+        final, exact = ([*rounds(one, cohort(kernels="dense", precision=p))][-1] for p in ("bf16", "fp32"))
         assert all(v.dtype == torch.float32 for v in final.state.params.values())
         assert final.accuracy is not None
         assert exact.accuracy is not None
@@ -276,7 +275,7 @@ def test_each_of_several_gpus_has_a_cohort(monkeypatch: pytest.MonkeyPatch, one_
     monkeypatch.setattr(cohorts, "devices_of", lambda _: ["cpu", "cpu"])
     monkeypatch.setattr(cohorts, "_worker", noted)
     one = cropped(METHODS["nst"])
-    for a, b in zip(run(one, cohort(2, kernels="dense")), run(one, local(kernels="dense")), strict=True):
+    for a, b in zip(rounds(one, cohort(2, kernels="dense")), rounds(one, local(kernels="dense")), strict=True):
         assert_same(a, b)
     assert places == ["cpu"] * 4
 
@@ -323,4 +322,4 @@ def test_with_a_negative_number_there_is_no_cohort() -> None:
         cohort(-1)
     with pytest.raises(InputError, match="unknown kernels"):
         cohort(1, kernels="fast")
-    [*run(tiny_run(FedAvg(), rounds=1), cohort())]
+    [*rounds(tiny_run(FedAvg(), rounds=1), cohort())]

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
-from fedsieve import InputError, Run, local, open_run, run
+from fedsieve import InputError, Run, local, open_run, rounds
 from fedsieve.engine import cohort
 from fedsieve.engine.cohorts import EagerSteps
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.types import flatten
 from methods_under_test import METHODS
@@ -23,13 +22,13 @@ pytestmark = pytest.mark.gpu
 
 
 def on_gpu(one: Run, n: int = 0, precision: str = "fp32") -> list[Any]:
-    return [*run(one, cohort(n, "cuda", precision=precision), device="cuda")]
+    return [*rounds(one, cohort(n, "cuda", precision=precision), device="cuda")]
 
 
 @pytest.mark.parametrize("name", [*METHODS, *BY_TURNS])
 def test_a_cohort_on_a_gpu_trains_what_a_cpu_trains(name: str) -> None:
     one = cropped((METHODS | BY_TURNS)[name], rounds=1, **MOMENTUM if name in SEVERAL else {})
-    wanted, gpu = [*run(one, local(kernels="dense"))][-1], on_gpu(one)[-1]
+    wanted, gpu = [*rounds(one, local(kernels="dense"))][-1], on_gpu(one)[-1]
     for key, value in wanted.state.params.items():
         torch.testing.assert_close(gpu.state.params[key], value, rtol=0, atol=1e-4)
     assert (gpu.bytes_down, gpu.steps) == (wanted.bytes_down, wanted.steps)

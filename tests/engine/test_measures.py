@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engines import pickled
-from fedsieve import local, run
+from fedsieve import local, rounds
 from fedsieve.client.cost import SavedTensors
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FLASH, NST, FedAvg, SparseFedPP, Swat, ZeroFL
@@ -104,7 +104,7 @@ def test_a_dense_method_has_no_masks_to_measure(tmp_path: Path) -> None:
 
 
 def test_a_metric_must_not_bear_the_name_of_a_column(tmp_path: Path) -> None:
-    *_, final = local_rounds = list(run(tiny_run(FedAvg(), rounds=1), local()))
+    *_, final = local_rounds = list(rounds(tiny_run(FedAvg(), rounds=1), local()))
     assert len(local_rounds) == 1
     with pytest.raises(InputError, match=r"has the name of a column of rounds.jsonl \(accuracy\): rename it"):
         row_of(replace(final, metrics={"accuracy": 0.99}))

@@ -10,8 +10,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from custom_methods import Odd
-from fedsieve import Method, Run, local, open_run, run
-from fedsieve.engine.loop import MostlyDense, rounds
+from fedsieve import Method, Run, local, open_run, rounds
+from fedsieve.engine.loop import MostlyDense
 from fedsieve.engine.messages import Messages
 from fedsieve.methods import NST, PDST, FedAvg, Private, TopK, ZeroFL
 from fedsieve.runs.progress import show_run
@@ -73,7 +73,7 @@ def test_a_batchnorm_with_one_frozen_half_still_follows_the_data() -> None:
             self.bn.weight.requires_grad_(False)
 
     base = tiny_run(FedAvg(), rounds=1)
-    *_, final = run(replace(base, task=replace(base.task, model=Half)), local())
+    *_, final = rounds(replace(base, task=replace(base.task, model=Half)), local())
     assert torch.equal(final.model["bn.weight"], torch.ones(8))
     assert not torch.equal(final.model["bn.running_mean"], torch.zeros(8))
 
@@ -81,12 +81,12 @@ def test_a_batchnorm_with_one_frozen_half_still_follows_the_data() -> None:
 def test_nobody_can_send_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Messages, "without_frozen", lambda self, tree: tree)
     with pytest.raises(InputError, match=r"bn\.\w+ is frozen: nobody sends it"):
-        [*run(frozen_run(FedAvg(), rounds=1), local())]
+        [*rounds(frozen_run(FedAvg(), rounds=1), local())]
 
 
 def test_a_method_of_ones_own_that_says_nothing_keeps_what_is_frozen() -> None:
     method = Odd("remember")
-    *_, final = run(frozen_run(method, rounds=2), local())
+    *_, final = rounds(frozen_run(method, rounds=2), local())
     assert torch.equal(final.model["conv2.weight"], open_run(frozen_run(method)).model().conv2.weight)
 
 
@@ -152,7 +152,7 @@ def test_shared_weights_are_one_weight_in_every_name(method: Method[Any]) -> Non
         "two.weight",
     }
     base = tiny_run(method, rounds=2)
-    *_, final = run(replace(base, task=replace(base.task, model=Tied)), local())
+    *_, final = rounds(replace(base, task=replace(base.task, model=Tied)), local())
     assert torch.equal(final.model["one.weight"], final.model["two.weight"])
     assert torch.equal(final.model["inner.weight"], final.model["again.weight"])
     assert bool(final.model["one.weight"].all())
@@ -189,7 +189,7 @@ def test_what_a_policy_does_not_reach_is_told(tmp_path: Any) -> None:
     assert federation.coverage.share == pytest.approx(share)
     assert federation.remarks == [f"the policy all leaves {share:.1%} of all weights {said}"]
     with pytest.warns(MostlyDense, match="the policy all leaves 9"):
-        stream = run(recurrent_run(TopK(0.9)), local())
+        stream = rounds(recurrent_run(TopK(0.9)), local())
     *_, final = stream
     whole = {name: v for name, v in final.model.items() if name in dict(Recurrent().named_parameters())}
     assert final.density_of_all == sum(int(v.count_nonzero()) for v in whole.values()) / total > share

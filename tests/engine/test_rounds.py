@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from custom_methods import Odd
-from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool, run
+from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool, rounds
 from fedsieve.client.training import accuracy, load_
 from fedsieve.data.partition import hold_out
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
@@ -76,7 +75,7 @@ def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
     assert found[-1].accuracy_validation == accuracy(model, federation.dataset.train.subset(index))
     assert [r.accuracy_validation is None for r in found] == [True, False, True, False]
     none = replace(run_, rounds=1, task=replace(run_.task, validation=0.0))
-    assert all(r.accuracy_validation is None for r in run(none, local()))
+    assert all(r.accuracy_validation is None for r in rounds(none, local()))
 
 
 def test_the_initialisation_is_the_experiments_whatever_the_method() -> None:
@@ -169,7 +168,7 @@ def test_a_method_has_a_default_for_all_but_four_functions_and_is_told_the_round
 
     task = Task(TinyNet, blobs, 6, "iid", 0.1, tiers=(0.5, 0.5))
     mine, fedavg = (Run(method, task, 2, 4, batch=8) for method in (Plain(), FedAvg()))
-    (*_, last), (*_, other) = (run(one, local()) for one in (mine, fedavg))
+    (*_, last), (*_, other) = (rounds(one, local()) for one in (mine, fedavg))
     assert all(torch.equal(v, other.model[n]) for n, v in last.model.items())
     sent = [[("broadcast", RoundContext(t, 2, 6, tier)) for tier in (0, 1)] for t in (1, 2)]
     assert told == [*sent[0], ("aggregate", RoundContext(1, 2, 6)), *sent[1], ("aggregate", RoundContext(2, 2, 6))]
@@ -185,7 +184,7 @@ def everyone(method: Any, **changes: Any) -> Run:
 
 @pytest.mark.parametrize("engine", [local(), pytest.param(pool(2), marks=pytest.mark.system)], ids=["local", "pool"])
 def test_clients_remember_between_rounds(engine: Any) -> None:
-    seen = [r.metrics["visits"] for r in run(everyone(Odd("remember"), rounds=3), engine)]
+    seen = [r.metrics["visits"] for r in rounds(everyone(Odd("remember"), rounds=3), engine)]
     assert seen == [1.0, 2.0, 3.0]
 
 
@@ -200,7 +199,7 @@ def test_memories_travel_with_a_checkpoint() -> None:
 
 def test_an_update_that_is_not_finite_is_refused_and_the_round_goes_on() -> None:
     final: Round
-    *_, final = run(everyone(Odd("poison"), rounds=2), local())
+    *_, final = rounds(everyone(Odd("poison"), rounds=2), local())
     assert 0 < len(final.refused) < 6
     assert all("is not finite" in refusal.reason for refusal in final.refused)
     assert all(torch.isfinite(v).all() for v in final.state.params.values())
@@ -209,13 +208,13 @@ def test_an_update_that_is_not_finite_is_refused_and_the_round_goes_on() -> None
 @pytest.mark.parametrize(("act", "reason"), [("poison all", "is not finite.*lower lr"), ("empty", "from 0 examples")])
 def test_a_round_without_a_single_good_update_ends_the_run_and_says_why(act: str, reason: str) -> None:
     with pytest.raises(InputError, match=f"round 1: no client's update could be taken.*{reason}"):
-        list(run(everyone(Odd(act)), local()))
+        list(rounds(everyone(Odd(act)), local()))
 
 
 @pytest.mark.system
 def test_a_dead_worker_process_is_named() -> None:
     with pytest.raises(InputError, match="a worker process could not start, or died in round 1"):
-        list(run(everyone(Odd("die")), pool(2)))
+        list(rounds(everyone(Odd("die")), pool(2)))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ class DropNet(TinyNet):
 @pytest.mark.system
 def test_chance_inside_a_model_is_the_same_in_every_engine() -> None:
     run_ = replace(tiny_run(FedAvg(), rounds=2), task=Task(DropNet, blobs, 6))
-    runs = [[*run(run_, engine)][-1] for engine in (local(), local(), pool(2))]
+    runs = [[*rounds(run_, engine)][-1] for engine in (local(), local(), pool(2))]
     for name, value in runs[0].state.params.items():
         assert all(torch.equal(value, other.state.params[name]) for other in runs)
     assert torch.equal(runs[0].state.params["spare"], torch.ones(2))
@@ -320,7 +319,7 @@ class Drawing(TinyNet):
 
 def test_chance_inside_a_model_is_another_for_every_client_and_round() -> None:
     run_ = replace(tiny_run(FedAvg(), rounds=2, batch=40), task=Task(Drawing, blobs, 6))
-    list(run(run_, local(kernels="dense")))
+    list(rounds(run_, local(kernels="dense")))
     assert len(set(Drawing.drawn[-6:])) == 6  # the last two rounds, of three clients and one step each
 
 
@@ -328,16 +327,16 @@ def test_training_leaves_the_callers_chance_and_threads_alone() -> None:
     torch.manual_seed(5)
     wanted, n = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(5)
-    list(run(tiny_run(FedAvg(), rounds=1), local()))
+    list(rounds(tiny_run(FedAvg(), rounds=1), local()))
     assert torch.equal(torch.rand(3), wanted)
     assert torch.get_num_threads() == n
 
 
 def test_what_a_pool_cannot_be_sent_is_named() -> None:
     run_ = replace(tiny_run(FedAvg()), task=Task(lambda: TinyNet(), blobs, 6))
-    assert [*run(replace(run_, rounds=1), local())]
+    assert [*rounds(replace(run_, rounds=1), local())]
     with pytest.raises(InputError, match="a pool cannot be sent this run"):
-        next(run(run_, pool(1)))
+        next(rounds(run_, pool(1)))
 
 
 def wrong(**changes: Any) -> Any:

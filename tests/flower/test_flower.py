@@ -10,11 +10,10 @@ import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsieve import local, run
+from fedsieve import local, rounds
 from fedsieve.engine import Quorum
 from fedsieve.engine.engines import Engine, Exchange, Worker
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
 from fedsieve.flower.engine import SimulatedNodes, grid_engine, inline, make_client_app
@@ -239,6 +238,6 @@ def test_a_memory_is_its_owners_alone(tmp_path: Any) -> None:
 
 
 def test_the_last_rounds_of_an_inline_run_are_those_of_the_python_call() -> None:
-    *_, final = run(tiny_run(FedAvg(), rounds=2), inline())
-    *_, same = run(tiny_run(FedAvg(), rounds=2), local())
+    *_, final = rounds(tiny_run(FedAvg(), rounds=2), inline())
+    *_, same = rounds(tiny_run(FedAvg(), rounds=2), local())
     assert_same(final, same)

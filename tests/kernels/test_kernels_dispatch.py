@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsieve import Task, local, pool, run
+from fedsieve import Task, local, pool, rounds
 from fedsieve.client.cost import Cost
 from fedsieve.client.training import params_of, train, train_on_mask
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels import library, loaded_isa, unavailable_reason
@@ -144,13 +143,13 @@ CANNOT = {
 @pytest.mark.parametrize("net", CANNOT, ids=lambda net: net.__name__)
 def test_what_the_kernels_cannot_train_is_dense_and_says_why(net: type[nn.Module]) -> None:
     run_ = replace(tiny_run(PDST(density=0.05), rounds=1), task=Task(net, blobs, 6))
-    (round_,) = run(run_, local())
+    (round_,) = rounds(run_, local())
     assert round_.kernels == {"dense": 3}
     assert round_.dense_because
     assert CANNOT[net] in round_.dense_because
     for engine in (local(kernels="sparse"), pool(2, kernels="sparse")):
         with pytest.raises(InputError, match=f"--kernels sparse cannot be: .*{CANNOT[net]}.*; choose auto or dense"):
-            next(run(run_, engine))
+            next(rounds(run_, engine))
 
 
 def test_a_mask_that_the_kernels_would_not_heed_is_dense() -> None:
@@ -165,7 +164,7 @@ def test_a_mask_that_the_kernels_would_not_heed_is_dense() -> None:
 
 
 def test_pruned_activations_at_a_power_of_one_are_not_for_the_kernels() -> None:
-    (round_,) = run(tiny_run(SparseFedPP(sparsity=0.9, a=1.0), rounds=1), local())
+    (round_,) = rounds(tiny_run(SparseFedPP(sparsity=0.9, a=1.0), rounds=1), local())
     assert round_.dense_because == (
         "at a = 1 pruned weights come back, and conv1 would keep other activations at every step"
     )
@@ -177,17 +176,19 @@ def test_a_gpu_is_not_for_the_kernels() -> None:
 
 def test_without_a_library_training_is_dense_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_find_library", lambda: "FEDSIEVE_ISA=none switches them off")
-    (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local())
+    (round_,) = rounds(tiny_run(PDST(density=0.05), rounds=1), local())
     assert round_.kernels == {"dense": 3}
     assert round_.dense_because == "there are no native kernels: FEDSIEVE_ISA=none switches them off"
     with pytest.raises(InputError, match="--kernels sparse cannot be: there are no native kernels: FEDSIEVE_ISA=none"):
-        next(run(tiny_run(FedAvg(), rounds=1), local(kernels="sparse")))
+        next(rounds(tiny_run(FedAvg(), rounds=1), local(kernels="sparse")))
 
 
 def test_auto_takes_the_kernels_where_they_are_faster() -> None:
     ways = {}
     for method in (FedAvg(), PDST(density=0.1), Swat(0.9, policy="all"), SparseFedPP(sparsity=0.9)):
-        ways[method.name] = [(r.kernels, r.dense_because) for r in run(tiny_run(method, rounds=2, batch=12), local())]
+        ways[method.name] = [
+            (r.kernels, r.dense_because) for r in rounds(tiny_run(method, rounds=2, batch=12), local())
+        ]
     assert ways["fedavg"][0][1] == (
         "the kernels would multiply 133% as often as dense training, and are worth it below 45%"
     )
@@ -197,7 +198,7 @@ def test_auto_takes_the_kernels_where_they_are_faster() -> None:
 
 def test_unequal_devices_may_train_either_way() -> None:
     method = HeteroFLASH(densities=(0.9, 0.1), c_d=2, E_d=2)
-    *_, final = run(tiny_run(method, per_round=2, rounds=1, batch=12), local())
+    *_, final = rounds(tiny_run(method, per_round=2, rounds=1, batch=12), local())
     assert final.kernels == {"sparse": 1, "dense": 1}
 
 
@@ -208,7 +209,7 @@ def test_dense_is_what_it_was_without_kernels() -> None:
     train_on_mask(device_of(model, Cost(model, Kernels(model, "dense")), momentum=0.9), mask)
     train_on_mask(device_of(other, momentum=0.9), mask)
     assert all(torch.equal(value, params_of(other)[name]) for name, value in params_of(model).items())
-    (round_,) = run(tiny_run(PDST(density=0.05), rounds=1), local(kernels="dense"))
+    (round_,) = rounds(tiny_run(PDST(density=0.05), rounds=1), local(kernels="dense"))
     assert (round_.kernels, round_.dense_because) == ({"dense": 3}, None)
 
 

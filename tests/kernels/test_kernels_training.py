@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engines import pickled
-from fedsieve import Task, local, run
+from fedsieve import Task, local, rounds
 from fedsieve.client.training import Training, params_of, sgd
 from fedsieve.engine import Round
 from fedsieve.kernels import dispatch, unavailable_reason
@@ -129,7 +129,7 @@ class Chancy(TinyNet):
 def test_layers_that_the_kernels_do_not_know_are_trained_and_counted_alike(method: Any) -> None:
     run_ = replace(tiny_run(method, rounds=2, momentum=0.0), task=Task(Chancy, blobs, 6))
     engines = local(kernels="dense"), local(kernels="sparse"), pickled("sparse")
-    dense, sparse, there = ([*run(run_, engine)][-1] for engine in engines)
+    dense, sparse, there = ([*rounds(run_, engine)][-1] for engine in engines)
     for name, value in sparse.state.params.items():
         torch.testing.assert_close(value, dense.state.params[name], rtol=0, atol=1e-5)
         assert torch.equal(value, there.state.params[name])
@@ -143,7 +143,7 @@ def test_threads_change_no_bit() -> None:
     for n in (1, 2):
         torch.set_num_threads(n)
         try:
-            finals.append([*run(tiny_run(ZeroFL(0.9), rounds=2), local(kernels="sparse"))][-1])
+            finals.append([*rounds(tiny_run(ZeroFL(0.9), rounds=2), local(kernels="sparse"))][-1])
         finally:
             torch.set_num_threads(before)
     one, two = (flatten(final.state) for final in finals)
@@ -162,10 +162,10 @@ def test_a_trainer_is_made_once_and_serves_every_client(monkeypatch: pytest.Monk
     monkeypatch.setattr(dispatch, "Trainer", Counting)
     for method, wanted in ((PDST(density=0.3), 1), (Swat(0.7), 1), (FedAvg(), 1), (FLASH(0.3, c_d=3, E_d=2), 7)):
         made.clear()
-        list(run(tiny_run(method), local(kernels="sparse")))  # FLASH: two masks for each of three clients, and the last
+        list(rounds(tiny_run(method), local(kernels="sparse")))  # FLASH: two masks a client, and the last
         assert len(made) == wanted, method
     made.clear()
-    list(run(tiny_run(SparseFedPP(0.6)), local(kernels="sparse")))
+    list(rounds(tiny_run(SparseFedPP(0.6)), local(kernels="sparse")))
     assert len(made) == 4  # a union of cuts a round
 
 
@@ -187,7 +187,7 @@ def graph_of_(kernels: Kernels) -> Graph:
 @pytest.mark.parametrize("method", ["pdst", "flash", "hetero_flash", "nst"])
 def test_the_digits_end_where_dense_training_ends(method: str) -> None:
     short = replace(load_recipe(f"{method}.digits"), rounds=6, evaluate_every=3)
-    ends: list[Round] = [[*run(short, local(kernels=kernels))][-1] for kernels in ("dense", "sparse")]
+    ends: list[Round] = [[*rounds(short, local(kernels=kernels))][-1] for kernels in ("dense", "sparse")]
     assert ends[0].accuracy == pytest.approx(ends[1].accuracy, abs=0.05)
     assert ends[0].metrics["loss"] == pytest.approx(ends[1].metrics["loss"], rel=0.02)
     assert ends[0].multiply_adds == pytest.approx(ends[1].multiply_adds, rel=0.02)

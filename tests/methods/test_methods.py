@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from engines import pickled
-from fedsieve import Method, Run, Task, local, pool, run
+from fedsieve import Method, Run, Task, local, pool, rounds
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import accuracy, load_, params_of
 from fedsieve.engine import cohort
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import rounds
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
@@ -97,7 +96,7 @@ def learning(name: str, kernels: str) -> tuple[Round, ...]:
 
 
 def last(run_: Run, kernels: str = "auto") -> Round:
-    *_, final = run(run_, local(kernels=kernels))
+    *_, final = rounds(run_, local(kernels=kernels))
     return final
 
 
@@ -184,7 +183,7 @@ def assert_same_rounds(some: Iterable[Round], others: Iterable[Round]) -> None:
 
 def test_it_is_deterministic_at_whichever_worker(name: str, kernels: str) -> None:
     """The same run, opened anew, gives the same bits at workers that were sent it."""
-    again = islice(run(learning_run(name), pickled(kernels)), 2)
+    again = islice(rounds(learning_run(name), pickled(kernels)), 2)
     assert_same_rounds(learning(name, kernels)[:2], again)
 
 
@@ -197,7 +196,7 @@ def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str, proc
     """Of methods that differ in what a process keeps: nothing, memories, a warm-up, device classes."""
     if kernels == "sparse" and NO_KERNELS:
         pytest.skip(NO_KERNELS)
-    together = islice(run(learning_run(name), pool(processes, kernels=kernels)), 2)
+    together = islice(rounds(learning_run(name), pool(processes, kernels=kernels)), 2)
     assert_same_rounds(learning(name, kernels)[:2], together)
 
 
@@ -217,7 +216,7 @@ def test_the_kernels_train_what_pytorch_trains(method: Method[Any], changes: dic
 @pytest.mark.gpu
 def test_it_learns_on_a_gpu(method: Method[Any]) -> None:
     run_ = tiny_run(method, rounds=20, lr=0.2)
-    final = [*run(run_, cohort(device="cuda"), device="cuda")][-1]
+    final = [*rounds(run_, cohort(device="cuda"), device="cuda")][-1]
     assert final.accuracy is not None
     assert final.accuracy > 0.8
     assert all(value.device.type == "cpu" for value in final.state.params.values())
@@ -254,7 +253,7 @@ def test_swat_by_erdos_renyi_kernel_ships_layers_of_unequal_density() -> None:
 
 
 def test_top_k_starts_dense_and_then_sends_down_only_what_survived() -> None:
-    rounds_ = list(run(tiny_run(TopK(0.8)), local()))
+    rounds_ = list(rounds(tiny_run(TopK(0.8)), local()))
     assert 0.75 < rounds_[0].bytes_down / rounds_[0].bytes_dense_down < 1.02  # packed without loss
     assert rounds_[1].bytes_down < 0.8 * rounds_[1].bytes_dense_down
     assert rounds_[1].density < 0.6

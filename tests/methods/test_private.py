@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsieve import Run, local, run
-from fedsieve.engine.loop import rounds
+from fedsieve import Run, local, rounds
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
@@ -32,7 +31,7 @@ METHODS = {
 
 
 def last(run_: Run, engine: Any = None) -> Round:
-    *_, final = run(run_, engine or local())
+    *_, final = rounds(run_, engine or local())
     return final
 
 
@@ -128,7 +127,7 @@ def test_a_round_below_the_cohort_changes_nothing() -> None:
 
 def test_sensed_densities_are_noised_and_brought_back_to_what_can_be() -> None:
     method = Private(FLASH(density=0.5, c_d=3, E_d=3), clip=1.0, noise=50.0, cohort=3)
-    first = next(iter(run(tiny_run(method), local())))
+    first = next(iter(rounds(tiny_run(method), local())))
     assert first.t == 0
     assert first.density <= 0.7
     assert all(0 < int(own.sum()) <= own.numel() for own in first.state.mask.values())

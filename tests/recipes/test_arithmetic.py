@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedsieve import Data, Dataset, Run, local, run
+from fedsieve import Data, Dataset, Run, local, rounds
 from fedsieve.recipes import load_recipe
 from fedsieve.recipes.papers.arithmetic import FILE, arithmetic, without_split
 from fedsieve.recipes.papers.parts import paper_parts
@@ -45,10 +45,10 @@ def probe_run(recipe: str) -> Run:
 
 def probe(recipe: str) -> dict[str, list[float]]:
     """Return the losses of both rounds, and the density and the sum of all magnitudes of both models."""
-    rounds = [r for r in run(probe_run(recipe), local(kernels="dense")) if r.t > 0]
-    sums = [sum(float(w.abs().sum()) for w in r.model.values() if w.is_floating_point()) for r in rounds]
-    losses = [r.metrics["loss"] for r in rounds]
-    return {"loss": losses, "density": [r.density for r in rounds], "magnitude": sums}
+    seen = [r for r in rounds(probe_run(recipe), local(kernels="dense")) if r.t > 0]
+    sums = [sum(float(w.abs().sum()) for w in r.model.values() if w.is_floating_point()) for r in seen]
+    losses = [r.metrics["loss"] for r in seen]
+    return {"loss": losses, "density": [r.density for r in seen], "magnitude": sums}
 
 
 @pytest.mark.filterwarnings("ignore::fedsieve.sparse.masks.EmptyLayer")

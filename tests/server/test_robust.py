@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import pickled
-from fedsieve import InputError, Run, Update, local, run
-from fedsieve.engine.loop import rounds
+from fedsieve import InputError, Run, Update, local, rounds
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
@@ -107,7 +106,7 @@ def test_no_update_is_no_mean(how: Mean) -> None:
 
 @cache
 def two_rounds(name: str, how: Mean) -> list[Round]:
-    return [*run(tiny_run(METHODS[name], rounds=2, mean=how), local())]
+    return [*rounds(tiny_run(METHODS[name], rounds=2, mean=how), local())]
 
 
 @pytest.mark.parametrize("how", [Median(), Trimmed(0.2), Clipped(0.05)], ids=lambda how: type(how).__name__)
@@ -126,7 +125,7 @@ def test_it_works_with_every_method_of_one_support(name: str, how: Mean) -> None
 
 @pytest.mark.parametrize("name", ["fedavg", "flash"])
 def test_a_norm_that_nobody_reaches_changes_no_bit(name: str) -> None:
-    plain, robust = ([*run(tiny_run(METHODS[name], mean=mean_), local())][-1] for mean_ in (Plain(), Clipped(1e9)))
+    plain, robust = ([*rounds(tiny_run(METHODS[name], mean=mean_), local())][-1] for mean_ in (Plain(), Clipped(1e9)))
     a, b = flatten(plain.state), flatten(robust.state)
     assert all(torch.equal(a[n], b[n]) for n in a)
 
@@ -172,7 +171,7 @@ def test_the_mean_is_a_setting_like_any_other() -> None:
 
 @pytest.mark.parametrize("how", [Median(), Clipped(0.05)], ids=["median", "clipped"])
 def test_engines_agree_on_it(how: Mean) -> None:
-    a, b = ([*run(tiny_run(METHODS["flash"], rounds=2, mean=how), engine)][-1] for engine in (local(), pickled()))
+    a, b = ([*rounds(tiny_run(METHODS["flash"], rounds=2, mean=how), engine)][-1] for engine in (local(), pickled()))
     fa, fb = flatten(a.state), flatten(b.state)
     assert all(torch.equal(fa[n], fb[n]) for n in fa)
 
@@ -197,7 +196,7 @@ def ten() -> Run:
 def reached(run_: Run, many: int) -> float:
     """The accuracy at the end; 0 where training was lost altogether."""
     try:
-        *_, final = run(run_, changed(byzantine(many)))
+        *_, final = rounds(run_, changed(byzantine(many)))
     except InputError:
         return 0.0
     assert final.accuracy is not None

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsieve import Run, Task, local, run
+from fedsieve import Run, Task, local, rounds
 from fedsieve.client.cost import Cost
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of, train_on_mask
@@ -153,7 +153,7 @@ def test_dnr_keeps_the_number_of_weights_at_every_step() -> None:
             found.extend(sum(len(u.tree[n].index) for n in state.sparse) for u in kept)
             return super().aggregate(state, kept, context)
 
-    list(run(tiny_run(Watched(density=0.3)), local()))
+    list(rounds(tiny_run(Watched(density=0.3)), local()))
     params = params_of(TinyNet())
     wanted = sum(int(layer_counts({n: 0.3}, params)[0]) for n in select_weights("flash", TinyNet()))
     assert found == [wanted] * 12
@@ -177,7 +177,7 @@ def test_work_follows_a_mask_that_moves() -> None:
 @pytest.mark.parametrize("method", [NST(0.3), FLASH(0.3, c_d=3, E_d=2)], ids=["nst", "flash"])
 def test_training_that_diverges_ends_in_one_line(method: Any) -> None:
     with pytest.raises(InputError, match="if training diverged, lower lr"):
-        list(run(tiny_run(method, lr=1e5, lr_end=1e5), local()))
+        list(rounds(tiny_run(method, lr=1e5, lr_end=1e5), local()))
 
 
 def test_no_drawn_mask_is_empty() -> None:
@@ -186,7 +186,7 @@ def test_no_drawn_mask_is_empty() -> None:
 
 def test_the_mask_of_central_dnr_is_the_clients_own() -> None:
     central = replace(tiny_run(DNR(0.3)), task=Task(TinyNet, blobs, 1), per_round=1)
-    for round in run(central, local()):
+    for round in rounds(central, local()):
         own = {n: decode(round.memory[0])[n] for n in round.state.sparse}
         like = {n: round.state.params[n] for n in own}
         assert all(torch.equal(unpack_bits(own, like)[n], round.state.mask[n]) for n in own)  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_a_tier_that_no_round_would_sample_is_refused() -> None:
 def test_clients_of_nst_start_from_one_mask_and_keep_their_own() -> None:
     """All alike while masks do not move; with prune and regrow every client's differs."""
     for p, different in ((0.0, 1), (0.25, 6)):
-        final = list(run(tiny_run(NST(density=0.3, p=p), rounds=6), local()))[-1]
+        final = list(rounds(tiny_run(NST(density=0.3, p=p), rounds=6), local()))[-1]
         assert len(final.memory) == 6
         assert len(set(final.memory.values())) == different
 
@@ -243,14 +243,14 @@ def test_flash_starts_stage_2_from_whole_weights_not_from_masked_ones() -> None:
 def test_the_mask_of_flash_never_changes_and_that_of_nst_does() -> None:
     for method, same in ((FLASH(0.3, c_d=3, E_d=2), True), (PDST(0.3), True), (NST(0.3), False)):
         federation = tiny_run(method, rounds=5)
-        rows = list(run(federation, local(), measure=("masks",)))
+        rows = list(rounds(federation, local(), measure=("masks",)))
         changes = [r.measures["mismatch"] for r in rows if r.t >= 1][1 if rows[0].t == 1 else 0 :]
         assert all((change == 0) == same for change in changes)
 
 
 def test_hetero_flash_nests_its_masks_and_counts_who_holds_what() -> None:
     method = HeteroFLASH(densities=(0.6, 0.4, 0.2), c_d=2, E_d=2)
-    final = list(run(tiny_run(method), local()))[-1]
+    final = list(rounds(tiny_run(method), local()))[-1]
     masks = [final.state.mask_of(tier) for tier in range(3)]
     for large, small in pairwise(masks):
         assert all((small[n] <= large[n]).all() for n in large)
@@ -300,13 +300,13 @@ def test_impossible_settings_are_refused(make: Any, line: str) -> None:
 
 def test_a_policy_that_matches_nothing_is_refused() -> None:
     with pytest.raises(InputError, match=r"policy 'convolution\*' matches no layer; the layers are conv1"):
-        list(run(tiny_run(PDST(policy="convolution*")), local()))
+        list(rounds(tiny_run(PDST(policy="convolution*")), local()))
 
 
 @pytest.mark.filterwarnings("default")
 def test_a_cut_that_empties_a_layer_is_named() -> None:
     with pytest.warns(EmptyLayer, match=r"at density 0.002 empties conv2.weight"):
-        list(run(tiny_run(SparseFedPP(sparsity=0.998), rounds=2), local()))
+        list(rounds(tiny_run(SparseFedPP(sparsity=0.998), rounds=2), local()))
 
 
 @pytest.mark.slow

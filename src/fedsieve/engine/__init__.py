@@ -4,7 +4,7 @@ from fedsieve.engine.cohorts import cohort
 from fedsieve.engine.engines import Engine, Exchange, Quorum, local, pool
 from fedsieve.engine.experiment import Run, Task
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.loop import run
+from fedsieve.engine.loop import rounds
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
 
@@ -20,5 +20,5 @@ __all__ = [
     "local",
     "open_run",
     "pool",
-    "run",
+    "rounds",
 ]

@@ -46,27 +46,34 @@ class MostlyDense(UserWarning):
     """A sparse method's policy does not reach a good part of the weights."""
 
 
-def run(
-    run: Run, engine: Engine, data: Path | str | None = None, device: str = "cpu", measure: tuple[str, ...] = ()
-) -> Iterator[Round]:
+def rounds(
+    run: Run | Federation,
+    engine: Engine,
+    device: str = "cpu",
+    start: Checkpoint | None = None,
+    last: int = 0,
+    *,
+    data: Path | str | None = None,
+    measure: tuple[str, ...] = (),
+) -> Generator[Round]:
     """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops.
 
-    Warns (MostlyDense) where the method's policy leaves more than a tenth of all weights dense.
+    It goes from the beginning, or from the checkpoint ``start``, to round ``last`` (0: all). The beginning is round 1,
+    or round 0 where the method needs a warm-up. A ``Run`` is opened, with ``data`` and ``measure`` as ``open_run`` has
+    them, and warns (MostlyDense) where the method's policy leaves more than a tenth of all weights dense.
     """
+    if isinstance(run, Federation):
+        return _rounds(run, engine, device, start, last)
     federation = open_run(run, data, measure)
     coverage = federation.coverage
     if coverage and coverage.sparse and coverage.share > 0.1:
         warnings.warn(federation.remarks[0], MostlyDense, stacklevel=2)
-    return rounds(federation, engine, device)
+    return _rounds(federation, engine, device, start, last)
 
 
-def rounds(
-    federation: Federation, engine: Engine, device: str = "cpu", start: Checkpoint | None = None, last: int = 0
+def _rounds(
+    federation: Federation, engine: Engine, device: str, start: Checkpoint | None, last: int
 ) -> Generator[Round]:
-    """Run an opened experiment, from the beginning or from the checkpoint ``start``, to round ``last`` (0: all).
-
-    The beginning is round 1, or round 0 where the method needs a warm-up.
-    """
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
     messages, names = Messages(federation), dict(plain.named_parameters()).keys()
