@@ -4,8 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from fedsieve import Method, Update, open_run
+from fedsieve.client.evaluation import accuracy
 from fedsieve.client.process import num_threads
-from fedsieve.client.training import accuracy, load_
+from fedsieve.client.training import load_
 from fedsieve.methods import FedAvg, ZeroFL
 from fedsieve.recipes.catalogue import PRESETS
 from fedsieve.types import Params, rng

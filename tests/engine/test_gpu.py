@@ -11,12 +11,15 @@ from torch import Tensor
 
 from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
 from fedsieve import InputError, Run, local, open_run, rounds
+from fedsieve.client.captured import CudaGraphs
+from fedsieve.client.evaluation import EagerTest, Evaluation, accuracy
+from fedsieve.client.training import params_of
 from fedsieve.engine import cohort
 from fedsieve.engine.cohorts import EagerSteps
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.types import flatten
 from methods_under_test import METHODS
-from tiny import TinyNet, assert_same, tiny_run
+from tiny import TinyNet, assert_same, blobs, tiny_run
 
 pytestmark = pytest.mark.gpu
 
@@ -57,6 +60,20 @@ def test_a_cohort_goes_on_from_a_checkpoint_bit_for_bit() -> None:
         assert_same(a, b)
 
 
+def test_a_captured_test_counts_what_an_eager_one_counts(recwarn: pytest.WarningsRecorder) -> None:
+    """Of weights in turn in one memory; a whole and a last batch; examples on the GPU, and where they do not fit."""
+    net, data = TinyNet().cuda(), blobs().test
+    evaluation = Evaluation(net, data.to("cuda"), CudaGraphs(torch.device("cuda")), batch=50)
+    on_host = Evaluation(net, data, CudaGraphs(torch.device("cuda")), batch=50)
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        other = TinyNet()
+        captured = evaluation.of(params_of(other))
+        assert captured == accuracy(net, data.to("cuda"), batch=50) == on_host.accuracy()
+        assert abs(captured - accuracy(other, data)) < 2.5 / len(data)
+    assert not [one for one in recwarn if one.category is EagerTest]
+
+
 class LookingNet(TinyNet):
     """A model that asks for a number of the device in its forward."""
 
@@ -67,7 +84,10 @@ class LookingNet(TinyNet):
 def test_a_model_that_cannot_be_captured_trains_eagerly() -> None:
     one = cropped(METHODS["fedavg"], rounds=1)
     odd = replace(one, task=replace(one.task, model=LookingNet))
-    with pytest.warns(EagerSteps, match="cannot be captured: they run eagerly, and one client at a time"):
+    with (
+        pytest.warns(EagerSteps, match="cannot be captured: they run eagerly, and one client at a time"),
+        pytest.warns(EagerTest, match="the model's test cannot be captured: it runs eagerly"),
+    ):
         eager = on_gpu(odd)[-1]
     for key, value in on_gpu(one)[-1].state.params.items():
         torch.testing.assert_close(eager.state.params[key], value, rtol=0, atol=1e-5)
@@ -80,8 +100,6 @@ def test_saved_tensors_are_measured_there_too() -> None:
 
 
 def test_more_clients_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (64 << 20, 128 << 20))
-    with pytest.raises(
-        InputError, match=r"5000 clients at once do not fit the memory of cuda: \d+ do \(--engine cohort"
-    ):
-        on_gpu(tiny_run(METHODS["fedavg"], rounds=1), 5000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (4 << 20, 128 << 20))
+    with pytest.raises(InputError, match=r"3 clients at once do not fit on cuda: 1 do \(--engine cohort:1\)"):
+        on_gpu(tiny_run(METHODS["fedavg"], rounds=1), 3)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from custom_methods import Odd
 from fedsieve import Device, Method, Run, ServerState, Task, Update, local, pool, rounds
-from fedsieve.client.training import accuracy, load_
+from fedsieve.client.evaluation import accuracy
+from fedsieve.client.training import load_
 from fedsieve.data.partition import hold_out
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round

@@ -11,8 +11,9 @@ import torch
 
 from engines import pickled
 from fedsieve import Method, Run, Task, local, pool, rounds
+from fedsieve.client.evaluation import accuracy
 from fedsieve.client.models import MODELS
-from fedsieve.client.training import accuracy, load_, params_of
+from fedsieve.client.training import load_, params_of
 from fedsieve.engine import cohort
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Checkpoint

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from custom_methods import Odd
 from fedsieve import InputError, local
-from fedsieve.client.training import accuracy
+from fedsieve.client.evaluation import accuracy
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
 from fedsieve.runs.execution import Execution

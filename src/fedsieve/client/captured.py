@@ -58,10 +58,8 @@ class _Inputs:
     @classmethod
     def of(cls, data: Data, examples: int, steps: int, numbers: int) -> _Inputs:
         """Return memory for so many examples like those of ``data``, steps, and numbers drawn for an example."""
-        where = data.y.device
-        whole, many = ((0.0,), (1.0,)), data.x.new_empty((examples, *data.x.shape[1:]))
-        plain = (data.mean, data.std) == whole
-        mean, std = whole if plain else (torch.tensor(v, device=where) for v in (data.mean, data.std))
+        where, many = data.y.device, data.x.new_empty((examples, *data.x.shape[1:]))
+        mean, std = data.scale
         index = torch.zeros(examples, dtype=torch.int64, device=where)
         return cls(
             many, index.clone(), index, index.new_zeros(examples, numbers), mean, std, index.new_zeros(()),
@@ -99,6 +97,7 @@ class CudaGraphs:
         self.where = where
         self.chance = torch.Generator(where)
         """What dropout draws from, in place of the device's one generator, which all workers would draw from."""
+        self.stream: torch.cuda.Stream | None = None
         self.renew()
 
     def renew(self) -> None:
@@ -114,6 +113,18 @@ class CudaGraphs:
         return graph.replay
 
     @contextmanager
+    def own_stream(self) -> Iterator[None]:
+        """Compute on a stream of these graphs', after what was sent to the present one."""
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(torch.cuda.current_stream(self.where))
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            torch.cuda.current_stream(self.where).wait_stream(self.stream)
+
+    @contextmanager
     def own_chance(self) -> Iterator[None]:
         """Let PyTorch's operations draw from this worker's generator; one worker at a time."""
         default = torch.cuda.default_generators[self.where.index or 0]
@@ -124,6 +135,32 @@ class CudaGraphs:
                 yield
             finally:
                 default.graphsafe_set_state(before)
+
+
+def captured(
+    graphs: CudaGraphs, step: Callable[[], None], state: list[Tensor], undo: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    """Return what replays a ``step``, which changes ``state``, and what ``undo`` puts back: nothing is changed now."""
+    offset, before = graphs.chance.get_offset(), [v.clone() for v in state]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        undo()
+        graphs.chance.set_offset(offset)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+
+    with graphs.own_chance():
+        try:
+            chance = torch.get_rng_state(), random.getstate()
+            for _ in range(WARM):
+                step()
+                put_back()
+            if not torch.equal(chance[0], torch.get_rng_state()) or chance[1] != random.getstate():
+                raise RuntimeError("it draws by chance on the CPU in its forward, which a graph would not repeat")
+            return graphs.capture(step)
+        finally:
+            put_back()
 
 
 class Capture:
@@ -185,32 +222,21 @@ class Capture:
 
     def replay(self, graphs: CudaGraphs, step: Callable[[], None], state: list[Tensor]) -> _Replay:
         """Return what replays a ``step``, which changes ``state``: nothing is changed now."""
-        steps, offset = [layer.step for layer in self.layers], graphs.chance.get_offset()
-        counts, before = (self.products.on_host, self.products.dense), [v.clone() for v in state]
+        steps, counts = [layer.step for layer in self.layers], (self.products.on_host, self.products.dense)
         record: list[tuple[nn.Module | None, float, Triple]] = []
 
-        @torch.no_grad()
+        def recorded() -> None:
+            record.clear()
+            self.products.record = record
+            step()
+
         def undo() -> None:
             self.products.record = None
             self.products.on_host, self.products.dense = counts
-            graphs.chance.set_offset(offset)
             for layer, number in zip(self.layers, steps, strict=True):
                 layer.step = number
-            for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)
 
-        with graphs.own_chance():
-            try:
-                chance = torch.get_rng_state(), random.getstate()
-                for _ in range(WARM):
-                    step()
-                    undo()
-                if not torch.equal(chance[0], torch.get_rng_state()) or chance[1] != random.getstate():
-                    raise RuntimeError("it draws by chance on the CPU in its forward, which a graph would not repeat")
-                self.products.record = record
-                return _Replay(graphs.capture(step), record)
-            finally:
-                undo()
+        return _Replay(captured(graphs, recorded, state, undo), record)
 
 
 class CapturedSteps:

@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 
+from fedsieve.types import Data
+
+DATA = 0.3
+"""The share of a GPU's free memory up to which examples are kept there."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -45,6 +49,13 @@ def peak_memory_mb(worker: float = 0.0) -> float:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     _peaks[0] = max(_peaks[0], own, worker)
     return round(_peaks[0], 1)
+
+
+def to_device(data: Data, where: str) -> Data:
+    """Return examples on a device; those that take more than ``DATA`` of a GPU's free memory where they lie."""
+    if where != "cpu" and data.nbytes > DATA * torch.cuda.mem_get_info(where)[0]:
+        return data
+    return data.to(where)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a client does with its data: stochastic gradient descent, also on a mask, frozen or learnt; and accuracy."""
+"""What a client does with its data: stochastic gradient descent, also on a mask, frozen or learnt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsieve.sparse.masks import GrowthShare, prune_regrow
 from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
-from fedsieve.types import Data, Device, InputError, Mask, Params, Steps
+from fedsieve.types import Device, InputError, Mask, Params, Steps
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """What PyTorch multiplies: float32; float32 rounded to 10-bit mantissas (GPUs); bfloat16. Weights, sums are float32."""
@@ -196,15 +196,6 @@ def load_(model: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
         if name.endswith("num_batches_tracked"):
             buffer.zero_()
     return model
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data, batch: int = 500) -> float:
-    """Return the share of ``data`` that the model labels rightly."""
-    model.eval()
-    batches = (data.batch(slice(i, i + batch)) for i in range(0, len(data), batch))
-    right = [(model(x).argmax(1) == y).sum() for x, y in batches]
-    return int(torch.stack(right).sum()) / len(data)  # a GPU is waited for once
 
 
 def train_on_mask(

@@ -20,7 +20,7 @@ from typing import Any, cast, get_args
 import torch
 
 from fedsieve.client.captured import Capture, CudaGraphs
-from fedsieve.client.process import exact
+from fedsieve.client.process import exact, to_device
 from fedsieve.client.training import Precision
 from fedsieve.engine.engines import Engine, Exchange, Worker, devices_of, in_order, local, run_client
 from fedsieve.engine.federation import Federation
@@ -33,8 +33,6 @@ ROOM = 0.85
 """The share of a GPU's free memory that clients may take: the rest is for tests, and for what libraries allocate."""
 STREAMS = 32
 """Clients at once at most: PyTorch has so many streams on a GPU, and hands them out again from the first."""
-DATA = 0.3
-"""The share of a GPU's free memory up to which the training examples are kept there."""
 
 
 class EagerSteps(UserWarning):
@@ -116,7 +114,8 @@ def _workers(
         for _ in range(n):
             yield make(federation, where, None, alone)
         return
-    federation = _data_on(federation, where, torch.cuda.mem_get_info(where)[0] * DATA)
+    train = to_device(federation.dataset.train, where)
+    federation = replace(federation, dataset=replace(federation.dataset, train=train))
     before, room = torch.cuda.memory_reserved(where), torch.cuda.mem_get_info(where)[0] * ROOM
     first = make(federation, where, CudaGraphs(torch.device(where)), threading.Lock())
     torch.cuda.synchronize(where)  # what was made on the default stream is there for the worker's
@@ -175,14 +174,6 @@ def _try(worker: Worker, federation: Federation) -> str:
         finally:
             worker.capture.watches = watches
     return ""
-
-
-def _data_on(federation: Federation, where: str, most: float) -> Federation:
-    """Return the federation with its training examples on a device, if they take ``most`` bytes at most."""
-    train = federation.dataset.train
-    if train.x.nbytes + train.y.nbytes > most:
-        return federation
-    return replace(federation, dataset=replace(federation.dataset, train=train.to(where)))
 
 
 def _stream_of(worker: Worker) -> Any:

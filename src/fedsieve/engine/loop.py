@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsieve.client.process import num_threads
-from fedsieve.client.training import accuracy, load_
+from fedsieve.client.captured import CudaGraphs
+from fedsieve.client.evaluation import Evaluation
+from fedsieve.client.process import num_threads, to_device
+from fedsieve.client.training import load_
 from fedsieve.engine.engines import Engine, devices_of
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
@@ -82,8 +84,10 @@ def _rounds(
     admission = federation.admission(columns={"round", "left_out", *(f.name for f in fields(Round))})
     snapshot: Snapshot | None = snapshots.newest()
     device = devices_of(device)[0]
-    plain, test = plain.to(device), federation.test().to(device)
-    validation = None if (data := federation.validation()) is None else data.to(device)
+    plain, graphs = plain.to(device), None if device == "cpu" else CudaGraphs(torch.device(device))
+    tests = Evaluation(plain, to_device(federation.test(), device), graphs)
+    held_out = federation.validation()
+    validation = Evaluation(plain, to_device(held_out, device), graphs) if held_out else None
     with engine(federation, memory) as exchange, _readers(device) as admission.threads:
         last = min(last or run.rounds, run.rounds)
         while True:
@@ -107,7 +111,7 @@ def _rounds(
                     state = aggregate(run, t, state, metrics.collect(replies, broadcast.decode_reply, admit), metrics)
                     model = method.deploy(state)
                 seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-                check_finite(run, t, state, load_(plain, model), test)
+                check_finite(run, t, state, load_(plain, model), tests.data)
             except DivergenceError as error:
                 if not (snapshot := snapshots.back(t, metrics.lengths)):
                     why = f"{error}; {snapshots.rollbacks}" if snapshots.rollbacks.count else str(error)
@@ -116,14 +120,14 @@ def _rounds(
             snapshot = None
             snapshots.add(Snapshot(t, state, dict(memory), tuple(admission.norms), metrics.lengths))
             tested = t % run.evaluate_every == 0 or t == last
-            measures, positions = measure_round(federation, t, before, state, plain, test if tested else None)
+            measures, positions = measure_round(federation, t, before, state, tests if tested else None)
             yield Round(
                 t=t,
                 clients=tuple(clients),
                 state=state,
                 model=model,
-                accuracy=accuracy(load_(plain, model), test) if tested else None,
-                accuracy_validation=accuracy(load_(plain, model), validation) if tested and validation else None,
+                accuracy=tests.of(model) if tested else None,
+                accuracy_validation=validation.of(model) if tested and validation else None,
                 density=weight_density(model),
                 density_of_all=weight_density(model, names),
                 metrics=metrics.metrics,
@@ -185,8 +189,9 @@ def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: 
 def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> None:
     """Raise DivergenceError unless all numbers of a state are finite, and its model's logits of some test examples."""
     floats = (v for v in flatten(state).values() if v.is_floating_point())
+    x = test.batch(slice(0, FINITE_EXAMPLES))[0].to(next((w.device for w in model.parameters()), "cpu"))
     with num_threads(1):
-        if not all(map(finite, floats)) or not finite(model.eval()(test.batch(slice(0, FINITE_EXAMPLES))[0])):
+        if not all(map(finite, floats)) or not finite(model.eval()(x)):
             raise DivergenceError(f"round {t}: the model is not finite after it: lower lr (now {run.lr})")
 
 

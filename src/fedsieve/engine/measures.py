@@ -16,16 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
+from fedsieve.client.evaluation import Evaluation
 from fedsieve.client.process import peak_memory_mb
-from fedsieve.client.training import accuracy, load_
 from fedsieve.engine.engines import Worker, check_sendable, kernels_for, run_client
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.sparse.masks import mismatch, top
-from fedsieve.types import Data, InputError, Mask, ServerState
+from fedsieve.types import InputError, Mask, ServerState
 
 MEASURES = ("masks", "pruned", "kernels")
 EVERY, SHARE = 20, 0.1
@@ -42,13 +41,13 @@ def check_measures(names: tuple[str, ...]) -> None:
 
 
 def measure_round(
-    federation: Federation, t: int, before: ServerState, after: ServerState, plain: nn.Module, test: Data | None
+    federation: Federation, t: int, before: ServerState, after: ServerState, tests: Evaluation | None
 ) -> tuple[dict[str, Any], Mask]:
     """Return the columns of round t that were asked for, from the states before and after; and positions to be kept.
 
     The mismatch is that of the deployed models' masks, None where no round was before; the layers' non-zeros are those
-    of the aggregate. The accuracy of the pruned model is missing of a method that serves no union, or without ``test``.
-    Positions are those of each sparse layer's top weights in the server's model, zeros never.
+    of the aggregate. The accuracy of the pruned model is missing without ``tests``, and of a method that serves no
+    union. Positions are those of each sparse layer's top weights in the server's model, zeros never.
     """
     run, method = federation.run, federation.run.method
     columns, positions = dict[str, Any](), dict[str, torch.Tensor]()
@@ -59,8 +58,8 @@ def measure_round(
             columns["mismatch"] = mismatch(*(state.support(method.deploy(state)) for state in (before, after)))
         if t and (t % EVERY == 0 or t in (1, run.rounds)):
             positions = {n: top(after.params[n], SHARE) & (after.params[n] != 0) for n in after.sparse}
-    if "pruned" in federation.measure and test and (pruned := method.pruned(after)) is not None:
-        columns["accuracy_pruned"] = accuracy(load_(plain, pruned), test)
+    if "pruned" in federation.measure and tests and (pruned := method.pruned(after)) is not None:
+        columns["accuracy_pruned"] = tests.of(pruned)
     return columns | (method.spent(t, run.per_round, run.task.clients) or {}), positions
 
 

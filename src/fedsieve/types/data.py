@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -122,7 +123,20 @@ class Data:
     def batch(self, index: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return normalised inputs [b, ...] float32, raw ones passed through ``change``, and labels [b] int64."""
         x = self.x[index] if change is None else change(self.x[index])
-        return normalize_inputs(x, self.mean, self.std), self.y[index]
+        return normalize_inputs(x, *self.scale), self.y[index]
+
+    @cached_property
+    def scale(self) -> tuple[Any, Any]:
+        """Mean and standard deviation where the examples lie: no batch copies them to a GPU, which would wait."""
+        if (self.mean, self.std) == ((0.0,), (1.0,)):
+            return self.mean, self.std
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=self.y.device) for v in (self.mean, self.std))
+        return mean, std
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that inputs and labels take."""
+        return self.x.nbytes + self.y.nbytes
 
 
 def _tensor(name: str, values: Any) -> Tensor:

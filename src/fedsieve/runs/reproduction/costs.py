@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from fedsieve.client.evaluation import accuracy
 from fedsieve.client.process import num_threads
-from fedsieve.client.training import accuracy, load_
+from fedsieve.client.training import load_
 from fedsieve.data import Dataset
 from fedsieve.data.storage import read_json, write_json
 from fedsieve.engine import Run
