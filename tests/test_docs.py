@@ -142,6 +142,18 @@ def test_the_python_of_a_model_and_data_of_ones_own_runs(capsys: pytest.CaptureF
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+def test_the_python_of_a_run_from_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/python.md").read_text(), re.S):
+        exec(code, names)
+    assert len(names["result"].rows) == 4
+    assert names["prediction"].shape == (1, 10)
+    assert (tmp_path / "runs/early/summary.json").exists()
+
+
 def test_what_is_installed_in_the_docs_is_there_to_be_installed() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = [line for page in PAGES for line in re.findall(r"pip install '\.\[([\w,]+)\]'", page.read_text())]

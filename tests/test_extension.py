@@ -103,11 +103,11 @@ def backwards(execution):
 '''
     },
     {
-        f"{PACKAGE}/cli/run.py": [
+        f"{PACKAGE}/runs/engines.py": [
             ("\n\n\nclass", "\nfrom fedsieve.engine.backwards import backwards\n\n\nclass"),
             (
-                "ENGINES = {\n",
-                'ENGINES = {\n    "backwards": EngineKind("last client first", lambda how, _: backwards(how)),\n',
+                "OWN_ENGINES = {\n",
+                'OWN_ENGINES = {\n    "backwards": EngineKind("last client first", lambda how, _: backwards(how)),\n',
             ),
         ]
     },

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsieve.data import Dataset
     from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, rounds
+    from fedsieve.runs.run import RunResult, run
     from fedsieve.types import Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Method",
     "Round",
     "Run",
+    "RunResult",
     "ServerState",
     "Sparse",
     "Task",
@@ -31,13 +33,14 @@ __all__ = [
     "open_run",
     "pool",
     "rounds",
+    "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
     if name in __all__:
-        for package in ("types", "data", "engine"):
+        for package in ("types", "data", "engine", "runs.run"):
             exported = import_module(f"fedsieve.{package}")
             if hasattr(exported, name):
                 return globals().setdefault(name, getattr(exported, name))

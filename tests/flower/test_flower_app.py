@@ -93,11 +93,12 @@ def test_an_app_does_not_go_where_something_is(tmp_path: Path) -> None:
     ("config", "line"),
     [
         ({}, "-c recipe must be text"),
-        ({"recipe": "a", "until": "3"}, "-c until must be a whole number, got '3'"),
-        ({"recipe": "a", "until": True}, "-c until must be a whole number"),
+        ({"recipe": "a", "min-clients": "3"}, "-c min-clients must be a whole number, got '3'"),
+        ({"recipe": "a", "min-clients": True}, "-c min-clients must be a whole number"),
+        ({"recipe": "a", "until": True}, "-c until must be text, got True"),
         ({"recipe": "a", "resume": 1}, "-c resume must be true or false"),
         ({"recipe": "a", "round-timeout": "long"}, "-c round-timeout must be a number"),
-        ({"recipe": "a", "until": -1}, "until must be a round, or 0 for the last, got -1"),
+        ({"recipe": "a", "until": -1}, "until must be a round, or COLUMN>=NUMBER .*, got -1"),
     ],
 )
 def test_settings_of_a_wrong_kind_are_named(config: dict[str, Any], line: str) -> None:

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import typer
 
-from fedsieve.engine import Engine, Quorum, cohort, pool
-from fedsieve.engine.cohorts import check_precision, in_process
-from fedsieve.engine.engines import kernels_for, watched
+from fedsieve.engine import Engine
+from fedsieve.engine.engines import watched
 from fedsieve.recipes import load_recipe
+from fedsieve.runs.engines import OWN_ENGINES, EngineKind
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import ClientProgress, show_run
 from fedsieve.runs.provenance import usable_cores
-from fedsieve.runs.record import MANIFEST, read_manifest
+from fedsieve.runs.record import MANIFEST
 from fedsieve.runs.recorder import record_run, row_of
+from fedsieve.runs.run import as_begun, open_ready
 from fedsieve.runs.sweep.grid import recipe_label
 from fedsieve.types import InputError
-
-
-class EngineKind(NamedTuple):
-    """One entry of the list of engines."""
-
-    about: str
-    make: Callable[[Execution, int], Engine] | None
-    """Makes the engine from what it is asked for and the number in its name (0: none). None: ``flower/app`` runs it."""
-    loses_clients: bool = False
-    """Whether a client's answer may be missing, so that quorum and timeout mean something."""
 
 
 def _inline(execution: Execution, _: int) -> Engine:
@@ -40,18 +31,7 @@ def _inline(execution: Execution, _: int) -> Engine:
 
 
 ENGINES = {
-    "local": EngineKind(
-        "one process, clients one after another; on a GPU as many at once as its memory holds (the default)",
-        lambda execution, _: in_process(execution.device, execution.kernels, execution.precision),
-    ),
-    "pool:N": EngineKind(
-        "N worker processes, the same bits as local",
-        lambda execution, workers: pool(workers, execution.device, execution.kernels),
-    ),
-    "cohort:N": EngineKind(
-        "N clients at once on each GPU (on a CPU one after another), the bits of local there",
-        lambda execution, clients: cohort(clients, execution.device, execution.kernels, execution.precision),
-    ),
+    **OWN_ENGINES,
     "flower:N": EngineKind(
         "Flower's simulation on N Ray workers (flower: one a core), the bits of local; docs/how-to/deploy.md",
         None,
@@ -59,29 +39,6 @@ ENGINES = {
     ),
     "flower:inline": EngineKind("Flower's messages in one process, for a debugger", _inline, True),
 }
-
-
-def find_engine(execution: Execution) -> tuple[EngineKind, int]:
-    """Return the engine that ``execution`` names, and the number in its name, 0 where it has none.
-
-    Raises InputError for a name that there is not, or an option that the engine does not have.
-    """
-    name = execution.engine
-    base, _, number = name.partition(":")
-    kind = ENGINES.get(name) or (ENGINES.get(f"{base}:N") if number.isdecimal() or name == "flower" else None)
-    numbered = kind in (ENGINES["flower:N"], ENGINES["cohort:N"])
-    if kind is None or (numbered and number and not int(number)):
-        raise InputError(
-            f"unknown engine {name!r}; the engines are {', '.join(ENGINES)} (pool:2 and flower:2 have two processes)"
-        )
-    if not kind.loses_clients and execution.quorum != Quorum():
-        raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
-    check_precision(execution.precision, execution.device, execution.kernels)
-    if execution.precision != "fp32" and base not in ("local", "cohort"):
-        raise InputError(f"--precision {execution.precision} is for --engine local and cohort:N")
-    if not kind.make and execution.device != "cpu":
-        raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")
-    return kind, int(number) if number.isdecimal() else 0
 
 
 def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_kernels: bool = False) -> None:
@@ -92,24 +49,19 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
     settings, execution = _with_cohort(settings, execution)
     run = load_recipe(recipe, settings)
     folder = Path(execution.out) if execution.out else run_folder(recipe, resume=True) if execution.resume else None
-    if folder and keep_kernels and (manifest := read_manifest(folder)):
-        execution = replace(execution, kernels=manifest["kernels"], precision=manifest.get("precision", "fp32"))
+    if folder and keep_kernels:
+        execution = as_begun(folder, execution)
     execution.quorum.check(run)
-    kind, number = find_engine(execution)
-    clients = ClientProgress()
-    if kind.make:
-        engine = watched(kind.make(execution, number), clients.answer)
-    else:
-        from fedsieve.flower.app.simulation import simulated
-    federation = execution.open(run)
-    kernels_for(federation, execution.kernels, execution.device)
+    clients, (federation, engine, number) = ClientProgress(), open_ready(run, execution, ENGINES)
     folder = folder or run_folder(recipe, resume=False)
     new = not (folder / MANIFEST).exists()
-    rows = (
-        map(row_of, record_run(folder, federation, engine, recipe, execution))
-        if kind.make
-        else simulated(folder, federation, recipe, settings, execution, number or usable_cores())
-    )
+    rows: Iterator[dict[str, Any]]
+    if engine:
+        rows = map(row_of, record_run(folder, federation, watched(engine, clients.answer), recipe, execution))
+    else:
+        from fedsieve.flower.app.simulation import simulated
+
+        rows = simulated(folder, federation, recipe, settings, execution, number or usable_cores())
     if execution.resume and new:
         typer.echo(f"{folder} holds no run yet: starting at round 1", err=True)
     show_run(folder, federation, rows, execution.last_round(run), clients=clients)

@@ -67,10 +67,15 @@ def rounds(
     if isinstance(run, Federation):
         return _rounds(run, engine, device, start, last)
     federation = open_run(run, data, measure)
+    warn_of_dense(federation)
+    return _rounds(federation, engine, device, start, last)
+
+
+def warn_of_dense(federation: Federation) -> None:
+    """Warn the caller's caller (MostlyDense) if a sparse method leaves more than a tenth of all weights dense."""
     coverage = federation.coverage
     if coverage and coverage.sparse and coverage.share > 0.1:
-        warnings.warn(federation.remarks[0], MostlyDense, stacklevel=2)
-    return _rounds(federation, engine, device, start, last)
+        warnings.warn(federation.remarks[0], MostlyDense, stacklevel=3)
 
 
 def _rounds(

@@ -54,7 +54,7 @@ class Configuration:
     @property
     def averaged(self) -> Runs:
         """The runs that a mean is taken of: the finished ones, or all where none is."""
-        return [run for run in self.runs if run.whole] or self.runs
+        return [run for run in self.runs if run.ended] or self.runs
 
 
 def group_configurations(runs: Runs) -> list[Configuration]:
@@ -168,7 +168,7 @@ def _rank(run: RunRecord) -> tuple[bool, int, int, float]:
     start = 0.0
     with suppress(ValueError, OverflowError):
         start = datetime.fromisoformat(str(run.manifest.get("started"))).timestamp()
-    return run.whole, run.last_round, len(measures) if isinstance(measures, list) else 0, start
+    return run.ended, run.last_round, len(measures) if isinstance(measures, list) else 0, start
 
 
 def _first_few(texts: list[str], most: int, between: str = ", ") -> str:

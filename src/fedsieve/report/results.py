@@ -157,15 +157,17 @@ def progress_text(runs: Runs) -> str:
     rounds, planned = sorted({run.last_round for run in runs}), runs[0].settings.get("rounds", "?")
     span = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
     if all_finished(runs):
-        return f"finished, {span} round{'s' * (rounds[-1] != 1)}"
-    whole = sum(run.whole for run in runs)
-    some = f"{whole} of {len(runs)} finished, " if len(runs) > 1 else ""
+        stopped = " or ".join(dict.fromkeys(run.stopped for run in runs if run.stopped))
+        how = f"stopped at {stopped}" if stopped else "finished"
+        return f"{how}, {span} round{'s' * (rounds[-1] != 1)}"
+    ended = sum(run.ended for run in runs)
+    some = f"{ended} of {len(runs)} finished, " if len(runs) > 1 else ""
     return f"{some}{span} of {planned} rounds"
 
 
 def all_finished(runs: Runs) -> bool:
-    """Tell whether every run got to its last round."""
-    return all(run.whole for run in runs)
+    """Tell whether every run got to its last round, or to the condition that it was to end with."""
+    return all(run.ended for run in runs)
 
 
 def refused_updates(every: list[Configuration]) -> list[tuple[int, str, str]]:

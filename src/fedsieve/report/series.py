@@ -190,7 +190,7 @@ def mean_line(every: Iterable[Points], place: int) -> Line:
 def final_accuracy(runs: Runs) -> tuple[float, float, bool] | None:
     """Return the accuracy at the last round that all seeds were tested in: mean, spread, and if one is not finished."""
     line = mean_line([percent_by_round(run, "accuracy") for run in runs], 0)
-    return (line.y[-1], line.spread[-1], not all(run.whole for run in runs)) if line.x else None
+    return (line.y[-1], line.spread[-1], not all(run.ended for run in runs)) if line.x else None
 
 
 def accuracy_line(runs: Runs, at: Position, place: int) -> Line:

@@ -7,12 +7,14 @@ all settings are derived from the fields. PyTorch is imported when an execution 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from fedsieve.engine import Federation, Quorum, Run
+    from fedsieve.runs.stopping import StopRule
 
 Face: TypeAlias = Literal["run", "sweep", "flower"]
 """Who has an option: ``fedsieve run``, ``fedsieve sweep``; ``fedsieve flower app`` and the run config of its app."""
@@ -51,7 +53,12 @@ class Execution:
     own_data: bool = _option(False, "Every SuperNode names data of its own, which the server does not see.", "flower")
     resume: bool = _option(False, "Go on after the last checkpoint.", "run", "flower")
     accept_changes: bool = _option(False, "Go on though the recipe's file, or what it imports, has changed.", *ALL)
-    until: int = _option(0, "Stop after this round (0: the last), to go on later.", *ALL)
+    until: str = _option(
+        "",
+        "Stop after this round, or the first test with accuracy_validation>=.9 or the like; or either, by a comma.",
+        *ALL,
+    )
+    on_error: str = _option("stop", "What a run does when a callback or logger fails: stop, or warn.", *ALL)
     min_clients: int = _option(0, "Over Flower: answers that a round needs (0: half of its clients).", "run", "flower")
     round_timeout: float = _option(
         3600.0, "Over Flower: seconds after which a client is lost to its round.", "run", "flower"
@@ -60,13 +67,13 @@ class Execution:
     def __post_init__(self) -> None:
         from fedsieve.engine.measures import check_measures
         from fedsieve.kernels.dispatch import check_choice
-        from fedsieve.types import InputError
+        from fedsieve.runs.callbacks import check_on_error
 
         check_choice(self.kernels)
         check_measures(self.measures)
-        if self.until < 0:
-            raise InputError(f"until must be a round, or 0 for the last, got {self.until}")
+        check_on_error(self.on_error)
         assert self.quorum
+        assert self.stop_rule
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -81,6 +88,13 @@ class Execution:
         return Quorum(self.min_clients, self.round_timeout)
 
     @property
+    def stop_rule(self) -> StopRule:
+        """When the run ends before its last round: what ``until`` says. Raises InputError."""
+        from fedsieve.runs.stopping import parse_stop_rule
+
+        return parse_stop_rule(str(self.until))
+
+    @property
     def root(self) -> Path | None:
         """The data folder; None where none is named. Raises InputError."""
         from fedsieve.data import root_from
@@ -93,9 +107,14 @@ class Execution:
 
         return open_run(run, self.root, self.measures)
 
+    def stopped(self, summary: Mapping[str, Any]) -> bool:
+        """Tell whether a run with this summary has ended by a condition, and nothing else is asked for now."""
+        why = summary.get("stopped_because")
+        return bool(why) and (not self.until or why in {one.text for one in self.stop_rule.conditions})
+
     def last_round(self, run: Run) -> int:
-        """Return the round that a run stops after."""
-        return min(self.until or run.rounds, run.rounds)
+        """Return the round that a run stops after at the latest."""
+        return min(self.stop_rule.round or run.rounds, run.rounds)
 
 
 def execution_options(face: Face) -> list[Field[Any]]:

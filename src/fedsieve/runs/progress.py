@@ -150,6 +150,8 @@ def summary_table(folder: Path) -> Table:
     about = {"paper_bytes_up": "by the paper's formula", "csr_bytes_up": "as CSR"}
     others = "".join(f", {decimal(int(size))} {how}" for name, how in about.items() if (size := summary.get(name)))
     table = Table.grid(padding=(0, 2))
+    if why := summary.get("stopped_because"):
+        table.add_row("stopped", f"in round {summary['stopped_at']}", f"{why}; --resume --until ROUND goes on")
     table.add_row(
         "accuracy", "-" if summary["accuracy"] is None else f"{summary['accuracy']:.2%}", "of the deployed model"
     )

@@ -83,6 +83,16 @@ class RunRecord:
         return self.summary is not None and str(self.last_round) == self.settings.get("rounds")
 
     @property
+    def stopped(self) -> str:
+        """The condition that ended the run before its last round (``--until``); empty if none did."""
+        return str((self.summary or {}).get("stopped_because") or "")
+
+    @property
+    def ended(self) -> bool:
+        """Whether all planned rounds were run, or a condition has ended the run."""
+        return self.whole or bool(self.stopped)
+
+    @property
     def last_round(self) -> int:
         """The last round that was run; a warm-up is round 0."""
         return int(number(self.rows[-1].get("round")) or 0) if self.rows else 0

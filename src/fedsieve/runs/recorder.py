@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fedsieve.engine.measures import measure_kernels
 from fedsieve.engine.rollback import DEPTH, Checkpoint
 from fedsieve.recipes.papers.arithmetic import arithmetic_version
 from fedsieve.runs import resume
+from fedsieve.runs.callbacks import Callback, Callbacks, ObservedRun
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.provenance import contents_of, describe_environment, hashed, sources
 from fedsieve.runs.record import (
@@ -40,7 +41,9 @@ from fedsieve.runs.record import (
     read_lines,
     read_manifest,
     read_rows,
+    read_summary,
 )
+from fedsieve.runs.stopping import StopRule, parse_stop_rule
 from fedsieve.sparse.masks import pack_bits
 from fedsieve.types import InputError, clone_shared, rng, unflatten
 
@@ -50,34 +53,45 @@ NOT_IN_ROWS = {"t", "state", "model", "memory", "norms", "lengths", "rollbacks",
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a directory is to hold before the next round: ``run.json``, own code, rows so far; and where to go on."""
+    """What a directory is to hold before the next round: ``run.json``, own code, rows; where to go on, and end."""
 
     manifest: dict[str, Any]
     source: dict[str, bytes]
     lines: list[bytes]
     start: Checkpoint | None
+    stop: StopRule
 
 
 def record_run(
-    out: Path, federation: Federation, engine: Engine, recipe: str, execution: Execution | None = None
+    out: Path,
+    federation: Federation,
+    engine: Engine,
+    recipe: str,
+    execution: Execution | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Generator[Round]:
     """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
+
+    Every round then goes to the ``callbacks``.
 
     ``recipe`` is the run's name; of ``execution``, ``engine``, ``device``, ``kernels`` and ``precision`` are noted as
     the caller's. With ``resume``, go on after the last checkpoint, to the run's ``rounds``, which may have changed
     where nothing is stretched over them; with ``accept_changes`` also if the user's own code has changed. ``until``
-    stops after that round, to be resumed later. Raises InputError, at once and before anything is written, if ``out``
-    holds another run, or any run and ``resume`` is not set, if what it holds is damaged, or if another process is at
-    work there.
+    stops after a round, or the first test that meets a condition, to be resumed later: without an ``until``, a run that
+    has met its condition does nothing more. Raises InputError, at once and before anything is written, if ``out`` holds
+    another run, or any run and ``resume`` is not set, if what it holds is damaged, or if another process is at work
+    there.
     """
     execution = execution or Execution()
+    observers = Callbacks(callbacks, execution.on_error, out)
     with ExitStack() as stack:
         stack.enter_context(locked_directory(out))
         plan = _examine(out, federation, recipe, execution)
         _prepare(out, federation, plan)
+        stack.enter_context(observers.opened(ObservedRun(out, plan.manifest, read_rows(out))))
         lock = stack.pop_all()
-    stream = rounds(federation, engine, execution.device, plan.start, execution.until)
-    return _record(out, federation, stream, plan, lock)
+    stream = rounds(federation, engine, execution.device, plan.start, plan.stop.round)
+    return _record(out, federation, stream, plan, observers, lock)
 
 
 def check_directory(out: Path, federation: Federation, recipe: str, execution: Execution) -> None:
@@ -100,10 +114,12 @@ def _examine(out: Path, federation: Federation, recipe: str, execution: Executio
     files, run = sources(federation.run, recipe), federation.run
     code = contents_of(files)
     ours, theirs = manifest_of(federation, recipe, execution, hashed(code)), read_manifest(out)
+    stop = execution.stop_rule
+    stop.check(run)
     if theirs is None:
         if any(not is_leftover(path) for path in out.iterdir()):
             raise InputError(f"{out} is not empty and holds no run: {OTHER}")
-        return _Plan(ours, code, [], None)
+        return _Plan(ours, code, [], None, stop)
     resume.check_same_run(out, theirs, ours, execution.resume)
     start, about = resume.load_newest(out) or (None, {})
     last = start.t if start else run.first - 1
@@ -120,7 +136,10 @@ def _examine(out: Path, federation: Federation, recipe: str, execution: Executio
     resume.check_rounds(out, federation, length, last)
     if not execution.accept_changes:
         resume.check_same_code(out, theirs, ours["source"], files, run.first)
-    return _Plan(resume.continued_manifest(theirs, ours, last + 1), code, lines[:count], start)
+    if not execution.until:
+        with suppress(InputError):  # a summary that is damaged is written anew
+            stop = parse_stop_rule(str((read_summary(out) or {}).get("stopped_because", "")))
+    return _Plan(resume.continued_manifest(theirs, ours, last + 1), code, lines[:count], start, stop)
 
 
 def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
@@ -141,17 +160,18 @@ def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
 
 
 def _record(
-    out: Path, federation: Federation, stream: Generator[Round], plan: _Plan, lock: ExitStack
+    out: Path, federation: Federation, stream: Generator[Round], plan: _Plan, observers: Callbacks, lock: ExitStack
 ) -> Generator[Round]:
     about = resume.fingerprints(federation, plan.manifest) | {"rounds": str(federation.run.rounds)}
     lines, digest = plan.lines, _hash(plan.lines)
     with lock:
+        row = json.loads(lines[-1]) if lines else None
         with closing(stream):
-            for round in stream:
+            while not plan.stop.reason(row) and (round := next(stream, None)):
                 for old in (SUMMARY, MODEL):  # of an earlier stop: true no more
                     (out / old).unlink(missing_ok=True)
                 _write_positions(out, round)
-                line, before = json.dumps(row_of(round)).encode(), round.t - federation.run.first
+                line, before = json.dumps(row := row_of(round)).encode(), round.t - federation.run.first
                 if before < len(lines):  # gone back: a crash in between leaves what was before, or a beginning of it
                     lines = lines[:before]
                     digest = _hash(lines)
@@ -162,8 +182,9 @@ def _record(
                 lines.append(line)
                 digest.update(line + b"\n")
                 resume.save_checkpoint(out, round, about | {"rows": digest.hexdigest()})
+                observers(round, row)
                 yield round
-        _finish(out, federation)
+        _finish(out, federation, plan.stop)
 
 
 def _hash(lines: Iterable[bytes]) -> hashlib._Hash:
@@ -178,7 +199,7 @@ def _write_positions(out: Path, round: Round) -> None:
         write(out / MASKS / f"{round.t:06d}.safetensors", save(pack_bits(round.positions), {"numel": sizes}))
 
 
-def _finish(out: Path, federation: Federation) -> None:
+def _finish(out: Path, federation: Federation, stop: StopRule) -> None:
     """Write the deployed model and the summary from what is on disk, so that a crash just before changes nothing."""
     newest = resume.load_newest(out)
     assert newest is not None
@@ -187,7 +208,7 @@ def _finish(out: Path, federation: Federation) -> None:
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
     write(out / MODEL, save(clone_shared(plain.state_dict() | run.method.deploy(state))))
     both = {"kernels_measured": measure_kernels(federation, state, start)} if "kernels" in federation.measure else {}
-    write_json(out / SUMMARY, summary_of(read_rows(out), federation) | both)
+    write_json(out / SUMMARY, summary_of(read_rows(out), federation, stop) | both)
 
 
 def manifest_of(federation: Federation, recipe: str, execution: Execution, source: Mapping[str, str]) -> dict[str, Any]:
@@ -235,9 +256,12 @@ def inputs_of(dataset: Dataset) -> dict[str, Any]:
     return {"classes": dataset.classes, "shape": train.x.shape[1:], "mean": train.mean, "std": train.std}
 
 
-def summary_of(rows: list[dict[str, Any]], federation: Federation) -> dict[str, Any]:
-    """Return ``summary.json``: sums over the rounds so far, the last test, and what one upload weighs in training."""
-    method = federation.run.method
+def summary_of(rows: list[dict[str, Any]], federation: Federation, stop: StopRule) -> dict[str, Any]:
+    """Return ``summary.json``: sums over the rounds so far, the last test, and what one upload weighs in training.
+
+    Of a run that a condition of ``stop`` has ended, it says where and which.
+    """
+    method, why = federation.run.method, stop.reason(rows[-1])
     sums = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
     tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
     validated = [v for r in rows if (v := r["accuracy_validation"]) is not None]
@@ -248,6 +272,7 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation) -> dict[str, 
         "method": method.name,
         "dataset": federation.dataset.name,
         "rounds": rows[-1]["round"],
+        **({"stopped_at": rows[-1]["round"], "stopped_because": why} if why else {}),
         "accuracy": tested[-1] if tested else None,
         "accuracy_validation": validated[-1] if validated else None,
         **({"accuracy_pruned": pruned[-1]} if pruned else {}),

@@ -108,6 +108,7 @@ def read_config(keys: Mapping[str, Any]) -> AppConfig:
     for name, default in _DEFAULTS.items():
         key, kind = name.replace("_", "-"), type(default)
         value = keys.get(key, None if name == "recipe" else default)
+        value = str(value) if name == "until" and type(value) is int else value
         if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
             must = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
             raise InputError(f"-c {key} must be {must}, got {value!r}")

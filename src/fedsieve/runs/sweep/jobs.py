@@ -178,7 +178,7 @@ def is_finished(job: Job, last: int) -> bool:
     except InputError:
         return False
     rounds = summary.get("rounds") if number(summary.get("accuracy")) is not None else None
-    return isinstance(rounds, int) and rounds >= last
+    return isinstance(rounds, int) and (rounds >= last or job.execution.stopped(summary))
 
 
 def _rounds_on_disk(job: Job) -> int:

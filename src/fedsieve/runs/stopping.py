@@ -1,0 +1,95 @@
+"""When a run ends before its last round: after a round, or once a row says what was waited for (``--until``)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedsieve.engine import Run
+from fedsieve.types import InputError
+
+EXAMPLE = "such as 30, or accuracy_validation>=.9, or both, by a comma"
+
+
+@dataclass(frozen=True)
+class StopCondition:
+    """A column of the rows that is to be at least, or at most, ``bound``."""
+
+    column: str
+    sign: str
+    bound: float
+    text: str
+
+    def met(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row has the value. Raises InputError if it has no such column, or one of no numbers."""
+        if self.column not in row:
+            raise InputError(f"until: {unknown_column(self.column, _numeric(row))}")
+        value = row[self.column]
+        if value is None:
+            return False
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"until: {self.column} is no number; numbers are {', '.join(_numeric(row))}")
+        return bool(value >= self.bound if self.sign == ">=" else value <= self.bound)
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """A run ends after ``round`` (0: its last), or after the first tested round that meets a condition."""
+
+    round: int = 0
+    conditions: tuple[StopCondition, ...] = ()
+
+    def check(self, run: Run) -> None:
+        """Raise InputError for a condition that no round of ``run`` can meet."""
+        if not run.task.validation and any(one.column == "accuracy_validation" for one in self.conditions):
+            raise InputError(
+                "until: accuracy_validation needs examples that are held out: -s task.validation=0.1, or take accuracy"
+            )
+
+    def reason(self, row: Mapping[str, Any] | None) -> str | None:
+        """Return the condition that a tested round's row meets, None if none. Raises InputError for an unknown one."""
+        if row is None or row.get("accuracy") is None:
+            return None
+        return next((one.text for one in self.conditions if one.met(row)), None)
+
+
+def parse_stop_rule(text: str) -> StopRule:
+    """Return what ``until`` says: a round, conditions such as ``accuracy_validation>=.9``, or some of them, by commas.
+
+    Raises InputError for anything else.
+    """
+    last, conditions = 0, list[StopCondition]()
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = re.fullmatch(r"([^<>=\s]+)\s*([<>]=)\s*(\S+)", part)
+        bound = _finite(match[3]) if match else None
+        if match and bound is not None:
+            conditions.append(StopCondition(match[1], match[2], bound, match[1] + match[2] + match[3]))
+        elif part.isdecimal():
+            last = min(last or int(part), int(part))
+        else:
+            raise InputError(f"until must be a round, or COLUMN>=NUMBER or COLUMN<=NUMBER, {EXAMPLE}, got {part}")
+    return StopRule(last, tuple(conditions))
+
+
+def unknown_column(name: str, columns: Iterable[str]) -> str:
+    """Return the line that says that there is no such column, with the names that are nearest, or all."""
+    known = list(columns)
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    return f"there is no column {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else ", ".join(known))
+
+
+def _finite(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _numeric(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns of a row that are numbers, or may be in another."""
+    return [k for k, v in row.items() if v is None or (isinstance(v, int | float) and not isinstance(v, bool))]
