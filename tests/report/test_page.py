@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,25 @@ def test_runs_that_share_a_partition_share_its_map(tmp_path: Path) -> None:
     assert "The clients of other seeds (1)" in page.text
     page = page_of(tmp_path, *runs, write_run(tmp_path / "other", alpha=0.5, lr=0.2, task={"partition": "lda:0.5"}))
     assert page.text.count("Of: partition lda:1.0") == page.text.count("Of: partition lda:0.5") == 1
+
+
+@pytest.mark.slow
+def test_sizes_are_shown_where_they_differ_and_alone_where_there_are_no_classes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change(run / "partition.json", classes=["cat", "dog"], counts=[[30, 0], [12, 20]])
+    assert len([label for label in _labels(page_of(tmp_path, run)) if label.startswith("digits, lda:1.0")]) == 1
+    change(run / "partition.json", classes=["cat", "dog"], counts=[[30, 0], [1, 20]])
+    shown = [label for label in _labels(page_of(tmp_path, run)) if label.startswith("digits, lda:1.0")]
+    assert [label.partition(": ")[2][:5] for label in shown] == ["51 ex", "sizes"]
+    change(run / "partition.json", classes=[], counts=[[30], [30]])
+    page = page_of(tmp_path, run)
+    assert "60 examples on 2 clients. A client holds 30 examples." in page.text
+    assert len([label for label in _labels(page) if label.startswith("digits, lda:1.0")]) == 1
+    assert not page.named("image")
+
+
+def _labels(page: Any) -> list[str]:
+    return [svg.get("aria-label") or "" for svg in page.named("svg") if svg.get("role") == "img"]
 
 
 @pytest.mark.slow

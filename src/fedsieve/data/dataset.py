@@ -10,7 +10,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -48,6 +48,7 @@ class Dataset:
     ``classes`` may also be their number: their names are then 0, 1 and so on.
     ``group`` int64 [len(train)] numbers the writer or speaker of every training example (None where there is no such
     thing); ``groups`` names them. ``version`` is which of several published ones it is, empty where there is but one.
+    ``columns`` are further numbers of every training example [len(train)], by name: what partitions can go by.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Dataset:
     group: Tensor | None = None
     groups: tuple[str, ...] = ()
     version: str = ""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -64,16 +66,29 @@ class Dataset:
                 raise InputError(f"dataset {self.name}: {part} must be fedsieve.Data(x, y), got {type_name(data)}")
         object.__setattr__(self, "classes", _class_names(self.name, self.classes))
         if self.group is not None:
-            try:
-                group = torch.as_tensor(self.group)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"dataset {self.name}: group must number the examples' owners ({error})") from None
-            object.__setattr__(self, "group", group)
-            if group.shape != self.train.y.shape:
-                raise InputError(
-                    f"dataset {self.name}: group must number the owner of each of the {len(self.train)} training "
-                    f"examples, it has the shape {list(group.shape)}"
-                )
+            object.__setattr__(self, "group", self._column("group", self.group))
+        columns = {name: self._column(f"column {name}", column) for name, column in self.columns.items()}
+        object.__setattr__(self, "columns", columns)
+
+    def _column(self, what: str, values: Any) -> Tensor:
+        """Return a number for each training example as a tensor. Raises InputError."""
+        try:
+            column = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"dataset {self.name}: {what} must number the examples' owners ({error})") from None
+        if column.shape != (len(self.train),):
+            raise InputError(
+                f"dataset {self.name}: {what} must number the owner of each of the {len(self.train)} training "
+                f"examples, it has the shape {list(column.shape)}"
+            )
+        return column
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of every training example, int64 [n]; None where targets are no class labels."""
+        y: object = self.train.y
+        whole = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and y.dtype != torch.bool
+        return self.train.y if whole and self.classes else None
 
     @cached_property
     def digest(self) -> str:
@@ -81,7 +96,9 @@ class Dataset:
         digest = hashlib.sha256(repr((self.name, self.classes, self.groups)).encode())
         for data in (self.train, self.test):
             digest.update(repr((data.x.shape, data.x.dtype, data.y.shape, data.mean, data.std)).encode())
-        parts = (self.train.x, self.train.y, self.test.x, self.test.y, self.group)
+        if self.columns:
+            digest.update(repr([*self.columns]).encode())
+        parts = (self.train.x, self.train.y, self.test.x, self.test.y, self.group, *self.columns.values())
         for part in (part for part in parts if part is not None and part.numel()):
             digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -89,7 +106,7 @@ class Dataset:
     def empty(self) -> Dataset:
         """Return it without its examples, and with its digest: what a process needs that has them otherwise."""
         digest, none = self.digest, torch.arange(0)
-        bare = replace(self, train=self.train.subset(none), test=self.test.subset(none), group=None)
+        bare = replace(self, train=self.train.subset(none), test=self.test.subset(none), group=None, columns={})
         vars(bare)["digest"] = digest
         return bare
 

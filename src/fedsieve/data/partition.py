@@ -1,14 +1,14 @@
 """Who holds what: training examples to clients, as one list of indices a client.
 
 ``lda`` is the latent Dirichlet allocation of Hsu, Qi and Brown 2019 and Reddi et al. 2021 (app. C.1) with equal shards;
-``by_group`` is LEAF's natural partition. The same arguments give the same lists in every process.
+``by_group`` is LEAF's natural partition; ``dirichlet``, ``shards`` and ``quantity`` are in ``data.skew``. The same
+arguments give the same lists in every process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsieve.data.dataset import Dataset, type_name
+from fedsieve.data.partitioner import FlowerPartitioner
+from fedsieve.data.skew import MINIMUM, check_alpha, check_share, dirichlet, quantity, shards
 from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.types import InputError, rng
 
-ALPHA_MIN = 1e-6
-"""Every client of ``lda`` draws from one class at a time long before; much smaller ones overflow."""
+FORMS = (
+    "iid, lda:ALPHA (such as lda:1.0), dirichlet:ALPHA, shards:K, quantity:ALPHA, group, or group:COLUMN; "
+    f"dirichlet:ALPHA:MIN and quantity:ALPHA:MIN give every client at least MIN examples, not {MINIMUM}"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +62,16 @@ class Indices:
         return [*self.shards]
 
 
-Partition: TypeAlias = str | Callable[[Dataset, int, int], Sequence[Tensor]] | Sequence[Tensor] | Indices
-"""Its name; or a function of dataset, clients and seed that gives every client's indices; or these themselves."""
+Partition: TypeAlias = (
+    str | Callable[[Dataset, int, int], Sequence[Tensor]] | Sequence[Tensor] | Indices | FlowerPartitioner
+)
+"""Its name; or a function of dataset, clients and seed that gives every client's indices; or these themselves; or a
+partitioner of flwr-datasets."""
 
 
 def iid(n: int, clients: int, seed: int) -> list[Tensor]:
     """Deal all of ``n`` examples at random; sizes differ by at most one."""
-    _check(n, clients)
+    check_share(n, clients)
     order = torch.randperm(n, generator=rng(seed, "partition"))
     return [shard.sort().values for shard in order.tensor_split(clients)]
 
@@ -75,9 +82,8 @@ def lda(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     A client draws classes from its mixture and examples without replacement; when a class runs out, the mixture is
     renormalised over the others. The ``n % clients`` last examples are nobody's.
     """
-    _check(len(labels), clients)
-    if not (alpha >= ALPHA_MIN and math.isfinite(alpha)):
-        raise InputError(f"partition lda:{alpha:g}: alpha must be a number from {ALPHA_MIN:g} up, such as lda:1.0")
+    check_share(len(labels), clients)
+    check_alpha("lda", alpha)
     generator = np.random.default_rng(rng(seed, "partition").initial_seed())
     pools = [generator.permutation(np.flatnonzero(labels.numpy() == c)) for c in range(int(labels.max()) + 1)]
     left = np.array([len(pool) for pool in pools])
@@ -89,39 +95,37 @@ def lda(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     return [torch.from_numpy(np.sort(shard)) for shard in shards]
 
 
-def by_group(group: Tensor, clients: int, seed: int) -> list[Tensor]:
-    """Make clients of ``clients`` groups (writers, speakers), chosen at random, one of each."""
+def by_group(group: Tensor, clients: int, seed: int, name: str = "group") -> list[Tensor]:
+    """Make clients of ``clients`` groups (writers, speakers), chosen at random, one of each; ``name`` is in errors."""
     names, sizes = np.unique(group.numpy(), return_counts=True)
     if not 1 <= clients <= len(names):
         remedy = f"{'lower' if clients > 0 else 'raise'} task.clients"
-        raise InputError(f"partition group: {clients} clients, but the data has {len(names)} groups: {remedy}")
-    shards = _split(np.argsort(group.numpy(), kind="stable"), sizes)
+        raise InputError(f"partition {name}: {clients} clients, but the data has {len(names)} groups: {remedy}")
+    members = _split(np.argsort(group.numpy(), kind="stable"), sizes)
     groups = torch.randperm(len(names), generator=rng(seed, "partition"))[:clients]
-    return [shards[i] for i in groups.sort().values.tolist()]
+    return [members[i] for i in groups.sort().values.tolist()]
 
 
 def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
     """Return every client's training examples, int64 and sorted. Raises InputError.
 
-    ``spec`` is iid, lda:ALPHA, or group (these are cached), the users' own indices, or a function that gives them.
+    ``spec`` is one of ``FORMS`` (these are cached), the users' own indices, a function that gives them, or a
+    partitioner of flwr-datasets.
     """
-    if not isinstance(spec, str):
+    if isinstance(spec, str):
+        return _named(spec, dataset, clients, seed)
+    if isinstance(spec, FlowerPartitioner):
+        held: object = spec.indices(dataset, clients)
+    else:
         try:
             inspect.signature(spec).bind(dataset, clients, seed) if callable(spec) else None
         except ValueError:
             pass  # a builtin tells no signature
         except TypeError as error:
             raise InputError(f"partition: a function takes dataset, clients and seed ({error})") from None
-        shards = spec(dataset, clients, seed) if callable(spec) else spec
-        indices = shards if isinstance(shards, Indices) else Indices.of(shards)
-        return indices.checked(len(dataset.train), clients)
-    owned = dataset.group if spec == "group" else dataset.train.y
-    if owned is None:
-        raise InputError(f"partition group: {dataset.name} does not say whose its examples are; use iid or lda:ALPHA")
-    make = _maker(spec, owned, clients, seed)
-    key = f"partition/{spec}/{clients}/{seed}/{hashlib.sha256(owned.numpy().tobytes()).hexdigest()}"
-    arrays = cached_arrays(key, lambda: _pack(make()))
-    return _split(arrays["index"], arrays["sizes"])
+        held = spec(dataset, clients, seed) if callable(spec) else spec
+    indices = held if isinstance(held, Indices) else Indices.of(held)
+    return indices.checked(len(dataset.train), clients)
 
 
 def hold_out(index: Tensor, fraction: float, seed: int, client: int) -> tuple[Tensor, Tensor]:
@@ -131,23 +135,75 @@ def hold_out(index: Tensor, fraction: float, seed: int, client: int) -> tuple[Te
     return index[order[count:]], index[order[:count]]
 
 
-def counts(shards: list[Tensor], labels: Tensor, classes: int) -> Tensor:
+def counts(held: list[Tensor], labels: Tensor, classes: int) -> Tensor:
     """Return how many examples of each class every client holds, int64 [clients, classes]."""
-    return torch.stack([labels[shard].bincount(minlength=classes) for shard in shards])
+    return torch.stack([labels[shard].bincount(minlength=classes) for shard in held])
 
 
-def _maker(spec: str, owned: Tensor, clients: int, seed: int) -> Callable[[], list[Tensor]]:
-    kind, _, alpha = spec.partition(":")
-    if spec == "iid":
-        return partial(iid, len(owned), clients, seed)
+def holdings(held: Sequence[Tensor], dataset: Dataset) -> tuple[tuple[str, ...], Tensor]:
+    """Return class names and how many examples of each every client holds; no name and one column without classes."""
+    if (labels := dataset.labels) is None:
+        return (), torch.tensor([[len(shard)] for shard in held])
+    return dataset.classes, counts(list(held), labels, len(dataset.classes))
+
+
+def _named(spec: str, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
+    """Return every client's examples of a partition by its name, from the cache if it was dealt before."""
+    make: Callable[[], list[Tensor]]
+    kind, _, text = spec.partition(":")
+    if kind == "group":
+        owned = _column(spec, text, dataset)
+        make = partial(by_group, owned, clients, seed, spec)
+    elif spec == "iid" or kind == "quantity":
+        owned = torch.tensor(len(dataset.train))
+        make = _maker(spec, int(owned), clients, seed)
+    else:
+        make = _maker(spec, owned := _labels(spec, dataset), clients, seed)
+    key = f"partition/{spec}/{clients}/{seed}/{hashlib.sha256(owned.numpy().tobytes()).hexdigest()}"
+    arrays = cached_arrays(key, lambda: _pack(make()))
+    return _split(arrays["index"], arrays["sizes"])
+
+
+def _column(spec: str, name: str, dataset: Dataset) -> Tensor:
+    """Return what ``group`` or ``group:COLUMN`` goes by. Raises InputError."""
+    if spec == "group" and dataset.group is not None:
+        return dataset.group
     if spec == "group":
-        return partial(by_group, owned, clients, seed)
+        raise InputError(f"partition group: {dataset.name} does not say whose its examples are; use iid or lda:ALPHA")
+    if name not in dataset.columns:
+        there = f"it has {', '.join(dataset.columns)}" if dataset.columns else "it has none"
+        raise InputError(f"partition {spec}: {dataset.name} has no column {name!r} ({there}): name one, or use iid")
+    return dataset.columns[name]
+
+
+def _labels(spec: str, dataset: Dataset) -> Tensor:
+    """Return the labels that a partition goes by. Raises InputError."""
+    if (labels := dataset.labels) is None:
+        raise InputError(
+            f"partition {spec} goes by class, but the targets of {dataset.name} are no class labels: "
+            "use iid, quantity:ALPHA, group, or a function"
+        )
+    return labels
+
+
+def _maker(spec: str, owned: Any, clients: int, seed: int) -> Callable[[], list[Tensor]]:
+    """Return what deals by a name: ``owned`` are the labels, or how many examples there are."""
+    kind, *parts = spec.split(":")
     try:
-        if kind == "lda":
-            return partial(lda, owned, clients, float(alpha), seed)
-    except ValueError:
+        match kind, [float(part) for part in parts[:1]], [int(part) for part in parts[1:]]:
+            case "iid", [], []:
+                return partial(iid, owned, clients, seed)
+            case "lda", [alpha], []:
+                return partial(lda, owned, clients, alpha, seed)
+            case "dirichlet", [alpha], [*least] if len(least) < 2:
+                return partial(dirichlet, owned, clients, alpha, seed, *least)
+            case "quantity", [alpha], [*least] if len(least) < 2:
+                return partial(quantity, owned, clients, alpha, seed, *least)
+            case "shards", [k], [] if k == int(k):
+                return partial(shards, owned, clients, int(k), seed)
+    except (ValueError, OverflowError):
         pass
-    raise InputError(f"partition {spec!r}: write iid, lda:ALPHA (such as lda:1.0), or group")
+    raise InputError(f"partition {spec!r}: write {FORMS}")
 
 
 def _shard(client: int, examples: Any) -> Tensor:
@@ -169,8 +225,8 @@ def _shard(client: int, examples: Any) -> Tensor:
     return shard
 
 
-def _pack(shards: list[Tensor]) -> Arrays:
-    return {"index": torch.cat(shards).numpy(), "sizes": np.array([len(shard) for shard in shards])}
+def _pack(held: list[Tensor]) -> Arrays:
+    return {"index": torch.cat(held).numpy(), "sizes": np.array([len(shard) for shard in held])}
 
 
 def _split(index: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[Tensor]:
@@ -193,8 +249,3 @@ def _draw(left: NDArray[np.int64], size: int, alpha: float, generator: np.random
         weights = np.exp(weights - weights.max())
         take += np.minimum(generator.multinomial(missing, weights / weights.sum()), left - take)
     return take
-
-
-def _check(n: int, clients: int) -> None:
-    if not 1 <= clients <= n:
-        raise InputError(f"partition: {clients} clients cannot share {n} examples; take 1 to {n} clients")

@@ -220,7 +220,8 @@ def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     """Return the federation with its training examples in memory that all processes share, its shards as one tensor."""
     dataset, shards = federation.dataset, federation.shards
     train = replace(dataset.train, x=_share(dataset.train.x), y=_share(dataset.train.y))
-    dataset, task = replace(dataset, train=train, test=train.subset(torch.arange(0)), group=None), federation.run.task
+    none, task = train.subset(torch.arange(0)), federation.run.task
+    dataset = replace(dataset, train=train, test=none, group=None, columns={})
     if isinstance(task.dataset, Dataset):
         task = replace(task, dataset=task.dataset.empty())
     run = replace(federation.run, task=task)

@@ -17,6 +17,7 @@ from fedsieve.client.models import MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition
+from fedsieve.data.partitioner import FlowerPartitioner, is_partitioner
 from fedsieve.engine.fields import check_fields, check_method_type, check_milestones, check_numbers
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.types import LATER, InputError, Method, RoundContext, rng
@@ -38,8 +39,10 @@ class Task:
     clients: int
     """N, the clients of the federation."""
     partition: Partition = "iid"
-    """``iid``, ``lda:ALPHA`` (equal shards) or ``group`` (by writer or speaker); or the indices of every client's
-    training examples, or a function of dataset, number of clients and seed that returns them."""
+    """``iid``, ``lda:ALPHA`` (equal shards), ``dirichlet:ALPHA`` (unequal), ``shards:K`` (of few classes),
+    ``quantity:ALPHA`` (unequal amounts alone), ``group`` (by writer or speaker), ``group:COLUMN``; or the indices of
+    every client's training examples, a function of dataset, number of clients and seed that returns them, or a
+    partitioner of flwr-datasets."""
     validation: float = 0.0
     """The share of every client's examples that is held out."""
     test_limit: int = 0
@@ -66,7 +69,9 @@ class Task:
             raise InputError(f"task.model must be a name, a module, or a function that gives one: {kind}")
         if not isinstance(self.dataset, str | Dataset) and not callable(self.dataset):
             raise InputError(f"task.dataset {NO_DATASET.format(type_name(self.dataset))}")
-        if not isinstance(self.partition, str | Indices) and not callable(self.partition):
+        if is_partitioner(self.partition):
+            object.__setattr__(self, "partition", FlowerPartitioner.of(self.partition))
+        if not isinstance(self.partition, str | Indices | FlowerPartitioner) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
         object.__setattr__(self, "input_mean", check_numbers("task.input_mean", self.input_mean))

@@ -23,6 +23,7 @@ from fedsieve.client.training import crop_flip
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, hold_out
+from fedsieve.data.partitioner import FlowerPartitioner
 from fedsieve.engine.experiment import Run
 from fedsieve.server.admission import Admission
 from fedsieve.server.robust import Loose, Off
@@ -169,6 +170,8 @@ def described(thing: Any) -> Any:
         return f"{thing.name} {thing.digest}"
     if isinstance(thing, Indices):
         return f"indices {thing.digest}"
+    if isinstance(thing, FlowerPartitioner):
+        return str(thing)
     if is_dataclass(thing) and not isinstance(thing, type):
         relevant = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
         return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in relevant}

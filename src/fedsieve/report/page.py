@@ -30,7 +30,7 @@ from fedsieve.report.configurations import (
 )
 from fedsieve.report.figures import paper_figures
 from fedsieve.report.partitions import partition_maps
-from fedsieve.report.plots import PALETTE, RC, HeatMap, Line, Plot
+from fedsieve.report.plots import PALETTE, RC, HeatMap, Line, Plot, SizePlot
 from fedsieve.report.results import (
     COLUMNS,
     all_finished,
@@ -122,6 +122,8 @@ def inline_svg(plot: Plot, name: str, prefix: str = "") -> Markup:
     heat, (width, height) = isinstance(plot, HeatMap), SIZE
     if isinstance(plot, HeatMap) and len(plot.classes) > 20:
         height *= 1.6
+    if isinstance(plot, SizePlot):
+        height *= 0.6
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""Who holds what: how many examples of each class every client has, a map for each distinct partition."""
+"""Who holds what: how many examples, and of which classes, every client has; plots for each distinct partition."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.report.configurations import Configuration, name_configurations
-from fedsieve.report.plots import Axis, HeatMap
+from fedsieve.report.plots import Axis, HeatMap, Plot, SizePlot
 from fedsieve.runs.record import RunRecord
+
+UNEVEN = 1.2
+"""How many times the least a client's number of examples is where it is worth a plot."""
 
 
 @dataclass(frozen=True)
 class PartitionMaps:
-    """A way to split a dataset: the configurations that it is of, empty for all, and a map for each of its seeds."""
+    """A way to split a dataset: the configurations that it is of, empty for all, and plots for each of its seeds."""
 
     owners: str
-    maps: list[tuple[HeatMap, str]]
-    """Each with the sentences below it."""
+    maps: list[tuple[list[Plot], str]]
+    """Classes and sizes, as far as there is something to see, with the sentences below."""
 
 
 def partition_maps(every: list[Configuration]) -> list[PartitionMaps]:
@@ -45,20 +48,29 @@ def _title(run: RunRecord) -> str:
     return ", ".join(filter(None, (run.settings.get(f"task.{key}", "") for key in ("dataset", "partition"))))
 
 
-def _map(group: list[RunRecord], several: bool) -> tuple[HeatMap, str]:
+def _map(group: list[RunRecord], several: bool) -> tuple[list[Plot], str]:
     run = group[0]
     assert run.counts is not None
-    title, caption, (counts, x) = _title(run), _caption(run.counts), gather_columns(run.counts)
+    title, caption, sizes = _title(run), _caption(run.counts, len(run.classes)), run.counts.sum(1)
     seeds = ", ".join(dict.fromkeys(run.settings.get("seed", "–") for run in group))
     title += f", seed {seeds}" if several else ""
-    return HeatMap(title, Axis(x), counts, run.classes, len(run.counts), f"{title}: {caption}"), caption
+    plots: list[Plot] = []
+    if run.classes:
+        counts, x = gather_columns(run.counts)
+        plots.append(HeatMap(title, Axis(x), counts, run.classes, len(run.counts), f"{title}: {caption}"))
+    if not run.classes or sizes.max() > UNEVEN * sizes.min():
+        shown, x = (sizes, "client") if len(sizes) <= 200 else (np.sort(sizes)[::-1], "clients by size")
+        plots.append(SizePlot(title, Axis(x), shown, f"{title}: {caption}" if not plots else f"{title}: sizes"))
+    return plots, caption
 
 
-def _caption(counts: NDArray[np.float64]) -> str:
+def _caption(counts: NDArray[np.float64], classes: int) -> str:
     sizes, kinds = counts.sum(1), (counts > 0).sum(1)
     spread = f"{sizes.min():,.0f} to {sizes.max():,.0f} examples (median {np.median(sizes):,.0f})"
     clients = f"{len(counts):,} client{'s' * (len(counts) > 1)}"
     each = spread if sizes.min() < sizes.max() else f"{sizes[0]:,.0f} examples"
+    if not classes:
+        return f"{sizes.sum():,.0f} examples on {clients}. A client holds {each}."
     return (
         f"{sizes.sum():,.0f} examples of {counts.shape[1]} classes on {clients}. A client holds {each}, "
         f"of {kinds.mean():.1f} classes on average. A column is a client, a row a class; the stronger the colour, the "

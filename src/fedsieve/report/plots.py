@@ -1,4 +1,4 @@
-"""A plot as plain data that draws itself with matplotlib, in the page and on paper alike: lines, a mask, a heat map.
+"""A plot as plain data that draws itself with matplotlib, in the page and on paper alike: lines, masks, maps, bars.
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart. The looks of lines are numbered: the
 first seven differ in colour and marker, the next seven in dash and marker too, and so on, 196 of them all different.
@@ -222,7 +222,25 @@ class HeatMap:
         key.xaxis.tick_top()
 
 
-Plot: TypeAlias = LinePlot | MaskPlot | HeatMap
+@dataclass(frozen=True)
+class SizePlot:
+    """How many examples clients have: a bar for each of ``sizes`` [clients]."""
+
+    title: str
+    x: Axis
+    sizes: NDArray[np.float64]
+    description: str
+    y: Axis = field(default=Axis("examples", zero=True))
+
+    def draw(self, axes: Axes) -> None:
+        """Draw the bars from zero up, side by side."""
+        axes.stairs(self.sizes, np.arange(len(self.sizes) + 1) - 0.5, fill=True, color=PALETTE["run0"][0])
+        _set_scale(axes, "y", self.y, [0, *self.sizes.tolist()])
+        axes.set_xlim(-0.5, len(self.sizes) - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+Plot: TypeAlias = LinePlot | MaskPlot | HeatMap | SizePlot
 
 
 def _set_scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> None:

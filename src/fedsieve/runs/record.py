@@ -238,7 +238,10 @@ def read_rows(out: Path, remedy: str = PUT_BACK) -> list[dict[str, Any]]:
 
 
 def read_partition(out: Path) -> tuple[list[str], NDArray[np.float64] | None]:
-    """Return classes and counts [clients, classes] of ``partition.json``, None where unknown. Raises InputError."""
+    """Return classes and counts [clients, classes] of ``partition.json``, None where unknown. Raises InputError.
+
+    Data without classes have none, and counts [clients, 1].
+    """
     partition = read_json(out / PARTITION)
     if partition is None:
         return [], None
@@ -247,7 +250,7 @@ def read_partition(out: Path) -> tuple[list[str], NDArray[np.float64] | None]:
         table = np.array(partition["counts"], dtype=np.float64)
         if not table.size:
             return classes, None
-        if table.ndim == 2 and table.shape[1] == len(classes) and ((table >= 0) & (table <= LARGEST)).all():
+        if table.ndim == 2 and table.shape[1] == (len(classes) or 1) and ((table >= 0) & (table <= LARGEST)).all():
             return classes, table
     raise InputError(
         f"{out / PARTITION}: counts is not a number for each class of each client: restore the file, or remove it"

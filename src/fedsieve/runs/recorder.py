@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from fedsieve.client.process import peak_memory_mb
 from fedsieve.data import Dataset
-from fedsieve.data.partition import counts
+from fedsieve.data.partition import holdings
 from fedsieve.data.storage import append, is_leftover, locked, remove_leftovers, write, write_json
 from fedsieve.engine import Engine, Federation, Round
 from fedsieve.engine.federation import described
@@ -154,8 +154,8 @@ def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
         write(code / name, content)
     dataset = federation.dataset
     write_json(out / INPUTS, inputs_of(dataset))
-    table = counts(list(federation.shards), dataset.train.y, len(dataset.classes))
-    write_json(out / PARTITION, {"classes": list(dataset.classes), "counts": table.tolist()})
+    classes, table = holdings(federation.shards, dataset)
+    write_json(out / PARTITION, {"classes": list(classes), "counts": table.tolist()})
     write(out / ROWS, b"".join(line + b"\n" for line in plan.lines))
 
 
