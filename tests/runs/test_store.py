@@ -20,6 +20,7 @@ from fedsieve import InputError, local
 from fedsieve.client.evaluation import accuracy
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAdam, FedAvg, HeteroFLASH, SparseFedPP, ZeroFL
+from fedsieve.runs import recorder
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
@@ -258,18 +259,22 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
         list(record_run(tmp_path, other, local(), RECIPE, Execution(resume=True)))
 
 
-def victim(out: Path) -> None:
+def victim(out: Path, device: str) -> None:
     torch.set_num_threads(1)
+    saver = recorder._saver
+    recorder._saver = lambda _: saver(device)
     go(out, tiny_run(ZeroFL(0.7, 0.1), rounds=60), resume=True)
 
 
 @pytest.mark.system
-def test_kill_9_at_any_instant_changes_no_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_kill_9_at_any_instant_changes_no_byte(tmp_path: Path, device: str) -> None:
+    """Also where checkpoints are written while the next round trains, as on a GPU."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_store"])
     chance, killed, done = random.Random(0), 0, 0
     for name, patience in (("whole", 60.0), *[("out", 0.0)] * 60, ("out", 60.0)):
-        process = context.Process(target=victim, args=(tmp_path / name,))
+        process = context.Process(target=victim, args=(tmp_path / name, device))
         process.start()
         process.join(patience or chance.uniform(0.1, 0.5))
         process.kill()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors.torch import save
 
@@ -47,6 +49,7 @@ from fedsieve.runs.stopping import StopRule, parse_stop_rule
 from fedsieve.sparse.masks import pack_bits
 from fedsieve.types import InputError, clone_shared, rng, unflatten
 
+_Save: TypeAlias = Callable[[Callable[[], None] | None], None]
 NOT_IN_ROWS = {"t", "state", "model", "memory", "norms", "lengths", "rollbacks", "metrics", "measures", "positions"}
 """The fields of a ``Round`` that are no columns of its row: ``t`` is ``round`` there, metrics and measures its own."""
 
@@ -72,7 +75,9 @@ def record_run(
 ) -> Generator[Round]:
     """Run ``federation`` in the directory ``out``, yielding every round after it is safely on disk.
 
-    Every round then goes to the ``callbacks``.
+    Every round then goes to the ``callbacks``. On a GPU, without any, a round's row is on disk when it is yielded; its
+    checkpoint is written while the next round begins, and is there before that one's row: a crash loses no more than a
+    round. With the last round everything is.
 
     ``recipe`` is the run's name; of ``execution``, ``engine``, ``device``, ``kernels`` and ``precision`` are noted as
     the caller's. With ``resume``, go on after the last checkpoint, to the run's ``rounds``, which may have changed
@@ -91,7 +96,7 @@ def record_run(
         stack.enter_context(observers.opened(ObservedRun(out, plan.manifest, read_rows(out))))
         lock = stack.pop_all()
     stream = rounds(federation, engine, execution.device, plan.start, plan.stop.round)
-    return _record(out, federation, stream, plan, observers, lock)
+    return _record(out, federation, stream, plan, observers, lock, _saver("cpu" if callbacks else execution.device))
 
 
 def check_directory(out: Path, federation: Federation, recipe: str, execution: Execution) -> None:
@@ -160,14 +165,21 @@ def _prepare(out: Path, federation: Federation, plan: _Plan) -> None:
 
 
 def _record(
-    out: Path, federation: Federation, stream: Generator[Round], plan: _Plan, observers: Callbacks, lock: ExitStack
+    out: Path,
+    federation: Federation,
+    stream: Generator[Round],
+    plan: _Plan,
+    observers: Callbacks,
+    lock: ExitStack,
+    saver: AbstractContextManager[_Save],
 ) -> Generator[Round]:
     about = resume.fingerprints(federation, plan.manifest) | {"rounds": str(federation.run.rounds)}
     lines, digest = plan.lines, _hash(plan.lines)
     with lock:
         row = json.loads(lines[-1]) if lines else None
-        with closing(stream):
+        with saver as checkpoint, closing(stream):
             while not plan.stop.reason(row) and (round := next(stream, None)):
+                checkpoint(None)
                 for old in (SUMMARY, MODEL):  # of an earlier stop: true no more
                     (out / old).unlink(missing_ok=True)
                 _write_positions(out, round)
@@ -181,10 +193,29 @@ def _record(
                     append(out / ROWS, line + b"\n")
                 lines.append(line)
                 digest.update(line + b"\n")
-                resume.save_checkpoint(out, round, about | {"rows": digest.hexdigest()})
+                checkpoint(partial(resume.save_checkpoint, out, round, about | {"rows": digest.hexdigest()}))
                 observers(round, row)
                 yield round
+            checkpoint(None)
         _finish(out, federation, plan.stop)
+
+
+@contextmanager
+def _saver(device: str) -> Iterator[_Save]:
+    """Yield what saves a checkpoint, on a GPU by a thread, and first waits for the one before; with None, only that."""
+    if device == "cpu":
+        yield lambda save: save() if save else None
+        return
+    with ThreadPoolExecutor(1, "checkpoint") as thread:
+        under_way: list[Future[None]] = []
+
+        def save_later(save: Callable[[], None] | None) -> None:
+            while under_way:
+                under_way.pop().result()
+            if save:
+                under_way.append(thread.submit(save))
+
+        yield save_later
 
 
 def _hash(lines: Iterable[bytes]) -> hashlib._Hash:
