@@ -36,6 +36,7 @@ from fedsieve.engine.round import Failure
 from fedsieve.kernels.dispatch import Kernels, check_choice
 from fedsieve.server.admission import read_diagnostics
 from fedsieve.types import InputError, Tree, Update, rng
+from fedsieve.types.resources import Resources, using
 from fedsieve.wire import Body, decode, encode
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Failure]]"]
@@ -113,7 +114,8 @@ def run_client(worker: Worker, t: int, client: int, message: bytes, memory: byte
     if worker.saved:
         worker.saved.restart()
     tensors = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    with num_threads(1), worker.seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed()):
+    beside = using(Resources(device=worker.where))
+    with num_threads(1), beside, worker.seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed()):
         device = worker.federation.device(t, client, worker.model, worker.where, tensors)
         device.steps = worker.cost.begin
         update = worker.method.client(worker.decode(t, client, message), device)

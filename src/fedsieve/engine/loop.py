@@ -36,10 +36,11 @@ from fedsieve.server.robust import Plain, robust_updates
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Tree, Update, flatten, rng
 from fedsieve.types.method import expected_of
+from fedsieve.types.resources import Resources, using
 from fedsieve.wire import finite
 
 READERS = 8
-"""Threads that read answers, where any do."""
+"""Threads that read answers, and that compute on the model's tensors, where any do."""
 FINITE_EXAMPLES = 8
 """The test examples that a round's model must answer with finite numbers."""
 
@@ -93,7 +94,8 @@ def _rounds(
     tests = Evaluation(plain, to_device(federation.test(), device), graphs)
     held_out = federation.validation()
     validation = Evaluation(plain, to_device(held_out, device), graphs) if held_out else None
-    with engine(federation, memory) as exchange, _readers(device) as admission.threads:
+    with engine(federation, memory) as exchange, _readers(device) as readers:
+        admission.threads, server = readers
         last = min(last or run.rounds, run.rounds)
         while True:
             if snapshot:
@@ -111,7 +113,7 @@ def _rounds(
             broadcast, before = messages.broadcast(t, tiers, trees), state
             replies = exchange(t, broadcast)
             try:
-                with num_threads(1):
+                with num_threads(1), using(server):
                     admit = partial(admission.admit, t, state, tiers)
                     state = aggregate(run, t, state, metrics.collect(replies, broadcast.decode_reply, admit), metrics)
                     model = method.deploy(state)
@@ -161,13 +163,17 @@ def _rounds(
 
 
 @contextmanager
-def _readers(device: str) -> Iterator[ThreadPoolExecutor | None]:
-    """Yield threads that read answers while others train, where clients train on a GPU: cores are then free."""
+def _readers(device: str) -> Iterator[tuple[ThreadPoolExecutor | None, Resources]]:
+    """Yield threads that read answers while others train, and what else the server computes with.
+
+    There are threads where clients train on a GPU: cores are then free.
+    """
     if device == "cpu":
-        yield None
+        yield None, Resources()
         return
-    with ThreadPoolExecutor(READERS, "reader", torch.set_num_threads, (1,)) as threads:
-        yield threads
+    start = partial(ThreadPoolExecutor, READERS, initializer=torch.set_num_threads, initargs=(1,))
+    with start(thread_name_prefix="reader") as readers, start(thread_name_prefix="server") as several:
+        yield readers, Resources(several, device)
 
 
 def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: RoundMetrics) -> Any:

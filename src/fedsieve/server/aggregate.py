@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,29 +17,51 @@ from torch import Tensor
 from fedsieve.sparse.masks import apply_mask, gather_values, random_masks, scatter_values
 from fedsieve.types import InputError, Mask, Params, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import is_statistic
+from fedsieve.types.resources import each
 
 Weighting: TypeAlias = Literal["samples", "equal"]
 """How much a client counts in a mean: by its number of examples, or as much as any other."""
 
 
 def mean(updates: Iterable[Update], weighting: Weighting = "samples") -> Params:
-    """Return the average of the answers' trees, weighted by ``n``; zeros off a support count. Sums are in float64."""
-    total, sums, dtypes = 0, dict[str, Tensor](), dict[str, torch.dtype]()
+    """Return the average of the answers' trees, weighted by ``n``; zeros off a support count. Sums are in float64.
+
+    Every tensor is summed in the clients' order, beside the others (``types.resources``).
+    """
+    total, sums = 0, dict[str, _Sum]()
     for update in updates:
         weight = update.n if weighting == "samples" else 1
-        for name, value in update.tree.items():
-            assert isinstance(value, Tensor | Sparse)
-            values = value.values if isinstance(value, Sparse) else value
-            if name not in sums:
-                sums[name], dtypes[name] = torch.zeros(value.shape, dtype=torch.float64), values.dtype
-            if isinstance(value, Sparse):
-                sums[name].view(-1).index_add_(0, value.index, values.double(), alpha=weight)
-            else:
-                sums[name].add_(values, alpha=weight)
+        for name in update.tree:
+            sums.setdefault(name, _Sum())
+        each(partial(_add, sums, weight), update.tree.items())
         total += weight
     if not total:
         raise InputError("no client sent an update that the server could accept")
-    return {name: value.div_(total).to(dtypes[name]) for name, value in sums.items()}
+    return dict(zip(sums, each(partial(_Sum.mean, weight=total), sums.values()), strict=True))
+
+
+class _Sum:
+    """A weighted sum of tensors of one shape, sparse ones among them."""
+
+    def add(self, value: Tensor | Sparse, weight: int) -> None:
+        """Add ``weight`` times a tensor."""
+        values = value.values if isinstance(value, Sparse) else value
+        if not hasattr(self, "total"):
+            self.total, self.dtype = torch.zeros(value.shape, dtype=torch.float64), values.dtype
+        if isinstance(value, Sparse):
+            self.total.view(-1).index_add_(0, value.index, values.double(), alpha=weight)
+        else:
+            self.total.add_(values, alpha=weight)
+
+    def mean(self, weight: int) -> Tensor:
+        """Return the sum divided by ``weight``, of the first tensor's type; the sum is gone."""
+        return self.total.div_(weight).to(self.dtype)
+
+
+def _add(sums: Mapping[str, _Sum], weight: int, item: tuple[str, Any]) -> None:
+    name, value = item
+    assert isinstance(value, Tensor | Sparse)
+    sums[name].add(value, weight)
 
 
 def mean_over_holders(models: Iterable[tuple[Params, Mask]], old: Params) -> Params:

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from fedsieve.sparse import selection
 from fedsieve.sparse.policy import scale_densities
 from fedsieve.types import InputError, Mask, Params, Sparse
+from fedsieve.types.resources import each, resources
 
 GrowthShare: TypeAlias = Literal["mean", "sum"]
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
 ExcessRule: TypeAlias = Literal["redistribute", "clip"]
 """What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
-
-
+LARGE = 1 << 16
+"""A GPU finds the top weights of tensors of so many elements faster than a CPU, the way there and back included."""
 MaskDraw: TypeAlias = Literal["exact", "bernoulli"]
 """How many weights of a layer a random mask keeps: its share, rounded up, or as many as a coin says for each weight."""
 
@@ -45,8 +46,14 @@ def topk_count(q: float, numel: int) -> int:
 
 
 def top(x: Tensor, q: float) -> Tensor:
-    """Return the boolean support, shaped like ``x``, of its ``topk_count(q, numel)`` largest magnitudes."""
-    return selection.support(x, topk_count(q, x.numel()))
+    """Return the boolean support, shaped like ``x``, of its ``topk_count(q, numel)`` largest magnitudes.
+
+    It lies where ``x`` does; a GPU that there is for that (``types.resources``) finds it.
+    """
+    k, where = topk_count(q, x.numel()), resources().device
+    if where == "cpu" or x.is_cuda or x.numel() < LARGE:
+        return selection.support(x, k)
+    return selection.support(x.to(where), k).cpu()
 
 
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
@@ -61,7 +68,12 @@ def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
 
 def keep_topk(params: Params, densities: Mapping[str, float]) -> Params:
     """Return ``params`` with every named tensor reduced to its own top share; the others as they are."""
-    return {name: v * top(v, densities[name]) if name in densities else v for name, v in params.items()}
+
+    def reduced(name: str) -> Tensor:
+        v = params[name]
+        return v * top(v, densities[name]) if name in densities else v
+
+    return dict(zip(params, each(reduced, params), strict=True))
 
 
 def to_sparse(params: Params, support: Mask) -> dict[str, Tensor | Sparse]:
