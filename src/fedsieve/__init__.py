@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsieve.data import Dataset
     from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, rounds
+    from fedsieve.runs.loggers import MLflow, TensorBoard, Trackio, WandB
     from fedsieve.runs.run import RunResult, run
     from fedsieve.types import Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
 
@@ -20,6 +21,7 @@ __all__ = [
     "Expected",
     "Federation",
     "InputError",
+    "MLflow",
     "Method",
     "Round",
     "Run",
@@ -27,7 +29,10 @@ __all__ = [
     "ServerState",
     "Sparse",
     "Task",
+    "TensorBoard",
+    "Trackio",
     "Update",
+    "WandB",
     "__version__",
     "local",
     "open_run",
@@ -40,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
     if name in __all__:
-        for package in ("types", "data", "engine", "runs.run"):
+        for package in ("types", "data", "engine", "runs.run", "runs.loggers"):
             exported = import_module(f"fedsieve.{package}")
             if hasattr(exported, name):
                 return globals().setdefault(name, getattr(exported, name))

@@ -169,6 +169,7 @@ def test_a_run_ends_after_the_first_tested_round_that_meets_a_condition(tmp_path
 def test_a_condition_is_of_any_number_in_a_row_and_the_first_that_is_met_counts() -> None:
     run = tiny_run(FedAvg(), rounds=4)
     assert fedsieve.run(run, until="loss<=1e9").summary["stopped_because"] == "loss<=1e9"
+    assert fedsieve.run(replace(run, evaluate_every=2), until="loss<=1e9").summary["stopped_at"] == 2  # once tested
     assert fedsieve.run(run, until="loss<=-1").summary["rounds"] == 4
     result = fedsieve.run(run, until="accuracy_validation >= 2, bytes_up>=1, 3")
     assert (result.summary["stopped_at"], result.summary["stopped_because"]) == (1, "bytes_up>=1")

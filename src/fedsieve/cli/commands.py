@@ -46,6 +46,10 @@ Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", 
 Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
 
+REPEATABLE = ("log", "until")
+"""The options of ``Execution`` whose texts are lists by commas, and that may be given again instead."""
+
+
 def with_execution(face: Face) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of ``face`` in place of its parameter ``execution``, which is made of them."""
 
@@ -54,15 +58,18 @@ def with_execution(face: Face) -> Callable[[Callable[..., None]], Callable[..., 
 
         @wraps(command)
         def wrapper(**arguments: Any) -> None:
-            execution = Execution(**{name: arguments.pop(name) for name in flags})
+            values: dict[str, Any] = {name: arguments.pop(name) for name in flags}
+            values |= {name: ",".join(values[name]) for name in REPEATABLE}
+            execution = Execution(**values)
             command(**arguments, execution=execution)
 
         hints = get_type_hints(command, include_extras=True)
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "execution"]
         parameters = [p.replace(annotation=hints[p.name]) for p in own]
         for name, option in flags.items():
-            flag = typer.Option(option.default, f"--{name.replace('_', '-')}", help=option.metadata["help"])
-            kind = type(option.default)
+            default = [] if name in REPEATABLE else option.default
+            flag = typer.Option(default, f"--{name.replace('_', '-')}", help=option.metadata["help"])
+            kind = list[str] if name in REPEATABLE else type(option.default)
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=flag, annotation=kind))
         vars(wrapper).pop("__wrapped__")
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}

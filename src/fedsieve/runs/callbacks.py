@@ -67,9 +67,15 @@ class Callbacks:
     def opened(self, run: ObservedRun) -> Iterator[None]:
         """Open the loggers, and close them."""
         with ExitStack() as stack:
-            for one in self.every:
-                if isinstance(one, RunLogger):
+            for one in [one for one in self.every if isinstance(one, RunLogger)]:
+                try:
                     stack.enter_context(one.open(run))
+                except Exception as error:
+                    line = f"the logger {type_name(one)} does not start ({type(error).__name__}: {first_line(error)})"
+                    if self.on_error == "stop":
+                        raise InputError(f"{line}: leave it out, or on_error=warn goes on without it") from error
+                    warnings.warn(f"{line}; the run goes on without it", CallbackFailed, stacklevel=4)
+                    self.every = tuple(other for other in self.every if other is not one)
             yield
 
     def __call__(self, round: Round, row: Mapping[str, Any]) -> None:

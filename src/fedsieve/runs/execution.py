@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from fedsieve.engine import Federation, Quorum, Run
+    from fedsieve.runs.callbacks import RunLogger
     from fedsieve.runs.stopping import StopRule
 
 Face: TypeAlias = Literal["run", "sweep", "flower"]
@@ -58,6 +59,7 @@ class Execution:
         "Stop after this round, or the first test with accuracy_validation>=.9 or the like; or either, by a comma.",
         *ALL,
     )
+    log: str = _option("", "Log to tensorboard, wandb, mlflow or trackio; several by commas, or again.", *ALL)
     on_error: str = _option("stop", "What a run does when a callback or logger fails: stop, or warn.", *ALL)
     min_clients: int = _option(0, "Over Flower: answers that a round needs (0: half of its clients).", "run", "flower")
     round_timeout: float = _option(
@@ -72,13 +74,21 @@ class Execution:
         check_choice(self.kernels)
         check_measures(self.measures)
         check_on_error(self.on_error)
+        assert self.loggers is not None
         assert self.quorum
         assert self.stop_rule
 
     @property
     def measures(self) -> tuple[str, ...]:
         """The names that ``measure`` lists."""
-        return tuple(name.strip() for name in self.measure.split(",") if name.strip())
+        return _names(self.measure)
+
+    @property
+    def loggers(self) -> list[RunLogger]:
+        """The loggers that ``log`` lists, new ones. Raises InputError."""
+        from fedsieve.runs.loggers import named_loggers
+
+        return named_loggers(_names(self.log))
 
     @property
     def quorum(self) -> Quorum:
@@ -115,6 +125,10 @@ class Execution:
     def last_round(self, run: Run) -> int:
         """Return the round that a run stops after at the latest."""
         return min(self.stop_rule.round or run.rounds, run.rounds)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def execution_options(face: Face) -> list[Field[Any]]:

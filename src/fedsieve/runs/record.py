@@ -12,6 +12,7 @@
     checkpoints/      the server's state and the clients' memories after each of the last rounds (``resume``)
     summary.json      the rounds so far in numbers
     model.safetensors the deployed model
+    loggers.json      with --log: by which ids the loggers know the run; tensorboard/ and wandb/ are theirs
 
 Every file is written beside its place, synced, and renamed, so that a crash leaves the old one or the new one; rows
 are appended and synced before their round's checkpoint, which has their hash. Nothing is ever unpickled.
@@ -38,6 +39,7 @@ from fedsieve.types import InputError
 
 MANIFEST, INPUTS, PARTITION, ROWS = "run.json", "inputs.json", "partition.json", "rounds.jsonl"
 SUMMARY, MODEL, CHECKPOINTS, MASKS, SOURCE = "summary.json", "model.safetensors", "checkpoints", "masks", "source"
+LOGGERS = "loggers.json"
 OTHER = "choose another --out"
 PUT_BACK = f"put it back as it was, or {OTHER}"
 SMALLEST, LARGEST = 1e-30, 1e30

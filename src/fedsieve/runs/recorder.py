@@ -88,7 +88,7 @@ def record_run(
     there.
     """
     execution = execution or Execution()
-    observers = Callbacks(callbacks, execution.on_error, out)
+    observers = Callbacks([*execution.loggers, *callbacks], execution.on_error, out)
     with ExitStack() as stack:
         stack.enter_context(locked_directory(out))
         plan = _examine(out, federation, recipe, execution)

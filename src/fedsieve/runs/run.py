@@ -112,6 +112,8 @@ def as_begun(folder: Path, execution: Execution) -> Execution:
 
 def open_ready(run: Run, execution: Execution, kinds: Mapping[str, EngineKind] = OWN_ENGINES) -> ReadyRun:
     """Return a run with its data and the engine, of ``kinds``, that ``execution`` names. Raises InputError."""
+    for logger in execution.loggers:
+        logger.check(Path(execution.out))
     kind, number = find_engine(execution, kinds)
     engine = kind.make(execution, number) if kind.make else None
     federation = execution.open(run)
