@@ -106,7 +106,12 @@ def grid(recipes: list[str], settings: list[str], seeds: int, execution: Executi
 
 
 def check_grid(grid: Grid) -> None:
-    """Raise InputError, naming the cell, unless its dataset is there and model, method and kernels fit it."""
+    """Raise InputError, naming the cell, unless its dataset is there and model, method and kernels fit it.
+
+    So it does for a logger that is not installed.
+    """
+    for logger in grid.execution.loggers:
+        logger.check(Path())
     read: dict[Any, Any] = {}
     for cell in grid.cells:
         task = cell.run.task
