@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from fedsieve import Federation, InputError, local, open_run, rounds
 from fedsieve.client.captured import Capture
 from fedsieve.engine import cohort, cohorts, loop
 from fedsieve.engine.cohorts import largest_cohort
-from fedsieve.engine.engines import Engine, Worker, devices_of, run_client
+from fedsieve.engine.engines import Engine, Worker, devices_of, in_order, run_client, watched
+from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Memory
 from fedsieve.methods import FedAvg
 from fedsieve.sparse import layers, periodic, selection
@@ -40,6 +41,39 @@ def test_a_cohort_trains_what_one_client_after_another_trains(name: str, one_thr
         for a, b in zip(rounds(one, cohort(n, kernels="dense")), wanted, strict=True):
             assert_same(a, b)
             assert (a.multiply_adds, a.multiply_adds_dense) == (b.multiply_adds, b.multiply_adds_dense)
+
+
+def test_a_cohort_decodes_a_broadcast_once(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """But for device classes, of which each is sent its own."""
+    bodies, decode = list[int](), Messages.decode_broadcast
+    monkeypatch.setattr(Messages, "decode_broadcast", lambda self, body: (bodies.append(1), decode(self, body))[1])
+    for name, classes in (("zerofl top_diff", 1), ("hetero_flash", 3)):
+        bodies.clear()
+        one = tiny_run(METHODS[name], rounds=2)
+        if classes > 1:
+            one = replace(one, task=replace(one.task, tiers=(0.4, 0.3, 0.3)))
+        [*rounds(one, cohort(3, kernels="dense"))]
+        assert (len(bodies) == 2) == (classes == 1)
+
+
+def test_clients_are_at_work_before_anybody_asks_for_a_reply() -> None:
+    """No more than may wait, also where answers are counted."""
+    begun, memory, answers = list[int](), Memory(), list[tuple[int, ...]]()
+
+    def begin(t: int, client: int, message: bytes) -> Callable[[], tuple[bytes, bytes]]:
+        begun.append(client)
+        return lambda: (message * t, b"kept" if client == 2 else b"")
+
+    @contextmanager
+    def engine(federation: Any, memory: Memory) -> Iterator[Any]:
+        yield lambda t, messages: in_order(t, messages, memory, begin, 2)
+
+    with watched(engine, lambda *one: answers.append(one))(None, memory) as exchange:  # type: ignore[arg-type]
+        replies = iter(exchange(2, {1: b"a", 2: b"b", 3: b"c"}))
+        assert (begun, answers) == ([1, 2], [])
+        assert next(replies) == (1, b"aa")
+        assert [*replies] == [(2, b"bb"), (3, b"cc")]
+    assert (begun, memory, answers) == ([1, 2, 3], {2: b"kept"}, [(2, 1, 3), (2, 2, 3), (2, 3, 3)])
 
 
 def test_a_cohort_trains_by_the_kernels_too(native: None) -> None:

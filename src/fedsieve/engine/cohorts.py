@@ -57,6 +57,9 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
             several = min(n, round_) or (1 if device == "cpu" else round_)
             make = partial(_worker, kernels=kernels, precision=kind)
             workers = [worker for where in devices for worker in _workers(federation, where, several, n > 0, make)]
+            if len(federation.run.task.tiers) == 1:  # all are sent the same
+                for worker in workers:
+                    worker.inbox = workers[0].inbox
             for where in devices if device != "cpu" else ():
                 torch.cuda.synchronize(where)  # what was made on the default stream is there for all others
             free: queue.SimpleQueue[Worker] = queue.SimpleQueue()

@@ -30,14 +30,14 @@ from fedsieve.client.training import DenseSteps, Precision
 from fedsieve.data import Dataset
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.messages import Messages
+from fedsieve.engine.messages import Inbox, Messages
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
 from fedsieve.kernels.dispatch import Kernels, check_choice
 from fedsieve.server.admission import read_diagnostics
 from fedsieve.types import InputError, Tree, Update, rng
 from fedsieve.types.resources import Resources, using
-from fedsieve.wire import Body, decode, encode
+from fedsieve.wire import decode, encode
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Failure]]"]
 """Carry round t's messages to their clients and bring the replies back, in the clients' order."""
@@ -74,8 +74,9 @@ class Worker:
         self.cost.dense_steps = partial(DenseSteps, precision=precision)
         self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
         self.messages = Messages(federation)
-        self._body: Body | None = None
-        self._broadcast, self.known = dict[str, Any](), self.messages.plain
+        self.inbox = Inbox(self.messages)
+        """What decodes broadcasts, if need be for several workers."""
+        self.known = self.messages.plain
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
@@ -89,11 +90,8 @@ class Worker:
 
     def decode(self, t: int, client: int, message: bytes) -> Tree:
         """Return a message's tree, to be read only: clients that are sent the same bytes share it."""
-        body = self.messages.unseal_broadcast(t, client, message, self._body)
-        if body is not self._body:
-            self._body, self._broadcast = body, dict(self.messages.decode_broadcast(body))
-            self.known = self.messages.known(self._broadcast)
-        return self._broadcast
+        tree, self.known = self.inbox.open(t, client, message)
+        return tree
 
     def encode(self, t: int, client: int, update: Update, memory: dict[str, Tensor]) -> bytes:
         """Return a client's reply: its update, rounded with error feedback in ``memory``, and its diagnostics."""
@@ -152,12 +150,14 @@ def watched(engine: Engine, answer: Callable[[int, int, int], None]) -> Engine:
     def watched_engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         with engine(federation, memory) as exchange:
 
-            def counted(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes | Failure]]:
-                for answers, pair in enumerate(exchange(t, messages), start=1):
+            def count(
+                t: int, clients: int, replies: Iterable[tuple[int, bytes | Failure]]
+            ) -> Iterator[tuple[int, bytes | Failure]]:
+                for answers, pair in enumerate(replies, start=1):
                     yield pair
-                    answer(t, answers, len(messages))
+                    answer(t, answers, clients)
 
-            yield counted
+            yield lambda t, messages: count(t, len(messages), exchange(t, messages))
 
     return watched_engine
 
@@ -200,22 +200,29 @@ def in_order(
     begin: Callable[[int, int, bytes], Callable[[], tuple[bytes, bytes]]],
     most: int,
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the clients' replies in their order, and keep what they remember; ``most`` are at work, or wait.
+    """Return the clients' replies in their order, and keep what they remember; ``most`` are at work, or wait.
 
+    They are at work at once, before anybody asks for a reply: what the server computes first does not hold them up.
     ``begin`` sends a client its message, and returns what waits for its reply and memory.
     """
     waiting: deque[tuple[int, Callable[[], tuple[bytes, bytes]]]] = deque()
     todo = iter(messages.items())
-    while True:
+
+    def begin_some() -> None:
         while len(waiting) < most and (pair := next(todo, None)):
             waiting.append((pair[0], begin(t, *pair)))
-        if not waiting:
-            return
-        client, answer = waiting.popleft()
-        reply, remembered = answer()
-        if remembered:
-            memory[client] = remembered
-        yield client, reply
+
+    def replies() -> Iterator[tuple[int, bytes]]:
+        while waiting:
+            client, answer = waiting.popleft()
+            reply, remembered = answer()
+            if remembered:
+                memory[client] = remembered
+            yield client, reply
+            begin_some()
+
+    begin_some()
+    return replies()
 
 
 def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:

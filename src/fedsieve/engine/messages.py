@@ -6,8 +6,10 @@ their own names, are the base that values and positions are encoded against.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -79,6 +81,24 @@ class Messages:
         compensated, residual = compensate(tensors, residual, self.values, self.plain)
         memory |= {UNSENT + name: value for name, value in residual.items()}
         return {**tree, **compensated}
+
+
+class Inbox:
+    """Opens clients' messages, by any thread: a broadcast that several of them are sent is decoded once."""
+
+    def __init__(self, messages: Messages):
+        self.messages, self._lock = messages, threading.Lock()
+        self._body: Body | None = None
+        self._tree, self._known = dict[str, Any](), messages.plain
+
+    def open(self, t: int, client: int, message: bytes) -> tuple[Tree, Known]:
+        """Return a message's tree, to be read only, and what both sides know of a reply to it. Raises WireError."""
+        with self._lock:
+            body = self.messages.unseal_broadcast(t, client, message, self._body)
+            if body is not self._body:
+                self._body, self._tree = body, dict(self.messages.decode_broadcast(body))
+                self._known = self.messages.known(self._tree)
+            return self._tree, self._known
 
 
 @dataclass(frozen=True, eq=False)
