@@ -52,9 +52,14 @@ def test_replayed_batches_count_what_is_right(n: int, captures: int) -> None:
     for seed in (1, 7, 2, 1):
         before = params_of(model(seed))
         wanted = share(model(seed), data)
-        assert evaluation.of(before) == wanted == accuracy(model(seed), data, 10) == accuracy(model(seed), data)
+        assert (
+            evaluation.of(before)["accuracy"]
+            == wanted
+            == accuracy(model(seed), data, 10)
+            == accuracy(model(seed), data)
+        )
         assert all(torch.equal(v, before[name]) for name, v in params_of(net).items())
-    assert evaluation.of(params_of(model(7))) == 1
+    assert evaluation.of(params_of(model(7)))["accuracy"] == 1
     assert graphs.captures == captures
 
 
@@ -63,9 +68,9 @@ def test_moved_weights_are_captured_anew() -> None:
     renewals = list[int]()
     graphs.renew = lambda: renewals.append(graphs.captures)  # type: ignore[method-assign]
     evaluation = Evaluation(net, data, graphs, batch=10)  # type: ignore[arg-type]
-    assert evaluation.accuracy() == share(model(1), data)
+    assert evaluation.metrics()["accuracy"] == share(model(1), data)
     net.fc2.weight.data = model(7).fc2.weight.detach().clone()
-    assert evaluation.accuracy() == share(net, data)
+    assert evaluation.metrics()["accuracy"] == share(net, data)
     assert (graphs.captures, renewals) == (4, [2])
 
 
@@ -84,7 +89,7 @@ class CountingNet(TinyNet):
 
 def test_a_capture_leaves_no_trace_in_the_model() -> None:
     net = CountingNet().eval()
-    Evaluation(net, images(25), Graphs(), batch=10).accuracy()  # type: ignore[arg-type]
+    Evaluation(net, images(25), Graphs(), batch=10).metrics()["accuracy"]  # type: ignore[arg-type]
     assert int(net.answered) == 25
 
 
@@ -111,10 +116,10 @@ def test_what_cannot_be_captured_is_tested_eagerly(net: nn.Module, graphs: Graph
     data = images(25)
     evaluation = Evaluation(net.eval(), data, graphs, batch=10)  # type: ignore[arg-type]
     with pytest.warns(EagerTest, match=f"the model's test cannot be captured: it runs eagerly .*{why}"):
-        assert evaluation.accuracy() == share(net, data)
+        assert evaluation.metrics()["accuracy"] == share(net, data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert evaluation.accuracy() == share(net, data)
+        assert evaluation.metrics()["accuracy"] == share(net, data)
     assert graphs.captures == 0
 
 

@@ -113,7 +113,7 @@ def counted(make: Callable[[], nn.Module], change: Callable[[nn.Module], nn.Modu
     """Train on 23 examples in batches of 7, the last of them of 2."""
     torch.manual_seed(0)
     model = change(make())
-    cost = Cost(model, examples=blobs().train.batch(slice(0, 4))[0])
+    cost = Cost(model, examples=blobs().train.batch(slice(0, 4)))
     list(Training(device_of(model, cost)))
     return cost
 
@@ -151,7 +151,7 @@ def test_sparse_layers_count_at_their_densities_and_all_else_as_dense() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_our_own_models_are_convolutions_and_linear_layers_alone(name: str) -> None:
     channels, side = {"resnet18": (3, 32), "digits_net": (1, 8)}.get(name, (1, 28))
-    cost = Cost(MODELS[name](channels, 10), examples=torch.randn(2, channels, side, side))
+    cost = Cost(MODELS[name](channels, 10), examples=(torch.randn(4, channels, side, side), torch.zeros(4).long()))
     assert not cost.other_ops
     assert cost.other_ops.unknown == ()
     assert cost.products.dense == 0
@@ -185,7 +185,7 @@ def test_counting_disturbs_nothing() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
     before, chance = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    Cost(model, examples=blobs().train.batch(slice(0, 3))[0])
+    Cost(model, examples=blobs().train.batch(slice(0, 4)))
     assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
     assert torch.equal(chance, torch.get_rng_state())
     assert all(w.grad is None for w in model.parameters())

@@ -117,8 +117,8 @@ def last_is(wrap: Callable[[nn.Linear], nn.Module]) -> Callable[[], nn.Module]:
 
 
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
-    "a tuple": (lambda: Gives(lambda y: (y, y)), "it returns tuple, where the logits alone are needed"),
-    "a dictionary": (lambda: Gives(lambda y: {"logits": y}), "it returns dict, where the logits alone"),
+    "a list of lists": (lambda: Gives(lambda y: [[y]]), "the model returns list, where a tensor is needed"),
+    "a dictionary without": (lambda: Gives(lambda y: {"y": y}), "the model returns dict, where a tensor is needed, or"),
     "an error of its own": (lambda: Gives(lambda y: {}["x"]), r"given examples of shape \[4\] it fails \('x'\)"),
     "without a gradient": (lambda: Gives(lambda y: y.detach()), "a training step on 2 examples fails"),
     "checkpointed": (lambda: Gives(reentrant), r"a training step on 2 examples fails \(.*\.grad\(\)"),
@@ -233,7 +233,7 @@ def written(method: Any) -> Callable[[], object]:
 
 IDS = torch.arange(30)
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
-    "one-hot": (labels(torch.eye(2)[Y]), r"has the shape \[60, 2\]: of a one-hot y give y.argmax\(1\)"),
+    "one-hot": (labels(torch.eye(2)[Y]), r"have the shape \[60, 2\]: of a one-hot y give y.argmax\(1\)"),
     "float labels": (labels(Y.float()), "labels must be int64 from 0 to 1 .*got torch.float32"),
     "NaN labels": (labels(Y / 0), "got torch.float32"),
     "negative": (labels(Y - 1), "labels must be int64 .* from -1 to 0"),

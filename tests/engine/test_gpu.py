@@ -68,8 +68,8 @@ def test_a_captured_test_counts_what_an_eager_one_counts(recwarn: pytest.Warning
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
         other = TinyNet()
-        captured = evaluation.of(params_of(other))
-        assert captured == accuracy(net, data.to("cuda"), batch=50) == on_host.accuracy()
+        captured = evaluation.of(params_of(other))["accuracy"]
+        assert captured == accuracy(net, data.to("cuda"), batch=50) == on_host.metrics()["accuracy"]
         assert abs(captured - accuracy(other, data)) < 2.5 / len(data)
     assert not [one for one in recwarn if one.category is EagerTest]
 

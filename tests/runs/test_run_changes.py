@@ -13,7 +13,7 @@ import torch
 
 from command_line import CommandLine
 from fedsieve import InputError, local
-from fedsieve.engine.experiment import uses_rounds
+from fedsieve.engine.prolong import uses_rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import DNR, FLASH, NST, PDST, FedAvg
 from fedsieve.recipes import load_recipe, recipes

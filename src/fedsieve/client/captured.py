@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedsieve.client.products import Products, Triple
 from fedsieve.client.training import DenseSteps, Precision
 from fedsieve.sparse.layers import WeightCuts, sparse_layers
-from fedsieve.types import Data, Device, Mask, normalize_inputs
+from fedsieve.types import Data, Device, Mask, map_examples
 
 WARM = 2
 """Steps before a capture, in which libraries choose their ways and allocate; their effects are undone."""
@@ -35,15 +35,12 @@ _CAPTURING = threading.Lock()
 class _Inputs:
     """The memory that captured steps read and write, beside the model's."""
 
-    x: Tensor
-    """The client's examples [examples, ...], raw."""
-    y: Tensor
+    data: Data
+    """The client's examples, raw, in front of others."""
     order: Tensor
     """Those of the epoch, int64 [examples]."""
     draws: Tensor
     """The augmentation's, int64 [examples, numbers], by place in the order."""
-    mean: tuple[float, ...] | Tensor
-    std: tuple[float, ...] | Tensor
     place: Tensor
     """Where in the order the next batch begins, int64 []."""
     lr: Tensor
@@ -58,19 +55,19 @@ class _Inputs:
     @classmethod
     def of(cls, data: Data, examples: int, steps: int, numbers: int) -> _Inputs:
         """Return memory for so many examples like those of ``data``, steps, and numbers drawn for an example."""
-        where, many = data.y.device, data.x.new_empty((examples, *data.x.shape[1:]))
-        mean, std = data.scale
+        where = data.device
         index = torch.zeros(examples, dtype=torch.int64, device=where)
         return cls(
-            many, index.clone(), index, index.new_zeros(examples, numbers), mean, std, index.new_zeros(()),
-            torch.zeros((), device=where), torch.zeros(steps, device=where), torch.arange(steps, device=where),
-            index.new_zeros(()),
+            data.map(lambda one: one.new_zeros((examples, *one.shape[1:]))),
+            index, index.new_zeros(examples, numbers), index.new_zeros(()), torch.zeros((), device=where),
+            torch.zeros(steps, device=where), torch.arange(steps, device=where), index.new_zeros(()),
         )  # fmt: skip
 
     def fits(self, data: Data, examples: int, steps: int, numbers: int) -> bool:
         """Tell whether there is room for a training."""
-        same = (self.x.shape[1:], self.x.dtype) == (data.x.shape[1:], data.x.dtype)
-        return same and examples <= len(self.x) and steps <= len(self.losses) and numbers == self.draws.shape[1]
+        mine, theirs = ([(one.shape[1:], one.dtype) for one in own.tensors] for own in (self.data, data))
+        room = mine == theirs and examples <= len(self.data)
+        return room and steps <= len(self.losses) and numbers == self.draws.shape[1]
 
 
 @dataclass(frozen=True)
@@ -199,25 +196,27 @@ class Capture:
                 self.graphs.renew()
             self._inputs = _Inputs.of(data, self.examples, self.steps, numbers)
         inputs = self._inputs
-        inputs.x[:n].copy_(data.x)
-        inputs.y[:n].copy_(data.y)
+        for into, values in zip(inputs.data.tensors, data.tensors, strict=True):
+            into[:n].copy_(values)
         inputs.step.zero_()
         inputs.lr.fill_(device.lr)
         return inputs
 
     def training(self, device: Device, mask: Mask, inputs: _Inputs) -> _Training:
         """Return what trains as a device does on such a mask, its memory at rest."""
-        own = device.momentum, device.weight_decay, device.norm_weight_decay, device.batch, device.augment is not None
+        own = (
+            *(device.momentum, device.weight_decay, device.norm_weight_decay, device.batch, device.augment is not None),
+            *(device.loss, device.optimizer, device.clip_norm, device.correction and device.correction.kind),
+        )
         weights = [(w.requires_grad, w.data_ptr()) for w in device.model.parameters()]  # which graphs know by address
         key = (*own, tuple(mask), *weights)
         if (training := self._trainings.get(key)) is None:
             steps = DenseSteps(device, {}, self.precision)
+            if self.graphs:
+                steps.allocate_()
             steps.masked = [(w, torch.zeros_like(w)) for w in map(device.model.get_parameter, mask)]
             training = self._trainings[key] = _Training(steps, tuple(mask))
-        training.steps.device = device
-        training.steps.lr = inputs.lr if self.graphs else device.lr
-        for velocity in training.steps.velocity:
-            velocity.zero_()
+        training.steps.rest_(device, inputs.lr if self.graphs else device.lr)
         return training
 
     def replay(self, graphs: CudaGraphs, step: Callable[[], None], state: list[Tensor]) -> _Replay:
@@ -269,8 +268,8 @@ class CapturedSteps:
         """Go on with another mask."""
         if tuple(mask) != self.training.names:
             before, self.training = self.training, self.capture.training(self.device, mask, self.inputs)
-            for velocity, last in zip(self.training.steps.velocity, before.steps.velocity, strict=True):
-                velocity.copy_(last)
+            for own, last in zip(self.training.steps.state(), before.steps.state(), strict=True):
+                own.copy_(last)
         for (_, buffer), own in zip(self.training.steps.masked, mask.values(), strict=True):
             buffer.copy_(own.to(buffer.device))  # as it is: a quarter of the bytes
         self.training.steps.project_()
@@ -304,10 +303,9 @@ class CapturedSteps:
         if self.capture.graphs:
             self.capture.cut_weights()
         at = inputs.place + torch.arange(size, device=inputs.place.device)
-        index = inputs.order[at]
-        x = inputs.x[index] if augment is None else augment(inputs.x[index], inputs.draws[at])
-        x = self.capture.laid_out(normalize_inputs(x, inputs.mean, inputs.std))
-        loss = self.training.steps.step(x, inputs.y[index])
+        change = None if augment is None else partial(augment, draws=inputs.draws[at])
+        x, y = inputs.data.batch(inputs.order[at], change)
+        loss = self.training.steps.step(map_examples(self.capture.laid_out, x), y)
         torch.where(inputs.steps == inputs.step, loss, inputs.losses, out=inputs.losses)
         inputs.place.add_(size)
         inputs.step.add_(1)
@@ -316,9 +314,9 @@ class CapturedSteps:
         """Return what a step changes."""
         capture, inputs = self.capture, self.inputs
         thresholds = [threshold for layer in capture.layers for threshold in layer.thresholds()]
-        model, velocity = capture.model, self.training.steps.velocity
+        model, state = capture.model, self.training.steps.state()
         own = [inputs.place, inputs.step, capture.products.on_device]
-        return [*model.parameters(), *model.buffers(), *velocity, *thresholds, *own]
+        return [*model.parameters(), *model.buffers(), *state, *thresholds, *own]
 
     def _count(self) -> None:
         """Count the multiply-adds of the replayed steps, before densities change or somebody reads them."""

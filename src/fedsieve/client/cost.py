@@ -27,7 +27,7 @@ from fedsieve.client.products import DENSE, Products
 from fedsieve.client.training import DenseSteps, train_
 from fedsieve.kernels.dispatch import Kernels, SparseSteps
 from fedsieve.sparse.policy import WeightLayer, weight_layers
-from fedsieve.types import Device, Mask, Steps
+from fedsieve.types import Device, Examples, Mask, Steps, apply_model, leaves, map_examples, tensors_of
 
 SIZES = (2, 3, 4)
 """The batches that are counted: BatchNorm needs two examples."""
@@ -47,10 +47,17 @@ class Cost:
 
     These are forward, input gradient and weight gradient, where they are computed. In dense steps a layer holds the
     densities of its last three products in an attribute ``densities``; without one it is dense, as all is that is not
-    a convolution or a linear layer. Of a model of those alone no ``examples`` are needed, normalised ones, to find it.
+    a convolution or a linear layer. Of a model of those alone no ``examples`` are needed (as the model takes them, with
+    the targets of the ``loss``) to find it.
     """
 
-    def __init__(self, model: nn.Module, kernels: Kernels | None = None, examples: Tensor | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        kernels: Kernels | None = None,
+        examples: tuple[Examples, Examples] | None = None,
+        loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    ):
         self.kernels = kernels
         self.dense_steps: Callable[[Device, Mask], Steps] = DenseSteps
         """What begins a training that the kernels do not take."""
@@ -61,7 +68,7 @@ class Cost:
             trained = any(w.requires_grad for name, w in layer.named_parameters() if name != "bias")  # or what makes it
             layer.register_forward_hook(partial(self._count, fan_in(layer), trained), with_kwargs=True)
         if examples is not None:
-            self.other_ops = count_other_ops(train_(model), examples, lambda: self.products.dense)
+            self.other_ops = count_other_ops(train_(model), *examples, lambda: self.products.dense, loss)
             self.restart()
         if self.other_ops:
             model.register_forward_hook(self._count_other_ops, with_kwargs=True)
@@ -112,7 +119,7 @@ class Cost:
     ) -> None:
         if not layer.training:
             return
-        n, needed = float(output.numel() * fan_in), _first(args, kwargs).requires_grad
+        n, needed = float(output.numel() * fan_in), tensors_of((args, kwargs))[0].requires_grad
         densities = getattr(layer, "densities", DENSE)
         self.products.add(layer, n, (1.0, 0.0, 0.0), densities)
         if output.requires_grad:
@@ -120,15 +127,13 @@ class Cost:
             count = partial(self.products.add, layer, n, backward, densities)  # not called if the loss does not see it
             output.register_hook(lambda _: count())  # type: ignore[no-untyped-call]
 
-    def _count_other_ops(
-        self, model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], logits: Tensor
-    ) -> None:
+    def _count_other_ops(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if model.training:
-            forward, backward = self.other_ops.of_step(len(_first(args, kwargs)))
+            forward, backward = self.other_ops.of_step(len(tensors_of((args, kwargs))[0]))
             self.products.add(None, forward, (1.0, 0.0, 0.0))
-            if logits.requires_grad:
+            if trained := [one for one in tensors_of(output) if one.requires_grad]:
                 count = partial(self.products.add, None, backward, (0.0, 1.0, 0.0))
-                logits.register_hook(lambda _: count())  # type: ignore[no-untyped-call]
+                trained[0].register_hook(lambda _: count())  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -169,10 +174,6 @@ def fan_in(layer: WeightLayer) -> int:
     return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
 
 
-def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))
-
-
 @dataclass(frozen=True)
 class OtherOps:
     """Multiply-adds of a training step's operations other than convolutions and linear layers."""
@@ -195,23 +196,30 @@ class OtherOps:
         return forward, backward
 
 
-def count_other_ops(model: nn.Module, x: Tensor, count: Callable[[], float]) -> OtherOps:
+def count_other_ops(
+    model: nn.Module,
+    x: Examples,
+    y: Examples,
+    count: Callable[[], float],
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+) -> OtherOps:
     """Return the multiply-adds of training steps of ``model``, in training mode, that ``count`` has not.
 
-    ``x`` are examples, as the model takes them. The model's buffers, and PyTorch's generators, are left as they were.
+    ``x`` and ``y`` are four examples or more, as model and loss take them. The model's buffers, and PyTorch's
+    generators, are left as they were.
     """
     trained = [w for w in model.parameters() if w.requires_grad]
-    x = x[torch.arange(max(SIZES), device=x.device) % len(x)]
     forward, backward, unknown = list[float](), list[float](), dict[str, None]()
-    with _restored(model, x), _plain_operations(), _paths(model) as path:
+    with _restored(model, leaves(x)[0]), _plain_operations(), _paths(model) as path:
         for n in SIZES:
             before = count()
             try:
                 with _Counter(path, unknown) as counter:
-                    loss = F.cross_entropy(model(x[:n]), torch.zeros(n, dtype=torch.int64, device=x.device))
+                    some = (map_examples(lambda one, n=n: one[:n], part) for part in (x, y))  # type: ignore[misc]
+                    value = loss(apply_model(model, next(some)), next(some))
                     forward.append(counter.products - (count() - before))
                     before, counter.products = count(), 0.0
-                    torch.autograd.grad(loss, trained, allow_unused=True)
+                    torch.autograd.grad(value, trained, allow_unused=True)
                 backward.append(counter.products - (count() - before))
             except Exception as error:  # whatever the user's own code raises where its operations are watched
                 return OtherOps(unknown=(f"all but convolutions and linear layers ({type(error).__name__})",))

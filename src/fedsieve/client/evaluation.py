@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.captured import CudaGraphs, captured
+from fedsieve.client.metrics import Accumulator, Metric, correct
 from fedsieve.client.training import load_
-from fedsieve.types import Data
+from fedsieve.types import Data, apply_model, map_examples
 
 BATCH = 500
 
@@ -23,60 +24,73 @@ class EagerTest(UserWarning):
     """A model's test cannot be captured: it runs one operation after another."""
 
 
-def correct(output: Tensor, target: Tensor) -> Tensor:
-    """Return, for each of b outputs [b, classes], whether the largest is the label's: bool [b]."""
-    return output.argmax(1) == target
+ACCURACY = {"accuracy": Metric(correct)}
 
 
 def accuracy(model: nn.Module, data: Data, batch: int = BATCH) -> float:
     """Return the share of ``data`` that the model labels rightly."""
-    return Evaluation(model, data, batch=batch).accuracy()
+    return Evaluation(model, data, batch=batch).metrics()["accuracy"]
 
 
 class Evaluation:
     """The test of one resident model on the same examples, again and again with other weights in place of the last."""
 
-    def __init__(self, model: nn.Module, data: Data, graphs: CudaGraphs | None = None, batch: int = BATCH):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        graphs: CudaGraphs | None = None,
+        batch: int = BATCH,
+        metrics: Mapping[str, Metric] = ACCURACY,
+    ):
         """Take a model, examples, which may lie on its device, and what captures: None for one batch after another."""
         self.model, self.data, self.batch = model, data, batch
-        self.where = next((w.device for w in model.parameters()), data.y.device)
-        self.graphs = graphs if data.y.device == self.where else None
-        self._place = torch.zeros((), dtype=torch.int64, device=data.y.device)
+        self.where = next((w.device for w in model.parameters()), data.device)
+        self.graphs = graphs if data.device == self.where else None
+        self.means = {name: one for name, one in metrics.items() if not isinstance(one.function, Accumulator)}
+        self.accumulators = {name: one for name, one in metrics.items() if isinstance(one.function, Accumulator)}
+        if self.accumulators:
+            self.graphs = None
+        self._names = [*metrics]
+        self._place = torch.zeros((), dtype=torch.int64, device=data.device)
         """Of the first example of the next batch."""
-        self._sum = torch.zeros((), dtype=torch.int64, device=self.where)
+        self._sums = torch.zeros(len(self.means), 2, dtype=torch.float64, device=self.where)
+        """Of each mean, what its values add up to, and their weights."""
         self._replays: dict[int, Callable[[], None]] = {}
         """By the number of examples in a batch."""
         self._addresses = list[int]()
         """Of the weights that the graphs know."""
 
-    def of(self, params: Mapping[str, Tensor]) -> float:
-        """Return the accuracy of the model with these weights, which stay in it."""
+    def of(self, params: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the metrics of the model with these weights, which stay in it."""
         load_(self.model, params)
-        return self.accuracy()
+        return self.metrics()
 
     @torch.no_grad()
-    def accuracy(self) -> float:
-        """Return the share of the examples that the model labels rightly."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the model on all examples; NaN where no value counts."""
         self.model.eval()
         if self.graphs:
             try:
-                return self._share(self.graphs)
+                return self._measure(self.graphs)
             except RuntimeError as error:
                 cause = str(error.__context__ or error).partition("\n")[0]  # a capture that was cut off says only so
                 warnings.warn(f"the model's test cannot be captured: it runs eagerly ({cause})", EagerTest, 2)
                 self._replays.clear()
                 self.graphs = None
-        return self._share(None)
+        return self._measure(None)
 
-    def _share(self, graphs: CudaGraphs | None) -> float:
+    def _measure(self, graphs: CudaGraphs | None) -> dict[str, float]:
         """Test all batches, by graphs or without, and wait for the device."""
         self._place.zero_()
-        self._sum.zero_()
+        self._sums.zero_()
+        for one in self.accumulators.values():
+            one.function.reset()  # type: ignore[union-attr]
         sizes = [min(self.batch, len(self.data) - i) for i in range(0, len(self.data), self.batch)]
         if graphs is None:
             for size in sizes:
                 self._test(size)
-            return int(self._sum) / len(self.data)
+            return self._values()
         addresses = [v.data_ptr() for v in (*self.model.parameters(), *self.model.buffers())]
         if addresses != self._addresses:
             if self._replays:
@@ -87,17 +101,29 @@ class Evaluation:
             graphs.chance.manual_seed(0)
             for size in sizes:
                 self._replay(graphs, size)()
-            return int(self._sum) / len(self.data)
+            return self._values()
+
+    def _values(self) -> dict[str, float]:
+        """Return the metrics, in the task's order; waits for the device."""
+        sums = zip(self.means.items(), self._sums.tolist(), strict=True)
+        values = {name: metric.of_sum(total, weight) for (name, metric), (total, weight) in sums}
+        values |= {name: float(one.function.compute()) for name, one in self.accumulators.items()}  # type: ignore[union-attr]
+        return {name: values[name] for name in self._names}
 
     def _replay(self, graphs: CudaGraphs, size: int) -> Callable[[], None]:
         """Return what replays the test of a batch."""
         if size not in self._replays:
-            state = [self._place, self._sum, *self.model.buffers()]
+            state = [self._place, self._sums, *self.model.buffers()]
             self._replays[size] = captured(graphs, partial(self._test, size), state)
         return self._replays[size]
 
     def _test(self, size: int) -> None:
         """Test the next batch, which is captured: what changes from one to the next lies in memory."""
-        x, y = self.data.batch(self._place + torch.arange(size, device=self._place.device))
-        self._sum.add_(correct(self.model(x.to(self.where)), y.to(self.where)).sum())
+        index = self._place + torch.arange(size, device=self._place.device)
+        x, y = (map_examples(lambda one: one.to(self.where), part) for part in self.data.batch(index))
+        output = apply_model(self.model, x)
+        for sums, metric in zip(self._sums, self.means.values(), strict=True):
+            sums.add_(metric.add_up(output, y, size))
+        for one in self.accumulators.values():
+            one.function.update(output, y)  # type: ignore[union-attr]
         self._place.add_(size)

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsieve.client.optimizers import torch_optimizer
 from fedsieve.sparse.masks import GrowthShare, prune_regrow
 from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
-from fedsieve.types import Device, InputError, Mask, Params, Steps
+from fedsieve.types import Device, Examples, InputError, Mask, Params, Steps, apply_model, leaves
+from fedsieve.types.optimizers import SGD, AdamW
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """What PyTorch multiplies: float32; float32 rounded to 10-bit mantissas (GPUs); bfloat16. Weights, sums are float32."""
@@ -65,23 +67,78 @@ class DenseSteps:
     def __init__(self, device: Device, mask: Mask, precision: Precision = "fp32"):
         self.device, self.precision = device, precision
         self.lr: float | Tensor = device.lr
-        self.weights: list[Tensor] = [w for w in device.model.parameters() if w.requires_grad]
+        named = [(name, w) for name, w in device.model.named_parameters() if w.requires_grad]
+        self.names = [name for name, _ in named]
+        self.weights: list[Tensor] = [w for _, w in named]
         norms = [] if device.norm_weight_decay else norm_parameters(device.model)
         spared = [any(w is norm for norm in norms) for w in self.weights]
         self.decayed = [i for i, spare in enumerate(spared) if device.weight_decay and not spare]
-        self.velocity = [torch.zeros_like(w) for w in self.weights] if device.momentum else []
+        sgd = device.optimizer is None or isinstance(device.optimizer, SGD)
+        self.nesterov = bool(device.optimizer and sgd and device.optimizer.nesterov)
+        self.velocity = [torch.zeros_like(w) for w in self.weights] if device.momentum and sgd else []
+        self.optimizer = None if sgd else torch_optimizer(device, *self._by_decay())
         self.masked: list[tuple[Tensor, Tensor]] = []
+        own = device.correction
+        self.start = [torch.zeros_like(w) for w in self.weights] if own and own.mu else []
+        self.shift = [torch.zeros_like(w) for w in self.weights] if own and own.shift else []
         self.put_(mask)
+        self._correct_()
+
+    def _by_decay(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the weights that decay, and the others."""
+        decayed = [w for i, w in enumerate(self.weights) if i in self.decayed]
+        return decayed, [w for i, w in enumerate(self.weights) if i not in self.decayed]
+
+    @torch.no_grad()
+    def _correct_(self) -> None:
+        """Take over what the method adds to the gradients of a training, which begins."""
+        if self.start:
+            torch._foreach_copy_(self.start, self.weights)
+        for name, shift in zip(self.names, self.shift, strict=False):
+            assert self.device.correction
+            own = self.device.correction.shift.get(name)
+            shift.zero_() if own is None else shift.copy_(own)
+
+    def state(self) -> list[Tensor]:
+        """Return what a step changes beside the weights, and the optimizer alone: velocities, or its own memory."""
+        own = self.optimizer.state.values() if self.optimizer else ()
+        return [*self.velocity, *(value for one in own for value in one.values() if isinstance(value, Tensor))]
+
+    @torch.no_grad()
+    def rest_(self, device: Device, lr: float | Tensor) -> None:
+        """Begin another training, at rest, in the same memory."""
+        self.device, self.lr = device, lr
+        if self.optimizer and not isinstance(device.optimizer, AdamW):  # what rest is of a user's, it alone knows
+            self.optimizer = torch_optimizer(device, *self._by_decay())
+        for value in self.state():
+            value.zero_()
+        for group in self.optimizer.param_groups if isinstance(device.optimizer, AdamW) and self.optimizer else ():
+            group["lr"] = lr
+        self._correct_()
+
+    @torch.no_grad()
+    def allocate_(self) -> None:
+        """Make the optimizer's memory, before steps are captured. Raises RuntimeError of an optimizer of the user's."""
+        if not self.optimizer:
+            return
+        if not isinstance(self.device.optimizer, AdamW):
+            raise RuntimeError("the optimizer is one of your own")
+        before = [w.clone() for w in self.weights]
+        for w in self.weights:
+            w.grad = torch.zeros_like(w)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        torch._foreach_copy_(self.weights, before)
 
     def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
         """Train on an epoch's batches, and yield their losses."""
         for x, y in self.device.batches(order, draws):
             yield self.step(x, y)
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
+    def step(self, x: Examples, y: Examples) -> Tensor:
         """Train on a batch, and return its loss."""
-        with mixed_precision(x.device, self.precision):
-            loss = F.cross_entropy(self.device.model(x), y)
+        with mixed_precision(leaves(x)[0].device, self.precision):
+            loss = self.device.loss(apply_model(self.device.model, x), y)
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         self._update_([torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, gradients, strict=True)])
         self.project_()
@@ -100,8 +157,14 @@ class DenseSteps:
 
     @torch.no_grad()
     def _update_(self, steps: list[Tensor]) -> None:
-        """Take the step of stochastic gradient descent along the gradients ``steps``, which are only read."""
-        steps = [step.to_dense() for step in steps]
+        """Take the optimizer's step along the gradients ``steps``, which are only read."""
+        steps = self._changed([step.to_dense() for step in steps])
+        if self.optimizer:
+            for w, step in zip(self.weights, steps, strict=True):
+                w.grad = step
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            return
         if self.decayed:
             decayed = [self.weights[i] for i in self.decayed]
             sums = torch._foreach_add([steps[i] for i in self.decayed], decayed, alpha=self.device.weight_decay)
@@ -110,11 +173,36 @@ class DenseSteps:
         if self.velocity:
             torch._foreach_mul_(self.velocity, self.device.momentum)
             torch._foreach_add_(self.velocity, steps)
-            steps = self.velocity
+            if self.nesterov:
+                steps = list(torch._foreach_add(steps, self.velocity, alpha=self.device.momentum))
+            else:
+                steps = self.velocity
         if isinstance(self.lr, Tensor):
             torch._foreach_sub_(self.weights, list(torch._foreach_mul(steps, self.lr)))
         else:
             torch._foreach_sub_(self.weights, steps, alpha=self.lr)
+
+    def _changed(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Return gradients with the method's correction, on the masks, and cut to the norm that they may have.
+
+        Those of SGD are left alone where there is neither: what is off the masks is set to 0 after the step.
+        """
+        device = self.device
+        if not (self.optimizer or self.start or self.shift or device.clip_norm):
+            return gradients
+        if self.start and device.correction:
+            drift = torch._foreach_sub(self.weights, self.start)
+            gradients = list(torch._foreach_add(gradients, drift, alpha=device.correction.mu))
+        if self.shift:
+            gradients = list(torch._foreach_add(gradients, self.shift))
+        if len(self.masked):
+            masks = {id(w): mask for w, mask in self.masked}
+            pairs = zip(self.weights, gradients, strict=True)
+            gradients = [g * masks[id(w)] if id(w) in masks else g for w, g in pairs]
+        if device.clip_norm:
+            norm = torch.stack(list(torch._foreach_norm(gradients))).norm()
+            gradients = list(torch._foreach_mul(gradients, (device.clip_norm / (norm + 1e-6)).clamp(max=1)))
+        return gradients
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -45,7 +45,7 @@ NOT_ON_HUB = "{} cannot be read from the hub: download the public archive and na
 class Dataset:
     """A task's data: training and test examples, class names, and who each training example belongs to.
 
-    ``classes`` may also be their number: their names are then 0, 1 and so on.
+    ``classes`` may also be their number: their names are then 0, 1 and so on; empty where targets are no classes.
     ``group`` int64 [len(train)] numbers the writer or speaker of every training example (None where there is no such
     thing); ``groups`` names them. ``version`` is which of several published ones it is, empty where there is but one.
     ``columns`` are further numbers of every training example [len(train)], by name: what partitions can go by.
@@ -54,7 +54,7 @@ class Dataset:
     name: str
     train: Data
     test: Data
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     group: Tensor | None = None
     groups: tuple[str, ...] = ()
     version: str = ""
@@ -86,20 +86,20 @@ class Dataset:
     @property
     def labels(self) -> Tensor | None:
         """The class of every training example, int64 [n]; None where targets are no class labels."""
-        y: object = self.train.y
-        whole = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and y.dtype != torch.bool
-        return self.train.y if whole and self.classes else None
+        y = self.train.y
+        if not self.classes or not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            return None
+        return None if y.dtype == torch.bool else y
 
     @cached_property
     def digest(self) -> str:
         """A hash of all that it holds."""
         digest = hashlib.sha256(repr((self.name, self.classes, self.groups)).encode())
         for data in (self.train, self.test):
-            digest.update(repr((data.x.shape, data.x.dtype, data.y.shape, data.mean, data.std)).encode())
-        if self.columns:
-            digest.update(repr([*self.columns]).encode())
-        parts = (self.train.x, self.train.y, self.test.x, self.test.y, self.group, *self.columns.values())
-        for part in (part for part in parts if part is not None and part.numel()):
+            digest.update(repr(data.form).encode())
+        digest.update(repr([*self.columns]).encode() if self.columns else b"")
+        owners = [column for column in (self.group, *self.columns.values()) if column is not None]
+        for part in filter(Tensor.numel, (*self.train.tensors, *self.test.tensors, *owners)):
             digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 

@@ -35,7 +35,7 @@ from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
 from fedsieve.kernels.dispatch import Kernels, check_choice
 from fedsieve.server.admission import read_diagnostics
-from fedsieve.types import InputError, Tree, Update, rng
+from fedsieve.types import InputError, Tree, Update, map_examples, rng
 from fedsieve.types.resources import Resources, using
 from fedsieve.wire import decode, encode
 
@@ -49,7 +49,7 @@ def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: 
     """Return the kernels that train ``model``, by ``choice``. Raises InputError if they must, but cannot."""
     kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
     if choice != "dense":
-        kernels.check(tuple(federation.dataset.train.x.shape[1:]))
+        kernels.check(federation.dataset.train.shape)
     return kernels
 
 
@@ -69,8 +69,11 @@ class Worker:
         """What a worker holds while it trains that must not draw by chance beside others."""
         self.method = federation.run.method
         self.model = self.method.prepare(federation.model()).to(where)
-        examples = None if (x := federation.few()) is None else x.to(where)
-        self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples)
+        examples: Any = federation.few()
+        if examples:
+            examples = tuple(map_examples(lambda one: one.to(where), part) for part in examples)
+        loss = federation.run.task.loss
+        self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples, loss)
         self.cost.dense_steps = partial(DenseSteps, precision=precision)
         self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
         self.messages = Messages(federation)
@@ -228,7 +231,7 @@ def in_order(
 def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     """Return the federation with its training examples in memory that all processes share, its shards as one tensor."""
     dataset, shards = federation.dataset, federation.shards
-    train = replace(dataset.train, x=_share(dataset.train.x), y=_share(dataset.train.y))
+    train = dataset.train.map(_share)
     none, task = train.subset(torch.arange(0)), federation.run.task
     dataset = replace(dataset, train=train, test=none, group=None, columns={})
     if isinstance(task.dataset, Dataset):

@@ -1,27 +1,35 @@
-"""One experiment, complete: what is trained (Task), and how (Run); and whether a run can be given more rounds."""
+"""One experiment, complete: what is trained (Task), and how (Run)."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
-from types import CodeType, FunctionType
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from fedsieve.client.losses import CrossEntropy, Loss
 from fedsieve.client.models import MODELS
+from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, Partition
 from fedsieve.data.partitioner import FlowerPartitioner, is_partitioner
-from fedsieve.engine.fields import check_fields, check_method_type, check_milestones, check_numbers
+from fedsieve.engine.fields import (
+    check_fields,
+    check_method_type,
+    check_milestones,
+    check_numbers,
+    check_task_metrics,
+    lr_factor,
+)
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.types import LATER, InputError, Method, RoundContext, rng
 from fedsieve.types.errors import check_interval
+from fedsieve.types.optimizers import SGD, AdamW, Optimizer
 
 NO_DATASET = (
     "must be a name, a fedsieve.Dataset(name, Data(x, y), Data(x, y), classes), or a function that gives one: {}"
@@ -60,10 +68,17 @@ class Task:
     """What is taken off the inputs, one number or one a channel; empty: the dataset's own."""
     input_std: tuple[float, ...] = field(default=(), metadata=LATER)
     """What they are then divided by, one number or one a channel; empty: the dataset's own."""
+    loss: Loss = field(default=CrossEntropy(), metadata=LATER)
+    """What is minimised: ``crossentropy`` (classes, segmentation), ``nexttoken`` (language), ``binarycrossentropy``
+    (several labels), ``regression``; or a function of the model's output and the targets to a tensor of one number."""
+    metrics: Mapping[str, Any] = field(default_factory=dict, metadata=LATER)
+    """What tells how good a model is, by name, the first above all: functions of output and targets to values that are
+    averaged over all examples, a ``Metric``, or what ``torchmetrics`` has; empty: the loss's own."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, str) and self.model not in MODELS:
-            raise InputError(f"unknown model {self.model!r}; the models are {', '.join(MODELS)}")
+        if isinstance(self.model, str) and self.model not in MODELS | VECTOR_MODELS:
+            names = ", ".join(MODELS | VECTOR_MODELS)
+            raise InputError(f"unknown model {self.model!r}; the models are {names}")
         if not isinstance(self.model, str) and not callable(self.model):
             kind = type_name(self.model)
             raise InputError(f"task.model must be a name, a module, or a function that gives one: {kind}")
@@ -74,6 +89,7 @@ class Task:
         if not isinstance(self.partition, str | Indices | FlowerPartitioner) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
+        object.__setattr__(self, "metrics", check_task_metrics(self.loss, self.metrics))
         object.__setattr__(self, "input_mean", check_numbers("task.input_mean", self.input_mean))
         object.__setattr__(self, "input_std", check_numbers("task.input_std", self.input_std, positive=True))
         tiers: Any = self.tiers
@@ -129,10 +145,22 @@ class Run:
     lr_milestones: tuple[int, ...] = field(default=(), metadata=LATER)
     """The rounds after which the learning rate falls, in steps of one ratio, the last to ``lr_end``: PyTorch's
     MultiStepLR; empty: it falls in every round."""
+    lr_schedule: Literal["exponential", "cosine", "linear"] | Callable[[float], float] = field(
+        default="exponential", metadata=LATER
+    )
+    """How the learning rate falls from ``lr`` to ``lr_end`` over the rounds; or a function of their share that is past,
+    in [0, 1], to what ``lr`` is multiplied with."""
+    lr_warmup: int = field(default=0, metadata=LATER)
+    """The first rounds, in which the learning rate rises to ``lr`` in equal steps, before it falls over the others."""
+    optimizer: Optimizer = field(default=SGD(), metadata=LATER)
+    """What steps along the gradients on the clients, anew in every round: ``sgd``, ``adamw``; or a function that makes
+    a PyTorch optimizer of groups of parameters and ``lr`` (by PyTorch, not by the kernels)."""
+    clip_norm: float = field(default=0.0, metadata=LATER)
+    """The Euclidean norm that the gradients of a step are scaled down to, all together; 0: they are not."""
     momentum: float = 0.0
     """SGD's momentum on the clients, anew in every round."""
     weight_decay: float = 0.0
-    """SGD's weight decay on the clients."""
+    """The optimizer's weight decay on the clients."""
     norm_weight_decay: bool = field(default=True, metadata=LATER)
     """Whether weight decay reaches the weights and biases of BatchNorm and other norms."""
     evaluate_every: int = 1
@@ -172,6 +200,7 @@ class Run:
         object.__setattr__(self, "lr_milestones", check_milestones("lr_milestones", self.lr_milestones))
         if self.lr_milestones and self.lr_rounds:
             raise InputError("lr_milestones and lr_rounds are two ways for the learning rate to fall: leave one out")
+        self._check_optimizer()
         check_interval("momentum", self.momentum, "[0, 1)")
         if not 0 <= self.weight_decay <= 1e6:
             raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
@@ -180,6 +209,25 @@ class Run:
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")
         self._check_clients()
+
+    def _check_optimizer(self) -> None:
+        """Raise InputError unless optimizer, schedule and clipping are among those that there are, and fit."""
+        if isinstance(self.optimizer, type) and self.optimizer in (SGD, AdamW):
+            object.__setattr__(self, "optimizer", self.optimizer())
+        if not isinstance(self.optimizer, SGD | AdamW) and not callable(self.optimizer):
+            raise InputError(f"optimizer must be SGD(), AdamW(), or a function that makes one, got {self.optimizer!r}")
+        if self.momentum and not isinstance(self.optimizer, SGD):
+            raise InputError(f"momentum is SGD's, of {type_name(self.optimizer)} leave it out, got {self.momentum}")
+        if isinstance(self.optimizer, SGD) and self.optimizer.nesterov and not self.momentum:
+            raise InputError("optimizer.nesterov needs momentum: -s momentum=0.9")
+        if self.lr_schedule not in ("exponential", "cosine", "linear") and not callable(self.lr_schedule):
+            raise InputError(f"lr_schedule must be exponential, cosine, linear or a function, got {self.lr_schedule!r}")
+        if self.lr_schedule != "exponential" and self.lr_milestones:
+            raise InputError("lr_milestones are a schedule of their own: leave lr_schedule out")
+        if not 0 <= self.lr_warmup < self.rounds:
+            raise InputError(f"lr_warmup must be from 0 to {self.rounds - 1}, rounds less 1, got {self.lr_warmup}")
+        if not 0 <= self.clip_norm < math.inf:
+            raise InputError(f"clip_norm must be 0 (off) or more, got {self.clip_norm}")
 
     def _check_clients(self) -> None:
         """Raise InputError unless the clients are as many, and of as many classes, as the method needs."""
@@ -236,12 +284,20 @@ class Run:
         """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / (lr_rounds or T)).
 
         A warm-up, round 0, has ``lr``; no round has less than ``lr_end``. With milestones the exponent is the share of
-        them that is past.
+        them that is past. Other schedules have the same share, of the rounds after ``lr_warmup``.
         """
-        past = max(t - 1 + self.lr_offset, 0) / (self.lr_rounds or self.rounds)
+        if 0 < t <= self.lr_warmup:
+            return self.lr * t / (self.lr_warmup + 1)
+        past = max(t - 1 + self.lr_offset - self.lr_warmup, 0) / ((self.lr_rounds or self.rounds) - self.lr_warmup)
         if self.lr_milestones:
             past = sum(t - 1 + self.lr_offset >= step for step in self.lr_milestones) / len(self.lr_milestones)
-        return self.lr * math.exp(min(past, 1) * math.log(self.lr_end / self.lr))
+        past = min(past, 1.0)
+        if callable(self.lr_schedule):
+            return lr_factor(self.lr_schedule, past) * self.lr
+        if self.lr_schedule != "exponential":
+            share = (1 + math.cos(math.pi * past)) / 2 if self.lr_schedule == "cosine" else 1 - past
+            return self.lr_end + (self.lr - self.lr_end) * share
+        return self.lr * math.exp(past * math.log(self.lr_end / self.lr))
 
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``.
@@ -276,44 +332,3 @@ class Run:
         """Return the clients of round t whose tiers are of the round alone, those of the first tier first."""
         order: list[int] = torch.randperm(self.task.clients, generator=rng(self.seed, "sample", t)).tolist()
         return order[: self.per_round]
-
-
-def reason_not_to_prolong(run: Run) -> str | None:
-    """Return why a run cannot be prolonged, with the remedy; None if it can."""
-    if run.lr != run.lr_end and not run.lr_rounds and not run.lr_milestones:
-        return (
-            f"its learning rate falls to lr_end={run.lr_end} over all rounds; a run can be prolonged where lr_end=lr "
-            f"({run.lr}), or over lr_rounds or in lr_milestones; choose another --out"
-        )
-    if uses_rounds(run.method):
-        return f"{run.method.name} itself goes by the number of rounds (device.rounds); choose another --out"
-    return None
-
-
-def uses_rounds(part: Any) -> bool:
-    """Return whether a method goes by the number of rounds: what its ``uses_rounds`` says.
-
-    One that says nothing does if a function of its class or module reads an attribute ``rounds``, or if a ``part`` of
-    it does: a dataclass among its fields.
-    """
-    if isinstance(part, Method) and part.uses_rounds is not None:
-        return part.uses_rounds
-    values = [getattr(part, f.name) for f in fields(part)] if is_dataclass(part) else []
-    inner = [value for value in values if is_dataclass(value) and not isinstance(value, type)]
-    return any("rounds" in code.co_names for code in _codes(type(part))) or any(map(uses_rounds, inner))
-
-
-def _codes(kind: type) -> Iterator[CodeType]:
-    """Yield the code of a class, of those above it, and of the functions of their modules."""
-    for above in kind.__mro__[:-1]:
-        for part in (*vars(above).values(), *vars(sys.modules.get(above.__module__, above)).values()):
-            inner = part.fget if isinstance(part, property) else getattr(part, "__func__", part)
-            if isinstance(inner, FunctionType):
-                yield from _nested(inner.__code__)
-
-
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for part in code.co_consts:
-        if isinstance(part, CodeType):
-            yield from _nested(part)

@@ -9,17 +9,21 @@ import json
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.client.cost import SIZES
+from fedsieve.client.losses import CrossEntropy, metrics_of
+from fedsieve.client.metrics import Metric
 from fedsieve.client.models import INITIALISATIONS, MODELS
 from fedsieve.client.training import crop_flip
+from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import Indices, hold_out
@@ -28,7 +32,7 @@ from fedsieve.engine.experiment import Run
 from fedsieve.server.admission import Admission
 from fedsieve.server.robust import Loose, Off
 from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
-from fedsieve.types import Data, Device, InputError, rng
+from fedsieve.types import Data, Device, Examples, InputError, rng
 from fedsieve.types.method import expected_of
 
 
@@ -78,19 +82,30 @@ class Federation:
 
     def model(self) -> nn.Module:
         """Return the plain model, freshly initialised: the same in every process."""
-        run, x = self.run, self.dataset.train.x
+        run, dataset = self.run, self.dataset
         if isinstance(run.task.model, str):
-            kind = run.task.model, run.task.initialisation, x.shape[1], len(self.dataset.classes)
+            if not dataset.train.shape:
+                what = "inputs of one tensor [n, channels, ...]"
+                raise InputError(f"model {run.task.model} needs {what}: give {dataset.name} a model of your own")
+            kind = run.task.model, run.task.initialisation, dataset.train.shape[0], max(1, len(dataset.classes))
             return copy.deepcopy(_built_in(*kind, run.seed))
         with _chance_of(run.seed):
             model = resolve_model(run.task.model)
         return _initialised(model, run.task.initialisation, run.seed)
 
-    def few(self) -> Tensor | None:
-        """Return some examples, as the model takes them, to count what it multiplies; None of a built-in model."""
-        if isinstance(self.run.task.model, str) or not len(self.dataset.train):
+    def few(self) -> tuple[Examples, Examples] | None:
+        """Return some examples, as model and loss take them, to count what a step multiplies; None of a model of
+        convolutions and linear layers alone, as the built-in ones are that are so named."""
+        model = self.run.task.model
+        if (isinstance(model, str) and model in MODELS) or not len(self.dataset.train):
             return None
-        return self.dataset.train.batch(slice(0, max(SIZES)))[0]
+        index = torch.arange(max(SIZES)) % len(self.dataset.train)
+        return self.dataset.train.batch(index)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """What tells how good a model is, by name, the first above all."""
+        return metrics_of(self.run.task.loss, self.run.task.metrics)
 
     def test(self) -> Data:
         """Return the test examples that the task uses."""
@@ -100,8 +115,14 @@ class Federation:
         """Return the examples that all clients hold out, together; None if there are none, or others own them."""
         if self.own is not None or not self.run.task.validation:
             return None
-        index = torch.cat([self._split(client)[1] for client in range(len(self.shards))])
+        index = torch.cat(list(self.held_out()))
         return self.dataset.train.subset(index) if len(index) else None
+
+    def held_out(self) -> Iterator[Tensor]:
+        """Yield what each client holds out, int64 indices into the training set, of those that hold out anything."""
+        for client in range(len(self.shards)):
+            if len(index := self._split(client)[1]):
+                yield index
 
     def _split(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's examples, int64 indices into the training set: to train on, and held out."""
@@ -121,6 +142,9 @@ class Federation:
             momentum=run.momentum,
             weight_decay=run.weight_decay,
             norm_weight_decay=run.norm_weight_decay,
+            loss=F.cross_entropy if run.task.loss == CrossEntropy() else run.task.loss,
+            optimizer=run.optimizer,
+            clip_norm=run.clip_norm,
             round=t,
             rounds=run.rounds,
             rng=rng(run.seed, "client", t, client),
@@ -148,7 +172,7 @@ def _initialised(model: nn.Module, how: str, seed: int) -> nn.Module:
 def _built_in(name: str, initialisation: str, channels: int, classes: int, seed: int) -> nn.Module:
     """Return a built-in model, to be copied: to draw ResNet-18's weights takes seconds."""
     with _chance_of(seed):
-        model = MODELS[name](channels, classes)
+        model = (MODELS | VECTOR_MODELS)[name](channels, classes)
     return _initialised(model, initialisation, seed)
 
 
@@ -173,7 +197,7 @@ def described(thing: Any) -> Any:
     if isinstance(thing, FlowerPartitioner):
         return str(thing)
     if is_dataclass(thing) and not isinstance(thing, type):
-        relevant = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != f.default]
+        relevant = [f for f in fields(thing) if not f.metadata.get("later") or getattr(thing, f.name) != _default(f)]
         return {"kind": type(thing).__name__} | {f.name: described(getattr(thing, f.name)) for f in relevant}
     if isinstance(thing, partial):
         return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
@@ -186,6 +210,11 @@ def described(thing: Any) -> Any:
     if isinstance(thing, tuple | list):
         return [described(part) for part in thing]
     return thing
+
+
+def _default(field_: Field[Any]) -> Any:
+    """Return what a field is where nothing is given."""
+    return field_.default if field_.default_factory is MISSING else field_.default_factory()
 
 
 def _digest(model: nn.Module) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, NextToken, Regression
+from fedsieve.client.metrics import Metric
 from fedsieve.data.dataset import type_name
 from fedsieve.types import InputError, Method
 
@@ -65,3 +67,29 @@ def check_method_type(method: Any) -> None:
     for name, number in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
         if type(number) is not int or number < 0:
             raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
+
+
+def lr_factor(schedule: Callable[[float], float], past: float) -> float:
+    """Return what a user's schedule multiplies the learning rate with. Raises InputError unless that is a number."""
+    factor: object = schedule(past)
+    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+        raise InputError(f"lr_schedule({past:.3g}) must be a number of 0 or more, got {factor!r}")
+    return float(factor)
+
+
+def check_task_metrics(loss: Any, metrics: Any) -> dict[str, Any]:
+    """Return a task's own metrics. Raises InputError unless its loss is one, and each metric has a name and is one."""
+    kinds = CrossEntropy, NextToken, BinaryCrossEntropy, Regression
+    if isinstance(loss, type) or not callable(loss):
+        raise InputError(
+            f"task.loss must be {', '.join(f'{kind.__name__}()' for kind in kinds)}, or a function of output and "
+            f"targets, got {loss!r}"
+        )
+    if not isinstance(metrics, Mapping):
+        raise InputError(f"task.metrics must be functions by name, such as {{'f1': f1}}, got {type_name(metrics)}")
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InputError(f"task.metrics: a name is of letters, digits and underscores, got {name!r}")
+        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, Metric)):
+            raise InputError(f"task.metrics[{name!r}] must be a function of output and targets, got {metric!r}")
+    return dict(metrics)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,14 @@ from fedsieve.client.training import load_
 from fedsieve.engine.engines import Engine, devices_of
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.measures import measure_round
+from fedsieve.engine.measures import measure_round, score, score_clients
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Checkpoint, DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
-from fedsieve.engine.round import NO_CLIENT, Round, RoundMetrics
+from fedsieve.engine.round import COLUMNS, NO_CLIENT, Round, RoundMetrics
 from fedsieve.engine.setup import open_run
 from fedsieve.server.robust import Plain, robust_updates
 from fedsieve.sparse.masks import weight_density
-from fedsieve.types import Data, InputError, Tree, Update, flatten, rng
+from fedsieve.types import Data, InputError, Tree, Update, apply_model, flatten, map_examples, rng, tensors_of
 from fedsieve.types.method import expected_of
 from fedsieve.types.resources import Resources, using
 from fedsieve.wire import finite
@@ -87,13 +86,13 @@ def _rounds(
     messages, names = Messages(federation), dict(plain.named_parameters()).keys()
     dense_up, dense_down = (_dense_bytes(tree) for tree in (messages.without_frozen(state.params), state.params))
     snapshots, memory = _snapshots(Snapshot(run.first - 1, state, {}), start), Memory()
-    admission = federation.admission(columns={"round", "left_out", *(f.name for f in fields(Round))})
+    admission = federation.admission(columns={*COLUMNS, *federation.metrics})
     snapshot: Snapshot | None = snapshots.newest()
     device = devices_of(device)[0]
     plain, graphs = plain.to(device), None if device == "cpu" else CudaGraphs(torch.device(device))
-    tests = Evaluation(plain, to_device(federation.test(), device), graphs)
-    held_out = federation.validation()
-    validation = Evaluation(plain, to_device(held_out, device), graphs) if held_out else None
+    tests = Evaluation(plain, to_device(federation.test(), device), graphs, metrics=federation.metrics)
+    data = federation.validation()
+    validation = Evaluation(plain, to_device(data, device), graphs, metrics=federation.metrics) if data else None
     with engine(federation, memory) as exchange, _readers(device) as readers:
         admission.threads, server = readers
         last = min(last or run.rounds, run.rounds)
@@ -128,13 +127,17 @@ def _rounds(
             snapshots.add(Snapshot(t, state, dict(memory), tuple(admission.norms), metrics.lengths))
             tested = t % run.evaluate_every == 0 or t == last
             measures, positions = measure_round(federation, t, before, state, tests if tested else None)
+            scores = score(federation.metrics, model, tests if tested else None, validation if tested else None)
+            if "clients" in federation.measure and tested and validation:
+                scores |= score_clients(federation, model, validation)
             yield Round(
                 t=t,
                 clients=tuple(clients),
                 state=state,
                 model=model,
-                accuracy=tests.of(model) if tested else None,
-                accuracy_validation=validation.of(model) if tested and validation else None,
+                accuracy=scores.pop("accuracy"),
+                accuracy_validation=scores.pop("accuracy_validation"),
+                scores=scores,
                 density=weight_density(model),
                 density_of_all=weight_density(model, names),
                 metrics=metrics.metrics,
@@ -200,9 +203,11 @@ def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: 
 def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> None:
     """Raise DivergenceError unless all numbers of a state are finite, and its model's logits of some test examples."""
     floats = (v for v in flatten(state).values() if v.is_floating_point())
-    x = test.batch(slice(0, FINITE_EXAMPLES))[0].to(next((w.device for w in model.parameters()), "cpu"))
+    where = next((w.device for w in model.parameters()), torch.device("cpu"))
+    x = map_examples(lambda one: one.to(where), test.batch(slice(0, FINITE_EXAMPLES))[0])
     with num_threads(1):
-        if not all(map(finite, floats)) or not finite(model.eval()(x)):
+        answers = (v for v in tensors_of(apply_model(model.eval(), x)) if v.is_floating_point())
+        if not all(map(finite, floats)) or not all(map(finite, answers)):
             raise DivergenceError(f"round {t}: the model is not finite after it: lower lr (now {run.lr})")
 
 

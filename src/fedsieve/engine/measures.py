@@ -4,13 +4,16 @@ masks    the server's masks after every aggregation: their mismatch with the rou
          eq. 1), the share of non-zeros in every layer (Qiu et al. 2022, Fig. 2), every 20 rounds the positions of
          the top 10 % of each layer (Fig. 3); and what a client's autograd keeps for backward
 pruned   the accuracy of the model cut to the target density, where a method serves a union of masks
+clients  the metrics of each client on what it holds out (task.validation): mean, worst tenth, spread
 kernels  at the end of a run, a training step by the kernels beside the dense one: milliseconds, multiply-adds, memory
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import statistics
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,15 +21,16 @@ from typing import Any
 import torch
 
 from fedsieve.client.evaluation import Evaluation
-from fedsieve.client.process import peak_memory_mb
+from fedsieve.client.process import peak_memory_mb, to_device
+from fedsieve.client.training import load_
 from fedsieve.engine.engines import Worker, check_sendable, kernels_for, run_client
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.sparse.masks import mismatch, top
-from fedsieve.types import InputError, Mask, ServerState
+from fedsieve.types import InputError, Mask, Params, ServerState
 
-MEASURES = ("masks", "pruned", "kernels")
+MEASURES = ("masks", "pruned", "kernels", "clients")
 EVERY, SHARE = 20, 0.1
 """How often positions are kept, and of what share of a layer (ZeroFL, Fig. 3)."""
 STEPS, WARM = 12, 2
@@ -59,8 +63,49 @@ def measure_round(
         if t and (t % EVERY == 0 or t in (1, run.rounds)):
             positions = {n: top(after.params[n], SHARE) & (after.params[n] != 0) for n in after.sparse}
     if "pruned" in federation.measure and tests and (pruned := method.pruned(after)) is not None:
-        columns["accuracy_pruned"] = tests.of(pruned)
+        columns |= {f"{name}_pruned": value for name, value in tests.of(pruned).items()}
     return columns | (method.spent(t, run.per_round, run.task.clients) or {}), positions
+
+
+def score(
+    metrics: Iterable[str], model: Params, tests: Evaluation | None, validation: Evaluation | None
+) -> dict[str, float | None]:
+    """Return the deployed model's metrics on the test set, and on what all clients hold out (``_validation``).
+
+    None stands for what was not tested, and for NaN. Accuracy is always among them.
+    """
+    columns: dict[str, float | None] = {"accuracy": None, "accuracy_validation": None}
+    for suffix, data in (("", tests), ("_validation", validation)):
+        values = data.of(model) if data else dict.fromkeys(metrics)
+        columns |= {f"{name}{suffix}": finite_or_none(value) for name, value in values.items()}
+    return columns
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return a number, or None where it is NaN or infinite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def score_clients(federation: Federation, model: Params, validation: Evaluation) -> dict[str, float | None]:
+    """Return, of each metric on what each client holds out: the clients' mean, their worst tenth, and their spread.
+
+    The worst tenth is the mean of the tenth of the clients, one at least, that are served worst; the spread is the
+    standard deviation. Clients without such examples, or without a number, do not count.
+    """
+    load_(validation.model, model)
+    each: dict[str, list[float]] = {name: [] for name in federation.metrics}
+    for index in federation.held_out():
+        data = to_device(federation.dataset.train.subset(index), str(validation.where))
+        for name, value in Evaluation(validation.model, data, metrics=federation.metrics).metrics().items():
+            each[name] += [value] if math.isfinite(value) else []
+    columns = dict[str, float | None]()
+    for name, values in each.items():
+        values.sort(reverse=not federation.metrics[name].higher_is_better)
+        worst = values[: max(1, len(values) // 10)]
+        columns[f"{name}_clients"] = statistics.fmean(values) if values else None
+        columns[f"{name}_worst_tenth"] = statistics.fmean(worst) if values else None
+        columns[f"{name}_spread"] = statistics.pstdev(values) if values else None
+    return columns
 
 
 def measure_kernels(federation: Federation, state: Any, start: Checkpoint) -> dict[str, dict[str, Any]]:

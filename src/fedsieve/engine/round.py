@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -156,6 +156,8 @@ class Round:
     """On the test set; None in rounds without a test."""
     accuracy_validation: float | None
     """On what all clients hold out; None without a test, or where nothing is held out."""
+    scores: Mapping[str, float | None]
+    """The task's further metrics by name, on the test set and, with the suffix ``_validation``, on what is held out."""
     density: float
     """The share of non-zeros among the weights of two or more dimensions."""
     density_of_all: float
@@ -201,3 +203,7 @@ class Round:
     def left_out(self) -> tuple[Exclusion, ...]:
         """The updates that were left out of this round when the run went back to it."""
         return self.rollbacks.of(self.t)
+
+
+COLUMNS = {"round", "left_out", *(f.name for f in fields(Round))}
+"""The names that no metric may have."""

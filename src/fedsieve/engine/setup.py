@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedsieve.client.cost import Cost
+from fedsieve.client.losses import CrossEntropy, Loss, NextToken
+from fedsieve.client.metrics import Accumulator
 from fedsieve.client.training import load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
@@ -23,10 +24,21 @@ from fedsieve.data.partition import partition
 from fedsieve.engine.experiment import NO_DATASET, Run, Task
 from fedsieve.engine.federation import Federation, call, first_line
 from fedsieve.engine.measures import check_measures
+from fedsieve.engine.round import COLUMNS
 from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import sparse_layers
 from fedsieve.sparse.policy import Coverage
-from fedsieve.types import InputError, ServerState, rng
+from fedsieve.types import (
+    Examples,
+    InputError,
+    ServerState,
+    apply_model,
+    leaves,
+    logits_of,
+    map_examples,
+    rng,
+    tensors_of,
+)
 
 
 def open_run(run: Run, data: Path | str | None = None, measure: tuple[str, ...] = ()) -> Federation:
@@ -53,8 +65,12 @@ def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
 def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
     """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
     task, dataset = run.task, normalised(run.task, dataset)
-    check_labels(dataset)
+    check_targets(run.task.loss, dataset)
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
+    if taken := sorted(federation.metrics.keys() & ({*COLUMNS, "loss"} - {"accuracy"})):
+        raise InputError(f"task.metrics: {', '.join(taken)} is the name of another column of a round: rename it")
+    if "clients" in measure and not task.validation:
+        raise InputError("--measure clients needs examples that each client holds out: -s task.validation=0.1")
     check_model(federation)
     check_prepared(federation, run.method.prepare(federation.model()))
     state = run.method.init(federation.model(), rng(run.seed, "init"))
@@ -62,7 +78,8 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     contexts = [run.context(run.first, tier) for tier in range(len(task.tiers))]
     check_fit(run.method, state, contexts, run.mean, run.bound, run.private)
     coverage = Coverage.of(federation.model(), state.sparse)
-    unknown = Cost(run.method.prepare(federation.model()), examples=federation.few()).other_ops.unknown
+    cost = Cost(run.method.prepare(federation.model()), examples=federation.few(), loss=task.loss)
+    unknown = cost.other_ops.unknown
     return replace(federation, coverage=coverage, not_counted=unknown)
 
 
@@ -78,21 +95,38 @@ def normalised(task: Task, dataset: Dataset) -> Dataset:
         raise InputError(str(error).replace("data: ", "task.input_")) from None
 
 
-def check_labels(dataset: Dataset) -> None:
-    """Raise InputError unless there are examples, and every label is a number of a class."""
+def check_targets(loss: Loss, dataset: Dataset) -> None:
+    """Raise InputError unless there are examples, all finite, and their targets are such as the loss takes."""
     if (dataset.train.mean, dataset.train.std) != (dataset.test.mean, dataset.test.std):
         raise InputError(f"{dataset.name}: its training and test examples differ in mean or std: give both the same")
     for what, data in (("training", dataset.train), ("test", dataset.test)):
         if not len(data):
             raise InputError(f"{dataset.name} has no {what} example")
-        low, high = data.y.long().min().item(), data.y.long().max().item()
-        if data.y.dtype != torch.int64 or low < 0 or high >= len(dataset.classes):
-            raise InputError(
-                f"{dataset.name}: {what} labels must be int64 from 0 to {len(dataset.classes) - 1} "
-                f"({len(dataset.classes)} classes), got {data.y.dtype} from {low} to {high}"
-            )
-        if data.x.is_floating_point() and not bool(data.x.isfinite().all()):
+        if isinstance(loss, CrossEntropy | NextToken):
+            _check_labels(f"{dataset.name}: {what} labels", data.y, len(dataset.classes), loss.ignore_index)
+        if any(one.is_floating_point() and not bool(one.isfinite().all()) for one in data.tensors):
             raise InputError(f"{dataset.name}: a {what} example holds NaN or infinity: take it out")
+
+
+def _check_labels(what: str, y: Examples, classes: int, ignored: int) -> None:
+    """Raise InputError unless targets are numbers of classes, or that of what is ignored."""
+    if not isinstance(y, Tensor):
+        raise InputError(f"{what} must be one tensor, they are several: give a loss of your own, task.loss")
+    if not classes:
+        raise InputError(f"{what} have no classes: name them, Dataset(classes=...), or give another task.loss")
+    if y.dim() == 2 and y.shape[1] == classes > 1:
+        raise InputError(
+            f"{what} must be one whole number for each example, they have the shape {list(y.shape)}: of a one-hot y "
+            "give y.argmax(1), of probabilities a loss of your own, task.loss"
+        )
+    counted = y[y != ignored].long()
+    low, high = (counted.min().item(), counted.max().item()) if counted.numel() else (0, 0)
+    if y.dtype != torch.int64 or low < 0 or high >= classes:
+        regression = "; of a regression say task.loss=regression" if y.is_floating_point() else ""
+        raise InputError(
+            f"{what} must be int64 from 0 to {classes - 1} ({classes} classes), got {y.dtype} from {low} to {high}"
+            f"{regression}"
+        )
 
 
 @torch.no_grad()
@@ -107,38 +141,65 @@ def check_model(federation: Federation) -> None:
             f"{fits}: its {odd[0]} holds NaN or infinity, which no message does: give a weight other numbers, register "
             "a buffer with persistent=False"
         )
-    x, _ = dataset.train.batch(slice(0, 2))
-    logits = _logits(model, x, f"{fits}: given examples")
-    if not isinstance(logits, Tensor):
+    x, y = dataset.train.batch(slice(0, 2))
+    check_loss(federation, _output(model, x, f"{fits}: given examples"), y, fits)
+    _output(model, dataset.test.batch(slice(0, 2))[0], f"{fits}: given test examples")
+    if federation.run.task.augment != "none" and len(dataset.train.shape) != 3:
         raise InputError(
-            f"{fits}: it returns {type_name(logits)}, where the logits alone are needed, a tensor [n, classes]"
+            f"task.augment=crop_flip needs images, but {dataset.name} has shape {list(dataset.train.shape)}"
         )
-    if logits.shape != (len(x), len(dataset.classes)):
-        raise InputError(
-            f"{fits}: it answers {list(logits.shape)} for {len(x)} examples of {len(dataset.classes)} classes"
-        )
-    _logits(model, dataset.test.batch(slice(0, 2))[0], f"{fits}: given test examples")
-    if federation.run.task.augment != "none" and x.dim() != 4:
-        raise InputError(f"task.augment=crop_flip needs images, but {dataset.name} has shape {list(x.shape[1:])}")
     if not any(w.requires_grad for w in model.parameters()):
         raise InputError(f"{fits}: it has no parameter to train")
     try:
-        model.train()(x[:1])
+        apply_model(model.train(), map_examples(lambda one: one[:1], x))
     except ValueError:
         _check_last_batches(federation)
     if not isinstance(named, str):
-        _check_step(model, x, fits)
+        _check_step(federation, model, x, y, fits)
 
 
-def _logits(model: nn.Module, x: Tensor, where: str) -> object:
+def check_loss(federation: Federation, output: object, y: Examples, fits: str) -> None:
+    """Raise InputError unless loss and metrics take a model's output, for the targets ``y``, and give numbers."""
+    loss, classes = federation.run.task.loss, len(federation.dataset.classes)
+    if isinstance(loss, CrossEntropy | NextToken) and isinstance(y, Tensor):
+        try:
+            logits = logits_of(output)
+        except InputError as error:
+            raise InputError(f"{fits}: {error}") from None
+        needed = (*y.shape, classes) if isinstance(loss, NextToken) else (len(y), classes, *y.shape[1:])
+        if tuple(logits.shape) != needed:
+            answers = f"{fits}: it answers {list(logits.shape)} for {len(y)} examples of {classes} classes"
+            raise InputError(answers if y.dim() == 1 else f"{answers}, targets of {list(y.shape[1:])}")
+        if isinstance(loss, CrossEntropy) and loss.weight and len(loss.weight) != classes:
+            raise InputError(f"task.loss.weight has {len(loss.weight)} numbers for the {classes} classes: one each")
+    functions: dict[str, Any] = {f"task.metrics[{n!r}]": m.function for n, m in federation.metrics.items()}
+    for what, function in ({"task.loss": loss} | functions).items():
+        call_ = function.update if isinstance(function, Accumulator) else function
+        try:
+            value: Any = call_(output, y)
+        except Exception as error:
+            raise InputError(f"{what} does not fit {federation.dataset.name}: {first_line(error)}") from error
+        if isinstance(function, Accumulator):
+            continue
+        value = value[0] if isinstance(value, tuple) and what != "task.loss" else value
+        if not isinstance(value, Tensor) or (what == "task.loss" and value.dim()):
+            got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type_name(value)
+            needs = "a tensor of one number" if what == "task.loss" else "a tensor"
+            raise InputError(f"{what} must give {needs}, it gives {got}")
+
+
+def _output(model: nn.Module, x: Examples, where: str) -> object:
     """Return what a model makes of examples. Raises InputError if it fails."""
     try:
-        return model.eval()(x)
+        return apply_model(model.eval(), x)
     except Exception as error:
-        raise InputError(f"{where} of shape {list(x.shape[1:])} it fails ({first_line(error)})") from error
+        shapes = " and ".join(str(list(one.shape[1:])) for one in leaves(x))
+        kinds = {str(one.dtype).removeprefix("torch.") for one in leaves(x) if not one.is_floating_point()}
+        stay = f"; {', '.join(sorted(kinds))} inputs stay what they are: give x.float() for numbers" if kinds else ""
+        raise InputError(f"{where} of shape {shapes} it fails ({first_line(error)}){stay}") from error
 
 
-def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
+def _check_step(federation: Federation, model: nn.Module, x: Examples, y: Examples, fits: str) -> None:
     """Raise InputError unless a training step can be taken, and changes nothing that is not sent."""
     floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
     buffers = {n: v for n, v in model.named_buffers() if n not in floats and not n.endswith("num_batches_tracked")}
@@ -146,10 +207,13 @@ def _check_step(model: nn.Module, x: Tensor, fits: str) -> None:
     trained = [w for w in model.parameters() if w.requires_grad]
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            loss = F.cross_entropy(train_(model)(x), torch.zeros(len(x), dtype=torch.int64))
+            step: Any = federation.run.task.loss
+            loss = step(apply_model(train_(model), x), y)
             torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:
-        raise InputError(f"{fits}: a training step on {len(x)} examples fails ({first_line(error)})") from error
+        raise InputError(
+            f"{fits}: a training step on {len(leaves(x)[0])} examples fails ({first_line(error)})"
+        ) from error
     now = dict(model.named_buffers())
     if odd := [name for name, value in before.items() if not torch.equal(now[name], value)]:
         raise InputError(
@@ -181,8 +245,9 @@ def check_prepared(federation: Federation, prepared: nn.Module) -> None:
                 continue  # one example too few for BatchNorm: the plain model's own affair
             with _Uses(prepared) as uses:
                 logits = _drawn(mode(prepared), x)
-            if not torch.allclose(logits, expected, 1e-3, 1e-4 * float(expected.abs().max()), equal_nan=True):
-                past |= uses.past
+            for own, plain_one in zip(logits, expected, strict=True):
+                if not torch.allclose(own, plain_one, 1e-3, 1e-4 * float(plain_one.abs().max()), equal_nan=True):
+                    past |= uses.past
     if past:
         method, others = federation.run.method, [name for name in layers if name not in past]
         remedy = f"leave it out, -s method.policy={','.join(others)}" if others else "take flash, pdst, nst or topk"
@@ -204,11 +269,10 @@ def check_method(federation: Federation, state: Any) -> None:
         raise InputError(f"{method.name}: paper_bytes must return a number, or None, got {size!r}")
 
 
-def _drawn(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits under one draw of the model's own chance."""
+def _drawn(model: nn.Module, x: Examples) -> list[Tensor]:
+    """Return the numbers that a model gives under one draw of its own chance."""
     torch.manual_seed(1)
-    logits: Tensor = model(x)
-    return logits
+    return [one for one in tensors_of(apply_model(model, x)) if one.is_floating_point()]
 
 
 class _Uses(TorchFunctionMode):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.kernels import library
@@ -19,6 +20,7 @@ from fedsieve.kernels.trainer import Trainer
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Device, InputError, Mask
+from fedsieve.types.optimizers import SGD
 
 CHOICES = ("auto", "sparse", "dense")
 WORTH = 0.45
@@ -66,7 +68,7 @@ class Kernels:
         """Return the steps of a training on a mask; or why they are dense, "" where that was asked for."""
         if self.choice == "dense":
             return ""
-        graph = self.graph(tuple(device.data.x.shape[1:]))
+        graph = not_native(device) or self.graph(device.data.shape)
         if device.model is not self.model:
             graph = "the method trains a model of its own"
         elif not isinstance(graph, str) and (unknown := _unknown(graph, mask)):
@@ -133,6 +135,8 @@ class SparseSteps:
     def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
         """Train on an epoch's batches, and yield their losses."""
         for x, y in self.device.batches(order, draws):
+            assert isinstance(x, Tensor)
+            assert isinstance(y, Tensor)
             yield self.trainer.step(x, y)
 
     def put_(self, mask: Mask) -> None:
@@ -157,6 +161,20 @@ class SparseSteps:
     def bytes(self) -> int:
         """What the trainer keeps in memory."""
         return self.trainer.bytes
+
+
+def not_native(device: Device) -> str:
+    """Return which of a training's settings the kernels do not have, "" where they have all."""
+    x, y = device.data.x, device.data.y
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
+        return "the kernels take inputs of one tensor of numbers"
+    if device.loss is not F.cross_entropy:
+        return "the kernels minimise cross-entropy alone"
+    if device.optimizer not in (None, SGD()):
+        return "the kernels take steps of SGD alone"
+    if device.clip_norm or device.correction:
+        return "the kernels take gradients as they are"
+    return ""
 
 
 def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:

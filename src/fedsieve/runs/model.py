@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
+from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import NAMES, load_dataset, root_from
 from fedsieve.data.storage import read_json, regular
 from fedsieve.engine import Task
@@ -136,7 +137,7 @@ def load_test_set(metadata: ModelMetadata, recipe: str = "", data: str | None = 
         if isinstance(name, str) and name in NAMES
         else read_dataset(_own_task(task, "dataset", metadata.recipe, recipe), data)
     )
-    if (tuple(dataset.test.x.shape[1:]), tuple(dataset.classes)) != (metadata.shape, metadata.classes):
+    if (dataset.test.shape, tuple(dataset.classes)) != (metadata.shape, metadata.classes):
         raise InputError(f"{dataset.name} is not the data that the model was trained on: name the run's own --data")
     return first_examples(dataset.test, metadata.test_limit)
 
@@ -154,12 +155,12 @@ def parse_metadata(values: Any, where: str) -> ModelMetadata:
             std=tuple(map(float, values["std"])),
         )
         scales = [*metadata.mean, *metadata.std]
-        fits = {len(metadata.mean), len(metadata.std)} <= {1, metadata.shape[0]} and all(map(math.isfinite, scales))
+        fits = {len(metadata.mean), len(metadata.std)} <= {1, *metadata.shape[:1]} and all(map(math.isfinite, scales))
         if (
             fits
             and all(metadata.std)
-            and metadata.classes
-            and min(metadata.shape) > 0
+            and min(metadata.shape, default=1) > 0
+            and ((metadata.shape and metadata.classes) or metadata.network not in MODELS)
             and metadata.network
             and metadata.test_limit >= 0
         ):
@@ -221,9 +222,10 @@ def _weights_of_run(folder: Path) -> Params:
 
 def _empty_network(metadata: ModelMetadata, recipe: str) -> nn.Module:
     """Return the network, its weights still to be filled in."""
-    if metadata.network in MODELS:
+    built_in = (MODELS | VECTOR_MODELS).get(metadata.network)
+    if built_in and metadata.shape:
         with torch.device("meta"):
-            return MODELS[metadata.network](metadata.shape[0], len(metadata.classes))
+            return built_in(metadata.shape[0], max(1, len(metadata.classes)))
     network = _own_task(metadata.run["task"], "model", metadata.recipe, recipe).model
     assert not isinstance(network, str)
     return resolve_model(network)

@@ -91,7 +91,10 @@ def _test_examples(source: str, metadata: ModelMetadata, recipe: str, data: str 
     last = int(match[2] or match[1] or len(test) - 1) if match else -1
     if not 0 <= first <= last < len(test):
         raise InputError(f"{source}: write test, test:N or test:FIRST-LAST, of 0 to {len(test) - 1}")
-    x, y = test.x[first : last + 1], test.y[first : last + 1]
+    x, y = test.x, test.y
+    if not metadata.classes or not isinstance(x, Tensor) or not isinstance(y, Tensor) or y.dim() != 1:
+        raise InputError("predict tells the classes of examples, and this model's targets are none: use it from Python")
+    x, y = x[first : last + 1], y[first : last + 1]
     return ExampleSource([str(i) for i in range(first, last + 1)], lambda i, j: x[i:j], y)
 
 

@@ -50,8 +50,11 @@ from fedsieve.sparse.masks import pack_bits
 from fedsieve.types import InputError, clone_shared, rng, unflatten
 
 _Save: TypeAlias = Callable[[Callable[[], None] | None], None]
-NOT_IN_ROWS = {"t", "state", "model", "memory", "norms", "lengths", "rollbacks", "metrics", "measures", "positions"}
-"""The fields of a ``Round`` that are no columns of its row: ``t`` is ``round`` there, metrics and measures its own."""
+NOT_IN_ROWS = {
+    *("t", "state", "model", "memory", "norms", "lengths", "rollbacks", "positions"),
+    *("scores", "metrics", "measures"),
+}
+"""The fields of a ``Round`` that are no columns of its row: ``t`` is ``round`` there, the last three are their own."""
 
 
 @dataclass(frozen=True)
@@ -278,13 +281,13 @@ def row_of(round: Round) -> dict[str, Any]:
     row["clients"] = list(round.clients)
     if names := sorted(row.keys() & round.metrics.keys()):
         raise InputError(f"a client's metric has the name of a column of {ROWS} ({', '.join(names)}): rename it")
-    return row | dict(round.metrics) | dict(round.measures)
+    return row | dict(round.scores) | dict(round.metrics) | dict(round.measures)
 
 
 def inputs_of(dataset: Dataset) -> dict[str, Any]:
     """Return ``inputs.json``: what a model of a dataset takes and tells apart."""
     train = dataset.train
-    return {"classes": dataset.classes, "shape": train.x.shape[1:], "mean": train.mean, "std": train.std}
+    return {"classes": dataset.classes, "shape": train.shape, "mean": train.mean, "std": train.std}
 
 
 def summary_of(rows: list[dict[str, Any]], federation: Federation, stop: StopRule) -> dict[str, Any]:
@@ -307,6 +310,7 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation, stop: StopRul
         "accuracy": tested[-1] if tested else None,
         "accuracy_validation": validated[-1] if validated else None,
         **({"accuracy_pruned": pruned[-1]} if pruned else {}),
+        **_last_scores(rows, federation),
         "density": rows[-1]["density"],
         "density_of_all": rows[-1]["density_of_all"],
         **{name: sum(r[name] for r in rows) for name in (*sums, "seconds")},
@@ -322,6 +326,14 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation, stop: StopRul
         "steps": steps,
         "ms_per_step": sum((r["ms_per_step"] or 0) * r["steps"] for r in rows) / steps if steps else None,
     }
+
+
+def _last_scores(rows: list[dict[str, Any]], federation: Federation) -> dict[str, float | None]:
+    """Return the last numbers of a task's metrics other than accuracy, and of what was measured of the clients."""
+    suffixes = ("", "_validation", "_pruned", "_clients", "_worst_tenth", "_spread")
+    names = [f"{name}{suffix}" for name in federation.metrics for suffix in suffixes]
+    columns = [n for n in names if n not in ("accuracy", "accuracy_validation", "accuracy_pruned") and n in rows[-1]]
+    return {n: next((v for row in reversed(rows) if (v := row.get(n)) is not None), None) for n in columns}
 
 
 def _mean_csr(rows: list[dict[str, Any]]) -> float | None:

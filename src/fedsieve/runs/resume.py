@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fedsieve.data.storage import regular, sync, write
 from fedsieve.engine import Federation, Round, Run
-from fedsieve.engine.experiment import reason_not_to_prolong
 from fedsieve.engine.federation import digest_of
+from fedsieve.engine.prolong import reason_not_to_prolong
 from fedsieve.engine.rollback import DEPTH, Checkpoint, Exclusion, Rollbacks
 from fedsieve.runs.provenance import contents_of, hashed, sources
 from fedsieve.runs.record import CHECKPOINTS, MANIFEST, OTHER, PUT_BACK, SOURCE, flatten_settings, read_manifest

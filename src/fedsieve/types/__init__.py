@@ -5,11 +5,25 @@ crosses an arrow is one of these types.
 """
 
 from fedsieve.types.contract import Expected
-from fedsieve.types.data import Data, Mask, Params, Sparse, Tree, normalize_inputs
+from fedsieve.types.data import (
+    Data,
+    Examples,
+    Mask,
+    Params,
+    Sparse,
+    Tree,
+    apply_model,
+    leaves,
+    logits_of,
+    map_examples,
+    normalize_inputs,
+    tensors_of,
+)
 from fedsieve.types.errors import InputError
 from fedsieve.types.method import (
     LATER,
     Augment,
+    Correction,
     Device,
     Method,
     RoundContext,
@@ -21,12 +35,17 @@ from fedsieve.types.method import (
     rng,
     unflatten,
 )
+from fedsieve.types.optimizers import SGD, AdamW
 
 __all__ = [
     "LATER",
+    "SGD",
+    "AdamW",
     "Augment",
+    "Correction",
     "Data",
     "Device",
+    "Examples",
     "Expected",
     "InputError",
     "Mask",
@@ -38,9 +57,14 @@ __all__ = [
     "Steps",
     "Tree",
     "Update",
+    "apply_model",
     "clone_shared",
     "flatten",
+    "leaves",
+    "logits_of",
+    "map_examples",
     "normalize_inputs",
     "rng",
+    "tensors_of",
     "unflatten",
 ]

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.types.contract import Entry, Expected, Part
-from fedsieve.types.data import Data, Mask, Params, Tree
+from fedsieve.types.data import Data, Examples, Mask, Params, Tree
 from fedsieve.types.errors import InputError
 
 
@@ -87,6 +88,23 @@ class Steps(Protocol):
         """Give the model its weights."""
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What a method adds to the gradients of every step: ``shift + mu (w - w_0)``, w_0 the weights that it starts from.
+
+    With ``mu`` it is FedProx's proximal term, with ``shift`` SCAFFOLD's control variates.
+    """
+
+    shift: Params = field(default_factory=dict)
+    """By parameter, shaped alike; a name that is missing is 0."""
+    mu: float = 0.0
+
+    @property
+    def kind(self) -> tuple[float, bool]:
+        """What steps of one kind of training have in common."""
+        return self.mu, bool(self.shift)
+
+
 @dataclass
 class Device:
     """What a client owns while it trains: one round's orders, its data, and what it remembers between rounds."""
@@ -115,10 +133,18 @@ class Device:
     """What begins a training on a mask: PyTorch, dense, where it is None."""
     norm_weight_decay: bool = True
     """Whether weight decay reaches the parameters of norms (``sparse.policy.norm_parameters``)."""
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy
+    """What is minimised: a function of the model's output for a batch, and its targets, to a tensor of one number."""
+    optimizer: Any = None
+    """What steps along the gradients (``client.optimizers``), anew in every round; None: SGD."""
+    clip_norm: float = 0.0
+    """The Euclidean norm that the gradients of a step are scaled down to, all together; 0: they are not."""
+    correction: Correction | None = None
+    """What a method adds to the gradients of this training; None: nothing."""
 
-    def batches(self, order: Tensor, draws: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the examples of an epoch batch by batch, as the model takes them: inputs float32, labels int64."""
-        where = self.data.y.device
+    def batches(self, order: Tensor, draws: Tensor | None) -> Iterator[tuple[Examples, Examples]]:
+        """Yield the examples of an epoch batch by batch, as the model takes them, with their targets."""
+        where = self.data.device
         several = torch.split(order.to(where), self.batch)
         if not self.augment or draws is None:
             yield from map(self.data.batch, several)
