@@ -1,12 +1,15 @@
 """Tasks other than classification, with any optimizer: against plain PyTorch, and the same on all engines."""
 
 import math
+import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from engines import pickled
@@ -15,8 +18,11 @@ from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, Regression,
 from fedsieve.client.metrics import Metric
 from fedsieve.engine import cohort
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, TopK, ZeroFL
-from fedsieve.runs.record import read_rows
-from fedsieve.runs.recorder import record_run
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.progress import show_run
+from fedsieve.runs.record import read_rows, read_summary
+from fedsieve.runs.recorder import record_run, row_of
+from fedsieve.runs.stopping import parse_stop_rule
 from fedsieve.types import apply_model, logits_of, map_examples
 from fedsieve.types.optimizers import SGD, AdamW
 from tasks import TASKS, numbers, off_by, plain_loss, task_run
@@ -223,8 +229,6 @@ def test_metrics_of_ones_own_and_numbers_that_are_none() -> None:
 
 
 def test_a_run_of_any_task_goes_on_after_a_stop(tmp_path: Path) -> None:
-    from fedsieve.runs.execution import Execution
-
     run_ = task_run("columns", TopK(sparsity=0.5), rounds=4, optimizer=AdamW())
     [*record_run(tmp_path / "whole", open_run(run_), local(), "own")]
     [*record_run(tmp_path / "parts", open_run(run_), local(), "own", Execution(until=2))]
@@ -310,3 +314,23 @@ def test_targets_that_do_not_fit_the_loss_are_one_line() -> None:
     run_ = replace(run_, task=Task(model, whole, 6, loss=CrossEntropy((1.0, 2.0))))
     with pytest.raises(InputError, match=r"task.loss.weight has 2 numbers for the 3 classes: one each"):
         open_run(run_)
+
+
+def test_a_run_directory_tells_a_tasks_metrics(tmp_path: Path) -> None:
+    run_ = replace(task_run("regression", FedAvg(), rounds=3, evaluate_every=2))
+    federation, console = open_run(run_, measure=("clients",)), Console(file=StringIO(), width=150)
+    stop = Execution(until="mse<=1000")
+    rows = map(row_of, record_run(tmp_path / "a", federation, local(), "own", stop))
+    show_run(tmp_path / "a", federation, rows, 3, console)
+    text, summary = console.file.getvalue(), read_summary(tmp_path / "a") or {}  # type: ignore[attr-defined]
+    assert summary["stopped_at"] == 2
+    assert summary["accuracy"] is None
+    record = read_rows(tmp_path / "a")[-1]
+    assert [summary[n] for n in ("mse", "mae_validation", "mse_spread")] == [
+        record[n] for n in ("mse", "mae_validation", "mse_spread")
+    ]
+    assert f"mse {record['mse']:6.4g}" in text
+    assert re.search(rf"mse +{re.escape(format(record['mse'], '.5g'))} +of the deployed model", text)
+    assert f"worst tenth {record['mse_worst_tenth']:.5g}" in text
+    with pytest.raises(InputError, match=r"mse_validation needs examples that are held out.*or take mse"):
+        parse_stop_rule("mse_validation<=1").check(replace(run_, task=replace(run_.task, validation=0.0)))

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedsieve.engine import Federation
-from fedsieve.runs.record import format_kernels, read_rows, read_summary
+from fedsieve.runs.record import format_kernels, metrics_of_manifest, read_manifest, read_rows, read_summary
 from fedsieve.runs.units import format_ratio
 
 Row: TypeAlias = Mapping[str, Any]
@@ -72,7 +72,7 @@ def show_run(
         console.print(remark)
     before = read_rows(folder)
     show = _live if console.is_terminal else _plain
-    show(rows, before[-1]["round"] if before else 0, last, console, clients)
+    show(rows, before[-1]["round"] if before else 0, last, console, clients, next(iter(federation.metrics)))
     console.print(summary_table(folder))
     console.print(f"{folder} holds the rounds, checkpoints, summary and model.safetensors")
 
@@ -83,25 +83,25 @@ def progress_bar(unit: str, console: Console) -> Progress:
     return Progress(*columns, console=console, expand=True, speed_estimate_period=600)
 
 
-def _live(rows: Iterator[Row], first: int, last: int, console: Console, clients: ClientProgress) -> None:
+def _live(rows: Iterator[Row], first: int, last: int, console: Console, clients: ClientProgress, metric: str) -> None:
     printed, bar = set[str](), progress_bar("round", console)
-    task, accuracy = bar.add_task("", total=last, completed=first), None
+    task, value = bar.add_task("", total=last, completed=first), None
     with Live(Group(bar, clients), console=console, refresh_per_second=4) as live:
         for row in rows:
-            accuracy = row["accuracy"] if row["accuracy"] is not None else accuracy
+            value = row[metric] if row[metric] is not None else value
             bar.update(task, completed=row["round"])
-            live.update(Group(bar, format_round(row, accuracy), clients))
+            live.update(Group(bar, format_round(row, value, metric), clients))
             _print_remarks(row, console, printed)
 
 
-def _plain(rows: Iterator[Row], first: int, last: int, console: Console, clients: ClientProgress) -> None:
+def _plain(rows: Iterator[Row], first: int, last: int, console: Console, clients: ClientProgress, metric: str) -> None:
     began, printed = time.perf_counter(), set[str]()
     clients.console = console
     for row in rows:
         clients.last_line = time.monotonic()
         t = row["round"]
         left = (time.perf_counter() - began) / max(t - first, 1) * (last - t)
-        console.print(f"round {t}/{last}  {format_round(row, row['accuracy'])}  ETA {format_clock(left)}")
+        console.print(f"round {t}/{last}  {format_round(row, row[metric], metric)}  ETA {format_clock(left)}")
         _print_remarks(row, console, printed)
 
 
@@ -120,11 +120,11 @@ def _print_remarks(row: Row, console: Console, printed: set[str]) -> None:
         console.print(f"round {row['round']}: the update of client {one['client']} was refused: {one['reason']}")
 
 
-def format_round(row: Row, accuracy: float | None) -> str:
-    """Return a round in one line: accuracy of the deployed model, MB and factors against dense, density."""
-    share = "     -" if accuracy is None else f"{accuracy:6.1%}"
+def format_round(row: Row, value: float | None, metric: str = "accuracy") -> str:
+    """Return a round in one line: metric of the deployed model, MB and factors against dense, density."""
+    share = "     -" if value is None else f"{value:6.1%}" if metric == "accuracy" else f"{value:6.4g}"
     up, down = (_sent(row[f"bytes_{way}"], row[f"bytes_dense_{way}"]) for way in ("up", "down"))
-    return f"accuracy {share}  up {up}  down {down}  density {row['density']:.1%}"
+    return f"{metric} {share}  up {up}  down {down}  density {row['density']:.1%}"
 
 
 def _sent(size: int, dense: int) -> str:
@@ -152,9 +152,15 @@ def summary_table(folder: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     if why := summary.get("stopped_because"):
         table.add_row("stopped", f"in round {summary['stopped_at']}", f"{why}; --resume --until ROUND goes on")
-    table.add_row(
-        "accuracy", "-" if summary["accuracy"] is None else f"{summary['accuracy']:.2%}", "of the deployed model"
-    )
+    for metric in metrics_of_manifest(read_manifest(folder) or {}):
+        value, form = summary.get(metric), ".2%" if metric == "accuracy" else ".5g"
+        table.add_row(metric, "-" if value is None else format(value, form), "of the deployed model")
+        if metric != "accuracy" and (value := summary.get(f"{metric}_validation")) is not None:
+            table.add_row("", format(value, form), "on what all clients hold out")
+        if (mean := summary.get(f"{metric}_clients")) is not None:
+            worst, spread = (summary.get(f"{metric}_{what}") for what in ("worst_tenth", "spread"))
+            others = f"the clients' mean; worst tenth {worst:{form}}, spread {spread:{form}}"
+            table.add_row("", format(mean, form), others)
     if summary["accuracy_validation"] is not None:
         table.add_row("validation", f"{summary['accuracy_validation']:.2%}", "accuracy on what all clients hold out")
     if "accuracy_pruned" in summary:

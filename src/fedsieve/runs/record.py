@@ -80,6 +80,11 @@ class RunRecord:
         return round(density, 12) if density is not None and 0 < density <= 1 else None
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """The metrics of the run's task, the first above all, and whether higher is better."""
+        return metrics_of_manifest(self.manifest)
+
+    @property
     def whole(self) -> bool:
         """Whether all planned rounds were run: a run stopped by ``--until`` has a summary too."""
         return self.summary is not None and str(self.last_round) == self.settings.get("rounds")
@@ -102,7 +107,7 @@ class RunRecord:
     @property
     def machine(self) -> dict[str, str]:
         """Version, engine, device and hardware, by name."""
-        other = ("recipe", "run", "hardware", "method", *DECLARED)
+        other = ("recipe", "run", "hardware", "method", "metrics", *DECLARED)
         plain = {key: value for key, value in self.manifest.items() if key not in other}
         return _as_texts(plain) | _as_texts(self.manifest.get("hardware"))
 
@@ -192,6 +197,14 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     if manifest is None:
         raise InputError(f"{folder} is not a run directory (no {MANIFEST}): name a folder that `fedsieve run` wrote")
     return manifest
+
+
+def metrics_of_manifest(manifest: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the metrics that ``run.json`` names, the first above all, and whether higher is better of each."""
+    metrics = manifest.get("metrics")
+    if not isinstance(metrics, Mapping) or not metrics:
+        return {"accuracy": True}
+    return {str(name): higher is not False for name, higher in metrics.items()}
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

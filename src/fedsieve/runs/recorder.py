@@ -181,7 +181,7 @@ def _record(
     with lock:
         row = json.loads(lines[-1]) if lines else None
         with saver as checkpoint, closing(stream):
-            while not plan.stop.reason(row) and (round := next(stream, None)):
+            while not plan.stop.reason(row, federation.metrics) and (round := next(stream, None)):
                 checkpoint(None)
                 for old in (SUMMARY, MODEL):  # of an earlier stop: true no more
                     (out / old).unlink(missing_ok=True)
@@ -258,6 +258,8 @@ def manifest_of(federation: Federation, recipe: str, execution: Execution, sourc
     }
     json.dumps(about, default=_unwritable)
     about |= {"arithmetic": arithmetic_version(recipe)}
+    if [*federation.metrics] != ["accuracy"]:
+        about |= {"metrics": {name: metric.higher_is_better for name, metric in federation.metrics.items()}}
     return start | describe_environment() | about | {"source": dict(source), "changes": []}
 
 
@@ -295,7 +297,7 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation, stop: StopRul
 
     Of a run that a condition of ``stop`` has ended, it says where and which.
     """
-    method, why = federation.run.method, stop.reason(rows[-1])
+    method, why = federation.run.method, stop.reason(rows[-1], federation.metrics)
     sums = ("bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down", "multiply_adds", "multiply_adds_dense")
     tested = [r["accuracy"] for r in rows if r["accuracy"] is not None]
     validated = [v for r in rows if (v := r["accuracy_validation"]) is not None]

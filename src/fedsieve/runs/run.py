@@ -148,7 +148,7 @@ def _in_memory(
         for round in stream:
             by_round[round.t] = row = row_of(round)
             observers(round, row)
-            if stop.reason(row):
+            if stop.reason(row, federation.metrics):
                 break
     assert round is not None
     rows = [by_round[t] for t in sorted(by_round)]

@@ -45,14 +45,19 @@ class StopRule:
 
     def check(self, run: Run) -> None:
         """Raise InputError for a condition that no round of ``run`` can meet."""
-        if not run.task.validation and any(one.column == "accuracy_validation" for one in self.conditions):
+        names = [one.column for one in self.conditions if one.column.endswith("_validation")]
+        if not run.task.validation and names:
+            own = names[0].removesuffix("_validation")
             raise InputError(
-                "until: accuracy_validation needs examples that are held out: -s task.validation=0.1, or take accuracy"
+                f"until: {names[0]} needs examples that are held out: -s task.validation=0.1, or take {own}"
             )
 
-    def reason(self, row: Mapping[str, Any] | None) -> str | None:
-        """Return the condition that a tested round's row meets, None if none. Raises InputError for an unknown one."""
-        if row is None or row.get("accuracy") is None:
+    def reason(self, row: Mapping[str, Any] | None, metrics: Iterable[str] = ("accuracy",)) -> str | None:
+        """Return the condition that a tested round's row meets, None if none. Raises InputError for an unknown one.
+
+        A round is tested if it has a number of one of the task's ``metrics``.
+        """
+        if row is None or not any(row.get(name) is not None for name in metrics):
             return None
         return next((one.text for one in self.conditions if one.met(row)), None)
 
