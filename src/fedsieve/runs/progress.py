@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedsieve.data.storage import read_json
 from fedsieve.engine import Federation
-from fedsieve.runs.record import format_kernels, metrics_of_manifest, read_manifest, read_rows, read_summary
+from fedsieve.runs.record import MANIFEST, format_kernels, metrics_of_manifest, read_rows, read_summary
 from fedsieve.runs.units import format_ratio
 
 Row: TypeAlias = Mapping[str, Any]
@@ -152,7 +153,7 @@ def summary_table(folder: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     if why := summary.get("stopped_because"):
         table.add_row("stopped", f"in round {summary['stopped_at']}", f"{why}; --resume --until ROUND goes on")
-    for metric in metrics_of_manifest(read_manifest(folder) or {}):
+    for metric in metrics_of_manifest(read_json(folder / MANIFEST) or {}):
         value, form = summary.get(metric), ".2%" if metric == "accuracy" else ".5g"
         table.add_row(metric, "-" if value is None else format(value, form), "of the deployed model")
         if metric != "accuracy" and (value := summary.get(f"{metric}_validation")) is not None:
