@@ -1,11 +1,12 @@
 """What a training step of ResNet-18 takes of a GPU, counted from the model, and what a round should take: computed.
 
-Claim: none is measured here. Every operation of one step (batch 16, CIFAR-10's shapes, bf16 autocast, float32 weights)
-is recorded: its launches on a GPU, the bytes that it reads and writes, its floating-point operations. Of the times
-that launches, bytes and operations take at the rates of ``H100``, the longest counts. What messages take stands in
-benchmarks/results/wire.json, measured on one core. Counts and times are kept in benchmarks/results/gpu_cost.json.
+Claim: nothing of a GPU is measured here. Every operation of one step (batch 16, CIFAR-10's shapes, bf16 autocast,
+float32 weights) is recorded: its launches on a GPU, the bytes that it reads and writes, its floating-point operations.
+Of the times that launches, bytes and operations take at the rates of ``H100``, the longest counts. What replies take
+stands in benchmarks/results/wire.json, what else a round takes on the host is measured by gpu_host.py, both on one
+core. Counts and times are kept in benchmarks/results/gpu_cost.json.
 
-    python benchmarks/gpu_cost.py       (some seconds)
+    python benchmarks/gpu_cost.py       (half a minute)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import topk
 import torch
+from gpu_host import CLIENTS, host_times
 from gpu_steps import Stepper, Work
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +34,8 @@ from fedsieve.sparse.policy import select_weights
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gpu_cost.json"
 WORK = replace(Work("cpu"), clients=1, examples=16)
-TOGETHER = 10
+TOGETHER = CLIENTS
+CORES = 10
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Gpu:
     """The side of the tile of a product that one processor computes at a time."""
     overlap: float = 0.25e-6
     """Seconds a kernel costs the GPU at least where others run beside it."""
+    host_bandwidth: float = 20e9
+    """Bytes a second from the host's memory or to it, a third of PCIe 5 x16's data sheet: the host copies, too."""
 
 
 H100 = Gpu()
@@ -212,19 +217,40 @@ def computed() -> dict[str, Any]:
         seconds = {way: count * steps[name][way] for way in ("alone", "together")}
         encode, decode = (run.rounds * run.per_round * each_message for each_message in message_times(case))
         times = {**seconds, "tests": tests, "encode": encode, "decode": decode}
-        times["all"] = seconds["together"] + tests + encode / TOGETHER + decode / READERS
-        cells[name] = {"steps": count, **times, "aim": aim, "least": least}
+        messages, training = encode / CORES + decode / READERS, seconds["together"]
+        host = host_times(run)
+        alone, beside = (run.rounds * part for part in round_on_host(host, training / run.rounds))
+        times |= {"host_alone": alone, "host_beside": beside, "all": training + tests + messages + beside}
+        cells[name] = {"steps": count, **times, "host": host, "aim": aim, "least": least}
     kernels = {name: asdict(own) for name, own in dense.items()}
     extras = {name: asdict(own) for name, own in methods.items() if own.launches}
     return {"gpu": asdict(H100), "kernels": kernels, "extras": extras, "steps": steps, "cells": cells}
 
 
+def round_on_host(host: dict[str, float], training: float) -> tuple[float, float]:
+    """Return the seconds of a round beside training and replies, as they would be in turn by one thread, and as it is.
+
+    As it is: tensors beside one another, top weights found by the GPU, and what is hidden behind the ``training``.
+    """
+    share, moved = max(host["largest"], 1 / READERS), host["selected"] * (4 + 1) / H100.host_bandwidth
+    sent = share * host["broadcast"] + host["open"]  # long streams are packed by as many threads as there are
+    alone = sent + sum(host[name] for name in ("choose", "mean", "deploy", "bound", "checkpoint"))
+    choice = host["choose"] - host["choose_support"] + (TOGETHER * moved if host["choose_support"] else 0)
+    deploy = share * (host["deploy"] - host["deploy_support"]) + (moved if host["deploy_support"] else 0)
+    late = max(0.0, host["bound"] - training) + max(0.0, host["checkpoint"] - training)
+    return alone, sent + choice + share * host["mean"] + deploy + late
+
+
 def message_times(case: str) -> tuple[float, float]:
-    """Return the seconds of one core that an answer takes to be encoded, and to be decoded."""
+    """Return the seconds of one core that an answer takes to be encoded, and to be decoded.
+
+    A worker encodes one answer a round, its first against that broadcast; of the server's ten one is the first.
+    """
     rows = json.loads((HERE / "results" / "wire.json").read_text())["rows"]
     row = next(row for row in rows if (row["case"], row["known"], row["values"]) == (case, "manifest, base", "f32"))
-    encode, decode = (row["dense_bytes"] / 1e6 / row[f"{what}_mb_s"] for what in ("encode", "decode"))
-    return encode, decode
+    names = ("first_encode", "first_decode", "decode")
+    encode, first, further = (row["dense_bytes"] / 1e6 / row[f"{what}_mb_s"] for what in names)
+    return encode, (first + (CLIENTS - 1) * further) / CLIENTS
 
 
 def step_times(dense: dict[str, Kernels], extra: Kernels) -> dict[str, float]:
@@ -259,12 +285,16 @@ def _step_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+TIMES = ("alone", "together", "tests", "encode", "decode", "host_alone", "host_beside", "all")
+
+
 def _cell_table(results: dict[str, Any]) -> str:
     training = ("steps", "s, one client at a time", "s, ten at once", "s of tests")
-    names = (*training, "s of encoding, a core", "s of decoding, a core", "s in all")
+    messages = ("s of encoding, a core", "s of decoding, a core")
+    names = (*training, *messages, "s of the rest in turn", "s of the rest", "s in all")
     lines = [f"| cell | {' | '.join(names)} | aim, s | at least, s |", "|---" * (len(names) + 3) + "|"]
     for name, own in results["cells"].items():
-        times = " | ".join(f"{own[what]:.0f}" for what in ("alone", "together", "tests", "encode", "decode", "all"))
+        times = " | ".join(f"{own[what]:.0f}" for what in TIMES)
         lines.append(f"| {name} | {own['steps']:,} | {times} | {own['aim']} | {own['least']} |")
     return "\n".join(lines)
 

@@ -130,6 +130,20 @@ def test_the_counts_of_a_step_are_resnet_18s() -> None:
     }
 
 
+def test_a_round_on_the_host_is_what_cannot_be_hidden() -> None:
+    """Tensors beside one another, the largest a half of all; top weights by the GPU, ten clients' one after another."""
+    from gpu_cost import round_on_host
+
+    host = {"broadcast": 8.0, "open": 1.0, "choose": 5.0, "choose_support": 4.0, "mean": 6.0, "deploy": 3.0}
+    host |= {"deploy_support": 2.0, "bound": 1.0, "checkpoint": 7.0, "largest": 0.5, "selected": 4e9}
+    moved = 1.0  # five bytes an element at 20e9 a second
+    alone = 4 + 1 + 5 + 6 + 3 + 1 + 7
+    assert round_on_host(host, 10.0) == (alone, 4 + 1 + (1 + 10 * moved) + 3 + (0.5 + moved))
+    assert round_on_host(host, 5.0)[1] == round_on_host(host, 10.0)[1] + 2
+    dense = host | {"choose_support": 0.0, "deploy_support": 0.0}
+    assert round_on_host(dense, 10.0) == (alone, 4 + 1 + 5 + 3 + 1.5)
+
+
 def test_an_operation_takes_the_longest_of_its_times() -> None:
     from gpu_cost import Gpu, Kernels
 

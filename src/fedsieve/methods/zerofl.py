@@ -89,9 +89,8 @@ class ZeroFL(Method[ServerState]):
         """Return what a client sends (Sec. 3.3)."""
         if self.upload == "full":
             return dict(after)
-        change = {name: w - before[name] for name, w in after.items()}
-        values = after if self.upload == "top_weights" else change
-        ranked = change if self.upload == "top_diff" else after
+        values = after if self.upload == "top_weights" else {name: w - before[name] for name, w in after.items()}
+        ranked = after if self.upload == "diff_of_top" else values
         return {n: Sparse.of(v, top(ranked[n], self.q)) if n in sparse else v for n, v in values.items()}
 
     def expected(self, state: ServerState, context: RoundContext) -> Expected:
