@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fedsieve
 from fedsieve import Method
@@ -152,6 +154,28 @@ def test_the_python_of_a_run_from_python_runs(
     assert len(names["result"].rows) == 4
     assert names["prediction"].shape == (1, 10)
     assert (tmp_path / "runs/early/summary.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_python_of_ones_own_data_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr_datasets")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    for name in ("scans.npy", "scans/0.npy"):
+        np.save(name, np.random.default_rng(0).normal(size=(40, 6)))
+    np.save("labels.npy", np.arange(40) % 2)
+    rows = "".join(f"{i},{'fm'[i % 2]},w{i % 4},{['yes', 'no'][i % 2]}\n" for i in range(40))
+    (tmp_path / "patients.csv").write_text(f"age,sex,ward,ill\n{rows}")
+    for i in range(20):
+        place = tmp_path / ("photos/train", "photos/test")[i % 2] / ("cat", "dog")[i // 2 % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), i).save(place / f"ada_{i}.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/data.md").read_text(), re.S)
+    assert len(blocks) == 9
+    names: dict[str, Any] = {}
+    for code in blocks:
+        exec(code, names)
+        assert len(names["data"].train)
 
 
 def test_what_is_installed_in_the_docs_is_there_to_be_installed() -> None:

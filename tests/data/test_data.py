@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import fedsieve.data as data
-from fedsieve.data import cifar10, dataset, digits, femnist, mnist
+from fedsieve.data import cifar10, digits, femnist, mnist, source
 from fedsieve.types import InputError
 from small_files import _cache, md5, pickled, pixels, refuses  # noqa: F401 (the cache is every test's)
 
@@ -106,16 +106,16 @@ def test_sha256sums_of_nested_files_are_checked(tmp_path: Path, form: str, name:
     file.write_bytes(b"contents")
     digest = hashlib.sha256(b"contents").hexdigest()
     (tmp_path / "SHA256SUMS").write_text(form.format(sum=digest, upper=digest.upper(), name=name))
-    assert dataset.read_download(file, "get it") == b"contents"
+    assert source.read_download(file, "get it") == b"contents"
     file.write_bytes(b"other")
     with pytest.raises(InputError, match="the one in SHA256SUMS"):
-        dataset.read_download(file, "get it")
+        source.read_download(file, "get it")
 
 
 def test_the_folder_above_is_named_for_nested_files() -> None:
     for name in ("femnist/train/a.json", "cifar10/cifar-10-batches-bin/b.bin", "mnist/speech_commands/yes"):
         *_, place = (part for part in Path(name).parts if part in data.NAMES)
-        assert f"the folder above {place}/)" in str(dataset.missing(Path("/mnist/root") / name, "get it"))
+        assert f"the folder above {place}/)" in str(source.missing(Path("/mnist/root") / name, "get it"))
 
 
 # CIFAR-10

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from fedsieve.data import SOURCES, dataset_status
 from fedsieve.data.build import ELSEWHERE, build_dataset, verify
-from fedsieve.data.dataset import HUB, Source
 from fedsieve.data.pack import Pack, check_new, find_pack, open_pack, place_pack, write_pack
+from fedsieve.data.source import HUB, Source
 from fedsieve.data.version import read_version
 from fedsieve.types import InputError
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from fedsieve.data import digits
 from fedsieve.data.cifar10 import Cifar10
 from fedsieve.data.cifar100 import Cifar100
-from fedsieve.data.dataset import HUB, Dataset, Source
+from fedsieve.data.dataset import Dataset
 from fedsieve.data.femnist import Femnist
 from fedsieve.data.mnist import Mnist
+from fedsieve.data.source import HUB, Source
 from fedsieve.data.speech_commands import SpeechCommands
 from fedsieve.types import InputError
 

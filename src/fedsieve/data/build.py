@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rich.filesize import decimal
 
 from fedsieve.data.archive import AGAIN, Archive, Progress
-from fedsieve.data.dataset import Source
+from fedsieve.data.source import Source
 from fedsieve.data.storage import NEW, locked, write, write_json
 from fedsieve.data.version import (
     REBUILD,

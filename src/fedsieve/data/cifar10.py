@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Source, damaged, digest_of_files, md5, missing, read_download, read_npz
+from fedsieve.data.source import Source, damaged, digest_of_files, md5, missing, read_download, read_npz
 from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.data.version import Version
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsieve.data.cifar10 import pickled_rows
-from fedsieve.data.dataset import Source, damaged, missing, read_download
+from fedsieve.data.source import Source, damaged, missing, read_download
 from fedsieve.data.storage import Arrays
 from fedsieve.data.version import Version
 

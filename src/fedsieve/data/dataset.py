@@ -1,44 +1,30 @@
-"""A dataset: what it holds, and how what a user has downloaded becomes one.
-
-A download is found and checked file by file, or there is one line that says which file and what to do. The same
-datasets come from the Hugging Face hub with ``--data hub`` (needs the package ``datasets`` and the internet).
-"""
+"""A dataset: what it holds."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsieve.data.pack import find_pack
-from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays, read_file
-from fedsieve.data.version import SUMS, Counts, Version, built_counts, version_of
+from fedsieve.data.constructors import (
+    class_names_of,
+    parts_of,
+    rows_of_arrays,
+    rows_of_items,
+    rows_of_splits,
+    rows_of_tables,
+)
+from fedsieve.data.mapped import chunks
+from fedsieve.data.storage import Arrays
 from fedsieve.types import Data, InputError
 from fedsieve.types.errors import package
-
-FOLDERS = ("mnist", "cifar10", "cifar100", "femnist", "speech_commands")
-"""What lies directly in the data folder."""
-UNPACKED = (
-    *("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python"),
-    "SpeechCommands",
-)
-"""What other tools put there, or into those folders."""
-CHECK = "check its permissions"
-
-HUB = Path("hub")
-"""What ``--data hub`` becomes."""
-NOT_ON_HUB = "{} cannot be read from the hub: download the public archive and name the folder above it by --data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +69,124 @@ class Dataset:
             )
         return column
 
+    @classmethod
+    def from_numpy(
+        cls, x: Any, y: Any, test: Any = 0.2, *, client: Any = None, name: str = "arrays", **options: Any
+    ) -> Dataset:
+        """Return the dataset of arrays: ``test`` is ``(x, y)``, or a share that is held out by chance.
+
+        An array may be an ``np.memmap``, or the path of a ``.npy`` file or of a folder of them: those stay where they
+        are, and batches are read. ``client`` [n] names the owners.
+
+        ``options`` are those of all ``from_`` functions: ``classes``, the names of the classes or their number, empty
+        where targets are none (None: what whole numbers and texts suggest); ``seed``, which a share for ``test`` is
+        drawn by; ``mean`` and ``std``, what inputs are normalised by.
+        """
+        held = test if isinstance(test, int | float) else rows_of_arrays(*_pair(test))
+        return cls(name, **parts_of(rows_of_arrays(x, y, client), held, **options)._asdict())
+
+    @classmethod
+    def from_torch(
+        cls,
+        train: Any,
+        test: Any = 0.2,
+        *,
+        y: int | str | None = None,
+        client: Any = None,
+        name: str = "torch",
+        **options: Any,
+    ) -> Dataset:
+        """Return the dataset of map-style datasets of PyTorch, each item of which is read once, transforms included.
+
+        An item is ``(x, y)``, more inputs before the target, or a dictionary: ``y`` and ``client`` are places or names
+        in it, ``client`` may also list the owners [n]. ``test`` is another dataset, or a share.
+        """
+        place = client if isinstance(client, int | str) else None
+        held = test if isinstance(test, float) else rows_of_items(test, y, place)
+        options.setdefault("classes", class_names_of(train))
+        return cls(name, **parts_of(rows_of_items(train, y, client), held, **options)._asdict())
+
+    @classmethod
+    def from_csv(
+        cls,
+        train: str | Path,
+        test: str | Path | float = 0.2,
+        *,
+        y: str | Sequence[str],
+        x: Sequence[str] | None = None,
+        categorical: Collection[str] = (),
+        client: str | None = None,
+        standardize: bool = False,
+        delimiter: str = ",",
+        name: str = "",
+        **options: Any,
+    ) -> Dataset:
+        """Return the dataset of a table of comma-separated values with named columns.
+
+        ``y`` is the target's column, ``x`` those of the inputs (None: all others), those that are ``categorical``
+        become zeros and a one, ``client`` the owners'. ``standardize`` gives inputs mean 0 and standard deviation 1
+        over the training examples. ``test`` is another file, or a share.
+        """
+        paths = [train] if isinstance(test, int | float) else [train, test]
+        rows = rows_of_tables(paths, x, y, categorical, client, delimiter)
+        parts = parts_of(rows[0], rows[1] if len(rows) > 1 else float(test), **options)  # type: ignore[arg-type]
+        dataset = cls(name or Path(train).stem, **parts._asdict())
+        return _standardized(dataset) if standardize else dataset
+
+    @classmethod
+    def from_folder(
+        cls,
+        train: str | Path,
+        test: str | Path | float | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        mode: str | None = None,
+        client: Callable[[Path], object] | None = None,
+        name: str = "",
+        **options: Any,
+    ) -> Dataset:
+        """Return the dataset of images in folders named after their classes.
+
+        ``train`` may hold the folders ``train`` and ``test``; else ``test`` is another folder, or a share (None: .2).
+        ``size`` (height, width) resizes, ``mode`` is L or RGB, and ``client`` says of a file's path whose it is.
+        """
+        from fedsieve.data.constructors.images import rows_of_folders
+
+        place = Path(train).expanduser()
+        inner = [place / part for part in ("train", "test")]
+        if test is None:
+            test = inner[1] if all(map(Path.is_dir, inner)) else 0.2
+        folders = [inner[0] if inner[0].is_dir() else place]
+        folders += [] if isinstance(test, int | float) else [Path(test).expanduser()]
+        rows = rows_of_folders(folders, size, mode, client)
+        held = rows[1] if len(rows) > 1 else float(test)  # type: ignore[arg-type]
+        return cls(name or place.name, **parts_of(rows[0], held, **options)._asdict())
+
+    @classmethod
+    def from_hf(
+        cls,
+        data: Any,
+        test: Any = None,
+        *,
+        x: str | Sequence[str],
+        y: str | Sequence[str],
+        client: str | None = None,
+        name: str = "",
+        **options: Any,
+    ) -> Dataset:
+        """Return the dataset of a ``datasets.Dataset``, a ``DatasetDict``, or the name of one on the Hugging Face hub.
+
+        ``x``, ``y`` and ``client`` name columns. Of several splits ``train`` and ``test`` are taken; else ``test`` is
+        another ``datasets.Dataset``, the name of a split, or a share (None: .2).
+        """
+        if isinstance(data, str):
+            name, data = name or data.rpartition("/")[2], download(data)
+        train, held = _splits(data, test)
+        whole = isinstance(held, int | float)
+        rows, names = rows_of_splits([train] if whole else [train, held], x, y, client)
+        options.setdefault("classes", names)
+        return cls(name or "splits", **parts_of(rows[0], held if whole else rows[1], **options)._asdict())
+
     @property
     def labels(self) -> Tensor | None:
         """The class of every training example, int64 [n]; None where targets are no class labels."""
@@ -100,7 +204,8 @@ class Dataset:
         digest.update(repr([*self.columns]).encode() if self.columns else b"")
         owners = [column for column in (self.group, *self.columns.values()) if column is not None]
         for part in filter(Tensor.numel, (*self.train.tensors, *self.test.tensors, *owners)):
-            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            for rows in chunks(part):
+                digest.update(rows.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def empty(self) -> Dataset:
@@ -109,6 +214,46 @@ class Dataset:
         bare = replace(self, train=self.train.subset(none), test=self.test.subset(none), group=None, columns={})
         vars(bare)["digest"] = digest
         return bare
+
+
+def _pair(test: Any) -> tuple[Any, Any]:
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise InputError(f"test must be test examples, (x, y), or a share of all between 0 and 1: {type_name(test)}")
+    x, y = test
+    return x, y
+
+
+def _splits(data: Any, test: Any) -> tuple[Any, Any]:
+    """Return the training split, and the test split or the share to be held out. Raises InputError."""
+    if not isinstance(data, Mapping):
+        return data, 0.2 if test is None else test
+    if "train" not in data:
+        raise InputError(f"there is no split train, but {', '.join(data)}: give the two, from_hf(d[...], d[...], ...)")
+    test = ("test" if "test" in data else 0.2) if test is None else test
+    if isinstance(test, str) and test not in data:
+        raise InputError(f"there is no split {test!r}: there are {', '.join(data)}")
+    return data["train"], data[test] if isinstance(test, str) else test
+
+
+def _standardized(dataset: Dataset) -> Dataset:
+    """Return a dataset whose inputs [n, d] have mean 0 and standard deviation 1 in training; what is constant is 0."""
+    x = dataset.train.x.double()  # type: ignore[union-attr]
+    std = x.std(0, correction=0)
+    scale: dict[str, Any] = {"mean": x.mean(0).tolist(), "std": torch.where(std > 0, std, 1.0).tolist()}
+    return replace(dataset, train=replace(dataset.train, **scale), test=replace(dataset.test, **scale))
+
+
+def download(repository: str) -> Any:
+    """Return the splits that the package ``datasets`` loads from the hub. Raises InputError in one line."""
+    try:
+        return package("datasets", "hub").load_dataset(repository)
+    except InputError:
+        raise
+    except Exception as error:  # offline, the library raises what its client does
+        line = " ".join(str(error).split())
+        raise InputError(
+            f"{repository} cannot be read from the hub ({line}): check the name and the connection"
+        ) from None
 
 
 def type_name(thing: object) -> str:
@@ -134,217 +279,3 @@ def assemble(name: str, arrays: Arrays, classes: tuple[str, ...], mean: float = 
     group = torch.from_numpy(arrays["group"].astype(np.int64)) if "group" in arrays else None
     groups = tuple(map(str, arrays["groups"])) if "groups" in arrays else ()
     return Dataset(name, data("train"), data("test"), classes, group, groups)
-
-
-class Source(ABC):
-    """One downloaded dataset, which may lie in several folders, in one of several forms, or on the hub."""
-
-    name: str
-    classes: tuple[str, ...]
-    instructions: str
-    """How to get it, in one line."""
-    versions: tuple[Version, ...]
-    """What has been published under its name."""
-    unpublished = "a selection"
-    """What is said of a folder whose counts are none of theirs."""
-    archives: tuple[str, ...] = ()
-    """The names of its archives as downloaded, which are looked for where none is named."""
-    files: tuple[str, ...] = ()
-    """What its archive holds of it, by name, where that is always the same."""
-    pattern = "file of it"
-    """What it holds otherwise, in a few words."""
-    folders: tuple[str, ...] = ()
-    """Where other tools unpack it, in their root, which is the data folder or the dataset's folder there."""
-    hub: tuple[str, str, str] | None = None
-    """Its repository on the hub, and there the column of its images and their mode; None: it is not read from there."""
-    hub_label = "label"
-    """The column of its classes there."""
-    mean: float = 0.0
-    std: float = 1.0
-
-    @abstractmethod
-    def form(self, folder: Path) -> str | None:
-        """Return which form of the dataset ``folder`` holds, None if it holds none; reads no file."""
-
-    @abstractmethod
-    def read(self, folder: Path) -> Arrays:
-        """Return the arrays that ``folder`` holds. Raises InputError for a missing or damaged file.
-
-        They are ``train_x``, ``train_y``, ``test_x``, ``test_y``; where examples have owners ``group`` and ``groups``.
-        """
-
-    @abstractmethod
-    def examine(self, target: str, content: bytes) -> Mapping[str, int | set[str]]:
-        """Return what a file of the archive adds to the counts: a number, or a set of which the size counts.
-
-        Raises ValueError, which says what is wrong with it.
-        """
-
-    def target(self, name: str) -> str | None:
-        """Return where in the dataset's folder a file of the archive goes, None if it is not wanted."""
-        last = PurePosixPath(name).name
-        return last if last in self.files else None
-
-    def counts(self, folder: Path, arrays: Arrays | None = None) -> Counts | None:
-        """Return how many there are of what in ``folder``, whose arrays these are; None where only they would tell.
-
-        A dataset of one version is either that or refused when it is read.
-        """
-        (only, *others) = self.versions
-        exact = {what: number for what, number in only.counts.items() if isinstance(number, int)}
-        return built_counts(folder) if others else exact
-
-    def version(self, counts: Counts | None) -> str:
-        """Return the name of the version that has these counts, empty where there is only one or nothing counted."""
-        if counts is None:
-            return ""
-        version = version_of(self.versions, counts)
-        return version.name if version else self.unpublished
-
-    def read_hub(self, splits: Any) -> Arrays:
-        """Return the arrays of the splits that the package ``datasets`` loads from the hub."""
-        (x, y), (test_x, test_y) = (self.hub_columns(splits[part], self.hub_label) for part in ("train", "test"))
-        return {"train_x": x, "train_y": y, "test_x": test_x, "test_y": test_y}
-
-    def hub_columns(self, split: Any, *names: str) -> list[NDArray[Any]]:
-        """Return images uint8 [n, channels, height, width] and further columns, in one pass, which decodes once."""
-        assert self.hub
-        _, image, mode = self.hub
-        rows = ((np.asarray(row[image].convert(mode)), *(row[name] for name in names)) for row in split)
-        images, *rest = zip(*rows, strict=True)
-        x = np.stack(images)
-        x = x[:, None] if mode == "L" else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        return [x, *map(np.array, rest)]
-
-    def dataset(self, arrays: Arrays) -> Dataset:
-        """Return the dataset of ``arrays``, all channels normalised by ``mean`` and ``std``, or the arrays' own."""
-        mean, std = map(float, arrays.get("scale", (self.mean, self.std)))
-        return assemble(self.name, arrays, self.classes, mean, std)
-
-    def load(self, root: Path | None) -> Dataset:
-        """Return the dataset from a data folder or the hub. Raises InputError in one line that says what to do."""
-        arrays, counts = self.arrays(root)
-        return replace(self.dataset(arrays), version=self.version(counts))
-
-    def arrays(self, root: Path | None) -> tuple[Arrays, Counts | None]:
-        """Return the arrays in a data folder or of the hub, and how many there are of what. Raises InputError."""
-        if root is None:
-            raise InputError(
-                f"{self.name} needs a data folder, named by --data or FEDSIEVE_DATA: there, {self.instructions}"
-            )
-        if root == HUB:
-            if not self.hub:
-                raise InputError(NOT_ON_HUB.format(self.name))
-            repository = self.hub[0]
-            return cached_arrays(f"{self.name}/hub", lambda: self.read_hub(_download(repository))), None
-        if not self.form(folder := self._folder(root)) and (pack := find_pack(root, self.name)):
-            return cached_arrays(f"{self.name}/{digest_of_files(pack.files)}", pack.arrays), pack.counts
-        arrays = self.read(folder)
-        return arrays, self.counts(folder, arrays)
-
-    def status(self, root: Path | None) -> str:
-        """Return in one line where the dataset is, in which form and version, or how to get it; reads no example."""
-        if root == HUB:
-            return f"huggingface.co/datasets/{self.hub[0]}" if self.hub else NOT_ON_HUB.format(self.name)
-        if root is None:
-            return f"not found: {self.instructions}"
-        form = self.form(folder := self._folder(root))
-        try:
-            pack = None if form else find_pack(root, self.name)
-            if not form and not pack:
-                return f"not found: {self.instructions}"
-            counts = pack.counts if pack else self.counts(folder)
-        except InputError as error:
-            return f"{folder}: {form or 'packed'} ({error})"
-        place = f"{pack.files[0]}: packed" if pack else f"{folder}: {form}"
-        return place + (f" ({Version(self.version(counts), counts)})" if counts else "")
-
-    def _folder(self, root: Path) -> Path:
-        """Return the folder that holds the dataset: ``root/name``, or the first of the others that does."""
-        own = root / self.name
-        others = [place / inner for place in (own, root) for inner in self.folders]
-        return next((folder for folder in (own, *others) if self.form(folder)), own)
-
-
-def missing(path: Path, how: str) -> InputError:
-    """Return the error for a file that is not there; ``how`` says how to get it."""
-    return InputError(f"{path} is missing: {how} (--data or FEDSIEVE_DATA names the folder above {_place(path).name}/)")
-
-
-def damaged(path: Path, why: str, how: str) -> InputError:
-    """Return the error for a file that is not what it should be."""
-    return InputError(f"{path} is damaged ({' '.join(why.split())}): delete it and {how}")
-
-
-def read_download(path: Path, how: str, sums: Collection[str] = ()) -> bytes:
-    """Return the contents of a file after checking them.
-
-    They must have one of the published md5 ``sums`` where any are given, and the sum that a file ``SHA256SUMS`` (as
-    ``sha256sum`` writes it) states in the data folder or the dataset's, where there is one: in any folder of a known
-    name above the file, and in those that hold one. Raises InputError.
-    """
-    contents = read_file(path, CHECK)
-    if contents is None:
-        raise missing(path, how)
-    if sums and md5(contents) not in sums:
-        raise damaged(path, "its md5 is not the published one", how)
-    known = (*FOLDERS, *UNPACKED)
-    named = [place for folder in path.parents if folder.name in known for place in (folder.parent, folder)]
-    for root in named or [path.parent.parent]:
-        stated = _sums(root / SUMS).get(path.relative_to(root).as_posix())
-        if stated and hashlib.sha256(contents).hexdigest() != stated:
-            raise damaged(path, "its sha256 is not the one in SHA256SUMS", how)
-    return contents
-
-
-def read_npz(path: Path, how: str, *names: str) -> Arrays:
-    """Return arrays of an ``.npz`` file, after checking it. Raises InputError."""
-    contents = BytesIO(read_download(path, how))
-    try:
-        with np.load(contents, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except UNREADABLE as error:
-        raise damaged(path, str(error), how) from None
-
-
-def md5(contents: bytes) -> str:
-    """Return the checksum that data sets are published with."""
-    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
-
-
-def digest_of_files(paths: Iterable[Path]) -> str:
-    """Return a hash of the files' names, sizes and times: what the cache goes by to notice a change."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        state = path.stat()
-        digest.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _place(path: Path) -> Path:
-    """Return the data set's folder that holds a file: the nearest above it with a known name, else the one it is in."""
-    named = [folder for known in (FOLDERS, UNPACKED) for folder in path.parents if folder.name in known]
-    return next(iter(named), path.parent)
-
-
-@lru_cache
-def _sums(path: Path) -> dict[str, str]:
-    """Return the sha256 of every file that ``SHA256SUMS`` names, by its path in the data folder."""
-    if not path.is_file():
-        return {}
-    text = (read_file(path, CHECK) or b"").decode(errors="replace")
-    return dict(_sum(line, f"{path} line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _sum(line: str, where: str) -> tuple[str, str]:
-    """Return the file's path and its sum, as a line of ``sha256sum`` states them."""
-    if not (parts := re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)*(\S.*?)\s*", line)):
-        raise InputError(f"{where} is not a sha256 and a file's name, as sha256sum writes them: correct or remove it")
-    return parts[2], parts[1].lower()
-
-
-def _download(repository: str) -> Any:
-    try:
-        return package("datasets", "hub").load_dataset(repository)
-    except OSError as error:
-        raise InputError(f"{repository} cannot be read from the hub ({error}): check the connection") from None

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Source, damaged, digest_of_files, missing, read_download, read_npz
 from fedsieve.data.partition import by_group, hold_out
+from fedsieve.data.source import Source, damaged, digest_of_files, missing, read_download, read_npz
 from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.data.version import Counts, Version, built_counts
 from fedsieve.types import Data, InputError

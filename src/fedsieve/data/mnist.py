@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Source, md5, missing, read_download
+from fedsieve.data.source import Source, md5, missing, read_download
 from fedsieve.data.storage import Arrays
 from fedsieve.data.version import Version
 

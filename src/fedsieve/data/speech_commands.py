@@ -34,7 +34,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsieve.data.dataset import Source, damaged, digest_of_files, missing, read_download
+from fedsieve.data.source import Source, damaged, digest_of_files, missing, read_download
 from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.data.version import Counts, Version, merged
 from fedsieve.types import InputError

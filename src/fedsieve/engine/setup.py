@@ -20,6 +20,7 @@ from fedsieve.client.metrics import Accumulator
 from fedsieve.client.training import load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
+from fedsieve.data.mapped import chunks
 from fedsieve.data.partition import partition
 from fedsieve.engine.experiment import NO_DATASET, Run, Task
 from fedsieve.engine.federation import Federation, call, first_line
@@ -104,7 +105,8 @@ def check_targets(loss: Loss, dataset: Dataset) -> None:
             raise InputError(f"{dataset.name} has no {what} example")
         if isinstance(loss, CrossEntropy | NextToken):
             _check_labels(f"{dataset.name}: {what} labels", data.y, len(dataset.classes), loss.ignore_index)
-        if any(one.is_floating_point() and not bool(one.isfinite().all()) for one in data.tensors):
+        floats = filter(Tensor.is_floating_point, data.tensors)
+        if not all(bool(rows.isfinite().all()) for one in floats for rows in chunks(one)):
             raise InputError(f"{dataset.name}: a {what} example holds NaN or infinity: take it out")
 
 
@@ -119,8 +121,8 @@ def _check_labels(what: str, y: Examples, classes: int, ignored: int) -> None:
             f"{what} must be one whole number for each example, they have the shape {list(y.shape)}: of a one-hot y "
             "give y.argmax(1), of probabilities a loss of your own, task.loss"
         )
-    counted = y[y != ignored].long()
-    low, high = (counted.min().item(), counted.max().item()) if counted.numel() else (0, 0)
+    counted = [ends.aminmax() for rows in chunks(y) if (ends := rows[rows != ignored].long()).numel()]
+    low, high = min((int(one.min) for one in counted), default=0), max((int(one.max) for one in counted), default=0)
     if y.dtype != torch.int64 or low < 0 or high >= classes:
         regression = "; of a regression say task.loss=regression" if y.is_floating_point() else ""
         raise InputError(
