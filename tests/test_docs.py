@@ -147,6 +147,8 @@ def test_the_python_of_a_model_and_data_of_ones_own_runs(capsys: pytest.CaptureF
 def test_the_python_of_a_run_from_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/python.md").read_text(), re.S):
@@ -154,6 +156,7 @@ def test_the_python_of_a_run_from_python_runs(
     assert len(names["result"].rows) == 4
     assert names["prediction"].shape == (1, 10)
     assert (tmp_path / "runs/early/summary.json").exists()
+    assert len(names["summaries"]) == 4
 
 
 @pytest.mark.filterwarnings("ignore")

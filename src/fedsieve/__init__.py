@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsieve.data import Dataset
     from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, rounds
+    from fedsieve.runs.frames import load_runs
     from fedsieve.runs.loggers import MLflow, TensorBoard, Trackio, WandB
     from fedsieve.runs.run import RunResult, run
     from fedsieve.types import Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
@@ -34,6 +35,7 @@ __all__ = [
     "Update",
     "WandB",
     "__version__",
+    "load_runs",
     "local",
     "open_run",
     "pool",
@@ -45,7 +47,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
     if name in __all__:
-        for package in ("types", "data", "engine", "runs.run", "runs.loggers"):
+        for package in ("types", "data", "engine", "runs.run", "runs.loggers", "runs.frames"):
             exported = import_module(f"fedsieve.{package}")
             if hasattr(exported, name):
                 return globals().setdefault(name, getattr(exported, name))

@@ -80,16 +80,19 @@ def test_every_picture_says_what_it_shows(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     page = page_of(tmp_path, run)
     says = [svg.get("aria-label") or "" for svg in page.named("svg") if svg.get("role") == "img"]
-    assert [line.partition(".")[0] for line in says[:5]] == [
+    assert [line.partition(".")[0] for line in says[:6]] == [
         "Accuracy over rounds",
         "Accuracy over bytes sent",
         "Density over rounds",
         "Bytes up in a round",
         "Bytes down in a round",
+        "loss over rounds",
     ]
+    losses = [rows_in(run)[place]["loss"] for place in (0, -1)]
+    assert f"ZeroFL: {losses[0]:.4g} to {losses[1]:.4g}" in says[5]
     ends = [100 * rows_in(run)[place]["accuracy"] for place in (0, -1)]
     assert f"ZeroFL: {ends[0]:.4g} to {ends[1]:.4g}" in says[0]
-    assert "20 clients" in says[5]
+    assert "20 clients" in says[6]
     assert all(svg.get("role") == "img" or svg.get("aria-hidden") == "true" for svg in page.named("svg"))
 
 

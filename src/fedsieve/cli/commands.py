@@ -1,4 +1,4 @@
-"""The commands and their options: run, sweep, list, data, reproduce, report, figure, predict, export, doctor, flower.
+"""The commands: run, sweep, list, data, reproduce, report, figure, plot, predict, export, doctor, flower; and bench.
 
 Those that run something have a flag for each field of ``Execution`` that concerns them. What a command needs it imports
 itself, so that PyTorch is not loaded for a page of help.
@@ -6,19 +6,17 @@ itself, so that PyTorch is not loaded for a page of help.
 
 from __future__ import annotations
 
-import inspect
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
 from fedsieve import __version__
 from fedsieve.cli.bench.commands import bench_app
-from fedsieve.runs.execution import Execution, Face, execution_options
+from fedsieve.cli.options import with_execution
+from fedsieve.runs.execution import Execution
 
 app = typer.Typer(
     add_completion=False,
@@ -44,39 +42,6 @@ Axis = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
 Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
-
-
-REPEATABLE = ("log", "until")
-"""The options of ``Execution`` whose texts are lists by commas, and that may be given again instead."""
-
-
-def with_execution(face: Face) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of ``face`` in place of its parameter ``execution``, which is made of them."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        flags = {option.name: option for option in execution_options(face)}
-
-        @wraps(command)
-        def wrapper(**arguments: Any) -> None:
-            values: dict[str, Any] = {name: arguments.pop(name) for name in flags}
-            values |= {name: ",".join(values[name]) for name in REPEATABLE}
-            execution = Execution(**values)
-            command(**arguments, execution=execution)
-
-        hints = get_type_hints(command, include_extras=True)
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "execution"]
-        parameters = [p.replace(annotation=hints[p.name]) for p in own]
-        for name, option in flags.items():
-            default = [] if name in REPEATABLE else option.default
-            flag = typer.Option(default, f"--{name.replace('_', '-')}", help=option.metadata["help"])
-            kind = list[str] if name in REPEATABLE else type(option.default)
-            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=flag, annotation=kind))
-        vars(wrapper).pop("__wrapped__")
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-        vars(wrapper)["__signature__"] = inspect.Signature(parameters)
-        return wrapper
-
-    return decorate
 
 
 def _show_version(show: bool) -> None:
@@ -257,6 +222,23 @@ def figure_command(
 
     out = out or Path(f"{name}.pdf")
     write_figure(name, runs, out, [layer.strip() for layer in layers.split(",") if layer.strip()])
+    typer.echo(f"wrote {out}")
+
+
+@app.command("plot")
+def plot_command(
+    y: Annotated[str, typer.Argument(help="A column of the rows, such as accuracy or loss; total:bytes_up sums up.")],
+    x: Annotated[str, typer.Argument(help="Another, such as round or total:bytes_up; or a setting.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN_DIR...")],
+    by: Annotated[list[str] | None, typer.Option(help="A line for every value of this setting; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .png, .pdf or .svg. Default: Y-X.png.")] = None,
+    log: Annotated[str, typer.Option(help="Powers of ten on x, y or xy.")] = "",
+) -> None:
+    """Draw any column of runs by any other, or by a setting; seeds are one line, with their standard deviation."""
+    from fedsieve.report.columns import write_plot
+
+    out = out or Path(f"{y}-{x}.png".replace(":", "_").replace("/", "_"))
+    write_plot(y, x, by or [], runs, out, log)
     typer.echo(f"wrote {out}")
 
 

@@ -114,7 +114,7 @@ def distinguishing_settings(runs: Sequence[RunRecord], without: Without = lambda
         rest = [other for other in fewest if other != name]
         fewest = rest if name != METHOD and _distinct(rows, rest) == _distinct(rows, fewest) else fewest
     ordered = sorted(fewest, key=lambda name: not name.startswith("method"))
-    texts = [", ".join(_format_setting(name, row[name]) for name in ordered if name in row) for row in rows]
+    texts = [", ".join(format_setting(name, row[name]) for name in ordered if name in row) for row in rows]
     return [text or "default" for text in texts] if fewest else texts
 
 
@@ -180,7 +180,8 @@ def _distinct(rows: list[dict[str, str]], names: Sequence[str]) -> int:
     return len({tuple(row.get(name) for name in names) for row in rows})
 
 
-def _format_setting(name: str, value: str) -> str:
+def format_setting(name: str, value: str) -> str:
+    """Return a setting as a label has it: its last name and a value that is not too long, of the method its name."""
     short = value if len(value) <= LONGEST else value[: LONGEST - 1] + "…"
     if name == METHOD:
         return short

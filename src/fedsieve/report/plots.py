@@ -107,7 +107,7 @@ class Line:
 class Axis:
     """The name of an axis, and whether it counts in whole numbers, in percent, from zero, or in powers of ten.
 
-    An axis of ``steps`` has these names at 0, 1, 2 and so on.
+    A ``signed`` one shows numbers below zero too. An axis of ``steps`` has these names at 0, 1, 2 and so on.
     """
 
     name: str
@@ -115,6 +115,7 @@ class Axis:
     percent: bool = False
     zero: bool = False
     log: bool = False
+    signed: bool = False
     steps: tuple[str, ...] = ()
 
 
@@ -264,7 +265,10 @@ def _set_scale(axes: Axes, side: str, spec: Axis, values: Sequence[float]) -> No
         margin = 0.05 * (high - low) or (0.5 if spec.whole else 0.1 * abs(high) or 1)
         bottom, top = low - margin, high + margin
         if side == "y":
-            bottom, top = 0 if spec.zero else max(bottom, 0), min(top, 101.5) if spec.percent else top
+            bottom, top = (
+                0 if spec.zero else bottom if spec.signed else max(bottom, 0),
+                min(top, 101.5) if spec.percent else top,
+            )
         set_limits(bottom, top)
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate, count
 from typing import Any, TypeAlias
 
+from fedsieve.engine import Round
 from fedsieve.report.configurations import (
     TARGET,
     Configuration,
@@ -227,7 +228,22 @@ def curves(every: list[Configuration]) -> dict[str, LinePlot]:
         "density": LinePlot("Density over rounds", ROUND, density, means["density"]),
         "bytes-up": _traffic("up", every),
         "bytes-down": _traffic("down", every),
+        **{f"metric-{i}": _metric(name, every) for i, name in enumerate(_metrics(every))},
     }
+
+
+def _metrics(every: list[Configuration]) -> list[str]:
+    """Return the metrics that clients report: the columns of numbers that not every run has."""
+    known = {"round", "mismatch", *(f.name for f in fields(Round))}
+    rows = (row for one in every for run in one.runs for row in run.rows)
+    return sorted({name for row in rows for name, value in row.items() if number(value) is not None} - known)
+
+
+def _metric(name: str, every: list[Configuration]) -> LinePlot:
+    """Return the plot of a metric over rounds."""
+    lines = _mean_lines(every, name)
+    below = any(y < 0 for line in lines.values() for y in line.y)
+    return LinePlot(f"{name} over rounds", ROUND, Axis(name, signed=below), lines)
 
 
 def best_first(every: list[Configuration], accuracy: LinePlot) -> list[Configuration]:
@@ -241,9 +257,11 @@ def _mean_lines(every: list[Configuration], measure: str) -> dict[str, Line]:
 
 
 def _points(run: RunRecord, measure: str) -> Points:
-    if measure.startswith("bytes_"):
-        return {t: (t, y) for t, y in zip(*run.series(measure), strict=True)}
-    return accuracy_by_bytes(run) if measure == "sent" else percent_by_round(run, measure)
+    if measure in ("accuracy", "density"):
+        return percent_by_round(run, measure)
+    if measure == "sent":
+        return accuracy_by_bytes(run)
+    return {t: (t, y) for t, y in zip(*run.series(measure), strict=True)}
 
 
 def _spans(values: Sequence[float], factor: float) -> bool:

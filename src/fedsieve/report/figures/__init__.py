@@ -28,7 +28,16 @@ from fedsieve.report.series import LackingError, PaperFigure
 from fedsieve.runs.record import RunRecord, number, read_record
 from fedsieve.types import InputError
 
-__all__ = ["FIGURES", "draw_figure", "draw_records", "paper_figure", "paper_figures", "write_figure"]
+__all__ = [
+    "FIGURES",
+    "draw_figure",
+    "draw_records",
+    "encode_figure",
+    "figure_kind",
+    "paper_figure",
+    "paper_figures",
+    "write_figure",
+]
 
 FIGURES: dict[str, Callable[..., PaperFigure]] = {
     "zerofl-1": papers.zerofl_1,
@@ -105,6 +114,11 @@ def _check_figure(name: str, out: Path, layers: Sequence[str]) -> str:
         raise InputError(f"unknown figure {name!r}; the figures are {', '.join(FIGURES)}")
     if layers and name not in BY_LAYER:
         raise InputError(f"{name} has no layers to choose: drop --layers, or draw {' or '.join(BY_LAYER)}")
+    return figure_kind(out, name)
+
+
+def figure_kind(out: Path, name: str) -> str:
+    """Return the kind of file that ``out`` is, where a figure is to be written. Raises InputError."""
     suffix = out.suffix[1:].lower()
     if suffix not in UNDATED:
         raise InputError(f"{out} does not end in .png, .pdf or .svg: choose one, such as {name}.pdf")
