@@ -333,4 +333,4 @@ def test_a_run_directory_tells_a_tasks_metrics(tmp_path: Path) -> None:
     assert re.search(rf"mse +{re.escape(format(record['mse'], '.5g'))} +of the deployed model", text)
     assert f"worst tenth {record['mse_worst_tenth']:.5g}" in text
     with pytest.raises(InputError, match=r"mse_validation needs examples that are held out.*or take mse"):
-        parse_stop_rule("mse_validation<=1").check(replace(run_, task=replace(run_.task, validation=0.0)))
+        parse_stop_rule("mse_validation<=1").check(open_run(replace(run_, task=replace(run_.task, validation=0.0))))

@@ -14,6 +14,7 @@ from fedsieve import InputError, Round, local
 from fedsieve.methods import FedAvg, ZeroFL
 from fedsieve.runs.callbacks import CallbackFailed
 from run_directories import flat, same_run
+from tasks import task_run
 from tiny import TIMES, tiny_run
 
 SHORT = ["rounds=3", "per_round=2", "task.clients=4", "task.test_limit=60", "task.partition=iid"]
@@ -190,6 +191,18 @@ def test_a_condition_is_of_any_number_in_a_row_and_the_first_that_is_met_counts(
 def test_a_condition_that_cannot_be_is_one_line(until: str, line: str) -> None:
     with pytest.raises(InputError, match=line):
         fedsieve.run(tiny_run(FedAvg(), rounds=1), until=until)
+
+
+def test_a_task_without_accuracy_ends_by_its_own_metric(tmp_path: Path) -> None:
+    run = task_run("regression", FedAvg(), rounds=4, lr=0.02, lr_end=0.02, evaluate_every=2)
+    errors = [row["mae_validation"] for row in fedsieve.run(run).rows]
+    assert errors[0] is None
+    assert errors[3] < errors[1]
+    until = f"mae_validation<={errors[1]}"
+    assert fedsieve.run(run, tmp_path, until=until).summary["stopped_at"] == 2
+    assert fedsieve.run(run, tmp_path, resume=True).summary["rounds"] == 2
+    with pytest.raises(InputError, match=r"the task has no accuracy; its metrics are .*mae_validation"):
+        fedsieve.run(run, until="accuracy>=.9")
 
 
 def test_a_condition_on_validation_needs_examples_that_are_held_out(tmp_path: Path) -> None:

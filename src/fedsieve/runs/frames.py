@@ -67,5 +67,6 @@ def _columns(row: Mapping[str, Any], run: RunRecord) -> dict[str, Any]:
     own = {name: value for name, value in flatten_settings(row).items() if name}
     how = {name: run.manifest[name] for name in HOW if name in run.manifest}
     settings = flatten_settings(run.manifest.get("run") or {}) | how
+    settings.pop("kind", None)  # that it is a Run
     texts = {name: json.dumps(value) if isinstance(value, list) else value for name, value in settings.items()}
     return own | {SETTING + name if name in own else name: value for name, value in texts.items()}

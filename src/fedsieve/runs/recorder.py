@@ -123,7 +123,7 @@ def _examine(out: Path, federation: Federation, recipe: str, execution: Executio
     code = contents_of(files)
     ours, theirs = manifest_of(federation, recipe, execution, hashed(code)), read_manifest(out)
     stop = execution.stop_rule
-    stop.check(run)
+    stop.check(federation)
     if theirs is None:
         if any(not is_leftover(path) for path in out.iterdir()):
             raise InputError(f"{out} is not empty and holds no run: {OTHER}")

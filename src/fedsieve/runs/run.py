@@ -138,8 +138,8 @@ def _in_memory(
     if "kernels" in execution.measures:
         raise InputError("measure=kernels is measured from a checkpoint: name a directory, out=...")
     stop, observers = execution.stop_rule, Callbacks(callbacks, execution.on_error)
-    stop.check(run)
     federation, engine = _ready(run, execution, own)
+    stop.check(federation)
     by_round, round = dict[int, dict[str, Any]](), None
     with (
         observers.opened(ObservedRun(None, manifest_of(federation, recipe, execution, {}), [])),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedsieve.engine import Run
+from fedsieve.engine import Federation
 from fedsieve.types import InputError
 
 EXAMPLE = "such as 30, or accuracy_validation>=.9, or both, by a comma"
@@ -43,21 +43,25 @@ class StopRule:
     round: int = 0
     conditions: tuple[StopCondition, ...] = ()
 
-    def check(self, run: Run) -> None:
-        """Raise InputError for a condition that no round of ``run`` can meet."""
-        names = [one.column for one in self.conditions if one.column.endswith("_validation")]
-        if not run.task.validation and names:
-            own = names[0].removesuffix("_validation")
-            raise InputError(
-                f"until: {names[0]} needs examples that are held out: -s task.validation=0.1, or take {own}"
-            )
+    def check(self, federation: Federation) -> None:
+        """Raise InputError for a condition that no round of the run can meet."""
+        metrics = list(federation.metrics)
+        held_out = [f"{name}_validation" for name in metrics]
+        for column in (one.column for one in self.conditions):
+            if not federation.run.task.validation and column in held_out:
+                test = column.removesuffix("_validation")
+                raise InputError(
+                    f"until: {column} needs examples that are held out: -s task.validation=0.1, or take {test}"
+                )
+            if column in ("accuracy", "accuracy_validation") and "accuracy" not in metrics:
+                raise InputError(f"until: the task has no accuracy; its metrics are {', '.join([*metrics, *held_out])}")
 
-    def reason(self, row: Mapping[str, Any] | None, metrics: Iterable[str] = ("accuracy",)) -> str | None:
-        """Return the condition that a tested round's row meets, None if none. Raises InputError for an unknown one.
+    def reason(self, row: Mapping[str, Any] | None, metrics: Iterable[str]) -> str | None:
+        """Return the condition that a row meets, None if none does or none of the task's ``metrics`` was tested.
 
-        A round is tested if it has a number of one of the task's ``metrics``.
+        Raises InputError for an unknown column.
         """
-        if row is None or not any(row.get(name) is not None for name in metrics):
+        if row is None or all(row.get(name) is None for name in metrics):
             return None
         return next((one.text for one in self.conditions if one.met(row)), None)
 
