@@ -119,7 +119,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "0.weight is not trained": (lambda: nn.Sequential(nn.Linear(9, 4).requires_grad_(False)), (9,)),
     "cannot be traced": (lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(9, 4)), (9,)),
     "neither [n, c, h, w] nor [n, features]": (lambda: nn.Sequential(nn.Unflatten(1, (3, 3)), nn.Linear(3, 4)), (9,)),
-    "does not map [n, ...] to logits [n, classes]": (lambda: nn.Sequential(conv(2, 4)), COMMON),
     "weight outside a layer": (lambda: nn.Linear(9, 4), (9,)),
     "cannot be traced (": (Two, (9,)),
     "takes its inputs in a way": (

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,8 @@ CHOICES = ("auto", "sparse", "dense")
 WORTH = 0.45
 """``auto`` takes the kernels where they multiply less than this share of what dense training does: they reach about
 half of its multiply-adds a second."""
+ANY_TARGETS = partial(F.cross_entropy)
+"""Cross-entropy by PyTorch: of logits with any targets that it takes."""
 TOGETHER = 16
 """Samples that the kernels compute together: the last of a batch may be padding."""
 
@@ -88,7 +92,7 @@ class Kernels:
         lr, momentum, decay = device.lr, device.momentum, device.weight_decay
         trainer = Trainer(
             self.model, mask, purpose.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph,
-            norm_weight_decay=device.norm_weight_decay,
+            norm_weight_decay=device.norm_weight_decay, loss=purpose.loss,
         )  # fmt: skip
         self._last = purpose, trainer
         return trainer, True
@@ -102,7 +106,8 @@ class Kernels:
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
         batch = _padded(min(device.batch, len(device.data)))
-        return _Purpose(graph, batch, (bool(device.momentum), device.norm_weight_decay), mask | absorbing)
+        optimizer = bool(device.momentum), device.norm_weight_decay
+        return _Purpose(graph, batch, _loss(device), optimizer, mask | absorbing)
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,15 @@ class _Purpose:
 
     graph: Graph
     batch: int
+    loss: Callable[[Any, Any], Tensor]
     optimizer: tuple[bool, bool]
     """Whether there is momentum, and whether norms are decayed."""
     mask: Mask
     """And the non-zeros of th, which are absorbing."""
 
     def equals(self, other: _Purpose) -> bool:
-        same = self.graph is other.graph and (self.batch, self.optimizer) == (other.batch, other.optimizer)
+        same = self.graph is other.graph and self.loss is other.loss
+        same = same and (self.batch, self.optimizer) == (other.batch, other.optimizer)
         mine, theirs = self.mask, other.mask
         same = same and mine.keys() == theirs.keys()
         return same and all(own is theirs[name] or torch.equal(own, theirs[name]) for name, own in mine.items())
@@ -136,7 +143,6 @@ class SparseSteps:
         """Train on an epoch's batches, and yield their losses."""
         for x, y in self.device.batches(order, draws):
             assert isinstance(x, Tensor)
-            assert isinstance(y, Tensor)
             yield self.trainer.step(x, y)
 
     def put_(self, mask: Mask) -> None:
@@ -165,16 +171,21 @@ class SparseSteps:
 
 def not_native(device: Device) -> str:
     """Return which of a training's settings the kernels do not have, "" where they have all."""
-    x, y = device.data.x, device.data.y
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
+    x = device.data.x
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
         return "the kernels take inputs of one tensor of numbers"
-    if device.loss is not F.cross_entropy:
-        return "the kernels minimise cross-entropy alone"
     if device.optimizer not in (None, SGD()):
         return "the kernels take steps of SGD alone"
     if device.clip_norm or device.correction:
         return "the kernels take gradients as they are"
     return ""
+
+
+def _loss(device: Device) -> Callable[[Any, Any], Tensor]:
+    """Return the loss: that of PyTorch where targets are not labels of classes, all that the native one knows."""
+    y = device.data.y
+    labels = isinstance(y, Tensor) and y.dtype == torch.int64 and y.dim() == 1 and not bool((y < 0).any())
+    return device.loss if labels or device.loss is not F.cross_entropy else ANY_TARGETS
 
 
 def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:

@@ -23,15 +23,15 @@ class Fallback:
 
     def forward(self, ins: Sequence[FeatureMap], out: FeatureMap) -> Step:
         """Return the forward call."""
-        self.inputs = [_Passage(self.step, *pair) for pair in zip(self.layer.inputs, ins, strict=True)]
-        self.output = _Passage(self.step, self.layer.output, out)
+        self.inputs = [Passage(self.step, *pair) for pair in zip(self.layer.inputs, ins, strict=True)]
+        self.output = Passage(self.step, self.layer.output, out)
         return self._run
 
     def backward(self, g: FeatureMap, into: Sequence[FeatureMap]) -> Step:
         """Return the backward call, whose results are the gradients of the inputs that need one, in order."""
         values = [value for value, needs in zip(self.layer.inputs, self.needs_grad, strict=True) if needs]
-        self.grad = _Passage(self.step, self.layer.output, g)
-        self.into = [_Passage(self.step, *pair) for pair in zip(values, into, strict=True)]
+        self.grad = Passage(self.step, self.layer.output, g)
+        self.into = [Passage(self.step, *pair) for pair in zip(values, into, strict=True)]
         return self._run_backward
 
     def _run(self) -> None:
@@ -64,7 +64,7 @@ class Fallback:
             weights.view(parameter, weights.grad).copy_(grad if mask is None else grad * mask)
 
 
-class _Passage:
+class Passage:
     """The way from a map to samples [n, ...], and back."""
 
     def __init__(self, step: StepContext, value: Value, place: FeatureMap):
@@ -74,6 +74,7 @@ class _Passage:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the valid samples."""
         return (self.op.samples, *self.sizes)
 
     def read(self) -> Tensor:

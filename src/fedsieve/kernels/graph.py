@@ -34,10 +34,14 @@ class Value:
     width: int = 1
     flat: bool = False
     """Whether the model sees it as [n, features]."""
+    single: bool = False
+    """Whether the model sees it as [n]."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The shape of a sample, as the model sees it."""
+        if self.single:
+            return ()
         return (self.channels,) if self.flat else (self.channels, self.height, self.width)
 
 
@@ -155,12 +159,42 @@ class FallbackLayer(Layer):
 
 
 @dataclass
+class ModelOutput:
+    """What a model returns: a value, or several in tuples, lists, dictionaries and dataclasses."""
+
+    form: Any
+    """The same with nodes in place of the values."""
+    values: Mapping[fx.Node, Value]
+
+    def tensors(self, of: Mapping[Value, Tensor]) -> Any:
+        """Return the same with the tensors of the values."""
+        return self._filled(self.form, of)
+
+    def _filled(self, form: Any, of: Mapping[Value, Tensor]) -> Any:
+        if isinstance(form, fx.Node):
+            if form in self.values:
+                return of[self.values[form]]
+            assert callable(form.target)  # a dataclass
+            return form.target(**{name: self._filled(part, of) for name, part in form.kwargs.items()})
+        if isinstance(form, Mapping):
+            return {name: self._filled(part, of) for name, part in form.items()}
+        if isinstance(form, tuple | list):
+            parts = [self._filled(part, of) for part in form]
+            return type(form)(*parts) if hasattr(form, "_fields") else tuple(parts) if type(form) is tuple else parts
+        return form
+
+
+@dataclass
 class Graph:
-    """A model's layers in order, from ``input`` to the logits, ``output``."""
+    """A model's layers in order, from ``input`` to the logits, ``output``, or the first of all that it returns."""
 
     input: Value
     output: Value
     layers: list[Layer]
+    outputs: list[Value] = field(default_factory=list)
+    """All values that a model in training returns."""
+    returned: ModelOutput | None = None
+    """How it returns them; None: ``output`` alone, [n, classes]."""
 
     @property
     def fallbacks(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsieve.kernels.graph import (
     FlattenLayer,
     Graph,
     Layer,
+    ModelOutput,
     NormLayer,
     PoolLayer,
     ProductLayer,
@@ -126,19 +128,34 @@ class _Reader:
 
     def graph(self) -> Graph:
         """Read node by node, each into a layer, or into the layer before it."""
-        model_input, output = None, None
+        model_input, form = None, None
         for node in self.nodes:
             if node.op == "placeholder":
                 if model_input is not None:
                     raise Unsupported("the model takes more than one input")
                 model_input = self.values[node] = _value(node)
             elif node.op == "output":
-                output = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+                form = node.args[0]
             elif node.meta["value"][1] is not None:  # else a size, for a view
                 self._read(node)
-        if model_input is None or output is None or not output.flat:
-            raise Unsupported("the model does not map [n, ...] to logits [n, classes]")
-        return Graph(model_input, output, self.layers)
+        outputs = [*dict.fromkeys(self._returned(form))]
+        plain = isinstance(form, fx.Node) and len(outputs) == 1 and outputs[0].flat and not outputs[0].single
+        if model_input is None or not outputs or not (plain or self.training):
+            what = "tensors" if self.training else "logits [n, classes]"
+            raise Unsupported(f"the model does not map [n, ...] to {what}")
+        returned = None if plain else ModelOutput(form, self.values)
+        return Graph(model_input, outputs[0], self.layers, outputs, returned)
+
+    def _returned(self, form: Any) -> list[Value]:
+        """Return the values that a model returns, which may stand in tuples, lists, dictionaries and dataclasses."""
+        if isinstance(form, fx.Node):
+            if form in self.values:
+                return [self.values[form]]
+            if not isinstance(form.target, type) or form.args:
+                raise Unsupported(f"the model returns {form.name}, which is no tensor")
+            form = form.kwargs
+        parts = form.values() if isinstance(form, Mapping) else form if isinstance(form, tuple | list) else ()
+        return [value for part in parts for value in self._returned(part)]
 
     def _read(self, node: fx.Node) -> None:
         kind = self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
@@ -149,7 +166,7 @@ class _Reader:
 
     def _layer(self, node: fx.Node, kind: Any, x: Value) -> Value:
         """Add the layer of a module, function or method (``kind``), and return what it gives."""
-        if _is_product(kind) and (isinstance(kind, nn.Conv2d) or x.flat):
+        if _is_product(kind) and (isinstance(kind, nn.Conv2d) or len(x.sizes) == 1):
             return self._add(ProductLayer([x], _value(node), kind, str(node.target)))
         if _is_norm(kind):
             return self._add(NormLayer([x], _value(node), kind))
@@ -161,7 +178,9 @@ class _Reader:
         if not x.flat and (pool := _pool_window(kind, node, x.height, x.width)) is not None:
             return self._add(PoolLayer([x], _value(node), pool))
         if _is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
-            return x if x.flat else self._add(FlattenLayer([x], value))
+            if not x.flat:
+                return self._add(FlattenLayer([x], value))
+            return x if x.sizes == value.sizes else self._fallback(node, kind)
         return x if _is_nothing(kind, self.training) else self._fallback(node, kind)
 
     def _add(self, layer: Layer) -> Value:
@@ -204,9 +223,11 @@ class _Reader:
 
 def _value(node: fx.Node) -> Value:
     shape, dtype = node.meta["value"]
-    if len(shape) not in (2, 4) or shape[0] != 2 or dtype != torch.float32:
+    if len(shape) not in (1, 2, 4) or shape[0] != 2 or dtype != torch.float32:
         raise Unsupported(f"{node.name} gives {tuple(shape)}: neither [n, c, h, w] nor [n, features] of float32")
-    return Value(*shape[1:]) if len(shape) == 4 else Value(shape[1], flat=True)
+    if len(shape) == 4:
+        return Value(*shape[1:])
+    return Value(shape[1], flat=True) if len(shape) == 2 else Value(1, flat=True, single=True)
 
 
 def _is_product(kind: Any) -> bool:

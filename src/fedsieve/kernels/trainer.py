@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.kernels import checks
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Graph
+from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.program import trim_memory
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.training import TrainingStep
 from fedsieve.kernels.weights import Weights
 from fedsieve.sparse.policy import norm_parameters
-from fedsieve.types import InputError
+from fedsieve.types import Examples, InputError
 
 
 class Trainer:
-    """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers: SGD on cross-entropy.
+    """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers, by SGD.
 
+    ``loss``: a function of what the model returns for a batch, and of its targets, to a tensor of one number; PyTorch
+    computes it and its gradient at the outputs, unless it is ``F.cross_entropy`` itself of logits [n, classes].
     Without ``norm_weight_decay`` the parameters of norms are not decayed. ``storage`` "bf16": activations and their
     gradients are kept as bfloat16, two to a word; sums, weights and their gradients stay float32. ``low_memory``: the
     least memory, for some more time: residual sums are computed again for backward, too, and the masked layers of the
@@ -41,11 +45,13 @@ class Trainer:
         storage: Literal["fp32", "bf16"] = "fp32",
         low_memory: bool = False,
         graph: Graph | None = None,
+        loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     ):
         checks.model(model, mask)
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.is_bf16(storage)
         self.low_memory, self.fallbacks, self.norm_weight_decay = low_memory, list[str](), norm_weight_decay
+        self.loss = loss
         self._ready, self._steps, self._samples, self._products = False, 0, 0, (0.0, 0.0)
         self._shape: tuple[int, ...] = ()
         if low_memory:
@@ -53,8 +59,8 @@ class Trainer:
         if graph:
             self._build(graph)
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on samples [n, ...] and labels [n]; returns their mean loss."""
+    def step(self, x: Tensor, y: Examples) -> Tensor:
+        """Train on samples [n, ...] and labels [n], or what else the loss takes; returns their mean loss."""
         if not self._ready:
             self._build(read_graph(self.model, tuple(checks.samples(x).shape[1:])))
         x, y = self._checked(x, y)
@@ -113,13 +119,15 @@ class Trainer:
             raise Unsupported(f"the mask of {name}, which no sparse layer has")
         self.mask = {}
         norms = [] if self.norm_weight_decay else norm_parameters(self.model)
-        self.lowered = TrainingStep(graph, self.weights, self.batch, self.packed, self.low_memory, norms)
+        self.lowered = TrainingStep(graph, self.weights, self.batch, self.packed, self.low_memory, norms, self.loss)
         self._ready = True
         self.begin(self.lr, self.momentum, self.weight_decay)
 
-    def _checked(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _checked(self, x: Tensor, y: Examples) -> tuple[Tensor, Examples]:
         x = checks.floats("x", x, None, *self._shape)
         n = checks.integer("the number of samples", len(x), 1, self.batch)
         if any(n * norm.output.height * norm.output.width == 1 for norm in self.weights.norms):
             raise InputError("BatchNorm needs more than one value a channel: the batch has one sample")
+        if isinstance(self.lowered.loss, TorchLoss):
+            return x, y
         return x, checks.labels("y", y, n, self.lowered.graph.output.channels)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedsieve.kernels.abi import (
@@ -26,9 +28,11 @@ from fedsieve.kernels.abi import (
 from fedsieve.kernels.fallback import Fallback
 from fedsieve.kernels.graph import FallbackLayer, FlattenLayer, Graph, Layer, NormLayer, PoolLayer, ProductLayer, Value
 from fedsieve.kernels.library import get_num_threads
+from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.products import MaskedProduct, StepContext, SwatProduct
 from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
 from fedsieve.kernels.weights import MaskedWeights, Weights
+from fedsieve.types import Examples
 
 
 class TrainingStep(StepContext):
@@ -42,6 +46,7 @@ class TrainingStep(StepContext):
         packed: bool,
         low_memory: bool = False,
         norms: Sequence[Tensor] = (),
+        loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     ):
         """Make it; ``norms`` are the vectors that weight decay does not reach."""
         super().__init__(graph, weights, batch, packed, low_memory)
@@ -54,6 +59,9 @@ class TrainingStep(StepContext):
             for layer, own in weights.layers.items()
         }
         self.loss_value = torch.zeros(())
+        native = loss is F.cross_entropy and graph.returned is None
+        own = LossOp(loss=address(self.loss_value)) if native else None
+        self.loss = self.sized_(own) if own else TorchLoss(self, loss, self.loss_value)
         self._lower()
         if low_memory:
             trim_memory()
@@ -65,10 +73,15 @@ class TrainingStep(StepContext):
         self.start = Program([take])
         """What must run after the weights were read: the copy of the entries for the input gradients."""
 
-    def run(self, step: int, x: Tensor, y: Tensor) -> Tensor:
-        """Do the step of that number on samples [n, ...] and labels [n], and return their mean loss."""
+    def run(self, step: int, x: Tensor, y: Examples) -> Tensor:
+        """Do the step of that number on samples [n, ...] and their targets, and return their mean loss."""
         self.begin(step, len(x), get_num_threads())
-        self.pack.plain, self.loss.label = x.data_ptr(), y.data_ptr()
+        self.pack.plain = x.data_ptr()
+        if isinstance(self.loss, TorchLoss):
+            self.loss.target = y
+        else:
+            assert isinstance(y, Tensor)
+            self.loss.label = y.data_ptr()
         self.program.run()
         return self.loss_value.clone()
 
@@ -86,9 +99,10 @@ class TrainingStep(StepContext):
         for layer in graph.layers:
             out = self.activations[layer.output] = self.buffer(layer.output, graph.halo(layer.output))
             self._forward(layer, out)
-        logits = self.activations[graph.output]
-        g = self.gradients[graph.output] = self.buffer(graph.output, self._gradient_halo(graph.output))
-        self.arena.step(lambda: self._loss(logits, g), logits, g)
+        outputs = [self.activations[value] for value in graph.outputs]
+        grads = [self.buffer(value, self._gradient_halo(value)) for value in graph.outputs]
+        self.gradients |= dict(zip(graph.outputs, grads, strict=True))
+        self.arena.step(lambda: self._loss(outputs, grads), *outputs, *grads)
         for layer in reversed(graph.layers):
             gradient = self.gradients.pop(layer.output, None)
             if gradient is not None and graph.needs_grad[layer.output]:
@@ -98,8 +112,10 @@ class TrainingStep(StepContext):
         self.pack = self.sized_(PackOp(map=first, unpack=0))
         return self.pack
 
-    def _loss(self, logits: Buffer, g: Buffer) -> LossOp:
-        self.loss = self.sized_(LossOp(logits=logits, grad=g, loss=address(self.loss_value)))
+    def _loss(self, outputs: list[Buffer], grads: list[Buffer]) -> Step:
+        if isinstance(self.loss, TorchLoss):
+            return self.loss.lower(outputs, grads)
+        (self.loss.logits,), (self.loss.grad,) = outputs, grads
         return self.loss
 
     def _gradient_halo(self, value: Value) -> int:

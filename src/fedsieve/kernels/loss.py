@@ -1,0 +1,45 @@
+"""Losses that the kernels do not have: computed by PyTorch, with the gradient at the outputs, between native calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsieve.kernels.abi import FeatureMap
+from fedsieve.kernels.fallback import Passage
+from fedsieve.kernels.products import StepContext
+from fedsieve.kernels.program import Step
+from fedsieve.types import Examples
+
+
+class TorchLoss:
+    """A loss in a training step: a function of what the model returns for the valid samples, and of the targets."""
+
+    def __init__(self, step: StepContext, loss: Callable[[Any, Any], Tensor], value: Tensor):
+        self.step, self.loss, self.value = step, loss, value
+        self.target: Examples = torch.empty(0)
+        """The targets of the step."""
+
+    def lower(self, outputs: Sequence[FeatureMap], grads: Sequence[FeatureMap]) -> Step:
+        """Return the call that reads the graph's outputs, and writes their gradients and the loss, into ``value``."""
+        values = self.step.graph.outputs
+        self.passages = [
+            (Passage(self.step, value, output), Passage(self.step, value, grad))
+            for value, output, grad in zip(values, outputs, grads, strict=True)
+        ]
+        return self._run
+
+    def _run(self) -> None:
+        graph = self.step.graph
+        leaves = [output.read().requires_grad_() for output, _ in self.passages]
+        with torch.enable_grad():
+            tensors = dict(zip(graph.outputs, (one.clone() for one in leaves), strict=True))  # which may be changed
+            returned = tensors[graph.output] if graph.returned is None else graph.returned.tensors(tensors)
+            loss = self.loss(returned, self.target)
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        self.value.copy_(loss.detach().view(()))
+        for grad, (_, into) in zip(grads, self.passages, strict=True):
+            into.write(grad)
