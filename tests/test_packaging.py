@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     package = {name for name in package if "__pycache__" not in name and not name.endswith("unbuilt.txt")}
     assert {name for name in names if name.startswith("fedsieve/")} == package
     assert f"\nVersion: {fedsieve.__version__}\n" in about
-    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-4.0\n" in about
+    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-4.0 AND BSD-3-Clause\n" in about
     assert "\nDescription-Content-Type: text/markdown\n" in about
     targets = re.findall(r"\]\(([^)]+)\)", about)
     assert len(targets) > 20

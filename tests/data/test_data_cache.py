@@ -53,7 +53,7 @@ def test_unknown_name_lists_the_names() -> None:
         data.dataset_status("cifar", None)
 
 
-@pytest.mark.parametrize("name", data.NAMES[1:])
+@pytest.mark.parametrize("name", [*data.SOURCES])
 def test_nothing_there_says_how_to_get_it(name: str, tmp_path: Path) -> None:
     assert "https://" in data.dataset_status(name, None) or "http://" in data.dataset_status(name, None)
     assert data.dataset_status(name, tmp_path).startswith("not found: ")

@@ -139,7 +139,7 @@ def list_command(
 
 @app.command("data")
 def data_command(
-    name: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100, femnist or speech_commands.")],
+    name: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100, femnist, speech_commands or shakespeare.")],
     archive: Annotated[
         Path | None,
         typer.Option("--from", help="The archive as downloaded, a folder of its files, or what --pack wrote."),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedsieve.data import SOURCES, dataset_status
+from fedsieve.data import SHIPPED, SOURCES, dataset_status
 from fedsieve.data.build import ELSEWHERE, build_dataset, verify
 from fedsieve.data.pack import Pack, check_new, find_pack, open_pack, place_pack, write_pack
 from fedsieve.data.source import HUB, Source
@@ -27,8 +27,8 @@ def build_by_name(name: str, archive: Path | None, root: Path | None, console: C
     """Build a dataset, or check the one that was built, and print where it is. Raises InputError in one line."""
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     dataset_status(name, None)  # refuses an unknown name
-    if name == "digits":
-        raise InputError("digits comes with FedSieve: there is nothing to build")
+    if name in SHIPPED:
+        raise InputError(f"{name} comes with FedSieve: there is nothing to build")
     if root is None or root == HUB:
         raise InputError("no folder to build in: name one by --data FOLDER or FEDSIEVE_DATA")
     source = SOURCES[name]
@@ -53,8 +53,8 @@ def pack_by_name(name: str, out: Path, root: Path | None, console: Console | Non
     """Write a dataset as one file, or several, and print which. Raises InputError in one line."""
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     dataset_status(name, None)  # refuses an unknown name
-    if name == "digits":
-        raise InputError("digits comes with FedSieve: there is nothing to pack")
+    if name in SHIPPED:
+        raise InputError(f"{name} comes with FedSieve: there is nothing to pack")
     check_new(out, name)
     arrays, counts = SOURCES[name].arrays(root)
     for file in write_pack(out, name, counts, arrays):

@@ -25,7 +25,7 @@ from fedsieve.data.storage import UNREADABLE, Arrays, cached_arrays, read_file
 from fedsieve.data.version import SUMS, Counts, Version, built_counts, version_of
 from fedsieve.types import InputError
 
-FOLDERS = ("mnist", "cifar10", "cifar100", "femnist", "speech_commands")
+FOLDERS = ("mnist", "cifar10", "cifar100", "femnist", "speech_commands", "shakespeare")
 """What lies directly in the data folder."""
 UNPACKED = (
     *("MNIST", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python"),
