@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import sys
+import textwrap
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,28 @@ def test_the_python_of_a_model_and_data_of_ones_own_runs(capsys: pytest.CaptureF
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/model.md").read_text(), re.S)
     exec(code, {})
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_the_python_of_any_task_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    shown, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/task.md").read_text(), re.S)
+    exec(code, {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [float(line[1]) for line in lines] == sorted((float(line[1]) for line in lines), reverse=True)
+    script = (ROOT / "examples/federated_training.py").read_text()
+    assert textwrap.indent(shown, "    ") in script
+
+
+@pytest.mark.slow
+def test_ten_lines_make_a_training_script_federated(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, own = (ROOT / f"examples/{name}_training.py" for name in ("plain", "federated"))
+    after = [line for line in own.read_text().partition('"""\n')[2].splitlines() if line]
+    before = set(plain.read_text().splitlines())
+    assert len(before) <= 45
+    assert len([line for line in after if line not in before]) <= 10
+    runpy.run_path(str(own), run_name="__main__")
+    final = capsys.readouterr().out.splitlines()[-1].split()
+    assert float(final[1]) > 0.9
+    assert int(final[2]) < 0.3 * int(final[3])
 
 
 def test_the_python_of_a_run_from_python_runs(

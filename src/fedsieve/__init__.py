@@ -5,17 +5,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, NextToken, Regression
+    from fedsieve.client.metrics import Metric
     from fedsieve.data import Dataset
     from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, rounds
     from fedsieve.runs.frames import load_runs
     from fedsieve.runs.loggers import MLflow, TensorBoard, Trackio, WandB
     from fedsieve.runs.run import RunResult, run
-    from fedsieve.types import Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
+    from fedsieve.types import SGD, AdamW, Data, Device, Expected, InputError, Method, ServerState, Sparse, Update
 
 __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP: spinning threads slow busy cores
 
 __all__ = [
+    "SGD",
+    "AdamW",
+    "BinaryCrossEntropy",
+    "CrossEntropy",
     "Data",
     "Dataset",
     "Device",
@@ -24,6 +30,9 @@ __all__ = [
     "InputError",
     "MLflow",
     "Method",
+    "Metric",
+    "NextToken",
+    "Regression",
     "Round",
     "Run",
     "RunResult",
@@ -47,7 +56,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
     if name in __all__:
-        for package in ("types", "data", "engine", "runs.run", "runs.loggers", "runs.frames"):
+        losses, runs = ("client.metrics", "client.losses"), ("runs.run", "runs.loggers", "runs.frames")
+        for package in ("types", *losses, "data", "engine", *runs):
             exported = import_module(f"fedsieve.{package}")
             if hasattr(exported, name):
                 return globals().setdefault(name, getattr(exported, name))

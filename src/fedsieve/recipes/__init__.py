@@ -139,9 +139,12 @@ def _parsed_union(text: str, kinds: tuple[Any, ...], name: str) -> Any:
     }
     if text.lower() in classes:
         return classes[text.lower()]()
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if text in words:
+        return text
     for kind in (k for k in kinds if k in (int, float, str, bool)):
         try:
             return _parsed(text, kind, name)
         except InputError:
             continue
-    raise InputError(f"{name} must be one of {', '.join(classes)}, got {text!r}")
+    raise InputError(f"{name} must be one of {', '.join([*classes, *words])}, got {text!r}")
