@@ -17,8 +17,10 @@ from fedsieve.client.training import params_of
 from fedsieve.engine import cohort
 from fedsieve.engine.cohorts import EagerSteps
 from fedsieve.engine.rollback import Checkpoint
-from fedsieve.types import flatten
+from fedsieve.methods import FedAvg
+from fedsieve.types import SGD, AdamW, flatten
 from methods_under_test import METHODS
+from tasks import TASKS, task_run
 from tiny import TinyNet, assert_same, blobs, tiny_run
 
 pytestmark = pytest.mark.gpu
@@ -37,6 +39,19 @@ def test_a_cohort_on_a_gpu_trains_what_a_cpu_trains(name: str) -> None:
     assert (gpu.bytes_down, gpu.steps) == (wanted.bytes_down, wanted.steps)
     assert gpu.multiply_adds_dense == wanted.multiply_adds_dense
     assert gpu.multiply_adds == pytest.approx(wanted.multiply_adds, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("optimizer", [SGD(), AdamW(), torch.optim.RMSprop], ids=["sgd", "adamw", "rmsprop"])
+def test_any_task_trains_on_a_gpu_as_on_a_cpu(name: str, optimizer: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """Captured, with clipping; an optimizer of one's own runs eagerly, and says so."""
+    one = task_run(name, FedAvg(), rounds=2, optimizer=optimizer, lr=0.01, lr_end=0.005, clip_norm=1.0)
+    wanted, gpu = [*rounds(one, local(kernels="dense"))][-1], on_gpu(one)[-1]
+    for key, value in wanted.state.params.items():
+        torch.testing.assert_close(gpu.state.params[key], value, rtol=0, atol=2e-4)
+    for metric, number in wanted.scores.items():
+        assert gpu.scores[metric] == pytest.approx(number, rel=1e-2)
+    assert bool([w for w in recwarn if w.category is EagerSteps]) == (optimizer is torch.optim.RMSprop)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
