@@ -7,6 +7,7 @@ bits do not depend on who trains beside it. On a CPU one client trains at a time
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import warnings
@@ -117,6 +118,8 @@ def _workers(
         for _ in range(n):
             yield make(federation, where, None, alone)
         return
+    gc.collect()  # what another run has left holds its memory in circles
+    torch.cuda.empty_cache()  # as a capture does: or what it gives back would be taken off a client's
     train = to_device(federation.dataset.train, where)
     federation = replace(federation, dataset=replace(federation.dataset, train=train))
     before, room = torch.cuda.memory_reserved(where), torch.cuda.mem_get_info(where)[0] * ROOM

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import warnings
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -32,6 +33,8 @@ ExcessRule: TypeAlias = Literal["redistribute", "clip"]
 """What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
 LARGE = 1 << 16
 """A GPU finds the top weights of tensors of so many elements faster than a CPU, the way there and back included."""
+_ELSEWHERE = threading.Lock()
+"""Of a process's threads one sends a tensor to a GPU at a time: they share the way, and compile its kernels once."""
 MaskDraw: TypeAlias = Literal["exact", "bernoulli"]
 """How many weights of a layer a random mask keeps: its share, rounded up, or as many as a coin says for each weight."""
 
@@ -53,7 +56,8 @@ def top(x: Tensor, q: float) -> Tensor:
     k, where = topk_count(q, x.numel()), resources().device
     if where == "cpu" or x.is_cuda or x.numel() < LARGE:
         return selection.support(x, k)
-    return selection.support(x.to(where), k).cpu()
+    with _ELSEWHERE:
+        return selection.support(x.to(where), k).cpu()
 
 
 def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
