@@ -67,6 +67,9 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
             for worker in workers:
                 free.put(worker)
             threads = ThreadPoolExecutor(len(workers), "client", torch.set_num_threads, (1,))
+            ahead = ThreadPoolExecutor(1, "ahead", torch.set_num_threads, (1,))
+            for worker in workers if device != "cpu" else ():
+                worker.inbox.ahead = ahead
 
             def answer(t: int, client: int, message: bytes, remembered: bytes) -> tuple[bytes, bytes]:
                 worker = free.get()
@@ -87,6 +90,7 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
                 yield exchange
             finally:
                 threads.shutdown(cancel_futures=True)
+                ahead.shutdown(cancel_futures=True)
 
     return engine
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +36,7 @@ from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Tree, Update, apply_model, flatten, map_examples, rng, tensors_of
 from fedsieve.types.method import expected_of
 from fedsieve.types.resources import Resources, using
-from fedsieve.wire import finite
+from fedsieve.wire import Known, finite
 
 READERS = 8
 """Threads that read answers, and that compute on the model's tensors, where any do."""
@@ -95,6 +95,7 @@ def _rounds(
     validation = Evaluation(plain, to_device(data, device), graphs, metrics=federation.metrics) if data else None
     with engine(federation, memory) as exchange, _readers(device) as readers:
         admission.threads, server = readers
+        last_known: Mapping[int, Known] = {}
         last = min(last or run.rounds, run.rounds)
         while True:
             if snapshot:
@@ -111,6 +112,9 @@ def _rounds(
             trees = {tier: method.broadcast(state, run.context(t, tier)) for tier in sorted(set(tiers.values()))}
             broadcast, before = messages.broadcast(t, tiers, trees), state
             replies = exchange(t, broadcast)
+            if admission.threads:
+                admission.threads.submit(broadcast.read_ahead, last_known)
+                last_known = broadcast.known
             try:
                 with num_threads(1), using(server):
                     admit = partial(admission.admit, t, state, tiers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,20 @@ from torch import Tensor
 from fedsieve.engine.federation import Federation, fingerprint
 from fedsieve.sparse.policy import frozen_names
 from fedsieve.types import Sparse, Tree
-from fedsieve.wire import TAG, Body, Envelope, Known, Manifest, compensate, decode, encode, finite, seal, unseal
+from fedsieve.wire import (
+    TAG,
+    Body,
+    Envelope,
+    Known,
+    Manifest,
+    compensate,
+    decode,
+    encode,
+    finite,
+    order_ahead,
+    seal,
+    unseal,
+)
 
 UNSENT = "unsent:"
 """Before the name of a parameter in a client's memory: what rounding took from it, to be sent the next time."""
@@ -90,6 +104,8 @@ class Inbox:
         self.messages, self._lock = messages, threading.Lock()
         self._body: Body | None = None
         self._tree, self._known = dict[str, Any](), messages.plain
+        self.ahead: Executor | None = None
+        """What does ahead, while clients train, what a reply's encoding begins with."""
 
     def open(self, t: int, client: int, message: bytes) -> tuple[Tree, Known]:
         """Return a message's tree, to be read only, and what both sides know of a reply to it. Raises WireError."""
@@ -97,7 +113,9 @@ class Inbox:
             body = self.messages.unseal_broadcast(t, client, message, self._body)
             if body is not self._body:
                 self._body, self._tree = body, dict(self.messages.decode_broadcast(body))
-                self._known = self.messages.known(self._tree)
+                last, self._known = self._known, self.messages.known(self._tree)
+                if self.ahead:
+                    self.ahead.submit(order_ahead, self._known, last)
             return self._tree, self._known
 
 
@@ -128,6 +146,11 @@ class RoundMessages(Mapping[int, bytes]):
 
     def __len__(self) -> int:
         return len(self.tiers)
+
+    def read_ahead(self, last: Mapping[int, Known]) -> None:
+        """Do what the decoding of replies begins with, of which each class's ``last`` round needed the like."""
+        for tier in self.known.keys() & last.keys():
+            order_ahead(self.known[tier], last[tier])
 
     def decode_reply(self, client: int, reply: bytes) -> Tree:
         """Return the tree of a client's reply to this broadcast. Raises WireError, KeyError for another client."""

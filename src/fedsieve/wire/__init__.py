@@ -9,6 +9,7 @@ from fedsieve.wire.decoder import decode
 from fedsieve.wire.encoder import encode
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
 from fedsieve.wire.plan import MAGIC
+from fedsieve.wire.positions import order_ahead
 from fedsieve.wire.values import compensate, finite, rounded
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "encode",
     "finite",
     "key_of_run",
+    "order_ahead",
     "rounded",
     "seal",
     "unseal",

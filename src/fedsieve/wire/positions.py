@@ -230,6 +230,14 @@ def ranking_of(known: Known, name: str, edge: int | None, budget: Budget | None 
     return ranking
 
 
+def order_ahead(known: Known, last: Known) -> None:
+    """Digest and order a base as messages against ``last`` needed it: what comes is read or written faster, alike."""
+    _ = known.digest
+    for key, (edge, _) in [*last.orders.items()]:
+        what, _, name = key.partition(" of ")
+        ranking_of(known, name, None if what == "support" else edge)
+
+
 def ranked(words: Array, edge: int, budget: Budget | None = None) -> Ranking | None:
     """Return the elements whose step is near ``edge`` or above it, those of the highest steps first; then the rest.
 
