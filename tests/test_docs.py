@@ -197,7 +197,7 @@ def test_the_python_of_ones_own_data_runs(tmp_path: Path, monkeypatch: pytest.Mo
         place.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), i).save(place / f"ada_{i}.jpg")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/data.md").read_text(), re.S)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     names: dict[str, Any] = {}
     for code in blocks:
         exec(code, names)

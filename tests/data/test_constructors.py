@@ -209,6 +209,7 @@ def test_a_table_has_numbers_categories_classes_and_owners(tmp_path: Path) -> No
     assert x.mean(0).abs().max() < 1e-5
     assert x.std(0, correction=0).tolist() == pytest.approx([1, 1, 1])
     assert [len(part) for part in partition("group:ward", data, 3, 0)] == [10, 10, 10]
+    assert {name: len(column) for name, column in data.columns.items()} == {"sex": 30, "ward": 30, "ill": 30}
 
 
 def test_a_target_is_what_its_column_holds(tmp_path: Path) -> None:
@@ -323,6 +324,7 @@ def test_columns_of_the_library_are_named(hf: Any, split: Any) -> None:
     assert {name: one.dtype for name, one in several.train.x.items()} == {"ids": torch.int64, "score": torch.float32}  # type: ignore[union-attr]
     assert (several.classes, len(several.train)) == ((), 16)
     assert Dataset.from_hf(split, x="ids", y="who").classes == ("w0", "w1", "w2", "w3")
+    assert [*Dataset.from_hf(split, x="image", y="who").columns] == ["label", "who"]
     held = Dataset.from_hf(hf.DatasetDict(train=split, validation=split), "validation", x="ids", y="label")
     assert len(held.test) == 20
 

@@ -88,6 +88,22 @@ def test_only_rows_are_read(file: Path, no_reading_it_all: None, monkeypatch: py
     last(_run(data))
 
 
+def test_targets_of_several_numbers_stay_in_their_file(
+    file: Path, no_reading_it_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "CHUNK", 100)
+    masks = np.random.default_rng(1).integers(0, 3, (90, 4, 4), np.uint8)
+    np.save(file.with_name("masks.npy"), masks)
+    data = Dataset.from_numpy(file, file.with_name("masks.npy"), 0.1)
+    assert isinstance(data.train.y, FileTensor)
+    assert (data.classes, data.train.y.dtype, data.labels) == (("0", "1", "2"), torch.int64, None)
+    _, y = data.train.subset(torch.tensor([4, 2, 7])).batch(torch.tensor([2, 0]))
+    assert isinstance(y, torch.Tensor)
+    assert y.dtype == torch.int64
+    assert data.train.y.rows is not None
+    assert y.tolist() == masks[data.train.y.rows[[7, 4]].numpy()].tolist()
+
+
 def _mapped(file: Path) -> Dataset:
     return Dataset.from_numpy(np.load(file, mmap_mode="r"), Y, 0.1)
 

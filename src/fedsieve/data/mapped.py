@@ -1,8 +1,8 @@
 """Examples in files of NumPy that are too large for memory: rows are read when they are used.
 
 A ``FileTensor`` is a tensor to whoever asks for its shape or takes rows of it. Taking rows by ``index_select``, as
-``Data.subset`` does, reads nothing; an index or a slice, as of a batch, reads those rows. Any other operation reads it
-all first. Other processes are sent where the files are.
+``Data.subset`` does, and changing the type of numbers, read nothing; an index or a slice, as of a batch, reads those
+rows. Any other operation reads it all first. Other processes are sent where the files are.
 """
 
 from __future__ import annotations
@@ -47,11 +47,16 @@ class FileTensor(Tensor):
     rows: Tensor | None
 
     @staticmethod
-    def __new__(cls: type[FileTensor], files: Sequence[ArrayFile], rows: Tensor | None = None) -> FileTensor:
-        """Make one of files alike but for their numbers of rows."""
+    def __new__(
+        cls: type[FileTensor],
+        files: Sequence[ArrayFile],
+        rows: Tensor | None = None,
+        kind: torch.dtype | None = None,
+    ) -> FileTensor:
+        """Make one of files alike but for their numbers of rows; ``kind`` is the files' own where it is None."""
         first = files[0]
         n = sum(file.shape[0] for file in files) if rows is None else len(rows)
-        kind = torch.from_numpy(np.empty(0, first.dtype)).dtype
+        kind = kind or torch.from_numpy(np.empty(0, first.dtype)).dtype
         made = Tensor._make_wrapper_subclass(cls, (n, *first.shape[1:]), dtype=kind)
         made.files, made.rows = tuple(files), rows
         return made
@@ -85,17 +90,20 @@ class FileTensor(Tensor):
         index = self.rows
         if rows is not None:
             index = torch.arange(len(self))[rows] if index is None else index[rows]
-        if index is None:
-            return torch.from_numpy(np.concatenate([file.array() for file in self.files]))
+        array = np.concatenate([file.array() for file in self.files]) if index is None else self._at(index)
+        return torch.from_numpy(array).to(self.dtype)
+
+    def _at(self, index: Tensor) -> NDArray[Any]:
+        """Return the files' rows at ``index``, int64 [m]."""
         if len(self.files) == 1:
-            return torch.from_numpy(self.files[0].array()[index.numpy()])
+            return self.files[0].array()[index.numpy()]  # type: ignore[no-any-return]
         ends = np.cumsum([file.shape[0] for file in self.files])
         part = np.searchsorted(ends, index.numpy(), side="right")
         out = np.empty((len(index), *self.shape[1:]), self.files[0].dtype)
         for i in np.unique(part):
             here = part == i
             out[here] = self.files[i].array()[index.numpy()[here] - (ends[i - 1] if i else 0)]
-        return torch.from_numpy(out)
+        return out
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -104,9 +112,11 @@ class FileTensor(Tensor):
         if isinstance(first, FileTensor):
             match func, args[1:]:
                 case (aten.detach.default | aten.alias.default, _):
-                    return cls(first.files, first.rows)
+                    return cls(first.files, first.rows, first.dtype)
+                case (aten._to_copy.default, ()) if [*kwargs] == ["dtype"]:
+                    return cls(first.files, first.rows, kwargs["dtype"])
                 case (aten.index_select.default, (0, index)):
-                    return cls(first.files, index.clone() if first.rows is None else first.rows[index])
+                    return cls(first.files, index.clone() if first.rows is None else first.rows[index], first.dtype)
                 case (aten.index.Tensor, ([Tensor() as index],)) if not index.is_floating_point():
                     return first.read(index)
                 case (aten.slice.Tensor, (0, start, stop)):
@@ -124,7 +134,7 @@ class FileTensor(Tensor):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return FileTensor, (self.files, self.rows)
+        return FileTensor, (self.files, self.rows, self.dtype)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FileTensor({list(self.shape)}, {self.dtype}, {self.files[0].path}{', ...' * (len(self.files) > 1)})"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsieve.data.mapped import chunks
 from fedsieve.types import Data, Examples, InputError, leaves, map_examples, rng
 
 
@@ -148,7 +149,8 @@ def _labels(y: Tensor) -> Tensor:
 
 def _inferred(train: Tensor, test: Tensor) -> tuple[str, ...]:
     """Return the classes of targets of whole numbers: 0 to the largest. Raises InputError where that is unlikely."""
-    low, high = (int(torch.stack([f(train), f(test)]).aminmax()[i]) for i, f in enumerate((torch.amin, torch.amax)))
+    ends = [rows.aminmax() for y in (train, test) for rows in chunks(y) if rows.numel()]
+    low, high = min((int(one.min) for one in ends), default=0), max((int(one.max) for one in ends), default=0)
     say = "say classes=N if they are N classes, classes=() if they are none"
     if low < 0:
         raise InputError(f"targets begin at {low}, where classes are numbered from 0: number them so, or {say}")

@@ -20,6 +20,7 @@ def rows_of_splits(
     """Return the examples of each split, a ``datasets.Dataset``, and the names of the classes, None without any.
 
     ``x`` and ``y`` name columns, several give several inputs by name; images become uint8 [n, channels, height, width].
+    Other columns of whole numbers stay, to partition by.
     Raises InputError.
     """
     several = [_rows(split, x, y, client) for split in splits]
@@ -36,12 +37,20 @@ def _rows(split: Any, x: str | Sequence[str], y: str | Sequence[str], client: st
         if name not in split.column_names:
             raise InputError(f"the dataset has no column {name!r}: it has {', '.join(split.column_names)}")
     inputs = _inputs(split, x) if isinstance(x, str) else {name: _inputs(split, name) for name in x}
+    whole = [name for name in split.column_names if _is_whole(split.features[name]) and name not in named]
+    columns = {name: _column(split, name) for name in whole}
     if isinstance(y, str):
         labels = _column(split, y)
-        rows = Rows(inputs, labels if labels.dtype.kind in "US" else as_tensor(labels))
+        columns |= {y: labels} if labels.ndim == 1 else {}
+        rows = Rows(inputs, labels if labels.dtype.kind in "US" else as_tensor(labels), columns=columns)
     else:
-        rows = Rows(inputs, {name: as_tensor(_column(split, name)) for name in y})
+        rows = Rows(inputs, {name: as_tensor(_column(split, name)) for name in y}, columns=columns)
     return with_owner(rows, client, _column(split, client)) if client else rows
+
+
+def _is_whole(feature: Any) -> bool:
+    """Tell whether a column holds whole numbers, such as one may partition by."""
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool"))
 
 
 def _inputs(split: Any, name: str) -> Tensor:

@@ -31,7 +31,8 @@ def rows_of_tables(
     """Return the examples of each file: ``x`` are the inputs' columns, of None all but ``y`` and ``client``.
 
     An input is a number, or one of the values of a ``categorical`` column, as so many zeros and a one. A target is a
-    number, or the name of a class; several targets are numbers. Raises InputError.
+    number, or the name of a class; several targets are numbers. What is no numeric input stays a column, to partition
+    by. Raises InputError.
     """
     tables = [_read(Path(path).expanduser(), delimiter) for path in paths]
     targets = [y] if isinstance(y, str) else [*y]
@@ -49,7 +50,8 @@ def rows_of_tables(
     several = []
     for path, table in zip(paths, tables, strict=True):
         blocks = [_block(f"{path}: column {name!r}", table[name], values.get(name)) for name in inputs]
-        rows = Rows(torch.from_numpy(np.concatenate(blocks, 1)), _targets(str(path), table, targets))
+        columns = {name: _values(texts) for name, texts in table.items() if name in categorical or name not in inputs}
+        rows = Rows(torch.from_numpy(np.concatenate(blocks, 1)), _targets(str(path), table, targets), columns=columns)
         several.append(rows if client is None else with_owner(rows, client, _values(table[client])))
     return several
 
