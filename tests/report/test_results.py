@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fabricated import fabricate
 from fedsieve.engine.federation import described
 from fedsieve.recipes import load_recipe
+from fedsieve.report.results import all_finished, progress_text
 from fedsieve.runs.progress import summary_table
+from fedsieve.runs.record import read_record
 from fedsieve.runs.units import format_ratio
 from report_pages import cells_of, change, page_of, row_of, rows_in, write_run
 
@@ -245,3 +248,16 @@ def test_rounds_without_a_test_are_passed_over(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=5, every=2)
     page = page_of(tmp_path, run)
     assert page.result("ZeroFL")[1][1] == [rows_in(run)[3]["accuracy"]]
+
+
+def test_a_run_that_a_condition_has_ended_is_finished(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", {"kind": "FLASH", "density": 0.1}, rounds=8, done=6)
+    assert progress_text([read_record(folder)]) == "6 of 8 rounds"
+    summary = {"rounds": 6, "accuracy": 0.5, "stopped_at": 6, "stopped_because": "accuracy>=.5"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = read_record(folder)
+    assert (run.ended, run.whole) == (True, False)
+    assert all_finished([run])
+    assert progress_text([run]) == "stopped at accuracy>=.5, 6 rounds"
+    (folder / "summary.json").write_text(json.dumps(summary | {"rounds": 5}))  # it went on
+    assert not read_record(folder).ended

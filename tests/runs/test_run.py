@@ -13,6 +13,8 @@ from command_line import CommandLine
 from fedsieve import InputError, Round, local
 from fedsieve.methods import FedAvg, ZeroFL
 from fedsieve.runs.callbacks import CallbackFailed
+from fedsieve.runs.execution import Execution
+from fedsieve.runs.sweep.jobs import Job, is_finished
 from run_directories import flat, same_run
 from tasks import task_run
 from tiny import TIMES, tiny_run
@@ -191,6 +193,19 @@ def test_a_condition_is_of_any_number_in_a_row_and_the_first_that_is_met_counts(
 def test_a_condition_that_cannot_be_is_one_line(until: str, line: str) -> None:
     with pytest.raises(InputError, match=line):
         fedsieve.run(tiny_run(FedAvg(), rounds=1), until=until)
+
+
+def test_a_sweep_takes_a_run_that_a_condition_has_ended_as_finished(tmp_path: Path) -> None:
+    run = task_run("regression", FedAvg(), rounds=3, lr=0.02, lr_end=0.02)
+
+    def finished(until: str) -> bool:
+        return is_finished(Job("own", "own", (), run, tmp_path, Execution(until=until)), 3)
+
+    assert not finished("")
+    fedsieve.run(run, tmp_path, until="mae<=1e9")
+    assert [finished(until) for until in ("", "mae<=1e9", "mae<=1", "3")] == [True, True, False, False]
+    fedsieve.run(run, tmp_path, resume=True, until=3)
+    assert [finished(until) for until in ("", "mae<=1", "3")] == [True] * 3
 
 
 def test_a_task_without_accuracy_ends_by_its_own_metric(tmp_path: Path) -> None:

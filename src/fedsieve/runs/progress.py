@@ -152,7 +152,7 @@ def summary_table(folder: Path) -> Table:
     others = "".join(f", {decimal(int(size))} {how}" for name, how in about.items() if (size := summary.get(name)))
     table = Table.grid(padding=(0, 2))
     if why := summary.get("stopped_because"):
-        table.add_row("stopped", f"in round {summary['stopped_at']}", f"{why}; --resume --until ROUND goes on")
+        table.add_row("ended", f"in round {summary['stopped_at']}", f"by {why}; --resume --until ROUND goes on")
     for metric in metrics_of_manifest(read_json(folder / MANIFEST) or {}):
         value, form = summary.get(metric), ".2%" if metric == "accuracy" else ".5g"
         table.add_row(metric, "-" if value is None else format(value, form), "of the deployed model")

@@ -35,7 +35,7 @@ from fedsieve.engine.engines import follow_parent, watched
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import QUIET, format_clock, progress_bar
-from fedsieve.runs.record import number, read_rows, read_summary
+from fedsieve.runs.record import metrics_of_manifest, number, read_manifest, read_rows, read_summary
 from fedsieve.runs.recorder import record_run
 from fedsieve.runs.resume import check_recorded_code
 from fedsieve.types import InputError
@@ -172,12 +172,13 @@ class SweepProgress:
 
 
 def is_finished(job: Job, last: int) -> bool:
-    """Tell whether a run has got to its last round and all of its files are written."""
+    """Tell whether a run has got to its last round, or its condition, and all of its files are written."""
     try:
         summary = read_summary(job.folder) or {}
+        metric = next(iter(metrics_of_manifest(read_manifest(job.folder) or {})))
     except InputError:
         return False
-    rounds = summary.get("rounds") if number(summary.get("accuracy")) is not None else None
+    rounds = summary.get("rounds") if number(summary.get(metric)) is not None else None
     return isinstance(rounds, int) and (rounds >= last or job.execution.stopped(summary))
 
 
