@@ -159,6 +159,8 @@ class WandB(_Tracker):
             **place,
             **self.options,
         )
+        if self.run.starting_step:  # of a run that goes on at the server, which knows what came through before a crash
+            self.last = self.run.starting_step - 1
         return ids
 
     def _log(self, t: int, numbers: dict[str, float]) -> None:
