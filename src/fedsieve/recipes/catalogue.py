@@ -12,8 +12,9 @@ from functools import cache
 from typing import Any
 
 from fedsieve import methods
+from fedsieve.client.losses import CrossEntropy, NextToken, Regression
 from fedsieve.engine import Run, Task
-from fedsieve.types import Method
+from fedsieve.types import AdamW, Method
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ VALIDATION = 0.1
 """The share of every client's examples that ZeroFL keeps for validation (A.5); FLASH and SparseFedPP train on all."""
 FLASH_LR = {"lr": 0.1, "lr_end": 0.001, "lr_offset": 1}
 SPARSEFEDPP = {"per_round": 10, "lr": 0.5, "lr_end": 0.01, "lr_offset": 1, "weight_decay": 1e-3, "evaluate_every": 10}
+ADAMW = {"optimizer": AdamW(), "lr_schedule": "cosine", "weight_decay": 0.01, "clip_norm": 1.0}
 WRITERS = "300 writers of FEMNIST{}; the complete set: -s task.clients={}"
 
 PRESETS: dict[str, Preset] = {
@@ -80,6 +82,23 @@ PRESETS: dict[str, Preset] = {
         "Speech Commands, {}",
         Task("resnet18", "speech_commands", 100, validation=VALIDATION),
         {"rounds": 200, "per_round": 10, "lr": 0.01, "lr_end": 0.001, "evaluate_every": 10},
+    ),
+    # LEAF's Shakespeare (Caldas et al. 2018), of the roles that char-rnn's text has; a small GPT on the same
+    "shakespeare": Preset(
+        "Shakespeare's roles, by LEAF's LSTM",
+        Task("char_lstm", "shakespeare", 227, "group", loss=NextToken()),
+        {"rounds": 100, "per_round": 10, "batch": 10, "lr": 0.8, "lr_end": 0.8, "evaluate_every": 10},
+    ),
+    "shakespeare_gpt": Preset(
+        "Shakespeare's roles, by a small GPT",
+        Task("char_gpt", "shakespeare", 227, "group", loss=NextToken()),
+        {"rounds": 100, "per_round": 10, "batch": 8, **ADAMW, "lr": 3e-3, "lr_end": 3e-4, "evaluate_every": 10},
+    ),
+    # scikit-learn's diabetes: a regression of one number, on ten hospitals
+    "diabetes": Preset(
+        "a regression of diabetes' progress",
+        Task("mlp", "diabetes", 10, loss=Regression()),
+        {"rounds": 60, "per_round": 5, "epochs": 2, "batch": 8, **ADAMW, "lr": 1e-2, "lr_end": 1e-3},
     ),
     # FLASH, Table 1: CIFAR-10 with crops and mirror images, FEMNIST of 3,400 writers
     **_iid_and_not(
@@ -133,6 +152,9 @@ PRODUCT: dict[str, tuple[str, Method[Any], str]] = {
 }
 """What runs on all datasets: its name for people, the method, and the prefix of the presets that are taken first."""
 
+ANIMALS = CrossEntropy(weight=(1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0))
+"""Class weights of CIFAR-10: birds, cats, deer, dogs, frogs and horses against vehicles."""
+
 TIERS = {"hetero_flash": (0.4, 0.3, 0.3)}
 """The device classes' shares of the clients (FLASH, Table 4), where a method serves several."""
 
@@ -164,6 +186,7 @@ def _others() -> dict[str, Recipe]:
     sparsefedpp, even = PRESETS["sparsefedpp_cifar10_niid"], PRESETS["sparsefedpp_cifar10_iid"]
     fig_1 = f"{sparsefedpp.about} (its Fig. 1)"
     dense, swat, topk, dnr = methods.FedAvg(), methods.Swat(sparsity=0.9), methods.TopK(sparsity=0.95), methods.DNR()
+    several = methods.TopK(sparsity=0.8, policy="all")
     private = methods.Private(methods.FLASH(c_d=50), clip=0.3, noise=1.0, cohort=50)
     others = {
         "fedavg.flash_cifar10": (f"Dense FedAvg on {flash_cifar10.about} (its Table 2)", flash_cifar10.run(dense)),
@@ -177,6 +200,15 @@ def _others() -> dict[str, Recipe]:
         "topk.digits": (
             f"Top-k at 90 % on {digits.about}",
             replace(digits.run(methods.TopK(sparsity=0.9)), lr=0.3),
+        ),
+        **{
+            f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own))
+            for data in ("shakespeare", "shakespeare_gpt", "diabetes")
+            for method, about, own in (("fedavg", "Dense FedAvg", dense), ("topk", "Top-k at 80 %", several))
+        },
+        "flash.weighted_cifar10": (
+            f"FLASH at density .1 on {flash_cifar10.about}, animals counting twice",
+            replace(weighted := flash_cifar10.run(methods.FLASH()), task=replace(weighted.task, loss=ANIMALS)),
         ),
         "topk.cifar10_iid": (f"Top-k at 95 % on {even.about}", even.run(topk)),
         "topk.cifar10_niid": (f"Top-k at 95 % on {sparsefedpp.about}", sparsefedpp.run(topk)),
