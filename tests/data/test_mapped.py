@@ -185,9 +185,9 @@ from fedsieve.methods import FedAvg
 torch.set_num_threads(1)
 form, budget = sys.argv[1], int(sys.argv[2])
 x = "x.npy" if form == "mapped" else None
-y = np.arange(4 * budget // 4096) % 2
-model = nn.Sequential(nn.Linear(1024, 4), nn.ReLU(), nn.Linear(4, 2))
-warm = Dataset.from_numpy(np.zeros((40, 1024), np.float32), np.arange(40) % 2)
+y = np.arange(4 * budget // 1024) % 2
+model = nn.Sequential(nn.Linear(256, 4), nn.ReLU(), nn.Linear(4, 2))
+warm = Dataset.from_numpy(np.zeros((40, 256), np.float32), np.arange(40) % 2)
 train = lambda data: [r.accuracy for r in rounds(
     Run(FedAvg(), Task(model, data, clients=1), rounds=1, per_round=1, batch=64, lr=1e-3, lr_end=1e-3), local())]
 train(warm)
@@ -201,9 +201,9 @@ print(len(data.digest), train(data))
 @pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_it_trains_on_four_times_the_memory_that_it_may_use(tmp_path: Path) -> None:
-    budget = 24 << 20
-    rows = 4 * budget // 4096
-    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (rows, 1024))
+    budget = 16 << 20
+    rows = 4 * budget // 1024
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (rows, 256))
     x[:, 0] = np.arange(rows) % 2
     x.flush()
     del x

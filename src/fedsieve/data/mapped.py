@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from fedsieve.types import InputError
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """The bytes that are read together of what is read whole."""
 READ = "name a .npy file of numbers as numpy.save writes it"
 
