@@ -42,6 +42,7 @@ RECIPES = {
     "zerofl": "ZeroFL 90 %, r_mask .1",
     "topk": "Top-k 90 %",
 }
+CORRECTED = {"fedprox": "FedProx, mu .01, dense", "scaffold": "SCAFFOLD, dense"}
 SPARSE = {
     "sparsefedpp": "SparseFedPP {s} %",
     "nst": "NST {s} %",
@@ -52,7 +53,7 @@ SPARSE = {
 }
 LABELS = {
     "mnist": RECIPES,
-    "digits": RECIPES | {name: label.format(s=90) for name, label in SPARSE.items()},
+    "digits": RECIPES | {name: label.format(s=90) for name, label in SPARSE.items()} | CORRECTED,
     "digits05": {name: SPARSE[name].format(s=95) for name in ("sparsefedpp", "nst", "pdst", "flash")},
 }
 SETTINGS = {
@@ -131,7 +132,7 @@ def first_at(curve: list[float], accuracy: float) -> str:
 
 
 def picture(results: dict[str, Any], path: Path) -> None:
-    """Draw accuracy over the kilobytes that a client has sent, a line a method, the mean of the seeds."""
+    """Draw accuracy over the kilobytes that a client has sent, a line for each of the first methods."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
     colours = (

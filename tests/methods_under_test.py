@@ -12,6 +12,9 @@ from fedsieve.types import Method
 METHODS: dict[str, Method[Any]] = {
     "fedavg": methods.FedAvg(),
     "fedadam": methods.FedAdam(eta=0.02),
+    "fedprox": methods.FedProx(mu=0.1),
+    "scaffold": methods.SCAFFOLD(),
+    "scaffold, as Flower": methods.SCAFFOLD(start="model", weighting="samples"),
     "swat": methods.Swat(sparsity=0.7),
     "swat, erk, period": methods.Swat(sparsity=0.7, budget="erk", period=3),
     "zerofl full": methods.ZeroFL(0.7, 0.0, "full"),
@@ -39,9 +42,10 @@ METHODS: dict[str, Method[Any]] = {
     "private, flash": methods.Private(methods.FLASH(density=0.5, c_d=3, E_d=3), noise=1e-3, cohort=2),
 }
 
-KINDS = ("fedavg", "zerofl top_diff", "topk", "nst", "flash", "hetero_flash", "private")
-"""Methods that differ in what travels: whole tensors, positions of a client's choice (differences, or weights), those
-of masks that clients train, one mask after a warm-up, masks by device class, noisy values."""
+KINDS = ("fedavg", "scaffold", "zerofl top_diff", "topk", "nst", "flash", "hetero_flash", "private")
+"""Methods that differ in what travels: whole tensors, these with control variates, positions of a client's choice
+(differences, or weights), those of masks that clients train, one mask after a warm-up, masks by device class, noisy
+values."""
 
 
 def kinds_first(names: Iterable[str]) -> list[Any]:

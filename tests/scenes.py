@@ -11,7 +11,7 @@ from fedsieve.engine.round import Round, RoundMetrics
 from fedsieve.engine.setup import open_run
 from fedsieve.runs.recorder import row_of
 from fedsieve.server.robust import Off
-from fedsieve.types import RoundContext, Tree, rng
+from fedsieve.types import Tree, rng
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
 from oracles.lies import Reply, changed
@@ -68,7 +68,9 @@ def aggregated(of: Scene, replies: Iterable[tuple[int, bytes]], bound: Any = Non
     checks, tally = federation.admission({"seconds"}), RoundMetrics()
     passed = partial(checks.admit, 1, of.state, of.asked)
     opened = lambda _, reply: decode(reply)  # noqa: E731
-    return federation.run.method.aggregate(of.state, tally.collect(replies, opened, passed), RoundContext()), tally
+    return federation.run.method.aggregate(
+        of.state, tally.collect(replies, opened, passed), federation.run.context(1)
+    ), tally
 
 
 def comparable(round: Round) -> dict[str, Any]:

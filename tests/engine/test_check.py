@@ -20,7 +20,7 @@ from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import RoundMetrics
 from fedsieve.engine.setup import open_run
 from fedsieve.server.robust import Fixed, Multiple, Off
-from fedsieve.types import RoundContext, Tree
+from fedsieve.types import Tree
 from fedsieve.types.contract import ContractError, Expected, Part, Whole, expect_weights, printable
 from fedsieve.wire import decode, encode
 from methods_under_test import METHODS
@@ -182,7 +182,7 @@ def test_whatever_reading_an_answer_raises_is_its_clients_refusal(error: type[Ex
     tally = RoundMetrics()
     passed = partial(of.federation.admission().admit, 1, of.state, of.asked)
     state = of.federation.run.method.aggregate(
-        of.state, tally.collect(of.replies.items(), opened, passed), RoundContext()
+        of.state, tally.collect(of.replies.items(), opened, passed), of.federation.run.context(1)
     )
     assert [r.client for r in tally.refused] == [a]
     assert len(tally.refused[0].reason) <= 300

@@ -15,7 +15,10 @@ from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
 
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
-METHODS = ("fedavg", "fedadam", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash", "hetero_flash")
+METHODS = (
+    *("fedavg", "fedadam", "fedprox", "scaffold", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash"),
+    "hetero_flash",
+)
 
 
 def warm_up(method: str) -> list[str]:

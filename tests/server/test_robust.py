@@ -26,7 +26,7 @@ from oracles.lies import Act, Reply, changed, flipped
 from tiny import tiny_run
 
 ONE_SUPPORT = ["fedavg", "fedadam", "swat", "swat, erk, period", "zerofl full", "pdst", "pdst, adam, equal"]
-ONE_SUPPORT += ["flash", "flash, sum, clip, adam"]
+ONE_SUPPORT += ["flash", "flash, sum, clip, adam", "fedprox", "scaffold", "scaffold, as Flower"]
 BASE = torch.linspace(-1, 1, 6).view(2, 3)
 EXPECTED = Expected(expect_weights({"w": BASE}))
 

@@ -205,6 +205,7 @@ class Run:
         if not 0 <= self.weight_decay <= 1e6:
             raise InputError(f"weight_decay must be 0 or more, at most 1e6, got {self.weight_decay}")
         check_method_type(self.method)
+        self.method.check_run(self)
         density: object = self.target_density
         if density is not None and not (isinstance(density, int | float) and density is not True and 0 < density <= 1):
             raise InputError(f"{self.method.name}: target_density must be a number in (0, 1], or None, got {density!r}")

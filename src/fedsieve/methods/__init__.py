@@ -1,10 +1,12 @@
 """The methods: one paper, one file."""
 
 from fedsieve.methods.fedavg import FedAdam, FedAvg
+from fedsieve.methods.fedprox import FedProx
 from fedsieve.methods.flash import FLASH, HeteroFLASH
 from fedsieve.methods.nst import DNR, NST
 from fedsieve.methods.pdst import PDST
 from fedsieve.methods.private import Private
+from fedsieve.methods.scaffold import SCAFFOLD
 from fedsieve.methods.sparsefedpp import SparseFedPP, TopK
 from fedsieve.methods.swat import Swat
 from fedsieve.methods.zerofl import ZeroFL
@@ -15,8 +17,10 @@ __all__ = [
     "METHODS",
     "NST",
     "PDST",
+    "SCAFFOLD",
     "FedAdam",
     "FedAvg",
+    "FedProx",
     "HeteroFLASH",
     "Private",
     "SparseFedPP",
@@ -28,6 +32,8 @@ __all__ = [
 METHODS = {
     "fedavg": FedAvg,
     "fedadam": FedAdam,
+    "fedprox": FedProx,
+    "scaffold": SCAFFOLD,
     "swat": Swat,
     "zerofl": ZeroFL,
     "topk": TopK,

@@ -70,6 +70,8 @@ class Private(Method[Any]):
             raise InputError(
                 f"of {self.inner.name} clients send values at different positions: take flash, pdst, fedavg"
             )
+        if self.inner.copies > 1:
+            raise InputError(f"{self.inner.name}'s clients send more than a model: take flash, pdst, fedavg, fedprox")
         if 0 < self.warm_up < self.cohort:
             raise InputError(
                 f"a warm-up of {self.warm_up} clients is below the cohort of {self.cohort}: raise inner.c_d"
@@ -89,6 +91,10 @@ class Private(Method[Any]):
     def warm_up(self) -> int:
         """The clients of round 0."""
         return self.inner.warm_up
+
+    def check_run(self, run: Any) -> None:
+        """Check as without privacy."""
+        self.inner.check_run(run)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Prepare as without privacy."""

@@ -141,6 +141,8 @@ DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech
 PRODUCT: dict[str, tuple[str, Method[Any], str]] = {
     "fedavg": ("Dense FedAvg", methods.FedAvg(), ""),
     "fedadam": ("FedAdam", methods.FedAdam(), ""),
+    "fedprox": ("FedProx, mu .01,", methods.FedProx(), ""),
+    "scaffold": ("SCAFFOLD", methods.SCAFFOLD(), ""),
     "swat": ("SWAT at 90 %", methods.Swat(sparsity=0.9, policy="zerofl"), ""),
     "zerofl": ("ZeroFL at 90 %, top weights + 10 %", methods.ZeroFL(sparsity=0.9, r_mask=0.1), ""),
     "topk": ("Top-k at 90 %", methods.TopK(sparsity=0.9), ""),
@@ -197,6 +199,7 @@ def _others() -> dict[str, Recipe]:
             f"ZeroFL at 90 %, top weights alone, on {fig_1}",
             sparsefedpp.run(methods.ZeroFL(sparsity=0.9, r_mask=0)),
         ),
+        "scaffold.digits": (f"SCAFFOLD on {digits.about}", replace(digits.run(methods.SCAFFOLD()), lr=0.2)),
         "topk.digits": (
             f"Top-k at 90 % on {digits.about}",
             replace(digits.run(methods.TopK(sparsity=0.9)), lr=0.3),

@@ -31,6 +31,8 @@ SIDE_BY_SIDE, VALUES = 4, 8
 DISPLAY_NAMES = {
     "fedavg": "FedAvg",
     "fedadam": "FedAdam",
+    "fedprox": "FedProx",
+    "scaffold": "SCAFFOLD",
     "swat": "SWAT",
     "zerofl": "ZeroFL",
     "topk": "Top-k",

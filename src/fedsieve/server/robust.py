@@ -242,7 +242,7 @@ def _one(mean: Median | Trimmed, updates: Iterable[Update]) -> Iterator[Update]:
     drop = (m - 1) // 2 if isinstance(mean, Median) else min(math.ceil(round(mean.share * m, 6)), (m - 1) // 2)
     first = every[0]
     tree = {name: _inner([u.tree[name] for u in every], drop) for name in first.tree}
-    yield Update(tree, sum(update.n for update in every))
+    yield Update(tree, sum(update.n for update in every), clients=m)
 
 
 def _inner(values: list[Any], drop: int) -> Any:

@@ -160,6 +160,8 @@ class Update:
     tree: Tree
     n: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    clients: int = 1
+    """How many clients' answers it stands for: a robust mean's only one, for all."""
 
 
 class Method(ABC, Generic[S]):
@@ -190,6 +192,9 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def aggregate(self, state: S, updates: Iterable[Update], context: RoundContext) -> S:
         """Fold the answers, a stream read once, into the next state."""
+
+    def check_run(self, run: Any) -> None:
+        """Raise InputError for a run (``engine.Run``), while it is made, whose settings the method cannot go by."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the module that clients train (once a process): the plain model, or one of the same names."""
