@@ -29,7 +29,7 @@ def test_a_browser_renders_the_page_and_asks_for_nothing(tmp_path: Path, width: 
     said = in_browser(tmp_path / "report.html", f"--window-size={width},2400", f"--screenshot={shot}", "--dump-dom")
     assert "CONSOLE" not in said.stderr  # where the browser notes what the page's policy refused
     if said.stdout:
-        assert len([svg for svg in Page(said.stdout).named("svg") if svg.get("role") == "img"]) == 7
+        assert len([svg for svg in Page(said.stdout).named("svg") if svg.get("role") == "img"]) == 9
         assert len(Page(said.stdout).named("button")) == 10  # made by the script, which the policy let run
     with Image.open(shot) as image:
         picture = np.asarray(image.convert("RGB"))

@@ -306,3 +306,18 @@ def test_a_setting_of_a_measures_name_keeps_its_column() -> None:
     assert found["rounds"] == ["1", "2", "1", "2"]
     assert found["rounds run"] == ["1/1", "1/2", "1/1", "1/2"]
     assert found["density"] == ["7.0%"] * 4
+
+
+def test_a_sweep_of_a_regression_shows_its_metric(fedsieve: CommandLine, tmp_path: Path) -> None:
+    words = ["topk.diabetes", "-s", "rounds=2", "--seeds", "2", "--out", str(tmp_path / "s")]
+    said = fedsieve("sweep", *words)
+    cell = json.loads((tmp_path / "s/results.json").read_text())["cells"][0]
+    summaries = [json.loads(path.read_text()) for path in sorted((tmp_path / "s/runs").glob("*/summary.json"))]
+    assert cell["mse_seeds"] == [summary["mse"] for summary in summaries]
+    assert re.search(rf"mse {summaries[0]['mse']:.4g}  round 2/2  topk.diabetes", said.stdout)
+    assert re.search(r"recipe +mse +each seed", said.stdout)
+    fedsieve("report", *map(str, (tmp_path / "s/runs").iterdir()), "--out", str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert ">Metrics</th>" in page
+    assert "<h3>mse over rounds</h3>" in page
+    assert "Accuracy" not in page

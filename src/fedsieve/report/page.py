@@ -32,8 +32,8 @@ from fedsieve.report.figures import paper_figures
 from fedsieve.report.partitions import partition_maps
 from fedsieve.report.plots import PALETTE, RC, HeatMap, Line, Plot, SizePlot
 from fedsieve.report.results import (
-    COLUMNS,
     all_finished,
+    columns_of,
     privacy_spent,
     progress_text,
     refused_updates,
@@ -73,6 +73,8 @@ def _page(every: list[Configuration]) -> str:
     asset = {name: Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "sort.js")}
     runs = [run for one in every for run in one.runs]
     plots = curves(every)
+    (metric, higher), *_ = runs[0].metrics.items()
+    by = next(plot for plot in plots.values() if plot.y.name.startswith(metric))
     return environment.get_template("page.html").render(
         title=_title(every, runs),
         style=Markup(palette_css()) + asset["style.css"],
@@ -81,9 +83,9 @@ def _page(every: list[Configuration]) -> str:
         configurations=every,
         several=any(len(one.runs) > 1 for one in every),
         runs=runs,
-        columns=COLUMNS,
+        columns=columns_of(runs),
         plots=plots,
-        best_first=best_first(every, plots["accuracy"]),
+        best_first=best_first(every, by, higher),
         figures=paper_figures(runs),
         partitions=partition_maps(every),
         refused=refused_updates(every),

@@ -76,8 +76,15 @@ def _percents(runs: Runs, name: str, below: Mapping[str, str]) -> Cell:
 
 
 def _accuracy(runs: Runs) -> Cell:
-    """Return the accuracy at the end, its further forms, and what the papers print of the very same runs."""
-    cell = _percents(runs, "accuracy", {"pruned": "accuracy_pruned", "validation": "accuracy_validation"})
+    """Return the metrics at the end, their further forms, and what the papers print of the very same runs."""
+    cell: Cell = []
+    if "accuracy" in runs[0].metrics:
+        cell = _percents(runs, "accuracy", {"pruned": "accuracy_pruned", "validation": "accuracy_validation"})
+    for name in (name for name in runs[0].metrics if name != "accuracy"):
+        line: TableLine = [f"{name} ", _mean(runs, _last(name), _plain)]
+        cell.append(line)
+        if _known(runs, _last(f"{name}_validation")):
+            cell.append(["validation ", _mean(runs, _last(f"{name}_validation"), _plain)])
     for one in compare_published(flatten_settings(runs[0].manifest.get("run") or {}), runs):
         cell.append([f"paper {one.text}"])
         if one.difference is not None:
@@ -145,6 +152,16 @@ COLUMNS: dict[str, Callable[[Runs], Cell]] = {
     "Peak memory": lambda runs: [[_mean(runs, lambda run: run.final("peak_memory_mb"), format_megabytes)]],
 }
 """The columns of the table of results, and the cell of each for the runs of one configuration."""
+
+
+def _plain(mean: float, spread: float | None) -> str:
+    return format_number(mean) + (f" ± {format_number(spread)}" if spread else "")
+
+
+def columns_of(runs: Runs) -> list[str]:
+    """Return the titles of the table of results."""
+    title = "Accuracy" if all([*run.metrics] == ["accuracy"] for run in runs) else "Metrics"
+    return [title, *list(COLUMNS)[1:]]
 
 
 def result_cells(runs: Runs) -> list[Cell]:

@@ -222,13 +222,19 @@ def curves(every: list[Configuration]) -> dict[str, LinePlot]:
     traffic = Axis("sent up and down so far, MB", log=_spans([line.x[-1] for line in means["sent"].values()], 10))
     densities = [y for line in means["density"].values() for y in line.y]
     density = Axis("density, %", percent=True, zero=True, log=_spans(densities, 30))
-    return {
+    accuracy = {
         "accuracy": LinePlot("Accuracy over rounds", ROUND, ACCURACY, means["accuracy"]),
         "sent": LinePlot("Accuracy over bytes sent", traffic, ACCURACY, means["sent"]),
+    }
+    own = {name: None for one in every for run in one.runs for name in run.metrics if name != "accuracy"}
+    plots = {f"task-{i}": _metric(name, every) for i, name in enumerate(own)}
+    if all("accuracy" in run.metrics for one in every for run in one.runs):
+        plots = accuracy | plots
+    return plots | {
         "density": LinePlot("Density over rounds", ROUND, density, means["density"]),
         "bytes-up": _traffic("up", every),
         "bytes-down": _traffic("down", every),
-        **{f"metric-{i}": _metric(name, every) for i, name in enumerate(_metrics(every))},
+        **{f"metric-{i}": _metric(name, every) for i, name in enumerate(_metrics(every)) if name not in own},
     }
 
 
@@ -246,9 +252,10 @@ def _metric(name: str, every: list[Configuration]) -> LinePlot:
     return LinePlot(f"{name} over rounds", ROUND, Axis(name, signed=below), lines)
 
 
-def best_first(every: list[Configuration], accuracy: LinePlot) -> list[Configuration]:
-    """Return the configurations by their accuracy at the end of a plot."""
-    return sorted(every, key=lambda one: -line.y[-1] if (line := accuracy.lines.get(one.label)) else 1)
+def best_first(every: list[Configuration], plot: LinePlot, higher_is_better: bool = True) -> list[Configuration]:
+    """Return the configurations by their metric at the end of a plot, those without one last."""
+    sign = -1 if higher_is_better else 1
+    return sorted(every, key=lambda one: sign * line.y[-1] if (line := plot.lines.get(one.label)) else math.inf)
 
 
 def _mean_lines(every: list[Configuration], measure: str) -> dict[str, Line]:

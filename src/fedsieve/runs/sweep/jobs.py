@@ -43,7 +43,7 @@ from fedsieve.types.errors import of_machine
 
 Kind: TypeAlias = Literal["started", "client", "round", "warned", "failed", "paused", "done"]
 Message: TypeAlias = tuple[Kind, int, float | None, str]
-"""What a process says: the kind, the round, its accuracy, and a line of text."""
+"""What a process says: the kind, the round, its first metric, and a line of text: of a round the metric's name."""
 ENDS = ("failed", "paused", "done")
 BETWEEN = 1.0
 """Seconds from one answer of a client that a process tells of to the next."""
@@ -83,7 +83,7 @@ class JobEvent(NamedTuple):
     job: Job
     what: Kind
     round: int = 0
-    accuracy: float | None = None
+    metric: float | None = None
     text: str = ""
 
 
@@ -130,14 +130,14 @@ def _with_callback(events: Generator[JobEvent], done: Callable[[Job], None] | No
 
 
 class SweepProgress:
-    """How far every job is: its rounds, its last accuracy, which are at work, and why some failed."""
+    """How far every job is: its rounds, its last test, which are at work, and why some failed."""
 
     def __init__(self, jobs: list[Job]):
         self.jobs = jobs
         self.clients = dict[Job, str]()
         """Of a round that is at work, how many clients have answered."""
         self.last_rounds = {job: _rounds_on_disk(job) for job in jobs}
-        self.accuracy: dict[Job, float | None] = dict.fromkeys(jobs)
+        self.tests = dict[Job, str]()
         self.running: list[Job] = []
         self.failures: dict[Job, str] = {}
 
@@ -158,17 +158,18 @@ class SweepProgress:
         elif event.what == "round":
             self.clients.pop(event.job, None)
             self.last_rounds[event.job] = event.round
-            self.accuracy[event.job] = event.accuracy if event.accuracy is not None else self.accuracy[event.job]
+            if event.metric is not None:
+                percent = event.text == "accuracy"
+                self.tests[event.job] = f"{event.metric:6.1%}" if percent else f"{event.text} {event.metric:.4g}"
         elif event.what in ENDS:
             self.running.remove(event.job)
         if event.what == "failed":
             self.failures[event.job] = event.text
 
     def describe(self, job: Job) -> str:
-        """Return how far a job is: accuracy first, so that a narrow terminal cuts off the label's end at most."""
-        accuracy = self.accuracy[job]
-        share = "     -" if accuracy is None else f"{accuracy:6.1%}"
-        return f"{share}  round {self.last_rounds[job]}/{job.last}{self.clients.get(job, '')}  {job.label}"
+        """Return how far a job is: its metric first, so that a narrow terminal cuts off the label's end at most."""
+        rounds = f"round {self.last_rounds[job]}/{job.last}{self.clients.get(job, '')}"
+        return f"{self.tests.get(job, '     -')}  {rounds}  {job.label}"
 
 
 def is_finished(job: Job, last: int) -> bool:
@@ -329,12 +330,15 @@ def _run_until(
             pipe.send(("client", t, None, f"{answers}/{clients}"))
 
     engine = watched(in_process(execution.device, execution.kernels, execution.precision), answer)
-    rounds = record_run(folder, execution.open(run), engine, recipe, replace(execution, resume=True))
+    federation = execution.open(run)
+    metric = next(iter(federation.metrics))
+    rounds = record_run(folder, federation, engine, recipe, replace(execution, resume=True))
     with closing(rounds):
         for round in rounds:
             now = time.time()
             longest, began, last_message = max(longest, now - began), now, now
-            pipe.send(("round", round.t, round.accuracy, ""))
+            value = round.accuracy if metric == "accuracy" else round.scores[metric]
+            pipe.send(("round", round.t, value, metric))
             if now + longest > deadline and round.t < execution.last_round(run):
                 return "paused"
     return "done"

@@ -43,10 +43,12 @@ class CellResult:
     density: float | None
     papers: tuple[Comparison, ...] = ()
     """The published rows that the cell is, or else the nearest one, with what differs."""
+    metric: str = "accuracy"
+    """The task's first metric: accuracy, in percent, or another as it is."""
 
     @property
     def mean(self) -> float | None:
-        """The mean accuracy of the seeds that are there."""
+        """The metric's mean over the seeds that are there."""
         values = [value for value in self.seeds if value is not None]
         return statistics.fmean(values) if values else None
 
@@ -91,16 +93,19 @@ def _cell_result(cell: Cell, folders: list[Path]) -> CellResult:
     uploads = sum(len(row.get("clients") or ()) for row in rows)
     work, dense_work = (sum(run.final(f"multiply_adds{of}") or 0.0 for run in whole) for of in ("", "_dense"))
     densities = [value for run in whole if (value := run.final("density")) is not None]
-    accuracies = [run.final("accuracy") if run else None for run in runs]
+    metric = next((next(iter(run.metrics)) for run in whole), "accuracy")
+    values = [run.final(metric) if run else None for run in runs]
+    scale = 100 if metric == "accuracy" else 1
     return CellResult(
         cell=cell,
-        seeds=tuple(None if accuracy is None else accuracy * 100 for accuracy in accuracies),
+        seeds=tuple(None if value is None else value * scale for value in values),
         rounds=tuple(int(run.rows[-1]["round"]) if run and run.summary else 0 for run in runs),
         mb_up=up / uploads / 1e6 if uploads else None,
         factor=dense / up if up else None,
         work=work / dense_work if dense_work else None,
         density=statistics.fmean(densities) if densities else None,
         papers=tuple(compare_published(settings_of(cell.run), runs)),
+        metric=metric,
     )
 
 
@@ -109,9 +114,9 @@ def as_json(row: CellResult) -> dict[str, Any]:
     return {
         "recipe": row.cell.recipe,
         "settings": row.cell.settings,
-        "accuracy_mean": row.mean,
-        "accuracy_std": row.std,
-        "accuracy_seeds": list(row.seeds),
+        f"{row.metric}_mean": row.mean,
+        f"{row.metric}_std": row.std,
+        f"{row.metric}_seeds": list(row.seeds),
         "rounds": list(row.rounds),
         "rounds_planned": row.cell.run.rounds,
         "mb_up": row.mb_up,
@@ -135,8 +140,12 @@ def columns(rows: list[CellResult]) -> dict[str, list[str]]:
     for name in reversed(cells):
         whole = next((n for n in cells[name].settings if n.split(".")[-1] == name), name)
         table[whole if name in MEASURES else name] = [row.cell.swept.get(name, "-") for row in rows]
-    table["accuracy, %"] = [_mean(row.mean, row.std) for row in rows]
-    table["each seed"] = [", ".join(_number(value, ".1f") for value in row.seeds) for row in rows]
+    for metric in dict.fromkeys(row.metric for row in rows):
+        title, form = ("accuracy, %", ".2f") if metric == "accuracy" else (metric, ".4g")
+        table[title] = [_mean(row.mean, row.std, form) if row.metric == metric else "-" for row in rows]
+    forms = [".1f" if row.metric == "accuracy" else ".4g" for row in rows]
+    seeds = [[_number(value, form) for value in row.seeds] for row, form in zip(rows, forms, strict=True)]
+    table["each seed"] = [", ".join(each) for each in seeds]
     if not all(row.whole for row in rows):
         table["rounds run"] = [_rounds(row) for row in rows]
     table["MB up"] = [_number(row.mb_up, ".3g") for row in rows]
@@ -157,9 +166,9 @@ def markdown(rows: list[CellResult]) -> str:
     return text + (f"\n{note}\n" if (note := _note(rows)) else "")
 
 
-def _mean(mean: float | None, std: float | None) -> str:
+def _mean(mean: float | None, std: float | None, form: str = ".2f") -> str:
     """Return a mean and its standard deviation, or - for what is not known."""
-    return "-" if mean is None else f"{mean:.2f} ± {_number(std, '.2f')}"
+    return "-" if mean is None else f"{mean:{form}} ± {_number(std, form)}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -203,7 +212,7 @@ def _narrow(rows: list[CellResult]) -> Text:
     for i, row in enumerate(rows):
         values = {title.removesuffix(", %"): cells[i] for title, cells in table_columns.items()}
         text.append(f"{row.cell.label}\n", style="bold")
-        text.append(f"  accuracy {values['accuracy']} % ({values['each seed']})")
+        text.append(f"  {row.metric} {values[row.metric]}{' %' * (row.metric == 'accuracy')} ({values['each seed']})")
         if "paper" in values:
             text.append(f", paper {values['paper']}, difference {values['difference']}")
         text.append("\n  ")
