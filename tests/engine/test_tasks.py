@@ -189,6 +189,29 @@ def test_the_clients_are_measured_each_by_itself(tmp_path: Path) -> None:
         open_run(replace(run_, task=replace(run_.task, validation=0.0)), measure=("clients",))
 
 
+def owned() -> Dataset:
+    """The plane with noise, of six owners; of the test examples three have none, and one's owner trains nothing."""
+    data = numbers()
+    owners = torch.arange(len(data.test)) % 5
+    owners[:4] = torch.tensor([-1, -1, -1, 7])
+    return replace(data, group=torch.arange(len(data.train)) % 6, test_group=owners)
+
+
+def test_the_clients_are_measured_on_their_own_test_examples() -> None:
+    run_ = task_run("regression", FedAvg(), rounds=1)
+    run_ = replace(run_, task=replace(run_.task, dataset=owned, partition="group", validation=0.0))
+    federation = open_run(run_, measure=("clients",))
+    *_, final = rounds(federation, local())
+    model, test = federation.model().eval(), owned().test
+    model.load_state_dict(final.model)
+    errors = (model(test.x)[:, 0] - test.y).square().detach()
+    each = [float(errors[owned().test_group == i].mean()) for i in range(5)]  # the sixth owner tests nothing
+    assert final.scores["mse_clients"] == pytest.approx(sum(each) / 5, rel=1e-5)
+    assert final.scores["mse_worst_tenth"] == pytest.approx(max(each), rel=1e-5)
+    with pytest.raises(InputError, match=r"test_group must number the owner of each of the 60 test examples"):
+        replace(owned(), test_group=torch.zeros(3))
+
+
 class RSquared:
     """A metric as torchmetrics has them."""
 

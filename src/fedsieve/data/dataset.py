@@ -35,6 +35,7 @@ class Dataset:
     ``group`` int64 [len(train)] numbers the writer or speaker of every training example (None where there is no such
     thing); ``groups`` names them. ``version`` is which of several published ones it is, empty where there is but one.
     ``columns`` are further numbers of every training example [len(train)], by name: what partitions can go by.
+    ``test_group`` int64 [len(test)] numbers whose each test example is, as ``group`` does (None where nobody's).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     groups: tuple[str, ...] = ()
     version: str = ""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    test_group: Tensor | None = None
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -53,19 +55,22 @@ class Dataset:
         object.__setattr__(self, "classes", _class_names(self.name, self.classes))
         if self.group is not None:
             object.__setattr__(self, "group", self._column("group", self.group))
+        if self.test_group is not None:
+            object.__setattr__(self, "test_group", self._column("test_group", self.test_group, "test"))
         columns = {name: self._column(f"column {name}", column) for name, column in self.columns.items()}
         object.__setattr__(self, "columns", columns)
 
-    def _column(self, what: str, values: Any) -> Tensor:
-        """Return a number for each training example as a tensor. Raises InputError."""
+    def _column(self, what: str, values: Any, part: str = "training") -> Tensor:
+        """Return a number for each training or test example as a tensor. Raises InputError."""
+        n = len(self.test if part == "test" else self.train)
         try:
             column = torch.as_tensor(values)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"dataset {self.name}: {what} must number the examples' owners ({error})") from None
-        if column.shape != (len(self.train),):
+        if column.shape != (n,):
             raise InputError(
-                f"dataset {self.name}: {what} must number the owner of each of the {len(self.train)} training "
-                f"examples, it has the shape {list(column.shape)}"
+                f"dataset {self.name}: {what} must number the owner of each of the {n} {part} examples, it has the "
+                f"shape {list(column.shape)}"
             )
         return column
 
@@ -202,7 +207,7 @@ class Dataset:
         for data in (self.train, self.test):
             digest.update(repr(data.form).encode())
         digest.update(repr([*self.columns]).encode() if self.columns else b"")
-        owners = [column for column in (self.group, *self.columns.values()) if column is not None]
+        owners = [column for column in (self.group, *self.columns.values(), self.test_group) if column is not None]
         for part in filter(Tensor.numel, (*self.train.tensors, *self.test.tensors, *owners)):
             for rows in chunks(part):
                 digest.update(rows.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -211,7 +216,9 @@ class Dataset:
     def empty(self) -> Dataset:
         """Return it without its examples, and with its digest: what a process needs that has them otherwise."""
         digest, none = self.digest, torch.arange(0)
-        bare = replace(self, train=self.train.subset(none), test=self.test.subset(none), group=None, columns={})
+        bare = replace(
+            self, train=self.train.subset(none), test=self.test.subset(none), group=None, columns={}, test_group=None
+        )
         vars(bare)["digest"] = digest
         return bare
 
@@ -278,4 +285,5 @@ def assemble(name: str, arrays: Arrays, classes: tuple[str, ...], mean: float = 
 
     group = torch.from_numpy(arrays["group"].astype(np.int64)) if "group" in arrays else None
     groups = tuple(map(str, arrays["groups"])) if "groups" in arrays else ()
-    return Dataset(name, data("train"), data("test"), classes, group, groups)
+    owners = torch.from_numpy(arrays["test_group"].astype(np.int64)) if "test_group" in arrays else None
+    return Dataset(name, data("train"), data("test"), classes, group, groups, test_group=owners)

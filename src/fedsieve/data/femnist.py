@@ -107,7 +107,7 @@ class Femnist(Source):
         parts = zip(*(hold_out(shard, 0.1, 0, k) for k, shard in enumerate(shards)), strict=True)
         train, test = (torch.cat(part).numpy() for part in parts)
         images = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
-        return images | {"group": group[train], "groups": groups}
+        return images | {"group": group[train], "groups": groups, "test_group": group[test]}
 
 
 def unseen_writers(root: Path | None) -> Data:
@@ -124,7 +124,8 @@ def _subset(folder: Path) -> Arrays:
     x, y, train, test = table["X"], table["y"], table["split"] == 0, table["split"] == 1
     ids, group = np.unique(table["writer"][train], return_inverse=True)
     images = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
-    return images | {"group": group, "groups": table["writers"][ids].astype(str)}
+    owners = np.searchsorted(ids, table["writer"][test])  # who tests trains, too
+    return images | {"group": group, "groups": table["writers"][ids].astype(str), "test_group": owners}
 
 
 def _table(folder: Path) -> Arrays:

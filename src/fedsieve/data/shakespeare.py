@@ -83,7 +83,8 @@ class Shakespeare(Source):
         for part, several in (("train", train), ("test", test)):
             joined = np.concatenate(several)
             arrays |= {f"{part}_x": joined[:, :-1].copy(), f"{part}_y": joined[:, 1:].copy()}
-        return arrays | {"groups": np.array(groups)}
+        owners = np.repeat(np.arange(len(groups)), [len(part) for part in test])
+        return arrays | {"groups": np.array(groups), "test_group": owners}
 
 
 def spoken(text: str) -> dict[str, str]:

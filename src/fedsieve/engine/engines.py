@@ -233,7 +233,7 @@ def _shared(federation: Federation) -> tuple[Federation, Tensor, list[int]]:
     dataset, shards = federation.dataset, federation.shards
     train = dataset.train.map(_share)
     none, task = train.subset(torch.arange(0)), federation.run.task
-    dataset = replace(dataset, train=train, test=none, group=None, columns={})
+    dataset = replace(dataset, train=train, test=none, group=None, columns={}, test_group=None)
     if isinstance(task.dataset, Dataset):
         task = replace(task, dataset=task.dataset.empty())
     run = replace(federation.run, task=task)

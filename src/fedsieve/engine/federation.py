@@ -118,6 +118,20 @@ class Federation:
         index = torch.cat(list(self.held_out()))
         return self.dataset.train.subset(index) if len(index) else None
 
+    def own_tests(self) -> Iterator[Data]:
+        """Yield each client's own test examples, where the dataset says whose they are and clients are its groups.
+
+        Elsewhere: what each client holds out. Clients without any are left out.
+        """
+        dataset = self.dataset
+        if dataset.group is None or dataset.test_group is None or self.run.task.partition != "group":
+            yield from map(dataset.train.subset, self.held_out())
+            return
+        for shard in self.shards:
+            index = (dataset.test_group == dataset.group[shard[0]]).nonzero().squeeze(1)
+            if len(index):
+                yield dataset.test.subset(index)
+
     def held_out(self) -> Iterator[Tensor]:
         """Yield what each client holds out, int64 indices into the training set, of those that hold out anything."""
         for client in range(len(self.shards)):

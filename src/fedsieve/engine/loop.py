@@ -132,8 +132,8 @@ def _rounds(
             tested = t % run.evaluate_every == 0 or t == last
             measures, positions = measure_round(federation, t, before, state, tests if tested else None)
             scores = score(federation.metrics, model, tests if tested else None, validation if tested else None)
-            if "clients" in federation.measure and tested and validation:
-                scores |= score_clients(federation, model, validation)
+            if "clients" in federation.measure and tested:
+                scores |= score_clients(federation, model, tests)
             yield Round(
                 t=t,
                 clients=tuple(clients),

@@ -4,7 +4,7 @@ masks    the server's masks after every aggregation: their mismatch with the rou
          eq. 1), the share of non-zeros in every layer (Qiu et al. 2022, Fig. 2), every 20 rounds the positions of
          the top 10 % of each layer (Fig. 3); and what a client's autograd keeps for backward
 pruned   the accuracy of the model cut to the target density, where a method serves a union of masks
-clients  the metrics of each client on what it holds out (task.validation): mean, worst tenth, spread
+clients  the metrics of each client on its own test examples, or what it holds out: mean, worst tenth, spread
 kernels  at the end of a run, a training step by the kernels beside the dense one: milliseconds, multiply-adds, memory
 """
 
@@ -86,17 +86,17 @@ def finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def score_clients(federation: Federation, model: Params, validation: Evaluation) -> dict[str, float | None]:
-    """Return, of each metric on what each client holds out: the clients' mean, their worst tenth, and their spread.
+def score_clients(federation: Federation, model: Params, tests: Evaluation) -> dict[str, float | None]:
+    """Return, of each metric on each client's own test examples: the clients' mean, their worst tenth, their spread.
 
     The worst tenth is the mean of the tenth of the clients, one at least, that are served worst; the spread is the
     standard deviation. Clients without such examples, or without a number, do not count.
     """
-    load_(validation.model, model)
+    load_(tests.model, model)
     each: dict[str, list[float]] = {name: [] for name in federation.metrics}
-    for index in federation.held_out():
-        data = to_device(federation.dataset.train.subset(index), str(validation.where))
-        for name, value in Evaluation(validation.model, data, metrics=federation.metrics).metrics().items():
+    for own in federation.own_tests():
+        data = to_device(own, str(tests.where))
+        for name, value in Evaluation(tests.model, data, metrics=federation.metrics).metrics().items():
             each[name] += [value] if math.isfinite(value) else []
     columns = dict[str, float | None]()
     for name, values in each.items():
@@ -129,7 +129,9 @@ def _small(federation: Federation, client: int) -> Federation:
         shard = shard[:-1]
     epochs = -(-STEPS * run.batch // len(shard))
     train = federation.dataset.train.subset(shard)
-    dataset = replace(federation.dataset, train=train, test=train.subset(torch.arange(0)), group=None)
+    dataset = replace(
+        federation.dataset, train=train, test=train.subset(torch.arange(0)), group=None, columns={}, test_group=None
+    )
     shards = tuple(torch.arange(len(shard) if k == client else 0) for k in range(run.task.clients))
     run = replace(run, task=replace(run.task, validation=0.0), epochs=epochs)
     return replace(federation, run=run, dataset=dataset, shards=shards, measure=())

@@ -70,7 +70,7 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     if taken := sorted(federation.metrics.keys() & ({*COLUMNS, "loss"} - {"accuracy"})):
         raise InputError(f"task.metrics: {', '.join(taken)} is the name of another column of a round: rename it")
-    if "clients" in measure and not task.validation:
+    if "clients" in measure and next(federation.own_tests(), None) is None:
         raise InputError("--measure clients needs examples that each client holds out: -s task.validation=0.1")
     check_model(federation)
     check_prepared(federation, run.method.prepare(federation.model()))

@@ -43,7 +43,9 @@ class Execution:
     kernels: str = _option(
         "auto", "How clients train: auto, sparse or dense. `fedsieve run` goes on as a run was begun.", *ALL
     )
-    measure: str = _option("", "Further columns of the rows, by commas: masks, pruned; of one run kernels.", *ALL)
+    measure: str = _option(
+        "", "Further columns of the rows, by commas: clients, masks, pruned; of one run kernels.", *ALL
+    )
     data: str = _option("", "Folder of the datasets, or hub. Default: FEDSIEVE_DATA.", *ALL)
     out: str = _option(
         "",

@@ -160,8 +160,8 @@ def summary_table(folder: Path) -> Table:
             table.add_row("", format(value, form), "on what all clients hold out")
         if (mean := summary.get(f"{metric}_clients")) is not None:
             worst, spread = (summary.get(f"{metric}_{what}") for what in ("worst_tenth", "spread"))
-            others = f"the clients' mean; worst tenth {worst:{form}}, spread {spread:{form}}"
-            table.add_row("", format(mean, form), others)
+            tenth = f"the clients' mean; worst tenth {worst:{form}}, spread {spread:{form}}"
+            table.add_row("", format(mean, form), tenth)
     if summary["accuracy_validation"] is not None:
         table.add_row("validation", f"{summary['accuracy_validation']:.2%}", "accuracy on what all clients hold out")
     if "accuracy_pruned" in summary:

@@ -58,6 +58,7 @@ class Parts(NamedTuple):
     group: Tensor | None
     groups: tuple[str, ...]
     columns: Mapping[str, Tensor]
+    test_group: Tensor | None = None
 
 
 def parts_of(
@@ -83,8 +84,13 @@ def parts_of(
         raise InputError(f"training and test examples have the shapes {shapes}: give both the same")
     (y, test_y), names = _targets(train.y, test.y, classes)
     group, groups = (None, ()) if train.owner is None else numbered(train.owner)
+    owners = None
+    if test.owner is not None and groups:
+        number = {owner: i for i, owner in enumerate(groups)}
+        owners = torch.tensor([number.get(str(owner), -1) for owner in test.owner])  # -1: who trains nothing
     columns = {name: _column(column) for name, column in train.columns.items()}
-    return Parts(Data(train.x, y, mean, std), Data(test.x, test_y, mean, std), names, group, groups, columns)
+    parts = Data(train.x, y, mean, std), Data(test.x, test_y, mean, std)
+    return Parts(*parts, names, group, groups, columns, owners)
 
 
 def numbered(values: NDArray[Any]) -> tuple[Tensor, tuple[str, ...]]:
