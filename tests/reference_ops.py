@@ -109,12 +109,14 @@ def sgd_(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     power: float = 1.0,
+    nesterov: bool = False,
 ) -> Tensor:
     """Do a step of gradient descent on w [m] in place; return the weights that it stands for."""
     step = grad if power == 1 else grad * power * w.abs() ** (power - 1)
     step = step + weight_decay * w
     if velocity is not None:
-        step = velocity.mul_(momentum).add_(step)
+        gradient, step = step, velocity.mul_(momentum).add_(step)
+        step = gradient + momentum * step if nesterov else step
     w.sub_(rate * step)
     return w if power == 1 else w.sign() * w.abs() ** power
 

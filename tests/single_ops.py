@@ -148,6 +148,7 @@ def sgd_(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     power: float = 1.0,
+    nesterov: bool = False,
 ) -> Tensor:
     """Do a step of gradient descent on w [m] in place; return the weights that it stands for.
 
@@ -156,7 +157,7 @@ def sgd_(
     """
     value = w if power == 1 else torch.empty_like(w)
     vectors = address(w), address(velocity), address(grad)
-    Program([SgdOp(*vectors, len(w), rate, momentum, weight_decay, power, address(value))]).run()
+    Program([SgdOp(*vectors, len(w), rate, momentum, weight_decay, power, address(value), nesterov)]).run()
     return value
 
 

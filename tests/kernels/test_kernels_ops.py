@@ -193,16 +193,16 @@ def test_cross_entropy(n: int, classes: int, storage: ops.Storage) -> None:
 
 
 @pytest.mark.parametrize("power", [1.0, 1.25, 2.0])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 @pytest.mark.parametrize("m", SIZES)
-def test_sgd(m: int, momentum: float, power: float) -> None:
+def test_sgd(m: int, momentum: float, nesterov: bool, power: float) -> None:
     w, velocity = randn(m), randn(m, seed=1) if momentum else None
     w64, v64 = w.double(), None if velocity is None else velocity.double()
     w[:1] = w64[:1] = 0
     for step in range(3):
         grad = randn(m, seed=2 + step)
-        got = ops.sgd_(w, grad, velocity, 0.25, momentum, 0.125, power)
-        want = reference_ops.sgd_(w64, grad.double(), v64, 0.25, momentum, 0.125, power)
+        got = ops.sgd_(w, grad, velocity, 0.25, momentum, 0.125, power, nesterov)
+        want = reference_ops.sgd_(w64, grad.double(), v64, 0.25, momentum, 0.125, power, nesterov)
         for a, b in ((w, w64), (got, want), *([(velocity, v64)] if momentum else [])):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 

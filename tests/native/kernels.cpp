@@ -307,21 +307,74 @@ void sgd(int m) {
     std::vector<int32_t> index(m + 1);
     for (int i = 0; i < m; i++) index[i] = m - 1 - i;
     Samples w0 = w, v0 = v;
-    run(SGD, Sgd{w.x.data(), v.x.data(), g.x.data(), m, 0.5f, 0.25f, 0.125f, 1, nullptr});
+    run(SGD, Sgd{w.x.data(), v.x.data(), g.x.data(), m, 0.5f, 0.25f, 0.125f, 1, nullptr, 0, 0});
     for (int i = 0; i < m; i++) {
         double step = 0.25 * v0.x[i] + g.x[i] + 0.125 * w0.x[i];
         check(v.x[i] == float(step) && w.x[i] == float(w0.x[i] - 0.5 * step), "step", w.x[i], w0.x[i] - 0.5 * step);
     }
     w = w0;
-    run(SGD, Sgd{w.x.data(), nullptr, g.x.data(), m, 0.5f, 0, 0, 2, value.data()});
+    run(SGD, Sgd{w.x.data(), nullptr, g.x.data(), m, 0.5f, 0, 0, 2, value.data(), 0, 0});
     for (int i = 0; i < m; i++) {
         double th = w0.x[i] - 0.5 * g.x[i] * 2 * std::fabs(w0.x[i]);
         check(w.x[i] == float(th), "power", w.x[i], th);
         check(value[i] == float(std::copysign(th * th, th)), "effective weight", value[i], th * th);
     }
+    Samples chained = w0, looked = w0, velocity = v0;
+    run(SGD, Sgd{chained.x.data(), nullptr, g.x.data(), m, 0.5f, 0, 0, 2, value.data(), 0, 1});
+    run(SGD, Sgd{looked.x.data(), velocity.x.data(), g.x.data(), m, 0.5f, 0.25f, 0.125f, 1, nullptr, 1, 0});
+    for (int i = 0; i < m; i++) {
+        check(chained.x[i] == float(w0.x[i] - 0.5 * g.x[i]), "a gradient of w", chained.x[i]);
+        double d = g.x[i] + 0.125 * w0.x[i], step = d + 0.25 * (0.25 * v0.x[i] + d);
+        check(looked.x[i] == float(w0.x[i] - 0.5 * step), "Nesterov", looked.x[i], w0.x[i] - 0.5 * step);
+    }
     run(TAKE, Take{w.x.data(), index.data(), taken.data(), m});
     for (int i = 0; i < m; i++) check(taken[i] == w.x[m - 1 - i], "take");
     check(taken[m] == -1, "beyond");
+}
+
+void adam(int m, int from, bool power) {
+    what = "adam";
+    Samples w = Samples(1, m + from, 1, 1).random(), g = Samples(1, m + from, 1, 1).random(), start = w;
+    std::vector<float> mean(m + from + 1, -1), square(m + from + 1, -1), value(m + from + 1, -1);
+    for (int i = from; i < m + from; i++) mean[i] = square[i] = 0;
+    std::vector<double> w64(w.x.begin(), w.x.end()), m64(m + from), v64(m + from);
+    for (int t = 1; t <= 3; t++) {
+        const double lr = 0.01, b1 = 0.9, b2 = 0.99, eps = 1e-8, decay = 0.125, keep = 0.98;
+        run(ADAM, Adam{w.x.data() + from, mean.data() + from, square.data() + from, g.x.data() + from, m, float(1 - b1),
+                       float(1 - b2), float(eps), float(decay), float(keep), float(lr / (1 - std::pow(b1, t))),
+                       float(1 / std::sqrt(1 - std::pow(b2, t))), power ? 1.5f : 1, power ? value.data() + from : nullptr, 0});
+        for (int i = from; i < m + from; i++) {
+            double d = g.x[i] * (power ? 1.5 * std::sqrt(std::fabs(w64[i])) : 1) + decay * w64[i];
+            m64[i] = b1 * m64[i] + (1 - b1) * d, v64[i] = b2 * v64[i] + (1 - b2) * d * d;
+            double far = std::sqrt(v64[i] / (1 - std::pow(b2, t))) + eps;
+            w64[i] = keep * w64[i] - lr * m64[i] / (1 - std::pow(b1, t)) / far;
+            close(w.x[i], w64[i], "step"), close(mean[i], m64[i], "mean"), close(square[i], v64[i], "square");
+            if (power) close(value[i], std::copysign(std::pow(std::fabs(w64[i]), 1.5), w64[i]), "effective weight");
+        }
+    }
+    for (int i = 0; i < from; i++) check(w.x[i] == start.x[i] && mean[i] == -1 && square[i] == -1, "before");
+    check(mean[m + from] == -1 && square[m + from] == -1 && value[m + from] == -1, "beyond");
+}
+
+void clipped(int m, float most) {
+    what = "clip";
+    Samples w = Samples(1, m, 1, 1).random(), g = Samples(1, m, 1, 1).random(), s = Samples(1, m, 1, 1).random();
+    Samples from = Samples(1, m, 1, 1).random(), g0 = g;
+    const int64_t parts = (m + 4095) / 4096;
+    std::vector<double> sums(parts + 2, -1);
+    sums[0] = 9;  // of another gradient
+    run(ADJUST, Adjust{g.x.data(), w.x.data(), from.x.data(), s.x.data(), m, 2, 0.5f, sums.data() + 1});
+    double all = 9;
+    std::vector<double> want(m);
+    for (int i = 0; i < m; i++) {
+        want[i] = g0.x[i] * 2 * std::fabs(w.x[i]) + 0.5 * (w.x[i] - from.x[i]) + s.x[i];
+        check(g.x[i] == float(want[i]), "changed", g.x[i], want[i]);
+        all += want[i] * want[i];
+    }
+    check(sums[parts + 1] == -1, "sums beyond");
+    run(CLIP, Clip{g.x.data(), m, sums.data(), parts + 1, most});
+    const double by = std::fmin(1, most / (std::sqrt(all) + 1e-6));
+    for (int i = 0; i < m; i++) check(std::fabs(g.x[i] - by * want[i]) <= 1e-6 * std::fabs(want[i]), "cut", g.x[i], by * want[i]);
 }
 
 }  // namespace
@@ -353,7 +406,10 @@ int main() {
                     pool(n, 1, 2, 0, 3, 3, average);
                 }
             for (int n : {1, 16, 17, 33, 65}) copies(n), loss(n, 1), loss(n, 10), loss(n, 17);
-            for (int m : {0, 1, 7, 15, 16, 17, 65}) sgd(m);
+            for (int m : {0, 1, 7, 15, 16, 17, 65}) sgd(m), clipped(m, 1), clipped(m, 1e4f);
+            for (int m : {0, 1, 7, 15, 16, 17, 33, 65})
+                for (int from : {0, 3}) adam(m, from, false), adam(m, from, true);
+            clipped(4097, 1), clipped(12288, 1);
         }
     return 0;
 }

@@ -122,7 +122,11 @@ class SgdOp(Operation):
 
     kind = 8
     _fields_ = _fields(
-        (c_void_p, "w velocity grad"), (c_int64, "count"), (c_float, "rate momentum decay power"), (c_void_p, "value")
+        (c_void_p, "w velocity grad"),
+        (c_int64, "count"),
+        (c_float, "rate momentum decay power"),
+        (c_void_p, "value"),
+        (c_int32, "nesterov chained"),
     )
 
 
@@ -232,6 +236,37 @@ class LinearOp(Operation):
 
     kind = 16
     _fields_ = _fields((c_void_p, "x y row index value bias add"), (c_int32, "rows relu"))
+
+
+class AdamOp(Operation):
+    """A step of Adam on a vector of numbers."""
+
+    kind = 17
+    _fields_ = _fields(
+        (c_void_p, "w mean square grad"),
+        (c_int64, "count"),
+        (c_float, "fresh_mean fresh_square eps decay keep rate root power"),
+        (c_void_p, "value"),
+        (c_int32, "chained"),
+    )
+
+
+class AdjustOp(Operation):
+    """What becomes of a gradient before the step."""
+
+    kind = 18
+    PART = 4096
+    """Numbers whose squares make one of the sums."""
+    _fields_ = _fields((c_void_p, "grad w start shift"), (c_int64, "count"), (c_float, "power mu"), (c_void_p, "sums"))
+
+
+class ClipOp(Operation):
+    """A gradient scaled down, by the norm of several."""
+
+    kind = 19
+    _fields_ = _fields(
+        (c_void_p, "grad"), (c_int64, "count"), (c_void_p, "sums"), (c_int64, "parts"), (c_float, "most")
+    )
 
 
 class Instruction(Structure):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.types import InputError
+from fedsieve.types.optimizers import SGD, AdamW
 
 LARGEST = 2**31 - 1
 """Offsets in a map are 32-bit."""
@@ -74,6 +75,20 @@ def is_bf16(storage: object) -> bool:
     if storage not in ("fp32", "bf16"):
         refuse("storage", "'fp32' or 'bf16'", storage)
     return storage == "bf16"
+
+
+def optimizer(given: object) -> SGD | AdamW | None:
+    """Return an optimizer that the kernels have, or None."""
+    if given is not None and not isinstance(given, SGD | AdamW):
+        refuse("optimizer", "SGD or AdamW", given)
+    return given
+
+
+def norm(what: str, x: object) -> float:
+    """Return a finite number of 0 or more."""
+    if isinstance(x, bool) or not isinstance(x, int | float) or not 0 <= x < float("inf"):
+        refuse(what, "a finite number of 0 or more", x)
+    return float(x)
 
 
 def labels(what: str, y: object, n: int, classes: int) -> Tensor:

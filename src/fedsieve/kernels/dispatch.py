@@ -19,10 +19,11 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import FallbackLayer, Graph, ProductLayer
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
+from fedsieve.kernels.updates import UpdateRule
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Device, InputError, Mask
-from fedsieve.types.optimizers import SGD
+from fedsieve.types.optimizers import SGD, AdamW
 
 CHOICES = ("auto", "sparse", "dense")
 WORTH = 0.45
@@ -93,6 +94,7 @@ class Kernels:
         trainer = Trainer(
             self.model, mask, purpose.batch, lr=lr, momentum=momentum, weight_decay=decay, graph=graph,
             norm_weight_decay=device.norm_weight_decay, loss=purpose.loss,
+            optimizer=device.optimizer, clip_norm=device.clip_norm, correction=device.correction,
         )  # fmt: skip
         self._last = purpose, trainer
         return trainer, True
@@ -106,8 +108,8 @@ class Kernels:
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
         batch = _padded(min(device.batch, len(device.data)))
-        optimizer = bool(device.momentum), device.norm_weight_decay
-        return _Purpose(graph, batch, _loss(device), optimizer, mask | absorbing)
+        rule = UpdateRule.of(device.optimizer, device.momentum, device.clip_norm, device.correction)
+        return _Purpose(graph, batch, _loss(device), (rule, device.norm_weight_decay), mask | absorbing)
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,14 @@ class _Purpose:
     graph: Graph
     batch: int
     loss: Callable[[Any, Any], Tensor]
-    optimizer: tuple[bool, bool]
-    """Whether there is momentum, and whether norms are decayed."""
+    rule: tuple[UpdateRule, bool]
+    """How steps are taken, and whether norms are decayed."""
     mask: Mask
     """And the non-zeros of th, which are absorbing."""
 
     def equals(self, other: _Purpose) -> bool:
         same = self.graph is other.graph and self.loss is other.loss
-        same = same and (self.batch, self.optimizer) == (other.batch, other.optimizer)
+        same = same and (self.batch, self.rule) == (other.batch, other.rule)
         mine, theirs = self.mask, other.mask
         same = same and mine.keys() == theirs.keys()
         return same and all(own is theirs[name] or torch.equal(own, theirs[name]) for name, own in mine.items())
@@ -137,7 +139,10 @@ class SparseSteps:
         self.kernels, self.graph, self.device = kernels, graph, device
         self.trainer, new = kernels.trainer(graph, device, mask)
         if not new:
-            self.trainer.begin(device.lr, device.momentum, device.weight_decay)
+            self.trainer.begin(device.lr, device.momentum, device.weight_decay, device.correction)
+        weights = dict(kernels.model.named_parameters()) if device.correction and device.correction.mu else {}
+        self.start = {id(w): w.detach() * mask.get(name, 1) for name, w in weights.items()}
+        """The weights that the training starts from, where gradients are corrected by the way from there."""
 
     def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
         """Train on an epoch's batches, and yield their losses."""
@@ -150,10 +155,12 @@ class SparseSteps:
         if self.kernels.fits(self.graph, self.device, mask):
             self.trainer.read_()
             return
-        velocities = self.trainer.weights.velocities()
+        state = self.trainer.state()
         del self.trainer  # its memory, too, serves the next
         self.trainer, _ = self.kernels.trainer(self.graph, self.device, mask)
-        self.trainer.weights.set_velocities(velocities)
+        self.trainer.set_state(state)
+        if self.start:
+            self.trainer.weights.put("start", self.start)
 
     def write_(self) -> None:
         """Give the model its weights."""
@@ -174,10 +181,11 @@ def not_native(device: Device) -> str:
     x = device.data.x
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
         return "the kernels take inputs of one tensor of numbers"
-    if device.optimizer not in (None, SGD()):
-        return "the kernels take steps of SGD alone"
-    if device.clip_norm or device.correction:
-        return "the kernels take gradients as they are"
+    if device.optimizer is not None and not isinstance(device.optimizer, SGD | AdamW):
+        return "the kernels take steps of SGD, Adam and AdamW"
+    powers = [m for m in device.model.modules() if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1]
+    if device.correction and device.correction.shift and any(bool((m.weight == 0).any()) for m in powers):
+        return "the method's correction brings weights back that are zero, of powerpropagation's layers"
     return ""
 
 

@@ -252,7 +252,8 @@ class SwatProduct(Product):
 
         def wide(phase: int) -> WideOp:
             op = WideOp(grad=g, halo=halo, blocks=address(scratch.block), kernel=layer.kernel, phase=phase)
-            op.padding, op.dense, op.velocity = layer.padding, address(own.dense), address(own.velocity)
+            op.padding, op.dense, op.grad_out = layer.padding, address(own.dense), address(own.grad)
+            op.velocity = address(own.moments[0]) if own.moments else None
             op.from_, op.candidates = pointer(keep), self.top.candidates
             step.wide.append(op)
             return op

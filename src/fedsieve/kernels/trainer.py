@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.kernels import checks
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph import Graph
+from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.program import trim_memory
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.training import TrainingStep
+from fedsieve.kernels.updates import UpdateRule
 from fedsieve.kernels.weights import Weights
 from fedsieve.sparse.policy import norm_parameters
-from fedsieve.types import Examples, InputError
+from fedsieve.types import Correction, Examples, InputError
+from fedsieve.types.optimizers import SGD, AdamW
+
+OptimizerState: TypeAlias = tuple[dict[ProductLayer | None, list[Tensor]], int]
+"""An optimizer's moments, and the number of its steps."""
 
 
 class Trainer:
-    """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers, by SGD.
+    """Trains a model on frozen masks, or by the rule of its SWAT or powerpropagation layers.
 
+    ``optimizer``: None for SGD, or ``types.optimizers``' SGD or AdamW; ``momentum`` is SGD's. ``correction``: what is
+    added to gradients, which ``clip_norm`` then cuts to a norm, 0 to none.
     ``loss``: a function of what the model returns for a batch, and of its targets, to a tensor of one number; PyTorch
     computes it and its gradient at the outputs, unless it is ``F.cross_entropy`` itself of logits [n, classes].
     Without ``norm_weight_decay`` the parameters of norms are not decayed. ``storage`` "bf16": activations and their
@@ -46,12 +53,17 @@ class Trainer:
         low_memory: bool = False,
         graph: Graph | None = None,
         loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+        optimizer: SGD | AdamW | None = None,
+        clip_norm: float = 0.0,
+        correction: Correction | None = None,
     ):
         checks.model(model, mask)
         self.model, self.mask, self.batch = model, mask, checks.integer("batch", batch, 1)
         self.lr, self.momentum, self.weight_decay, self.packed = lr, momentum, weight_decay, checks.is_bf16(storage)
         self.low_memory, self.fallbacks, self.norm_weight_decay = low_memory, list[str](), norm_weight_decay
-        self.loss = loss
+        self.loss, self.correction = loss, correction
+        clip_norm = checks.norm("clip_norm", clip_norm)
+        self.rule = UpdateRule.of(checks.optimizer(optimizer), momentum, clip_norm, correction)
         self._ready, self._steps, self._samples, self._products = False, 0, 0, (0.0, 0.0)
         self._shape: tuple[int, ...] = ()
         if low_memory:
@@ -81,24 +93,38 @@ class Trainer:
     def bytes(self) -> int:
         """What the trainer holds: activations, indices, weights and scratch."""
         scratch = [value for value in vars(self.lowered.scratch).values() if isinstance(value, Tensor)]
-        tensors = [self.lowered.arena.memory, *self.weights.tensors, *scratch]
+        tensors = [self.lowered.arena.memory, self.lowered.updates.sums, *self.weights.tensors, *scratch]
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
-    def begin(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Read the model's weights anew, momentum at rest, selections exact at the next step."""
-        if momentum and not self.momentum:
-            raise InputError(f"momentum must be 0, as this trainer was made without, got {momentum}")
+    def begin(self, lr: float, momentum: float, weight_decay: float, correction: Correction | None = None) -> None:
+        """Read the model's weights anew, the optimizer at rest, selections exact at the next step."""
+        own = self.rule.optimizer, momentum or self.rule.momentum, self.rule.clip_norm, correction
+        if UpdateRule.of(*own) != self.rule:
+            if momentum and not self.rule.moments:
+                raise InputError(f"momentum must be 0, as this trainer was made without, got {momentum}")
+            raise InputError("correction must have a shift, or mu, where the trainer was made with it, and only there")
+        self.correction = correction
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self._steps, self._samples, self._products = 0, 0, (0.0, 0.0)
         if self._ready:
-            self.lowered.set_optimizer(lr, momentum, weight_decay)
+            self.lowered.set_optimizer(lr, momentum, weight_decay, correction.mu if correction else 0)
             self.weights.read()
             self.weights.rest()
+            self._correct()
             self.lowered.start.run()
             if self.low_memory:
                 self.weights.release()
                 gc.collect()
                 trim_memory()
+
+    def state(self) -> OptimizerState:
+        """Return what the optimizer remembers."""
+        return self.weights.all_moments(), self.lowered.updates.done
+
+    def set_state(self, state: OptimizerState) -> None:
+        """Go on with what the optimizer of a trainer on another mask remembered: what was off it is at rest."""
+        moments, self.lowered.updates.done = state
+        self.weights.set_all_moments(moments)
 
     def read_(self) -> None:
         """Take the model's weights, and go on as if they had been there."""
@@ -114,14 +140,27 @@ class Trainer:
     def _build(self, graph: Graph) -> None:
         self._shape = graph.input.sizes
         self.fallbacks = graph.fallbacks
-        self.weights = Weights(graph, self.mask, self.momentum)
+        self.weights = Weights(graph, self.mask, self.rule.moments, self.rule.apart)
         for name in self.mask.keys() - self.weights.names:
             raise Unsupported(f"the mask of {name}, which no sparse layer has")
         self.mask = {}
         norms = [] if self.norm_weight_decay else norm_parameters(self.model)
-        self.lowered = TrainingStep(graph, self.weights, self.batch, self.packed, self.low_memory, norms, self.loss)
+        how = self.packed, self.low_memory, self.loss, self.rule, norms
+        self.lowered = TrainingStep(graph, self.weights, self.batch, *how)
         self._ready = True
-        self.begin(self.lr, self.momentum, self.weight_decay)
+        self.begin(self.lr, self.momentum, self.weight_decay, self.correction)
+
+    def _correct(self) -> None:
+        """Take over what is added to the gradients of the training that begins."""
+        if self.rule.proximal:
+            for storage in self.weights.storages:
+                assert storage.start is not None
+                storage.start.copy_(storage.trained)
+        if self.rule.shifted and self.correction:
+            shift = self.correction.shift
+            named = [(name, w) for name, w in self.model.named_parameters() if name in shift]
+            own = {id(w): checks.floats(f"the shift of {name}", shift[name], *w.shape) for name, w in named}
+            self.weights.put("shift", own)
 
     def _checked(self, x: Tensor, y: Examples) -> tuple[Tensor, Examples]:
         x = checks.floats("x", x, None, *self._shape)

@@ -6,7 +6,6 @@ What a step needs is known before it runs. What BatchNorm and ReLU gave is compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from fedsieve.kernels.abi import (
     NormOp,
     PackOp,
     PoolOp,
-    SgdOp,
     TakeOp,
     address,
 )
@@ -31,12 +29,13 @@ from fedsieve.kernels.library import get_num_threads
 from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.products import MaskedProduct, StepContext, SwatProduct
 from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
+from fedsieve.kernels.updates import UpdateRule, Updates
 from fedsieve.kernels.weights import MaskedWeights, Weights
 from fedsieve.types import Examples
 
 
 class TrainingStep(StepContext):
-    """The forward and backward passes of a graph, and a step of SGD, as a program."""
+    """The forward and backward passes of a graph, and an optimizer's step, as a program."""
 
     def __init__(
         self,
@@ -44,9 +43,10 @@ class TrainingStep(StepContext):
         weights: Weights,
         batch: int,
         packed: bool,
-        low_memory: bool = False,
-        norms: Sequence[Tensor] = (),
-        loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+        low_memory: bool,
+        loss: Callable[[Any, Any], Tensor],
+        rule: UpdateRule,
+        norms: Sequence[Tensor],
     ):
         """Make it; ``norms`` are the vectors that weight decay does not reach."""
         super().__init__(graph, weights, batch, packed, low_memory)
@@ -67,15 +67,16 @@ class TrainingStep(StepContext):
             trim_memory()
         self.scratch.allocate()
         self.program = self.arena.settle()
-        self.updates, self.norm_updates = self._sgd(norms)
+        self.updates = Updates(weights, rule, norms)
         take = TakeOp(address(weights.effective), address(weights.order), address(weights.back_value), weights.sparse)
-        self.program.steps += [*self.updates, *self.norm_updates, take]
+        self.program.steps += [*self.updates.ops, take]
         self.start = Program([take])
         """What must run after the weights were read: the copy of the entries for the input gradients."""
 
     def run(self, step: int, x: Tensor, y: Examples) -> Tensor:
         """Do the step of that number on samples [n, ...] and their targets, and return their mean loss."""
         self.begin(step, len(x), get_num_threads())
+        self.updates.begin()
         self.pack.plain = x.data_ptr()
         if isinstance(self.loss, TorchLoss):
             self.loss.target = y
@@ -85,12 +86,11 @@ class TrainingStep(StepContext):
         self.program.run()
         return self.loss_value.clone()
 
-    def set_optimizer(self, lr: float, momentum: float, weight_decay: float) -> None:
-        """Set what SGD does from the next step on."""
-        for op in (*self.updates, *self.wide, *self.norm_updates):
+    def set_optimizer(self, lr: float, momentum: float, weight_decay: float, mu: float = 0) -> None:
+        """Set what the optimizer does in the training that begins."""
+        self.updates.set(lr, momentum, weight_decay, mu)
+        for op in self.wide:
             op.rate, op.momentum, op.decay = lr, momentum, weight_decay
-        for op in self.norm_updates:
-            op.decay = 0
 
     def _lower(self) -> None:
         graph = self.graph
@@ -271,20 +271,3 @@ class TrainingStep(StepContext):
             x, out = self.activations[model_input], self.buffer(value, self.graph.halo(value))
             self.activations[value], self._recomputed = out, self._recomputed | {value}
             self.arena.step(lambda: own.gather(x, out), x, out)
-
-    def _sgd(self, norms: Sequence[Tensor]) -> tuple[list[SgdOp], list[SgdOp]]:
-        """Return the steps of all vectors, of powerpropagation's layers with their powers; apart those of norms."""
-        weights = self.weights
-        powers = [own for own in weights.masked if own.power != 1]
-        ends = {end for own in powers for end in (own.start, own.start + own.count)}
-        starts = {weights.small[id(vector)]: vector.numel() for vector in norms}
-        ends |= starts.keys() ^ {start + count for start, count in starts.items()}  # where none follows another
-        updates, norm_updates = list[SgdOp](), list[SgdOp]()
-        for start, end in pairwise(sorted({0, weights.sparse, weights.w.numel()} | ends)):
-            velocity = None if weights.velocity is None else address(weights.velocity, start)
-            op = SgdOp(address(weights.w, start), velocity, address(weights.grad, start), end - start)
-            op.power = next((own.power for own in powers if own.start <= start < own.start + own.count), 1.0)
-            if start < weights.sparse and weights.effective is not weights.w:
-                op.value = address(weights.effective, start)
-            (norm_updates if start in starts else updates).append(op)
-        return updates, norm_updates

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,14 +58,20 @@ class MaskedWeights:
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
 
-    def velocity_of(self, velocity: Tensor) -> Tensor:
-        """Return the layer's velocity [numel] out of that of all entries, 0 off the mask."""
-        own = velocity[self.start : self.start + self.count]
-        return torch.zeros(self.numel).index_copy_(0, self.index.positions(), own)
+    def moments_of(self, weights: Weights) -> list[Tensor]:
+        """Return the layer's moments, each [numel], 0 off the mask."""
+        own, positions = slice(self.start, self.start + self.count), self.index.positions()
+        return [torch.zeros(self.numel).index_copy_(0, positions, moment[own]) for moment in weights.moments]
 
-    def set_velocity(self, velocity: Tensor, own: Tensor) -> None:
-        """Copy the layer's velocity [numel] into that of all entries."""
-        velocity[self.start : self.start + self.count] = own[self.index.positions()]
+    def set_moments(self, weights: Weights, moments: Sequence[Tensor]) -> None:
+        """Take over the layer's moments, as far as the mask reaches."""
+        for into, own in zip(weights.moments, moments, strict=True):
+            self.put(into, own)
+
+    def put(self, into: Tensor, values: Tensor | None) -> None:
+        """Copy numbers of all weights, 0 of None, into a vector of all entries."""
+        own = into[self.start : self.start + self.count]
+        own.zero_() if values is None else own.copy_(values.reshape(-1)[self.index.positions()])
 
     def release(self) -> None:
         """Give the module a weight without memory, until ``write``."""
@@ -76,17 +83,20 @@ class SwatWeights:
     """A SWAT layer's weights: all in ``dense``, by blocks of ``fs_lanes()`` output channels; an index of the largest.
 
     At stride 1 whoever writes the weights records which reach the threshold (``marks``, ``candidates`` and, for each
-    block, ``counts``; below 0 where nothing is known).
+    block, ``counts``; below 0 where nothing is known); not where the step is taken ``apart``, the gradient in ``grad``.
     """
 
-    def __init__(self, layer: ProductLayer, momentum: bool):
+    def __init__(self, layer: ProductLayer, moments: int, apart: bool):
         assert isinstance(layer.module, SwatConv2d | SwatLinear)
         self.layer, top_k = layer, layer.module.cut_weight
         self.density, self.period = top_k.density, top_k.period
         self.lanes, (out, inner, k, _) = int(native().fs_lanes()), layer.shape
         self.blocks, numel = -(-out // self.lanes), layer.module.weight.numel()
         self.dense = self._blocked(inner * k * k)
-        self.velocity = self._blocked(inner * k * k) if momentum else None
+        self.moments = [self._blocked(inner * k * k) for _ in range(moments)]
+        self.grad = self._blocked(inner * k * k) if apart else None
+        self.start: Tensor | None = None
+        self.shift: Tensor | None = None
         self.k = topk_count(self.density, numel)
         self.capacity = min(numel, int(SLACK * self.k) + 64)
         self.index = SparseIndex(out, inner, k, layer.stride, layer.padding, self.capacity)
@@ -94,7 +104,7 @@ class SwatWeights:
         self.index.value, self.index.back_value = address(self.values), address(self.back_values)
         self.tally = torch.empty(self.blocks * (self.lanes + layer.stride**2 * inner), dtype=torch.int32)
         self.counts: Tensor | None = None
-        if layer.stride == 1:
+        if layer.stride == 1 and not apart:
             self.most = UNEVEN * self.k // self.blocks + self.lanes * 9
             self.marks = torch.zeros(self.blocks, inner * k * k, dtype=torch.int32)
             self.candidates = lazy_zeros(self.blocks * (self.most + self.lanes))
@@ -104,12 +114,14 @@ class SwatWeights:
         memory = huge_pages(self.blocks * each * self.lanes).view(torch.float32)
         return memory.view(self.blocks, each, self.lanes).zero_()
 
+    @property
+    def trained(self) -> Tensor:
+        """The numbers that are trained."""
+        return self.dense
+
     def read(self, _: Weights) -> None:
         """Copy the module's weights into the blocks."""
-        out = self.layer.shape[0]
-        padded = torch.zeros(self.blocks * self.lanes, self.dense.shape[1])
-        padded[:out] = self.layer.module.weight.reshape(out, -1)
-        self.dense.copy_(padded.view(self.blocks, self.lanes, -1).transpose(1, 2))
+        self.put(self.dense, self.layer.module.weight)
         if self.counts is not None:
             self.counts.fill_(-1)
 
@@ -119,21 +131,32 @@ class SwatWeights:
         flat = self.dense.transpose(1, 2).reshape(self.blocks * self.lanes, -1)[: len(weight)]
         weight.copy_(flat.view_as(weight))
 
-    def velocity_of(self, _: Tensor) -> Tensor:
-        """Return a copy of the layer's velocity."""
-        assert self.velocity is not None
-        return self.velocity.clone()
+    def moments_of(self, _: Weights) -> list[Tensor]:
+        """Return copies of the layer's moments."""
+        return [moment.clone() for moment in self.moments]
 
-    def set_velocity(self, _: Tensor, own: Tensor) -> None:
-        """Take the layer's velocity from such a copy."""
-        assert self.velocity is not None
-        self.velocity.copy_(own)
+    def set_moments(self, _: Weights, moments: Sequence[Tensor]) -> None:
+        """Take the layer's moments from such copies."""
+        for into, own in zip(self.moments, moments, strict=True):
+            into.copy_(own)
+
+    def put(self, into: Tensor, values: Tensor | None) -> None:
+        """Copy numbers of all weights, 0 of None, into blocks."""
+        out = self.layer.shape[0]
+        padded = torch.zeros(self.blocks * self.lanes, into.shape[1])
+        if values is not None:
+            padded[:out] = values.reshape(out, -1)
+        into.copy_(padded.view(self.blocks, self.lanes, -1).transpose(1, 2))
 
 
 class Weights:
-    """The trained numbers of a graph: ``w``, ``grad`` and ``velocity``, first all entries, then all small vectors."""
+    """The trained numbers of a graph: ``w``, ``grad`` and what an optimizer keeps of as many numbers.
 
-    def __init__(self, graph: Graph, mask: Mapping[str, Tensor], momentum: float = 0):
+    That are its ``moments`` (a velocity; or means of gradients and of their squares), and what is added to gradients:
+    ``start``, the weights at the start of a training, and ``shift``. First all entries, then all small vectors.
+    """
+
+    def __init__(self, graph: Graph, mask: Mapping[str, Tensor], moments: int = 0, apart: bool = False):
         self.norms = [layer for layer in graph.layers if isinstance(layer, NormLayer) and layer.module is not None]
         self.layers: dict[ProductLayer, MaskedWeights | SwatWeights] = {}
         self.names = set[str]()
@@ -141,7 +164,7 @@ class Weights:
         vectors, start = list[Tensor](), 0
         for product in (layer for layer in graph.layers if isinstance(layer, ProductLayer)):
             if isinstance(product.module, SwatConv2d | SwatLinear):
-                self.layers[product] = SwatWeights(product, bool(momentum))
+                self.layers[product] = SwatWeights(product, moments, apart)
             else:
                 name = f"{product.name}.weight"
                 self.layers[product] = own = MaskedWeights(product, mask.get(name), start)
@@ -162,12 +185,19 @@ class Weights:
             self.small[id(vector)] = start
             start += vector.numel()
         self.w, self.grad = lazy_zeros(start), lazy_zeros(start)
-        self.velocity = lazy_zeros(start) if momentum else None
+        self.moments = [lazy_zeros(start) for _ in range(moments)]
+        self.start: Tensor | None = None
+        self.shift: Tensor | None = None
         self.effective = lazy_zeros(self.sparse) if any(own.power != 1 for own in self.masked) else self.w
         """What the products multiply with: of powerpropagation, not w itself."""
         self.back_value, self.order = lazy_zeros(self.sparse), lazy_zeros(self.sparse).view(torch.int32)
         self.stats = {layer: torch.zeros(4, layer.output.channels) for layer in self.norms}
         """[mean, 1 / std, running mean, running variance] of every BatchNorm."""
+
+    @property
+    def trained(self) -> Tensor:
+        """The numbers that are trained, SWAT's weights apart."""
+        return self.w
 
     @property
     def masked(self) -> list[MaskedWeights]:
@@ -201,24 +231,40 @@ class Weights:
             layer.tracked.fill_(self.tracked[layer] + steps)
 
     def rest(self) -> None:
-        """Set all velocities to zero."""
-        for storage in (self, *self.layers.values()):
-            if not isinstance(storage, MaskedWeights) and storage.velocity is not None:
-                storage.velocity.zero_()
+        """Set all moments to zero."""
+        for storage in self.storages:
+            for moment in storage.moments:
+                moment.zero_()
 
-    def velocities(self) -> dict[ProductLayer | None, Tensor]:
-        """Return the velocity of every product's weights, and (None) of all small vectors; nothing without momentum."""
-        if self.velocity is None:
-            return {}
-        small: dict[ProductLayer | None, Tensor] = {None: self.velocity[self.sparse :].clone()}
-        return small | {layer: own.velocity_of(self.velocity) for layer, own in self.layers.items()}
+    def all_moments(self) -> dict[ProductLayer | None, list[Tensor]]:
+        """Return the moments of every product's weights, and (None) of all small vectors."""
+        small: dict[ProductLayer | None, list[Tensor]] = {None: [m[self.sparse :].clone() for m in self.moments]}
+        return small | {layer: own.moments_of(self) for layer, own in self.layers.items()}
 
-    def set_velocities(self, velocities: Mapping[ProductLayer | None, Tensor]) -> None:
-        """Take over what ``velocities`` of this graph returned, as far as the masks reach."""
-        if self.velocity is not None and velocities:
-            for layer, own in self.layers.items():
-                own.set_velocity(self.velocity, velocities[layer])
-            self.velocity[self.sparse :] = velocities[None]
+    def set_all_moments(self, moments: Mapping[ProductLayer | None, Sequence[Tensor]]) -> None:
+        """Take over what ``all_moments`` of this graph returned, as far as the masks reach."""
+        for layer, own in self.layers.items():
+            own.set_moments(self, moments[layer])
+        for into, small in zip(self.moments, moments[None], strict=True):
+            into[self.sparse :] = small
+
+    @property
+    def storages(self) -> list[Weights | SwatWeights]:
+        """What holds numbers of its own: the vectors, and every SWAT layer."""
+        return [self, *(own for own in self.layers.values() if isinstance(own, SwatWeights))]
+
+    @torch.no_grad()
+    def put(self, what: Literal["start", "shift"], values: Mapping[int, Tensor]) -> None:
+        """Set ``start`` or ``shift`` from tensors by the identity of their parameters; 0 where there is none."""
+        vector = getattr(self, what)
+        for own in self.layers.values():
+            into = getattr(own, what) if isinstance(own, SwatWeights) else vector
+            own.put(into, values.get(id(own.layer.module.weight)))
+        for small in self.vectors:
+            view, mask = self.view(small, vector), self.masks.get(id(small))
+            view.copy_(values.get(id(small), torch.zeros(())))
+            if mask is not None:
+                view.mul_(mask)
 
     def release(self) -> None:
         """Free what the masked layers of the model hold, until ``write``."""
@@ -237,4 +283,6 @@ class Weights:
     def tensors(self) -> list[Tensor]:
         """Every tensor that takes memory: vectors, layers and indices."""
         owners = [self, *self.layers.values(), *(own.index for own in self.layers.values())]
-        return [value for owner in owners for value in vars(owner).values() if isinstance(value, Tensor)]
+        values = [value for owner in owners for value in vars(owner).values()]
+        moments = [moment for storage in self.storages for moment in storage.moments]
+        return [*moments, *(value for value in values if isinstance(value, Tensor))]

@@ -93,7 +93,7 @@ struct Loss {
     int32_t samples;
 };
 
-// v = momentum v + grad + decay w; w -= rate v, on `count` numbers.
+// d = grad + decay w; v = momentum v + d; w -= rate v (Nesterov's: rate (d + momentum v)), on `count` numbers.
 struct Sgd {
     float* w;
     float* velocity;          // or null
@@ -102,6 +102,44 @@ struct Sgd {
     float rate, momentum, decay;
     float power;              // a of powerpropagation: w holds th, and grad is that of sign(th) |th|^a
     float* value;             // null, or where the effective weights go
+    int32_t nesterov;
+    int32_t chained;          // grad is that of w, whatever the power
+};
+
+// d = grad + decay w; mean += fresh_mean (d - mean); square += fresh_square (d d - square);
+// w = keep w - rate mean / (root sqrt(square) + eps), on `count` numbers.
+struct Adam {
+    float* w;
+    float* mean;
+    float* square;
+    const float* grad;
+    int64_t count;
+    float fresh_mean, fresh_square, eps, decay;
+    float keep;               // 1 less what of w decays apart from the gradient
+    float rate, root;         // with the bias of the step's number taken out
+    float power;              // as in Sgd
+    float* value;
+    int32_t chained;
+};
+
+// What becomes of a gradient before the step: d = grad (that of w, whatever the power) + mu (w - start) + shift.
+struct Adjust {
+    float* grad;
+    const float* w;
+    const float* start;       // or null
+    const float* shift;       // or null
+    int64_t count;
+    float power, mu;
+    double* sums;             // null, or [ceil(count / 4096)]: the sum of the squares of each 4096 numbers
+};
+
+// grad *= min(1, most / (norm + 1e-6)), the norm's square being the sum of all `sums`.
+struct Clip {
+    float* grad;
+    int64_t count;
+    const double* sums;
+    int64_t parts;
+    float most;
 };
 
 // The `count` largest of something by magnitude, ties to the first in PyTorch's order; zeros never count.
@@ -239,7 +277,8 @@ struct Op {
     X(GATHER, Gather, gather) X(DOT, Dot, dot) X(NORM, Norm, norm) X(NORM_BACKWARD, NormBackward, norm_backward)  \
     X(POOL, Pool, pool) X(COPY, Copy, copy) X(PACK, Pack, pack) X(LOSS, Loss, loss) X(SGD, Sgd, sgd)              \
     X(TOP, Top, top) X(KEEP, Keep, keep) X(PRUNE, Prune, prune) X(WIDE, Wide, wide) X(TAKE, Take, take)           \
-    X(CONVOLUTION, Convolution, convolution) X(WINDOW, Window, window) X(LINEAR, Linear, linear)
+    X(CONVOLUTION, Convolution, convolution) X(WINDOW, Window, window) X(LINEAR, Linear, linear)                  \
+    X(ADAM, Adam, adam) X(ADJUST, Adjust, adjust) X(CLIP, Clip, clip)
 
 enum Kind {
 #define FS_KIND(kind, type, function) kind,
