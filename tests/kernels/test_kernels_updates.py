@@ -18,7 +18,7 @@ from fedsieve.kernels import Trainer, unavailable_reason
 from fedsieve.kernels.abi import AdamOp, address
 from fedsieve.kernels.dispatch import Kernels
 from fedsieve.kernels.program import Program
-from fedsieve.methods import FLASH, NST, PDST, SparseFedPP, Swat, ZeroFL
+from fedsieve.methods import FLASH, NST, PDST, SCAFFOLD, FedProx, SparseFedPP, Swat, ZeroFL
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.types import Correction
 from fedsieve.types.optimizers import SGD, AdamW
@@ -148,6 +148,15 @@ def test_a_federation_ends_where_dense_training_ends(method: str, one_thread: No
     close = [torch.isclose(sparse[-1].model[name], value, rtol=0, atol=1e-4) for name, value in dense[-1].model.items()]
     assert float(torch.cat([one.flatten() for one in close]).float().mean()) > 0.99  # a tie may fall another way
     assert sparse[-1].metrics["loss"] == pytest.approx(dense[-1].metrics["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [FedProx(mu=2.0), SCAFFOLD()], ids=["fedprox", "scaffold"])
+def test_methods_correct_gradients_alike(method: Any, one_thread: None) -> None:
+    run_ = tiny_run(method, rounds=3, lr=0.02, lr_end=0.02)
+    dense, sparse = ([*rounds(run_, local(kernels=kernels))][-1] for kernels in ("dense", "sparse"))
+    assert [*sparse.kernels] == ["sparse"]
+    for name, value in dense.model.items():
+        torch.testing.assert_close(sparse.model[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", RULES)
