@@ -12,17 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines import pickled
 from fedsieve import Device, InputError, Run, local, rounds
 from fedsieve.client.training import Training, params_of, train_on_mask
 from fedsieve.kernels import Trainer, unavailable_reason
 from fedsieve.kernels.abi import AdamOp, address
 from fedsieve.kernels.dispatch import Kernels
 from fedsieve.kernels.program import Program
-from fedsieve.methods import FLASH, NST, PDST, SCAFFOLD, FedProx, SparseFedPP, Swat, ZeroFL
+from fedsieve.methods import FLASH, NST, PDST, SCAFFOLD, FedAvg, FedProx, SparseFedPP, Swat, ZeroFL
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.types import Correction
 from fedsieve.types.optimizers import SGD, AdamW
 from kernel_training import assert_equal, both, device_of, fresh, mask_of
+from tasks import task_run
 from tiny import TinyNet, blobs, tiny_run
 
 pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
@@ -150,6 +152,19 @@ def test_a_federation_ends_where_dense_training_ends(method: str, one_thread: No
     assert sparse[-1].metrics["loss"] == pytest.approx(dense[-1].metrics["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("task", ["regression", "labels", "segmentation"])
+@pytest.mark.parametrize("method", [PDST(0.3, policy="all"), ZeroFL(0.5, policy="all"), SparseFedPP(0.5, policy="all")])
+def test_tasks_of_other_losses_end_alike(method: Any, task: str, one_thread: None) -> None:
+    """By both, and to the bit by a worker that is sent everything."""
+    run_ = task_run(task, method, rounds=2, optimizer=AdamW(), lr=0.02, lr_end=0.02, clip_norm=1.0)
+    engines = local(kernels="dense"), local(kernels="sparse"), pickled("sparse")
+    dense, sparse, there = ([*rounds(run_, engine)][-1] for engine in engines)
+    assert [*sparse.kernels] == ["sparse"]
+    for name, value in dense.model.items():
+        torch.testing.assert_close(sparse.model[name], value, rtol=0, atol=1e-5)
+        assert torch.equal(sparse.model[name], there.model[name])
+
+
 @pytest.mark.parametrize("method", [FedProx(mu=2.0), SCAFFOLD()], ids=["fedprox", "scaffold"])
 def test_methods_correct_gradients_alike(method: Any, one_thread: None) -> None:
     run_ = tiny_run(method, rounds=3, lr=0.02, lr_end=0.02)
@@ -223,7 +238,15 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
     other = replace(device_of(model), optimizer=torch.optim.RMSprop)
     assert kernels.take(other, {}) == "the kernels take steps of SGD, Adam and AdamW"
     with pytest.raises(InputError, match="--kernels sparse cannot be: the kernels take steps of SGD, Adam and AdamW"):
-        Kernels(model, "sparse").take(other, {})
+        next(rounds(tiny_run(PDST(), optimizer=torch.optim.RMSprop), local(kernels="sparse")))
+    for task, line in (
+        ("columns", "inputs of one tensor;"),
+        ("next token", "floating inputs, .* in uint8, not int64;"),
+    ):
+        with pytest.raises(InputError, match=f"--kernels sparse cannot be: the kernels take {line}"):
+            next(rounds(task_run(task, FedAvg()), local(kernels="sparse")))
+        (round_,) = rounds(task_run(task, FedAvg(), rounds=1), local())
+        assert "the kernels take" in str(round_.dense_because)
     for wrong, line in (
         ({"optimizer": torch.optim.RMSprop}, "optimizer must be SGD or AdamW"),
         ({"clip_norm": -1.0}, "clip_norm must be a finite number of 0 or more, got -1.0"),

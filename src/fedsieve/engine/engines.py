@@ -49,7 +49,7 @@ def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: 
     """Return the kernels that train ``model``, by ``choice``. Raises InputError if they must, but cannot."""
     kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
     if choice != "dense":
-        kernels.check(federation.dataset.train.shape)
+        kernels.check(federation.dataset.train, federation.run.optimizer)
     return kernels
 
 

@@ -22,7 +22,7 @@ from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 from fedsieve.sparse.policy import weight_layers
-from fedsieve.types import Device, InputError, Mask
+from fedsieve.types import Data, Device, InputError, Mask
 from fedsieve.types.optimizers import SGD, AdamW
 
 CHOICES = ("auto", "sparse", "dense")
@@ -50,9 +50,9 @@ class Kernels:
         self._graphs: dict[tuple[int, ...], Graph | str] = {}
         self._last: tuple[_Purpose, Trainer] | None = None
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Read the model for samples of ``shape``; raise InputError if the kernels must, but cannot train it."""
-        self._allowed(self.graph(shape))
+    def check(self, data: Data, optimizer: Any = None) -> None:
+        """Read the model for such examples; raise InputError if the kernels must, but cannot train it."""
+        self._allowed(_not_known(data, optimizer) or self.graph(data.shape))
 
     def _allowed(self, graph: Graph | str) -> Graph | str:
         if isinstance(graph, str) and self.choice == "sparse":
@@ -178,14 +178,23 @@ class SparseSteps:
 
 def not_native(device: Device) -> str:
     """Return which of a training's settings the kernels do not have, "" where they have all."""
-    x = device.data.x
-    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
-        return "the kernels take inputs of one tensor of numbers"
-    if device.optimizer is not None and not isinstance(device.optimizer, SGD | AdamW):
-        return "the kernels take steps of SGD, Adam and AdamW"
+    if why := _not_known(device.data, device.optimizer):
+        return why
     powers = [m for m in device.model.modules() if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1]
     if device.correction and device.correction.shift and any(bool((m.weight == 0).any()) for m in powers):
         return "the method's correction brings weights back that are zero, of powerpropagation's layers"
+    return ""
+
+
+def _not_known(data: Data, optimizer: Any) -> str:
+    """Return why the kernels cannot train on such inputs, or by an optimizer; "" where they can."""
+    x = data.x
+    if not isinstance(x, Tensor):
+        return "the kernels take inputs of one tensor"
+    if not (x.is_floating_point() or x.dtype == torch.uint8):
+        return f"the kernels take floating inputs, or pixels in uint8, not {str(x.dtype).removeprefix('torch.')}"
+    if optimizer is not None and not isinstance(optimizer, SGD | AdamW):
+        return "the kernels take steps of SGD, Adam and AdamW"
     return ""
 
 
