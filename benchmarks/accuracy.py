@@ -53,7 +53,10 @@ SPARSE = {
 }
 LABELS = {
     "mnist": RECIPES,
-    "digits": RECIPES | {name: label.format(s=90) for name, label in SPARSE.items()} | CORRECTED,
+    "digits": RECIPES
+    | {name: label.format(s=90) for name, label in SPARSE.items()}
+    | CORRECTED
+    | {"feddst": "FedDST 80 %"},
     "digits05": {name: SPARSE[name].format(s=95) for name in ("sparsefedpp", "nst", "pdst", "flash")},
 }
 SETTINGS = {

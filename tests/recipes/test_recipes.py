@@ -17,7 +17,7 @@ from fedsieve.runs.recorder import record_run
 DATASETS = ("digits", "mnist", "cifar10_iid", "cifar10_niid", "femnist", "speech_iid", "speech_niid")
 METHODS = (
     *("fedavg", "fedadam", "fedprox", "scaffold", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash"),
-    "hetero_flash",
+    *("hetero_flash", "feddst"),
 )
 
 

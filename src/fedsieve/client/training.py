@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,6 +17,8 @@ from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
 from fedsieve.types import Device, Examples, InputError, Mask, Params, Steps, apply_model, leaves
 from fedsieve.types.optimizers import SGD, AdamW
 
+MaskMove: TypeAlias = Callable[[Params, Mask], tuple[Params, Mask]]
+"""What moves a mask: of the weights on it, on the CPU, and the mask, to those that go on."""
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """What PyTorch multiplies: float32; float32 rounded to 10-bit mantissas (GPUs); bfloat16. Weights, sums are float32."""
 
@@ -293,27 +296,33 @@ def train_on_mask(
 
     Without rates the mask is frozen. Returns the metrics and the mask at the end.
     """
+    moves = {step: partial(_dnr, device, p, share) for step, p in (rates or {}).items() if p}
+    return train_on_masks(device, mask, moves)
+
+
+def _dnr(device: Device, p: float, share: GrowthShare, weights: Params, mask: Mask) -> tuple[Params, Mask]:
+    return prune_regrow(weights, mask, p, share, device.rng)
+
+
+def train_on_masks(device: Device, mask: Mask, moves: Mapping[int, MaskMove]) -> tuple[dict[str, float], Mask]:
+    """Train ``device.model`` on a mask, which moves after some steps: after step s as ``moves[s]`` says.
+
+    Returns the metrics and the mask at the end.
+    """
     _declare_(device.model, mask)
     training, losses = Training(device, mask), list[Tensor]()
     for step, loss in enumerate(training, start=1):
         losses.append(loss)
-        if rates and rates.get(step):
+        if step in moves:
             training.steps.write_()
-            mask = _moved(device, mask, rates[step], share)
+            weights = {name: device.model.get_parameter(name) for name in mask}
+            left, mask = moves[step]({name: w.detach().cpu() for name, w in weights.items()}, mask)
+            with torch.no_grad():
+                for name, w in weights.items():
+                    w.copy_(left[name])
+            _declare_(device.model, mask)
             training.steps.put_(mask)
     return mean_loss(losses), mask
-
-
-def _moved(device: Device, mask: Mask, p: float, share: GrowthShare) -> Mask:
-    """Return the mask after a step of DNR on the model's weights, which are left on both masks."""
-    weights = {name: device.model.get_parameter(name) for name in mask}
-    now = {name: w.detach().cpu() for name, w in weights.items()}
-    left, after = prune_regrow(now, mask, p, share, device.rng)
-    with torch.no_grad():
-        for name, w in weights.items():
-            w.copy_(left[name])
-    _declare_(device.model, after)
-    return after
 
 
 def epoch_ends(device: Device) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The methods: one paper, one file."""
 
 from fedsieve.methods.fedavg import FedAdam, FedAvg
+from fedsieve.methods.feddst import FedDST
 from fedsieve.methods.fedprox import FedProx
 from fedsieve.methods.flash import FLASH, HeteroFLASH
 from fedsieve.methods.nst import DNR, NST
@@ -20,6 +21,7 @@ __all__ = [
     "SCAFFOLD",
     "FedAdam",
     "FedAvg",
+    "FedDST",
     "FedProx",
     "HeteroFLASH",
     "Private",
@@ -43,5 +45,6 @@ METHODS = {
     "pdst": PDST,
     "flash": FLASH,
     "hetero_flash": HeteroFLASH,
+    "feddst": FedDST,
     "private": Private,
 }

@@ -151,6 +151,7 @@ PRODUCT: dict[str, tuple[str, Method[Any], str]] = {
     "pdst": ("PDST at density .1", methods.PDST(), "flash_"),
     "flash": ("FLASH at density .1", methods.FLASH(), "flash_"),
     "hetero_flash": ("hetero-FLASH at densities .2, .15, .1", methods.HeteroFLASH(), "flash_"),
+    "feddst": ("FedDST at density .2", methods.FedDST(), ""),
 }
 """What runs on all datasets: its name for people, the method, and the prefix of the presets that are taken first."""
 

@@ -42,6 +42,7 @@ DISPLAY_NAMES = {
     "pdst": "PDST",
     "flash": "FLASH",
     "hetero_flash": "hetero-FLASH",
+    "feddst": "FedDST",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -64,20 +65,21 @@ def _add(sums: Mapping[str, _Sum], weight: int, item: tuple[str, Any]) -> None:
     sums[name].add(value, weight)
 
 
-def mean_over_holders(models: Iterable[tuple[Params, Mask]], old: Params) -> Params:
-    """Return the mean of every element over the clients that hold it, all alike; what nobody holds stays ``old``.
+def mean_over_holders(models: Iterable[tuple[Params, Mask]], old: Params, weights: Iterable[int] = repeat(1)) -> Params:
+    """Return the mean of every element over the clients that hold it; what nobody holds stays ``old``.
 
     Babakniya et al. 2022 (FLASH), Sec. 4: WFA, the aggregation of hetero-FLASH. A model's mask names what its client
-    holds; tensors without one are held whole.
+    holds; tensors without one are held whole. Clients count all alike, or by their ``weights``, which are read one
+    after each model.
     """
     sums = {name: torch.zeros(v.shape, dtype=torch.float64) for name, v in old.items()}
-    holders = {name: torch.zeros(v.shape, dtype=torch.int32) for name, v in old.items()}
+    holders = {name: torch.zeros(v.shape, dtype=torch.int64) for name, v in old.items()}
     clients = 0
-    for params, mask in models:
+    for (params, mask), weight in zip(models, weights, strict=False):
         clients += 1
         for name, value in params.items():
-            sums[name] += value * mask[name] if name in mask else value
-            holders[name] += mask.get(name, 1)
+            sums[name].add_(value * mask[name] if name in mask else value, alpha=weight)
+            holders[name] += weight * mask[name] if name in mask else weight
     if not clients:
         raise InputError("no client sent an update that the server could accept")
     mean = {name: (sums[name] / holders[name].clamp(min=1)).to(v.dtype) for name, v in old.items()}

@@ -29,6 +29,8 @@ from fedsieve.types.resources import each, resources
 
 GrowthShare: TypeAlias = Literal["mean", "sum"]
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
+GrowthPool: TypeAlias = Literal["inactive", "all"]
+"""Where a mask may grow: where it is not, or anywhere, at weights that it has as well."""
 ExcessRule: TypeAlias = Literal["redistribute", "clip"]
 """What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
 LARGE = 1 << 16
@@ -85,6 +87,14 @@ def to_sparse(params: Params, support: Mask) -> dict[str, Tensor | Sparse]:
     return {name: Sparse.of(v, support[name]) if name in support else v for name, v in params.items()}
 
 
+def supports(tree: Mapping[str, object], names: tuple[str, ...]) -> Mask:
+    """Return where a message has values of the named tensors. Raises InputError if one of them is not sparse."""
+    mask = {name: value.support for name in names if isinstance(value := tree.get(name), Sparse)}
+    if missing := [name for name in names if name not in mask]:
+        raise InputError(f"the message holds no mask of {missing[0]}")
+    return mask
+
+
 def drop_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
     """Return the parameters with the zeros of the named tensors left out."""
     return to_sparse(params, {name: params[name] != 0 for name in names})
@@ -128,6 +138,28 @@ def prune_regrow(
         return weights, mask  # training has diverged: the weights will say so where they arrive
     growth = apportion(total, shares, room)
     return left, {name: support[name] | _random(~support[name], growth[name], rng) for name in mask}
+
+
+def prune_grow(
+    weights: Params, mask: Mask, gradients: Params, kept: Tensor, counts: Tensor, growth: GrowthPool = "inactive"
+) -> tuple[Params, Mask]:
+    """Return weights and mask after every layer kept its largest |w|, and grew where the gradient is largest, at 0.
+
+    A layer keeps ``kept`` weights of its mask, and grows to ``counts`` (int64 [layers] both) by the largest |g| among
+    all others, what it has just lost too; ties go to the lowest position. Where ``growth`` is "all", those that it
+    keeps are ranked with them, and those of them that are taken start at 0 again: the layer then has fewer.
+    """
+    left, after = dict[str, Tensor](), dict[str, Tensor]()
+    for (name, own), k, most in zip(mask.items(), kept.tolist(), counts.tolist(), strict=True):
+        keys = selection.magnitude_keys(weights[name]).masked_fill(~own.reshape(-1), -1)
+        support = selection.largest(keys, min(k, int(own.sum())))
+        keys = selection.magnitude_keys(gradients[name])
+        if growth == "inactive":
+            keys = keys.masked_fill(support, -1)
+        grown = selection.largest(keys, max(most - int(support.sum()), 0))
+        left[name] = weights[name] * (support & ~grown).view(own.shape)
+        after[name] = (support | grown).view(own.shape)
+    return left, after
 
 
 def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:

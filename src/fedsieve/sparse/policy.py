@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedsieve.types import InputError, Params
 
@@ -134,8 +134,35 @@ def erdos_renyi_kernel(params: Params, names: tuple[str, ...], q: float) -> dict
 
     Evci et al. 2020, Sec. 3 (1): sum over a layer's dimensions (in, out, height, width) over their product.
     """
-    raw = {name: sum(params[name].shape) / params[name].numel() for name in names}
+    raw = _by_dimensions(params, names)
     return scale_densities(raw, {name: params[name].numel() for name in names}, q)
+
+
+def erdos_renyi_sparsity(params: Mapping[str, Tensor], names: tuple[str, ...], q: float) -> dict[str, float]:
+    """Return densities whose complements are proportional to 1 - sum(dimensions) / product(dimensions), of total ``q``.
+
+    Bibikar et al. 2022 (FedDST), in their code; Evci et al. have the densities themselves proportional.
+    """
+    raw = {name: max(0.0, 1 - share) for name, share in _by_dimensions(params, names).items()}
+    sparsities = scale_densities(raw, {name: params[name].numel() for name in names}, 1 - q)
+    return {name: 1 - s for name, s in sparsities.items()}
+
+
+def _by_dimensions(params: Mapping[str, Tensor], names: Collection[str]) -> dict[str, float]:
+    return {name: sum(params[name].shape) / params[name].numel() for name in names}
+
+
+def density_within(model: nn.Module, names: Collection[str], d: float) -> float:
+    """Return how dense the named weights are if all of a model's parameters, the others whole, are at density ``d``.
+
+    Raises InputError if the others alone are more than that.
+    """
+    sizes = {name: w.numel() for name, w in model.named_parameters()}
+    within, total = sum(sizes[name] for name in names), sum(sizes.values())
+    if (left := d * total - (total - within)) <= 0:
+        share = (total - within) / total
+        raise InputError(f"density {d:g} of all parameters leaves the policy none: the others are {share:.3g} of them")
+    return left / within
 
 
 def scale_densities(raw: Mapping[str, float], sizes: Mapping[str, int], q: float) -> dict[str, float]:

@@ -40,6 +40,11 @@ class Sparse:
         bits = (self.positions[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and_(1).view(torch.bool)
         return bits.view(-1)[: math.prod(self.shape)].nonzero().squeeze(1)
 
+    @property
+    def support(self) -> Tensor:
+        """Where it has values, zeros among them: boolean, of its shape."""
+        return torch.zeros(math.prod(self.shape), dtype=torch.bool).index_fill_(0, self.index, True).view(self.shape)
+
     @classmethod
     def of(cls, dense: Tensor, support: Tensor) -> Sparse:
         """Take the entries of ``dense`` where the boolean ``support``, shaped alike, is true; zeros there count."""

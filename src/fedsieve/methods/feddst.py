@@ -1,0 +1,177 @@
+"""FedDST: one sparse model whose mask clients move by prune and grow, and the server by what they send.
+
+Bibikar et al. 2022, "Federated Dynamic Sparse Training: Computing Less, Communicating Less, Yet Learning Better". The
+first mask is the fresh model's largest weights, layer by layer, or a random one. Clients train on the mask they get;
+those of the rounds s = t - 1 = 1, 1 + interval, ... < end prune it, after an epoch, from the density d to (1 - z) d,
+z = alpha / 2 (1 + cos(pi s / end)), and grow it back by the gradients of one batch. The server takes, of every weight,
+the mean over those who hold it, by n_k, and keeps of each layer the largest of all that anybody holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.client.gradients import gradient
+from fedsieve.client.training import epoch_ends, load_, params_of, train_on_masks
+from fedsieve.server.aggregate import mean_over_holders, tensors
+from fedsieve.sparse.masks import (
+    GrowthPool,
+    apply_mask,
+    largest_on,
+    layer_counts,
+    masked_bytes,
+    prune_grow,
+    random_masks,
+    supports,
+    to_sparse,
+)
+from fedsieve.sparse.policy import density_within, erdos_renyi_sparsity, select_weights, uniform_densities
+from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.types.contract import Expected, expect_weights
+from fedsieve.types.errors import check_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicState(ServerState):
+    """The global model, its mask, and how many weights of each layer that is to have."""
+
+    mask: Mask
+    counts: Tensor
+    """int64 [layers]."""
+
+    def support(self, params: Params) -> Mask:
+        """Return the mask, whatever the weights on it are."""
+        return self.mask
+
+
+@dataclass(frozen=True)
+class FedDST(Method[DynamicState]):
+    """Train on a mask that clients move now and then, where weights are small and gradients large."""
+
+    density: float = 0.2
+    of: Literal["policy", "all"] = "policy"
+    """What the density is a share of: the weights of the policy's layers, or all parameters, the dense ones too."""
+    alpha: float = 0.5
+    """The share of a mask that moves at first; it falls along a cosine."""
+    interval: int = 10
+    """The rounds from one move of masks to the next."""
+    end: float = 0.5
+    """Up to what share of the run's rounds masks move."""
+    adjust_epoch: int = 0
+    """The local epoch after which they do; 0: the last (what grows then is sent as 0)."""
+    first_mask: Literal["magnitude", "random"] = "magnitude"
+    """Of each layer the fresh model's largest weights, or random ones."""
+    budget: Literal["erk", "uniform"] = "erk"
+    """How the density is shared among the layers: by FedDST's Erdos-Renyi-kernel, or the same for each."""
+    growth: GrowthPool = "inactive"
+    """Where masks grow: where they are not, or anywhere (the authors' code), at weights that they have, too."""
+    squared: bool = False
+    """Whether z is multiplied by alpha once more (the authors' code)."""
+    policy: str = "all"
+
+    def __post_init__(self) -> None:
+        for name, value in (("density", self.density), ("end", self.end)):
+            check_interval(name, value, "(0, 1]")
+        check_interval("alpha", self.alpha, "[0, 1)")
+        if self.interval < 1 or self.adjust_epoch < 0:
+            raise InputError(f"interval must be 1 or more, adjust_epoch 0, got {self.interval}, {self.adjust_epoch}")
+
+    @property
+    def target_density(self) -> float:
+        """The share of the weights that the mask keeps."""
+        return self.density
+
+    def check_run(self, run: Any) -> None:
+        """Raise InputError if clients have too few epochs to move their masks after."""
+        if self.adjust_epoch > run.epochs:
+            raise InputError(
+                f"method.adjust_epoch is {self.adjust_epoch} but clients train {run.epochs} epochs: lower it"
+            )
+
+    def rate(self, t: int, rounds: int) -> float:
+        """Return the share of a mask that moves in round t; 0 where none does."""
+        s, end = t - 1, self.end * rounds
+        if (s - 1) % self.interval or not s < end:
+            return 0.0
+        z = self.alpha / 2 * (1 + math.cos(math.pi * s / end))
+        return self.alpha * z if self.squared else z
+
+    def counts(self, model: nn.Module, pruned: float = 0.0) -> Tensor:
+        """Return int64 [layers], how many weights layers keep, of masks of which the share ``pruned`` is gone."""
+        names = select_weights(self.policy, model)
+        like = {name: model.get_parameter(name) for name in names}
+        d = (density_within(model, names, self.density) if self.of == "all" else self.density) * (1 - pruned)
+        layers = erdos_renyi_sparsity(like, names, d) if self.budget == "erk" else uniform_densities(names, d)
+        return layer_counts(layers, like)
+
+    def init(self, model: nn.Module, rng: torch.Generator) -> DynamicState:
+        """Choose the first mask, and keep the fresh model's weights on it."""
+        params, names, counts = params_of(model), select_weights(self.policy, model), self.counts(model)
+        like = {name: params[name] for name in names}
+        if self.first_mask == "random":
+            mask = dict(random_masks(int(torch.randint(2**62, (), generator=rng)), counts, like))
+        else:
+            mask = largest_on(params, {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}, counts)
+        return DynamicState(apply_mask(params, mask), sparse=names, mask=mask, counts=counts)
+
+    def broadcast(self, state: DynamicState, context: RoundContext) -> Tree:
+        """Send the weights on the mask, and their positions: a client may not have been asked since it moved."""
+        return to_sparse(state.params, state.mask)
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train on the mask, move it if the round is one of those, and send the weights on it."""
+        mask = supports(down, select_weights(self.policy, device.model))
+        load_(device.model, tensors(down))
+        epoch, steps = epoch_ends(device)
+        moves = {epoch * self.adjust_epoch or steps: partial(self._moved, device)}
+        metrics, mask = train_on_masks(device, mask, moves if self.rate(device.round, device.rounds) else {})
+        return Update(to_sparse(params_of(device.model), mask), len(device.data), metrics)
+
+    def _moved(self, device: Device, weights: Params, mask: Mask) -> tuple[Params, Mask]:
+        """Return what is left of the weights on a mask that moves by the gradients of one batch, and that mask."""
+        g = gradient(device, torch.randperm(len(device.data), generator=device.rng)[: device.batch])
+        kept = self.counts(device.model, self.rate(device.round, device.rounds))
+        return prune_grow(weights, mask, g, kept, self.counts(device.model), self.growth)
+
+    def expected(self, state: DynamicState, context: RoundContext) -> Expected:
+        """Expect as many weights of each layer as it may have; on the server's mask, in rounds that do not move it."""
+        most = dict(zip(state.mask, state.counts.tolist(), strict=True))
+        moves = self.rate(context.round, context.rounds)
+        return Expected(expect_weights(state.params, most), rule=None if moves else partial(_off_mask, state.mask))
+
+    def aggregate(self, state: DynamicState, updates: Iterable[Update], context: RoundContext) -> DynamicState:
+        """Average every weight over those who hold it, and keep of each layer the largest that anybody holds."""
+        union, weights = {name: torch.zeros_like(own) for name, own in state.mask.items()}, list[int]()
+        average = mean_over_holders(_held(updates, union, weights), state.params, weights)
+        mask = largest_on(average, union, state.counts)
+        return replace(state, params=apply_mask(average, mask), mask=mask)
+
+    def paper_bytes(self, model: nn.Module) -> float:
+        """Return four bytes for each value on the mask and outside the policy's layers; a mask costs a bit for each."""
+        names, counts = select_weights(self.policy, model), self.counts(model)
+        sizes = sum(model.get_parameter(name).numel() for name in names)
+        return masked_bytes(model, names, int(counts.sum()) / sizes)
+
+
+def _held(updates: Iterable[Update], union: Mask, weights: list[int]) -> Iterator[tuple[Params, Mask]]:
+    """Yield every client's model and mask, adding the mask to the union and its examples to the weights."""
+    for update in updates:
+        mask = supports(update.tree, tuple(union))
+        for name, own in mask.items():
+            union[name] |= own
+        weights.append(update.n)
+        yield tensors(update.tree), mask
+
+
+def _off_mask(mask: Mapping[str, Tensor], tree: Tree) -> str | None:
+    """Return what is not on the server's mask, or None."""
+    own = supports(tree, tuple(mask))
+    wrong = [name for name, theirs in own.items() if not torch.equal(theirs, mask[name])]
+    return f"{wrong[0]} is not on the server's mask" if wrong else None
