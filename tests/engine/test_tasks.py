@@ -17,6 +17,7 @@ from fedsieve import Data, Dataset, InputError, Run, Task, local, open_run, roun
 from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, Regression, metrics_of
 from fedsieve.client.metrics import Metric
 from fedsieve.engine import cohort
+from fedsieve.engine.measures import NoNumber
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import show_run
@@ -243,7 +244,10 @@ def test_metrics_of_ones_own_and_numbers_that_are_none() -> None:
     own = {"r2": RSquared(), "nothing": nothing, "batch_mean": lambda o, y: (o[:, 0] - y).abs().mean()}
     run_ = task_run("regression", FedAvg(), rounds=4, task={"metrics": own})
     assert not metrics_of(run_.task.loss, {"a": Metric(off_by, False)})["a"].higher_is_better
-    final = last(run_)
+    with pytest.warns(
+        NoNumber, match="the metric nothing, nothing_validation is no finite number: rows have null for it"
+    ):
+        final = last(run_)
     assert final.scores["r2"] > 0.2
     assert final.scores["nothing"] is None
     assert final.accuracy is None
@@ -318,9 +322,24 @@ def test_a_loss_checks_its_settings() -> None:
 
 
 def test_a_factory_that_makes_no_optimizer_is_one_line() -> None:
-    for factory, line in ((lambda groups, lr: 3, "gives int, which is no torch"), (lambda p: p, "cannot be made of")):
+    for factory, line in (
+        (lambda groups, lr: 3, "gives int, which is no torch"),
+        (lambda p: p, "cannot be made of"),
+        (torch.optim.LBFGS, "a step of LBFGS without a closure, on the gradients alone, fails"),
+        (torch.optim.SparseAdam, "a step of SparseAdam .* fails"),
+    ):
         with pytest.raises(InputError, match=f"optimizer: .*{line}"):
-            last(task_run("regression", FedAvg(), optimizer=factory))
+            open_run(task_run("regression", FedAvg(), optimizer=factory))
+
+
+def test_a_metric_that_fails_in_the_middle_is_named() -> None:
+    def odd(output: Tensor, target: Tensor) -> Tensor:
+        if len(output) > 2:
+            raise KeyError("no such thing")
+        return output
+
+    with pytest.raises(InputError, match=r"task.metrics\['odd'\] fails on test examples: 'no such thing'"):
+        last(task_run("regression", FedAvg(), task={"metrics": {"odd": odd}}))
 
 
 def test_targets_that_do_not_fit_the_loss_are_one_line() -> None:

@@ -6,7 +6,8 @@ The place of the next batch and the sum over those before it lie on the device, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fedsieve.client.captured import CudaGraphs, captured
 from fedsieve.client.metrics import Accumulator, Metric, correct
 from fedsieve.client.training import load_
-from fedsieve.types import Data, apply_model, map_examples
+from fedsieve.types import Data, InputError, apply_model, map_examples
 
 BATCH = 500
 
@@ -107,7 +108,9 @@ class Evaluation:
         """Return the metrics, in the task's order; waits for the device."""
         sums = zip(self.means.items(), self._sums.tolist(), strict=True)
         values = {name: metric.of_sum(total, weight) for (name, metric), (total, weight) in sums}
-        values |= {name: float(one.function.compute()) for name, one in self.accumulators.items()}  # type: ignore[union-attr]
+        for name, one in self.accumulators.items():
+            with self._named(name):
+                values[name] = float(one.function.compute())  # type: ignore[union-attr]
         return {name: values[name] for name in self._names}
 
     def _replay(self, graphs: CudaGraphs, size: int) -> Callable[[], None]:
@@ -122,8 +125,21 @@ class Evaluation:
         index = self._place + torch.arange(size, device=self._place.device)
         x, y = (map_examples(lambda one: one.to(self.where), part) for part in self.data.batch(index))
         output = apply_model(self.model, x)
-        for sums, metric in zip(self._sums, self.means.values(), strict=True):
-            sums.add_(metric.add_up(output, y, size))
-        for one in self.accumulators.values():
-            one.function.update(output, y)  # type: ignore[union-attr]
+        for sums, (name, metric) in zip(self._sums, self.means.items(), strict=True):
+            with self._named(name):
+                sums.add_(metric.add_up(output, y, size))
+        for name, one in self.accumulators.items():
+            with self._named(name):
+                one.function.update(output, y)  # type: ignore[union-attr]
         self._place.add_(size)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Raise InputError, with the name of the metric, for what it raises where nothing is captured."""
+        try:
+            yield
+        except Exception as error:
+            if self.graphs:
+                raise
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"task.metrics[{name!r}] fails on test examples: {line}") from error

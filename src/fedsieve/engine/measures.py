@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import statistics
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -67,18 +68,24 @@ def measure_round(
     return columns | (method.spent(t, run.per_round, run.task.clients) or {}), positions
 
 
+class NoNumber(UserWarning):
+    """A metric is NaN, or infinite."""
+
+
 def score(
     metrics: Iterable[str], model: Params, tests: Evaluation | None, validation: Evaluation | None
 ) -> dict[str, float | None]:
     """Return the deployed model's metrics on the test set, and on what all clients hold out (``_validation``).
 
-    None stands for what was not tested, and for NaN. Accuracy is always among them.
+    None stands for what was not tested, and for NaN, of which it warns (NoNumber). Accuracy is always among them.
     """
     columns: dict[str, float | None] = {"accuracy": None, "accuracy_validation": None}
     for suffix, data in (("", tests), ("_validation", validation)):
-        values = data.of(model) if data else dict.fromkeys(metrics)
-        columns |= {f"{name}{suffix}": finite_or_none(value) for name, value in values.items()}
-    return columns
+        values: Mapping[str, float | None] = data.of(model) if data else dict.fromkeys(metrics)
+        columns |= {f"{name}{suffix}": value for name, value in values.items()}
+    if odd := [name for name, value in columns.items() if value is not None and not math.isfinite(value)]:
+        warnings.warn(f"the metric {', '.join(odd)} is no finite number: rows have null for it", NoNumber, 2)
+    return {name: finite_or_none(value) for name, value in columns.items()}
 
 
 def finite_or_none(value: float | None) -> float | None:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fedsieve.client.cost import Cost
 from fedsieve.client.losses import CrossEntropy, Loss, NextToken
 from fedsieve.client.metrics import Accumulator
-from fedsieve.client.training import load_, params_of, train_
+from fedsieve.client.training import DenseSteps, load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
 from fedsieve.data.mapped import chunks
@@ -30,6 +30,8 @@ from fedsieve.server.robust import check_fit
 from fedsieve.sparse.layers import sparse_layers
 from fedsieve.sparse.policy import Coverage
 from fedsieve.types import (
+    SGD,
+    AdamW,
     Examples,
     InputError,
     ServerState,
@@ -73,6 +75,7 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     if "clients" in measure and next(federation.own_tests(), None) is None:
         raise InputError("--measure clients needs examples that each client holds out: -s task.validation=0.1")
     check_model(federation)
+    check_optimizer(federation)
     check_prepared(federation, run.method.prepare(federation.model()))
     state = run.method.init(federation.model(), rng(run.seed, "init"))
     check_method(federation, state)
@@ -221,6 +224,23 @@ def _check_step(federation: Federation, model: nn.Module, x: Examples, y: Exampl
         raise InputError(
             f"{fits}: training changes its buffer {odd[0]}, which is not sent: make it float32, and persistent"
         )
+
+
+def check_optimizer(federation: Federation) -> None:
+    """Raise InputError unless a step can be taken by an optimizer of the user's."""
+    optimizer = federation.run.optimizer
+    if optimizer is None or isinstance(optimizer, SGD | AdamW):
+        return
+    model = train_(federation.model())
+    device = federation.device(1, 0, model, "cpu", {})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            DenseSteps(device, {}).step(*federation.dataset.train.batch(slice(0, 2)))
+    except InputError:
+        raise
+    except Exception as error:
+        what = f"optimizer: a step of {type_name(optimizer)}"
+        raise InputError(f"{what} without a closure, on the gradients alone, fails ({first_line(error)})") from error
 
 
 @torch.no_grad()
