@@ -17,7 +17,14 @@ from fedsieve.types import InputError
 
 pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
 
-SHAPES = {"resnet18": (3, 32, 32), "leaf_cnn": (1, 28, 28), "mnist_net": (1, 28, 28), "digits_net": (1, 8, 8)}
+SHAPES = {
+    "resnet18": (3, 32, 32),
+    "leaf_cnn": (1, 28, 28),
+    "mnist_net": (1, 28, 28),
+    "digits_net": (1, 8, 8),
+    "lenet5": (3, 32, 32),
+    "feddst_net": (3, 32, 32),
+}
 SHAPES["mnist_net_softmax"] = SHAPES["mnist_net"]
 CLOSE = {"fp32": 1e-5, "bf16": 2e-2}
 SIZES = (1, 2, 3, 5, 16, 17, 33)

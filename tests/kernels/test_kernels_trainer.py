@@ -15,7 +15,14 @@ from nets import NETS
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
 
 pytestmark = pytest.mark.usefixtures("native")
-SHAPES = {"resnet18": (3, 32, 32), "leaf_cnn": (1, 28, 28), "mnist_net": (1, 28, 28), "digits_net": (1, 8, 8)}
+SHAPES = {
+    "resnet18": (3, 32, 32),
+    "leaf_cnn": (1, 28, 28),
+    "mnist_net": (1, 28, 28),
+    "digits_net": (1, 8, 8),
+    "lenet5": (3, 32, 32),
+    "feddst_net": (3, 32, 32),
+}
 SHAPES["mnist_net_softmax"] = SHAPES["mnist_net"]
 BRISK = Sgd(0.05, 0.9, 1e-2)
 

@@ -99,6 +99,34 @@ class MNISTNet(_SmallCNN):
         return self.classify(F.relu(F.max_pool2d(self.conv2(x), 3, 1)))
 
 
+class LeNet5(nn.Module):
+    """NIID-Bench's CNN (Li et al. 2022, after LeCun et al. 1998), for 32x32 inputs: 62,006 parameters at 3 channels."""
+
+    kernel, stride, side = 2, 2, 5
+    """Those of the max-pools, and the side of the second one's output."""
+
+    def __init__(self, channels: int = 3, classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * self.side**2, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 32, 32] -> [n, classes]."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), self.kernel, self.stride)
+        x = F.max_pool2d(F.relu(self.conv2(x)), self.kernel, self.stride)
+        logits: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+        return logits
+
+
+class FedDSTNet(LeNet5):
+    """FedDST's CIFAR-10 network, LeNet-5 with 3x3 stride-1 max-pools (32-28-26-22-20). 782,006 parameters."""
+
+    kernel, stride, side = 3, 1, 20
+
+
 class DigitsNet(_SmallCNN):
     """A small network for 8x8 digits, of the same make as LEAF's."""
 
@@ -125,6 +153,8 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "mnist_net": MNISTNet,
     "mnist_net_softmax": MNISTNetSoftmax,
     "digits_net": DigitsNet,
+    "lenet5": LeNet5,
+    "feddst_net": FedDSTNet,
 }
 
 

@@ -50,6 +50,7 @@ VALIDATION = 0.1
 FLASH_LR = {"lr": 0.1, "lr_end": 0.001, "lr_offset": 1}
 SPARSEFEDPP = {"per_round": 10, "lr": 0.5, "lr_end": 0.01, "lr_offset": 1, "weight_decay": 1e-3, "evaluate_every": 10}
 ADAMW = {"optimizer": AdamW(), "lr_schedule": "cosine", "weight_decay": 0.01, "clip_norm": 1.0}
+CONSTANT = {"lr": 0.01, "lr_end": 0.01, "momentum": 0.9}
 WRITERS = "300 writers of FEMNIST{}; the complete set: -s task.clients={}"
 
 PRESETS: dict[str, Preset] = {
@@ -111,6 +112,25 @@ PRESETS: dict[str, Preset] = {
         WRITERS.format(" at FLASH's settings", 3400),
         Task("leaf_cnn", "femnist", 300, "group"),
         {"rounds": 1000, "per_round": 34, "batch": 16, **FLASH_LR, "evaluate_every": 10},
+    ),
+    # NIID-Bench (Li et al. 2022) by Flower's baseline, and FedDST by the authors' code
+    "niidbench_cifar10": Preset(
+        "CIFAR-10 at NIID-Bench's settings, Dirichlet .5",
+        Task("lenet5", "cifar10", 10, "dirichlet:0.5"),
+        {"rounds": 50, "per_round": 10, "epochs": 10, "batch": 64, **CONSTANT, "weight_decay": 1e-5},
+    ),
+    "feddst_cifar10": Preset(
+        "CIFAR-10 at FedDST's settings, Dirichlet .1",
+        Task("feddst_net", "cifar10", 400, "dirichlet:0.1:1"),
+        {
+            "rounds": 400,
+            "per_round": 20,
+            "epochs": 10,
+            "batch": 32,
+            **CONSTANT,
+            "weight_decay": 1e-3,
+            "evaluate_every": 10,
+        },
     ),
     # SparseFedPP: the same for both, but 700 rounds and 500
     **_iid_and_not(
@@ -187,6 +207,7 @@ def _others() -> dict[str, Recipe]:
     """Return the recipes of other methods and settings: the papers' comparisons, training in one place, privacy."""
     digits, flash_cifar10, flash_femnist = (PRESETS[n] for n in ("digits", "flash_cifar10_niid", "flash_femnist"))
     sparsefedpp, even = PRESETS["sparsefedpp_cifar10_niid"], PRESETS["sparsefedpp_cifar10_iid"]
+    niidbench, feddst = PRESETS["niidbench_cifar10"], PRESETS["feddst_cifar10"]
     fig_1 = f"{sparsefedpp.about} (its Fig. 1)"
     dense, swat, topk, dnr = methods.FedAvg(), methods.Swat(sparsity=0.9), methods.TopK(sparsity=0.95), methods.DNR()
     several = methods.TopK(sparsity=0.8, policy="all")
@@ -199,6 +220,19 @@ def _others() -> dict[str, Recipe]:
         "zerofl.sparsefedpp_cifar10": (
             f"ZeroFL at 90 %, top weights alone, on {fig_1}",
             sparsefedpp.run(methods.ZeroFL(sparsity=0.9, r_mask=0)),
+        ),
+        **{
+            f"{method}.niidbench_cifar10": (f"{about} on {niidbench.about}", niidbench.run(own))
+            for method, about, own in (
+                ("fedavg", "Dense FedAvg", dense),
+                ("fedprox", "FedProx, mu .01,", methods.FedProx()),
+                ("scaffold", "SCAFFOLD", methods.SCAFFOLD(weighting="samples")),
+            )
+        },
+        "fedavg.feddst_cifar10": (f"Dense FedAvg on {feddst.about}", feddst.run(dense)),
+        "feddst.feddst_cifar10": (
+            f"FedDST at density .2 on {feddst.about}",
+            feddst.run(methods.FedDST(alpha=0.01, interval=15)),
         ),
         "scaffold.digits": (f"SCAFFOLD on {digits.about}", replace(digits.run(methods.SCAFFOLD()), lr=0.2)),
         "topk.digits": (

@@ -33,7 +33,10 @@ HEADS = {
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what sparsity saves on this machine.")
 Model = Annotated[
-    str, typer.Option(help="resnet18, leaf_cnn, mnist_net (or _softmax), digits_net, or linear (3136 to 2048 alone).")
+    str,
+    typer.Option(
+        help="resnet18, leaf_cnn, mnist_net (or _softmax), digits_net, lenet5, feddst_net, or linear (alone)."
+    ),
 ]
 Sparsity = Annotated[str, typer.Option(metavar="S1,S2", help="The share of zeros; a row each.")]
 Batch = Annotated[str, typer.Option(metavar="N1,N2", help="Examples in a batch; a row each.")]

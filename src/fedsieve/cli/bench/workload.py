@@ -59,6 +59,8 @@ SHAPES: Mapping[str, tuple[int, int, int]] = {
     "mnist_net": (1, 28, 10),
     "mnist_net_softmax": (1, 28, 10),
     "digits_net": (1, 8, 10),
+    "lenet5": (3, 32, 10),
+    "feddst_net": (3, 32, 10),
     "linear": (1, 7, 2048),
 }
 """Channels, side and classes of a network's images."""
