@@ -37,8 +37,6 @@ from tiny import TinyNet, blobs, net, same_state, tiny_run
 SPARSE_UPLOAD = [
     name for name in METHODS if not name.startswith(("fedavg", "fedadam", "fedprox", "scaffold", "swat", "zerofl full"))
 ]
-CORRECTED = ("fedprox", "scaffold", "scaffold, as Flower")
-"""Methods that correct gradients, which the kernels take as they are."""
 
 
 NO_KERNELS = unavailable_reason()
@@ -57,9 +55,6 @@ def method(request: pytest.FixtureRequest) -> Method[Any]:
 @pytest.fixture(params=["dense", "sparse"])
 def kernels(request: pytest.FixtureRequest) -> str:
     """Either way through a training step."""
-    name = request.getfixturevalue("name") if "name" in request.fixturenames else ""
-    if request.param == "sparse" and name in CORRECTED:
-        pytest.skip("the kernels take gradients as they are")
     if request.param == "sparse" and NO_KERNELS:
         pytest.skip(NO_KERNELS)
     return str(request.param)
@@ -215,9 +210,7 @@ def test_a_pool_gives_the_same_bits_as_one_process(name: str, kernels: str, proc
 
 @pytest.mark.skipif(bool(NO_KERNELS), reason=str(NO_KERNELS))
 @pytest.mark.parametrize("changes", [{}, {"momentum": 0.9, "weight_decay": 0.01, "lr": 0.02}], ids=["sgd", "momentum"])
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in CORRECTED])
-def test_the_kernels_train_what_pytorch_trains(name: str, changes: dict[str, float]) -> None:
-    method = METHODS[name]
+def test_the_kernels_train_what_pytorch_trains(method: Method[Any], changes: dict[str, float]) -> None:
     first = tiny_run(method, rounds=1, **changes)
     dense, sparse = (last(first, kernels) for kernels in ("dense", "sparse"))
     if method.name not in ("nst", "dnr") or not changes:  # there a weight that grows anew starts at rest
