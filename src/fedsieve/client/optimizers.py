@@ -32,10 +32,10 @@ def _own_optimizer(factory: Callable[..., Any], groups: list[dict[str, Any]], de
     if not device.weight_decay:
         groups = [{"params": group["params"]} for group in groups]  # the factory may have a decay of its own
     try:
-        made = factory(groups, lr=device.lr)
+        result = factory(groups, lr=device.lr)
     except Exception as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"optimizer: it cannot be made of parameter groups and lr={device.lr} ({line})") from error
-    if not isinstance(made, torch.optim.Optimizer):
-        raise InputError(f"optimizer: its factory gives {type(made).__name__}, which is no torch.optim.Optimizer")
-    return made
+    if not isinstance(result, torch.optim.Optimizer):
+        raise InputError(f"optimizer: its factory gives {type(result).__name__}, which is no torch.optim.Optimizer")
+    return result

@@ -54,8 +54,8 @@ class GPTBlock(nn.Module):
         """[n, T, width] -> [n, T, width]."""
         n, t, width = x.shape
         q, k, v = self.qkv(self.ln1(x)).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(attended.transpose(1, 2).reshape(n, t, width))
+        values = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(values.transpose(1, 2).reshape(n, t, width))
         y: Tensor = x + self.fc2(F.gelu(self.fc1(self.ln2(x))))
         return y
 

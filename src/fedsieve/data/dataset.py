@@ -87,8 +87,8 @@ class Dataset:
         where targets are none (None: what whole numbers and texts suggest); ``seed``, which a share for ``test`` is
         drawn by; ``mean`` and ``std``, what inputs are normalised by.
         """
-        held = test if isinstance(test, int | float) else rows_of_arrays(*_pair(test))
-        return cls(name, **parts_of(rows_of_arrays(x, y, client), held, **options)._asdict())
+        tests = test if isinstance(test, int | float) else rows_of_arrays(*_pair(test))
+        return cls(name, **parts_of(rows_of_arrays(x, y, client), tests, **options)._asdict())
 
     @classmethod
     def from_torch(
@@ -107,9 +107,9 @@ class Dataset:
         in it, ``client`` may also list the owners [n]. ``test`` is another dataset, or a share.
         """
         place = client if isinstance(client, int | str) else None
-        held = test if isinstance(test, float) else rows_of_items(test, y, place)
+        tests = test if isinstance(test, float) else rows_of_items(test, y, place)
         options.setdefault("classes", class_names_of(train))
-        return cls(name, **parts_of(rows_of_items(train, y, client), held, **options)._asdict())
+        return cls(name, **parts_of(rows_of_items(train, y, client), tests, **options)._asdict())
 
     @classmethod
     def from_csv(
@@ -164,8 +164,8 @@ class Dataset:
         folders = [inner[0] if inner[0].is_dir() else place]
         folders += [] if isinstance(test, int | float) else [Path(test).expanduser()]
         rows = rows_of_folders(folders, size, mode, client)
-        held = rows[1] if len(rows) > 1 else float(test)  # type: ignore[arg-type]
-        return cls(name or place.name, **parts_of(rows[0], held, **options)._asdict())
+        tests = rows[1] if len(rows) > 1 else float(test)  # type: ignore[arg-type]
+        return cls(name or place.name, **parts_of(rows[0], tests, **options)._asdict())
 
     @classmethod
     def from_hf(
@@ -186,11 +186,11 @@ class Dataset:
         """
         if isinstance(data, str):
             name, data = name or data.rpartition("/")[2], download(data)
-        train, held = _splits(data, test)
-        whole = isinstance(held, int | float)
-        rows, names = rows_of_splits([train] if whole else [train, held], x, y, client)
+        train, tests = _splits(data, test)
+        whole = isinstance(tests, int | float)
+        rows, names = rows_of_splits([train] if whole else [train, tests], x, y, client)
         options.setdefault("classes", names)
-        return cls(name or "splits", **parts_of(rows[0], held if whole else rows[1], **options)._asdict())
+        return cls(name or "splits", **parts_of(rows[0], tests if whole else rows[1], **options)._asdict())
 
     @property
     def labels(self) -> Tensor | None:

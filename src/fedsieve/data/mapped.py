@@ -57,9 +57,9 @@ class FileTensor(Tensor):
         first = files[0]
         n = sum(file.shape[0] for file in files) if rows is None else len(rows)
         kind = kind or torch.from_numpy(np.empty(0, first.dtype)).dtype
-        made = Tensor._make_wrapper_subclass(cls, (n, *first.shape[1:]), dtype=kind)
-        made.files, made.rows = tuple(files), rows
-        return made
+        tensor = Tensor._make_wrapper_subclass(cls, (n, *first.shape[1:]), dtype=kind)
+        tensor.files, tensor.rows = tuple(files), rows
+        return tensor
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> FileTensor:

@@ -115,7 +115,7 @@ def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> lis
     if isinstance(spec, str):
         return _named(spec, dataset, clients, seed)
     if isinstance(spec, FlowerPartitioner):
-        held: object = spec.indices(dataset, clients)
+        lists: object = spec.indices(dataset, clients)
     else:
         try:
             inspect.signature(spec).bind(dataset, clients, seed) if callable(spec) else None
@@ -123,8 +123,8 @@ def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> lis
             pass  # a builtin tells no signature
         except TypeError as error:
             raise InputError(f"partition: a function takes dataset, clients and seed ({error})") from None
-        held = spec(dataset, clients, seed) if callable(spec) else spec
-    indices = held if isinstance(held, Indices) else Indices.of(held)
+        lists = spec(dataset, clients, seed) if callable(spec) else spec
+    indices = lists if isinstance(lists, Indices) else Indices.of(lists)
     return indices.checked(len(dataset.train), clients)
 
 
@@ -135,16 +135,16 @@ def hold_out(index: Tensor, fraction: float, seed: int, client: int) -> tuple[Te
     return index[order[count:]], index[order[:count]]
 
 
-def counts(held: list[Tensor], labels: Tensor, classes: int) -> Tensor:
+def counts(clients_examples: list[Tensor], labels: Tensor, classes: int) -> Tensor:
     """Return how many examples of each class every client holds, int64 [clients, classes]."""
-    return torch.stack([labels[shard].bincount(minlength=classes) for shard in held])
+    return torch.stack([labels[shard].bincount(minlength=classes) for shard in clients_examples])
 
 
-def holdings(held: Sequence[Tensor], dataset: Dataset) -> tuple[tuple[str, ...], Tensor]:
+def holdings(clients_examples: Sequence[Tensor], dataset: Dataset) -> tuple[tuple[str, ...], Tensor]:
     """Return class names and how many examples of each every client holds; no name and one column without classes."""
     if (labels := dataset.labels) is None:
-        return (), torch.tensor([[len(shard)] for shard in held])
-    return dataset.classes, counts(list(held), labels, len(dataset.classes))
+        return (), torch.tensor([[len(shard)] for shard in clients_examples])
+    return dataset.classes, counts(list(clients_examples), labels, len(dataset.classes))
 
 
 def _named(spec: str, dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
@@ -225,8 +225,8 @@ def _shard(client: int, examples: Any) -> Tensor:
     return shard
 
 
-def _pack(held: list[Tensor]) -> Arrays:
-    return {"index": torch.cat(held).numpy(), "sizes": np.array([len(shard) for shard in held])}
+def _pack(clients_examples: list[Tensor]) -> Arrays:
+    return {"index": torch.cat(clients_examples).numpy(), "sizes": np.array([len(shard) for shard in clients_examples])}
 
 
 def _split(index: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[Tensor]:

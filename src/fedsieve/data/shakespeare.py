@@ -81,8 +81,8 @@ class Shakespeare(Source):
         test = [_windows(texts[role][cuts[role] :], self.seq) for role in groups]
         arrays: Arrays = {"group": np.repeat(np.arange(len(groups)), [len(part) for part in train])}
         for part, several in (("train", train), ("test", test)):
-            joined = np.concatenate(several)
-            arrays |= {f"{part}_x": joined[:, :-1].copy(), f"{part}_y": joined[:, 1:].copy()}
+            tokens = np.concatenate(several)
+            arrays |= {f"{part}_x": tokens[:, :-1].copy(), f"{part}_y": tokens[:, 1:].copy()}
         owners = np.repeat(np.arange(len(groups)), [len(part) for part in test])
         return arrays | {"groups": np.array(groups), "test_group": owners}
 

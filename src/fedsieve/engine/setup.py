@@ -124,8 +124,8 @@ def _check_labels(what: str, y: Examples, classes: int, ignored: int) -> None:
             f"{what} must be one whole number for each example, they have the shape {list(y.shape)}: of a one-hot y "
             "give y.argmax(1), of probabilities a loss of your own, task.loss"
         )
-    counted = [ends.aminmax() for rows in chunks(y) if (ends := rows[rows != ignored].long()).numel()]
-    low, high = min((int(one.min) for one in counted), default=0), max((int(one.max) for one in counted), default=0)
+    extremes = [ends.aminmax() for rows in chunks(y) if (ends := rows[rows != ignored].long()).numel()]
+    low, high = min((int(one.min) for one in extremes), default=0), max((int(one.max) for one in extremes), default=0)
     if y.dtype != torch.int64 or low < 0 or high >= classes:
         regression = "; of a regression say task.loss=regression" if y.is_floating_point() else ""
         raise InputError(
