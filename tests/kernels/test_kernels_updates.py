@@ -19,7 +19,7 @@ from fedsieve.kernels import Trainer, unavailable_reason
 from fedsieve.kernels.abi import AdamOp, address
 from fedsieve.kernels.dispatch import Kernels
 from fedsieve.kernels.program import Program
-from fedsieve.methods import FLASH, NST, PDST, SCAFFOLD, FedAvg, FedProx, SparseFedPP, Swat, ZeroFL
+from fedsieve.methods import FLASH, NST, PDST, SCAFFOLD, FedAvg, FedDST, FedProx, SparseFedPP, Swat, ZeroFL
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.types import Correction
 from fedsieve.types.optimizers import SGD, AdamW
@@ -137,6 +137,7 @@ METHODS = {
     "pdst": PDST(density=0.3),
     "zerofl": ZeroFL(0.6),
     "swat": Swat(0.6),
+    "feddst": FedDST(interval=1, end=1.0),
     "sparsefedpp": SparseFedPP(sparsity=0.5),
 }
 
