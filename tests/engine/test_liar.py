@@ -94,6 +94,11 @@ def test_one_running_statistic_is_refused_in_every_round(name: str, statistic: s
     holds(name, lying(four(name), NUMBERS, lambda tree: statistic))
 
 
+def test_a_control_variate_is_refused_in_every_round() -> None:
+    """The server's would take the client's share of the lie, and give it to everybody."""
+    holds("scaffold", lying(four("scaffold"), NUMBERS, lambda tree: "control:fc1.weight"))
+
+
 def test_engines_agree_on_the_default() -> None:
     holds("nst", lying(four("nst"), NUMBERS), pickled())
 
