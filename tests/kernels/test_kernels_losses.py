@@ -153,8 +153,8 @@ def test_a_loss_of_ones_own_is_the_native_one(storage: Any, native: None) -> Non
 
 def test_what_is_returned_beside_tensors_is_left_as_it_is() -> None:
     graph = read_graph(Maps(), (2, 6, 6))
-    assert graph.returned is not None
-    assert graph.returned.tensors({graph.output: CLASSES}) == {"logits": CLASSES, "of": [None, "maps"]}
+    assert graph.model_output is not None
+    assert graph.model_output.tensors({graph.output: CLASSES}) == {"logits": CLASSES, "of": [None, "maps"]}
     graph = read_graph(Several(), (2, 6, 6))
     assert [value.sizes for value in graph.outputs] == [(24,), (3,), (4, 6, 6), (2, 6, 6)]
 

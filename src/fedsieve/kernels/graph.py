@@ -193,7 +193,7 @@ class Graph:
     layers: list[Layer]
     outputs: list[Value] = field(default_factory=list)
     """All values that a model in training returns."""
-    returned: ModelOutput | None = None
+    model_output: ModelOutput | None = None
     """How it returns them; None: ``output`` alone, [n, classes]."""
 
     @property

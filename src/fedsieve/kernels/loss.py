@@ -37,8 +37,8 @@ class TorchLoss:
         leaves = [output.read().requires_grad_() for output, _ in self.passages]
         with torch.enable_grad():
             tensors = dict(zip(graph.outputs, (one.clone() for one in leaves), strict=True))  # which may be changed
-            returned = tensors[graph.output] if graph.returned is None else graph.returned.tensors(tensors)
-            loss = self.loss(returned, self.target)
+            output = tensors[graph.output] if graph.model_output is None else graph.model_output.tensors(tensors)
+            loss = self.loss(output, self.target)
             grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         self.value.copy_(loss.detach().view(()))
         for grad, (_, into) in zip(grads, self.passages, strict=True):

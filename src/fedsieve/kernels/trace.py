@@ -143,8 +143,8 @@ class _Reader:
         if model_input is None or not outputs or not (plain or self.training):
             what = "tensors" if self.training else "logits [n, classes]"
             raise Unsupported(f"the model does not map [n, ...] to {what}")
-        returned = None if plain else ModelOutput(form, self.values)
-        return Graph(model_input, outputs[0], self.layers, outputs, returned)
+        form_of_output = None if plain else ModelOutput(form, self.values)
+        return Graph(model_input, outputs[0], self.layers, outputs, form_of_output)
 
     def _returned(self, form: Any) -> list[Value]:
         """Return the values that a model returns, which may stand in tuples, lists, dictionaries and dataclasses."""

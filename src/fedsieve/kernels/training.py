@@ -59,7 +59,7 @@ class TrainingStep(StepContext):
             for layer, own in weights.layers.items()
         }
         self.loss_value = torch.zeros(())
-        native = loss is F.cross_entropy and graph.returned is None
+        native = loss is F.cross_entropy and graph.model_output is None
         own = LossOp(loss=address(self.loss_value)) if native else None
         self.loss = self.sized_(own) if own else TorchLoss(self, loss, self.loss_value)
         self._lower()

@@ -137,8 +137,8 @@ class FedDST(Method[DynamicState]):
     def _moved(self, device: Device, weights: Params, mask: Mask) -> tuple[Params, Mask]:
         """Return what is left of the weights on a mask that moves by the gradients of one batch, and that mask."""
         g = gradient(device, torch.randperm(len(device.data), generator=device.rng)[: device.batch])
-        kept = self.counts(device.model, self.rate(device.round, device.rounds))
-        return prune_grow(weights, mask, g, kept, self.counts(device.model), self.growth)
+        numbers = self.counts(device.model, self.rate(device.round, device.rounds))
+        return prune_grow(weights, mask, g, numbers, self.counts(device.model), self.growth)
 
     def expected(self, state: DynamicState, context: RoundContext) -> Expected:
         """Expect as many weights of each layer as it may have; on the server's mask, in rounds that do not move it."""
@@ -149,7 +149,7 @@ class FedDST(Method[DynamicState]):
     def aggregate(self, state: DynamicState, updates: Iterable[Update], context: RoundContext) -> DynamicState:
         """Average every weight over those who hold it, and keep of each layer the largest that anybody holds."""
         union, weights = {name: torch.zeros_like(own) for name, own in state.mask.items()}, list[int]()
-        average = mean_over_holders(_held(updates, union, weights), state.params, weights)
+        average = mean_over_holders(_models_and_masks(updates, union, weights), state.params, weights)
         mask = largest_on(average, union, state.counts)
         return replace(state, params=apply_mask(average, mask), mask=mask)
 
@@ -160,7 +160,7 @@ class FedDST(Method[DynamicState]):
         return masked_bytes(model, names, int(counts.sum()) / sizes)
 
 
-def _held(updates: Iterable[Update], union: Mask, weights: list[int]) -> Iterator[tuple[Params, Mask]]:
+def _models_and_masks(updates: Iterable[Update], union: Mask, weights: list[int]) -> Iterator[tuple[Params, Mask]]:
     """Yield every client's model and mask, adding the mask to the union and its examples to the weights."""
     for update in updates:
         mask = supports(update.tree, tuple(union))

@@ -100,9 +100,9 @@ class SCAFFOLD(Method[ControlState]):
 
     def aggregate(self, state: ControlState, updates: Iterable[Update], context: RoundContext) -> ControlState:
         """Take the server's step towards the mean model; move the control variate by the share of clients in it."""
-        taken = list[int]()
-        average = mean(_counted(updates, taken), self.weighting)
-        share = sum(taken) / context.clients
+        numbers = list[int]()
+        average = mean(_counted(updates, numbers), self.weighting)
+        share = sum(numbers) / context.clients
         control = {name: c + share * average.pop(OWN + name) for name, c in state.control.items()}
         params, moments = self.server.step(state.params, average, state.moments)
         return ControlState(params, moments, control=control)
