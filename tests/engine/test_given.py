@@ -83,7 +83,7 @@ def test_a_run_directory_knows_the_objects_of_its_run(tmp_path: Path) -> None:
     [*record_run(tmp_path, open_run(mine), local(), recipe, Execution(until=1))]
     with torch.no_grad():
         model.fc2.bias[0] += 1
-    with pytest.raises(InputError, match=r"task.model tiny:TinyNet \w{64} there, tiny:TinyNet \w{64} here"):
+    with pytest.raises(InputError, match=r"tiny:TinyNet \w{64} there, .* draws task.model by chance"):
         [*record_run(tmp_path, open_run(mine), local(), recipe, Execution(resume=True))]
     model.load_state_dict(before)
     other = replace(dataset, test=dataset.test.subset(torch.arange(7)))

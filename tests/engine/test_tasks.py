@@ -3,10 +3,12 @@
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -17,6 +19,7 @@ from fedsieve import Data, Dataset, InputError, Run, Task, local, open_run, roun
 from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, Regression, metrics_of
 from fedsieve.client.metrics import Metric
 from fedsieve.engine import cohort
+from fedsieve.engine.federation import fingerprint
 from fedsieve.engine.measures import NoNumber
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, TopK, ZeroFL
 from fedsieve.runs.execution import Execution
@@ -232,9 +235,6 @@ class RSquared:
         y, output = torch.cat(self.y), torch.cat(self.output)
         return 1 - (output - y).square().sum() / (y - y.mean()).square().sum()
 
-    def __call__(self, *_: Any) -> None:
-        raise AssertionError
-
 
 def nothing(output: Any, target: Any) -> Tensor:
     return logits_of(output).new_zeros(0)
@@ -273,6 +273,41 @@ def test_a_run_of_any_task_goes_on_after_a_stop(tmp_path: Path) -> None:
         ]
 
 
+def squared(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return (weight * (output[:, 0] - target) ** 2).mean()
+
+
+class Powered(nn.Module):
+    def __init__(self, power: float):
+        super().__init__()
+        self.power = power
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output[:, 0] - target).abs().pow(self.power).mean()
+
+
+def test_losses_and_metrics_of_every_kind_are_recorded_and_told_apart(tmp_path: Path) -> None:
+    losses = [partial(squared, weight=torch.tensor(w)) for w in (1.0, 2.0)] + [Powered(p) for p in (1.5, 2.0)]
+    runs = [task_run("regression", FedAvg(), task={"loss": loss, "metrics": {"r2": RSquared()}}) for loss in losses]
+    [*record_run(tmp_path, open_run(runs[0]), local(), "own")]
+    with pytest.raises(InputError, match="the model is one layer, which has no name"):
+        TopK(0.5, policy="all").init(nn.Linear(6, 1), torch.Generator())
+    assert all("r2" in row for row in read_rows(tmp_path))
+    assert len({fingerprint(open_run(run_)) for run_ in runs}) == 4
+    with pytest.raises(InputError, match=r"holds another run \(task.loss"):
+        [*record_run(tmp_path, open_run(runs[1]), local(), "own", Execution(resume=True))]
+
+
+def test_numbers_may_come_as_tensors_and_arrays() -> None:
+    assert CrossEntropy(torch.tensor([1.0, 2.0])).weight == CrossEntropy(np.float32([1, 2])).weight == (1.0, 2.0)
+    assert CrossEntropy(None).weight == ()  # type: ignore[arg-type]
+    assert task_run("regression", FedAvg(), lr_schedule=lambda s: torch.tensor(0.5)).lr_at(2) == 0.05
+    assert math.isnan(Metric(off_by, of_mean="sqrt").of_sum(-1.0, 2.0))
+    for wrong in (lambda: Metric(off_by, of_mean="log"), lambda: CrossEntropy((0, 0))):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"must be exp or sqrt|not all 0"):
+            wrong()
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -294,7 +329,17 @@ def test_a_run_of_any_task_goes_on_after_a_stop(tmp_path: Path) -> None:
         ({"task": {"metrics": {"a": off_by}}}, r"task.metrics\['a'\] does not fit own: "),
         ({"task": {"metrics": {"density": Metric(nothing)}}}, "task.metrics: density is the name of another column"),
         ({"task": {"metrics": [off_by]}}, "task.metrics must be functions by name"),
-        ({"task": {"metrics": {"a": 3}}}, r"task.metrics\['a'\] must be a function of output and targets, got 3"),
+        (
+            {"task": {"metrics": {"a": 3}}},
+            r"task.metrics\['a'\] must be a function of output and targets, or have .* got 3",
+        ),
+        ({"task": {"metrics": {"a": off_by, "a_clients": off_by}}}, "a_clients is the name of another column"),
+        (
+            {"task": {"loss": BinaryCrossEntropy((1, 2))}},
+            "own: training labels must be 0 or 1, or between, got",
+        ),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "or a function that makes one, got a finished SGD$"),
+        ({"lr_schedule": lambda s: 1 / 0}, r"lr_schedule\(0\) must be a number of 0 or more, got division by zero"),
         ({"optimizer": "adam"}, r"optimizer must be SGD\(\), AdamW\(\), or a function that makes one, got 'adam'"),
         ({"optimizer": AdamW(), "momentum": 0.9}, "momentum is SGD's, of AdamW leave it out"),
         ({"optimizer": SGD(nesterov=True)}, "optimizer.nesterov needs momentum"),

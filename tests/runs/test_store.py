@@ -169,7 +169,7 @@ def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="already holds this run: add --resume"):
         go(tmp_path, run)
-    with pytest.raises(InputError, match=r"holds another run \(lr 0.1 there, 0.2 here\)"):
+    with pytest.raises(InputError, match=r"holds another run \(lr 0.1 there, 0.2 here\): choose another --out$"):
         go(tmp_path, replace(run, lr=0.2), resume=True)
     with pytest.raises(InputError, match="holds another run"):
         go(tmp_path, replace(run, method=ZeroFL()))

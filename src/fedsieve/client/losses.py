@@ -6,7 +6,7 @@ batch; those here are PyTorch's, applied to the output's logits. What else a use
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
@@ -33,9 +33,11 @@ class CrossEntropy:
 
     def __post_init__(self) -> None:
         check_interval("task.loss.label_smoothing", self.label_smoothing, "[0, 1)")
-        object.__setattr__(self, "weight", tuple(self.weight))
-        if not all(isinstance(w, int | float) and 0 <= w < float("inf") for w in self.weight):
-            raise InputError(f"task.loss.weight must be numbers of 0 or more, one a class, got {self.weight}")
+        object.__setattr__(self, "weight", _numbers(self.weight))
+        good = all(isinstance(w, int | float) and 0 <= w < float("inf") for w in self.weight)
+        if not good or not any(self.weight or (1,)):
+            what = "numbers of 0 or more, one a class, not all 0"
+            raise InputError(f"task.loss.weight must be {what}, got {self.weight}")
 
     def __call__(self, output: Any, target: Tensor) -> Tensor:
         """Return the mean over the targets."""
@@ -80,7 +82,7 @@ class BinaryCrossEntropy:
     """The weight of each label's ones; empty: that of its zeros."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pos_weight", tuple(self.pos_weight))
+        object.__setattr__(self, "pos_weight", _numbers(self.pos_weight))
         if not all(isinstance(w, int | float) and 0 < w < float("inf") for w in self.pos_weight):
             raise InputError(f"task.loss.pos_weight must be positive numbers, one a label, got {self.pos_weight}")
 
@@ -126,6 +128,12 @@ class Regression:
             "mse": Metric(squared_error, higher_is_better=False),
             "mae": Metric(absolute_error, higher_is_better=False),
         }
+
+
+def _numbers(values: Any) -> tuple[Any, ...]:
+    """Return weights, also of a tensor, an array or None, as a tuple; their numbers are not looked at."""
+    values = getattr(values, "tolist", lambda: values)()
+    return () if values is None else tuple(values) if isinstance(values, Iterable) else (values,)
 
 
 @lru_cache(maxsize=16)

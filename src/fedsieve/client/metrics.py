@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsieve.types import logits_of
+from fedsieve.types import InputError, logits_of
 
 Values: TypeAlias = Callable[[Any, Any], "Tensor | tuple[Tensor, Tensor]"]
 """A function of a batch's output and targets to numbers, any shape, of which the mean over all batches is taken, also
@@ -41,6 +41,10 @@ class Metric:
     of_mean: Literal["", "exp", "sqrt"] = ""
     """What is applied to the mean: perplexity is exp of the mean loss of a token, RMSE the root of a mean square."""
 
+    def __post_init__(self) -> None:
+        if self.of_mean not in ("", "exp", "sqrt"):
+            raise InputError(f"Metric(of_mean=...) must be exp or sqrt, or left out, got {self.of_mean!r}")
+
     @classmethod
     def of(cls, metric: Metric | Values | Accumulator) -> Metric:
         """Return what a user gives as a metric as one; torchmetrics' say themselves whether higher is better."""
@@ -60,12 +64,14 @@ class Metric:
         return torch.stack([torch.where(weights == 0, 0.0, values * weights).sum(), weights.sum()])
 
     def of_sum(self, total: float, weight: float) -> float:
-        """Return the metric of all batches; NaN where nothing counts."""
+        """Return the metric of all batches; NaN where nothing counts, or a mean has no root."""
         if not weight:
             return math.nan
         mean = total / weight
         if self.of_mean:
-            return math.sqrt(mean) if self.of_mean == "sqrt" else math.exp(min(mean, 700.0))
+            if self.of_mean == "sqrt":
+                return math.sqrt(mean) if mean >= 0 else math.nan
+            return math.exp(min(mean, 700.0))
         return mean
 
 

@@ -216,7 +216,9 @@ class Run:
         if isinstance(self.optimizer, type) and self.optimizer in (SGD, AdamW):
             object.__setattr__(self, "optimizer", self.optimizer())
         if not isinstance(self.optimizer, SGD | AdamW) and not callable(self.optimizer):
-            raise InputError(f"optimizer must be SGD(), AdamW(), or a function that makes one, got {self.optimizer!r}")
+            optimizer: Any = self.optimizer
+            got = repr(optimizer) if isinstance(optimizer, str | int) else f"a finished {type_name(optimizer)}"
+            raise InputError(f"optimizer must be SGD(), AdamW(), or a function that makes one, got {got}")
         if self.momentum and not isinstance(self.optimizer, SGD):
             raise InputError(f"momentum is SGD's, of {type_name(self.optimizer)} leave it out, got {self.momentum}")
         if isinstance(self.optimizer, SGD) and self.optimizer.nesterov and not self.momentum:
@@ -225,6 +227,9 @@ class Run:
             raise InputError(f"lr_schedule must be exponential, cosine, linear or a function, got {self.lr_schedule!r}")
         if self.lr_schedule != "exponential" and self.lr_milestones:
             raise InputError("lr_milestones are a schedule of their own: leave lr_schedule out")
+        if callable(self.lr_schedule):
+            for past in (0.0, 0.5, 1.0):
+                lr_factor(self.lr_schedule, past)
         if not 0 <= self.lr_warmup < self.rounds:
             raise InputError(f"lr_warmup must be from 0 to {self.rounds - 1}, rounds less 1, got {self.lr_warmup}")
         if not 0 <= self.clip_norm < math.inf:

@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.client.cost import SIZES
 from fedsieve.client.losses import CrossEntropy, metrics_of
-from fedsieve.client.metrics import Metric
+from fedsieve.client.metrics import Accumulator, Metric
 from fedsieve.client.models import INITIALISATIONS, MODELS
 from fedsieve.client.training import crop_flip
 from fedsieve.client.vector_models import VECTOR_MODELS
@@ -115,7 +115,7 @@ class Federation:
         """Return the examples that all clients hold out, together; None if there are none, or others own them."""
         if self.own is not None or not self.run.task.validation:
             return None
-        index = torch.cat(list(self.held_out()))
+        index = torch.cat([torch.zeros(0, dtype=torch.int64), *self.held_out()])
         return self.dataset.train.subset(index) if len(index) else None
 
     def own_tests(self) -> Iterator[Data]:
@@ -217,7 +217,9 @@ def described(thing: Any) -> Any:
         return {"partial": described(thing.func), "args": described(thing.args), **described(thing.keywords)}
     if isinstance(thing, nn.Module):
         return f"{type(thing).__module__}:{type(thing).__qualname__} {_digest(thing)}"
-    if callable(thing):
+    if isinstance(thing, Tensor):
+        return f"tensor {list(thing.shape)} {hashlib.sha256(repr(thing.tolist()).encode()).hexdigest()}"
+    if callable(thing) or isinstance(thing, Accumulator):
         return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
     if isinstance(thing, Mapping):
         return {str(name): described(part) for name, part in thing.items()}
@@ -232,8 +234,14 @@ def _default(field_: Field[Any]) -> Any:
 
 
 def _digest(model: nn.Module) -> str:
-    """Return a hash of a model that was given as it is: its layers, and all that they hold."""
+    """Return a hash of a model that was given as it is: its layers, and all that they hold.
+
+    Of a loss or metric, which has no parameters, and no text that tells them, also its settings.
+    """
     digest = hashlib.sha256(repr(model).encode())
+    if not any(True for _ in model.parameters()):
+        public = {n: v for n, v in sorted(vars(model).items()) if n[0] != "_" and isinstance(v, int | float | str)}
+        digest.update(repr(public).encode())
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

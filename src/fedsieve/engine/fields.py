@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, NextToken, Regression
-from fedsieve.client.metrics import Metric
+from fedsieve.client.metrics import Accumulator, Metric
 from fedsieve.data.dataset import type_name
 from fedsieve.types import InputError, Method
 
@@ -71,10 +71,17 @@ def check_method_type(method: Any) -> None:
 
 def lr_factor(schedule: Callable[[float], float], past: float) -> float:
     """Return what a user's schedule multiplies the learning rate with. Raises InputError unless that is a number."""
-    factor: object = schedule(past)
-    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+    factor: Any = None
+    try:
+        factor = schedule(past)
+        number = float(factor)
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0] or type_name(error)
+        what = line if factor is None else repr(factor)
+        raise InputError(f"lr_schedule({past:.3g}) must be a number of 0 or more, got {what}") from error
+    if isinstance(factor, str) or not 0 <= number < math.inf:
         raise InputError(f"lr_schedule({past:.3g}) must be a number of 0 or more, got {factor!r}")
-    return float(factor)
+    return number
 
 
 def check_task_metrics(loss: Any, metrics: Any) -> dict[str, Any]:
@@ -90,6 +97,8 @@ def check_task_metrics(loss: Any, metrics: Any) -> dict[str, Any]:
     for name, metric in metrics.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise InputError(f"task.metrics: a name is of letters, digits and underscores, got {name!r}")
-        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, Metric)):
-            raise InputError(f"task.metrics[{name!r}] must be a function of output and targets, got {metric!r}")
+        inner = metric.function if isinstance(metric, Metric) else metric
+        if isinstance(inner, type) or not (callable(inner) or isinstance(inner, Accumulator)):
+            what = "a function of output and targets, or have update, compute and reset"
+            raise InputError(f"task.metrics[{name!r}] must be {what}, got {inner!r}")
     return dict(metrics)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedsieve.client.cost import Cost
-from fedsieve.client.losses import CrossEntropy, Loss, NextToken
+from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, Loss, NextToken
 from fedsieve.client.metrics import Accumulator
 from fedsieve.client.training import DenseSteps, load_, params_of, train_
 from fedsieve.data import Dataset, load_dataset, root_from
@@ -70,7 +70,9 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     task, dataset = run.task, normalised(run.task, dataset)
     check_targets(run.task.loss, dataset)
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
-    if taken := sorted(federation.metrics.keys() & ({*COLUMNS, "loss"} - {"accuracy"})):
+    suffixes = ("validation", "clients", "worst_tenth", "spread")
+    others = {f"{name}_{suffix}" for name in federation.metrics for suffix in suffixes}
+    if taken := sorted(federation.metrics.keys() & (others | {*COLUMNS, "loss", "epsilon"} - {"accuracy"})):
         raise InputError(f"task.metrics: {', '.join(taken)} is the name of another column of a round: rename it")
     if "clients" in measure and next(federation.own_tests(), None) is None:
         raise InputError("--measure clients needs examples that each client holds out: -s task.validation=0.1")
@@ -106,17 +108,26 @@ def check_targets(loss: Loss, dataset: Dataset) -> None:
     for what, data in (("training", dataset.train), ("test", dataset.test)):
         if not len(data):
             raise InputError(f"{dataset.name} has no {what} example")
-        if isinstance(loss, CrossEntropy | NextToken):
-            _check_labels(f"{dataset.name}: {what} labels", data.y, len(dataset.classes), loss.ignore_index)
+        labels = f"{dataset.name}: {what} labels"
+        if isinstance(loss, CrossEntropy | NextToken | BinaryCrossEntropy) and not isinstance(data.y, Tensor):
+            raise InputError(f"{labels} must be one tensor, they are several: give a loss of your own, task.loss")
+        if isinstance(loss, CrossEntropy | NextToken) and isinstance(data.y, Tensor):
+            _check_labels(labels, data.y, len(dataset.classes), loss.ignore_index)
+        if isinstance(loss, BinaryCrossEntropy) and isinstance(data.y, Tensor):
+            _check_truths(labels, data.y)
         floats = filter(Tensor.is_floating_point, data.tensors)
         if not all(bool(rows.isfinite().all()) for one in floats for rows in chunks(one)):
             raise InputError(f"{dataset.name}: a {what} example holds NaN or infinity: take it out")
 
 
-def _check_labels(what: str, y: Examples, classes: int, ignored: int) -> None:
+def _check_truths(what: str, y: Tensor) -> None:
+    """Raise InputError unless the targets of several labels are numbers from 0 to 1."""
+    if any(bool(((rows < 0) | (rows > 1)).any()) for rows in chunks(y)):
+        raise InputError(f"{what} must be 0 or 1, or between, got {float(y.min()):g} to {float(y.max()):g}")
+
+
+def _check_labels(what: str, y: Tensor, classes: int, ignored: int) -> None:
     """Raise InputError unless targets are numbers of classes, or that of what is ignored."""
-    if not isinstance(y, Tensor):
-        raise InputError(f"{what} must be one tensor, they are several: give a loss of your own, task.loss")
     if not classes:
         raise InputError(f"{what} have no classes: name them, Dataset(classes=...), or give another task.loss")
     if y.dim() == 2 and y.shape[1] == classes > 1:
@@ -130,7 +141,7 @@ def _check_labels(what: str, y: Examples, classes: int, ignored: int) -> None:
         regression = "; of a regression say task.loss=regression" if y.is_floating_point() else ""
         raise InputError(
             f"{what} must be int64 from 0 to {classes - 1} ({classes} classes), got {y.dtype} from {low} to {high}"
-            f"{regression}"
+            f"{regression}{'' if y.is_floating_point() or y.dtype == torch.int64 else ': give y.long()'}"
         )
 
 
@@ -150,9 +161,8 @@ def check_model(federation: Federation) -> None:
     check_loss(federation, _output(model, x, f"{fits}: given examples"), y, fits)
     _output(model, dataset.test.batch(slice(0, 2))[0], f"{fits}: given test examples")
     if federation.run.task.augment != "none" and len(dataset.train.shape) != 3:
-        raise InputError(
-            f"task.augment=crop_flip needs images, but {dataset.name} has shape {list(dataset.train.shape)}"
-        )
+        shape = list(dataset.train.shape)
+        raise InputError(f"task.augment=crop_flip needs images, but {dataset.name} has shape {shape}")
     if not any(w.requires_grad for w in model.parameters()):
         raise InputError(f"{fits}: it has no parameter to train")
     try:
@@ -177,6 +187,9 @@ def check_loss(federation: Federation, output: object, y: Examples, fits: str) -
             raise InputError(answers if y.dim() == 1 else f"{answers}, targets of {list(y.shape[1:])}")
         if isinstance(loss, CrossEntropy) and loss.weight and len(loss.weight) != classes:
             raise InputError(f"task.loss.weight has {len(loss.weight)} numbers for the {classes} classes: one each")
+    weights = loss.pos_weight if isinstance(loss, BinaryCrossEntropy) else ()
+    if isinstance(y, Tensor) and len(weights) not in (0, 1, y.shape[-1]):
+        raise InputError(f"task.loss.pos_weight has {len(weights)} numbers for the {y.shape[-1]} labels: one each")
     functions: dict[str, Any] = {f"task.metrics[{n!r}]": m.function for n, m in federation.metrics.items()}
     for what, function in ({"task.loss": loss} | functions).items():
         call_ = function.update if isinstance(function, Accumulator) else function
@@ -216,14 +229,12 @@ def _check_step(federation: Federation, model: nn.Module, x: Examples, y: Exampl
             loss = step(apply_model(train_(model), x), y)
             torch.autograd.grad(loss, trained, allow_unused=True)
     except Exception as error:
-        raise InputError(
-            f"{fits}: a training step on {len(leaves(x)[0])} examples fails ({first_line(error)})"
-        ) from error
+        step_ = f"a training step on {len(leaves(x)[0])} examples"
+        raise InputError(f"{fits}: {step_} fails ({first_line(error)})") from error
     now = dict(model.named_buffers())
     if odd := [name for name, value in before.items() if not torch.equal(now[name], value)]:
-        raise InputError(
-            f"{fits}: training changes its buffer {odd[0]}, which is not sent: make it float32, and persistent"
-        )
+        what = f"training changes its buffer {odd[0]}, which is not sent"
+        raise InputError(f"{fits}: {what}: make it float32, and persistent")
 
 
 def check_optimizer(federation: Federation) -> None:

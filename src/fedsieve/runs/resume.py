@@ -126,7 +126,7 @@ def check_same_run(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if names and names != ["rounds"]:
         differences = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
-        raise InputError(f"{out} holds another run ({differences}): {OTHER}")
+        raise InputError(f"{out} holds another run ({differences}): {OTHER}{_drawn_anew(names, there, here)}")
     measures = [",".join(manifest["measure"]) or "none" for manifest in (theirs, ours)]
     if measures[0] != measures[1]:
         where = f"--measure {measures[0]} there, {measures[1]} here"
@@ -140,6 +140,17 @@ def check_same_run(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
         raise InputError(f"{out} already holds this run ({rounds}): add --resume to prolong it, or {OTHER}")
     if not resume:
         raise InputError(f"{out} already holds this run: add --resume to go on with it, or {OTHER}")
+
+
+def _drawn_anew(names: list[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return what to do where runs differ in hashes alone, as recipes do that draw their weights or examples unseeded.
+
+    A hash is the last word of such a setting.
+    """
+    words = [[str(run.get(name)).rpartition(" ")[0] for name in names] for run in (there, here)]
+    if words[0] != words[1] or not all(words[0]):
+        return ""
+    return f"; where the recipe draws {' and '.join(names)} by chance, give a function, or seed what it draws"
 
 
 def check_checkpoint(out: Path, header: Mapping[str, str], about: Mapping[str, str]) -> None:

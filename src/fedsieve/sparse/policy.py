@@ -104,6 +104,8 @@ def select_weights(name: str, model: nn.Module) -> tuple[str, ...]:
     if none is left, or none of a pattern's, or if a layer's weight is no parameter of its own.
     """
     layers = weight_layers(model)
+    if "" in layers:
+        raise InputError(f"the model is one layer, which has no name: give nn.Sequential of the {type(model).__name__}")
     own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
     fixed = frozen_names(model) | tied_names(model)
     free = [layer for layer in layers if f"{layer}.weight" not in fixed]
