@@ -39,6 +39,13 @@ def test_every_run_is_listed_and_told_apart_by_what_differs(tmp_path: Path) -> N
     assert page.text.count("finished, 12 rounds") == 3
 
 
+def test_hashes_are_short_where_runs_are_listed(tmp_path: Path) -> None:
+    mine = {"dataset": f"mine {'0a1b2c3d' * 8}"}
+    text = page_of(tmp_path, *(write_run(tmp_path / f"run-{seed}", seed=seed, task=mine) for seed in (0, 1))).text
+    assert "2 runs of 1 configuration of ZeroFL on mine 0a1b2c3d\n" in text
+    assert "mine 0a1b2c3d, lda:1.0" in text
+
+
 @pytest.mark.slow
 def test_a_directory_given_twice_counts_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")

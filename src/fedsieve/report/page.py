@@ -96,13 +96,18 @@ def _page(every: list[Configuration]) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Return the text escaped, with places to break a line after what joins a name's parts."""
-    return Markup(re.sub(r"(?<=[_=/])(?=\w)|(?<=\.)(?=[^\W\d])", "<wbr>", escape(text)))
+    """Return the text escaped, its hashes short, with places to break a line after what joins a name's parts."""
+    return Markup(re.sub(r"(?<=[_=/])(?=\w)|(?<=\.)(?=[^\W\d])", "<wbr>", escape(_short(text))))
+
+
+def _short(text: str) -> str:
+    """Return the text with eight digits of every sha256 in it, by which it names datasets and models of one's own."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", text)
 
 
 def _title(every: list[Configuration], runs: list[RunRecord]) -> str:
     """Return how many runs there are, and what they have in common of method and dataset."""
-    shared = [{method_name(run) for run in runs}, {run.settings.get("task.dataset", "") for run in runs}]
+    shared = [{method_name(run) for run in runs}, {_short(run.settings.get("task.dataset", "")) for run in runs}]
     method, dataset = (own.pop() if len(own) == 1 else "" for own in shared)
     about = " on ".join(filter(None, [method, dataset])) if method else f"on {dataset}" if dataset else ""
     if len(runs) == 1:
