@@ -421,3 +421,64 @@ def test_a_run_directory_tells_a_tasks_metrics(tmp_path: Path) -> None:
     assert f"worst tenth {record['mse_worst_tenth']:.5g}" in text
     with pytest.raises(InputError, match=r"mse_validation needs examples that are held out.*or take mse"):
         parse_stop_rule("mse_validation<=1").check(open_run(replace(run_, task=replace(run_.task, validation=0.0))))
+
+
+def padded() -> Dataset:
+    """Tokens that follow, of which whole examples do not count."""
+    data = TASKS["next token"][0]()
+
+    def ignored(part: Data) -> Data:
+        y = part.y.clone()  # type: ignore[union-attr]
+        y[::2], y[1::2, 3:] = -100, -100
+        return Data(part.x, y)
+
+    return replace(data, train=ignored(data.train), test=ignored(data.test))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_does_not_count_does_not_train(batch: int) -> None:
+    """Also in batches of which nothing counts, where PyTorch's mean is NaN."""
+    run_ = replace(task_run("next token", FedAvg(), **CENTRAL), batch=batch)
+    run_ = replace(run_, task=replace(run_.task, dataset=padded, clients=1, validation=0.0))
+    federation, final = open_run(run_), last(run_)
+    model, device = federation.model(), federation.device(1, 0, federation.model(), "cpu", {})
+    step = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(run_.epochs):
+        for index in torch.randperm(len(device.data), generator=device.rng).split(batch):
+            x, y = device.data.batch(index)
+            logits, counts = model(x).logits, y != -100  # type: ignore[operator]
+            if counts.any():
+                step.zero_grad()
+                nn.functional.cross_entropy(logits[counts], y[counts]).backward()  # type: ignore[index]
+                step.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(final.model[name], value, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        test = federation.dataset.test
+        counts = test.y != -100
+        right = model(test.x).logits.argmax(2) == test.y
+    assert final.accuracy == pytest.approx(float(right[counts].float().mean()))  # type: ignore[index]
+
+
+def test_labels_that_are_ignored_do_not_count() -> None:
+    x, y = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    y[:20] = -100
+    data = Dataset("own", Data(x, y), Data(x, y), 3)
+    run_ = Run(FedAvg(), Task(nn.Linear(5, 3), data, 3), 2, 3, batch=2, lr=0.1, lr_end=0.1)
+    final = last(run_)
+    assert not final.refused
+    right = (x @ final.model["weight"].T + final.model["bias"]).argmax(1) == y
+    assert final.accuracy == pytest.approx(float(right[20:].float().mean()))
+
+
+def test_a_loss_that_fails_or_is_nan_is_one_line() -> None:
+    def odd(output: Tensor, target: Tensor) -> Tensor:
+        if len(output) > 2:
+            raise ValueError("boom\nand more")
+        return output.sum() * 0
+
+    for kernels in ("dense", "auto"):
+        with pytest.raises(InputError, match=r"task.loss fails in training \(ValueError: boom\)$"):
+            last(task_run("regression", PDST(density=0.3, policy="all"), task={"loss": odd}), local(kernels=kernels))
+    with pytest.raises(InputError, match=r"task.loss is nan on the first examples of own, before training"):
+        open_run(task_run("regression", FedAvg(), task={"loss": lambda o, y: (o.sum() * 0).log() * 0}))

@@ -321,3 +321,4 @@ def test_a_sweep_of_a_regression_shows_its_metric(fedsieve: CommandLine, tmp_pat
     assert ">Metrics</th>" in page
     assert "<h3>mse over rounds</h3>" in page
     assert "Accuracy" not in page
+    assert f"name its runs, {tmp_path / 's/runs'}/*" in fedsieve("report", str(tmp_path / "s"), code=2).stderr

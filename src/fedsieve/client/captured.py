@@ -266,6 +266,7 @@ class CapturedSteps:
 
     def put_(self, mask: Mask) -> None:
         """Go on with another mask."""
+        self.training.steps.forget_()
         if tuple(mask) != self.training.names:
             before, self.training = self.training, self.capture.training(self.device, mask, self.inputs)
             for own, last in zip(self.training.steps.state(), before.steps.state(), strict=True):

@@ -40,12 +40,10 @@ class CrossEntropy:
             raise InputError(f"task.loss.weight must be {what}, got {self.weight}")
 
     def __call__(self, output: Any, target: Tensor) -> Tensor:
-        """Return the mean over the targets."""
+        """Return the mean over the targets that count; 0 where none does."""
         logits = logits_of(output)
         weight = _constant(self.weight, logits.device) if self.weight else None
-        return F.cross_entropy(
-            logits, target, weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing
-        )
+        return _cross_entropy(logits, target, self.ignore_index, weight, self.label_smoothing)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -61,9 +59,9 @@ class NextToken:
     """The target of what does not count: padding."""
 
     def __call__(self, output: Any, target: Tensor) -> Tensor:
-        """Return the mean over all tokens that count."""
+        """Return the mean over all tokens that count; 0 where none does."""
         logits = logits_of(output)
-        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index=self.ignore_index)
+        return _cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), self.ignore_index)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -134,6 +132,16 @@ def _numbers(values: Any) -> tuple[Any, ...]:
     """Return weights, also of a tensor, an array or None, as a tuple; their numbers are not looked at."""
     values = getattr(values, "tolist", lambda: values)()
     return () if values is None else tuple(values) if isinstance(values, Iterable) else (values,)
+
+
+def _cross_entropy(
+    logits: Tensor, target: Tensor, ignored: int, weight: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Return PyTorch's cross-entropy, of a batch in which nothing counts 0, where PyTorch gives NaN."""
+    total = F.cross_entropy(logits, target, weight, ignore_index=ignored, label_smoothing=smoothing, reduction="sum")
+    counts = target != ignored
+    each = counts.float() if weight is None else weight[target.where(counts, 0)] * counts
+    return total / each.sum().clamp(min=1e-12)
 
 
 @lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsieve.client.optimizers import torch_optimizer
 from fedsieve.sparse.masks import GrowthShare, prune_regrow
 from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
-from fedsieve.types import Device, Examples, InputError, Mask, Params, Steps, apply_model, leaves
+from fedsieve.types import Device, Examples, InputError, Mask, Params, Steps, apply_model, compute_loss, leaves
 from fedsieve.types.optimizers import SGD, AdamW
 
 MaskMove: TypeAlias = Callable[[Params, Mask], tuple[Params, Mask]]
@@ -108,6 +108,15 @@ class DenseSteps:
         return [*self.velocity, *(value for one in own for value in one.values() if isinstance(value, Tensor))]
 
     @torch.no_grad()
+    def forget_(self) -> None:
+        """Let what the optimizer remembers off the mask be nothing: a weight that comes back starts at rest."""
+        state = self.optimizer.state if self.optimizer else {}
+        for w, mask in self.masked:
+            for value in state.get(w, {}).values():
+                if isinstance(value, Tensor) and value.shape == w.shape:
+                    value.mul_(mask)
+
+    @torch.no_grad()
     def rest_(self, device: Device, lr: float | Tensor) -> None:
         """Begin another training, at rest, in the same memory."""
         self.device, self.lr = device, lr
@@ -141,7 +150,7 @@ class DenseSteps:
     def step(self, x: Examples, y: Examples) -> Tensor:
         """Train on a batch, and return its loss."""
         with mixed_precision(leaves(x)[0].device, self.precision):
-            loss = self.device.loss(apply_model(self.device.model, x), y)
+            loss = compute_loss(self.device.loss, apply_model(self.device.model, x), y)
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         self._update_([torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, gradients, strict=True)])
         self.project_()
@@ -149,6 +158,7 @@ class DenseSteps:
 
     def put_(self, mask: Mask) -> None:
         """Go on with another mask."""
+        self.forget_()
         masked = [(self.device.model.get_parameter(name), own) for name, own in mask.items()]
         self.masked = [(w, own.to(w.device)) for w, own in masked]
         self.project_()

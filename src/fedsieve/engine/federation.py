@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fedsieve.client.training import crop_flip
 from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
+from fedsieve.data.mapped import chunks
 from fedsieve.data.partition import Indices, hold_out
 from fedsieve.data.partitioner import FlowerPartitioner
 from fedsieve.engine.experiment import Run
@@ -138,6 +139,12 @@ class Federation:
             if len(index := self._split(client)[1]):
                 yield index
 
+    @cached_property
+    def _ignores(self) -> bool:
+        """Whether some labels are those that cross-entropy ignores."""
+        y = self.dataset.train.y
+        return isinstance(y, Tensor) and any(bool((rows == CrossEntropy.ignore_index).any()) for rows in chunks(y))
+
     def _split(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's examples, int64 indices into the training set: to train on, and held out."""
         return hold_out(self.shards[client], self.run.task.validation, self.run.seed, client)
@@ -156,7 +163,7 @@ class Federation:
             momentum=run.momentum,
             weight_decay=run.weight_decay,
             norm_weight_decay=run.norm_weight_decay,
-            loss=F.cross_entropy if run.task.loss == CrossEntropy() else run.task.loss,
+            loss=F.cross_entropy if run.task.loss == CrossEntropy() and not self._ignores else run.task.loss,
             optimizer=run.optimizer,
             clip_norm=run.clip_norm,
             round=t,

@@ -12,7 +12,7 @@ from fedsieve.kernels.abi import FeatureMap
 from fedsieve.kernels.fallback import Passage
 from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Step
-from fedsieve.types import Examples
+from fedsieve.types import Examples, compute_loss
 
 
 class TorchLoss:
@@ -38,7 +38,7 @@ class TorchLoss:
         with torch.enable_grad():
             tensors = dict(zip(graph.outputs, (one.clone() for one in leaves), strict=True))  # which may be changed
             output = tensors[graph.output] if graph.model_output is None else graph.model_output.tensors(tensors)
-            loss = self.loss(output, self.target)
+            loss = compute_loss(self.loss, output, self.target)
             grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         self.value.copy_(loss.detach().view(()))
         for grad, (_, into) in zip(grads, self.passages, strict=True):

@@ -78,9 +78,10 @@ def _percents(runs: Runs, name: str, below: Mapping[str, str]) -> Cell:
 def _accuracy(runs: Runs) -> Cell:
     """Return the metrics at the end, their further forms, and what the papers print of the very same runs."""
     cell: Cell = []
-    if "accuracy" in runs[0].metrics:
-        cell = _percents(runs, "accuracy", {"pruned": "accuracy_pruned", "validation": "accuracy_validation"})
-    for name in (name for name in runs[0].metrics if name != "accuracy"):
+    for name in runs[0].metrics:
+        if name == "accuracy":
+            cell += _percents(runs, name, {"pruned": "accuracy_pruned", "validation": "accuracy_validation"})
+            continue
         line: TableLine = [f"{name} ", _mean(runs, _last(name), _plain)]
         cell.append(line)
         if _known(runs, _last(f"{name}_validation")):

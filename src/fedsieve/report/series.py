@@ -229,7 +229,8 @@ def curves(every: list[Configuration]) -> dict[str, LinePlot]:
     own = {name: None for one in every for run in one.runs for name in run.metrics if name != "accuracy"}
     plots = {f"task-{i}": _metric(name, every) for i, name in enumerate(own)}
     if all("accuracy" in run.metrics for one in every for run in one.runs):
-        plots = accuracy | plots
+        first = next(iter(every[0].runs[0].metrics)) == "accuracy"
+        plots = accuracy | plots if first else plots | accuracy
     return plots | {
         "density": LinePlot("Density over rounds", ROUND, density, means["density"]),
         "bytes-up": _traffic("up", every),

@@ -195,7 +195,8 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     """Return ``run.json``; InputError says that the folder holds no run."""
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
-        raise InputError(f"{folder} is not a run directory (no {MANIFEST}): name a folder that `fedsieve run` wrote")
+        runs = f"its runs, {folder / 'runs'}/*" if (folder / "runs").is_dir() else "a folder that `fedsieve run` wrote"
+        raise InputError(f"{folder} is not a run directory (no {MANIFEST}): name {runs}")
     return manifest
 
 

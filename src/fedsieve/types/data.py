@@ -100,6 +100,19 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [one for part in parts for one in tensors_of(part)]
 
 
+def compute_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return a loss in a training step. Raises InputError, with what it says, if the user's function fails."""
+    try:
+        return loss(output, target)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise  # what cannot be captured is run eagerly
+        line = (str(error).splitlines() or [""])[0]
+        raise InputError(f"task.loss fails in training ({type(error).__name__}: {line})") from error
+
+
 def logits_of(output: Any) -> Tensor:
     """Return the logits of a model's output: itself, its ``logits`` (of a dictionary too), or a tuple's first.
 
