@@ -150,7 +150,8 @@ def test_sparse_layers_count_at_their_densities_and_all_else_as_dense() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_our_own_models_are_convolutions_and_linear_layers_alone(name: str) -> None:
-    channels, side = {"resnet18": (3, 32), "digits_net": (1, 8)}.get(name, (1, 28))
+    sides = {"digits_net": (1, 8)} | dict.fromkeys(("resnet18", "lenet5", "feddst_net"), (3, 32))
+    channels, side = sides.get(name, (1, 28))
     cost = Cost(MODELS[name](channels, 10), examples=(torch.randn(4, channels, side, side), torch.zeros(4).long()))
     assert not cost.other_ops
     assert cost.other_ops.unknown == ()

@@ -58,11 +58,17 @@ class _Shapes(fx.Interpreter):
     def propagate(self, shape: tuple[int, ...]) -> None:
         """Run two samples through the model: without numbers, unless a layer asks for them."""
         try:
-            self.run(torch.empty(2, *shape, device="meta"))
+            self._walk(torch.empty(2, *shape, device="meta"))
         except Exception:
             self.call_module = super().call_module  # type: ignore[method-assign]
             with torch.random.fork_rng(devices=[]):
-                self.run(torch.zeros(2, *shape))
+                self._walk(torch.zeros(2, *shape))
+
+    def _walk(self, x: Tensor) -> None:
+        """Run every node, as ``run`` does, without its progress bar: tqdm makes a semaphore, left over after Ctrl-C."""
+        self.env, self.args_iter = {}, iter([x])
+        for node in self.graph.nodes:
+            self.env[node] = self.run_node(node)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
