@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsieve import Data, Dataset, Method, Run, Task
 from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, NextToken, Regression
 from fedsieve.client.metrics import Metric
+from fedsieve.types import logits_of
 
 
 def dataset(x: Any, y: Any, classes: Any = ()) -> Dataset:
@@ -139,3 +140,28 @@ def plain_loss(name: str) -> Callable[[Any, Any], Tensor]:
         "next token": lambda output, y: F.cross_entropy(output.logits.transpose(1, 2), y),
         "columns": weighted,
     }[name]
+
+
+def nothing(output: Any, target: Any) -> Tensor:
+    """Return no number at all, of which the mean is NaN."""
+    return logits_of(output).new_zeros(0)
+
+
+class RSquared:
+    """A metric as torchmetrics has them."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.y, self.output = list[Tensor](), list[Tensor]()
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self.output.append(output[:, 0])
+        self.y.append(target)
+
+    def compute(self) -> Tensor:
+        y, output = torch.cat(self.y), torch.cat(self.output)
+        return 1 - (output - y).square().sum() / (y - y.mean()).square().sum()

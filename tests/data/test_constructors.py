@@ -140,14 +140,14 @@ def test_items_have_the_parts_that_they_have() -> None:
     assert isinstance(several.train.x, tuple)
     assert several.train.y.dtype == x.dtype  # type: ignore[union-attr]
     assert torch.equal(several.group, y)  # type: ignore[arg-type]
-    named = Dataset.from_torch(StackDataset(ids=y, mask=y > 0, label=y, ward=[*WARD]), client="ward")  # type: ignore[arg-type]
-    assert [*named.train.x] == ["ids", "mask"]
-    assert named.groups == tuple(f"ward {i}" for i in range(5))
-    nested = Dataset.from_torch([({"a": i, "b": [0.5, i]}, {"t": float(i)}) for i in range(20)])
-    assert {key: tuple(one.shape) for key, one in nested.train.x.items()} == {"a": (16,), "b": (16, 2)}  # type: ignore[union-attr]
-    assert [*nested.train.y] == ["t"]
-    owned = Dataset.from_torch(plain, client=WARD)
-    assert len(partition("group", owned, 5, 0)) == 5
+    by_name = Dataset.from_torch(StackDataset(ids=y, mask=y > 0, label=y, ward=[*WARD]), client="ward")  # type: ignore[arg-type]
+    assert [*by_name.train.x] == ["ids", "mask"]
+    assert by_name.groups == tuple(f"ward {i}" for i in range(5))
+    by_path = Dataset.from_torch([({"a": i, "b": [0.5, i]}, {"t": float(i)}) for i in range(20)])
+    assert {key: tuple(one.shape) for key, one in by_path.train.x.items()} == {"a": (16,), "b": (16, 2)}  # type: ignore[union-attr]
+    assert [*by_path.train.y] == ["t"]
+    by_owner = Dataset.from_torch(plain, client=WARD)
+    assert len(partition("group", by_owner, 5, 0)) == 5
 
 
 def bad(item: Any, at: int = 3) -> list[Any]:
@@ -325,8 +325,8 @@ def test_columns_of_the_library_are_named(hf: Any, split: Any) -> None:
     assert (several.classes, len(several.train)) == ((), 16)
     assert Dataset.from_hf(split, x="ids", y="who").classes == ("w0", "w1", "w2", "w3")
     assert [*Dataset.from_hf(split, x="image", y="who").columns] == ["label", "who"]
-    held = Dataset.from_hf(hf.DatasetDict(train=split, validation=split), "validation", x="ids", y="label")
-    assert len(held.test) == 20
+    splits = Dataset.from_hf(hf.DatasetDict(train=split, validation=split), "validation", x="ids", y="label")
+    assert len(splits.test) == 20
 
 
 def test_columns_that_do_not_fit_are_one_line(hf: Any, split: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,22 +37,22 @@ def dataset(**changes: Any) -> Dataset:
     ],
 )
 def test_everything_is_dealt_once_and_by_the_seed(deal: Callable[[int], list[torch.Tensor]]) -> None:
-    held = deal(0)
-    assert torch.equal(torch.cat(held).sort().values, torch.arange(5000))
-    assert all(part.dtype == torch.int64 and bool((part.diff() > 0).all()) for part in held)
-    assert all(map(torch.equal, held, deal(0)))
-    assert not all(map(torch.equal, held, deal(1)))
+    each = deal(0)
+    assert torch.equal(torch.cat(each).sort().values, torch.arange(5000))
+    assert all(part.dtype == torch.int64 and bool((part.diff() > 0).all()) for part in each)
+    assert all(map(torch.equal, each, deal(0)))
+    assert not all(map(torch.equal, each, deal(1)))
 
 
 def test_a_class_is_shared_out_by_one_draw_of_the_dirichlet() -> None:
     # A client's share of a class is Beta(a, (N - 1) a): mean 1 / N, variance (N - 1) / (N^2 (N a + 1)). Floors move a
     # count by less than one of a class's 1,000; the redraws for the minimum are rare at this alpha.
     clients, alpha, labels = 5, 0.5, torch.arange(4000) % 4
-    held = torch.stack([counts(dirichlet(labels, clients, alpha, seed, 1), labels, 4) for seed in range(400)]) / 1000
-    assert held.mean().item() == pytest.approx(1 / clients)
-    assert held.var().item() == pytest.approx((clients - 1) / clients**2 / (clients * alpha + 1), rel=0.06)
+    each = torch.stack([counts(dirichlet(labels, clients, alpha, seed, 1), labels, 4) for seed in range(400)]) / 1000
+    assert each.mean().item() == pytest.approx(1 / clients)
+    assert each.var().item() == pytest.approx((clients - 1) / clients**2 / (clients * alpha + 1), rel=0.06)
     # Two classes are drawn apart: what a client has of one says nothing of the other.
-    one, other = held[:, :, 0].flatten(), held[:, :, 1].flatten()
+    one, other = each[:, :, 0].flatten(), each[:, :, 1].flatten()
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.08
 
 
@@ -72,18 +72,18 @@ def test_quantity_shares_out_what_is_left_by_the_dirichlet() -> None:
     assert shares.mean(0) == pytest.approx(1 / clients, abs=0.02)
     assert shares.var().item() == pytest.approx((clients - 1) / clients**2 / (clients * alpha + 1), rel=0.08)
     # which classes a client has is chance alone
-    held = counts(quantity(5000, 2, 100.0, 0), LABELS, 10)
-    assert held.min() > 180
+    each = counts(quantity(5000, 2, 100.0, 0), LABELS, 10)
+    assert each.min() > 180
 
 
 def test_shards_are_mcmahans() -> None:
     # 60,000 examples in 200 shards of 300, two to each of 100 clients: no shard is of two classes.
     labels = torch.arange(6000) % 10
-    held = counts(shards(labels, 100, 2, 0), labels, 10)
-    assert set(held.sum(1).tolist()) == {60}
-    assert {*held.flatten().tolist()} == {0, 30, 60}
-    assert set((held > 0).sum(1).tolist()) == {1, 2}
-    assert held.sum(0).tolist() == [600] * 10
+    each = counts(shards(labels, 100, 2, 0), labels, 10)
+    assert set(each.sum(1).tolist()) == {60}
+    assert {*each.flatten().tolist()} == {0, 30, 60}
+    assert set((each > 0).sum(1).tolist()) == {1, 2}
+    assert each.sum(0).tolist() == [600] * 10
 
 
 @given(n=st.integers(1, 200), k=st.integers(1, 4), clients=st.integers(1, 12), seed=st.integers(0, 9))
@@ -126,11 +126,11 @@ def test_targets_that_are_no_classes_cannot_be_dealt_by_class(spec: str) -> None
 def test_targets_that_are_no_classes_are_dealt_otherwise() -> None:
     data = dataset(train=REGRESSION, columns={"ward": torch.arange(40) // 20})
     for spec in ("iid", "quantity:1:2", "group:ward"):
-        held = partition(spec, data, 2, 0)
-        assert sum(map(len, held)) == 40
-        names, table = holdings(held, data)
+        each = partition(spec, data, 2, 0)
+        assert sum(map(len, each)) == 40
+        names, table = holdings(each, data)
         assert names == ()
-        assert table.tolist() == [[len(part)] for part in held]
+        assert table.tolist() == [[len(part)] for part in each]
 
 
 @pytest.mark.parametrize(

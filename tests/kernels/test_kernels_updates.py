@@ -215,15 +215,15 @@ def test_low_memory_training_is_the_same(rule: str, native: None) -> None:
 
 
 def test_what_an_optimizer_keeps_is_counted() -> None:
-    held = {}
+    memory = {}
     for name in ("clip", "adamw", "all"):
         model = fresh()
         trainer = Trainer(model, mask_of(model, 0.5), 16, lr=0.1, **({"weight_decay": 0.0} | RULES[name](model)))
         trainer.step(*blobs().train.batch(torch.arange(16)))  # type: ignore[arg-type]
-        held[name] = trainer.bytes
+        memory[name] = trainer.bytes
     each, sums = 4 * trainer.weights.w.numel(), 8 * len(trainer.lowered.updates.sums)
-    assert held["adamw"] - held["clip"] == each - sums  # one moment more, and no sums of squares
-    assert held["all"] - held["adamw"] == 2 * each + sums  # w_0, and a shift
+    assert memory["adamw"] - memory["clip"] == each - sums  # one moment more, and no sums of squares
+    assert memory["all"] - memory["adamw"] == 2 * each + sums  # w_0, and a shift
 
 
 def test_what_cannot_be_is_said_in_one_line() -> None:

@@ -39,21 +39,21 @@ def test_prune_and_grow_equals_reference(seed: int, growth: Any, ties: bool) -> 
     layers = {name: np.round(v * 2) / 2 if ties else v for name, v in layers.items()}
     masks = {name: g.random(v.shape[1:]) < 0.5 for name, v in layers.items()}
     masks["l3"][:], masks["l4"][:] = False, True  # a layer that is empty, and one that is full
-    held = [int(own.sum()) for own in masks.values()]
-    kept = [0 if i == 1 else k // 2 for i, k in enumerate(held)]  # of one layer all is pruned
-    counts = [max(k, 3 * (i == 3), 1) for i, k in enumerate(held)]
+    sizes = [int(own.sum()) for own in masks.values()]
+    rests = [0 if i == 1 else k // 2 for i, k in enumerate(sizes)]  # of one layer all is pruned
+    counts = [max(k, 3 * (i == 3), 1) for i, k in enumerate(sizes)]
     weights = {name: torch.from_numpy(v[0] * masks[name]) for name, v in layers.items()}
     left, after = prune_grow(
         weights,
         {name: torch.from_numpy(own) for name, own in masks.items()},
         {name: torch.from_numpy(v[1]) for name, v in layers.items()},
-        torch.tensor(kept),
+        torch.tensor(rests),
         torch.tensor(counts),
         growth,
     )
     for i, name in enumerate(layers):
         w, mask, _ = dynamic.prune_and_grow(
-            weights[name].numpy(), masks[name], layers[name][1], kept[i], counts[i], growth == "all"
+            weights[name].numpy(), masks[name], layers[name][1], rests[i], counts[i], growth == "all"
         )
         assert (after[name].numpy() == mask).all()
         assert (left[name].numpy() == w).all()

@@ -35,10 +35,10 @@ def ranked(values: Array, among: Sequence[int], k: int) -> tuple[list[int], floa
 
 
 def prune_and_grow(
-    w: Array, mask: Support, g: Array, kept: int, count: int, anywhere: bool = False
+    w: Array, mask: Support, g: Array, rest: int, count: int, anywhere: bool = False
 ) -> tuple[Array, Support, float]:
     """Return one layer's weights and mask afterwards, and the narrower of both decisions."""
-    stay, gap = ranked(w, np.flatnonzero(mask).tolist(), kept)
+    stay, gap = ranked(w, np.flatnonzero(mask).tolist(), rest)
     free = [i for i in range(w.size) if anywhere or i not in set(stay)]
     grown, other = ranked(g, free, count - len(stay))
     after, left = np.zeros(w.size, dtype=bool), np.zeros(w.size)
@@ -79,10 +79,10 @@ class Dynamic:
     ) -> tuple[State, dict[str, Support]]:
         step = ref.Pass(state)
         grads = step.backward(ref.cross_entropy(step.forward(x), y)[1])
-        full, kept = erk_counts(self.shapes, self.density), erk_counts(self.shapes, self.density * (1 - z))
+        full, rest = erk_counts(self.shapes, self.density), erk_counts(self.shapes, self.density * (1 - z))
         state, new = dict(state), {}
         for n in WEIGHTS:
-            state[n], new[n], gap = prune_and_grow(state[n], masks[n], grads[n], kept[n], full[n], self.anywhere)
+            state[n], new[n], gap = prune_and_grow(state[n], masks[n], grads[n], rest[n], full[n], self.anywhere)
             self.margin = min(self.margin, gap)
         return state, new
 
@@ -92,10 +92,10 @@ class Dynamic:
         n = [len(a.y) for a in answers]
         state = ref.mean([one for one, _ in got], n)
         for name in WEIGHTS:
-            held = sum(k * masks[name].astype(float) for k, (_, masks) in zip(n, got, strict=True))
+            holders = sum(k * masks[name].astype(float) for k, (_, masks) in zip(n, got, strict=True))
             total = sum(k * one[name] for k, (one, _) in zip(n, got, strict=True))
-            mean = np.divide(total, held, out=np.zeros_like(total), where=held > 0)
-            best, gap = ranked(mean, np.flatnonzero(held).tolist(), erk_counts(self.shapes, self.density)[name])
+            mean = np.divide(total, holders, out=np.zeros_like(total), where=holders > 0)
+            best, gap = ranked(mean, np.flatnonzero(holders).tolist(), erk_counts(self.shapes, self.density)[name])
             self.masks[name] = np.isin(np.arange(mean.size), best).reshape(mean.shape)
             self.margin = min(self.margin, gap)
             state[name] = mean * self.masks[name]

@@ -25,13 +25,13 @@ def with_more(seed: int, row: dict[str, Any]) -> dict[str, Any]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """FLASH at two densities and ZeroFL, three seeds each; a metric that is below zero; one run is not finished."""
     root = tmp_path_factory.mktemp("runs")
-    made = []
+    plots = []
     for i, method in enumerate((flash(0.05), flash(0.2), zerofl(0.9))):
         for seed in range(3):
             done = 6 if (i, seed) == (1, 2) else None
-            made.append(fabricate(root / f"{i}-{seed}", method, seed=seed, rounds=8, done=done))
-            change_rows(made[-1], partial(with_more, seed))
-    return made
+            plots.append(fabricate(root / f"{i}-{seed}", method, seed=seed, rounds=8, done=done))
+            change_rows(plots[-1], partial(with_more, seed))
+    return plots
 
 
 def drawn(y: str, x: str, folders: list[Path], *by: str, log: str = "") -> LinePlot:

@@ -110,14 +110,14 @@ def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
 
 
 def test_a_callback_is_called_after_its_round_is_recorded(tmp_path: Path) -> None:
-    seen = list[tuple[int, int, bool]]()
+    calls = list[tuple[int, int, bool]]()
 
     def look(round: Round) -> None:
         rows = (tmp_path / "rounds.jsonl").read_text().splitlines()
-        seen.append((round.t, len(rows), (tmp_path / f"checkpoints/{round.t:06d}.safetensors").exists()))
+        calls.append((round.t, len(rows), (tmp_path / f"checkpoints/{round.t:06d}.safetensors").exists()))
 
     fedsieve.run(tiny_run(FedAvg(), rounds=2), tmp_path, callbacks=[look])
-    assert seen == [(1, 1, True), (2, 2, True)]
+    assert calls == [(1, 1, True), (2, 2, True)]
 
 
 def trip(round: Round) -> None:
@@ -126,12 +126,12 @@ def trip(round: Round) -> None:
 
 
 def test_a_callback_that_raises_stops_the_run_which_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
-    run, seen = tiny_run(FedAvg(), rounds=3), list[int]()
+    run, calls = tiny_run(FedAvg(), rounds=3), list[int]()
     with pytest.raises(InputError, match=r"^callback trip failed in round 2 \(ZeroDivisionError: by nothing\): the ro"):
         fedsieve.run(run, tmp_path / "a", callbacks=[trip])
     assert not (tmp_path / "a/summary.json").exists()
-    fedsieve.run(run, tmp_path / "a", resume=True, callbacks=[lambda round: seen.append(round.t)])
-    assert seen == [3]
+    fedsieve.run(run, tmp_path / "a", resume=True, callbacks=[lambda round: calls.append(round.t)])
+    assert calls == [3]
     fedsieve.run(run, tmp_path / "b")
     assert same_run(tmp_path / "a", tmp_path / "b")
 
@@ -158,10 +158,10 @@ def test_a_run_ends_after_the_first_tested_round_that_meets_a_condition(tmp_path
     assert result.summary["rounds"] == result.summary["stopped_at"] == met
     assert result.summary["stopped_because"] == text
     assert untimed(fedsieve.run(run, until=text).summary) == untimed(result.summary)
-    kept = files(tmp_path / "a")
+    before = files(tmp_path / "a")
     for again in ("", text):
         assert len(fedsieve.run(run, tmp_path / "a", resume=True, until=again).rows) == met
-        assert files(tmp_path / "a") == kept
+        assert files(tmp_path / "a") == before
     result = fedsieve.run(run, tmp_path / "a", resume=True, until=6)
     assert len(result.rows) == 6
     assert "stopped_at" not in result.summary

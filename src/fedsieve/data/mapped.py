@@ -123,8 +123,8 @@ class FileTensor(Tensor):
                     return first.read(slice(start, stop))
                 case (aten.select.int, (0, place)):
                     return first.read(torch.tensor([place]))[0]
-        read = [tree_map_only(FileTensor, FileTensor.read, part) for part in (args, kwargs or {})]
-        return func(*read[0], **read[1])
+        tensors = [tree_map_only(FileTensor, FileTensor.read, part) for part in (args, kwargs or {})]
+        return func(*tensors[0], **tensors[1])
 
     def share_memory_(self) -> FileTensor:
         """Return it: files are everybody's."""

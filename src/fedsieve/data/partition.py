@@ -152,14 +152,14 @@ def _named(spec: str, dataset: Dataset, clients: int, seed: int) -> list[Tensor]
     make: Callable[[], list[Tensor]]
     kind, _, text = spec.partition(":")
     if kind == "group":
-        owned = _column(spec, text, dataset)
-        make = partial(by_group, owned, clients, seed, spec)
+        values = _column(spec, text, dataset)
+        make = partial(by_group, values, clients, seed, spec)
     elif spec == "iid" or kind == "quantity":
-        owned = torch.tensor(len(dataset.train))
-        make = _maker(spec, int(owned), clients, seed)
+        values = torch.tensor(len(dataset.train))
+        make = _maker(spec, int(values), clients, seed)
     else:
-        make = _maker(spec, owned := _labels(spec, dataset), clients, seed)
-    key = f"partition/{spec}/{clients}/{seed}/{hashlib.sha256(owned.numpy().tobytes()).hexdigest()}"
+        make = _maker(spec, values := _labels(spec, dataset), clients, seed)
+    key = f"partition/{spec}/{clients}/{seed}/{hashlib.sha256(values.numpy().tobytes()).hexdigest()}"
     arrays = cached_arrays(key, lambda: _pack(make()))
     return _split(arrays["index"], arrays["sizes"])
 
@@ -186,21 +186,21 @@ def _labels(spec: str, dataset: Dataset) -> Tensor:
     return labels
 
 
-def _maker(spec: str, owned: Any, clients: int, seed: int) -> Callable[[], list[Tensor]]:
+def _maker(spec: str, values: Any, clients: int, seed: int) -> Callable[[], list[Tensor]]:
     """Return what deals by a name: ``owned`` are the labels, or how many examples there are."""
     kind, *parts = spec.split(":")
     try:
         match kind, [float(part) for part in parts[:1]], [int(part) for part in parts[1:]]:
             case "iid", [], []:
-                return partial(iid, owned, clients, seed)
+                return partial(iid, values, clients, seed)
             case "lda", [alpha], []:
-                return partial(lda, owned, clients, alpha, seed)
+                return partial(lda, values, clients, alpha, seed)
             case "dirichlet", [alpha], [*least] if len(least) < 2:
-                return partial(dirichlet, owned, clients, alpha, seed, *least)
+                return partial(dirichlet, values, clients, alpha, seed, *least)
             case "quantity", [alpha], [*least] if len(least) < 2:
-                return partial(quantity, owned, clients, alpha, seed, *least)
+                return partial(quantity, values, clients, alpha, seed, *least)
             case "shards", [k], [] if k == int(k):
-                return partial(shards, owned, clients, int(k), seed)
+                return partial(shards, values, clients, int(k), seed)
     except (ValueError, OverflowError):
         pass
     raise InputError(f"partition {spec!r}: write {FORMS}")

@@ -43,9 +43,11 @@ class FlowerPartitioner:
         if getattr(partitioner, "_dataset", None) is not None:
             raise InputError(f"partition {kind}: it has cut another dataset already: give a new one")
         settings = {name.lstrip("_"): _plain(value) for name, value in vars(partitioner).items()}
-        shown = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value not in (None, [], {}, False))
+        arguments = ", ".join(
+            f"{name}={value!r}" for name, value in settings.items() if value not in (None, [], {}, False)
+        )
         try:
-            return cls(copy.deepcopy(partitioner), f"{kind}({shown})")
+            return cls(copy.deepcopy(partitioner), f"{kind}({arguments})")
         except Exception as error:
             raise InputError(f"partition {kind}: it cannot be copied ({_line(error)})") from None
 

@@ -59,8 +59,8 @@ def shards(labels: Tensor, clients: int, k: int, seed: int) -> list[Tensor]:
             f"examples; take 1 to {len(labels) // clients}"
         )
     generator = _generator(seed)
-    shuffled = generator.permutation(len(labels))
-    parts = np.array_split(shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")], k * clients)
+    order = generator.permutation(len(labels))
+    parts = np.array_split(order[np.argsort(labels.numpy()[order], kind="stable")], k * clients)
     dealt = generator.permutation(k * clients).reshape(clients, k)
     return [_sorted(np.concatenate([parts[i] for i in own])) for own in dealt]
 

@@ -59,8 +59,8 @@ def _map(group: list[RunRecord], several: bool) -> tuple[list[Plot], str]:
         counts, x = gather_columns(run.counts)
         plots.append(HeatMap(title, Axis(x), counts, run.classes, len(run.counts), f"{title}: {caption}"))
     if not run.classes or sizes.max() > UNEVEN * sizes.min():
-        shown, x = (sizes, "client") if len(sizes) <= 200 else (np.sort(sizes)[::-1], "clients by size")
-        plots.append(SizePlot(title, Axis(x), shown, f"{title}: {caption}" if not plots else f"{title}: sizes"))
+        heights, x = (sizes, "client") if len(sizes) <= 200 else (np.sort(sizes)[::-1], "clients by size")
+        plots.append(SizePlot(title, Axis(x), heights, f"{title}: {caption}" if not plots else f"{title}: sizes"))
     return plots, caption
 
 

@@ -132,13 +132,13 @@ def _leaf(value: Any) -> Tensor | str:
 def _joined(columns: dict[tuple[Key, ...], Any], keys: list[Key], what: str) -> Any:
     """Return some parts of the items as examples: one tensor, a tuple of several, or several by name."""
     chosen = {path: columns[path] for path in columns if path[0] in keys}
-    nested = {len(path) for path in chosen}
-    if nested == {1} and len(keys) == 1:
+    depths = {len(path) for path in chosen}
+    if depths == {1} and len(keys) == 1:
         column = chosen[(keys[0],)]
         if isinstance(column, list) and what == "inputs":
             raise InputError("an input is a text: make numbers of it, by a transform")
         return np.array(column) if isinstance(column, list) else column
-    if len(keys) > 1 and nested != {1}:
+    if len(keys) > 1 and depths != {1}:
         raise InputError(f"{what} are several of which one is several: give one dictionary of tensors")
     if any(isinstance(column, list) for column in chosen.values()):
         raise InputError(f"one of the {what} is a text: make numbers of it, by a transform")
