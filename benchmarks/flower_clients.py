@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from round import Idle, noise
 
 from fedsieve import Data, Dataset, Federation, Run, Task, open_run
-from fedsieve.engine.engines import Worker
+from fedsieve.engine.worker import Worker
 from fedsieve.flower import SparseMod
 from fedsieve.flower.engine import NodeContext, make_client_app
 

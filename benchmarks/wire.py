@@ -40,9 +40,9 @@ from fedsieve.cli.bench.wire import (
     random_messages,
 )
 from fedsieve.client.training import params_of
-from fedsieve.engine.engines import Worker, run_client
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
+from fedsieve.engine.worker import Worker, run_client
 from fedsieve.recipes import load_recipe
 from fedsieve.types import RoundContext, Sparse, Tree, Update, rng
 from fedsieve.wire import Known, Manifest, decode, encode

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fedsieve.engine import local, pool
-from fedsieve.engine.engines import Engine, Exchange, Worker, run_client
+from fedsieve.engine.engines import Engine, Exchange
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
+from fedsieve.engine.worker import Worker, run_client
 from fedsieve.flower.engine import inline
 
 

@@ -81,7 +81,7 @@ ENGINE = Extension(
 
 from contextlib import contextmanager
 
-from fedsieve.engine.engines import Worker, run_client
+from fedsieve.engine.worker import Worker, run_client
 
 
 def backwards(execution):

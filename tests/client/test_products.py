@@ -18,7 +18,7 @@ from fedsieve import Device, Run, Task, local, open_run, rounds
 from fedsieve.client.cost import Cost
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import Training
-from fedsieve.engine.engines import Worker
+from fedsieve.engine.worker import Worker
 from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import PDST, FedAvg, Swat, TopK
 from fedsieve.types import rng

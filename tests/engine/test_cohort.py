@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,20 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from command_line import CommandLine
 from cropped import BY_TURNS, MOMENTUM, SEVERAL, DropNet, cropped
 from fedsieve import Federation, InputError, local, open_run, rounds
 from fedsieve.client.captured import Capture
 from fedsieve.engine import cohort, cohorts, loop
-from fedsieve.engine.cohorts import largest_cohort
-from fedsieve.engine.engines import Engine, Worker, devices_of, in_order, run_client, watched
+from fedsieve.engine.cohorts import clients_at_once, largest_cohort
+from fedsieve.engine.engines import Engine, devices_of, in_order, watched
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Memory
+from fedsieve.engine.worker import Reply, Worker, run_client
 from fedsieve.methods import FedAvg
 from fedsieve.sparse import layers, periodic, selection
-from fedsieve.types import Device
+from fedsieve.types import Device, Tree, Update
 from methods_under_test import METHODS
 from recorded import Graphs
 from tiny import TinyNet, assert_same, tiny_run
@@ -41,6 +43,80 @@ def test_a_cohort_trains_what_one_client_after_another_trains(name: str, one_thr
         for a, b in zip(rounds(one, cohort(n, kernels="dense")), wanted, strict=True):
             assert_same(a, b)
             assert (a.multiply_adds, a.multiply_adds_dense) == (b.multiply_adds, b.multiply_adds_dense)
+
+
+class Lent(FedAvg):
+    """Its clients send the resident model's own tensors, and keep one of them."""
+
+    def client(self, down: Tree, device: Device) -> Update:
+        """Train, and copy nothing."""
+        update = super().client(down, device)
+        device.memory["kept"] = device.model.get_parameter("fc2.bias")
+        return replace(update, tree={name: v for name, v in device.model.state_dict().items() if name in update.tree})
+
+
+@pytest.mark.parametrize(("name", "values"), [("lent", "f32"), ("nst", "bf16")])
+def test_a_worker_is_free_while_its_last_client_is_encoded(
+    name: str, values: str, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """No reply is encoded before the next client has trained: tensors, diagnostics and memory are each client's own."""
+    one = tiny_run(Lent() if name == "lent" else METHODS[name], rounds=2, values=values)
+    wanted = [*rounds(open_run(one, measure=("masks",)), local(kernels="dense"))]
+    encode, train, trained, encoded = Reply.encode, cohorts.train_client, list[int](), list[int]()
+    changed = threading.Condition()
+
+    def note(what: list[int], client: int) -> None:
+        with changed:
+            what.append(client)
+            changed.notify_all()
+
+    def train_noted(worker: Worker, t: int, client: int, *rest: bytes) -> Reply:
+        reply = train(worker, t, client, *rest)
+        note(trained, client)
+        return reply
+
+    def encode_late(reply: Reply) -> tuple[bytes, bytes]:
+        with changed:
+            enough = min(len(encoded) + 2, one.per_round * reply.t)
+            assert changed.wait_for(lambda: len(trained) >= enough, timeout=20)
+        message = encode(reply)
+        note(encoded, reply.client)
+        return message
+
+    monkeypatch.setattr(cohorts, "train_client", train_noted)
+    monkeypatch.setattr(Reply, "encode", encode_late)
+    federation = open_run(one, measure=("masks",))
+    for a, b in zip(rounds(federation, cohort(1, kernels="dense")), wanted, strict=True):
+        assert_same(a, b)
+        assert a.memory == b.memory
+        assert (a.metrics, a.multiply_adds) == (b.metrics, b.multiply_adds)
+    assert len(trained) == len(encoded) == 2 * one.per_round
+
+
+def test_what_fails_in_encoding_ends_the_run(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    encode = Reply.encode
+
+    def failing(reply: Reply) -> tuple[bytes, bytes]:
+        if reply.client == clients[1]:
+            raise InputError("its tree cannot be sent")
+        return encode(reply)
+
+    one = tiny_run(FedAvg(), rounds=1)
+    clients = one.sample(1)
+    monkeypatch.setattr(Reply, "encode", failing)
+    with pytest.raises(InputError, match="its tree cannot be sent"):
+        [*rounds(one, cohort(3, kernels="dense"))]
+
+
+def test_of_a_large_model_a_part_of_a_round_trains_at_once() -> None:
+    """Else its answers would come at once, and nobody would train while they are encoded."""
+    large, small = nn.Linear(1 << 10, 1 << 10), nn.Linear(1 << 10, 10)
+    assert [clients_at_once(large, clients) for clients in (1, 4, 5, 7, 8, 9, 10, 12, 13, 20)] == [
+        *(1, 4, 5, 7, 4, 5, 5, 6, 5, 5),
+    ]
+    assert clients_at_once(large, 10, devices=2) == 5
+    assert clients_at_once(large, 20, devices=2) == 5
+    assert clients_at_once(small, 20) == 20
 
 
 def test_a_cohort_decodes_a_broadcast_once(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:

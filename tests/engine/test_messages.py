@@ -10,12 +10,13 @@ import torch
 
 from engines import pickled
 from fedsieve import Dataset, local
-from fedsieve.engine.engines import Engine, Exchange, Worker, run_client
+from fedsieve.engine.engines import Engine, Exchange
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.messages import UNSENT, Messages
 from fedsieve.engine.rollback import Checkpoint, Memory
 from fedsieve.engine.setup import open_run
+from fedsieve.engine.worker import Worker, run_client
 from fedsieve.methods import FLASH, FedAvg, ZeroFL
 from fedsieve.types import InputError, Params, RoundContext, flatten
 from fedsieve.wire import TAG, WireError, decode

@@ -12,10 +12,11 @@ from flwr.clientapp import ClientApp
 
 from fedsieve import local, rounds
 from fedsieve.engine import Quorum
-from fedsieve.engine.engines import Engine, Exchange, Worker
+from fedsieve.engine.engines import Engine, Exchange
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.setup import open_run
+from fedsieve.engine.worker import Worker
 from fedsieve.flower.engine import SimulatedNodes, grid_engine, inline, make_client_app
 from fedsieve.flower.engine.client import ClientMemory
 from fedsieve.flower.engine.in_memory import InlineGrid

@@ -10,10 +10,10 @@ from flwr.app import Context, Message, MessageType
 
 from fedsieve import local
 from fedsieve.engine import Quorum
-from fedsieve.engine.engines import Worker
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
+from fedsieve.engine.worker import Worker
 from fedsieve.flower.engine import grid_engine, make_client_app
 from fedsieve.flower.engine.exchange import SuperNodes, to_content
 from fedsieve.flower.engine.in_memory import InlineGrid

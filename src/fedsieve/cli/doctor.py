@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 import torch
 
+from fedsieve.client.process import usable_cores
 from fedsieve.flower.app.superlink import healthy
 from fedsieve.kernels import unavailable_reason
 from fedsieve.kernels.library import get_num_threads
-from fedsieve.runs.provenance import usable_cores
 from fedsieve.types.errors import install
 
 OLDEST = (1, 41)

@@ -10,13 +10,13 @@ from typing import Any
 
 import typer
 
+from fedsieve.client.process import usable_cores
 from fedsieve.engine import Engine
 from fedsieve.engine.engines import watched
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.engines import OWN_ENGINES, EngineKind
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.progress import ClientProgress, show_run
-from fedsieve.runs.provenance import usable_cores
 from fedsieve.runs.record import MANIFEST
 from fedsieve.runs.recorder import record_run, row_of
 from fedsieve.runs.run import as_begun, open_ready

@@ -51,6 +51,11 @@ def peak_memory_mb(worker: float = 0.0) -> float:
     return round(_peaks[0], 1)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use, where the system tells, or else how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def to_device(data: Data, where: str) -> Data:
     """Return examples on a device; those that take more than ``DATA`` of a GPU's free memory where they lie."""
     if where != "cpu" and data.nbytes > DATA * torch.cuda.mem_get_info(where)[0]:

@@ -1,7 +1,7 @@
 """The engine for a GPU: it trains several clients at once, each by a thread with a model and a stream of its own.
 
 A client's steps are captured as CUDA graphs (``client.captured``), so that a thread sends them to the device and waits
-once, at the end of the training. Messages are decoded and encoded by the same threads, while others train. A client's
+once, at the end of the training. Then the model is the next client's, while other threads encode the reply. A client's
 bits do not depend on who trains beside it. On a CPU one client trains at a time, by the same code without graphs.
 """
 
@@ -16,22 +16,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any, cast, get_args
 
 import torch
+from torch import nn
 
 from fedsieve.client.captured import Capture, CudaGraphs
-from fedsieve.client.process import exact, to_device
+from fedsieve.client.process import exact, to_device, usable_cores
 from fedsieve.client.training import Precision
-from fedsieve.engine.engines import Engine, Exchange, Worker, devices_of, in_order, local, run_client
+from fedsieve.engine.engines import Engine, Exchange, devices_of, in_order, local
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
+from fedsieve.engine.worker import Worker, train_client
 from fedsieve.kernels.dispatch import check_choice
 from fedsieve.sparse.layers import reset_thresholds_
 from fedsieve.types import InputError
 
 ROOM = 0.85
 """The share of a GPU's free memory that clients may take: the rest is for tests, and for what libraries allocate."""
+FULL = 5
+"""So many clients of a large model at once keep a GPU busy (docs/explanation/gpu.md): more would only end together,
+with nobody left to train while they are encoded."""
+LARGE = 1 << 20
+"""Parameters of a large model: the steps of a smaller one are launches, its messages soon encoded."""
 STREAMS = 32
 """Clients at once at most: PyTorch has so many streams on a GPU, and hands them out again from the first."""
 
@@ -41,8 +49,9 @@ class EagerSteps(UserWarning):
 
 
 def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: str = "fp32") -> Engine:
-    """Train ``n`` clients at once on each device, as many as there is memory for if it is 0; one on a CPU.
+    """Train ``n`` clients at once on each device, or if it is 0 as many as ``clients_at_once`` says; one on a CPU.
 
+    At most 2n clients of each device train, are encoded, or wait for their reply to be read.
     ``device`` may name several GPUs (``cuda:0,1``). Products are computed in ``precision``, by PyTorch.
     """
     devices = devices_of(device)
@@ -55,9 +64,12 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         with exact(device, kind):
             round_ = max(federation.run.per_round, federation.run.method.warm_up)
-            several = min(n, round_) or (1 if device == "cpu" else round_)
+            several = min(n, round_) or (
+                1 if device == "cpu" else clients_at_once(federation.model(), round_, len(devices))
+            )
             make = partial(_worker, kernels=kernels, precision=kind)
-            workers = [worker for where in devices for worker in _workers(federation, where, several, n > 0, make)]
+            each = [[*_workers(federation, where, several, n > 0, make)] for where in devices]
+            workers = [worker for row in zip_longest(*each) for worker in row if worker]  # the devices by turns
             if len(federation.run.task.tiers) == 1:  # all are sent the same
                 for worker in workers:
                     worker.inbox = workers[0].inbox
@@ -66,21 +78,24 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
             free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
             for worker in workers:
                 free.put(worker)
-            threads = ThreadPoolExecutor(len(workers), "client", torch.set_num_threads, (1,))
-            ahead = ThreadPoolExecutor(1, "ahead", torch.set_num_threads, (1,))
+            threads, encoders, ahead = (
+                ThreadPoolExecutor(many, name, torch.set_num_threads, (1,))
+                for many, name in ((len(workers), "client"), (usable_cores(), "encoder"), (1, "ahead"))
+            )
             for worker in workers if device != "cpu" else ():
                 worker.inbox.ahead = ahead
 
-            def answer(t: int, client: int, message: bytes, remembered: bytes) -> tuple[bytes, bytes]:
+            def train(t: int, client: int, message: bytes, remembered: bytes) -> Future[tuple[bytes, bytes]]:
                 worker = free.get()
                 try:
                     with _stream_of(worker):
-                        return run_client(worker, t, client, message, remembered)
+                        reply = train_client(worker, t, client, message, remembered)
                 finally:
                     free.put(worker)
+                return encoders.submit(reply.encode)
 
             def begin(t: int, client: int, message: bytes) -> Callable[[], tuple[bytes, bytes]]:
-                future = threads.submit(answer, t, client, message, memory.get(client, b""))
+                future = threads.submit(train, t, client, message, memory.get(client, b""))
                 return partial(_result, future, t, len(workers))
 
             def exchange(t: int, messages: Mapping[int, bytes]) -> Iterable[tuple[int, bytes]]:
@@ -89,8 +104,8 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
             try:
                 yield exchange
             finally:
-                threads.shutdown(cancel_futures=True)
-                ahead.shutdown(cancel_futures=True)
+                for executor in (threads, encoders, ahead):
+                    executor.shutdown(cancel_futures=True)
 
     return engine
 
@@ -111,6 +126,16 @@ def check_precision(precision: str, device: str, kernels: str) -> Precision:
     if precision != "fp32" and device == "cpu" and kernels != "dense":
         raise InputError(f"the kernels compute in float32: --precision {precision} needs --kernels dense on a CPU")
     return cast(Precision, precision)
+
+
+def clients_at_once(model: nn.Module, clients: int, devices: int = 1) -> int:
+    """Return how many of a round's ``clients`` train at once on each of some GPUs: all; of a large model a part.
+
+    The parts are alike, of about ``FULL`` clients each: while one trains, the one before it is encoded.
+    """
+    clients = -(-clients // devices)
+    parts = round(clients / FULL) if sum(w.numel() for w in model.parameters()) >= LARGE else 1
+    return -(-clients // max(parts, 1))
 
 
 def _workers(
@@ -195,9 +220,9 @@ def _stream_of(worker: Worker) -> Any:
     return torch.cuda.stream(worker.stream)
 
 
-def _result(future: Future[tuple[bytes, bytes]], t: int, clients: int) -> tuple[bytes, bytes]:
+def _result(future: Future[Future[tuple[bytes, bytes]]], t: int, clients: int) -> tuple[bytes, bytes]:
     try:
-        return future.result()
+        return future.result().result()
     except torch.OutOfMemoryError:
         fewer = f"--engine cohort:{clients // 2}" if clients > 1 else "a smaller batch"
         raise InputError(f"round {t}: the GPU's memory is full: go on with --resume and {fewer}") from None

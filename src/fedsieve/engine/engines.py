@@ -1,4 +1,4 @@
-"""The client's side of a round (``run_client``), and the engines that carry the bytes to it.
+"""The engines that carry the bytes to clients (``worker.run_client``) and back.
 
 ``local`` trains the clients one after another in this process, ``pool`` in several, each with one resident model and
 one thread: the same bits, on more cores. ``Quorum`` is for engines whose clients may be lost.
@@ -14,114 +14,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsieve.client.captured import Capture
-from fedsieve.client.cost import Cost, SavedTensors
-from fedsieve.client.process import exact, keep_freed_memory, num_threads, peak_memory_mb, seeded, warn_in_one_line
-from fedsieve.client.training import DenseSteps, Precision
+from fedsieve.client.process import exact, peak_memory_mb, warn_in_one_line
 from fedsieve.data import Dataset
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
-from fedsieve.engine.messages import Inbox, Messages
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
-from fedsieve.kernels.dispatch import Kernels, check_choice
-from fedsieve.server.admission import read_diagnostics
-from fedsieve.types import InputError, Tree, Update, map_examples, rng
-from fedsieve.types.resources import Resources, using
-from fedsieve.wire import decode, encode
+from fedsieve.engine.worker import Worker, kernels_for, run_client
+from fedsieve.kernels.dispatch import check_choice
+from fedsieve.types import InputError
 
 Exchange: TypeAlias = Callable[[int, Mapping[int, bytes]], "Iterable[tuple[int, bytes | Failure]]"]
 """Carry round t's messages to their clients and bring the replies back, in the clients' order."""
 
 Engine: TypeAlias = Callable[[Federation, Memory], AbstractContextManager[Exchange]]
-
-
-def kernels_for(federation: Federation, choice: str, where: str = "cpu", model: nn.Module | None = None) -> Kernels:
-    """Return the kernels that train ``model``, by ``choice``. Raises InputError if they must, but cannot."""
-    kernels = Kernels(model or federation.run.method.prepare(federation.model()), choice, where)
-    if choice != "dense":
-        kernels.check(federation.dataset.train, federation.run.optimizer)
-    return kernels
-
-
-class Worker:
-    """One resident model and who trains with it: the cost of the last training, and the federation."""
-
-    def __init__(
-        self, federation: Federation, where: str = "cpu", kernels: str = "auto", precision: Precision = "fp32"
-    ):
-        keep_freed_memory()
-        self.federation, self.where = federation, where
-        self.cuda = [torch.device(where)] if where != "cpu" else []
-        self.capture: Capture | None = None
-        """What its steps are captured with, of a worker of a cohort."""
-        self.stream: torch.cuda.Stream | None = None
-        self.alone: AbstractContextManager[Any] = nullcontext()
-        """What a worker holds while it trains that must not draw by chance beside others."""
-        self.method = federation.run.method
-        self.model = self.method.prepare(federation.model()).to(where)
-        examples: Any = federation.few()
-        if examples:
-            examples = tuple(map_examples(lambda one: one.to(where), part) for part in examples)
-        loss = federation.run.task.loss
-        self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples, loss)
-        self.cost.dense_steps = partial(DenseSteps, precision=precision)
-        self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
-        self.messages = Messages(federation)
-        self.inbox = Inbox(self.messages)
-        """What decodes broadcasts, if need be for several workers."""
-        self.known = self.messages.plain
-
-    @contextmanager
-    def seeded(self, seed: int) -> Iterator[None]:
-        """Seed for the block what PyTorch's operations draw from, dropout above all."""
-        if self.capture and self.capture.graphs:
-            self.capture.seed = seed
-            yield
-            return
-        with self.alone, seeded(seed, self.cuda):
-            yield
-
-    def decode(self, t: int, client: int, message: bytes) -> Tree:
-        """Return a message's tree, to be read only: clients that are sent the same bytes share it."""
-        tree, self.known = self.inbox.open(t, client, message)
-        return tree
-
-    def encode(self, t: int, client: int, update: Update, memory: dict[str, Tensor]) -> bytes:
-        """Return a client's reply: its update, rounded with error feedback in ``memory``, and its diagnostics."""
-        if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
-            raise InputError(f"{self.method.name}: client must return an Update of a tree by names")
-        diagnostics = read_diagnostics({"metrics": update.metrics, **self.cost.report()})
-        if self.saved:
-            sparse = self.cost.sparse
-            diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()
-        tree = self.messages.compensate(self.messages.without_frozen(update.tree), memory)
-        reply: Tree = {"tree": tree, "n": float(update.n), **diagnostics}
-        return self.messages.encode_reply(t, client, reply, self.known)
-
-
-def run_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
-    """Be a client for one round: decode, train, encode. Return its reply, and its memory for the next round."""
-    worker.cost.restart()
-    if worker.saved:
-        worker.saved.restart()
-    tensors = {name: v for name, v in decode(memory).items() if isinstance(v, Tensor)} if memory else {}
-    beside = using(Resources(device=worker.where))
-    with num_threads(1), beside, worker.seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed()):
-        device = worker.federation.device(t, client, worker.model, worker.where, tensors)
-        device.steps = worker.cost.begin
-        update = worker.method.client(worker.decode(t, client, message), device)
-    reply = worker.encode(t, client, update, device.memory)
-    return reply, encode(device.memory) if device.memory else b""
 
 
 def local(device: str = "cpu", kernels: str = "auto") -> Engine:

@@ -24,10 +24,11 @@ import torch
 from fedsieve.client.evaluation import Evaluation
 from fedsieve.client.process import peak_memory_mb, to_device
 from fedsieve.client.training import load_
-from fedsieve.engine.engines import Worker, check_sendable, kernels_for, run_client
+from fedsieve.engine.engines import check_sendable
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import Checkpoint
+from fedsieve.engine.worker import Worker, kernels_for, run_client
 from fedsieve.sparse.masks import mismatch, top
 from fedsieve.types import InputError, Mask, Params, ServerState
 

@@ -23,7 +23,7 @@ class EngineKind(NamedTuple):
 
 OWN_ENGINES = {
     "local": EngineKind(
-        "one process, clients one after another; on a GPU as many at once as its memory holds (the default)",
+        "one process, clients one after another; on a GPU as many at once as keep it busy (the default)",
         lambda execution, _: in_process(execution.device, execution.kernels, execution.precision),
     ),
     "pool:N": EngineKind(

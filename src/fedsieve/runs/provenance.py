@@ -75,11 +75,6 @@ def _commit() -> str | None:
     return commit.stdout.strip() or None if tracked.returncode == 0 else None
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use, where the system tells, or else how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def sources(run: Any, recipe: str = "") -> dict[str, Path]:
     """Return the files of a run's own code by their modules' names: ``mine.py``, ``package.nets.py``.
 

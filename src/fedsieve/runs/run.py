@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedsieve.engine import Engine, Federation, Run
-from fedsieve.engine.engines import kernels_for
 from fedsieve.engine.loop import rounds, warn_of_dense
+from fedsieve.engine.worker import kernels_for
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.callbacks import Callback, Callbacks, ObservedRun
 from fedsieve.runs.engines import OWN_ENGINES, EngineKind, find_engine

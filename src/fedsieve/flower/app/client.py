@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsieve.data import Dataset
 from fedsieve.data.storage import UNREADABLE, regular
 from fedsieve.engine import Federation
-from fedsieve.engine.engines import Worker
+from fedsieve.engine.worker import Worker
 from fedsieve.flower.app.project import AppConfig, message_key, read_config
 from fedsieve.flower.engine import NodeContext
 from fedsieve.runs.prediction import IMAGES, load_image

@@ -16,8 +16,8 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedsieve.data.storage import write
-from fedsieve.engine.engines import Worker, run_client
 from fedsieve.engine.rollback import DEPTH
+from fedsieve.engine.worker import Worker, run_client
 from fedsieve.flower.engine.exchange import get_bytes, get_config, to_content
 from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors
 from fedsieve.types import InputError

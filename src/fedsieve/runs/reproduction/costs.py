@@ -24,11 +24,11 @@ from fedsieve.client.training import load_
 from fedsieve.data import Dataset
 from fedsieve.data.storage import read_json, write_json
 from fedsieve.engine import Run
-from fedsieve.engine.engines import Worker, kernels_for, run_client
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import aggregate
 from fedsieve.engine.round import RoundMetrics
 from fedsieve.engine.setup import build_federation
+from fedsieve.engine.worker import Worker, kernels_for, run_client
 from fedsieve.kernels.dispatch import CHOICES
 from fedsieve.runs.provenance import cpu
 from fedsieve.runs.record import number

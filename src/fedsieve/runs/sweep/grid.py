@@ -18,9 +18,9 @@ from typing import Any
 
 from fedsieve.data.storage import is_leftover, read_json, write_json
 from fedsieve.engine import Run
-from fedsieve.engine.engines import kernels_for
 from fedsieve.engine.federation import described
 from fedsieve.engine.setup import build_federation, read_dataset
+from fedsieve.engine.worker import kernels_for
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import OTHER
