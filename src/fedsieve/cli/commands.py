@@ -31,6 +31,10 @@ app.add_typer(flower_app, name="flower")
 Recipe = Annotated[str, typer.Argument(help="A built-in recipe (fedsieve list recipes) or your file.py:function.")]
 Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
 DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", help="Weights to start from: .safetensors, .fsv, or a folder with model.safetensors."),
+]
 Axis = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,12 +68,15 @@ def _options(
 
 @app.command("run")
 @with_execution("run")
-def run_command(context: typer.Context, recipe: Recipe, set_: Setting = None, *, execution: Execution) -> None:
+def run_command(
+    context: typer.Context, recipe: Recipe, set_: Setting = None, init: Init = None, *, execution: Execution
+) -> None:
     """Run an experiment: live progress, and a directory with rounds, checkpoints, summary and model."""
     from fedsieve.cli.run import start_run
 
     source = context.get_parameter_source("kernels")
-    start_run(recipe, set_ or [], execution, keep_kernels=source is None or source.name == "DEFAULT")
+    start = [f"task.init={init.absolute()}"] if init else []
+    start_run(recipe, [*(set_ or []), *start], execution, keep_kernels=source is None or source.name == "DEFAULT")
 
 
 @app.command("sweep")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from fedsieve.engine.fields import (
     check_task_metrics,
     lr_factor,
 )
+from fedsieve.engine.initial import InitialWeights, initial_weights
 from fedsieve.server.robust import Bound, Loose, Mean, Plain
 from fedsieve.types import LATER, InputError, Method, RoundContext, rng
 from fedsieve.types.errors import check_interval
@@ -64,6 +66,11 @@ class Task:
     initialisation: Literal["model", "truncated_normal", "xavier_uniform"] = "model"
     """The weights that the model comes with, or drawn anew: from a truncated normal (``models.truncated_normal_``), or
     from Xavier's uniform distribution with a gain of .5 (``models.xavier_uniform_``)."""
+    init: str | Path | nn.Module | Mapping[str, Any] | InitialWeights = field(default="", metadata=LATER)
+    """The weights that the run starts from: a .safetensors or .fsv file, a folder with ``model.safetensors`` (a run
+    directory, one of Hugging Face), a module, a ``state_dict``; empty: none, they are drawn."""
+    init_partial: bool = field(default=False, metadata=LATER)
+    """Whether ``init`` gives what of it fits the model by name and shape; else all must, and nothing may be missing."""
     input_mean: tuple[float, ...] = field(default=(), metadata=LATER)
     """What is taken off the inputs, one number or one a channel; empty: the dataset's own."""
     input_std: tuple[float, ...] = field(default=(), metadata=LATER)
@@ -89,6 +96,7 @@ class Task:
         if not isinstance(self.partition, str | Indices | FlowerPartitioner) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
+        object.__setattr__(self, "init", initial_weights(self.init, self.init_partial, self.initialisation))
         object.__setattr__(self, "metrics", check_task_metrics(self.loss, self.metrics))
         object.__setattr__(self, "input_mean", check_numbers("task.input_mean", self.input_mean))
         object.__setattr__(self, "input_std", check_numbers("task.input_std", self.input_std, positive=True))

@@ -30,6 +30,7 @@ from fedsieve.data.mapped import chunks
 from fedsieve.data.partition import Indices, hold_out
 from fedsieve.data.partitioner import FlowerPartitioner
 from fedsieve.engine.experiment import Run
+from fedsieve.engine.initial import InitialWeights, hash_tensors
 from fedsieve.server.admission import Admission
 from fedsieve.server.robust import Loose, Off
 from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
@@ -61,6 +62,8 @@ class Federation:
     def remarks(self) -> list[str]:
         """What a person should know before the run: what no policy reaches, what is frozen, what is not counted."""
         lines = self.coverage.lines(self.run.method.policy) if self.coverage else []
+        if isinstance(init := self.run.task.init, InitialWeights):
+            lines = [*lines, *init.remark(self._drawn_model())]
         return [*lines, f"multiply-adds not counted: {', '.join(self.not_counted)}"] if self.not_counted else lines
 
     def examples(self, client: int) -> int:
@@ -82,7 +85,12 @@ class Federation:
         )
 
     def model(self) -> nn.Module:
-        """Return the plain model, freshly initialised: the same in every process."""
+        """Return the plain model, as the run starts from it: the same in every process. Raises InputError."""
+        task, model = self.run.task, self._drawn_model()
+        return task.init.load_(model, task.init_partial) if isinstance(task.init, InitialWeights) else model
+
+    def _drawn_model(self) -> nn.Module:
+        """Return the plain model, freshly initialised."""
         run, dataset = self.run, self.dataset
         if isinstance(run.task.model, str):
             if not dataset.train.shape:
@@ -213,6 +221,8 @@ def described(thing: Any) -> Any:
     """
     if isinstance(thing, Dataset):
         return f"{thing.name} {thing.digest}"
+    if isinstance(thing, InitialWeights):
+        return f"weights {thing.digest}"
     if isinstance(thing, Indices):
         return f"indices {thing.digest}"
     if isinstance(thing, FlowerPartitioner):
@@ -249,9 +259,7 @@ def _digest(model: nn.Module) -> str:
     if not any(True for _ in model.parameters()):
         public = {n: v for n, v in sorted(vars(model).items()) if n[0] != "_" and isinstance(v, int | float | str)}
         digest.update(repr(public).encode())
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    hash_tensors(digest, model.state_dict().items())
     return digest.hexdigest()
 
 

@@ -33,15 +33,13 @@ from fedsieve.data import NAMES, load_dataset, root_from
 from fedsieve.data.storage import read_json, regular
 from fedsieve.engine import Task
 from fedsieve.engine.federation import described, first_examples, resolve_model
+from fedsieve.engine.initial import no_model, read_fsv
 from fedsieve.engine.setup import read_dataset
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
-from fedsieve.wire import MAGIC, WireError, decode, encode
-
-DIGEST = 32
-"""The bytes of a .fsv file's sha256."""
+from fedsieve.wire import WireError, encode
 
 
 @dataclass(frozen=True)
@@ -181,26 +179,11 @@ def encode_model(metadata: ModelMetadata, weights: Params) -> bytes:
 
 def read_model(path: Path) -> tuple[ModelMetadata, dict[str, Tensor | Sparse]]:
     """Return what ``encode_model`` was given, sparse weights as they are stored. Raises InputError."""
+    text, weights = read_fsv(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name a run directory or a .fsv file") from None
-    message = content[:-DIGEST]
-    if content.startswith(b"FSV1"):
-        raise InputError(f"{path} was written by an earlier FedSieve: export the model anew")
-    if not content.startswith(MAGIC):
-        raise InputError(f"{path} is no .fsv file: name a run directory, or what `fedsieve export -o model.fsv` wrote")
-    if hashlib.sha256(message).digest() != content[-DIGEST:]:
-        raise InputError(f"{path} is damaged or cut short (its checksum is wrong): copy it again, or export it anew")
-    try:
-        tree = decode(message)
-        text, weights = tree["metadata"], tree["weights"]
-        if not isinstance(text, Tensor) or not isinstance(weights, dict):
-            raise TypeError
-        metadata = parse_metadata(json.loads(text.numpy().tobytes()), str(path))
-        return metadata, {name: v for name, v in weights.items() if isinstance(v, Tensor | Sparse)}
-    except (WireError, KeyError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{path} holds no model: name what `fedsieve export -o model.fsv` wrote") from None
+        return parse_metadata(json.loads(text), str(path)), weights
+    except (ValueError, RecursionError):
+        raise no_model(path) from None
 
 
 def _smaller(value: Tensor) -> Tensor | Sparse:
