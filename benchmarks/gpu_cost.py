@@ -211,7 +211,7 @@ def computed() -> dict[str, Any]:
         run = load_recipe(recipe, (setting,))
         examples = int(CIFAR10 // run.task.clients * (1 - run.task.validation))
         each = -(-examples // run.batch) * run.epochs
-        warm_up = run.method.warm_up * getattr(run.method, "E_d", 0) * each
+        warm_up = sum(run.method.warm_ups) * getattr(run.method, "E_d", 0) * each
         count = run.rounds * run.per_round * each + warm_up
         tests = run.rounds // run.evaluate_every * TESTS / WORK.batch * forward
         seconds = {way: count * steps[name][way] for way in ("alone", "together")}

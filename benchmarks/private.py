@@ -53,10 +53,9 @@ def spent(method: Any, run: Run) -> dict[str, float]:
     """Return epsilon after the last round, by population."""
     if not isinstance(method, Private):
         return {}
-    rounds, first = (run.per_round, run.rounds), (method.warm_up, 1)
+    releases = *((k, 1) for k in method.warm_ups), (run.per_round, run.rounds)
     return {
-        str(n): epsilon(tuple(Release(n, k, method.noise, t) for k, t in (first, rounds) if k), method.delta)
-        for n in POPULATIONS
+        str(n): epsilon(tuple(Release(n, k, method.noise, t) for k, t in releases), method.delta) for n in POPULATIONS
     }
 
 

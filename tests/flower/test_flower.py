@@ -1,5 +1,6 @@
 """Flower carries the messages: the same bits as ``local``, and rounds that go on when clients are lost."""
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -219,6 +220,11 @@ def test_a_memory_is_that_before_the_round(tmp_path: Any) -> None:
     assert memories.before(1) == b""
     for t in (1, 4, 6):
         memories.keep(t, bytes([t]))
+    warm = ClientMemory(tmp_path, "4567abcd", 3)
+    for t in (-1, 0):
+        warm.keep(t, b"%d" % t)
+    assert [warm.before(t) for t in (-1, 0, 1)] == [b"", b"-1", b"0"]
+    shutil.rmtree(tmp_path / "4567abcd")
     assert [memories.before(t) for t in (1, 2, 4, 5, 6, 7)] == [b"", b"\1", b"\1", b"\4", b"\4", b"\6"]
     memories.keep(4, b"new")
     assert [memories.before(t) for t in (5, 7, 99)] == [b"new"] * 3

@@ -63,7 +63,7 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
     @contextmanager
     def engine(federation: Federation, memory: Memory) -> Iterator[Exchange]:
         with exact(device, kind):
-            round_ = max(federation.run.per_round, federation.run.method.warm_up)
+            round_ = federation.run.most_clients
             several = min(n, round_) or (
                 1 if device == "cpu" else clients_at_once(federation.model(), round_, len(devices))
             )

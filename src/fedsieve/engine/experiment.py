@@ -251,12 +251,10 @@ class Run:
                 f"{self.method.name} serves {served} device classes but task.tiers names {tiers}: give "
                 f"each its share of the clients, such as task.tiers={','.join([f'{1 / served:.3g}'] * served)}"
             )
-        if self.method.warm_up > (first := self._first_class()):
+        if (most := max(self.method.warm_ups, default=0)) > (first := self._first_class()):
             there = "are of the first tier" if first < self.task.clients else "are there"
-            raise InputError(
-                f"{self.method.name} warms up on {self.method.warm_up} clients but only {first} {there}: lower "
-                f"method.c_d or raise task.clients"
-            )
+            fewer = "lower method.c_d or raise task.clients"
+            raise InputError(f"{self.method.name} warms up on {most} clients but only {first} {there}: {fewer}")
         if served and 0 in self._per_tier():
             tier = self._per_tier().index(0)
             raise InputError(
@@ -291,14 +289,19 @@ class Run:
 
     @property
     def first(self) -> int:
-        """The first round: 1, or 0 where the method warms up."""
-        return 0 if self.method.warm_up else 1
+        """The first round: 1, or 0 or less where the method warms up."""
+        return 1 - len(self.method.warm_ups)
+
+    @property
+    def most_clients(self) -> int:
+        """The clients of the largest round."""
+        return max((self.per_round, *self.method.warm_ups))
 
     def lr_at(self, t: int) -> float:
         """Return the learning rate of round t = 1 ... T: lr (lr_end/lr)^((t - 1 + lr_offset) / (lr_rounds or T)).
 
-        A warm-up, round 0, has ``lr``; no round has less than ``lr_end``. With milestones the exponent is the share of
-        them that is past. Other schedules have the same share, of the rounds after ``lr_warmup``.
+        A warm-up, round 0 or before, has ``lr``; no round has less than ``lr_end``. With milestones the exponent is the
+        share of them that is past. Other schedules have the same share, of the rounds after ``lr_warmup``.
         """
         if 0 < t <= self.lr_warmup:
             return self.lr * t / (self.lr_warmup + 1)
@@ -316,12 +319,11 @@ class Run:
     def sample(self, t: int) -> list[int]:
         """Return the clients of round t, ascending: from every tier its share of ``per_round``.
 
-        A warm-up, round 0, takes all its clients from the first tier, if the method serves several. Where tiers are of
-        a round alone, its clients are drawn from all.
+        Before round 1 all are of the first tier, if the method serves several. Tiers of a round are drawn from all.
         """
-        if t == 0:
-            order = torch.randperm(self._first_class(), generator=rng(self.seed, "sample", 0))
-            return sorted(order[: self.method.warm_up].tolist())
+        if t < 1:
+            order = torch.randperm(self._first_class(), generator=rng(self.seed, "sample", t))
+            return sorted(order[: self.method.warm_ups[t - 1]].tolist())
         if self.task.tier_by == "round":
             return sorted(self._order(t))
         clients, first = list[int](), 0
@@ -336,7 +338,7 @@ class Run:
         """Return the device classes of some clients of round t."""
         if self.task.tier_by == "client":
             return {client: self.task.tier(client) for client in clients}
-        order, edges = self._order(t) if t else [], self.task.edges(self.per_round)
+        order, edges = self._order(t) if t > 0 else [], self.task.edges(self.per_round)
         classes = {
             client: next(i for i, edge in enumerate(edges) if place < edge) for place, client in enumerate(order)
         }

@@ -64,9 +64,12 @@ def check_method_type(method: Any) -> None:
     for name, text in (("name", method.name), ("policy", method.policy)):
         if not isinstance(text, str):
             raise InputError(f"{type_name(method)}: {name} must be a text, got {text!r}")
-    for name, number in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
-        if type(number) is not int or number < 0:
-            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, got {number!r}")
+    for name, value in (("warm_up", method.warm_up), ("tiers", method.tiers or 0)):
+        several = isinstance(value, tuple) and name == "warm_up"
+        numbers = value if isinstance(value, tuple) and several else (value,)
+        if any(type(number) is not int or number < several for number in numbers):
+            more = "or several of 1 or more, " if name == "warm_up" else ""
+            raise InputError(f"{method.name}: {name} must be a whole number, 0 or more, {more}got {value!r}")
 
 
 def lr_factor(schedule: Callable[[float], float], past: float) -> float:

@@ -61,7 +61,7 @@ def rounds(
     """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops.
 
     It goes from the beginning, or from the checkpoint ``start``, to round ``last`` (0: all). The beginning is round 1,
-    or round 0 where the method needs a warm-up. A ``Run`` is opened, with ``data`` and ``measure`` as ``open_run`` has
+    or before it where the method warms up. A ``Run`` is opened, with ``data`` and ``measure`` as ``open_run`` has
     them, and warns (MostlyDense) where the method's policy leaves more than a tenth of all weights dense.
     """
     if isinstance(run, Federation):

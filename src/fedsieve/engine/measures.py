@@ -62,7 +62,7 @@ def measure_round(
         columns |= {"mismatch": None, "layers": layers}
         if layers and t > run.first:
             columns["mismatch"] = mismatch(*(state.support(method.deploy(state)) for state in (before, after)))
-        if t and (t % EVERY == 0 or t in (1, run.rounds)):
+        if t > 0 and (t % EVERY == 0 or t in (1, run.rounds)):
             positions = {n: top(after.params[n], SHARE) & (after.params[n] != 0) for n in after.sparse}
     if "pruned" in federation.measure and tests and (pruned := method.pruned(after)) is not None:
         columns |= {f"{name}_pruned": value for name, value in tests.of(pruned).items()}

@@ -72,10 +72,8 @@ class Private(Method[Any]):
             )
         if self.inner.copies > 1:
             raise InputError(f"{self.inner.name}'s clients send more than a model: take flash, pdst, fedavg, fedprox")
-        if 0 < self.warm_up < self.cohort:
-            raise InputError(
-                f"a warm-up of {self.warm_up} clients is below the cohort of {self.cohort}: raise inner.c_d"
-            )
+        if (fewest := min(self.warm_ups, default=self.cohort)) < self.cohort:
+            raise InputError(f"a warm-up of {fewest} clients is below the cohort of {self.cohort}: raise inner.c_d")
 
     @property
     def target_density(self) -> float | None:
@@ -88,8 +86,8 @@ class Private(Method[Any]):
         return self.inner.policy
 
     @property
-    def warm_up(self) -> int:
-        """The clients of round 0."""
+    def warm_up(self) -> int | tuple[int, ...]:
+        """The clients of the rounds before round 1."""
         return self.inner.warm_up
 
     def check_run(self, run: Any) -> None:
@@ -180,9 +178,9 @@ class Private(Method[Any]):
         """Return the epsilon, at ``delta``, of rounds up to t; as that of a rehearsal unless noise is secret."""
         if per_round < self.cohort:
             raise InputError(f"method.cohort is {self.cohort} but per_round {per_round}: lower it, or raise per_round")
-        rounds = Release(clients, per_round, self.noise, t)
-        first = Release(clients, self.warm_up, self.noise, 1)
-        releases = tuple(one for one in (first, rounds) if one.clients and one.times)
+        warm_ups = self.warm_ups[: min(t, 0) or None]
+        releases = tuple(Release(clients, number, self.noise, 1) for number in warm_ups)
+        releases += (Release(clients, per_round, self.noise, t),) * (t > 0)
         return {EPSILON if self.secret else REHEARSED: epsilon(releases, self.delta)}
 
 

@@ -90,7 +90,7 @@ def _live(rows: Iterator[Row], first: int, last: int, console: Console, clients:
     with Live(Group(bar, clients), console=console, refresh_per_second=4) as live:
         for row in rows:
             value = row[metric] if row[metric] is not None else value
-            bar.update(task, completed=row["round"])
+            bar.update(task, completed=max(row["round"], 0))
             live.update(Group(bar, format_round(row, value, metric), clients))
             _print_remarks(row, console, printed)
 

@@ -101,7 +101,7 @@ class RunRecord:
 
     @property
     def last_round(self) -> int:
-        """The last round that was run; a warm-up is round 0."""
+        """The last round that was run; a warm-up is round 0, or before."""
         return int(number(self.rows[-1].get("round")) or 0) if self.rows else 0
 
     @property
@@ -165,7 +165,7 @@ class RunRecord:
 
     def upload(self) -> float | None:
         """Return the mean bytes of one upload in training (a warm-up aside). None if a row does not say."""
-        trained = [row for row in self.rows if row.get("round") != 0]
+        trained = [row for row in self.rows if row["round"] > 0]
         answers, sizes = [row.get("clients") for row in trained], [number(row.get("bytes_up")) for row in trained]
         count = sum(len(clients) for clients in answers if isinstance(clients, list))
         complete = count and None not in sizes and all(isinstance(one, list) for one in answers)

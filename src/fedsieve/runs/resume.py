@@ -105,7 +105,7 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> list[list[float]]:
 
 def _paths(out: Path) -> list[Path]:
     """Return the checkpoints in the order of their rounds; other files there are none of ours."""
-    named = [p for p in (out / CHECKPOINTS).glob("*.safetensors") if p.stem.isdecimal()]
+    named = [p for p in (out / CHECKPOINTS).glob("*.safetensors") if p.stem.removeprefix("-").isdecimal()]
     return sorted(named, key=lambda p: int(p.stem))
 
 

@@ -53,7 +53,7 @@ class RoundContext:
     """Which round a server's function is called in, of how many, and for whom."""
 
     round: int = 1
-    """t; 0 in a warm-up."""
+    """t; 0, or less, in a warm-up."""
     rounds: int = 1
     """T, the rounds of the run."""
     clients: int = 1
@@ -123,7 +123,7 @@ class Device:
     rng: torch.Generator
     """On the CPU, seeded by (run, round, client): the only source of chance a client may use."""
     round: int = 1
-    """t, of the run's ``rounds`` T; 0 in a warm-up."""
+    """t, of the run's ``rounds`` T; 0, or less, in a warm-up."""
     rounds: int = 1
     augment: Augment | None = None
     """What is done to a batch's raw inputs before they are normalised, by chance from ``rng``; None: nothing."""
@@ -239,9 +239,18 @@ class Method(ABC, Generic[S]):
         return None
 
     @property
-    def warm_up(self) -> int:
-        """How many clients take part in a round 0, before round 1; 0: there is no such round."""
+    def warm_up(self) -> int | tuple[int, ...]:
+        """How many clients take part in a round 0, before round 1; 0: there is no such round.
+
+        Of several rounds before round 1 it is each one's number: (8, 4) are eight in round -1, four in round 0.
+        """
         return 0
+
+    @property
+    def warm_ups(self) -> tuple[int, ...]:
+        """How many clients take part in each round before round 1, of which round 0 is the last."""
+        number = self.warm_up
+        return number if isinstance(number, tuple) else (number,) * (number > 0)
 
     @property
     def tiers(self) -> int | None:

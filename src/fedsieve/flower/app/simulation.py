@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def simulate(config: AppConfig, nodes: int, workers: int) -> Iterator[dict[str, 
             federation += f" init-args-num-cpus={workers}"
         with superlink(home, {ENDED: str(outcome), "RAY_ADDRESS": ray}) as link:
             answer = link.flwr("run", str(home / "app"), "--federation-config", federation)
-            yield from _followed(Path(config.out), link, answer["run-id"], outcome, rows[-1]["round"] if rows else -1)
+            yield from _followed(Path(config.out), link, answer["run-id"], outcome, rows[-1]["round"] if rows else -inf)
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def _home(out: Path) -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _followed(out: Path, link: SuperLink, run: str, outcome: Path, last: int) -> Iterator[dict[str, Any]]:
+def _followed(out: Path, link: SuperLink, run: str, outcome: Path, last: float) -> Iterator[dict[str, Any]]:
     """Yield the rows of the rounds after ``last`` until the run has ended."""
     last_question, silent = time.monotonic(), 0
     while True:
@@ -107,4 +108,4 @@ def simulated(
     check_directory(folder, federation, recipe, execution)
     place = {"out": str(folder.absolute()), "data": str(execution.root or "")}
     config = AppConfig(**asdict(execution) | place, recipe=recipe, settings=shlex.join(settings))
-    return simulate(config, max(federation.run.per_round, federation.run.method.warm_up), workers)
+    return simulate(config, federation.run.most_clients, workers)

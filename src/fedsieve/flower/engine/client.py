@@ -134,4 +134,4 @@ class ClientMemory:
         return self.folder / f"{t:06d}.bin"
 
     def _rounds(self) -> list[int]:
-        return sorted(int(p.stem) for p in self.folder.glob("*.bin") if p.stem.isdecimal())
+        return sorted(int(p.stem) for p in self.folder.glob("*.bin") if p.stem.removeprefix("-").isdecimal())

@@ -75,7 +75,7 @@ class RunCost:
 
     def seconds(self, run: Run, examples: int, tests: int, first: int = 0) -> float:
         """Return what a run takes after round ``first``: ``examples`` of a client, ``tests`` examples of a test."""
-        warm_up = run.method.warm_up * (self.warm_up_client + self.update + examples * self.warm_up_example)
+        warm_up = sum(run.method.warm_ups) * (self.warm_up_client + self.update + examples * self.warm_up_example)
         left = run.rounds - first
         test = -(-left // run.evaluate_every) * tests * self.test_example
         return START + (warm_up if not first else 0) + left * self.seconds_of_round(run, examples) + test
@@ -164,7 +164,7 @@ class _Measurement:
 
     def cost(self) -> RunCost:
         """Return what the parts of a round take, the device classes' weighed by their shares."""
-        warm_up = (0.0, 0.0, 0.0, 0.0) if self.run.first else self._parts(0, 0, 2)
+        warm_up = max((self._parts(t, 0, 2) for t in range(self.run.first, 1)), default=(0.0, 0.0, 0.0, 0.0))
         tiers = self.run.task.tiers
         parts = [self._parts(1, tier, LEAST) for tier in range(len(tiers))]
         client, example, server, update = (_weighed(values, tiers) for values in zip(*parts, strict=True))
@@ -177,7 +177,7 @@ class _Measurement:
         and is not counted. The state goes on.
         """
         down, few, up, _ = self._round(t, tier, (0, 0))
-        slow, repeats = few > SLOW, REPEATS if t else 2  # a warm-up has many epochs
+        slow, repeats = few > SLOW, REPEATS if t > 0 else 2  # a warm-up has many epochs
         self._resize(2 if slow else max(least, min(MOST, int(ENOUGH / max(few, 1e-3)))))
         sizes = [len(shard) for shard in self.federation.shards]
         if not slow:

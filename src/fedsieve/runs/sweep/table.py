@@ -88,7 +88,7 @@ def cell_results(grid: Grid, folder: Path) -> list[CellResult]:
 def _cell_result(cell: Cell, folders: list[Path]) -> CellResult:
     runs = [read_record(folder) if (folder / "summary.json").exists() else None for folder in folders]
     whole = [run for run in runs if run and run.summary]
-    rows = [row for run in whole for row in run.rows if row["round"] > 0]  # a warm-up is round 0
+    rows = [row for run in whole for row in run.rows if row["round"] > 0]  # not a warm-up
     up, dense = (sum(number(row.get(name)) or 0.0 for row in rows) for name in ("bytes_up", "bytes_dense_up"))
     uploads = sum(len(row.get("clients") or ()) for row in rows)
     work, dense_work = (sum(run.final(f"multiply_adds{of}") or 0.0 for run in whole) for of in ("", "_dense"))
