@@ -174,15 +174,22 @@ def test_a_logger_that_comes_later_gets_the_rounds_before(name: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_round_that_is_run_again_is_not_there_twice(name: str, tmp_path: Path) -> None:
+def test_of_a_round_that_is_run_again_the_last_numbers_are_there_as_far_as_can_be(name: str, tmp_path: Path) -> None:
     logger, out = LOGGER_KINDS[name](), tmp_path / "run"
     out.mkdir()
     with logger.open(observed(out)):
-        for t, accuracy in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25), (3, 0.35)):
+        for t, accuracy in ((-1, 0.01), (0, 0.05), (1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25), (3, 0.35)):
             logger.log_row({"round": t, "accuracy": accuracy, "bytes_up": t})
-    again = name == "tensorboard"
-    wanted = [(1, 0.1), (2, 0.25 if again else 0.2), (3, 0.35 if again else 0.3)]
-    assert READ[name](out)["accuracy"] == [(t, pytest.approx(value)) for t, value in wanted]
+        if name == "wandb":
+            assert logger.run.summary["accuracy"] == 0.35  # type: ignore[attr-defined]
+    first, second = [(2, 0.2), (3, 0.3)], [(2, 0.25), (3, 0.35)]
+    points = {"tensorboard": second, "mlflow": [*first, *second]}.get(name, first)
+    before = [(0, 0.05), (1, 0.1)] if name in ("wandb", "trackio") else [(-1, 0.01), (0, 0.05), (1, 0.1)]
+    assert READ[name](out)["accuracy"] == [(t, pytest.approx(value)) for t, value in [*before, *points]]
+    if name == "mlflow":
+        from mlflow import MlflowClient
+
+        assert MlflowClient().get_run(logger.id).data.metrics["accuracy"] == 0.35  # type: ignore[attr-defined]
 
 
 def observed(out: Path) -> ObservedRun:

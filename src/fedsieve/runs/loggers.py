@@ -3,7 +3,9 @@
 What is logged is every number of a row: metrics, bytes, multiply-adds, density, seconds; and the settings, as
 hyper-parameters. ``loggers.json`` in the run directory holds the ids by which a resumed run goes on with the same
 logger's run. A round is logged once: those that are there are not logged again, and those that are missing are.
-TensorBoard forgets a round that the run has gone back over; the others, which forget nothing, keep its first numbers.
+Of a round that is run again, after the run has gone back over it, TensorBoard keeps the last numbers alone; MLflow has
+both, the last as the metric's value; Weights & Biases the last in its summary, the first in its charts; Trackio the
+first.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from fedsieve.types import InputError
 
 PROJECT = "fedsieve"
 """The project, or experiment, that runs are filed under where none is named."""
+NEVER = -(2**31)
+"""Before any round."""
+FLUSH = "x_transaction_log_flush_interval"
+"""W&B's setting of the seconds after which its log is written; what is later is lost to ``kill -9``, 15 s by itself."""
 BATCH = 100
 """The parameters that MLflow takes at once."""
 
@@ -37,7 +43,7 @@ class _Tracker(RunLogger):
     name: ClassVar[str]
     """By which ``--log`` knows it."""
     package: ClassVar[str]
-    last: int = -1
+    last: int = NEVER
     """The last round that is logged."""
 
     def check(self, folder: Path | None) -> None:
@@ -72,9 +78,11 @@ class _Tracker(RunLogger):
     def log_row(self, row: Mapping[str, Any]) -> None:
         """Log the row of a round."""
         t = int(row["round"])
-        if t > self.last or self._forget(t):
+        if t > self.last:
             self._log(t, numbers_of(row))
             self.last = t
+        else:
+            self._log_again(t, numbers_of(row))
 
     @abstractmethod
     def _begin(self, run: ObservedRun, ids: dict[str, Any]) -> dict[str, Any]:
@@ -89,9 +97,8 @@ class _Tracker(RunLogger):
     @abstractmethod
     def _end(self, failed: bool) -> None: ...
 
-    def _forget(self, t: int) -> bool:
-        """Forget the rounds from t on, and tell whether that can be."""
-        return False
+    def _log_again(self, t: int, numbers: dict[str, float]) -> None:
+        """Log a round that the run has gone back over, as far as the library can."""
 
 
 class TensorBoard(_Tracker):
@@ -112,9 +119,9 @@ class TensorBoard(_Tracker):
         name = logged_name(run, ids)
         self.path = self.folder / name if self.folder else Path(run.folder or "") / "tensorboard"
         there = any(self.path.glob("events.*"))
-        self.last = run.rows[-1]["round"] - 1 if there and run.rows else -1  # the last one may be torn off
+        self.last = run.rows[-1]["round"] - 1 if there and run.rows else NEVER  # the last one may be torn off
         self._write_from(self.last + 1 if there else None)
-        if self.last < 0:
+        if self.last == NEVER:
             summary = import_module("torch.utils.tensorboard.summary")
             settings = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in hyper_parameters(run).items()}
             for part in summary.hparams(settings, {"accuracy": 0.0, "bytes_up": 0.0}):
@@ -124,10 +131,11 @@ class TensorBoard(_Tracker):
     def _write_from(self, purge: int | None) -> None:
         self.writer = import_module("torch.utils.tensorboard").SummaryWriter(str(self.path), purge_step=purge)
 
-    def _forget(self, t: int) -> bool:
+    def _log_again(self, t: int, numbers: dict[str, float]) -> None:
         self.writer.close()
         self._write_from(t)
-        return True
+        self._log(t, numbers)
+        self.last = t
 
     def _log(self, t: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -149,15 +157,17 @@ class WandB(_Tracker):
     def _begin(self, run: ObservedRun, ids: dict[str, Any]) -> dict[str, Any]:
         self.last = ids.get("last", run.rows[-1]["round"]) if ids and run.rows else -1
         ids = {"id": ids.get("id") or secrets.token_hex(4), "name": logged_name(run, ids)}
-        place = {"dir": str(run.folder)} if run.folder else {}
-        self.run = import_module("wandb").init(
+        place: dict[str, Any] = {"dir": str(run.folder)} if run.folder else {}
+        wandb = import_module("wandb")
+        if FLUSH in wandb.Settings.model_fields:
+            place["settings"] = {FLUSH: 1.0}
+        self.run = wandb.init(
             id=ids["id"],
             name=ids["name"],
             resume="allow",
             reinit="create_new",
             config=hyper_parameters(run),
-            **place,
-            **self.options,
+            **{**place, **self.options},
         )
         if self.run.starting_step:  # of a run that goes on at the server, which knows what came through before a crash
             self.last = self.run.starting_step - 1
@@ -165,6 +175,9 @@ class WandB(_Tracker):
 
     def _log(self, t: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=t)
+
+    def _log_again(self, t: int, numbers: dict[str, float]) -> None:
+        self.run.summary.update(numbers)
 
     def _end(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
@@ -185,11 +198,11 @@ class MLflow(_Tracker):
             self.id = ids["run_id"]
             self.client.update_run(self.id, status="RUNNING")
             history = self.client.get_metric_history(self.id, "bytes_up")
-            self.last = max((point.step for point in history), default=-1)
+            self.last = max((point.step for point in history), default=NEVER)
             return {"run_id": self.id}
         experiment = self.client.get_experiment_by_name(self.experiment)
         place = experiment.experiment_id if experiment else self.client.create_experiment(self.experiment)
-        self.id, self.last = self.client.create_run(place, run_name=logged_name(run, ids)).info.run_id, -1
+        self.id, self.last = self.client.create_run(place, run_name=logged_name(run, ids)).info.run_id, NEVER
         params = [self.entities.Param(_plain(k), str(v)[:6000]) for k, v in hyper_parameters(run).items()]
         for start in range(0, len(params), BATCH):
             self.client.log_batch(self.id, params=params[start : start + BATCH])
@@ -199,6 +212,8 @@ class MLflow(_Tracker):
         now = time.time_ns() // 10**6
         metrics = [self.entities.Metric(_plain(name), value, now, t) for name, value in numbers.items()]
         self.client.log_batch(self.id, metrics=metrics)
+
+    _log_again = _log
 
     def _end(self, failed: bool) -> None:
         self.client.set_terminated(self.id, "FAILED" if failed else "FINISHED")
