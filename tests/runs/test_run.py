@@ -187,7 +187,8 @@ def test_a_condition_is_of_any_number_in_a_row_and_the_first_that_is_met_counts(
         ("accuracy>=high", "until must be a round, .*, got accuracy>=high"),
         ("accuracy>=nan", "until must be a round, .*, got accuracy>=nan"),
         ("acuracy>=.9", "there is no column 'acuracy'; did you mean accuracy"),
-        ("kernels>=1", "kernels is no number; numbers are round, accuracy, "),
+        ("kernels>=1", "there is no column .kernels.; did you mean .*accuracy|there is no column"),
+        ("accuracy_worst_tenth>=.9", "there is no column .*; it is there with --measure clients"),
     ],
 )
 def test_a_condition_that_cannot_be_is_one_line(until: str, line: str) -> None:

@@ -6,12 +6,16 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from fedsieve.engine import Federation
-from fedsieve.types import InputError
+from fedsieve.engine import Federation, Round
+from fedsieve.server.admission import SAVED
+from fedsieve.types import InputError, rng
+from fedsieve.types.method import expected_of
 
+MEASURED = {"clients": ["_clients", "_worst_tenth", "_spread"], "pruned": ["_pruned"]}
+"""What ``--measure`` adds to the names of the task's metrics."""
 EXAMPLE = "such as 30, or accuracy_validation>=.9, or both, by a comma"
 
 
@@ -55,6 +59,10 @@ class StopRule:
                 )
             if column in ("accuracy", "accuracy_validation") and "accuracy" not in metrics:
                 raise InputError(f"until: the task has no accuracy; its metrics are {', '.join([*metrics, *held_out])}")
+        known = _columns(federation) if self.conditions else None
+        for column in (one.column for one in self.conditions):
+            if known and column not in known:
+                raise InputError(f"until: {unknown_column(column, known)}{_measure(column, metrics)}")
 
     def reason(self, row: Mapping[str, Any] | None, metrics: Iterable[str]) -> str | None:
         """Return the condition that a row meets, None if none does or none of the task's ``metrics`` was tested.
@@ -82,6 +90,28 @@ def parse_stop_rule(text: str) -> StopRule:
         else:
             raise InputError(f"until must be a round, or COLUMN>=NUMBER or COLUMN<=NUMBER, {EXAMPLE}, got {part}")
     return StopRule(last, tuple(conditions))
+
+
+def _columns(federation: Federation) -> list[str] | None:
+    """Return the columns of numbers that rows will have; None if the method does not name its clients' metrics."""
+    run, suffixes = federation.run, ["", "_validation"]
+    expected = expected_of(run.method, run.method.init(federation.model(), rng(run.seed, "init")), run.context(1))
+    if expected.metrics is None:
+        return None
+    suffixes += MEASURED["clients"] if "clients" in federation.measure else []
+    suffixes += MEASURED["pruned"] if "pruned" in federation.measure else []
+    plain = [f.name for f in fields(Round) if f.type in ("int", "float", "float | None") and f.name != "t"]
+    masks = ["mismatch", *SAVED] if "masks" in federation.measure else []
+    spent = run.method.spent(0, run.per_round, run.task.clients) or {}
+    scores = [f"{name}{suffix}" for suffix in suffixes for name in federation.metrics]
+    return [*dict.fromkeys([*scores, *expected.metrics, *plain, *masks, *spent, "round"])]
+
+
+def _measure(column: str, metrics: Iterable[str]) -> str:
+    """Return how a column would be there, if it is one that is measured where that is asked for; empty if not."""
+    names = {f"{name}{suffix}": what for what, every in MEASURED.items() for suffix in every for name in metrics}
+    what = names.get(column) or ("masks" if column in ("mismatch", *SAVED) else "")
+    return f"; it is there with --measure {what}" if what else ""
 
 
 def unknown_column(name: str, columns: Iterable[str]) -> str:
