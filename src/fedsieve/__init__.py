@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fedsieve.client.metrics import Metric
     from fedsieve.data import Dataset
     from fedsieve.engine import Federation, Round, Run, Task, local, open_run, pool, rounds
+    from fedsieve.runs.compression import compress
     from fedsieve.runs.frames import load_runs
     from fedsieve.runs.loggers import MLflow, TensorBoard, Trackio, WandB
     from fedsieve.runs.run import RunResult, run
@@ -44,6 +45,7 @@ __all__ = [
     "Update",
     "WandB",
     "__version__",
+    "compress",
     "load_runs",
     "local",
     "open_run",
@@ -56,7 +58,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
     if name in __all__:
-        losses, runs = ("client.metrics", "client.losses"), ("runs.run", "runs.loggers", "runs.frames")
+        losses, runs = (
+            ("client.metrics", "client.losses"),
+            ("runs.run", "runs.loggers", "runs.frames", "runs.compression"),
+        )
         for package in ("types", *losses, "data", "engine", *runs):
             exported = import_module(f"fedsieve.{package}")
             if hasattr(exported, name):

@@ -1,4 +1,5 @@
-"""The commands: run, sweep, list, data, reproduce, report, figure, plot, predict, export, doctor, flower; and bench.
+"""The commands: run, sweep, list, data, reproduce, report, figure, plot, predict, export, compress, doctor, flower;
+and bench.
 
 Those that run something have a flag for each field of ``Execution`` that concerns them. What a command needs it imports
 itself, so that PyTorch is not loaded for a page of help.
@@ -301,6 +302,23 @@ def export_command(
 
     check_export_path(out)
     typer.echo(export(open_model(model, recipe), out))
+
+
+@app.command("compress")
+def compress_command(
+    weights: Annotated[Path, typer.Argument(help="Weights, as of run --init; or a run directory.", metavar="WEIGHTS")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    density: Annotated[float, typer.Option(help="The share of the policy's weights that is kept.")] = 0.1,
+    method: Annotated[str, typer.Option(help="global (one cut over all layers), uniform or erk.")] = "global",
+    policy: Annotated[str, typer.Option(help="Which layers are pruned: a policy, or layers by a comma.")] = "all",
+    model: Annotated[str, typer.Option(help="Your file.py:function or file.py:Class that makes the network.")] = "",
+    shape: Annotated[str, typer.Option(help="The shape of one example, such as 3,32,32, for ONNX.")] = "",
+    recipe: Own = "",
+) -> None:
+    """Prune a model that was trained elsewhere, once, by magnitude, and export it; or the model of a run."""
+    from fedsieve.cli.compression import compress_to
+
+    compress_to(out, weights, model, shape, recipe, density=density, method=method, policy=policy)
 
 
 @flower_app.callback()

@@ -18,7 +18,7 @@ from fedsieve.engine import Run
 from fedsieve.recipes.catalogue import Recipe, recipes
 from fedsieve.types import InputError
 
-__all__ = ["Recipe", "apply_settings", "load_recipe", "recipes"]
+__all__ = ["Recipe", "apply_settings", "load_model", "load_recipe", "recipes"]
 
 T = TypeVar("T")
 
@@ -51,6 +51,13 @@ def _find_run(name: str) -> Run:
     if not isinstance(run, Run):
         raise InputError(f"{name} returns no Run but {type(run).__name__}: a recipe is a function that returns a Run")
     return run
+
+
+def load_model(name: str) -> Callable[[], Any]:
+    """Return the function, or class, of a model that is given as ``file.py:function``. Raises InputError."""
+    if ".py:" not in name:
+        raise InputError(f"{name} is no model of yours: give the function that makes it as file.py:function")
+    return _load_function(*name.rsplit(":", 1))
 
 
 def _load_function(path: str, function: str) -> Callable[[], object]:

@@ -35,7 +35,7 @@ from fedsieve.engine import Task
 from fedsieve.engine.federation import described, first_examples, resolve_model
 from fedsieve.engine.initial import no_model, read_fsv
 from fedsieve.engine.setup import read_dataset
-from fedsieve.recipes import load_recipe
+from fedsieve.recipes import load_model, load_recipe
 from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
@@ -209,9 +209,27 @@ def _empty_network(metadata: ModelMetadata, recipe: str) -> nn.Module:
     if built_in and metadata.shape:
         with torch.device("meta"):
             return built_in(metadata.shape[0], max(1, len(metadata.classes)))
+    if "kind" not in metadata.run["task"] and metadata.recipe == "compress":
+        return _compressed_network(metadata, recipe)
     network = _own_task(metadata.run["task"], "model", metadata.recipe, recipe).model
     assert not isinstance(network, str)
     return resolve_model(network)
+
+
+def module_name(model: nn.Module) -> str:
+    """Return the class of a module as metadata name it."""
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def _compressed_network(metadata: ModelMetadata, function: str) -> nn.Module:
+    """Return the network of a module that was compressed, from the user's function that makes one."""
+    if not function:
+        what = f"the model {metadata.network} is code of your own"
+        raise InputError(f"{what}: name the function that makes it, --recipe FILE.py:FUNCTION")
+    network = resolve_model(load_model(function))
+    if module_name(network) != metadata.network:
+        raise InputError(f"--recipe {function} gives {module_name(network)}, not {metadata.network}: name its own")
+    return network
 
 
 def _own_task(settings: dict[str, Any], field: str, trained_by: str, recipe: str) -> Task:
