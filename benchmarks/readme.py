@@ -21,6 +21,7 @@ import picture
 import precision
 import private_table
 import scale
+import settings
 import topk
 from accuracy import LABELS, card_line, table
 
@@ -102,6 +103,9 @@ def filled(text: str) -> str:
     def selected(match: re.Match[str]) -> str:
         return f"<!-- topk -->\n{topk.table()}\n<!-- end -->"
 
+    def chosen(match: re.Match[str]) -> str:
+        return f"<!-- settings -->\n{settings.table()}\n<!-- end -->"
+
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
@@ -136,6 +140,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- authors -->\n.*?<!-- end -->", authors_, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- topk -->\n.*?<!-- end -->", selected, text, flags=re.S)
+    text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)
     text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 

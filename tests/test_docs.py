@@ -1,5 +1,6 @@
 """The README and the docs say what the results say, and every link leads somewhere."""
 
+import importlib
 import json
 import re
 import runpy
@@ -50,6 +51,21 @@ def test_the_committed_results_show_what_they_are_said_to_show() -> None:
 
 
 @pytest.mark.slow
+def test_a_setting_is_better_beyond_noise_with_every_seed_and_by_more_than_seeds_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    choice = importlib.import_module("settings").choice
+    for metric, own, other, wanted in (
+        ("accuracy", [0.90, 0.91], [0.95, 0.96], ("other", True)),
+        ("accuracy", [0.90, 0.96], [0.95, 0.97], ("other", False)),  # by less than its seeds are apart
+        ("accuracy", [0.90, 0.91], [0.97, 0.90], ("other", False)),  # with one seed of two
+        ("accuracy", [0.90, 0.91], [0.99, None], ("own", False)),  # it diverged
+        ("mse", [0.90, 0.91], [0.95, 0.96], ("own", False)),
+    ):
+        assert choice({"metric": metric, "own": "own", "tried": {"own": own, "other": other}}) == wanted
+
+
 def test_the_demo_is_the_readmes_row_of_seed_0() -> None:
     """What ``scripts/demo`` ends with; other processors may turn one test example or two, .28 of a point each."""
     row = json.loads((ROOT / "benchmarks/results/digits.json").read_text())["recipes"]["zerofl"]

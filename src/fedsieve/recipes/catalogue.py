@@ -1,7 +1,8 @@
 """The built-in recipes: every method on every dataset, at the settings of the method's paper, and what is beside that.
 
 ``PRESETS`` are the papers' settings for each dataset: everything of a run but its method. Rows of the papers' tables
-differ from a recipe by some settings: see ``fedsieve.recipes.papers``.
+differ from a recipe by some settings: see ``fedsieve.recipes.papers``. What is no paper's (the digits', the GPT's, the
+regression's) is judged on validation by ``benchmarks/settings.py``; its table stands in docs/benchmarks/accuracy.md.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ CONSTANT = {"lr": 0.01, "lr_end": 0.01, "momentum": 0.9}
 WRITERS = "300 writers of FEMNIST{}; the complete set: -s task.clients={}"
 
 PRESETS: dict[str, Preset] = {
-    # scikit-learn's 8x8 digits on a small network: half a minute
+    # scikit-learn's 8x8 digits on a small network: half a minute; settings of our own, judged on validation
     "digits": Preset(
         "the handwritten digits, LDA 1.0",
         Task("digits_net", "digits", 20, "lda:1.0"),
@@ -84,7 +85,8 @@ PRESETS: dict[str, Preset] = {
         Task("resnet18", "speech_commands", 100, validation=VALIDATION),
         {"rounds": 200, "per_round": 10, "lr": 0.01, "lr_end": 0.001, "evaluate_every": 10},
     ),
-    # LEAF's Shakespeare (Caldas et al. 2018), of the roles that char-rnn's text has; a small GPT on the same
+    # LEAF's Shakespeare (Caldas et al. 2018), of the roles that char-rnn's text has: lr and batch are LEAF's; a small
+    # GPT on the same, its settings our own
     "shakespeare": Preset(
         "Shakespeare's roles, by LEAF's LSTM",
         Task("char_lstm", "shakespeare", 227, "group", loss=NextToken()),
@@ -95,7 +97,7 @@ PRESETS: dict[str, Preset] = {
         Task("char_gpt", "shakespeare", 227, "group", loss=NextToken()),
         {"rounds": 100, "per_round": 10, "batch": 8, **ADAMW, "lr": 3e-3, "lr_end": 3e-4, "evaluate_every": 10},
     ),
-    # scikit-learn's diabetes: a regression of one number, on ten hospitals
+    # scikit-learn's diabetes: a regression of one number, on ten hospitals; settings of our own, judged on validation
     "diabetes": Preset(
         "a regression of diabetes' progress",
         Task("mlp", "diabetes", 10, loss=Regression()),
