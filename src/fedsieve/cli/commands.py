@@ -1,5 +1,4 @@
-"""The commands: run, sweep, list, data, reproduce, report, figure, plot, predict, export, compress, doctor, flower;
-and bench.
+"""The commands, from run to flower; and bench.
 
 Those that run something have a flag for each field of ``Execution`` that concerns them. What a command needs it imports
 itself, so that PyTorch is not loaded for a page of help.
@@ -289,19 +288,23 @@ def predict_command(
 def export_command(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    weights: Annotated[str, typer.Option(help="float32, or in ONNX int8: the accuracy is measured.")] = "float32",
+    data: DataDir = None,
     recipe: Own = "",
 ) -> None:
     """Write the deployed model of a run as ONNX, as a compact sparse file, or as safetensors.
 
-    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself.
-
-    A .fsv leaves the zeros out, and `fedsieve predict model.fsv INPUT` needs no run directory.
+    The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself. A .fsv leaves zeros out, and
+    `fedsieve predict model.fsv INPUT` needs no run directory.
     """
-    from fedsieve.runs.export import check_export_path, export
+    from fedsieve.runs.export import check_export_path, export, quantization_cost
     from fedsieve.runs.model import open_model
 
-    check_export_path(out)
-    typer.echo(export(open_model(model, recipe), out))
+    check_export_path(out, weights)
+    trained = open_model(model, recipe)
+    if weights == "int8":
+        typer.echo(quantization_cost(trained, recipe, data))
+    typer.echo(export(trained, out, weights))
 
 
 @app.command("compress")

@@ -1,16 +1,18 @@
 """``fedsieve export``: the deployed model as ONNX, as a compact sparse file, or as plain safetensors.
 
 The ONNX graph takes raw examples, an input called ``input`` of shape [batch, *shape] and any batch: the normalisation
-is a part of it. Its output ``logits`` is [batch, classes]. ONNX and safetensors hold the zeros too.
+is a part of it. Its output ``logits`` is [batch, classes]. Safetensors hold the zeros too.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +20,39 @@ from rich.filesize import decimal
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
+from fedsieve.client.evaluation import accuracy
 from fedsieve.data.storage import check_output, write_output
-from fedsieve.runs.model import TrainedModel, encode_model
+from fedsieve.runs.compact_graph import SMALLEST, check_weights, compact_, dequantize
+from fedsieve.runs.model import TrainedModel, encode_model, load_test_set
 from fedsieve.types import InputError, clone_shared
 from fedsieve.types.errors import package
 
 
-def check_export_path(out: Path) -> None:
+def quantized(model: TrainedModel) -> TrainedModel:
+    """Return the model with every weight of two or more dimensions as int8 numbers stand for it."""
+    network = copy.deepcopy(model.network)
+    for name, value in network.named_parameters():
+        if value.dim() >= 2 and value.dtype == torch.float32 and value.numel() >= SMALLEST:
+            network.get_parameter(name).data = dequantize(value)
+    return replace(model, network=network)
+
+
+def quantization_cost(model: TrainedModel, recipe: str = "", data: str | None = None) -> str:
+    """Return in one line the accuracy on the run's test set in float32, and with int8 weights."""
+    if "dataset" not in model.metadata.run["task"]:
+        return "accuracy with int8 weights: not measured, since this model names no test set"
+    test = load_test_set(model.metadata, recipe, data)
+    if not model.metadata.classes or not isinstance(test.y, Tensor) or test.y.dim() != 1:
+        return "accuracy with int8 weights: not measured, since the test set has no classes"
+    before, after = (accuracy(one.network, test) for one in (model, quantized(model)))
+    return f"accuracy {before:.2%} in float32, {after:.2%} with int8 weights, of {len(test)} test examples"
+
+
+def check_export_path(out: Path, weights: str = "float32") -> None:
     """Raise InputError unless a model can be written to ``out``, where no file may be yet."""
+    check_weights(weights)
+    if weights != "float32" and out.suffix != ".onnx":
+        raise InputError(f"--weights {weights} is of ONNX alone: name a model.onnx, not {out.name}")
     if out.suffix not in FORMATS:
         raise InputError(f"{out}: a model is exported as .onnx, .fsv (compact, sparse) or .safetensors: end it so")
     check_output(out, f"model{out.suffix}")
@@ -33,10 +60,13 @@ def check_export_path(out: Path) -> None:
         raise InputError(f"{out} is there already: remove it, or choose another name")
 
 
-def export(model: TrainedModel, out: Path) -> str:
-    """Write the model to ``out`` in the form that its suffix names; return in one line what was written."""
-    check_export_path(out)
-    content = FORMATS[out.suffix](model)
+def export(model: TrainedModel, out: Path, weights: str = "float32") -> str:
+    """Write the model to ``out`` in the form that its suffix names; return in one line what was written.
+
+    ``weights``: float32, or in ONNX int8, which ``quantized`` says what it answers. Raises InputError.
+    """
+    check_export_path(out, weights)
+    content = _onnx(model, weights) if out.suffix == ".onnx" else FORMATS[out.suffix](model)
     write_output(out, content)
     dense = model.dense_bytes()
     return (
@@ -58,7 +88,7 @@ class _Raw(nn.Module):
         return logits
 
 
-def _onnx(model: TrainedModel) -> bytes:
+def _onnx(model: TrainedModel, weights: str = "float32") -> bytes:
     onnx = package("onnx", "onnx")
     package("onnxscript", "onnx")
     example = torch.zeros(2, *model.metadata.shape)
@@ -82,6 +112,7 @@ def _onnx(model: TrainedModel) -> bytes:
         raise InputError("this model's graph takes one size of batch only: export it as .fsv or .safetensors")
     for part in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
         del part.metadata_props[:]  # file names and lines of this machine, of no use elsewhere
+    compact_(graph.graph, weights)
     metadata = model.metadata
     properties = {
         "recipe": metadata.recipe,
