@@ -225,6 +225,9 @@ def test_a_target_is_what_its_column_holds(tmp_path: Path) -> None:
     [
         (PATIENTS, {"y": "dead"}, "has no column 'dead': it has age, sex, ward, ill"),
         (PATIENTS, {"y": "ill", "client": "hospital"}, "has no column 'hospital'"),
+        ("a,y\n1,p\n2,\n", {"y": "y"}, r"column 'y', row 2: a value is missing: fill it, or take the row out"),
+        ("a,y\n,p\nf,q\n", {"y": "y", "categorical": ["a"]}, "column 'a', row 1: a value is missing"),
+        ("a,y,c\n1,p,\n2,q,b\n", {"y": "y", "client": "c"}, "column 'c', row 1: a value is missing"),
         (PATIENTS, {"y": "ill"}, "column 'sex', row 1: 'f' is no number: declare the column categorical"),
         (PATIENTS, {"y": "ill", "x": ["age"], "categorical": ["ward"]}, "'ward' is categorical, but no input"),
         (PATIENTS, {"y": ["age", "ill"], "x": ["age"]}, "column 'ill', row 1: 'no' is no number"),

@@ -116,6 +116,10 @@ def last_is(wrap: Callable[[nn.Linear], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Linear(4, 5), wrap(nn.Linear(5, 2)))
 
 
+def failing() -> Any:
+    raise ValueError("no weights")
+
+
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "a list of lists": (lambda: Gives(lambda y: [[y]]), "the model returns list, where a tensor is needed"),
     "a dictionary without": (lambda: Gives(lambda y: {"y": y}), "the model returns dict, where a tensor is needed, or"),
@@ -238,6 +242,8 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "NaN labels": (labels(Y / 0), "got torch.float32"),
     "negative": (labels(Y - 1), "labels must be int64 .* from -1 to 0"),
     "too short": (labels(Y[:-1]), "60 examples but 59 labels"),
+    "inputs of nothing": (lambda: Data({}, [0, 1]), "^data: x is empty: give a tensor, or several in a tuple"),
+    "a list of inputs": (lambda: Data([torch.ones(2, 3)] * 2, [0, 1]), "x is a list of tensors: torch.stack "),  # type: ignore[arg-type]
     "ragged": (lambda: Data([[1.0], [1.0, 2.0]], [0, 1]), "x must be a tensor, an array or a list of numbers"),  # type: ignore[arg-type]
     "one number": (lambda: Data(torch.ones(()), torch.zeros(1).long()), "no examples but 1 labels"),
     "NaN examples": (data(train=Data(X / 0, Y)), "a training example holds NaN or infinity"),
@@ -257,6 +263,9 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "TensorDataset": (owner(dataset=TensorDataset(X, Y)), r"fedsieve.Dataset\(name, Data\(x, y\).*: TensorDataset"),
     "DataLoader": (owner(dataset=DataLoader(TensorDataset(X, Y))), "gives one: DataLoader"),
     "a function's pair": (owner(dataset=lambda: (X, Y)), "gives one: tuple"),
+    "a model that fails": (owner(model=failing), r"failing fails \(ValueError: no weights, test_fit.py line \d+\)$"),
+    "a dataset that fails": (owner(dataset=failing), r"^task.dataset: failing fails \(ValueError: no weights, "),
+    "a partition that fails": (owner(partition=lambda *a: failing()), r"^partition: .*lambda> fails \(ValueError: no "),
     "a dataset with arguments": (owner(dataset=lambda path: GOOD), "task.dataset: function needs arguments"),
     "an unknown dataset": (owner(dataset="imagenet"), "no dataset is called 'imagenet'"),
     "a share alone": (owner(tiers=0.5), "task.tiers must be shares that add up to 1"),

@@ -24,6 +24,7 @@ from fedsieve.data.partitioner import FlowerPartitioner
 from fedsieve.data.skew import MINIMUM, check_alpha, check_share, dirichlet, quantity, shards
 from fedsieve.data.storage import Arrays, cached_arrays
 from fedsieve.types import InputError, rng
+from fedsieve.types.errors import error_of
 
 FORMS = (
     "iid, lda:ALPHA (such as lda:1.0), dirichlet:ALPHA, shards:K, quantity:ALPHA, group, or group:COLUMN; "
@@ -123,7 +124,12 @@ def partition(spec: Partition, dataset: Dataset, clients: int, seed: int) -> lis
             pass  # a builtin tells no signature
         except TypeError as error:
             raise InputError(f"partition: a function takes dataset, clients and seed ({error})") from None
-        lists = spec(dataset, clients, seed) if callable(spec) else spec
+        try:
+            lists = spec(dataset, clients, seed) if callable(spec) else spec
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise InputError(f"partition: {error_of(spec, error)}") from error
     indices = lists if isinstance(lists, Indices) else Indices.of(lists)
     return indices.checked(len(dataset.train), clients)
 

@@ -35,6 +35,7 @@ from fedsieve.server.admission import Admission
 from fedsieve.server.robust import Loose, Off
 from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
 from fedsieve.types import Data, Device, Examples, InputError, rng
+from fedsieve.types.errors import error_of
 from fedsieve.types.method import expected_of
 
 
@@ -300,7 +301,12 @@ def call(what: str, function: Callable[[], object]) -> object:
         ) from None
     except ValueError:
         pass  # a builtin tells no signature
-    return function()
+    try:
+        return function()
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"task.{what}: {error_of(function, error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -125,7 +126,9 @@ def check_same_run(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
     there, here = flatten_settings(theirs["run"]), flatten_settings(ours["run"])
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if names and names != ["rounds"]:
-        differences = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+        differences = ", ".join(
+            f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here" for name in names
+        )
         raise InputError(f"{out} holds another run ({differences}): {OTHER}{_drawn_anew(names, there, here)}")
     measures = [",".join(manifest["measure"]) or "none" for manifest in (theirs, ours)]
     if measures[0] != measures[1]:
@@ -140,6 +143,11 @@ def check_same_run(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]
         raise InputError(f"{out} already holds this run ({rounds}): add --resume to prolong it, or {OTHER}")
     if not resume:
         raise InputError(f"{out} already holds this run: add --resume to go on with it, or {OTHER}")
+
+
+def _short(value: object) -> str:
+    """Return a setting with eight digits of a hash in it."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{52,56}\b", r"\1", str(value))
 
 
 def _drawn_anew(names: list[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -254,6 +254,10 @@ class Data:
 
 def _examples(name: str, values: Any) -> Examples:
     """Return what a user gave as inputs or targets as tensors. Raises InputError."""
+    if isinstance(values, Mapping | tuple) and not values:
+        raise InputError(f"data: {name} is empty: give a tensor, or several in a tuple or by name")
+    if isinstance(values, list) and values and isinstance(values[0], Tensor) and values[0].numel() != 1:
+        raise InputError(f"data: {name} is a list of tensors: torch.stack examples, give several inputs as a tuple")
     if isinstance(values, Mapping) and values and all(isinstance(key, str) for key in values):
         return {key: _tensor(f"{name}[{key!r}]", one) for key, one in values.items()}
     arrays = isinstance(values, tuple) and all(isinstance(one, Tensor) or hasattr(one, "__array__") for one in values)

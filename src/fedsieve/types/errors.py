@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,3 +54,12 @@ def of_machine(error: BaseException) -> str | None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"something is nested too deeply ({error}; {last.filename} line {last.lineno})"
     return None
+
+
+def error_of(function: object, error: Exception) -> str:
+    """Return in one line what a user's function raised, and in which line of which file."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    line = (str(error).splitlines() or [""])[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f", {Path(frames[1].filename).name} line {frames[1].lineno}" if len(frames) > 1 else ""
+    return f"{name} fails ({type(error).__name__}{': ' if line else ''}{line}{where})"

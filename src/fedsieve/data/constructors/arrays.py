@@ -32,6 +32,8 @@ def rows_of_arrays(x: Any, y: Any, client: Any = None) -> Rows:
 
 
 def _examples(name: str, values: Any) -> Examples | np.ndarray[Any, Any]:
+    if isinstance(values, Mapping | tuple) and not values:
+        raise InputError(f"{name} is empty: give an array, or several in a tuple or by name")
     if isinstance(values, Mapping):
         return {str(key): _array(f"{name}[{key!r}]", one) for key, one in values.items()}
     if isinstance(values, tuple):

@@ -49,6 +49,10 @@ def rows_of_tables(
     values = {name: sorted({text for table in tables for text in table[name]}) for name in categorical}
     several = []
     for path, table in zip(paths, tables, strict=True):
+        for name in (*targets, *owner, *categorical):
+            if "" in table[name]:
+                where = f"{path}: column {name!r}, row {table[name].index('') + 1}"
+                raise InputError(f"{where}: a value is missing: fill it, or take the row out")
         blocks = [_block(f"{path}: column {name!r}", table[name], values.get(name)) for name in inputs]
         columns = {name: _values(texts) for name, texts in table.items() if name in categorical or name not in inputs}
         rows = Rows(torch.from_numpy(np.concatenate(blocks, 1)), _targets(str(path), table, targets), columns=columns)
