@@ -288,6 +288,9 @@ def predict_command(
 def export_command(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="model.onnx, model.fsv (sparse) or model.safetensors.")],
+    to: Annotated[
+        str, typer.Option(help="file, or hub-folder: with a model card, and a loader without FedSieve.")
+    ] = "file",
     weights: Annotated[str, typer.Option(help="float32, or in ONNX int8: the accuracy is measured.")] = "float32",
     data: DataDir = None,
     recipe: Own = "",
@@ -297,14 +300,9 @@ def export_command(
     The ONNX graph takes raw examples (images: 0 to 1), since it normalises them itself. A .fsv leaves zeros out, and
     `fedsieve predict model.fsv INPUT` needs no run directory.
     """
-    from fedsieve.runs.export import check_export_path, export, quantization_cost
-    from fedsieve.runs.model import open_model
+    from fedsieve.cli.export import export_to
 
-    check_export_path(out, weights)
-    trained = open_model(model, recipe)
-    if weights == "int8":
-        typer.echo(quantization_cost(trained, recipe, data))
-    typer.echo(export(trained, out, weights))
+    export_to(out, model, to, weights, recipe, data)
 
 
 @app.command("compress")
@@ -319,7 +317,7 @@ def compress_command(
     recipe: Own = "",
 ) -> None:
     """Prune a model that was trained elsewhere, once, by magnitude, and export it; or the model of a run."""
-    from fedsieve.cli.compression import compress_to
+    from fedsieve.cli.export import compress_to
 
     compress_to(out, weights, model, shape, recipe, density=density, method=method, policy=policy)
 

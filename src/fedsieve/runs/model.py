@@ -67,7 +67,7 @@ class ModelMetadata:
     @property
     def dataset(self) -> str:
         """The dataset's name, or ``module:function`` for one of the user's own."""
-        return _name_of(self.run["task"]["dataset"])
+        return _name_of(self.run["task"].get("dataset", ""))
 
     @property
     def test_limit(self) -> int:

@@ -1,4 +1,4 @@
-"""``fedsieve compress``: weights of a file, or the model of a run, pruned and exported."""
+"""``fedsieve export`` and ``fedsieve compress``: the model of a run, as it is or pruned, as a file or a folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from fedsieve.engine.federation import resolve_model
 from fedsieve.engine.initial import InitialWeights
 from fedsieve.recipes import load_model
 from fedsieve.runs.compression import compress
-from fedsieve.runs.export import check_export_path, export
+from fedsieve.runs.export import check_export_path, export, quantization_cost
+from fedsieve.runs.hub import check_hub_folder, write_hub_folder
 from fedsieve.runs.model import open_model
+from fedsieve.runs.record import read_summary
 from fedsieve.types import InputError
 
 
@@ -31,3 +33,21 @@ def compress_to(out: Path, weights: Path, model: str, shape: str, recipe: str, *
         compressed = compress(open_model(weights, recipe), **how)
     typer.echo(compressed.line())
     typer.echo(export(compressed, out))
+
+
+def export_to(out: Path, path: Path, to: str, weights: str, recipe: str, data: str | None) -> None:
+    """Write the model at ``path``, a run directory or .fsv, as a file, or ``to`` a hub-folder. Raises InputError."""
+    if to not in ("file", "hub-folder"):
+        raise InputError(f"--to must be file or hub-folder, got {to!r}")
+    if to == "hub-folder":
+        check_hub_folder(out)
+        if weights != "float32":
+            raise InputError(f"--weights {weights} is of ONNX alone: leave it out for a hub-folder")
+        summary = read_summary(path) if path.is_dir() else None
+        typer.echo(write_hub_folder(open_model(path, recipe), out, summary))
+        return
+    check_export_path(out, weights)
+    model = open_model(path, recipe)
+    if weights == "int8":
+        typer.echo(quantization_cost(model, recipe, data))
+    typer.echo(export(model, out, weights))
