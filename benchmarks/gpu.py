@@ -114,9 +114,9 @@ def federation_of(method: str, work: Work, data: Path | None) -> Federation:
 
 
 def engines(work: Work, precision: Any) -> dict[str, Engine]:
-    """Return the ways in which a round's clients are trained: half a cohort in bf16 alone, eagerly in float32 alone."""
-    dense, half = "auto" if precision == "fp32" else "dense", work.clients // 2
-    cohorts = {"best": 0, **({f"{half}": half} if precision == "bf16" else {}), "1": 1}
+    """Return the ways in which a round's clients are trained: all at once in bf16 alone, eagerly in float32 alone."""
+    dense, every = "auto" if precision == "fp32" else "dense", work.clients
+    cohorts = {"best": 0, **({f"{every}": every} if precision == "bf16" else {}), "1": 1}
     ways = {f"cohort {name}": cohort(n, work.device, dense, precision) for name, n in cohorts.items()}
     return ways | ({"eager": local(work.device, "dense")} if precision == "fp32" else {})
 

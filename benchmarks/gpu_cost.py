@@ -4,7 +4,8 @@ Claim: nothing of a GPU is measured here. Every operation of one step (batch 16,
 float32 weights) is recorded: its launches on a GPU, the bytes that it reads and writes, its floating-point operations.
 Of the times that launches, bytes and operations take at the rates of ``H100``, the longest counts. What replies take
 stands in benchmarks/results/wire.json, what else a round takes on the host is measured by gpu_host.py, both on one
-core. Counts and times are kept in benchmarks/results/gpu_cost.json.
+core; who waits for whom in a round is simulated (gpu_schedule.py). Counts and times are kept in
+benchmarks/results/gpu_cost.json.
 
     python benchmarks/gpu_cost.py       (half a minute)
 """
@@ -15,19 +16,22 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import topk
 import torch
 from gpu_host import CLIENTS, host_times
+from gpu_schedule import Stage, seconds_of
 from gpu_steps import Stepper, Work
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from fedsieve.engine.loop import READERS
+from fedsieve.engine.cohorts import ENCODERS, FULL
+from fedsieve.engine.loop import READERS, SEVERAL
 from fedsieve.recipes import load_recipe
 from fedsieve.sparse.policy import select_weights
 
@@ -192,8 +196,8 @@ def masks() -> Kernels:
 
 
 CELLS = {
-    "ZeroFL .95": ("zerofl.cifar10_iid", "method.sparsity=.95", "ZeroFL 95 %, r_mask 0", 60, 150),
-    "FLASH .05": ("flash.cifar10_iid", "method.density=.05", "FLASH d .05", 45, 120),
+    "ZeroFL .95": ("zerofl.cifar10_iid", ("method.sparsity=.95", "method.r_mask=0"), "ZeroFL 95 %, r_mask 0", 60, 150),
+    "FLASH .05": ("flash.cifar10_iid", ("method.density=.05",), "FLASH d .05", 45, 120),
 }
 """A cell's recipe, what is changed in it, its messages' row of wire.json, the aim and the least in seconds."""
 CIFAR10 = 50_000
@@ -207,38 +211,81 @@ def computed() -> dict[str, Any]:
     steps = {name: step_times(dense, extra) for name, extra in methods.items()}
     forward = sum(dense[label].together for label in ("convolutions, forward", "norms", "activations and sums"))
     cells = {}
-    for name, (recipe, setting, case, aim, least) in CELLS.items():
-        run = load_recipe(recipe, (setting,))
+    for name, (recipe, settings, case, aim, least) in CELLS.items():
+        run = load_recipe(recipe, settings)
         examples = int(CIFAR10 // run.task.clients * (1 - run.task.validation))
         each = -(-examples // run.batch) * run.epochs
-        warm_up = sum(run.method.warm_ups) * getattr(run.method, "E_d", 0) * each
+        warm_up = sum(run.method.warm_ups) * getattr(run.method, "E_d", 0) * -(-examples // run.batch)
         count = run.rounds * run.per_round * each + warm_up
         tests = run.rounds // run.evaluate_every * TESTS / WORK.batch * forward
         seconds = {way: count * steps[name][way] for way in ("alone", "together")}
-        encode, decode = (run.rounds * run.per_round * each_message for each_message in message_times(case))
-        times = {**seconds, "tests": tests, "encode": encode, "decode": decode}
-        messages, training = encode / CORES + decode / READERS, seconds["together"]
+        message = message_times(case)
+        encode, decode = (run.rounds * run.per_round * each_message for each_message in message)
         host = host_times(run)
-        alone, beside = (run.rounds * part for part in round_on_host(host, training / run.rounds))
-        times |= {"host_alone": alone, "host_beside": beside, "all": training + tests + messages + beside}
+        times = {**seconds, "tests": tests, "encode": encode, "decode": decode}
+        times["host_alone"] = run.rounds * round_on_host(host, 0)[0]
+        first_stage = warm_up * steps[name]["together"]
+        for way, (at_once, processes) in WAYS.items():
+            collected = seconds_of(stages(each, steps[name], host, message, processes), CLIENTS, at_once, WORKERS)
+            round_ = collected + round_on_host(host, collected)[1]
+            times[way] = first_stage + tests + run.rounds * round_
         cells[name] = {"steps": count, **times, "host": host, "aim": aim, "least": least}
     kernels = {name: asdict(own) for name, own in dense.items()}
     extras = {name: asdict(own) for name, own in methods.items() if own.launches}
     return {"gpu": asdict(H100), "kernels": kernels, "extras": extras, "steps": steps, "cells": cells}
 
 
-def round_on_host(host: dict[str, float], training: float) -> tuple[float, float]:
-    """Return the seconds of a round beside training and replies, as they would be in turn by one thread, and as it is.
+WAYS = {"ten": (TOGETHER, 0), "five": (FULL, 0), "processes": (FULL, CORES)}
+"""How many clients train at once, and how many processes encode and decode replies; 0: threads, as it is."""
+WORKERS = ("train", "copy", "choose")
+"""What a client goes through with a worker of its own."""
 
-    As it is: tensors beside one another, top weights found by the GPU, and what is hidden behind the ``training``.
+
+def stages(
+    steps: int, step: dict[str, float], host: dict[str, float], message: tuple[float, float], processes: int
+) -> list[Stage]:
+    """Return what a client goes through in a round, up to the sum of the answers."""
+    moved = _moved(host) if host["choose_support"] else 0.0
+    encoders, readers = (processes, processes) if processes else (ENCODERS, READERS)
+
+    def on_gpu(n: int) -> float:
+        return n / max(step["alone"], n * step["together"])
+
+    def on_host(what: str, n: int) -> float:
+        return n if processes or n == 1 else host[what]
+
+    return [
+        Stage("train", steps, on_gpu),
+        Stage("copy", moved, lambda n: 1.0),
+        Stage("choose", host["choose"] - host["choose_support"], float),
+        Stage("encode", message[0], partial(on_host, "encode_speed"), encoders),
+        Stage("decode", message[1], partial(on_host, "decode_speed"), readers),
+        Stage("mean", _share(host) * host["mean"] / CLIENTS, lambda n: 1.0, 1),
+    ]
+
+
+def _share(host: dict[str, float]) -> float:
+    """Return the part of what is computed tensor by tensor that the threads must wait for."""
+    return max(host["largest"], 1 / SEVERAL)
+
+
+def _moved(host: dict[str, float]) -> float:
+    """Return the seconds in which the selected layers go to a GPU, and their masks come back."""
+    return host["selected"] * (4 + 1) / H100.host_bandwidth
+
+
+def round_on_host(host: dict[str, float], collected: float) -> tuple[float, float]:
+    """Return the seconds of a round beside training and replies in turn by one thread; and those before and after.
+
+    Before and after the answers are ``collected``: tensors beside one another, top weights found by the GPU, and what
+    of the rest is not done by then.
     """
-    share, moved = max(host["largest"], 1 / READERS), host["selected"] * (4 + 1) / H100.host_bandwidth
+    share, moved = _share(host), _moved(host)
     sent = share * host["broadcast"] + host["open"]  # long streams are packed by as many threads as there are
     alone = sent + sum(host[name] for name in ("choose", "mean", "deploy", "bound", "checkpoint"))
-    choice = host["choose"] - host["choose_support"] + (TOGETHER * moved if host["choose_support"] else 0)
     deploy = share * (host["deploy"] - host["deploy_support"]) + (moved if host["deploy_support"] else 0)
-    late = max(0.0, host["bound"] - training) + max(0.0, host["checkpoint"] - training)
-    return alone, sent + choice + share * host["mean"] + deploy + late
+    late = max(0.0, host["bound"] - collected) + max(0.0, host["checkpoint"] - collected)
+    return alone, sent + deploy + late
 
 
 def message_times(case: str) -> tuple[float, float]:
@@ -259,9 +306,10 @@ def step_times(dense: dict[str, Kernels], extra: Kernels) -> dict[str, float]:
 
 
 def table(what: str) -> str:
-    """Return the table of the kernels of a step, of the steps, or of the cells."""
+    """Return the table of the kernels of a step, of the steps, of the cells, or of threads that are two."""
     results = json.loads(RESULTS.read_text())
-    return {"kernels": _kernel_table, "steps": _step_table, "cells": _cell_table}[what](results)
+    tables = {"kernels": _kernel_table, "steps": _step_table, "cells": _cell_table, "threads": _thread_table}
+    return tables[what](results)
 
 
 def _kernel_table(results: dict[str, Any]) -> str:
@@ -284,13 +332,14 @@ def _step_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TIMES = ("alone", "together", "tests", "encode", "decode", "host_alone", "host_beside", "all")
+TIMES = ("alone", "together", "tests", "encode", "decode", "host_alone", *WAYS)
 
 
 def _cell_table(results: dict[str, Any]) -> str:
     training = ("steps", "s, one client at a time", "s, ten at once", "s of tests")
     messages = ("s of encoding, a core", "s of decoding, a core")
-    names = (*training, *messages, "s of the rest in turn", "s of the rest", "s in all")
+    ways = ("s in all, ten at once", "five at once", "five, and ten processes for replies")
+    names = (*training, *messages, "s of the rest in turn", *ways)
     lines = [f"| cell | {' | '.join(names)} | aim, s | at least, s |", "|---" * (len(names) + 3) + "|"]
     for name, own in results["cells"].items():
         times = " | ".join(f"{own[what]:.0f}" for what in TIMES)
@@ -298,10 +347,18 @@ def _cell_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _thread_table(results: dict[str, Any]) -> str:
+    lines = ["| two threads to one, measured | encode | decode |", "|---|---|---|"]
+    for name, own in results["cells"].items():
+        encode, decode = (own["host"][f"{what}_speed"] for what in ("encode", "decode"))
+        lines.append(f"| {name} | {encode:.2f}x | {decode:.2f}x |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Count, compute and print the tables."""
     RESULTS.write_text(json.dumps(computed(), indent=1) + "\n")
-    print("\n\n".join(map(table, ("kernels", "steps", "cells"))))
+    print("\n\n".join(map(table, ("kernels", "steps", "cells", "threads"))))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """What a round takes on the host beside its training and its replies: processor time of one thread, drawn weights.
 
 Of ResNet-18's size: what is sent is encoded and decoded, a client chooses what it sends back, ten such answers are
-averaged, the model is deployed, the bound's norms are taken, a checkpoint is written. The best of three counts.
+averaged, the model is deployed, the bound's norms are taken, a checkpoint is written. The best of three counts. And by
+the clock, on an undisturbed machine of two cores: how much faster two threads encode and decode replies than one.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,8 +52,12 @@ def host_times(run: Run) -> dict[str, float]:
         tree, sent = _timed(partial(method.broadcast, state, context))
         message, encoded = _timed(partial(encode, tree, known))
         seconds |= {"broadcast": sent + encoded, "open": _timed(partial(decode, message, known))[1]}
+        base = replace(known, base={name: v for name, v in tree.items() if isinstance(v, Tensor | Sparse)})
         after = {name: v + 1e-3 * torch.randn_like(v) if v.dim() > 1 else v for name, v in state.params.items()}
         upload, seconds["choose"], seconds["choose_support"] = _choice(method, state, after)
+        reply = encode(upload, base)
+        seconds["encode_speed"] = _speed(lambda: encode(upload, base))
+        seconds["decode_speed"] = _speed(lambda: decode(reply, base))
         updates = [Update(upload, 450, {})] * CLIENTS
         state, seconds["mean"] = _timed(lambda: method.aggregate(state, iter(updates), context))
         seconds["deploy"] = _timed(partial(method.deploy, state))[1]
@@ -81,6 +88,19 @@ def _choice(method: ZeroFL | FLASH, state: Any, after: Params) -> tuple[dict[str
 
 def _supports(params: Params, names: tuple[str, ...], q: float) -> Mask:
     return {name: top(params[name], q) for name in names}
+
+
+def _speed(function: Callable[[], object]) -> float:
+    """Return how many times as much two threads get done as one, by the clock."""
+    seconds: dict[int, float] = {}
+    for threads in (1, 2):
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in range(REPEATS):
+                began = time.perf_counter()
+                for future in [pool.submit(function) for _ in range(4)]:
+                    future.result()
+                seconds[threads] = min(seconds.get(threads, math.inf), time.perf_counter() - began)
+    return seconds[1] / seconds[2]
 
 
 def _timed(function: Callable[[], T]) -> tuple[T, float]:

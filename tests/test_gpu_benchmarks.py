@@ -131,17 +131,36 @@ def test_the_counts_of_a_step_are_resnet_18s() -> None:
 
 
 def test_a_round_on_the_host_is_what_cannot_be_hidden() -> None:
-    """Tensors beside one another, the largest a half of all; top weights by the GPU, ten clients' one after another."""
+    """Tensors beside one another, the largest a half of all; top weights by the GPU."""
     from gpu_cost import round_on_host
 
     host = {"broadcast": 8.0, "open": 1.0, "choose": 5.0, "choose_support": 4.0, "mean": 6.0, "deploy": 3.0}
     host |= {"deploy_support": 2.0, "bound": 1.0, "checkpoint": 7.0, "largest": 0.5, "selected": 4e9}
     moved = 1.0  # five bytes an element at 20e9 a second
     alone = 4 + 1 + 5 + 6 + 3 + 1 + 7
-    assert round_on_host(host, 10.0) == (alone, 4 + 1 + (1 + 10 * moved) + 3 + (0.5 + moved))
+    assert round_on_host(host, 10.0) == (alone, 4 + 1 + (0.5 + moved))
     assert round_on_host(host, 5.0)[1] == round_on_host(host, 10.0)[1] + 2
     dense = host | {"choose_support": 0.0, "deploy_support": 0.0}
-    assert round_on_host(dense, 10.0) == (alone, 4 + 1 + 5 + 3 + 1.5)
+    assert round_on_host(dense, 10.0) == (alone, 4 + 1 + 1.5)
+
+
+def test_clients_that_end_at_once_wait_for_one_another() -> None:
+    """Two train in four seconds whether at once or one after another; then each is encoded in three, by one thread."""
+    from gpu_schedule import Stage, seconds_of
+
+    def full(n: int) -> float:
+        return 1.0
+
+    stages = [Stage("train", 2.0, full), Stage("choose", 1.0, float), Stage("encode", 3.0, full, 1)]
+    assert seconds_of(stages, 2, 2, ("train",)) == 4 + 1 + 3 + 3
+    assert seconds_of(stages, 2, 1, ("train",)) == 2 + 1 + 3 + 3
+    assert (
+        seconds_of(stages, 2, 1, ("train", "choose")) == 2 + 1 + 3 + 3
+    )  # the second trains while the first is encoded
+    assert seconds_of(stages, 3, 1, ("train", "choose")) == 2 + 1 + 3 * 3
+    assert seconds_of(stages[:2], 2, 1, ("train", "choose")) == 2 * (2 + 1)
+    twice = [stages[0], Stage("encode", 3.0, float, 2)]
+    assert seconds_of(twice, 2, 2, ("train",)) == 4 + 3
 
 
 def test_an_operation_takes_the_longest_of_its_times() -> None:

@@ -158,7 +158,7 @@ def check_benchmarks(lines: list[dict[str, Any]]) -> None:
     """Check that the benchmarks have measured what they are to, in bf16 at least."""
     rounds = {(line["method"], line["way"], line["precision"]) for line in lines if line["what"] == "round"}
     methods = {"fedavg", "swat", "zerofl", "flash", "sparsefedpp"}
-    ways = {(method, way, "bf16") for method in methods for way in ("cohort best", "cohort 5", "cohort 1")}
+    ways = {(method, way, "bf16") for method in methods for way in ("cohort best", "cohort 10", "cohort 1")}
     assert rounds >= ways | {("fedavg", "plain loop", "bf16")}
     steps = next(line for line in lines if line["what"] == "step")
     assert steps["ms_step"].keys() == {"eager", "graph", "streams", "grouped"}

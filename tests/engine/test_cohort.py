@@ -160,7 +160,7 @@ def test_a_cohort_trains_by_the_kernels_too(native: None) -> None:
 
 
 def test_answers_are_read_while_others_train(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    """Where clients train on a GPU: the same rounds, refusals and all, by several threads."""
+    """Where clients train on a GPU: the same rounds, refusals and all, by another thread."""
     one = replace(tiny_run(METHODS["zerofl top_diff"], rounds=2), per_round=6)
 
     @contextmanager

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from fedsieve.client.captured import Capture, CudaGraphs
-from fedsieve.client.process import exact, to_device, usable_cores
+from fedsieve.client.process import exact, to_device
 from fedsieve.client.training import Precision
 from fedsieve.engine.engines import Engine, Exchange, devices_of, in_order, local
 from fedsieve.engine.federation import Federation
@@ -40,6 +40,8 @@ FULL = 5
 with nobody left to train while they are encoded."""
 LARGE = 1 << 20
 """Parameters of a large model: the steps of a smaller one are launches, its messages soon encoded."""
+ENCODERS = 2
+"""Threads that encode replies: dense ones nearly twice as fast as one thread; sparse ones no faster, nor do more."""
 STREAMS = 32
 """Clients at once at most: PyTorch has so many streams on a GPU, and hands them out again from the first."""
 
@@ -80,7 +82,7 @@ def cohort(n: int = 0, device: str = "cpu", kernels: str = "auto", precision: st
                 free.put(worker)
             threads, encoders, ahead = (
                 ThreadPoolExecutor(many, name, torch.set_num_threads, (1,))
-                for many, name in ((len(workers), "client"), (usable_cores(), "encoder"), (1, "ahead"))
+                for many, name in ((len(workers), "client"), (ENCODERS, "encoder"), (1, "ahead"))
             )
             for worker in workers if device != "cpu" else ():
                 worker.inbox.ahead = ahead

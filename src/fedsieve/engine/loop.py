@@ -38,8 +38,9 @@ from fedsieve.types.method import expected_of
 from fedsieve.types.resources import Resources, using
 from fedsieve.wire import Known, finite
 
-READERS = 8
-"""Threads that read answers, and that compute on the model's tensors, where any do."""
+READERS, SEVERAL = 1, 8
+"""Threads that read answers, where more would hinder one another (docs/explanation/gpu.md), and that compute on the
+model's tensors."""
 FINITE_EXAMPLES = 8
 """The test examples that a round's model must answer with finite numbers."""
 
@@ -178,8 +179,8 @@ def _readers(device: str) -> Iterator[tuple[ThreadPoolExecutor | None, Resources
     if device == "cpu":
         yield None, Resources()
         return
-    start = partial(ThreadPoolExecutor, READERS, initializer=torch.set_num_threads, initargs=(1,))
-    with start(thread_name_prefix="reader") as readers, start(thread_name_prefix="server") as several:
+    start = partial(ThreadPoolExecutor, initializer=torch.set_num_threads, initargs=(1,))
+    with start(READERS, "reader") as readers, start(SEVERAL, "server") as several:
         yield readers, Resources(several, device)
 
 
