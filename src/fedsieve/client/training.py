@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.optimizers import torch_optimizer
 from fedsieve.sparse.masks import GrowthShare, prune_regrow
-from fedsieve.sparse.policy import has_frozen_statistics, norm_parameters
+from fedsieve.sparse.policy import floats_of, has_frozen_statistics, norm_parameters
 from fedsieve.types import Device, Examples, InputError, Mask, Params, Steps, apply_model, compute_loss, leaves
 from fedsieve.types.optimizers import SGD, AdamW
 
@@ -269,7 +269,7 @@ def mean_loss(losses: list[Tensor]) -> dict[str, float]:
 
 def params_of(model: nn.Module) -> Params:
     """Return a copy, on the CPU, of every floating parameter and buffer."""
-    state = {name: v.detach() for name, v in model.state_dict().items() if v.is_floating_point()}
+    state = {name: v.detach() for name, v in floats_of(model).items()}
     if not any(v.is_cuda for v in state.values()):
         return {name: v.to("cpu", copy=True) for name, v in state.items()}
     result = dict[str, Tensor]()
@@ -285,7 +285,7 @@ def params_of(model: nn.Module) -> Params:
 @torch.no_grad()
 def load_(model: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
     """Write ``params`` into the model in place, BatchNorm's batch counters at 0. Raises InputError on a misfit."""
-    own = {name: v for name, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
+    own = floats_of(model)
     wrong = [
         n for n in own.keys() | params.keys() if n not in own or n not in params or own[n].shape != params[n].shape
     ]

@@ -1,12 +1,11 @@
 """The engines that carry the bytes to clients (``worker.run_client``) and back.
 
 ``local`` trains the clients one after another in this process, ``pool`` in several, each with one resident model and
-one thread: the same bits, on more cores. ``Quorum`` is for engines whose clients may be lost.
+one thread: the same bits, on more cores.
 """
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import TypeAlias
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from fedsieve.client.process import exact, peak_memory_mb, warn_in_one_line
 from fedsieve.data import Dataset
-from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
@@ -225,40 +223,3 @@ def devices_of(device: str) -> list[str]:
     if len({*map(int, several)}) < len(several):
         raise InputError(f"device {device!r} names one twice: name each once")
     return [f"cuda:{int(number)}" for number in several] or ["cuda"]
-
-
-class QuorumMissed(InputError):
-    """Too few clients have answered, however often they were asked."""
-
-
-@dataclass(frozen=True)
-class Quorum:
-    """How long an engine waits for clients that may fail, and how many of them must answer."""
-
-    min_clients: int = 0
-    """The answers that a round needs; 0: half of its clients, rounded up. A warm-up of fewer clients needs them all."""
-    round_timeout: float = 3600.0
-    """Seconds after which a client that has not answered is lost to the round; and those that the round waits for its
-    clients to be there, too few of them."""
-    attempts: int = 3
-    """How often a round is tried: the lost ones are asked again, the other answers stay good."""
-
-    def __post_init__(self) -> None:
-        if self.min_clients < 0:
-            raise InputError(f"min_clients must be at least 1 (0: half of the round's), got {self.min_clients}")
-        if not 0 < self.round_timeout < math.inf:
-            raise InputError(f"round_timeout must be a positive number of seconds, got {self.round_timeout}")
-        if self.attempts < 1:
-            raise InputError(f"attempts must be at least 1, got {self.attempts}")
-
-    def needed(self, clients: int) -> int:
-        """Return how many of a round's ``clients`` must answer."""
-        return min(self.min_clients or (clients + 1) // 2, clients)
-
-    def check(self, run: Run) -> None:
-        """Raise InputError if no round of a run has as many clients as must answer."""
-        if self.min_clients > run.per_round:
-            raise InputError(
-                f"min_clients is {self.min_clients} but a round has {run.per_round} clients: lower it to that or less, "
-                "or raise per_round"
-            )

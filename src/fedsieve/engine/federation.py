@@ -29,6 +29,7 @@ from fedsieve.data.dataset import type_name
 from fedsieve.data.mapped import chunks
 from fedsieve.data.partition import Indices, hold_out
 from fedsieve.data.partitioner import FlowerPartitioner
+from fedsieve.engine.cache import Cache
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.initial import InitialWeights, hash_tensors
 from fedsieve.server.admission import Admission
@@ -58,6 +59,8 @@ class Federation:
     """The parts of the model whose multiply-adds no round counts."""
     own: dict[int, int] | None = field(default=None, compare=False)
     """How many examples each client has said to have, where they are its own and nobody else sees them."""
+    cache: Cache = field(default_factory=Cache, repr=False, compare=False)
+    """What the clients of this process have of the last broadcasts."""
 
     @property
     def remarks(self) -> list[str]:

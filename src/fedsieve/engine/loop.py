@@ -23,13 +23,15 @@ from fedsieve.client.captured import CudaGraphs
 from fedsieve.client.evaluation import Evaluation
 from fedsieve.client.process import num_threads, to_device
 from fedsieve.client.training import load_
-from fedsieve.engine.engines import Engine, devices_of
+from fedsieve.engine.cache import LACKS, LOST
+from fedsieve.engine.engines import Engine, Exchange, devices_of
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.measures import measure_round, score, score_clients
-from fedsieve.engine.messages import Messages
+from fedsieve.engine.messages import Messages, RoundMessages
+from fedsieve.engine.quorum import QuorumMissed
 from fedsieve.engine.rollback import Checkpoint, DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
-from fedsieve.engine.round import COLUMNS, NO_CLIENT, Round, RoundMetrics
+from fedsieve.engine.round import COLUMNS, NO_CLIENT, Failure, Round, RoundMetrics
 from fedsieve.engine.setup import open_run
 from fedsieve.server.robust import Plain, robust_updates
 from fedsieve.sparse.masks import weight_density
@@ -103,6 +105,7 @@ def _rounds(
                 t, state, admission.norms = snapshot.t, snapshot.state, [*snapshot.norms]
                 memory.clear()
                 memory.update(snapshot.memory)
+                has = {**snapshot.has}
             if (t := t + 1) > last:
                 return
             began, cpu_began = time.perf_counter(), time.process_time()
@@ -111,8 +114,8 @@ def _rounds(
             clients = [client for client in run.sample(t) if client not in left_out]
             tiers = run.tiers(t, clients)
             trees = {tier: method.broadcast(state, run.context(t, tier)) for tier in sorted(set(tiers.values()))}
-            broadcast, before = messages.broadcast(t, tiers, trees), state
-            replies = exchange(t, broadcast)
+            broadcast, before = messages.broadcast(t, tiers, trees, has), state
+            replies = exchanged(exchange, t, broadcast)
             if admission.threads:
                 admission.threads.submit(broadcast.read_ahead, last_known)
                 last_known = broadcast.known
@@ -129,7 +132,9 @@ def _rounds(
                     raise DivergenceError(why) from None
                 continue
             snapshot = None
-            snapshots.add(Snapshot(t, state, dict(memory), tuple(admission.norms), metrics.lengths))
+            has |= {client: broadcast.digests(client) for client in sorted(metrics.admitted)}
+            kept = tuple(admission.norms), metrics.lengths, dict(has)
+            snapshots.add(Snapshot(t, state, dict(memory), *kept))
             tested = t % run.evaluate_every == 0 or t == last
             measures, positions = measure_round(federation, t, before, state, tests if tested else None)
             scores = score(federation.metrics, model, tests if tested else None, validation if tested else None)
@@ -161,6 +166,7 @@ def _rounds(
                 refused=tuple(sorted(metrics.refused, key=lambda refusal: refusal.client)),
                 warnings=tuple(metrics.warnings),
                 memory=dict(memory),
+                has=dict(has),
                 csr_bytes_up=metrics.csr_bytes_up,
                 norms=tuple(admission.norms),
                 lengths=metrics.lengths,
@@ -182,6 +188,24 @@ def _readers(device: str) -> Iterator[tuple[ThreadPoolExecutor | None, Resources
     start = partial(ThreadPoolExecutor, initializer=torch.set_num_threads, initargs=(1,))
     with start(READERS, "reader") as readers, start(SEVERAL, "server") as several:
         yield readers, Resources(several, device)
+
+
+def exchanged(exchange: Exchange, t: int, broadcast: RoundMessages) -> Any:
+    """Return what an engine brings; a client that lacks what its message leaves out is sent the whole meanwhile."""
+    replies = exchange(t, broadcast)
+
+    def complete() -> Iterator[Any]:
+        for pair in replies:
+            client, reply = pair if isinstance(pair, tuple) and len(pair) == 2 else (NO_CLIENT, None)
+            if reply not in (LACKS, LOST) or client not in broadcast:
+                yield pair
+                continue
+            try:
+                yield from exchange(t, broadcast.whole(client, counts=reply == LOST))
+            except QuorumMissed as error:
+                yield client, Failure(str(error))
+
+    return complete() if isinstance(replies, Iterable) else replies
 
 
 def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: RoundMetrics) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from fedsieve.engine.cache import Digests
 from fedsieve.types import InputError, unflatten
 from fedsieve.types.contract import Norms
 
@@ -70,6 +71,8 @@ class Snapshot:
     """Those that the bound is taken from."""
     lengths: Mapping[int, Norms] | None = None
     """By client, what the updates that made this state changed; None: not known."""
+    has: Mapping[int, Digests] = field(default_factory=dict)
+    """What each client has of earlier broadcasts (``engine.cache``)."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,13 @@ class Checkpoint:
     norms: tuple[Norms, ...] = ()
     lengths: Mapping[int, Norms] = field(default_factory=dict)
     rollbacks: Rollbacks = Rollbacks()
+    has: Mapping[int, Digests] = field(default_factory=dict)
     earlier: tuple[Callable[[], Checkpoint], ...] = ()
     """What reads the rounds before, in their order, should the run have to go back."""
 
     def snapshot(self, template: Any) -> Snapshot:
         """Return the snapshot that this is, of a state like ``template``. Raises InputError on a misfit."""
-        return Snapshot(self.t, unflatten(template, self.tensors), self.memory, self.norms, self.lengths)
+        return Snapshot(self.t, unflatten(template, self.tensors), self.memory, self.norms, self.lengths, self.has)
 
 
 class Snapshots:

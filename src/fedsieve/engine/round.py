@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeAlias
 
+from fedsieve.engine.cache import Digests
 from fedsieve.engine.rollback import Exclusion, Memory, Rollbacks
 from fedsieve.server.admission import Answer, Decode, Refuse
 from fedsieve.sparse.csr import csr_bytes
@@ -64,6 +65,8 @@ class RoundMetrics:
     why: str | None = None
     steps: int = 0
     seconds: float = 0.0
+    admitted: set[int] = field(default_factory=set)
+    """The clients whose replies are admitted."""
     lengths: dict[int, Norms] = field(default_factory=dict)
     """By client, what the admitted updates change of the model, where that is known."""
     complete: bool = False
@@ -73,6 +76,7 @@ class RoundMetrics:
         """Yield every update that is admitted; count it, and note the others. ``decode`` reads a client's reply."""
         for answer in admit(self._messages(replies, decode), self._refuse):
             update, work = answer.update, answer.diagnostics["work"]
+            self.admitted.add(answer.client)
             self._warn(answer.client, answer.warnings)
             self._count_notes(answer.diagnostics["notes"])
             self.real += work.get("real", 0.0)
@@ -192,6 +196,8 @@ class Round:
     """The norms that the next round's bound is taken from."""
     lengths: Mapping[int, Norms] = field(default_factory=dict)
     """By client, what the admitted updates change of the model, where that is known."""
+    has: Mapping[int, Digests] = field(default_factory=dict)
+    """What each client has of the broadcasts so far (``engine.cache``)."""
     rollbacks: Rollbacks = Rollbacks()
     """How often the run has gone back, and what it leaves out for that."""
     measures: Mapping[str, Any] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from fedsieve.client.captured import Capture
 from fedsieve.client.cost import Cost, SavedTensors
 from fedsieve.client.process import keep_freed_memory, num_threads, seeded
 from fedsieve.client.training import DenseSteps, Precision
+from fedsieve.engine.cache import LACKS, CacheMiss
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.messages import Inbox, Messages
 from fedsieve.kernels.dispatch import Kernels
@@ -129,7 +130,11 @@ def detach_from(model: nn.Module, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> Reply:
-    """Be a client for one round up to the end of its training: decode, train. The worker is then free for another."""
+    """Be a client for one round up to the end of its training: decode, train. The worker is then free for another.
+
+    Raises CacheMiss for a message that leaves out what this process does not have.
+    """
+    tree = worker.decode(t, client, message)
     worker.cost.restart()
     if worker.saved:
         worker.saved.restart()
@@ -138,10 +143,16 @@ def train_client(worker: Worker, t: int, client: int, message: bytes, memory: by
     with num_threads(1), beside, worker.seeded(rng(worker.federation.run.seed, "noise", t, client).initial_seed()):
         device = worker.federation.device(t, client, worker.model, worker.where, tensors)
         device.steps = worker.cost.begin
-        update = worker.method.client(worker.decode(t, client, message), device)
+        update = worker.method.client(tree, device)
     return worker.reply(t, client, update, device.memory)
 
 
 def run_client(worker: Worker, t: int, client: int, message: bytes, memory: bytes = b"") -> tuple[bytes, bytes]:
-    """Be a client for one round: decode, train, encode. Return its reply, and its memory for the next round."""
-    return train_client(worker, t, client, message, memory).encode()
+    """Be a client for one round: decode, train, encode. Return its reply, and its memory for the next round.
+
+    A message that leaves out what this process does not have is answered with ``LACKS``.
+    """
+    try:
+        return train_client(worker, t, client, message, memory).encode()
+    except CacheMiss:
+        return LACKS, memory

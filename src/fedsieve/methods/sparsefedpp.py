@@ -45,9 +45,13 @@ class TopK(Method[ServerState]):
         """The share of the model's weights that a client keeps."""
         return 1 - self.sparsity
 
+    def weights(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the weights that are cut."""
+        return select_weights(self.policy, model)
+
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model, dense: round 1 is."""
-        return ServerState(params_of(model), sparse=select_weights(self.policy, model))
+        return ServerState(params_of(model), sparse=self.weights(model))
 
     def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the global model: its zeros (what all clients pruned) need not travel."""
@@ -58,7 +62,7 @@ class TopK(Method[ServerState]):
         load_(device.model, tensors(down))
         metrics = train(device)
         after = params_of(device.model)
-        support = global_top(after, select_weights(self.policy, device.model), 1 - self.sparsity)
+        support = global_top(after, self.weights(device.model), 1 - self.sparsity)
         return Update(to_sparse(after, support), len(device.data), metrics)
 
     def expected(self, state: ServerState, context: RoundContext) -> Expected:
@@ -100,10 +104,14 @@ class SparseFedPP(TopK):
         super().__post_init__()
         check_interval("a", self.a, "[1, 10]")
 
+    def weights(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the weights that are cut: those of layers that can be trained by powerpropagation."""
+        return select_weights(self.policy, model, products=True)
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by powerpropagation."""
         prune, cached = self.activations != "all", self.activations == "cached"
-        return powerprop_(model, select_weights(self.policy, model), self.a, prune, cached)
+        return powerprop_(model, self.weights(model), self.a, prune, cached)
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train by powerpropagation, cut over all layers together, and send the survivors."""
@@ -112,7 +120,7 @@ class SparseFedPP(TopK):
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the th of the model's weights, dense: round 1 is."""
-        params, names = params_of(model), select_weights(self.policy, model)
+        params, names = params_of(model), self.weights(model)
         return ServerState(params | {n: powerprop_parameter(params[n], self.a) for n in names}, sparse=names)
 
     def effective(self, params: Params, state: ServerState) -> Params:

@@ -45,11 +45,13 @@ class Swat(Method[ServerState]):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
-        return swat_(model, self.densities(params_of(model), select_weights(self.policy, model)), self.period)
+        return swat_(
+            model, self.densities(params_of(model), select_weights(self.policy, model, products=True)), self.period
+        )
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
-        return ServerState(params_of(model), sparse=select_weights(self.policy, model))
+        return ServerState(params_of(model), sparse=select_weights(self.policy, model, products=True))
 
     def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the dense master weights."""

@@ -65,12 +65,14 @@ class ZeroFL(Method[ServerState]):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
-        return swat_(model, uniform_densities(select_weights(self.policy, model), 1 - self.sparsity), self.period)
+        return swat_(
+            model, uniform_densities(select_weights(self.policy, model, products=True), 1 - self.sparsity), self.period
+        )
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
         params = params_of(model)
-        return ServerState(params, self.server.init(params), select_weights(self.policy, model))
+        return ServerState(params, self.server.init(params), select_weights(self.policy, model, products=True))
 
     def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the dense model: only the upload is sparse."""
@@ -82,7 +84,7 @@ class ZeroFL(Method[ServerState]):
         load_(device.model, before)
         reset_thresholds_(device.model)
         metrics = train(device)
-        sparse = select_weights(self.policy, device.model)
+        sparse = select_weights(self.policy, device.model, products=True)
         return Update(self.select_upload(before, params_of(device.model), sparse), len(device.data), metrics)
 
     def select_upload(self, before: Params, after: Params, sparse: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
@@ -117,7 +119,7 @@ class ZeroFL(Method[ServerState]):
         That is 8 bytes a number plus about 130 bytes a tensor (Table 1, whose MB are 1,024,000 bytes); ``full`` is
         the plain model at 4 bytes a number.
         """
-        params, sparse = params_of(model), select_weights(self.policy, model)
+        params, sparse = params_of(model), select_weights(self.policy, model, products=True)
         if self.upload == "full":
             return dense_bytes(params)
         numbers = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())

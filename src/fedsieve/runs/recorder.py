@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from safetensors.torch import save
 
 from fedsieve.client.process import peak_memory_mb
+from fedsieve.client.training import load_
 from fedsieve.data import Dataset
 from fedsieve.data.partition import holdings
 from fedsieve.data.storage import append, is_leftover, locked, remove_leftovers, write, write_json
@@ -51,7 +52,7 @@ from fedsieve.types import InputError, clone_shared, rng, unflatten
 
 _Save: TypeAlias = Callable[[Callable[[], None] | None], None]
 NOT_IN_ROWS = {
-    *("t", "state", "model", "memory", "norms", "lengths", "rollbacks", "positions"),
+    *("t", "state", "model", "memory", "has", "norms", "lengths", "rollbacks", "positions"),
     *("scores", "metrics", "measures"),
 }
 """The fields of a ``Round`` that are no columns of its row: ``t`` is ``round`` there, the last three are their own."""
@@ -240,7 +241,7 @@ def _finish(out: Path, federation: Federation, stop: StopRule) -> None:
     start, _ = newest
     run, plain = federation.run, federation.model()
     state = unflatten(run.method.init(plain, rng(run.seed, "init")), start.tensors)
-    write(out / MODEL, save(clone_shared(plain.state_dict() | run.method.deploy(state))))
+    write(out / MODEL, save(clone_shared(load_(plain, run.method.deploy(state)).state_dict())))
     both = {"kernels_measured": measure_kernels(federation, state, start)} if "kernels" in federation.measure else {}
     write_json(out / SUMMARY, summary_of(read_rows(out), federation, stop) | both)
 

@@ -2,7 +2,7 @@
 
 checkpoints/000012.safetensors    the server's state and the clients' memories after a round: state/..., memory/CLIENT,
                                   norms, lengths; in its header what it belongs to, how often the run has gone back and
-                                  what it leaves out for that, and a sha256
+                                  what it leaves out for that, what each client has of the broadcasts, and a sha256
 
 The run is the same if its settings are, but for ``rounds``, which may change where nothing is stretched over them.
 """
@@ -47,6 +47,8 @@ def save_checkpoint(out: Path, round: Round, about: Mapping[str, str]) -> None:
         rows = [(float(client), *norms) for client, norms in round.lengths.items()]
         tensors["lengths"] = torch.tensor(rows, dtype=torch.float64)
     header = {**about, "round": str(round.t), "rollbacks": json.dumps(asdict(round.rollbacks))}
+    if any(any(digests) for digests in round.has.values()):
+        header["has"] = json.dumps({client: [one.hex() for one in digests] for client, digests in round.has.items()})
     header["sha256"] = _digest(header, tensors)
     write(out / CHECKPOINTS / f"{round.t:06d}.safetensors", save(tensors, header))
     for old in _paths(out)[:-DEPTH]:
@@ -86,6 +88,8 @@ def _load(path: Path, before: Path | None) -> tuple[Checkpoint, dict[str, str]]:
         damaged = about.pop("sha256", "") != _digest(about, tensors) or int(about["round"]) != int(path.stem)
         memory = {int(n.removeprefix("memory/")): v for n, v in tensors.items() if n.startswith("memory/")}
         values = json.loads(about.pop("rollbacks"))
+        digests = json.loads(about.pop("has", "{}"))
+        has = {int(client): (bytes.fromhex(w), bytes.fromhex(m)) for client, (w, m) in digests.items()}
         rollbacks = Rollbacks(values["count"], tuple(Exclusion(**one) for one in values["left_out"]))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         damaged = True
@@ -96,7 +100,7 @@ def _load(path: Path, before: Path | None) -> tuple[Checkpoint, dict[str, str]]:
     contents = {client: v.numpy().tobytes() for client, v in memory.items()}
     lengths = {int(client): (a, b, c, d) for client, a, b, c, d in _rows(tensors, "lengths")}
     norms = tuple((a, b, c, d) for a, b, c, d in _rows(tensors, "norms"))
-    return Checkpoint(int(about["round"]), state, contents, norms, lengths, rollbacks), about
+    return Checkpoint(int(about["round"]), state, contents, norms, lengths, rollbacks, has), about
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Which layers a method makes sparse (policies), and the density of each (uniform, ERK, scaled)."""
+"""Which weights a method makes sparse (policies), and the density of each (uniform, ERK, scaled)."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ def has_frozen_statistics(module: nn.Module) -> bool:
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights and biases of PyTorch's norms: BatchNorm, InstanceNorm, GroupNorm, LayerNorm, RMSNorm."""
     return [w for module in model.modules() if isinstance(module, NORMS) for w in module.parameters(recurse=False)]
+
+
+def floats_of(model: nn.Module) -> Params:
+    """Return every floating parameter and buffer of a model's state itself; one of several names by the first."""
+    several = model.named_parameters(), model.named_buffers()
+    first = {name for tensors in several for name, _ in tensors}
+    state = model.state_dict(keep_vars=True)
+    return {name: v for name, v in state.items() if v.is_floating_point() and name in first}
 
 
 def tied_names(model: nn.Module) -> frozenset[str]:
@@ -92,34 +100,68 @@ def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
 
 
-def select_weights(name: str, model: nn.Module) -> tuple[str, ...]:
-    """Return the weights that a policy sparsifies, in the order of the module.
+def weights_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return what may be made sparse, by the parameter's name, with the module that holds it, in the model's order.
 
-    ``name`` is one of ``POLICIES``, or layer names and patterns joined by commas (``"conv*,fc1"``). A model may name
-    its own layers for a policy in an attribute ``policies`` (a mapping to tuples of layer names); otherwise:
-    ``all``: every convolution and linear layer; ``swat``: all but the first convolution; ``flash``: all but the last
-    layer; ``zerofl``: neither the first nor the last layer, nor 1x1 convolutions.
-
-    Weights that are frozen (``requires_grad`` is False) or that two layers share are in no policy. Raises InputError
-    if none is left, or none of a pattern's, or if a layer's weight is no parameter of its own.
+    These are the weights of convolutions and linear layers, also where they are computed from others; of PyTorch's
+    other modules but norms the floating parameters of two dimensions and more (embeddings, recurrent layers,
+    attention); and the bare parameters that are matrices: of two sizes above 1, the first among them. None is a bias by
+    name. A parameter of several names has the first.
     """
-    layers = weight_layers(model)
-    if "" in layers:
+    weights, seen = dict[str, nn.Module](), set[int]()
+    for path, module in model.named_modules():
+        if ".parametrizations" in f".{path}" or isinstance(module, NORMS):
+            continue
+        layer, prefix = isinstance(module, WeightLayer), f"{path}." if path else ""
+        if layer and id(w := module._parameters.get("weight")) not in seen:
+            weights[f"{prefix}weight"] = module
+            seen |= {id(w)} if w is not None else set()
+        for name, w in module.named_parameters(recurse=False):
+            computed = layer and name.startswith("weight")
+            matrix = type(module).__module__.startswith("torch.nn.") or _is_matrix(w)
+            eligible = matrix and w.dim() > 1 and w.is_floating_point() and "bias" not in name
+            if id(w) not in seen and not computed and eligible:
+                weights[prefix + name] = module
+                seen.add(id(w))
+    return weights
+
+
+def _is_matrix(w: Tensor) -> bool:
+    return w.dim() > 1 and w.shape[0] > 1 and sum(size > 1 for size in w.shape) > 1
+
+
+def select_weights(name: str, model: nn.Module, products: bool = False) -> tuple[str, ...]:
+    """Return the weights that a policy sparsifies, parameters by name, in the model's order.
+
+    ``name`` is one of ``POLICIES``, or names and patterns joined by commas, of modules (``"conv*,fc1"``: all that they
+    hold) or of parameters (``"*.in_proj_weight"``). A model may name its own for a policy in an attribute ``policies``
+    (a mapping to tuples of such names); otherwise: ``all``: every weight (``weights_of``); ``swat``: all but the first
+    convolution's; ``flash``: all but the last module's; ``zerofl``: neither the first nor the last module's, nor those
+    of 1x1 convolutions. ``products``: of these the convolutions and linear layers alone, which are called as such; a
+    weight that two layers share is then left out as well.
+
+    Frozen weights (``requires_grad`` is False) are in no policy. Raises InputError if none is left, or none of a
+    pattern's, or if a layer's weight is no parameter of its own.
+    """
+    every = weights_of(model)
+    if "weight" in every and isinstance(every["weight"], WeightLayer):
         raise InputError(f"the model is one layer, which has no name: give nn.Sequential of the {type(model).__name__}")
+    fixed = frozen_names(model)
+    if products:
+        every = {weight: module for weight, module in every.items() if isinstance(module, WeightLayer)}
+        fixed |= tied_names(model)
     own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
-    fixed = frozen_names(model) | tied_names(model)
-    free = [layer for layer in layers if f"{layer}.weight" not in fixed]
-    matches = [*own[name]] if name in own else _rule(name, layers, free)
-    weights = tuple(f"{layer}.weight" for layer in matches if f"{layer}.weight" not in fixed)
+    free = [weight for weight in every if weight not in fixed]
+    matches = _own(own[name], every) if name in own else _rule(name, every, free)
+    weights = tuple(weight for weight in matches if weight not in fixed)
     if not matches:
         raise InputError(
-            f"policy {name!r} matches no layer; the layers are {', '.join(layers)} (policies: {', '.join(POLICIES)})"
+            f"policy {name!r} matches no layer; the layers are {_layers(every)} (policies: {', '.join(POLICIES)})"
         )
     if not weights:
-        some = ", ".join(matches[:3]) + (f" and {len(matches) - 3} more" if len(matches) > 3 else "")
         raise InputError(
-            f"policy {name!r} matches no layer that is trained: {some} are frozen (requires_grad=False) or "
-            f"share their weights; {_others(free)}"
+            f"policy {name!r} matches no layer that is trained: {_layers(matches, 3)} are frozen (requires_grad=False)"
+            f"{' or share their weights' if products else ''}; {_others(free)}"
         )
     for weight in weights:
         _check_own(model, weight)
@@ -179,40 +221,61 @@ def scale_densities(raw: Mapping[str, float], sizes: Mapping[str, int], q: float
         full |= over
 
 
-def _rule(name: str, layers: Mapping[str, WeightLayer], free: Collection[str]) -> list[str]:
-    names = list(layers)
+def _rule(name: str, weights: Mapping[str, nn.Module], free: Collection[str]) -> list[str]:
+    names, modules = list(weights), list(weights.values())
     if name == "all":
         return names
     if name == "swat":
-        first = next((n for n in names if not isinstance(layers[n], nn.Linear)), None)
+        first = next((n for n in names if hasattr(weights[n], "kernel_size")), None)
         return [n for n in names if n != first]
     if name == "flash":
-        return names[:-1]
+        return [n for n in names if weights[n] is not modules[-1]]
     if name == "zerofl":
-        return [n for n in names[1:-1] if isinstance(layer := layers[n], nn.Linear) or max(layer.kernel_size) > 1]
+        inner = [n for n in names if weights[n] is not modules[0] and weights[n] is not modules[-1]]
+        return [n for n in inner if max(getattr(weights[n], "kernel_size", (2,))) > 1]
+    return _match(name, weights, free)
+
+
+def _own(names: Collection[str], weights: Mapping[str, nn.Module]) -> list[str]:
+    """Return the weights of a model's own policy. Raises InputError for a name that there is not."""
+    if missing := [one for one in names if not any(_matches(n, one) for n in weights)]:
+        raise InputError(f"the model's own policies name {missing[0]}, but it has no such layer")
+    return [n for n in weights if any(_matches(n, one) for one in names)]
+
+
+def _match(name: str, weights: Mapping[str, nn.Module], free: Collection[str]) -> list[str]:
+    """Return the weights that patterns joined by commas match. Raises InputError for one that matches none."""
     patterns = [pattern.strip() for pattern in name.split(",")]
-    if unused := [p for p in patterns if not any(fnmatchcase(n, p) for n in names)]:
-        raise InputError(f"policy {unused[0]!r} matches no layer; the layers are {', '.join(names)}")
-    if fixed := [p for p in patterns if not any(fnmatchcase(n, p) for n in free)]:
+    if unused := [p for p in patterns if not any(_matches(n, p) for n in weights)]:
+        raise InputError(f"policy {unused[0]!r} matches no layer; the layers are {_layers(weights)}")
+    if fixed := [p for p in patterns if not any(_matches(n, p) for n in free)]:
         raise InputError(
             f"policy {fixed[0]!r} matches only layers that are frozen (requires_grad=False) or share their weights: "
             f"leave it out; {_others(free)}"
         )
-    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+    return [n for n in weights if any(_matches(n, pattern) for pattern in patterns)]
+
+
+def _matches(weight: str, pattern: str) -> bool:
+    return fnmatchcase(weight, pattern) or fnmatchcase(weight.rpartition(".")[0], pattern)
+
+
+def _layers(weights: Collection[str], most: int = 40) -> str:
+    """Return weights for a line: those of layers by the layer's name."""
+    names = [weight.removesuffix(".weight") for weight in weights]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _others(free: Collection[str]) -> str:
-    return f"name others, -s method.policy={','.join(free)}" if free else "train another layer, or take a dense method"
+    names = ",".join(weight.removesuffix(".weight") for weight in free)
+    return f"name others, -s method.policy={names}" if free else "train another layer, or take a dense method"
 
 
 def _check_own(model: nn.Module, weight: str) -> None:
-    """Raise InputError unless a layer's weight is a parameter of its own, of floats."""
-    path = weight.removesuffix(".weight")
-    try:
-        layer = model.get_submodule(path)
-    except AttributeError:
-        raise InputError(f"the model's own policies name {path}, but it has no such layer") from None
-    if any(name == "weight" for name, _ in layer.named_parameters(recurse=False)):
+    """Raise InputError unless a layer's weight is a parameter of its own."""
+    path, _, parameter = weight.rpartition(".")
+    layer = model.get_submodule(path)
+    if any(name == parameter for name, _ in layer.named_parameters(recurse=False)):
         return
     raise InputError(
         f"layer {path} has no parameter 'weight' of its own, it is computed from others: call {undo_call(layer)} "

@@ -8,11 +8,12 @@ from fedsieve.wire.authentication import TAG, Body, Envelope, key_of_run, seal, 
 from fedsieve.wire.decoder import decode
 from fedsieve.wire.encoder import encode
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
-from fedsieve.wire.plan import MAGIC
+from fedsieve.wire.plan import HEAD, MAGIC, base_of
 from fedsieve.wire.positions import order_ahead
 from fedsieve.wire.values import compensate, finite, rounded
 
 __all__ = [
+    "HEAD",
     "MAGIC",
     "TAG",
     "TYPES",
@@ -21,6 +22,7 @@ __all__ = [
     "Known",
     "Manifest",
     "WireError",
+    "base_of",
     "compensate",
     "decode",
     "encode",

@@ -52,6 +52,16 @@ BOOL = len(TYPES) - 1
 
 Decoded = dict[str, "Tensor | Sparse | float | Tree"]
 
+HEAD = len(MAGIC) + 1 + 2 * DIGEST
+"""Bytes of a message's longest head: magic, flags, and the digests of the manifest and of the base."""
+
+
+def base_of(data: bytes) -> bytes:
+    """Return the digest of the base that a message's head names, unverified; empty where it names none."""
+    flags = data[len(MAGIC)] if len(data) > len(MAGIC) else 0
+    start = len(MAGIC) + 1 + DIGEST * bool(flags & HAS_MANIFEST)
+    return data[start : start + DIGEST] if flags & HAS_BASE else b""
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,14 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedsieve.data.storage import write
+from fedsieve.engine.cache import LACKS, LOST, Cache, CacheEntry
+from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import DEPTH
 from fedsieve.engine.worker import Worker, run_client
 from fedsieve.flower.engine.exchange import get_bytes, get_config, to_content
 from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors
 from fedsieve.types import InputError
+from fedsieve.wire import WireError
 
 VERSIONS = DEPTH + 2
 """Versions kept: of the rounds that a server may go back, the one before, and one to spare."""
@@ -81,8 +85,12 @@ def _train(worker_for: WorkerFor, message: Message, context: Context) -> Message
     if client != node.node.get("partition-id"):
         raise ValueError(f"asked to be client {client}, which this SuperNode is not")
     folder = Path(str(node.node.get("memory") or get_flwr_home() / "fedsieve")).expanduser()
-    memories = ClientMemory(folder, str(node.about.get("run")), client)
-    reply, memory = run_client(worker_for(node), t, client, payload, memories.before(t))
+    memories, worker = ClientMemory(folder, str(node.about.get("run")), client), worker_for(node)
+    memories.load_cache(worker.messages)
+    reply, memory = run_client(worker, t, client, payload, memories.before(t))
+    if reply == LACKS:
+        return Message(to_content({"message": LOST}), reply_to=message)
+    memories.keep_cache(worker.messages.cache)
     if memory:
         memories.keep(t, memory)
     return Message(to_content({"message": reply}), reply_to=message)
@@ -122,13 +130,35 @@ class ClientMemory:
 
     def keep(self, t: int, memory: bytes) -> None:
         """Keep a round's memory, forgetting what came after it in a run that was taken up again."""
-        for folder in (self.folder.parent, self.folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
+        self._make_folder()
         write(self._path(t), memory, 0o600)
         rounds = self._rounds()
         for old in [r for r in rounds if r > t] + [r for r in rounds if r <= t][:-VERSIONS]:
             self._path(old).unlink(missing_ok=True)
+
+    def load_cache(self, messages: Messages) -> None:
+        """Read what was kept of earlier broadcasts, where this process has nothing; what is damaged is not there."""
+        if messages.cache.newest is None and (paths := sorted(self.folder.glob("*.cache"))):
+            with suppress(OSError, WireError, KeyError):
+                messages.cache.put(CacheEntry.from_bytes(paths[-1].read_bytes(), messages.plain))
+
+    def keep_cache(self, cache: Cache) -> None:
+        """Write what is kept of the last broadcast, in place of what was there, if it has changed."""
+        if (entry := cache.newest) is None:
+            return
+        path = self.folder / f"{b''.join(entry.digests).hex()}.cache"
+        if path.exists():
+            return
+        self._make_folder()
+        write(path, entry.to_bytes(), 0o600)
+        for other in self.folder.glob("*.cache"):
+            if other != path:
+                other.unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
 
     def _path(self, t: int) -> Path:
         return self.folder / f"{t:06d}.bin"

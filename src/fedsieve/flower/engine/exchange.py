@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsieve.engine.engines import Engine, Exchange, Quorum, QuorumMissed
+from fedsieve.engine.engines import Engine, Exchange
 from fedsieve.engine.federation import Federation
+from fedsieve.engine.quorum import Quorum, QuorumMissed
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.round import Failure
 from fedsieve.server.admission import one_line

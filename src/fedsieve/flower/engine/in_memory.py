@@ -10,8 +10,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedsieve.client.process import exact
-from fedsieve.engine.engines import Engine, Exchange, Quorum, check_device
+from fedsieve.engine.engines import Engine, Exchange, check_device
 from fedsieve.engine.federation import Federation
+from fedsieve.engine.quorum import Quorum
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.worker import Worker
 from fedsieve.flower.engine.client import make_client_app
