@@ -25,12 +25,12 @@ def seconds_of(stages: list[Stage], clients: int, workers: int, holding: tuple[s
     """Return when the last of a round's clients has gone through all stages; those in ``holding`` keep a worker."""
     waiting: list[list[int]] = [[*range(clients)], *([] for _ in stages)]
     active: list[dict[int, float]] = [{} for _ in stages]
-    held = sum(stage.name in holding for stage in stages)
+    with_worker = sum(stage.name in holding for stage in stages)
     now = 0.0
     while len(waiting[-1]) < clients:
         for at, stage in enumerate(stages):
             while waiting[at] and len(active[at]) < stage.places:
-                busy = sum(map(len, active[:held])) + sum(map(len, waiting[1:held]))
+                busy = sum(map(len, active[:with_worker])) + sum(map(len, waiting[1:with_worker]))
                 if at == 0 and busy == workers:
                     break
                 active[at][waiting[at].pop(0)] = stage.work

@@ -60,8 +60,8 @@ class InitialWeights:
         One name of several that the model ties together is enough; BatchNorm's counters of batches may be missing.
         """
         state = model.state_dict(keep_vars=True)
-        given = {id(state[name]) for name in self._fitting(state)}
-        drawn = [n for n, v in state.items() if id(v) not in given and not n.endswith("num_batches_tracked")]
+        fitting = {id(state[name]) for name in self._fitting(state)}
+        missing = [n for n, v in state.items() if id(v) not in fitting and not n.endswith("num_batches_tracked")]
         odd = list[str]()
         for name, value in self.tensors.items():
             ours = state.get(name)
@@ -71,15 +71,15 @@ class InitialWeights:
                 odd.append(f"{name} is {list(value.shape)}, the model's {list(ours.shape)}")
             elif ours.dtype != value.dtype:
                 odd.append(f"{name} is of {value.dtype}, the model's of {ours.dtype}")
-        return drawn, odd
+        return missing, odd
 
     def load_(self, model: nn.Module, partial: bool) -> nn.Module:
         """Give the model these weights, ``partial``: what of them fits. Raises InputError unless they fit."""
-        drawn, odd = self.misfits(model)
+        missing, odd = self.misfits(model)
         state = model.state_dict(keep_vars=True)
         fitting = self._fitting(state)
-        if (drawn or odd) and not partial:
-            lines = first_three([*odd, *(f"it has no {name}" for name in drawn if name not in self.tensors)])
+        if (missing or odd) and not partial:
+            lines = first_three([*odd, *(f"it has no {name}" for name in missing if name not in self.tensors)])
             raise InputError(
                 f"task.init: {self.where} does not fit the model ({lines}): give the weights of this model, or start "
                 "from those that fit, -s task.init_partial=true"
@@ -103,9 +103,9 @@ class InitialWeights:
 
     def remark(self, model: nn.Module) -> list[str]:
         """Return in a line what of the model does not start from these weights, and what of them is not used."""
-        drawn, odd = self.misfits(model)
+        missing, odd = self.misfits(model)
         left = f"; not used: {first_three(odd)}" if odd else ""
-        return [f"task.init leaves as drawn: {first_three(drawn) or 'nothing'}{left}"] if drawn or odd else []
+        return [f"task.init leaves as drawn: {first_three(missing) or 'nothing'}{left}"] if missing or odd else []
 
 
 def initial_weights(init: object, partial: bool, initialisation: str) -> InitialWeights | str:

@@ -133,8 +133,8 @@ def _rounds(
                 continue
             snapshot = None
             has |= {client: broadcast.digests(client) for client in sorted(metrics.admitted)}
-            kept = tuple(admission.norms), metrics.lengths, dict(has)
-            snapshots.add(Snapshot(t, state, dict(memory), *kept))
+            norms, lengths = tuple(admission.norms), metrics.lengths
+            snapshots.add(Snapshot(t, state, dict(memory), norms, lengths, dict(has)))
             tested = t % run.evaluate_every == 0 or t == last
             measures, positions = measure_round(federation, t, before, state, tests if tested else None)
             scores = score(federation.metrics, model, tests if tested else None, validation if tested else None)

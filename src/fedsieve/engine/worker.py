@@ -107,8 +107,8 @@ class Worker:
             sparse = self.cost.sparse
             diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()
         own = replace(update, tree=detach_from(self.model, update.tree))
-        kept = detach_from(self.model, memory)
-        return Reply(self.messages, t, client, own, diagnostics, kept, self.known)
+        memory = detach_from(self.model, memory)
+        return Reply(self.messages, t, client, own, diagnostics, memory, self.known)
 
 
 def detach_from(model: nn.Module, tree: Mapping[str, Any]) -> dict[str, Any]:

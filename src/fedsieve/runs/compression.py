@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from fedsieve import __version__
 from fedsieve.client.training import params_of
 from fedsieve.engine.federation import first_line, resolve_model
 from fedsieve.runs.model import ModelMetadata, TrainedModel, module_name
@@ -65,7 +65,7 @@ def compress(
         network = resolve_model(model)
         about = {"task": {"model": module_name(network)}}
         plain = (tuple(map(float, numbers)) for numbers in (mean, std))
-        metadata = ModelMetadata("compress", __version__, about, tuple(classes), tuple(shape), *plain)
+        metadata = ModelMetadata("compress", version("fedsieve"), about, tuple(classes), tuple(shape), *plain)
     else:
         raise InputError(f"compress needs a torch.nn.Module or a model of open_model, got {type(model).__name__}")
     network.requires_grad_(True)  # a frozen weight is as large as others, and nothing is trained here
