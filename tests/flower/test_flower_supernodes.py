@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from flwr.app import Context, Message, MessageType
 
 from fedsieve import local
 from fedsieve.engine import Quorum
+from fedsieve.engine.cache import Cache
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
@@ -20,7 +22,7 @@ from fedsieve.flower.engine.in_memory import InlineGrid
 from fedsieve.methods import FedAvg
 from fedsieve.types import InputError
 from methods_under_test import METHODS
-from tiny import assert_same, tiny_run
+from tiny import TinyNet, assert_same, tiny_run
 
 
 class Deployment(InlineGrid):
@@ -197,3 +199,35 @@ def test_a_supernode_with_another_key_is_lost_to_every_round(tmp_path: Any) -> N
     engine = grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(attempts=1), pause=0)
     with pytest.raises(InputError, match=r"0 of 3 clients answered.*the seal does not fit round 1 and client"):
         [*rounds(federation, engine)]
+
+
+class Frozen(TinyNet):
+    """A network whose largest layers stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2.requires_grad_(False)
+        self.fc1.requires_grad_(False)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_supernode_keeps_frozen_weights_between_processes_and_asks_again_for_what_it_lost(tmp_path: Any) -> None:
+    run = tiny_run(FedAvg(), rounds=3, per_round=6)
+    federation = open_run(replace(run, task=replace(run.task, model=Frozen)))
+    grid = Deployment(federation, tmp_path, range(6))
+    grid.app = make_client_app(lambda node: Worker(replace(federation, cache=Cache())))  # a process for each message
+    stream = rounds(federation, grid_engine(grid, SuperNodes(grid, federation, ABOUT), Quorum(), pause=0))
+    wanted = [*rounds(federation, local())]
+    whole = wanted[0].bytes_down / 6
+    assert wanted[1].bytes_down < 0.6 * wanted[0].bytes_down
+    for one in wanted:
+        other = next(stream)
+        assert not other.refused
+        again = 2 * whole if one.t == 3 else 0
+        assert other.bytes_down - one.bytes_down == pytest.approx(again, abs=0.1 * whole)
+        assert all(torch.equal(v, other.model[name]) for name, v in one.model.items())
+        if one.t == 2:
+            paths = sorted(tmp_path.rglob("*.cache"))
+            assert len(paths) == 6
+            paths[0].unlink()
+            paths[1].write_bytes(b"damaged")
