@@ -78,7 +78,7 @@ def test_a_lie_is_refused_and_leaves_no_trace(name: str, lie: str) -> None:
     ("lie", "reason"),
     [
         ("nan", "fc1.weight is not finite"),
-        ("1e30", "fc1.weight is too large: its norm overflows"),
+        ("1e30", "fc1.weight is so large that its norm overflows"),
         ("no examples", "an answer from 0 examples"),
         ("1e12 examples", "an answer from 1e+12 examples, where the client has 40"),
         ("half an example", "its number of examples is no whole number"),

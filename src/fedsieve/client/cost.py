@@ -77,7 +77,7 @@ class Cost:
         """Forget what was counted."""
         self.products.restart()
         self.seconds = 0.0
-        self.times, self.why = list[float](), ""
+        self.times, self.losses, self.why = list[float](), list[Tensor](), ""
         self.sparse: SparseSteps | None = None
 
     def report(self) -> dict[str, Any]:
@@ -85,6 +85,11 @@ class Cost:
         why = {self.why: 1.0} if self.why else {}
         notes = {"steps": float(self.steps), "seconds": self.seconds, "sparse": float(bool(self.sparse)), "why": why}
         return {"work": {"real": self.products.real, "dense": self.products.dense}, "notes": notes}
+
+    def nonfinite_step(self) -> int:
+        """Return the first step whose loss was NaN or infinite, counted from 1; 0 if there was none."""
+        odd = ~torch.stack(self.losses).isfinite() if self.losses else torch.zeros(1)
+        return 1 + int(odd.int().argmax()) if odd.any() else 0
 
     def begin(self, device: Device, mask: Mask) -> Steps:
         """Return the steps of a training, sparse or dense, which will be counted; ``why`` holds the reason if dense."""
@@ -151,6 +156,7 @@ class _CountedSteps:
             with self.cost.clock():
                 loss = next(losses)
             self.cost.times.append(self.cost.seconds - before)
+            self.cost.losses.append(loss.detach())
             if isinstance(self.steps, SparseSteps):
                 real, dense = self.steps.multiply_adds(len(index))
                 more = sum(self.cost.other_ops.of_step(len(index)))

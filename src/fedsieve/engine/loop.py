@@ -30,6 +30,7 @@ from fedsieve.engine.federation import Federation
 from fedsieve.engine.measures import measure_round, score, score_clients
 from fedsieve.engine.messages import Messages, RoundMessages
 from fedsieve.engine.quorum import QuorumMissed
+from fedsieve.engine.remedies import remedies
 from fedsieve.engine.rollback import Checkpoint, DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
 from fedsieve.engine.round import COLUMNS, NO_CLIENT, Failure, Round, RoundMetrics
 from fedsieve.engine.setup import open_run
@@ -90,6 +91,7 @@ def _rounds(
     dense_up, dense_down = (_dense_bytes(tree) for tree in (messages.without_frozen(state.params), state.params))
     snapshots, memory = _snapshots(Snapshot(run.first - 1, state, {}), start), Memory()
     admission = federation.admission(columns={*COLUMNS, *federation.metrics})
+    admission.remedies = partial(remedies, federation)
     snapshot: Snapshot | None = snapshots.newest()
     device = devices_of(device)[0]
     plain, graphs = plain.to(device), None if device == "cpu" else CudaGraphs(torch.device(device))
@@ -122,10 +124,11 @@ def _rounds(
             try:
                 with num_threads(1), using(server):
                     admit = partial(admission.admit, t, state, tiers)
-                    state = aggregate(run, t, state, metrics.collect(replies, broadcast.decode_reply, admit), metrics)
+                    updates = metrics.collect(replies, broadcast.decode_reply, admit)
+                    state = aggregate(federation, t, state, updates, metrics)
                     model = method.deploy(state)
                 seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-                check_finite(run, t, state, load_(plain, model), tests.data)
+                check_finite(federation, t, state, load_(plain, model), tests.data)
             except DivergenceError as error:
                 if not (snapshot := snapshots.back(t, metrics.lengths)):
                     why = f"{error}; {snapshots.rollbacks}" if snapshots.rollbacks.count else str(error)
@@ -208,8 +211,9 @@ def exchanged(exchange: Exchange, t: int, broadcast: RoundMessages) -> Any:
     return complete() if isinstance(replies, Iterable) else replies
 
 
-def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: RoundMetrics) -> Any:
+def aggregate(federation: Federation, t: int, state: Any, updates: Iterable[Update], metrics: RoundMetrics) -> Any:
     """Return the next state, of the admitted updates. Raises DivergenceError, saying why, if there is none."""
+    run = federation.run
     if not isinstance(run.mean, Plain):
         updates = robust_updates(run.mean, updates, expected_of(run.method, state, run.context(t)))
     try:
@@ -221,15 +225,14 @@ def aggregate(run: Run, t: int, state: Any, updates: Iterable[Update], metrics: 
         raise InputError(f"round {t}: the engine brought no answer")
     first = metrics.refused[0]
     who = f"client {first.client}: {first.reason}" if first.client != NO_CLIENT else first.reason
-    remedy = {"Fixed": "bound.norm", "Multiple": "bound.times", "Loose": "bound.times"}.get(type(run.bound).__name__)
-    looser = f"; if the bound is too tight, raise {remedy}" if remedy else ""
-    raise DivergenceError(
-        f"round {t}: no client's update could be taken ({who}); if training diverged, lower lr (now {run.lr}){looser}"
-    )
+    bound = {"Fixed": "bound.norm", "Multiple": "bound.times", "Loose": "bound.times"}.get(type(run.bound).__name__)
+    looser = f"; if the bound is too tight, raise {bound}" if bound else ""
+    help_ = "" if (cure := remedies(federation)) in who else f"; if training diverged, {cure}{looser}"
+    raise DivergenceError(f"round {t}: no client's update could be taken ({who}){help_}")
 
 
 @torch.no_grad()
-def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> None:
+def check_finite(federation: Federation, t: int, state: Any, model: nn.Module, test: Data) -> None:
     """Raise DivergenceError unless all numbers of a state are finite, and its model's logits of some test examples."""
     floats = (v for v in flatten(state).values() if v.is_floating_point())
     where = next((w.device for w in model.parameters()), torch.device("cpu"))
@@ -237,7 +240,9 @@ def check_finite(run: Run, t: int, state: Any, model: nn.Module, test: Data) -> 
     with num_threads(1):
         answers = (v for v in tensors_of(apply_model(model.eval(), x)) if v.is_floating_point())
         if not all(map(finite, floats)) or not all(map(finite, answers)):
-            raise DivergenceError(f"round {t}: the model is not finite after it: lower lr (now {run.lr})")
+            raise DivergenceError(
+                f"round {t}: the model after it, or what it answers, is not finite: {remedies(federation)}"
+            )
 
 
 def _snapshots(beginning: Snapshot, start: Checkpoint | None) -> Snapshots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ class Worker:
             examples = tuple(map_examples(lambda one: one.to(where), part) for part in examples)
         loss = federation.run.task.loss
         self.cost = Cost(self.model, kernels_for(federation, kernels, where, self.model), examples, loss)
-        self.cost.dense_steps = partial(DenseSteps, precision=precision)
+        self.cost.dense_steps, self.precision = partial(DenseSteps, precision=precision), precision
         self.saved = SavedTensors(self.model) if "masks" in federation.measure else None
         self.messages = Messages(federation)
         self.inbox = Inbox(self.messages)
@@ -103,6 +104,9 @@ class Worker:
         if not isinstance(update, Update) or not isinstance(update.tree, Mapping):
             raise InputError(f"{self.method.name}: client must return an Update of a tree by names")
         diagnostics = read_diagnostics({"metrics": update.metrics, **self.cost.report()})
+        numbers = diagnostics["metrics"].values()
+        if (not numbers or any(map(math.isnan, numbers))) and (step := self.cost.nonfinite_step()):
+            diagnostics["notes"] |= {"nonfinite_step": float(step), "bf16": float(self.precision == "bf16")}
         if self.saved:
             sparse = self.cost.sparse
             diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()

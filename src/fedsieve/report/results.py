@@ -5,7 +5,6 @@ What else is to be said of runs stands below: updates that were refused, and wha
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from fedsieve.methods.private import EPSILON, REHEARSED
 from fedsieve.report.configurations import Configuration, Runs
 from fedsieve.runs.comparison import compare_published
-from fedsieve.runs.record import RunRecord, flatten_settings, format_kernels, number
+from fedsieve.runs.record import RunRecord, flatten_settings, format_kernels, number, without_numbers
 from fedsieve.runs.units import (
     format_bytes,
     format_count,
@@ -193,7 +192,7 @@ def refused_updates(every: list[Configuration]) -> list[tuple[int, str, str]]:
     alike: dict[str, Counter[tuple[str, str]]] = {}
     for one in every:
         for reason, n in sum((run.refused() for run in one.runs), Counter[str]()).items():
-            alike.setdefault(re.sub(r"\d[\d.,e+-]*", "#", reason), Counter())[one.label, reason] += n
+            alike.setdefault(without_numbers(reason), Counter())[one.label, reason] += n
     return [_reason(own) for own in sorted(alike.values(), key=lambda own: -own.total())]
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fedsieve.data.storage import read_json
 from fedsieve.engine import Federation
-from fedsieve.runs.record import MANIFEST, format_kernels, metrics_of_manifest, read_rows, read_summary
+from fedsieve.runs.record import MANIFEST, format_kernels, metrics_of_manifest, read_rows, read_summary, without_numbers
 from fedsieve.runs.units import format_ratio
 
 Row: TypeAlias = Mapping[str, Any]
@@ -112,8 +112,8 @@ def _print_remarks(row: Row, console: Console, printed: set[str]) -> None:
         printed.add("dense")
         console.print(f"kernels: dense, because {row['dense_because']}")
     for remark in row["warnings"]:
-        if remark["reason"] not in printed:
-            printed.add(remark["reason"])
+        if (kind := without_numbers(remark["reason"])) not in printed:
+            printed.add(kind)
             console.print(f"round {row['round']}: client {remark['client']}: {remark['reason']}")
     for one in row["left_out"]:
         console.print(f"round {row['round']} again, without the update of client {one['client']}: {one['reason']}")

@@ -24,6 +24,7 @@ than were run is that of a run which goes on, and is passed over.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -276,6 +277,11 @@ def read_partition(out: Path) -> tuple[list[str], NDArray[np.float64] | None]:
 def read_summary(out: Path) -> dict[str, Any] | None:
     """Return ``summary.json``, None where there is none. Raises InputError."""
     return read_json(out / SUMMARY, LEAVE_OUT)
+
+
+def without_numbers(reason: str) -> str:
+    """Return a reason in which all numbers are alike: reasons that differ in nothing else are of one kind."""
+    return re.sub(r"\d[\d.,e+-]*", "#", reason)
 
 
 def format_kernels(kernels: Mapping[str, int]) -> str:

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from fedsieve.server.robust import FEW, Bound, Fixed, Limits, Loose, Multiple, Off, within
 from fedsieve.types import Tree, Update
-from fedsieve.types.contract import ContractError, Expected, Norms, norms_of, printable
+from fedsieve.types.contract import ContractError, Expected, Norms, NotFinite, norms_of, printable
 from fedsieve.wire import WireError
 
 Decode: TypeAlias = Callable[[], Tree]
@@ -39,6 +39,8 @@ NORMS = (
     "its largest running statistic's change",
 )
 FIELDS = ("metrics", "work", "notes")
+LOSS = ("nonfinite_step", "bf16")
+"""Notes of a training whose loss was not finite: the first such step, from 1; whether products were in bfloat16."""
 SAVED = ("saved_bytes", "saved_nonzero")
 """The metrics that clients add where masks are measured."""
 LARGEST = 1e30
@@ -52,7 +54,8 @@ REASON, NAME = 300, 60
 
 Diagnostics: TypeAlias = dict[str, dict[str, Any]]
 """``metrics`` by name; ``work``, the multiply-adds ``real`` and ``dense``; ``notes``: ``steps``, ``seconds``, whether
-training was ``sparse``, and ``why`` not, a tree whose only name is the reason. Work and notes may be empty."""
+training was ``sparse``, and ``why`` not, a tree whose only name is the reason; ``LOSS`` where that was not finite. Work
+and notes may be empty."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Admission:
         self.norms = list[Norms]()
         self.threads: Executor | None = None
         """What reads answers while others are waited for; None: each is read when its turn has come."""
+        self.remedies: Callable[[], str] = str
+        """What may help a client whose training has diverged, in one line."""
 
     def admit(
         self, t: int, state: Any, tiers: Mapping[int, int], messages: Iterable[tuple[int, Decode]], refuse: Refuse
@@ -181,9 +186,19 @@ class Admission:
             raise ContractError("not a client's answer")
         n = _examples(message.get("n"), self.examples(client))
         tree = expected.fill_frozen(tree, self.frozen)
-        expected.check(tree)
+        diagnostics = read_diagnostics(message)
+        since = _since(diagnostics["notes"])
+        try:
+            expected.check(tree)
+        except NotFinite as error:
+            cure = self.remedies()
+            raise NotFinite(f"{error}{since and ', its loss ' + since}{cure and ': ' + cure}") from None
+        if since:
+            diagnostics["metrics"].pop("loss", None)
         names = None if expected.metrics is None else (*expected.metrics, *self.extra)
-        diagnostics, warnings = check_diagnostics(read_diagnostics(message), names, self.columns)
+        diagnostics, warnings = check_diagnostics(diagnostics, names, self.columns)
+        if since:
+            warnings = (f"its loss, {since}, is left out: {self.remedies()}", *warnings)
         norms = None if self.private else expected.norms(tree)
         return Answer(client, Update(tree, n, diagnostics["metrics"]), diagnostics, warnings, norms)
 
@@ -218,6 +233,14 @@ def _norms(answers: Iterable[Answer]) -> list[Norms]:
 def _too_long(norms: Norms, limits: Limits) -> str:
     kind = next(i for i, limit in enumerate(limits) if norms[i] > limit)
     return f"{NORMS[kind]} {norms[kind]:.4g} is above the bound {limits[kind]:.4g}"
+
+
+def _since(notes: Mapping[str, Any]) -> str:
+    """Return what a client's notes say of a loss that was not finite; "" if it was."""
+    if not (step := notes.get("nonfinite_step")):
+        return ""
+    reduced = " in bfloat16 (--precision fp32 has more digits)" if notes["bf16"] else ""
+    return f"NaN or infinite from step {step:.0f} of {notes['steps']:.0f} on{reduced}"
 
 
 def _examples(n: object, registered: int) -> int:
@@ -293,8 +316,10 @@ def _notes(value: object) -> dict[str, Any]:
     """Return the notes, their reason cut short; nothing if a number among them is none."""
     if not isinstance(value, Mapping):
         return {}
-    numbers = {name: _number(value.get(name)) for name in ("steps", "seconds", "sparse")}
-    if any(map(math.isnan, numbers.values())) or not numbers["steps"].is_integer() or numbers["sparse"] not in (0, 1):
+    names = ("steps", "seconds", "sparse", *(LOSS if LOSS[0] in value else ()))
+    numbers = {name: _number(value.get(name)) for name in names}
+    flags, whole = (numbers["sparse"], numbers.get("bf16", 0)), (numbers["steps"], numbers.get("nonfinite_step", 1.0))
+    if any(map(math.isnan, numbers.values())) or not {*flags} <= {0, 1} or not all(map(float.is_integer, whole)):
         return {}
     why = value.get("why")
     return {**numbers, "why": {one_line(line): 1.0 for line in islice(why, 1)} if isinstance(why, Mapping) else {}}

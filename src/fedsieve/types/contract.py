@@ -25,6 +25,10 @@ class ContractError(ValueError):
     """An update that parses, but that no honest client sends: the message says why."""
 
 
+class NotFinite(ContractError):
+    """An update of which a number, or a norm, is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Whole:
     """A tensor of the shape and type of ``base``, which is what a client that changes nothing sends."""
@@ -175,7 +179,7 @@ def _check_values(name: str, values: Tensor, shape: tuple[int, ...], like: Tenso
     flat = values.reshape(-1)
     if not math.isfinite(float(torch.dot(flat, flat))):
         whole = bool(torch.isfinite(flat).all())
-        raise ContractError(f"{name} is {'too large: its norm overflows' if whole else 'not finite'}")
+        raise NotFinite(f"{name} is {'so large that its norm overflows' if whole else 'not finite'}")
 
 
 def _check_positions(name: str, value: Sparse) -> None:

@@ -200,7 +200,7 @@ class _Measurement:
         metrics, admission = RoundMetrics(), self.federation.admission()
         admit = partial(admission.admit, t, self.state, tiers)
         updates = metrics.collect(replies.items(), messages.decode_reply, admit)
-        state, up = _timed(partial(aggregate, self.run, t, self.state, updates, metrics))
+        state, up = _timed(partial(aggregate, self.federation, t, self.state, updates, metrics))
         _, deploying = _timed(partial(self.method.deploy, state))
         return down + deploying, statistics.median(each[1:] or each), up / len(replies), state
 
