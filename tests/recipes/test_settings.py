@@ -1,11 +1,16 @@
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import pytest
 
+from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg, Swat, ZeroFL
 from fedsieve.recipes import apply_settings
 from fedsieve.server.aggregate import Adam
 from fedsieve.types import InputError
+from methods_under_test import METHODS
 from tiny import tiny_run
 
 
@@ -79,3 +84,31 @@ def test_mistakes_are_one_line(setting: str, line: str) -> None:
 def test_an_unknown_server_names_those_there_are() -> None:
     with pytest.raises(InputError, match=r"method\.server must be one of average, adam, got 'sgd'"):
         apply_settings(tiny_run(FedAvg()), ["method.server=sgd"])
+
+
+def settable(node: Any, path: str = "") -> Iterator[str]:
+    """Every field of a dataclass, and of those in its fields."""
+    for one in fields(node):
+        yield path + one.name
+        if is_dataclass(inner := getattr(node, one.name)) and not isinstance(inner, type):
+            yield from settable(inner, f"{path}{one.name}.")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_text_for_any_field_ends_otherwise_than_in_a_line(method: str) -> None:
+    """The names of what only Python can give are texts like others."""
+    run = tiny_run(METHODS[method], per_round=6)
+    for name in settable(run):
+        if method != "fedavg" and not name.startswith("method"):
+            continue
+        for text in ("", ",", "nan", "none", "[]", "function", "dataset", "indices", "flowerpartitioner", "metric"):
+            with suppress(InputError):
+                apply_settings(run, [f"{name}={text}"])
+
+
+@pytest.mark.parametrize("text", ["indices", "function", "list", "[[0, 1], [2]]"])
+def test_what_only_python_gives_is_named_as_that(text: str) -> None:
+    run = apply_settings(tiny_run(FedAvg()), [f"task.partition={text}"])
+    with pytest.raises(InputError, match=r"write iid.*a function or a partitioner are given in Python") as caught:
+        open_run(run)
+    assert str(caught.value).startswith(f"partition {text!r}: ")

@@ -28,7 +28,8 @@ from fedsieve.types.errors import error_of
 
 FORMS = (
     "iid, lda:ALPHA (such as lda:1.0), dirichlet:ALPHA, shards:K, quantity:ALPHA, group, or group:COLUMN; "
-    f"dirichlet:ALPHA:MIN and quantity:ALPHA:MIN give every client at least MIN examples, not {MINIMUM}"
+    f"dirichlet:ALPHA:MIN and quantity:ALPHA:MIN give every client at least MIN examples, not {MINIMUM}; "
+    "lists of indices, a function or a partitioner are given in Python, Task(partition=...)"
 )
 
 
@@ -41,7 +42,11 @@ class Indices:
     @classmethod
     def of(cls, shards: object) -> Indices:
         """Return the indices in a list, one entry a client: tensors, arrays or lists. Raises InputError."""
-        if isinstance(shards, str | Mapping) or not isinstance(shards, Iterable):
+        if (
+            isinstance(shards, str | bytes | Mapping)
+            or not isinstance(shards, Iterable)
+            or not getattr(shards, "ndim", 1)
+        ):
             raise InputError(f"partition: a list of indices for each client is needed, got {type_name(shards)}")
         return cls(tuple(_shard(client, shard) for client, shard in enumerate(shards)))
 

@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -139,11 +139,14 @@ def _parsed(text: str, kind: Any, name: str) -> Any:
     raise InputError(f"{name} must be {what}, got {text!r}" if what else f"{name} cannot be set with -s")
 
 
+def _has_defaults(kind: Any) -> bool:
+    """Tell whether a dataclass can be made of nothing: one that needs an object is given in Python."""
+    return all(not f.init or f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind))
+
+
 def _parsed_union(text: str, kinds: tuple[Any, ...], name: str) -> Any:
     """Return the first of several types that ``text`` fits: a dataclass by its name, or a plain value."""
-    classes: dict[str, Any] = {
-        str(kind.__name__).lower(): kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)
-    }
+    classes = {str(kind.__name__).lower(): kind for kind in kinds if is_dataclass(kind) and _has_defaults(kind)}
     if text.lower() in classes:
         return classes[text.lower()]()
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
