@@ -281,7 +281,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a mask": (dealt(IDS, X[:, 0] > 0), r"got torch.bool \[60\], of a mask give mask.nonzero"),
     "floats": (dealt(IDS, IDS / 2), "whole and in one dimension"),
     "words": (dealt(IDS, ["a"]), "client 1 has no list of whole numbers"),
-    "one number": (owner(partition=torch.tensor(3)), "a list of indices for each client is needed, got Tensor"),
+    "one number for all": (owner(partition=torch.tensor(3)), "a list of indices for each client is needed, got Tensor"),
     "bytes": (owner(partition=b"iid"), "a list of indices for each client is needed, got bytes"),
     "a function of a word": (owner(partition=lambda d, n, s: "iid"), "a list of indices .* got str"),
     "a function's dictionary": (owner(partition=lambda d, n, s: {0: IDS}), "a list of indices .* got dict"),

@@ -140,13 +140,15 @@ def _parsed(text: str, kind: Any, name: str) -> Any:
 
 
 def _has_defaults(kind: Any) -> bool:
-    """Tell whether a dataclass can be made of nothing: one that needs an object is given in Python."""
-    return all(not f.init or f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind))
+    """Tell whether a type is a dataclass that can be made of nothing: one that needs an object is given in Python."""
+    return is_dataclass(kind) and all(
+        not f.init or f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind)
+    )
 
 
 def _parsed_union(text: str, kinds: tuple[Any, ...], name: str) -> Any:
     """Return the first of several types that ``text`` fits: a dataclass by its name, or a plain value."""
-    classes = {str(kind.__name__).lower(): kind for kind in kinds if is_dataclass(kind) and _has_defaults(kind)}
+    classes: dict[str, Any] = {k.__name__.lower(): k for k in kinds if isinstance(k, type) and _has_defaults(k)}
     if text.lower() in classes:
         return classes[text.lower()]()
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
