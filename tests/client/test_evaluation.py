@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from fedsieve import Data
 from fedsieve.client import process
-from fedsieve.client.evaluation import EagerTest, Evaluation, accuracy
+from fedsieve.client.evaluation import ACCURACY, EagerTest, Evaluation, accuracy
+from fedsieve.client.metrics import Metric
 from fedsieve.client.process import to_device
 from fedsieve.client.training import params_of
+from fedsieve.kernels import Predictor, dispatch, unavailable_reason
+from fedsieve.kernels.dispatch import Inference
 from recorded import Graphs
 from tiny import TinyNet
 
@@ -121,6 +124,68 @@ def test_what_cannot_be_captured_is_tested_eagerly(net: nn.Module, graphs: Graph
         warnings.simplefilter("error")
         assert evaluation.metrics()["accuracy"] == share(net, data)
     assert graphs.captures == 0
+
+
+def sparse(seed: int = 1) -> TinyNet:
+    """Return a model with a tenth of its weights."""
+    net = model(seed)
+    with torch.no_grad():
+        for weight in (net.conv2.weight, net.fc1.weight):
+            weight.mul_(torch.rand_like(weight) < 0.1)
+    return net
+
+
+@pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
+def test_the_kernels_compute_tests_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the weights as they are at each test, beside other metrics of the outputs."""
+    monkeypatch.setattr(dispatch, "LASTING", 36 * 4 * 2 * 9 * 107)
+    data, made = images(107), list[int]()
+    monkeypatch.setattr(dispatch, "Predictor", lambda net, batch: made.append(batch) or Predictor(net, batch))
+    names = {"accuracy": ACCURACY["accuracy"], "mean": Metric(lambda output, y: output[:, 0])}
+    net, short = sparse(), Evaluation(sparse(), data.subset(torch.arange(10)))
+    evaluation, by_model = (Evaluation(net, data, None, 10, names, Inference(net, how)) for how in ("auto", "dense"))
+    for seed in (1, 7, 2):
+        params = params_of(sparse(seed))
+        ours, theirs = evaluation.of(params), by_model.metrics()
+        assert ours["accuracy"] == theirs["accuracy"] == share(net, data)
+        assert ours["mean"] == pytest.approx(theirs["mean"], rel=1e-4)
+    assert made == [10, 10, 10]
+    short.metrics()
+    monkeypatch.setattr(dispatch, "LITTLE", 0)
+    evaluation.of(params_of(model(1)))  # as dense as it came
+    assert made == [10, 10, 10]
+
+
+@pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
+def test_the_kernels_do_not_test_what_they_would_not_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a hook, or of whose outputs theirs would differ; several inputs, integers and float64."""
+    monkeypatch.setattr(dispatch, "LASTING", 0)
+    x, net = torch.randn(20, 2, 6, 6), model(1)
+    assert Inference(net, "auto").of(x, 20, 10)
+    with monkeypatch.context() as other:
+        other.setattr(dispatch, "Predictor", lambda *_: lambda few: net(few) + 1)
+        assert Inference(net, "auto").of(x, 20, 10) is None
+    hooked = model(1)
+    hooked.fc1.register_forward_hook(lambda module, args, output: -output)
+    assert Inference(hooked, "auto").of(x, 20, 10) is None
+    for odd in ((x, x), {"x": x}, x.double(), x.to(torch.uint8)):
+        assert Inference(model(1), "auto").of(odd, 20, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ([1.0, 1000.0], [1.5, 1000.0], True),
+        ([1.0, 2.0], [1.01, 2.0], False),
+        ([float("nan"), 1.0], [float("nan"), 1.0], True),
+        ([float("nan"), 1.0], [1.0, 1.0], False),
+        ([float("inf")], [float("inf")], True),
+        ([float("inf")], [float("-inf")], False),
+    ],
+)
+def test_outputs_are_close_beside_the_largest(a: list[float], b: list[float], same: bool) -> None:
+    assert dispatch.close(torch.tensor(a), torch.tensor(b)) is same
+    assert not dispatch.close(torch.tensor(a), torch.tensor(b)[None])
 
 
 def test_examples_lie_on_a_gpu_if_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

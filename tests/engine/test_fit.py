@@ -120,6 +120,13 @@ def failing() -> Any:
     raise ValueError("no weights")
 
 
+def hooked() -> nn.Module:
+    """Return a layer of whose weight half is to keep its value."""
+    layer = nn.Linear(4, 2)
+    layer.weight.register_hook(lambda gradient: gradient * torch.tensor([[0], [1]]))
+    return layer
+
+
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "a list of lists": (lambda: Gives(lambda y: [[y]]), "the model returns list, where a tensor is needed"),
     "a dictionary without": (lambda: Gives(lambda y: {"y": y}), "the model returns dict, where a tensor is needed, or"),
@@ -147,6 +154,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "expanded": (lambda: Keeps(torch.zeros(1).expand(5)), r"kept is expanded .* give it .contiguous\(\)"),
     "counting": (lambda: Keeps(torch.tensor(0), lambda m, y: m.kept.add_(1)), "changes its buffer kept, which is not"),
     "a secret": (lambda: Keeps(torch.zeros(5), lambda m, y: m.kept.add_(1.0), persistent=False), "is not sent"),
+    "a hook": (hooked, "weight has a hook, which copies of the model lose: put what it does into the model's forward"),
     "frozen": (lambda: nn.Linear(4, 2).requires_grad_(False), "it has no parameter to train"),
 }  # fmt: skip
 

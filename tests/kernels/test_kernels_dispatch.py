@@ -132,7 +132,14 @@ class Still(TinyNet):
         self.fc1.weight.requires_grad_(False)
 
 
+class Doubled(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2.register_forward_hook(lambda module, args, output: 2 * output)
+
+
 CANNOT = {
+    Doubled: "conv2 has a hook",
     Tied: "fc2.weight is used more than once",
     Spare: "no layer uses spare",
     Branching: "the model cannot be traced",

@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from fedsieve.engine.federation import resolve_model
 from fedsieve.engine.initial import InitialWeights
+from fedsieve.engine.models import resolve_model
 from fedsieve.recipes import load_model
 from fedsieve.runs.compression import compress
 from fedsieve.runs.export import check_export_path, export, quantization_cost

@@ -1,6 +1,7 @@
 """How good a model is on examples, batch by batch; on a GPU each batch is a CUDA graph, captured once and replayed.
 
-The place of the next batch and the sum over those before it lie on the device, so that a test waits for it once.
+The place of the next batch and the sum over those before it lie on the device, so that a test waits for it once. On a
+CPU the kernels compute the outputs where they are faster (``kernels.dispatch.Inference``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from fedsieve.client.captured import CudaGraphs, captured
 from fedsieve.client.metrics import Accumulator, Metric, correct
 from fedsieve.client.training import load_
+from fedsieve.kernels.dispatch import FEW, Inference
 from fedsieve.types import Data, InputError, apply_model, map_examples
 
 BATCH = 500
@@ -43,9 +46,13 @@ class Evaluation:
         graphs: CudaGraphs | None = None,
         batch: int = BATCH,
         metrics: Mapping[str, Metric] = ACCURACY,
+        inference: Inference | None = None,
     ):
         """Take a model, examples, which may lie on its device, and what captures: None for one batch after another."""
         self.model, self.data, self.batch = model, data, batch
+        self.inference = inference or Inference(model, "auto")
+        self._outputs: Callable[[Any], Any] | None = None
+        """What computes outputs in the place of the model."""
         self.where = next((w.device for w in model.parameters()), data.device)
         self.graphs = graphs if data.device == self.where else None
         self.means = {name: one for name, one in metrics.items() if not isinstance(one.function, Accumulator)}
@@ -89,8 +96,11 @@ class Evaluation:
             one.function.reset()  # type: ignore[union-attr]
         sizes = [min(self.batch, len(self.data) - i) for i in range(0, len(self.data), self.batch)]
         if graphs is None:
+            x, _ = self.data.batch(slice(0, FEW))
+            self._outputs = self.inference.of(x, len(self.data), self.batch)
             for size in sizes:
                 self._test(size)
+            self._outputs = None  # of these weights
             return self._values()
         addresses = [v.data_ptr() for v in (*self.model.parameters(), *self.model.buffers())]
         if addresses != self._addresses:
@@ -124,7 +134,7 @@ class Evaluation:
         """Test the next batch, which is captured: what changes from one to the next lies in memory."""
         index = self._place + torch.arange(size, device=self._place.device)
         x, y = (map_examples(lambda one: one.to(self.where), part) for part in self.data.batch(index))
-        output = apply_model(self.model, x)
+        output = self._outputs(x) if self._outputs else apply_model(self.model, x)
         for sums, (name, metric) in zip(self._sums, self.means.items(), strict=True):
             with self._named(name):
                 sums.add_(metric.add_up(output, y, size))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cached_property, lru_cache, partial
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.client.cost import SIZES
 from fedsieve.client.losses import CrossEntropy, metrics_of
@@ -25,18 +23,17 @@ from fedsieve.client.models import INITIALISATIONS, MODELS
 from fedsieve.client.training import crop_flip
 from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import Dataset
-from fedsieve.data.dataset import type_name
 from fedsieve.data.mapped import chunks
 from fedsieve.data.partition import Indices, hold_out
 from fedsieve.data.partitioner import FlowerPartitioner
 from fedsieve.engine.cache import Cache
 from fedsieve.engine.experiment import Run
 from fedsieve.engine.initial import InitialWeights, hash_tensors
+from fedsieve.engine.models import resolve_model
 from fedsieve.server.admission import Admission
 from fedsieve.server.robust import Loose, Off
-from fedsieve.sparse.policy import Coverage, frozen_names, undo_call
+from fedsieve.sparse.policy import Coverage, frozen_names
 from fedsieve.types import Data, Device, Examples, InputError, rng
-from fedsieve.types.errors import error_of
 from fedsieve.types.method import expected_of
 
 
@@ -280,70 +277,3 @@ def digest_of(shards: Iterable[Tensor]) -> str:
     for shard in shards:
         digest.update(f"{len(shard)} ".encode() + shard.numpy().tobytes())
     return digest.hexdigest()
-
-
-def resolve_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """Return a copy, on the CPU, of a user's model or of what its function gives. Raises InputError."""
-    model: object = own if isinstance(own, nn.Module) else call("model", own)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"task.model must give a torch.nn.Module, its function gives {type_name(model)}")
-    _check_plain(model)
-    try:
-        return copy.deepcopy(model).to("cpu")
-    except Exception as error:
-        raise InputError(f"the model cannot be copied ({first_line(error)})") from error
-
-
-def call(what: str, function: Callable[[], object]) -> object:
-    """Return the result of a user's function. Raises InputError if it needs arguments."""
-    try:
-        inspect.signature(function).bind()
-    except TypeError as error:
-        raise InputError(
-            f"task.{what}: {type_name(function)} needs arguments ({error}): give it without, such as functools.partial"
-        ) from None
-    except ValueError:
-        pass  # a builtin tells no signature
-    try:
-        return function()
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"task.{what}: {error_of(function, error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error of the user's own code says, in one line."""
-    return (str(error).splitlines() or [""])[0] or type_name(error)
-
-
-def _check_plain(model: nn.Module) -> None:
-    """Raise InputError unless a model is ordinary: float32 weights by their own names, in a state of tensors."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("the model is compiled by TorchScript, and its layers are out of reach: give the plain module")
-    compiled = hasattr(model, "_orig_mod")
-    if compiled or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = "_orig_mod" if compiled else "module"
-        raise InputError(f"the model is wrapped ({type_name(model)}): give what is inside, model.{inner}")
-    for path, module in model.named_modules():
-        if attributes := [n for n, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
-            what = f"layer {path} has no parameter {attributes[0]!r} of its own"
-            raise InputError(f"{what}, it is computed from others: call {undo_call(module, attributes[0])} first")
-    named = dict(model.named_parameters(remove_duplicate=False))
-    for name, w in named.items():
-        if isinstance(w, UninitializedParameter):
-            raise InputError(f"{name} has no shape yet: call the lazy model on an example before you give it")
-        if w.is_meta:
-            raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
-        if w.dtype != torch.float32:
-            raise InputError(f"{name} is of {w.dtype}, where float32 is trained: give model.float()")
-    for name, value in (*named.items(), *model.named_buffers()):
-        if torch._debug_has_internal_overlap(value) == 1:
-            raise InputError(f"{name} is expanded from fewer numbers than it shows: give it .contiguous()")
-    state = model.state_dict()
-    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise InputError(f"the model's state holds {odd[0]}, which is no tensor (is it quantised?): give a plain model")
-    if odd := sorted(named.keys() - state.keys()):
-        raise InputError(f"the model's state_dict has no {odd[0]}: a parameter must stand there by its own name")
-    if odd := [name for name, value in state.items() if value.is_floating_point() and value.dtype != torch.float32]:
-        raise InputError(f"{odd[0]} is of {state[odd[0]].dtype}, where float32 is needed: give model.float()")

@@ -34,6 +34,7 @@ from fedsieve.engine.remedies import remedies
 from fedsieve.engine.rollback import Checkpoint, DivergenceError, Memory, Rollbacks, Snapshot, Snapshots
 from fedsieve.engine.round import COLUMNS, NO_CLIENT, Failure, Round, RoundMetrics
 from fedsieve.engine.setup import open_run
+from fedsieve.kernels.dispatch import Inference
 from fedsieve.server.robust import Plain, robust_updates
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Tree, Update, apply_model, flatten, map_examples, rng, tensors_of
@@ -61,18 +62,20 @@ def rounds(
     *,
     data: Path | str | None = None,
     measure: tuple[str, ...] = (),
+    kernels: str = "auto",
 ) -> Generator[Round]:
     """Run an experiment round by round, testing on ``device``; the caller logs, plots, saves, or stops.
 
     It goes from the beginning, or from the checkpoint ``start``, to round ``last`` (0: all). The beginning is round 1,
     or before it where the method warms up. A ``Run`` is opened, with ``data`` and ``measure`` as ``open_run`` has
-    them, and warns (MostlyDense) where the method's policy leaves more than a tenth of all weights dense.
+    them, and warns (MostlyDense) where the method's policy leaves more than a tenth of all weights dense. On a CPU the
+    ``kernels`` test the model where they are faster, unless they are ``dense``.
     """
     if isinstance(run, Federation):
-        return _rounds(run, engine, device, start, last)
+        return _rounds(run, engine, device, start, last, kernels)
     federation = open_run(run, data, measure)
     warn_of_dense(federation)
-    return _rounds(federation, engine, device, start, last)
+    return _rounds(federation, engine, device, start, last, kernels)
 
 
 def warn_of_dense(federation: Federation) -> None:
@@ -83,7 +86,7 @@ def warn_of_dense(federation: Federation) -> None:
 
 
 def _rounds(
-    federation: Federation, engine: Engine, device: str, start: Checkpoint | None, last: int
+    federation: Federation, engine: Engine, device: str, start: Checkpoint | None, last: int, kernels: str
 ) -> Generator[Round]:
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
@@ -95,9 +98,9 @@ def _rounds(
     snapshot: Snapshot | None = snapshots.newest()
     device = devices_of(device)[0]
     plain, graphs = plain.to(device), None if device == "cpu" else CudaGraphs(torch.device(device))
-    tests = Evaluation(plain, to_device(federation.test(), device), graphs, metrics=federation.metrics)
-    data = federation.validation()
-    validation = Evaluation(plain, to_device(data, device), graphs, metrics=federation.metrics) if data else None
+    test_of = partial(Evaluation, plain, metrics=federation.metrics, inference=Inference(plain, kernels))
+    tests, data = test_of(to_device(federation.test(), device), graphs), federation.validation()
+    validation = test_of(to_device(data, device), graphs) if data else None
     with engine(federation, memory) as exchange, _readers(device) as readers:
         admission.threads, server = readers
         last_known: Mapping[int, Known] = {}

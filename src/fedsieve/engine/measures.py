@@ -104,7 +104,8 @@ def score_clients(federation: Federation, model: Params, tests: Evaluation) -> d
     each: dict[str, list[float]] = {name: [] for name in federation.metrics}
     for own in federation.own_tests():
         data = to_device(own, str(tests.where))
-        for name, value in Evaluation(tests.model, data, metrics=federation.metrics).metrics().items():
+        of_client = Evaluation(tests.model, data, metrics=federation.metrics, inference=tests.inference)
+        for name, value in of_client.metrics().items():
             each[name] += [value] if math.isfinite(value) else []
     columns = dict[str, float | None]()
     for name, values in each.items():

@@ -20,8 +20,9 @@ from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import partition
 from fedsieve.engine.experiment import NO_DATASET, Run, Task
-from fedsieve.engine.federation import Federation, call, first_line
+from fedsieve.engine.federation import Federation
 from fedsieve.engine.measures import check_measures
+from fedsieve.engine.models import call, first_line
 from fedsieve.engine.round import COLUMNS
 from fedsieve.engine.targets import check_loss, check_targets
 from fedsieve.server.robust import check_fit

@@ -12,7 +12,8 @@ from fedsieve.client.metrics import Accumulator
 from fedsieve.data import Dataset
 from fedsieve.data.dataset import type_name
 from fedsieve.data.mapped import chunks
-from fedsieve.engine.federation import Federation, first_line
+from fedsieve.engine.federation import Federation
+from fedsieve.engine.models import first_line
 from fedsieve.types import Examples, InputError, logits_of
 
 

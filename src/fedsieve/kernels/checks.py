@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -114,3 +114,17 @@ def model(module: object, masks: object) -> None:
         if name not in parameters:
             refuse("the name of a mask", f"one of {', '.join(parameters)}", name)
         tensor(f"the mask of {name}", mask, torch.bool, *parameters[name].shape)
+
+
+def hooked(model: nn.Module) -> str:
+    """Return the first module with a hook that may change what is computed, "" if there is none."""
+    calls = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+    for name, module in model.named_modules():
+        if any(not _is_ours(hook) for kind in calls for hook in getattr(module, kind).values()):
+            return name or "the model"
+    return ""
+
+
+def _is_ours(hook: Any) -> bool:
+    """Tell whether a hook only counts, or keeps PyTorch from its fused layers: functions of this package do no more."""
+    return str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("fedsieve.")

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from fedsieve.kernels import library
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import FallbackLayer, Graph, ProductLayer
+from fedsieve.kernels.inference import Predictor
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
+from fedsieve.sparse.masks import weight_density
 from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Data, Device, InputError, Mask
 from fedsieve.types.optimizers import SGD, AdamW
@@ -31,6 +33,12 @@ WORTH = 0.45
 half of its multiply-adds a second."""
 ANY_TARGETS = partial(F.cross_entropy)
 """Cross-entropy by PyTorch: of logits with any targets that it takes."""
+LASTING = 1e9
+"""Multiply-adds of a dense test that outlast the making of a ``Predictor``."""
+LITTLE = 4e6
+"""Multiply-adds of a sample up to which a ``Predictor`` is faster than PyTorch at any density: calls count there."""
+FEW = 8
+"""Samples whose outputs are compared."""
 TOGETHER = 16
 """Samples that the kernels compute together: the last of a batch may be padding."""
 
@@ -249,6 +257,61 @@ def multiply_adds(graph: Graph, mask: Mapping[str, Tensor]) -> tuple[float, floa
             weights = [module.weight for module in inner if isinstance(module.weight, Tensor)]
             fallback += sum(layer.output.channels * area * weight[0].numel() for weight in weights) * times
     return real, dense, fallback
+
+
+class Inference:
+    """What computes a resident model's outputs in eval mode: its non-zero weights alone, where that is faster.
+
+    ``choice`` is auto, or dense for the model itself; sparse is auto, as it is about training.
+    """
+
+    def __init__(self, model: nn.Module, choice: str):
+        check_choice(choice)
+        self.model, self.choice = model, choice
+        self._graphs: dict[tuple[int, ...], Graph | None] = {}
+
+    @torch.no_grad()
+    def of(self, x: object, examples: int, batch: int) -> Callable[[Any], Any] | None:
+        """Return what computes the outputs of batches, with the weights as they are now, of ``examples`` like ``x``.
+
+        None where that is best done by the model: the kernels do not know it, or would not be faster, or give other
+        outputs for ``x`` than the model does.
+        """
+        plain = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() > 1
+        if self.choice == "dense" or not plain or library.unavailable_reason():
+            return None
+        assert isinstance(x, Tensor)
+        graph = self._graph(tuple(x.shape[1:]))
+        if graph is None or not _faster(graph, examples):
+            return None
+        predictor = Predictor(self.model, batch)
+        few = x[:FEW]
+        if not close(predictor(few), self.model(few)):
+            return None
+        return predictor
+
+    def _graph(self, shape: tuple[int, ...]) -> Graph | None:
+        if shape not in self._graphs:
+            try:
+                graph = read_graph(self.model, shape, training=False)
+            except Unsupported:
+                graph = None
+            self._graphs[shape] = graph if graph and not graph.fallbacks else None
+        return self._graphs[shape]
+
+
+def _faster(graph: Graph, examples: int) -> bool:
+    """Tell whether a ``Predictor`` of the model, made first, takes less time than the model for so many examples."""
+    layers = [layer for layer in graph.layers if isinstance(layer, ProductLayer)]
+    dense = sum(layer.multiply_adds for layer in layers)
+    real = sum(layer.multiply_adds * weight_density({"": layer.module.weight}) for layer in layers)
+    return examples * dense >= LASTING and (dense <= LITTLE or real < WORTH * dense)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Tell whether outputs are those of the same model, rounded differently; NaN and infinity are where they are."""
+    size = b[b.isfinite()].abs().max() if b.isfinite().any() else b.new_zeros(())
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=float(1e-3 * size), equal_nan=True)
 
 
 def _padded(samples: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from fedsieve.data.dataset import type_name
 from fedsieve.engine import Round
-from fedsieve.engine.federation import first_line
+from fedsieve.engine.models import first_line
 from fedsieve.types import InputError
 
 Callback: TypeAlias = "Callable[[Round], object] | RunLogger"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedsieve.client.training import params_of
-from fedsieve.engine.federation import first_line, resolve_model
+from fedsieve.engine.models import first_line, resolve_model
 from fedsieve.runs.model import ModelMetadata, TrainedModel, module_name
 from fedsieve.sparse.masks import global_top, keep_topk, weight_density
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities

@@ -32,8 +32,9 @@ from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import NAMES, load_dataset, root_from
 from fedsieve.data.storage import read_json, regular
 from fedsieve.engine import Task
-from fedsieve.engine.federation import described, first_examples, resolve_model
+from fedsieve.engine.federation import described, first_examples
 from fedsieve.engine.initial import no_model, read_fsv
+from fedsieve.engine.models import resolve_model
 from fedsieve.engine.setup import read_dataset
 from fedsieve.recipes import load_model, load_recipe
 from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest

@@ -99,7 +99,8 @@ def record_run(
         _prepare(out, federation, plan)
         stack.enter_context(observers.opened(ObservedRun(out, plan.manifest, read_rows(out))))
         lock = stack.pop_all()
-    stream = rounds(federation, engine, execution.device, plan.start, plan.stop.round)
+    how = execution.device, plan.start, plan.stop.round
+    stream = rounds(federation, engine, *how, kernels=execution.kernels)
     return _record(out, federation, stream, plan, observers, lock, _saver("cpu" if callbacks else execution.device))
 
 

@@ -143,7 +143,7 @@ def _in_memory(
     by_round, round = dict[int, dict[str, Any]](), None
     with (
         observers.opened(ObservedRun(None, manifest_of(federation, recipe, execution, {}), [])),
-        closing(rounds(federation, engine, execution.device, last=stop.round)) as stream,
+        closing(rounds(federation, engine, execution.device, last=stop.round, kernels=execution.kernels)) as stream,
     ):
         for round in stream:
             by_round[round.t] = row = row_of(round)
