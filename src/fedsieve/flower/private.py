@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import sys
 
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
 
-__all__ = ["ErrorCode", "FlowerRun", "get_flwr_home", "give_identity", "is_simulated", "restart_dead_actors"]
+__all__ = [
+    "ErrorCode",
+    "FlowerRun",
+    "get_flwr_home",
+    "give_identity",
+    "in_simulation",
+    "is_simulated",
+    "restart_dead_actors",
+    "set_reply_to",
+]
 
 
 def restart_dead_actors() -> None:
@@ -34,8 +44,19 @@ def give_identity() -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
 
 
+def in_simulation() -> bool:
+    """Return whether this process is a worker of Ray's, in which Flower simulates clients."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def is_simulated(grid: object) -> bool:
     """Return whether a ServerApp's grid is that of a simulation on this machine."""
     from flwr.superlink.grid import InMemoryGrid
 
     return isinstance(grid, InMemoryGrid)
+
+
+def set_reply_to(answer: Message, message_id: str) -> None:
+    """Let an answer be to another message than the one that brought it."""
+    answer.metadata.__dict__["_reply_to_message_id"] = message_id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,7 +21,7 @@ from fedsieve.engine.messages import Messages
 from fedsieve.engine.rollback import DEPTH
 from fedsieve.engine.worker import Worker, run_client
 from fedsieve.flower.engine.exchange import get_bytes, get_config, to_content
-from fedsieve.flower.private import ErrorCode, get_flwr_home, restart_dead_actors
+from fedsieve.flower.private import ErrorCode, get_flwr_home, in_simulation, restart_dead_actors
 from fedsieve.types import InputError
 from fedsieve.wire import WireError
 
@@ -110,8 +109,7 @@ def _identify(worker_for: WorkerFor, message: Message, context: Context) -> Mess
 
 def _place(context: Context, about: Mapping[str, Any]) -> NodeContext:
     """Return where a message is answered; the key is a simulation's in a worker of Ray's."""
-    ray = sys.modules.get("ray")
-    key = simulation_key(context.run_id) if ray is not None and ray.is_initialized() else None
+    key = simulation_key(context.run_id) if in_simulation() else None
     return NodeContext(context.run_config, context.node_config, about, key)
 
 

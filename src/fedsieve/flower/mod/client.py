@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import ClassVar, Literal, TypeAlias, get_args
 
@@ -18,14 +18,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 from torch import Tensor
 
+from fedsieve.engine.cache import CacheEntry, CacheMiss
+from fedsieve.flower.mod.frozen import FROZEN, KeptArrays, arrays_of, lost, make_entry, unmoved
 from fedsieve.flower.mod.records import (
     ADDED,
     ITSELF,
+    KEY,
     MOVED,
     NOTHING,
     Base,
     Broadcast,
     TensorOrArray,
+    is_packed,
     map_arrays,
     pack_record,
     to_record,
@@ -36,7 +40,7 @@ from fedsieve.flower.private import ErrorCode
 from fedsieve.sparse.masks import top
 from fedsieve.types import InputError, Sparse
 from fedsieve.types.errors import check_interval
-from fedsieve.wire import WireError, finite, rounded
+from fedsieve.wire import WireError, base_of, finite, rounded
 
 Criterion: TypeAlias = Literal["update", "weights"]
 Values: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
@@ -130,6 +134,16 @@ class Compression:
         return view
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A message that was opened: its bytes, what was broadcast, the records for the app, and what is to be kept."""
+
+    data: Mapping[str, bytes] = field(default_factory=dict)
+    broadcast: Broadcast = field(default_factory=Broadcast)
+    contents: Mapping[str, ArrayRecord] = field(default_factory=dict)
+    entries: Mapping[str, CacheEntry] = field(default_factory=dict)
+
+
 class SparseMod:
     """The first of a ClientApp's mods: ``ClientApp(mods=[SparseMod()])``; its server's grid is a ``SparseGrid``.
 
@@ -142,10 +156,13 @@ class SparseMod:
     ``feedback``: what an update's cut and rounding left out is kept in the client's ``Context.state``, and added to
     its next update.
 
+    What the app returns as it came (float32 arrays) the client keeps, in its ``Context.state``; it is not sent again.
+
     A message that cannot be opened is answered with an error, which the log names too.
     """
 
-    _last: ClassVar[tuple[dict[str, bytes], Broadcast, dict[str, ArrayRecord]]] = ({}, Broadcast(), {})
+    _kept: ClassVar[KeptArrays] = KeptArrays()
+    _last: ClassVar[_Opened] = _Opened()
     """The broadcast that this process opened last: a simulation sends it to many nodes, and loads the app for each."""
 
     def __init__(
@@ -158,30 +175,63 @@ class SparseMod:
         try:
             check_secure(message.content)
             self._check_order(message)
-            broadcast, plain = self._open(message)
+            opened, plain = self._open(message, context)
+        except CacheMiss:
+            return Message(lost(), reply_to=message)
         except (InputError, WireError) as error:
             return refusal(message, f"SparseMod: {error}")
         reply = call_next(plain, context)
         if not reply.has_error():
             training = message.metadata.message_type.partition(".")[0] == "train"
-            compression = self.compression if training else Compression()
             reply.content = map_arrays(
-                reply.content, lambda n, record: _answer(n, record, broadcast, compression, context)
+                reply.content, lambda n, record: self._answer(n, record, opened, training, context)
             )
         return reply
 
-    def _open(self, message: Message) -> tuple[Broadcast, Message]:
-        """Return what was broadcast, and the message that the app is to see: clients of a process open it once."""
+    def _open(self, message: Message, context: Context) -> tuple[_Opened, Message]:
+        """Return a message opened, and the one that the app is to see: clients of a process open it once."""
         records = message.content.array_records
         data = {f"{name}/{key}": array.data for name, record in records.items() for key, array in record.items()}
-        if data != SparseMod._last[0]:
-            arrays = {name: unpack_record(record, NOTHING) for name, record in records.items()}
-            bases = {name: Base.of(own) for name, own in arrays.items()}
-            SparseMod._last = data, Broadcast(bases), {name: to_record(own) for name, own in arrays.items()}
-        _, broadcast, contents = SparseMod._last
-        plain = copy.copy(message)
-        plain.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(contents[n].items())))
-        return broadcast, plain
+        if data != SparseMod._last.data:
+            both = {name: self._unpack(name, record, context) for name, record in records.items()}
+            bases = {name: Base.of(own) for name, (own, _) in both.items()}
+            entries = {name: entry for name, (_, entry) in both.items() if entry}
+            contents = {name: to_record(own) for name, (own, _) in both.items()}
+            SparseMod._last = _Opened(data, Broadcast(bases), contents, entries)
+        opened, plain = SparseMod._last, copy.copy(message)
+        for name, entry in opened.entries.items():
+            self._kept.keep(name, entry, context)
+        plain.content = map_arrays(message.content, lambda n, _: ArrayRecord(dict(opened.contents[n].items())))
+        return opened, plain
+
+    def _unpack(
+        self, name: str, record: ArrayRecord, context: Context
+    ) -> tuple[dict[str, TensorOrArray], CacheEntry | None]:
+        """Return the arrays of a broadcast's record, and what of them is to be kept. Raises WireError."""
+        if digest := base_of(record[KEY].data) if is_packed(record) else b"":
+            entry = self._kept.find(name, digest, context)
+            return unpack_record(record, Base(known=entry.known(FROZEN)), arrays_of(entry))[0], entry
+        arrays, frozen = unpack_record(record, NOTHING)
+        return arrays, make_entry(arrays, frozen) if frozen else None
+
+    def _answer(self, name: str, record: ArrayRecord, opened: _Opened, training: bool, context: Context) -> ArrayRecord:
+        """Return an answer's record as it travels, and keep what was left out of it, and what has not moved.
+
+        Where the server does not know yet what is frozen, the first answer to training says it.
+        """
+        compression = self.compression if training else Compression()
+        base, state, arrays = opened.broadcast.base(name), f"fedsieve {name}", to_tensors(record)
+        asked = training and name in opened.broadcast.bases and name not in opened.entries
+        frozen = unmoved(arrays, base.arrays) if asked else frozenset()
+        if frozen:
+            self._kept.keep(name, make_entry(base.arrays, frozen), context)
+        record_before = context.state.get(state) if compression.feedback else None
+        memory = to_tensors(record_before) if isinstance(record_before, ArrayRecord) else {}
+        residuals = {name: v for name, v in memory.items() if isinstance(v, Tensor)}
+        payload, means, residuals = compression.compress(arrays, base, residuals)
+        if compression.feedback:
+            context.state[state] = to_record(residuals)
+        return pack_record(payload, base, means, compression.values, frozen)[0]
 
     def _check_order(self, message: Message) -> None:
         """Raise InputError where another mod and this one would spoil each other."""
@@ -216,20 +266,6 @@ def refusal(message: Message, reason: str) -> Message:
     """Return the answer that says why a message could not be taken, and log it."""
     log.error("%s", reason)
     return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
-
-
-def _answer(
-    name: str, record: ArrayRecord, broadcast: Broadcast, compression: Compression, context: Context
-) -> ArrayRecord:
-    """Return an answer's record as it travels, and keep what was left out of it."""
-    base, state = broadcast.base(name), f"fedsieve {name}"
-    record_before = context.state.get(state) if compression.feedback else None
-    memory = to_tensors(record_before) if isinstance(record_before, ArrayRecord) else {}
-    residuals = {name: v for name, v in memory.items() if isinstance(v, Tensor)}
-    payload, means, residuals = compression.compress(to_tensors(record), base, residuals)
-    if compression.feedback:
-        context.state[state] = to_record(residuals)
-    return pack_record(payload, base, means, compression.values)[0]
 
 
 def _outside() -> str | None:

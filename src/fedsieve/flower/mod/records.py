@@ -1,14 +1,15 @@
 """What travels in place of an ArrayRecord: one Array that holds a FedSieve message, beside arrays that fit into none.
 
-The message is a tree of two entries: ``means``, a number that says what its tensors stand for, and ``arrays``, the
-tensors by name, in order; a number there stands for an array that travels as it is.
+The message is a tree: ``means``, a number that says what its tensors stand for; ``arrays``, the tensors by name, in
+order, where a number stands for an array that travels as it is (0) or that the receiver has kept (1); and, if any is to
+be kept, ``frozen``, a boolean for each array.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ KEY, OTHER = "fedsieve", "+"
 """The name of the Array with the message, and what is put before the names of the others."""
 STYPE = "fedsieve/2"
 """The serialization type of the Array with the message: Flower's own is numpy.ndarray."""
+KEPT = 1.0
+"""What stands for an array that the receiver has kept of an earlier message."""
 ITSELF, MOVED, ADDED = range(3)
 """What tensors stand for: themselves, sparse ones 0 elsewhere; sparse ones the base elsewhere; changes of the base."""
 THIN = 8
@@ -104,12 +107,17 @@ def to_record(arrays: Mapping[str, TensorOrArray]) -> ArrayRecord:
 
 
 def pack_record(
-    arrays: Mapping[str, TensorOrArray | Sparse], base: Base, means: int = ITSELF, values: str = "f32"
+    arrays: Mapping[str, TensorOrArray | Sparse | float],
+    base: Base,
+    means: int = ITSELF,
+    values: str = "f32",
+    frozen: Collection[str] = (),
 ) -> tuple[ArrayRecord, int]:
-    """Return the record that travels, and the bytes of its arrays."""
+    """Return the record that travels, and the bytes of its arrays; ``frozen`` are the names of those to be kept."""
     others = {f"{OTHER}{name}": v for name, v in arrays.items() if isinstance(v, Array)}
     tensors = {name: 0.0 if isinstance(v, Array) else v for name, v in arrays.items()}
-    data = encode({"means": float(means), "arrays": tensors}, base.known, values)
+    marks = {"frozen": torch.tensor([name in frozen for name in arrays])} if frozen else {}
+    data = encode({"means": float(means), "arrays": tensors, **marks}, base.known, values)
     message = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
     return ArrayRecord({KEY: message, **others}), len(data) + sum(len(v.data) for v in others.values())
 
@@ -119,23 +127,42 @@ def is_packed(record: ArrayRecord) -> bool:
     return KEY in record and record[KEY].stype == STYPE
 
 
-def unpack_record(record: ArrayRecord, base: Base) -> dict[str, TensorOrArray]:
-    """Return the arrays of a record from ``pack_record``. Raises WireError for any other."""
+def unpack_record(
+    record: ArrayRecord, base: Base, kept: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, TensorOrArray], frozenset[str]]:
+    """Return the arrays of a record from ``pack_record``, and the names of those that are to be kept.
+
+    ``kept``: the arrays that it leaves out. Raises WireError for any other record.
+    """
+    kept = kept or {}
     if not is_packed(record):
         raise WireError("its arrays are not FedSieve's: the other side uses no SparseMod or SparseGrid")
     message = decode(record[KEY].data, base.known)
-    means, arrays = message.get("means"), message.get("arrays")
-    if message.keys() != {"means", "arrays"} or means not in (ITSELF, MOVED, ADDED) or not isinstance(arrays, Mapping):
+    means, arrays, marks = message.get("means"), message.get("arrays"), message.get("frozen")
+    two = message.keys() - {"frozen"} == {"means", "arrays"}
+    if not two or means not in (ITSELF, MOVED, ADDED) or not isinstance(arrays, Mapping):
         raise WireError("a FedSieve message, but none of arrays")
+    frozen = _marked(arrays, marks) if "frozen" in message else frozenset()
     others = {name.removeprefix(OTHER): v for name, v in record.items() if name != KEY}
-    if [*others] != [name for name, v in arrays.items() if isinstance(v, float)] or len(others) + 1 != len(record):
+    numbers = {name: v for name, v in arrays.items() if isinstance(v, float)}
+    if [*others] != [name for name, v in numbers.items() if v != KEPT] or len(others) + 1 != len(record):
         raise WireError("the arrays that travel as they are differ from those that the message names")
+    if kept.keys() != numbers.keys() - others.keys():
+        raise WireError("the arrays that it leaves out are others than those that its head names")
     assert isinstance(means, float)
     sparse = [v for v in arrays.values() if isinstance(v, Sparse)]
     size = sum(math.prod(v.shape) * v.values.element_size() for v in sparse)
     if size > THIN * allowed(base.known, len(record[KEY].data)):
         raise WireError(f"its sparse tensors would come to {size} bytes")
-    return {n: others[n] if isinstance(v, float) else _whole(n, v, base, int(means)) for n, v in arrays.items()}
+    there: dict[str, TensorOrArray] = {**others, **kept}
+    return {n: there[n] if n in numbers else _whole(n, v, base, int(means)) for n, v in arrays.items()}, frozen
+
+
+def _marked(arrays: Mapping[str, object], marks: object) -> frozenset[str]:
+    """Return the names of the arrays that are marked. Raises WireError."""
+    if not isinstance(marks, Tensor) or marks.dtype != torch.bool or marks.shape != (len(arrays),):
+        raise WireError("what it says of frozen arrays is no mark for each")
+    return frozenset(name for name, marked in zip(arrays, marks.tolist(), strict=True) if marked)
 
 
 def map_arrays(content: RecordDict, change: Callable[[str, ArrayRecord], ArrayRecord]) -> RecordDict:

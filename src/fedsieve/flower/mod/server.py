@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import Counter
-from collections.abc import Hashable, Iterable
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from logging import getLogger
 from typing import Any, TypeAlias
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedsieve.engine.cache import CacheEntry
+from fedsieve.flower.mod.checks import check_array, check_metrics, outliers
 from fedsieve.flower.mod.client import Values, check_secure, check_values, refusal
+from fedsieve.flower.mod.frozen import FROZEN, FrozenArrays, arrays_of, is_lost
 from fedsieve.flower.mod.records import (
+    KEPT,
     NOTHING,
-    NUMPY,
     Base,
     Broadcast,
     TensorOrArray,
@@ -29,13 +32,57 @@ from fedsieve.flower.mod.records import (
     to_tensors,
     unpack_record,
 )
-from fedsieve.types import InputError
-from fedsieve.wire import WireError, finite
+from fedsieve.flower.private import set_reply_to
+from fedsieve.types import InputError, Sparse
+from fedsieve.wire import WireError
 
-Form: TypeAlias = frozenset[tuple[str, frozenset[Hashable]]]
-"""Of every record of arrays and metrics, the names with their shapes or lengths."""
+OpenedRecord: TypeAlias = tuple[Mapping[str, TensorOrArray], frozenset[str]]
+"""The arrays of an answer's record, and the names of those that the client says it has kept."""
 
 log = getLogger("flwr")
+
+
+@dataclass(eq=False)
+class _Packed:
+    """A record that is broadcast, packed once for each of two: nodes that have what of it is frozen, and others."""
+
+    record: ArrayRecord
+    arrays: Mapping[str, TensorOrArray]
+    values: Values
+    base: Base
+    entry: CacheEntry | None
+    """What is to be kept of it."""
+    travels: dict[bool, tuple[ArrayRecord, int]] = field(default_factory=dict)
+
+    def message(self, rest: bool) -> tuple[ArrayRecord, int]:
+        """Return the record that travels, whole or the ``rest`` alone, and the bytes of its arrays."""
+        if rest not in self.travels:
+            frozen = arrays_of(self.entry) if self.entry else {}
+            arrays: dict[str, TensorOrArray | Sparse | float] = {**self.arrays}
+            known = self.entry.known(FROZEN) if self.entry and rest else NOTHING.known
+            left = dict.fromkeys(frozen, KEPT) if rest else {}
+            marks = () if rest else frozen
+            self.travels[rest] = pack_record({**arrays, **left}, Base(known=known), values=self.values, frozen=marks)
+        return self.travels[rest]
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A message as the app sent it, its records, and the names of those that were sent without frozen arrays."""
+
+    message: Message
+    packed: Mapping[str, _Packed]
+    rest: frozenset[str]
+
+    @property
+    def broadcast(self) -> Broadcast:
+        """What was broadcast."""
+        return Broadcast({name: one.base for name, one in self.packed.items()})
+
+    @property
+    def training(self) -> bool:
+        """Whether it asks to train."""
+        return self.message.metadata.message_type.partition(".")[0] == "train"
 
 
 class SparseGrid(Grid):
@@ -44,6 +91,9 @@ class SparseGrid(Grid):
     ``values``: broadcasts as bf16, int8 or int4 in place of exact; clients then train from, and answer to, the rounded
     model. An answer that is damaged, not finite, or (``alike``) of another form than most of its exchange's becomes
     the error of that client alone: strategies count it as a failure. ``bytes_down`` and ``bytes_up`` count payloads.
+
+    float32 arrays that training leaves as they are (a frozen backbone) are sent to a node once, and again, at once,
+    where it says that it has lost them.
     """
 
     def __init__(self, grid: Grid, values: Values = "f32", alike: bool = True):
@@ -52,69 +102,123 @@ class SparseGrid(Grid):
         check_values(values)
         self.grid, self.values, self.alike = grid, values, alike
         self.bytes_down = self.bytes_up = 0
-        self._requests: dict[str, tuple[Message, Broadcast]] = {}
+        self._requests: dict[str, _Request] = {}
+        self._frozen = FrozenArrays()
+        self._again: dict[str, str] = {}
+        """Of messages to nodes that had lost what they left out, the message that took its place."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pack messages, and push them."""
-        requests = self._pack(messages)
+        return self._push(self._pack(messages))
+
+    def _push(self, requests: list[tuple[Message, _Request]]) -> Iterable[str]:
         ids = self.grid.push_messages([message for message, _ in requests])
         self._remember(requests)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull answers, and open them."""
-        return self._open(self.grid.pull_messages(message_ids))
+        first = {self._again.get(name, name): name for name in message_ids}
+        replies = list[Message]()
+        for reply in self.grid.pull_messages([*first]):
+            if self._lost(reply):
+                self._push(again := self._whole([reply]))
+                self._again[first[reply.metadata.reply_to_message_id]] = again[0][0].metadata.message_id
+            else:
+                replies.append(reply)
+        answers = self._open(replies)
+        for answer in answers:
+            own = answer.metadata.reply_to_message_id
+            set_reply_to(answer, first.get(own, own))
+            self._again.pop(first.get(own, own), None)
+        return answers
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Pack messages, send them, and open the answers, which must be alike."""
-        requests = self._pack(messages)
-        replies = self.grid.send_and_receive([message for message, _ in requests], timeout=timeout)
+        began, requests = time.monotonic(), self._pack(messages)
+        replies = [*self.grid.send_and_receive([message for message, _ in requests], timeout=timeout)]
         self._remember(requests)
+        if lost := [reply for reply in replies if self._lost(reply)]:
+            replies, again = [reply for reply in replies if not self._lost(reply)], self._whole(lost)
+            left = None if timeout is None else max(timeout - (time.monotonic() - began), 0.0)
+            replies += self.grid.send_and_receive([message for message, _ in again], timeout=left)
+            self._remember(again)
+            requests += again
         answers = self._open(replies)
         messages_by_id = {message.metadata.message_id: message for message, _ in requests}
         for late in messages_by_id:
             self._requests.pop(late, None)
-        bases = [base for _, broadcast in requests for base in broadcast.bases.values()]
+        bases = [base for _, request in requests for base in request.broadcast.bases.values()]
         for place in outliers(answers, bases) if self.alike else ():
             message = messages_by_id.get(answers[place].metadata.reply_to_message_id)
             if message is not None:  # else the answer is of an earlier exchange
                 answers[place] = _refused(message, "its records are not of the form that most clients' have")
         return answers
 
-    def _pack(self, messages: Iterable[Message]) -> list[tuple[Message, Broadcast]]:
-        """Return messages as they travel, with what was broadcast: a record that many are sent is packed once."""
-        once: dict[int, tuple[ArrayRecord, ArrayRecord, Base, int]] = {}
-        requests = list[tuple[Message, Broadcast]]()
+    def _pack(self, messages: Iterable[Message]) -> list[tuple[Message, _Request]]:
+        """Return messages as they travel, with what they are: a record that many are sent is packed once."""
+        once: dict[tuple[str, int], _Packed] = {}
+        requests = list[tuple[Message, _Request]]()
         for message in messages:
             check_secure(message.content)
-            bases = dict[str, Base]()
-
-            def pack(name: str, record: ArrayRecord, bases: dict[str, Base] = bases) -> ArrayRecord:
-                if id(record) not in once:
-                    once[id(record)] = record, *self._broadcast(record)
-                _, travels, bases[name], size = once[id(record)]
-                self.bytes_down += size
-                return travels
-
+            node, packed = message.metadata.dst_node_id, dict[str, _Packed]()
+            for name, record in message.content.array_records.items():
+                if (name, id(record)) not in once:
+                    once[name, id(record)] = self._broadcast(name, record)
+                packed[name] = once[name, id(record)]
+            rest = frozenset(n for n, one in packed.items() if one.entry and self._frozen.has(node, n, one.entry))
+            travels = {name: own.message(name in rest) for name, own in packed.items()}
+            self.bytes_down += sum(size for _, size in travels.values())
             own = copy.copy(message)
-            own.content = map_arrays(message.content, pack)
-            requests.append((own, Broadcast(bases)))
+            own.content = map_arrays(message.content, partial(_of_name, travels))
+            requests.append((own, _Request(message, packed, rest)))
         return requests
 
-    def _broadcast(self, record: ArrayRecord) -> tuple[ArrayRecord, Base, int]:
+    def _broadcast(self, name: str, record: ArrayRecord) -> _Packed:
         if is_packed(record):
             raise InputError("a broadcast that is packed already: SparseGrid stands twice around the grid")
         arrays = to_tensors(record)
-        travels, size = pack_record(arrays, NOTHING, values=self.values)
-        return travels, Base.of(arrays if self.values == "f32" else unpack_record(travels, NOTHING)), size
+        seen = arrays
+        if self.values != "f32":
+            seen, _ = unpack_record(pack_record(arrays, NOTHING, values=self.values)[0], NOTHING)
+        entry = self._frozen.entry(name, Base(seen))
+        arrays |= self._frozen.sources(name)
+        base = Base.of({**seen, **(arrays_of(entry) if entry else {})})
+        return _Packed(record, arrays, self.values, base, entry)
 
-    def _remember(self, requests: list[tuple[Message, Broadcast]]) -> None:
+    def _lost(self, reply: Message) -> bool:
+        """Tell whether an answer says, of a message that left something out, that its client no longer has that."""
+        request = self._requests.get(reply.metadata.reply_to_message_id)
+        return bool(request and request.rest and not reply.has_error() and is_lost(reply.content))
+
+    def _whole(self, replies: Iterable[Message]) -> list[tuple[Message, _Request]]:
+        """Return the messages that these answers say to have lost the frozen arrays of, new and whole."""
+        messages = list[Message]()
+        for reply in replies:
+            request = self._requests.pop(reply.metadata.reply_to_message_id)
+            about = request.message.metadata
+            for name in request.rest:
+                self._frozen.forget(about.dst_node_id, name)
+            log.info("SparseGrid: node %s has lost its frozen arrays, and is sent them again", about.dst_node_id)
+            messages.append(
+                Message(
+                    request.message.content,
+                    about.dst_node_id,
+                    about.message_type,
+                    ttl=about.ttl,
+                    group_id=about.group_id,
+                    dst_task_id=about.dst_task_id,
+                )
+            )
+        return self._pack(messages)
+
+    def _remember(self, requests: list[tuple[Message, _Request]]) -> None:
         """Keep what answers are opened with, and forget what nobody can answer any more."""
         now = max((message.metadata.created_at for message, _ in requests), default=0.0)
-        for name, (message, _) in [*self._requests.items()]:
-            if message.metadata.created_at + message.metadata.ttl < now:
+        for name, request in [*self._requests.items()]:
+            if request.message.metadata.created_at + request.message.metadata.ttl < now:
                 del self._requests[name]
-        self._requests |= {message.metadata.message_id: (message, broadcast) for message, broadcast in requests}
+        self._requests |= {message.metadata.message_id: request for message, request in requests}
 
     def _open(self, replies: Iterable[Message]) -> list[Message]:
         answers = list[Message]()
@@ -123,43 +227,65 @@ class SparseGrid(Grid):
             if request is None:
                 log.warning("SparseGrid: an answer from node %s to no message", reply.metadata.src_node_id)
             else:
-                answers.append(reply if reply.has_error() else self._answer(reply, *request))
+                answers.append(reply if reply.has_error() else self._answer(reply, request))
         return answers
 
-    def _answer(self, reply: Message, message: Message, broadcast: Broadcast) -> Message:
+    def _answer(self, reply: Message, request: _Request) -> Message:
         """Return an answer opened, or the error that takes its place."""
+        message = request.message
         try:
-            reply.content = self._records(reply.content, broadcast)
-            if message.metadata.message_type.partition(".")[0] == "train":
-                check_metrics(reply.content)
+            content, opened = self._records(reply.content, request)
+            if request.training:
+                check_metrics(content)
         except WireError as error:
             return _refused(message, str(error))
         except Exception as error:  # whatever it takes to read it: one client's answer never ends a round
             return _refused(message, f"it cannot be read ({type(error).__name__}: {error})")
+        self._learn(request, opened)
+        reply.content = content
         return reply
 
-    def _records(self, answer: RecordDict, broadcast: Broadcast) -> RecordDict:
-        """Return an answer's records opened, one after another while all of them stay within one budget."""
+    def _learn(self, request: _Request, opened: Mapping[str, OpenedRecord]) -> None:
+        """Note what a node has kept of a broadcast, by its answer's arrays, and by what it says itself."""
+        node = request.message.metadata.dst_node_id
+        for name, one in request.packed.items():
+            if one.entry:
+                self._frozen.note(node, name, one.entry)
+            if request.training and name in opened:
+                (arrays, kept), base = opened[name], one.base
+                unmoved = self._frozen.trained(name, arrays, base)
+                if kept and not one.entry and kept <= unmoved:
+                    self._frozen.learn(node, name, one.arrays, base, kept)
+
+    def _records(self, answer: RecordDict, request: _Request) -> tuple[RecordDict, dict[str, OpenedRecord]]:
+        """Return an answer's records opened, one after another while all of them stay within one budget.
+
+        Also their arrays by the records' names, with what the client says it keeps.
+        """
+        broadcast, opened = request.broadcast, dict[str, OpenedRecord]()
         budget = broadcast.allowed(answer)
         left = budget
 
         def unpack(name: str, record: ArrayRecord) -> ArrayRecord:
             nonlocal left
-            arrays = self._arrays(record, broadcast.base(name))
+            base = broadcast.base(name)
+            arrays, frozen = self._arrays(record, base)
+            opened[name] = arrays, frozen
             left -= sum(v.nbytes if isinstance(v, Tensor) else len(v.data) for v in arrays.values())
             if left < 0:
                 raise WireError(f"its records unfold to more than {budget} bytes in all")
             return to_record(arrays)
 
-        return map_arrays(answer, unpack)
+        return map_arrays(answer, unpack), opened
 
-    def _arrays(self, record: ArrayRecord, base: Base) -> dict[str, TensorOrArray]:
-        """Return the arrays of an answer's record, in the order of the broadcast's."""
+    def _arrays(self, record: ArrayRecord, base: Base) -> tuple[dict[str, TensorOrArray], frozenset[str]]:
+        """Return the arrays of an answer's record, in the broadcast's order, and what the client says it has kept."""
         self.bytes_up += record_bytes(record)
-        arrays = unpack_record(record, base)
+        arrays, frozen = unpack_record(record, base)
         for name, value in arrays.items():
             check_array(name, value, base)
-        return {name: arrays[name] for name in (base.arrays if base.arrays.keys() == arrays.keys() else arrays)}
+        names = base.arrays if base.arrays.keys() == arrays.keys() else arrays
+        return {name: arrays[name] for name in names}, frozen
 
     def set_run(self, run: Any) -> None:
         """Set the run of the grid inside."""
@@ -183,58 +309,10 @@ class SparseGrid(Grid):
         return self.grid.get_nodes()
 
 
+def _of_name(travels: Mapping[str, tuple[ArrayRecord, int]], name: str, _: ArrayRecord) -> ArrayRecord:
+    return travels[name][0]
+
+
 def _refused(message: Message, reason: str) -> Message:
     node = message.metadata.dst_node_id
     return refusal(message, f"SparseGrid: the answer of node {node} is refused: {reason}")
-
-
-def check_array(name: str, value: TensorOrArray, base: Base) -> None:
-    """Raise WireError for an array that a strategy could not compute with."""
-    like = base.arrays.get(name)
-    if isinstance(value, Array):
-        if not isinstance(like, Array) or _head(value, like) != _head(like, like):
-            raise WireError(f"{name!r} travels as it is, but the broadcast had no array like it")
-    elif not finite(value) and (not isinstance(like, Tensor) or finite(like)):
-        raise WireError(f"{name!r} is not finite")
-
-
-def _head(array: Array, like: Array) -> tuple[Hashable, ...]:
-    """Return what tells an array's form: its type, shape and size, and what stands before NumPy's numbers."""
-    size = math.prod(like.shape) * np.dtype(like.dtype).itemsize if like.stype == NUMPY else 0
-    before = array.data[: len(like.data) - size] if like.stype == NUMPY else b""
-    return array.dtype, tuple(array.shape), array.stype, len(array.data), before
-
-
-def check_metrics(content: RecordDict) -> None:
-    """Raise WireError for a metric that is not finite: one of them may be the weight in a mean."""
-    for record in content.metric_records.values():
-        for name, value in record.items():
-            if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
-                raise WireError(f"its metric {name!r} is not finite")
-
-
-def outliers(replies: Iterable[Message], bases: Iterable[Base]) -> set[int]:
-    """Return the places of answers of another form than most; of two as frequent, the broadcast's counts as usual."""
-    forms = {place: _form(reply.content) for place, reply in enumerate(replies) if not reply.has_error()}
-    if len({*forms.values()}) < 2:
-        return set()
-    count, likest = Counter(forms.values()), {_shapes(to_record(base.arrays)) for base in bases}
-    usual = max(count, key=lambda form: (count[form], any(shapes in likest for _, shapes in form)))
-    return {place for place, form in forms.items() if form != usual}
-
-
-def _form(content: RecordDict) -> Form:
-    arrays = {(n, _shapes(r)) for n, r in content.array_records.items()}
-    lengths = {
-        (n, frozenset((k, len(v) if isinstance(v, list) else None) for k, v in r.items()))
-        for n, r in content.metric_records.items()
-    }
-    return frozenset(arrays | lengths)
-
-
-def _shapes(record: ArrayRecord) -> frozenset[Hashable]:
-    """Return the names of a record's arrays with their shapes; None for raw bytes, which may be of any length."""
-    return frozenset(
-        (name, None if array.dtype == "uint8" and len(array.shape) == 1 else tuple(array.shape))
-        for name, array in record.items()
-    )
