@@ -32,7 +32,7 @@ def with_execution(face: Face) -> Callable[[Callable[..., None]], Callable[..., 
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "execution"]
         parameters = [p.replace(annotation=hints[p.name]) for p in own]
         for name, option in flags.items():
-            default = [] if name in REPEATABLE else option.default
+            default = [] if name in REPEATABLE else option.metadata["default"]
             flag = typer.Option(default, f"--{name.replace('_', '-')}", help=option.metadata["help"])
             kind = list[str] if name in REPEATABLE else type(option.default)
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=flag, annotation=kind))

@@ -52,7 +52,7 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
     if folder and keep_kernels:
         execution = as_begun(folder, execution)
     execution.quorum.check(run)
-    clients, (federation, engine, number) = ClientProgress(), open_ready(run, execution, ENGINES)
+    clients, (federation, engine, number, execution) = ClientProgress(), open_ready(run, execution, ENGINES)
     folder = folder or run_folder(recipe, resume=False)
     new = not (folder / MANIFEST).exists()
     rows: Iterator[dict[str, Any]]
@@ -72,7 +72,7 @@ def _with_cohort(settings: list[str], execution: Execution) -> tuple[list[str], 
     several = [setting.partition("=")[2] for setting in settings if setting.partition("=")[0].strip() == "cohort"]
     if not several:
         return settings, execution
-    if execution.engine not in ("local", f"cohort:{several[-1]}"):
+    if execution.engine not in ("auto", "local", f"cohort:{several[-1]}"):
         raise InputError(f"-s cohort={several[-1]} is --engine cohort:{several[-1]}, not --engine {execution.engine}")
     rest = [setting for setting in settings if setting.partition("=")[0].strip() != "cohort"]
     return rest, replace(execution, engine=f"cohort:{several[-1].strip()}")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
-from fedsieve.engine import Engine, Quorum, cohort, pool
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedsieve.client.process import usable_cores
+from fedsieve.engine import Engine, Federation, Quorum, cohort, pool
 from fedsieve.engine.cohorts import check_precision, in_process
+from fedsieve.engine.engines import check_sendable
 from fedsieve.runs.execution import Execution
-from fedsieve.types import InputError
+from fedsieve.types import InputError, apply_model
 
 
 class EngineKind(NamedTuple):
@@ -16,14 +22,16 @@ class EngineKind(NamedTuple):
 
     about: str
     make: Callable[[Execution, int], Engine] | None
-    """Makes the engine from what it is asked for and the number in its name (0: none). None: ``flower/app`` runs it."""
+    """Makes the engine from what it is asked for and the number in its name (0: none). None: ``flower/app`` runs it, or
+    ``choose_engine`` chooses another."""
     loses_clients: bool = False
     """Whether a client's answer may be missing, so that quorum and timeout mean something."""
 
 
 OWN_ENGINES = {
+    "auto": EngineKind("pool:N where a run lasts, with a process for each core, or else local", None),
     "local": EngineKind(
-        "one process, clients one after another; on a GPU as many at once as keep it busy (the default)",
+        "one process, clients one after another; on a GPU as many at once as keep it busy",
         lambda execution, _: in_process(execution.device, execution.kernels, execution.precision),
     ),
     "pool:N": EngineKind(
@@ -35,6 +43,52 @@ OWN_ENGINES = {
         lambda execution, clients: cohort(clients, execution.device, execution.kernels, execution.precision),
     ),
 }
+
+
+LASTING = 2e12
+"""Multiply-adds of a run's trainings, were they dense, that outlast a pool's start: a minute or two of a core."""
+
+
+def choose_engine(execution: Execution, federation: Federation) -> Execution:
+    """Return an execution by the engine that ``auto`` stands for: local, or a pool of a process for each core.
+
+    There is a pool if the run's trainings last, on a CPU, in float32, and processes can be sent the run. PyTorch's
+    number of threads (OMP_NUM_THREADS) is that of the cores.
+    """
+    if execution.engine != "auto":
+        return execution
+    cores = min(usable_cores(), torch.get_num_threads(), federation.run.most_clients)
+    several = execution.device == "cpu" and execution.precision == "fp32" and cores > 1
+    if (
+        several
+        and dense_multiply_adds(federation, execution.last_round(federation.run)) >= LASTING
+        and sendable(federation)
+    ):
+        return replace(execution, engine=f"pool:{cores}")
+    return replace(execution, engine="local")
+
+
+def dense_multiply_adds(federation: Federation, rounds: int) -> float:
+    """Return about how many multiply-adds the clients' trainings of all rounds are, were they dense.
+
+    They are three times those of a forward pass for each example.
+    """
+    run, train = federation.run, federation.dataset.train
+    x, _ = train.batch(torch.arange(2) % max(1, len(train)))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        apply_model(federation.model().eval(), x)
+    examples = len(train) * (1 - run.task.validation) * run.most_clients / max(1, run.task.clients)
+    products = float(counter.get_total_flops()) / 2 / 2
+    return 3 * products * examples * run.epochs * rounds
+
+
+def sendable(federation: Federation) -> bool:
+    """Tell whether other processes can be sent the run."""
+    try:
+        check_sendable(federation)
+    except InputError:
+        return False
+    return True
 
 
 def find_engine(execution: Execution, kinds: Mapping[str, EngineKind] = OWN_ENGINES) -> tuple[EngineKind, int]:
@@ -54,9 +108,9 @@ def find_engine(execution: Execution, kinds: Mapping[str, EngineKind] = OWN_ENGI
     if not kind.loses_clients and execution.quorum != Quorum():
         raise InputError("--min-clients and --round-timeout are for --engine flower: no client is lost here")
     check_precision(execution.precision, execution.device, execution.kernels)
-    if execution.precision != "fp32" and base not in ("local", "cohort"):
+    if execution.precision != "fp32" and base not in ("auto", "local", "cohort"):
         raise InputError(f"--precision {execution.precision} is for --engine local and cohort:N")
-    if not kind.make and execution.device != "cpu":
+    if base == "flower" and not kind.make and execution.device != "cpu":
         raise InputError("--engine flower computes on the CPU: use --engine local for --device cuda")
     return kind, int(number) if number.isdecimal() else 0
 

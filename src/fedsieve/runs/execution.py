@@ -22,8 +22,10 @@ Face: TypeAlias = Literal["run", "sweep", "flower"]
 ALL: tuple[Face, ...] = ("run", "sweep", "flower")
 
 
-def _option(default: Any, help: str, *faces: Face) -> Any:
-    return field(default=default, metadata={"help": help, "faces": faces})
+def _option(default: Any, help: str, *faces: Face, command: Any = None) -> Any:
+    """Return a field with the default that Python has, and the one of the ``command`` where it has another."""
+    own = default if command is None else command
+    return field(default=default, metadata={"help": help, "faces": faces, "default": own})
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class Execution:
 
     engine: str = _option(
         "local",
-        "local; pool:N, N processes; cohort:N, N clients at once on a GPU; flower:N, over Flower and Ray.",
+        "auto: a process for each core where a run lasts; local; pool:N, N processes; cohort:N, N clients at once "
+        "on a GPU; flower:N, over Flower and Ray.",
         "run",
+        command="auto",
     )
     device: str = _option("cpu", "cpu, cuda, cuda:N or, of several GPUs, cuda:0,1.", "run")
     precision: str = _option("fp32", "What PyTorch multiplies in on a GPU: fp32, tf32 or bf16.", "run")

@@ -16,7 +16,7 @@ from fedsieve.engine.loop import rounds, warn_of_dense
 from fedsieve.engine.worker import kernels_for
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.callbacks import Callback, Callbacks, ObservedRun
-from fedsieve.runs.engines import OWN_ENGINES, EngineKind, find_engine
+from fedsieve.runs.engines import OWN_ENGINES, EngineKind, choose_engine, find_engine
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import MODEL, read_manifest, read_rows, read_summary
 from fedsieve.runs.recorder import manifest_of, record_run, row_of, summary_of
@@ -43,6 +43,8 @@ class ReadyRun(NamedTuple):
     federation: Federation
     engine: Engine | None
     number: int
+    execution: Execution
+    """As it was asked for, with the engine that was chosen."""
 
 
 def run(
@@ -69,8 +71,9 @@ def run(
     written. Every round goes to the ``callbacks``, functions of the ``Round`` or loggers, after it is recorded; where
     one raises, the run stops, to be resumed, or warns (``on_error="warn"``). ``until`` ends it after a round, or the
     first test that meets a condition (``"accuracy_validation>=.9"``). ``engine`` is a name (``local``, ``pool:2``,
-    ``cohort:8``) or one that is made, which has its own device and kernels. The rest is as of the command. Warns
-    (MostlyDense) where a sparse method leaves weights dense. Raises InputError before anything is written.
+    ``cohort:8``; ``auto`` may start processes, so that a script needs ``if __name__ == "__main__"``) or one that is
+    made, which has its own device and kernels. The rest is as of the command. Warns (MostlyDense) where a sparse method
+    leaves weights dense. Raises InputError before anything is written.
     """
     if out is not None and not isinstance(out, str | Path):
         raise InputError("out must be a folder; for a loop over the rounds there is fedsieve.rounds(run, engine)")
@@ -96,7 +99,7 @@ def run(
     folder = Path(out)
     if kernels is None:
         execution = as_begun(folder, execution)
-    federation, engine = _ready(one, execution, own)
+    federation, engine, execution = _ready(one, execution, own)
     for _ in record_run(folder, federation, engine, recipe, execution, callbacks):
         pass
     model = _deployed(federation, load_file(folder / MODEL))
@@ -118,17 +121,21 @@ def open_ready(run: Run, execution: Execution, kinds: Mapping[str, EngineKind] =
     engine = kind.make(execution, number) if kind.make else None
     federation = execution.open(run)
     kernels_for(federation, execution.kernels, execution.device)
-    return ReadyRun(federation, engine, number)
+    if execution.engine == "auto":
+        execution = choose_engine(execution, federation)
+        kind, number = find_engine(execution, kinds)
+        engine = kind.make(execution, number) if kind.make else None
+    return ReadyRun(federation, engine, number, execution)
 
 
-def _ready(run: Run, execution: Execution, own: Engine | None) -> tuple[Federation, Engine]:
+def _ready(run: Run, execution: Execution, own: Engine | None) -> tuple[Federation, Engine, Execution]:
     if own:
         federation = execution.open(run)
     else:
-        federation, own, _ = open_ready(run, execution)
+        federation, own, _, execution = open_ready(run, execution)
         assert own
     warn_of_dense(federation)
-    return federation, own
+    return federation, own, execution
 
 
 def _in_memory(
@@ -138,7 +145,7 @@ def _in_memory(
     if "kernels" in execution.measures:
         raise InputError("measure=kernels is measured from a checkpoint: name a directory, out=...")
     stop, observers = execution.stop_rule, Callbacks(callbacks, execution.on_error)
-    federation, engine = _ready(run, execution, own)
+    federation, engine, execution = _ready(run, execution, own)
     stop.check(federation)
     by_round, round = dict[int, dict[str, Any]](), None
     with (
