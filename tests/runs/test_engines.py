@@ -13,7 +13,7 @@ from fedsieve.engine import Federation
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import FedAvg
 from fedsieve.runs import engines
-from fedsieve.runs.engines import choose_engine, find_engine, dense_multiply_adds
+from fedsieve.runs.engines import choose_engine, dense_multiply_adds, find_engine
 from fedsieve.runs.execution import Execution, execution_options
 from fedsieve.runs.record import read_manifest
 from fedsieve.runs.run import run
