@@ -97,6 +97,18 @@ def meta() -> nn.Module:
         return nn.Linear(4, 2)
 
 
+def quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 2)), {nn.Linear}, torch.qint8)
+
+
+def aliased(keep: Callable[[Tensor], object]) -> nn.Module:
+    """A model that has a weight's numbers once more."""
+    model = Keeps(torch.zeros(5))
+    del model.kept
+    model.kept = keep(model.fc.weight)
+    return model
+
+
 class Keeps(nn.Module):
     """A model with a buffer, and what it does with it in training."""
 
@@ -143,8 +155,12 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "spectral_norm": (used, r"layer 1 .*remove_spectral_norm\(layer, 'weight'\)"),
     "half": (lambda: nn.Linear(4, 2).half(), "weight is of torch.float16, where float32 is trained: give model.float"),
     "double": (lambda: nn.Linear(4, 2).double(), "weight is of torch.float64"),
-    "complex": (Complex, "phase is of torch.complex64"),
+    "complex": (Complex, r"phase is complex \(torch.complex64\), where float32 is trained: give a model of real"),
     "meta": (meta, "weight is on the meta device"),
+    "a buffer on meta": (lambda: Keeps(torch.zeros(5, device="meta")), "kept is on the meta device, without numbers"),
+    "quantised": (quantised, r"holds 0\._packed_params\.dtype, which is no tensor \(is it quantised\?\)"),
+    ".data": (lambda: aliased(lambda w: [w.data]), r"kept holds the numbers of fc.weight beside the .*\.data"),
+    "a view": (lambda: aliased(lambda w: {"rows": w.detach()[:2]}), "kept holds the numbers of fc.weight beside"),
     "lazy": (lambda: nn.LazyLinear(2), "weight has no shape yet: call the lazy model"),
     "scripted": (lambda: torch.jit.trace(nn.Linear(4, 2), X), "compiled by TorchScript"),
     "compiled": (lambda: torch.compile(nn.Linear(4, 2)), r"wrapped \(OptimizedModule\): .* model._orig_mod"),
@@ -163,7 +179,10 @@ FORMS, NO_OBJECT = ("object", "function"), ("a class with arguments", "a functio
 
 
 @pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:None of the inputs have requires_grad"
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    "ignore:None of the inputs have requires_grad",
+    "ignore:torch.quantize_per_tensor",
 )
 @pytest.mark.parametrize(
     ("name", "form"), [(n, f) for n in MODELS for f in FORMS if f == "function" or n not in NO_OBJECT]

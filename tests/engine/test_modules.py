@@ -165,6 +165,8 @@ METHODS: dict[str, Method[Any]] = {
     "nst": methods.NST(density=0.3, deployment="pruned", policy="all"),
     "topk": methods.TopK(sparsity=0.7, deployment="pruned", policy="all"),
     "feddst": methods.FedDST(density=0.3, interval=1, end=1.0, policy="all"),
+    "zerofl": methods.ZeroFL(0.7, policy="all", period=2, activations="where_possible"),
+    "sparsefedpp": methods.SparseFedPP(0.7, deployment="pruned", activations="where_possible"),
 }
 
 
@@ -228,7 +230,7 @@ def test_trained_on_masks_it_reaches_the_density_and_ships_what_it_trained(metho
     names = final.state.sparse
     assert names == select_weights("all", Make(name)())
     kept, total = (sum(int(f(final.model[n])) for n in names) for f in (torch.count_nonzero, torch.numel))
-    exact = (total,) if method == "topk" else [final.model[n].numel() for n in names]
+    exact = (total,) if method in ("topk", "sparsefedpp") else [final.model[n].numel() for n in names]
     assert 0.2 * total < kept <= sum(topk_count(0.3, n) for n in exact) + (2 if method == "feddst" else 1) * len(names)
     moved = params_of(open_run(run).model())
     assert any(not torch.equal(v, moved[n]) for n, v in final.model.items())

@@ -17,7 +17,7 @@ from fedsieve.kernels.graph import Graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, Swat, ZeroFL
 from fedsieve.recipes import load_recipe
-from fedsieve.sparse.layers import reset_thresholds_
+from fedsieve.sparse.effective import reset_thresholds_
 from fedsieve.types import flatten
 from kernel_training import SHAPE, assert_equal, both, device_of, fresh, mask_of
 from tiny import TinyNet, blobs, tiny_run

@@ -10,7 +10,8 @@ from fedsieve import local
 from fedsieve.engine.loop import rounds
 from fedsieve.engine.setup import open_run
 from fedsieve.methods import SparseFedPP
-from fedsieve.sparse.layers import PowerConv2d, PowerLinear, powerprop_, reset_thresholds_
+from fedsieve.sparse.effective import reset_thresholds_
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, powerprop_
 from fedsieve.types import InputError
 from tiny import assert_same, tiny_run
 
@@ -111,5 +112,5 @@ def test_a_clients_threshold_is_not_the_next_clients(kernels: str) -> None:
 
 
 def test_an_unknown_choice_is_named() -> None:
-    with pytest.raises(InputError, match="activations must be one of pruned, cached, all, got 'kept'"):
+    with pytest.raises(InputError, match="activations must be one of pruned, cached, all, where_possible, got 'kept'"):
         tiny_run(SparseFedPP(activations="kept"))  # type: ignore[arg-type]

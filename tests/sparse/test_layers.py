@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedsieve.sparse.layers import SwatConv2d, SwatLinear, reset_thresholds_, swat_
+from fedsieve.sparse.effective import reset_thresholds_
+from fedsieve.sparse.layers import SwatConv2d, SwatLinear, swat_
 from fedsieve.sparse.masks import top
 from fedsieve.sparse.periodic import PeriodicTopK
 from fedsieve.sparse.policy import select_weights, uniform_densities

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.products import Products, Triple
 from fedsieve.client.training import DenseSteps, Precision
+from fedsieve.sparse.effective import sparse_parts
 from fedsieve.sparse.layers import WeightCuts, sparse_layers
 from fedsieve.types import Data, Device, Mask, map_examples
 
@@ -165,8 +166,8 @@ class Capture:
 
     def __init__(self, model: nn.Module, products: Products, precision: Precision, graphs: CudaGraphs | None):
         self.model, self.products, self.precision, self.graphs = model, products, precision, graphs
-        self.layers = [*sparse_layers(model).values()]
-        self.cut_weights = WeightCuts(self.layers, torch.bfloat16 if precision == "bf16" else None)
+        self.layers = sparse_parts(model)
+        self.cut_weights = WeightCuts(sparse_layers(model).values(), torch.bfloat16 if precision == "bf16" else None)
         self.seed, self.watches = 0, False
         """PyTorch's own chance in the next training; whether hooks must see its first step."""
         self.examples = self.steps = 0

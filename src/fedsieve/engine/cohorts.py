@@ -30,7 +30,7 @@ from fedsieve.engine.federation import Federation
 from fedsieve.engine.rollback import Memory
 from fedsieve.engine.worker import Worker, train_client
 from fedsieve.kernels.dispatch import check_choice
-from fedsieve.sparse.layers import reset_thresholds_
+from fedsieve.sparse.effective import reset_thresholds_
 from fedsieve.types import InputError
 
 ROOM = 0.85

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,15 @@ def _check_plain(model: nn.Module) -> None:
             what = f"layer {path} has no parameter {attributes[0]!r} of its own"
             raise InputError(f"{what}, it is computed from others: call {undo_call(module, attributes[0])} first")
     named = dict(model.named_parameters(remove_duplicate=False))
+    for name, w in (*named.items(), *model.named_buffers()):
+        if w.is_meta:
+            raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
     for name, w in named.items():
         if isinstance(w, UninitializedParameter):
             raise InputError(f"{name} has no shape yet: call the lazy model on an example before you give it")
-        if w.is_meta:
-            raise InputError(f"{name} is on the meta device, without numbers: load weights before you give the model")
+        if w.is_complex() or w.is_quantized:
+            kind = "complex" if w.is_complex() else "quantised"
+            raise InputError(f"{name} is {kind} ({w.dtype}), where float32 is trained: give a model of real float32")
         if w.dtype != torch.float32:
             raise InputError(f"{name} is of {w.dtype}, where float32 is trained: give model.float()")
         if w._backward_hooks or w._post_accumulate_grad_hooks:
@@ -85,3 +89,32 @@ def _check_plain(model: nn.Module) -> None:
         raise InputError(f"the model's state_dict has no {odd[0]}: a parameter must stand there by its own name")
     if odd := [name for name, value in state.items() if value.is_floating_point() and value.dtype != torch.float32]:
         raise InputError(f"{odd[0]} is of {state[odd[0]].dtype}, where float32 is needed: give model.float()")
+    _check_aliases(model, named)
+
+
+def _check_aliases(model: nn.Module, named: dict[str, nn.Parameter]) -> None:
+    """Raise InputError if a module keeps a parameter's numbers (``.data``) in an attribute: a copy would not see them.
+
+    They would stay what they are in a copy of the model whose parameters are trained.
+    """
+    blocks = {w.untyped_storage().data_ptr(): name for name, w in named.items() if w.numel()}
+    own = {id(w) for w in (*named.values(), *model.buffers())}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            for one in _tensors_in(value):
+                if id(one) not in own and (name := blocks.get(one.untyped_storage().data_ptr())) and one.numel():
+                    raise InputError(
+                        f"{path + '.' if path else ''}{attribute} holds the numbers of {name} beside the parameter "
+                        "(.data, a view), which would not be trained: compute with the parameter itself"
+                    )
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.layout is torch.strided and not value.is_meta:
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(one)

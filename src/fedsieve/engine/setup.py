@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from fedsieve.client.cost import Cost
-from fedsieve.client.training import DenseSteps, load_, params_of, train_
+from fedsieve.client.training import DenseSteps, train_
 from fedsieve.data import Dataset, load_dataset, root_from
 from fedsieve.data.dataset import type_name
 from fedsieve.data.partition import partition
@@ -23,10 +22,10 @@ from fedsieve.engine.experiment import NO_DATASET, Run, Task
 from fedsieve.engine.federation import Federation
 from fedsieve.engine.measures import check_measures
 from fedsieve.engine.models import call, first_line
+from fedsieve.engine.prepared import check_prepared
 from fedsieve.engine.round import COLUMNS
 from fedsieve.engine.targets import check_loss, check_targets
 from fedsieve.server.robust import check_fit
-from fedsieve.sparse.layers import sparse_layers
 from fedsieve.sparse.policy import Coverage
 from fedsieve.types import (
     SGD,
@@ -38,7 +37,6 @@ from fedsieve.types import (
     leaves,
     map_examples,
     rng,
-    tensors_of,
 )
 
 
@@ -175,42 +173,6 @@ def check_optimizer(federation: Federation) -> None:
         raise InputError(f"{what} without a closure, on the gradients alone, fails ({first_line(error)})") from error
 
 
-@torch.no_grad()
-def check_prepared(federation: Federation, prepared: nn.Module) -> None:
-    """Raise InputError if a layer that the method replaced is used without being called: it would stay a plain one.
-
-    The prepared model is run on two examples, in training and in testing, beside the plain model with the weights that
-    the replaced layers compute with. ``prepared`` is of no use afterwards.
-    """
-    layers, plain = sparse_layers(prepared), federation.model()
-    x, _ = federation.dataset.train.batch(slice(0, 2))
-    if not layers:
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for w in prepared.parameters():  # what starts at zero would hide what follows it
-            w.add_(torch.randn_like(w) * (float(w.std(correction=0)) or 0.1) / 4)
-        load_(plain, params_of(prepared) | {f"{name}.weight": layer.effective() for name, layer in layers.items()})
-        past = set[str]()
-        for mode in (train_, nn.Module.eval):
-            try:
-                expected = _drawn(mode(plain), x)
-            except (RuntimeError, ValueError):
-                continue  # one example too few for BatchNorm: the plain model's own affair
-            with _Uses(prepared) as uses:
-                logits = _drawn(mode(prepared), x)
-            for own, plain_one in zip(logits, expected, strict=True):
-                if not torch.allclose(own, plain_one, 1e-3, 1e-4 * float(plain_one.abs().max()), equal_nan=True):
-                    past |= uses.past
-    if past:
-        method, others = federation.run.method, [name for name in layers if name not in past]
-        remedy = f"leave it out, -s method.policy={','.join(others)}" if others else "take flash, pdst, nst or topk"
-        raise InputError(
-            f"the model uses the weight of {', '.join(sorted(past))} without calling the layer, so that {method.name} "
-            f"cannot replace it: {remedy}"
-        )
-
-
 def check_method(federation: Federation, state: Any) -> None:
     """Raise InputError unless a method gives the state, the model and the number that are asked of it."""
     method = federation.run.method
@@ -221,42 +183,6 @@ def check_method(federation: Federation, state: Any) -> None:
     size: object = method.paper_bytes(federation.model())
     if size is not None and not isinstance(size, int | float):
         raise InputError(f"{method.name}: paper_bytes must return a number, or None, got {size!r}")
-
-
-def _drawn(model: nn.Module, x: Examples) -> list[Tensor]:
-    """Return the numbers that a model gives under one draw of its own chance."""
-    torch.manual_seed(1)
-    return [one for one in tensors_of(apply_model(model, x)) if one.is_floating_point()]
-
-
-class _Uses(TorchFunctionMode):
-    """Notes which replaced layers' weights are read outside of their own forward (``past``)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.past, self.inside, self.handles = set[str](), list[nn.Module](), []
-        self.weights = {id(layer.weight): (name, layer) for name, layer in sparse_layers(model).items()}
-        for _, layer in self.weights.values():
-            self.handles.append(layer.register_forward_pre_hook(lambda layer, _: self.inside.append(layer)))
-            self.handles.append(layer.register_forward_hook(self._leave, always_call=True))
-
-    def _leave(self, *_: object) -> None:
-        self.inside.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute as without the mode."""
-        result = func(*args, **(kwargs or {}))
-        for argument in (*args, *(kwargs or {}).values()):
-            name, layer = self.weights.get(id(argument), ("", None))
-            if layer is not None and layer not in self.inside and isinstance(result, Tensor | tuple):
-                self.past.add(name)
-        return result
-
-    def __exit__(self, *error: Any) -> None:
-        """Take the hooks off the model."""
-        for handle in self.handles:
-            handle.remove()
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def _check_last_batches(federation: Federation) -> None:

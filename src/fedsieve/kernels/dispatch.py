@@ -21,6 +21,7 @@ from fedsieve.kernels.inference import Predictor
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
+from fedsieve.sparse.effective import effective_weights
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 from fedsieve.sparse.masks import weight_density
 from fedsieve.sparse.policy import weight_layers
@@ -215,6 +216,8 @@ def _loss(device: Device) -> Callable[[Any, Any], Tensor]:
 
 def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
     """Return the model's graph, or why training it by the kernels would be another training."""
+    if effective_weights(model):
+        return "weights are computed wherever the model uses them (activations=where_possible)"
     for name, module in model.named_modules():
         if isinstance(module, PowerConv2d | PowerLinear) and module.a == 1 and module.prune:
             return f"at a = 1 pruned weights come back, and {name} would keep other activations at every step"

@@ -20,7 +20,8 @@ from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import mean, tensors
-from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight, reset_thresholds_
+from fedsieve.sparse.effective import powerprop_where_possible_, reset_thresholds_
+from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
 from fedsieve.sparse.masks import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.sparse.policy import select_weights
 from fedsieve.types import Device, Expected, Method, Params, RoundContext, ServerState, Tree, Update
@@ -96,20 +97,24 @@ class SparseFedPP(TopK):
     sparsity: float = 0.95
     a: float = 1.25
     """The power; 1 is the plain layer."""
-    activations: Literal["pruned", "cached", "all"] = "pruned"
+    activations: Literal["pruned", "cached", "all", "where_possible"] = "pruned"
     """What backward keeps of a layer's input: as large a share as its weight has non-zeros; the same, but of a
-    convolution what reaches the threshold of each local training's first sparse step (the authors' code); or all."""
+    convolution what reaches the threshold of each local training's first sparse step (the authors' code); or all.
+    ``where_possible``: pruned, and every weight that the policy names is trained so, also where no layer multiplies its
+    input by it, which is then kept whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_interval("a", self.a, "[1, 10]")
 
     def weights(self, model: nn.Module) -> tuple[str, ...]:
-        """Return the weights that are cut: those of layers that can be trained by powerpropagation."""
-        return select_weights(self.policy, model, products=True)
+        """Return the weights that are cut: those that are trained by powerpropagation."""
+        return select_weights(self.policy, model, products=self.activations != "where_possible")
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by powerpropagation."""
+        if self.activations == "where_possible":
+            return powerprop_where_possible_(model, self.weights(model), self.a)
         prune, cached = self.activations != "all", self.activations == "cached"
         return powerprop_(model, self.weights(model), self.a, prune, cached)
 

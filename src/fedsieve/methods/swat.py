@@ -6,7 +6,7 @@ Raihan & Aamodt 2020, "Sparse Weight Activation Training". Central training is t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,12 +14,14 @@ from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import dense_bytes, mean, tensors
-from fedsieve.sparse.layers import reset_thresholds_, swat_
+from fedsieve.sparse.effective import Activations, reset_thresholds_, swat_where_possible_
+from fedsieve.sparse.layers import swat_
 from fedsieve.sparse.masks import keep_topk
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
 from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 from fedsieve.types.errors import check_interval
+from fedsieve.types.method import LATER
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Swat(Method[ServerState]):
     """Steps from one exact top-k to the next; the last threshold serves in between."""
     budget: Literal["uniform", "erk"] = "uniform"
     """How the density is shared among the layers: the same for each, or by Erdos-Renyi-kernel."""
+    activations: Activations = field(default="always", metadata=LATER)
+    """Which weights are sparse: of layers that cut their input too (``always``), or all that the policy names, inputs
+    cut where a layer multiplies them itself (``where_possible``)."""
 
     def __post_init__(self) -> None:
         check_interval("sparsity", self.sparsity, "[0, 1)")
@@ -45,13 +50,16 @@ class Swat(Method[ServerState]):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
-        return swat_(
-            model, self.densities(params_of(model), select_weights(self.policy, model, products=True)), self.period
-        )
+        swat = swat_ if self.activations == "always" else swat_where_possible_
+        return swat(model, self.densities(params_of(model), self.weights(model)), self.period)
+
+    def weights(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the weights that are sparse."""
+        return select_weights(self.policy, model, products=self.activations == "always")
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
-        return ServerState(params_of(model), sparse=select_weights(self.policy, model, products=True))
+        return ServerState(params_of(model), sparse=self.weights(model))
 
     def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the dense master weights."""

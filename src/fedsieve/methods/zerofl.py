@@ -14,7 +14,7 @@ and everything outside the policy's layers whole.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Average, ServerOptimizer, added, dense_bytes, mean, tensors
 from fedsieve.sparse.csr import ENTRY, TENSOR
-from fedsieve.sparse.layers import reset_thresholds_, swat_
+from fedsieve.sparse.effective import Activations, reset_thresholds_, swat_where_possible_
+from fedsieve.sparse.layers import swat_
 from fedsieve.sparse.masks import keep_topk, top, topk_count
 from fedsieve.sparse.policy import select_weights, uniform_densities
 from fedsieve.types import Device, InputError, Method, Params, RoundContext, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import Expected, expect_changes, expect_weights
 from fedsieve.types.errors import check_interval
+from fedsieve.types.method import LATER
 
 Upload = Literal["full", "top_weights", "diff_of_top", "top_diff"]
 
@@ -46,6 +48,9 @@ class ZeroFL(Method[ServerState]):
     period: int = 1
     """Steps from one exact top-k to the next; the last threshold serves in between."""
     server: ServerOptimizer = Average()
+    activations: Activations = field(default="always", metadata=LATER)
+    """Which weights are sparse: of layers that cut their input too (``always``), or all that the policy names, inputs
+    cut where a layer multiplies them itself (``where_possible``)."""
 
     def __post_init__(self) -> None:
         check_interval("sparsity", self.sparsity, "[0, 1)")
@@ -65,14 +70,17 @@ class ZeroFL(Method[ServerState]):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Clients train the policy's layers by SWAT."""
-        return swat_(
-            model, uniform_densities(select_weights(self.policy, model, products=True), 1 - self.sparsity), self.period
-        )
+        swat = swat_ if self.activations == "always" else swat_where_possible_
+        return swat(model, uniform_densities(self.weights(model), 1 - self.sparsity), self.period)
+
+    def weights(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the weights that are sparse."""
+        return select_weights(self.policy, model, products=self.activations == "always")
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
         """Start from the fresh model."""
         params = params_of(model)
-        return ServerState(params, self.server.init(params), select_weights(self.policy, model, products=True))
+        return ServerState(params, self.server.init(params), self.weights(model))
 
     def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
         """Send the dense model: only the upload is sparse."""
@@ -84,8 +92,8 @@ class ZeroFL(Method[ServerState]):
         load_(device.model, before)
         reset_thresholds_(device.model)
         metrics = train(device)
-        sparse = select_weights(self.policy, device.model, products=True)
-        return Update(self.select_upload(before, params_of(device.model), sparse), len(device.data), metrics)
+        upload = self.select_upload(before, params_of(device.model), self.weights(device.model))
+        return Update(upload, len(device.data), metrics)
 
     def select_upload(self, before: Params, after: Params, sparse: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
         """Return what a client sends (Sec. 3.3)."""
@@ -119,7 +127,7 @@ class ZeroFL(Method[ServerState]):
         That is 8 bytes a number plus about 130 bytes a tensor (Table 1, whose MB are 1,024,000 bytes); ``full`` is
         the plain model at 4 bytes a number.
         """
-        params, sparse = params_of(model), select_weights(self.policy, model, products=True)
+        params, sparse = params_of(model), self.weights(model)
         if self.upload == "full":
             return dense_bytes(params)
         numbers = sum(v.numel() * (self.q if name in sparse else 1.0) for name, v in params.items())

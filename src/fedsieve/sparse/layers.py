@@ -89,13 +89,15 @@ class _Linear(SparseLayer, nn.Linear):
 class SwatLayer(SparseLayer):
     """A layer trained by SWAT."""
 
-    def __init__(self, plain: nn.Module, density: float, period: int):
+    def __init__(self, plain: nn.Module, density: float, period: int, cuts_weight: bool = True):
         super().__init__(plain)
         self.cut_weight, self.cut_input = PeriodicTopK(density, period), PeriodicTopK(density, period)
+        self.cuts_weight = cuts_weight
+        """Whether the layer cuts its weight itself: else what it has is cut already (``sparse.effective``)."""
 
     def effective(self) -> Tensor:
         """Return the weight's top share."""
-        return self.weight * top(self.weight, self.cut_weight.density)
+        return self.weight * top(self.weight, self.cut_weight.density) if self.cuts_weight else self.weight
 
     def restart(self) -> None:
         """Forget the thresholds of weight and input."""
@@ -108,7 +110,7 @@ class SwatLayer(SparseLayer):
     @property
     def step(self) -> int:
         """The step since ``restart`` that comes next."""
-        return self.cut_weight.step
+        return self.cut_input.step
 
     @step.setter
     def step(self, step: int) -> None:
@@ -117,12 +119,13 @@ class SwatLayer(SparseLayer):
     @property
     def exact(self) -> bool:  # type: ignore[override]
         """Whether the next step cuts exactly."""
-        return self.cut_weight.exact
+        return self.cut_input.exact
 
     @torch.no_grad()
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weight, its top share, and the top share of the input."""
-        w, a = self.cut_weight(self.weight), self.cut_input(x)
+        w = self.cut_weight(self.weight) if self.cuts_weight else self.weight.detach()
+        a = self.cut_input(x)
         dw = share(w)
         self.densities = (dw, dw, share(a))
         return self.weight, w, a
@@ -222,7 +225,7 @@ class WeightCuts:
     def __init__(self, layers: Iterable[SparseLayer], dtype: torch.dtype | None = None):
         self.dtype = dtype
         """What values are rounded to: the type that is multiplied."""
-        self.layers = [layer for layer in layers if isinstance(layer, SwatLayer)]
+        self.layers = [layer for layer in layers if isinstance(layer, SwatLayer) and layer.cuts_weight]
         self._cut: Callable[[], tuple[list[Tensor], Tensor]] | None = None
 
     def __call__(self) -> None:
@@ -247,10 +250,10 @@ def powerprop_parameter(w: Tensor, a: float) -> Tensor:
     return powerprop_weight(w, 1 / a)
 
 
-def swat_(model: nn.Module, densities: Mapping[str, float], period: int) -> nn.Module:
+def swat_(model: nn.Module, densities: Mapping[str, float], period: int, cuts_weight: bool = True) -> nn.Module:
     """Replace, in place, every layer whose weight is named by its SWAT twin of that density, and return the model."""
     for name, density in densities.items():
-        _replace_(model, name, SwatConv2d, SwatLinear, density, period)
+        _replace_(model, name, SwatConv2d, SwatLinear, density, period, cuts_weight)
     return model
 
 
@@ -266,26 +269,24 @@ def powerprop_(model: nn.Module, names: tuple[str, ...], a: float, prune: bool, 
     return model
 
 
-def reset_thresholds_(model: nn.Module) -> None:
-    """Make every sparse layer cut exactly at its next step, as at the start of a client's training."""
-    for layer in sparse_layers(model).values():
-        layer.restart()
+def no_twin(layer: nn.Module) -> str:
+    """Return why no sparse layer can take a layer's place; "" where one can."""
+    conv = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if not conv and not isinstance(layer, nn.Linear):
+        return "a Linear, or a Conv2d with numeric zero padding, is needed"
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if own := _own(layer):
+        remedy = "leave it out of method.policy, or take flash, pdst, nst or topk"
+        return f"a plain layer in its place would lack {own}: {remedy}"
+    return ""
 
 
 def _replace_(model: nn.Module, name: str, conv2d: Twin, linear: Twin, *options: Any) -> None:
     path = name.removesuffix(".weight")
     plain, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
-    conv = isinstance(plain, nn.Conv2d) and plain.padding_mode == "zeros" and not isinstance(plain.padding, str)
-    if not conv and not isinstance(plain, nn.Linear):
-        raise InputError(
-            f"layer {path} cannot be trained sparsely: a Linear, or a Conv2d with numeric zero padding, is needed"
-        )
+    if why := no_twin(plain):
+        raise InputError(f"layer {path} cannot be trained sparsely: {why}")
     assert isinstance(plain, nn.Conv2d | nn.Linear)
-    if own := _own(plain):
-        raise InputError(
-            f"layer {path} cannot be trained sparsely: a plain layer in its place would lack {own}: "
-            "leave it out of method.policy, or take flash, pdst, nst or topk"
-        )
     new = (conv2d if isinstance(plain, nn.Conv2d) else linear)(plain, *options)
     new.register_forward_hook(_pass)
     setattr(parent, path.rpartition(".")[2], new)
