@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsieve.types import AdamW, Device, InputError
+from fedsieve.types import SGD, AdamW, Device, InputError
 
 
 def torch_optimizer(device: Device, decayed: Sequence[Tensor], others: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -25,6 +25,16 @@ def torch_optimizer(device: Device, decayed: Sequence[Tensor], others: Sequence[
         betas = (optimizer.beta1, optimizer.beta2)
         return kind(groups, lr, betas, optimizer.eps, foreach=True, capturable=where.type == "cuda")
     return _own_optimizer(optimizer, groups, device)
+
+
+def gradients_in_change(device: Device, steps: int) -> float:
+    """Return how many times a gradient that never changes is in what ``steps`` of SGD change, at a learning rate of 1.
+
+    With momentum b the gradient of step j counts 1 + b + ... + b^(steps - j) times: |a| of Wang et al. 2020 (FedNova).
+    """
+    b = device.momentum
+    velocities = sum((1 - b**k) / (1 - b) for k in range(1, steps + 1))
+    return steps + b * velocities if device.optimizer == SGD(nesterov=True) else max(velocities, 1.0)
 
 
 def _own_optimizer(factory: Callable[..., Any], groups: list[dict[str, Any]], device: Device) -> torch.optim.Optimizer:

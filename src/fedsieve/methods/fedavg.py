@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Adam, Average, ServerOptimizer, tensors
 from fedsieve.server.dense import DenseMethod
-from fedsieve.types import Device, Tree, Update
+from fedsieve.types import Device, ServerState, Tree, Update
 
 
 @dataclass(frozen=True)
-class FedAvg(DenseMethod):
+class FedAvg(DenseMethod[ServerState]):
     """Dense local training; the server averages, or steps towards the average."""
 
     server: ServerOptimizer = Average()

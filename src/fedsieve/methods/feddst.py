@@ -10,8 +10,8 @@ the mean over those who hold it, by n_k, and keeps of each layer the largest of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -20,39 +20,27 @@ from torch import Tensor, nn
 
 from fedsieve.client.gradients import gradient
 from fedsieve.client.training import epoch_ends, load_, params_of, train_on_masks
-from fedsieve.server.aggregate import mean_over_holders, tensors
+from fedsieve.server.aggregate import LearnedMaskState, tensors
 from fedsieve.sparse.masks import (
     GrowthPool,
+    InitialMask,
     apply_mask,
-    largest_on,
+    initial_mask,
     layer_counts,
     masked_bytes,
+    misplaced,
     prune_grow,
-    random_masks,
     supports,
     to_sparse,
 )
 from fedsieve.sparse.policy import density_within, erdos_renyi_sparsity, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 from fedsieve.types.errors import check_interval
 
 
-@dataclass(frozen=True, kw_only=True)
-class DynamicState(ServerState):
-    """The global model, its mask, and how many weights of each layer that is to have."""
-
-    mask: Mask
-    counts: Tensor
-    """int64 [layers]."""
-
-    def support(self, params: Params) -> Mask:
-        """Return the mask, whatever the weights on it are."""
-        return self.mask
-
-
 @dataclass(frozen=True)
-class FedDST(Method[DynamicState]):
+class FedDST(Method[LearnedMaskState]):
     """Train on a mask that clients move now and then, where weights are small and gradients large."""
 
     density: float = 0.2
@@ -66,7 +54,7 @@ class FedDST(Method[DynamicState]):
     """Up to what share of the run's rounds masks move."""
     adjust_epoch: int = 0
     """The local epoch after which they do; 0: the last (what grows then is sent as 0)."""
-    first_mask: Literal["magnitude", "random"] = "magnitude"
+    first_mask: InitialMask = "magnitude"
     """Of each layer the fresh model's largest weights, or random ones."""
     budget: Literal["erk", "uniform"] = "erk"
     """How the density is shared among the layers: by FedDST's Erdos-Renyi-kernel, or the same for each."""
@@ -111,17 +99,13 @@ class FedDST(Method[DynamicState]):
         layers = erdos_renyi_sparsity(like, names, d) if self.budget == "erk" else uniform_densities(names, d)
         return layer_counts(layers, like)
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> DynamicState:
+    def init(self, model: nn.Module, rng: torch.Generator) -> LearnedMaskState:
         """Choose the first mask, and keep the fresh model's weights on it."""
         params, names, counts = params_of(model), select_weights(self.policy, model), self.counts(model)
-        like = {name: params[name] for name in names}
-        if self.first_mask == "random":
-            mask = dict(random_masks(int(torch.randint(2**62, (), generator=rng)), counts, like))
-        else:
-            mask = largest_on(params, {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}, counts)
-        return DynamicState(apply_mask(params, mask), sparse=names, mask=mask, counts=counts)
+        mask = initial_mask(self.first_mask, params, names, counts, rng)
+        return LearnedMaskState(apply_mask(params, mask), sparse=names, mask=mask, counts=counts)
 
-    def broadcast(self, state: DynamicState, context: RoundContext) -> Tree:
+    def broadcast(self, state: LearnedMaskState, context: RoundContext) -> Tree:
         """Send the weights on the mask, and their positions: a client may not have been asked since it moved."""
         return to_sparse(state.params, state.mask)
 
@@ -140,38 +124,18 @@ class FedDST(Method[DynamicState]):
         numbers = self.counts(device.model, self.rate(device.round, device.rounds))
         return prune_grow(weights, mask, g, numbers, self.counts(device.model), self.growth)
 
-    def expected(self, state: DynamicState, context: RoundContext) -> Expected:
+    def expected(self, state: LearnedMaskState, context: RoundContext) -> Expected:
         """Expect as many weights of each layer as it may have; on the server's mask, in rounds that do not move it."""
         most = dict(zip(state.mask, state.counts.tolist(), strict=True))
         moves = self.rate(context.round, context.rounds)
-        return Expected(expect_weights(state.params, most), rule=None if moves else partial(_off_mask, state.mask))
+        return Expected(expect_weights(state.params, most), rule=None if moves else partial(misplaced, state.mask))
 
-    def aggregate(self, state: DynamicState, updates: Iterable[Update], context: RoundContext) -> DynamicState:
+    def aggregate(self, state: LearnedMaskState, updates: Iterable[Update], context: RoundContext) -> LearnedMaskState:
         """Average every weight over those who hold it, and keep of each layer the largest that anybody holds."""
-        union, weights = {name: torch.zeros_like(own) for name, own in state.mask.items()}, list[int]()
-        average = mean_over_holders(_models_and_masks(updates, union, weights), state.params, weights)
-        mask = largest_on(average, union, state.counts)
-        return replace(state, params=apply_mask(average, mask), mask=mask)
+        return state.step(updates)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers; a mask costs a bit for each."""
         names, counts = select_weights(self.policy, model), self.counts(model)
         sizes = sum(model.get_parameter(name).numel() for name in names)
         return masked_bytes(model, names, int(counts.sum()) / sizes)
-
-
-def _models_and_masks(updates: Iterable[Update], union: Mask, weights: list[int]) -> Iterator[tuple[Params, Mask]]:
-    """Yield every client's model and mask, adding the mask to the union and its examples to the weights."""
-    for update in updates:
-        mask = supports(update.tree, tuple(union))
-        for name, own in mask.items():
-            union[name] |= own
-        weights.append(update.n)
-        yield tensors(update.tree), mask
-
-
-def _off_mask(mask: Mapping[str, Tensor], tree: Tree) -> str | None:
-    """Return what is not on the server's mask, or None."""
-    own = supports(tree, tuple(mask))
-    wrong = [name for name, theirs in own.items() if not torch.equal(theirs, mask[name])]
-    return f"{wrong[0]} is not on the server's mask" if wrong else None

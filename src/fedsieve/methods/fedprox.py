@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from fedsieve.client.training import load_, params_of, train
 from fedsieve.server.aggregate import Average, ServerOptimizer, tensors
 from fedsieve.server.dense import DenseMethod
-from fedsieve.types import Correction, Device, Tree, Update
+from fedsieve.types import Correction, Device, ServerState, Tree, Update
 from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True)
-class FedProx(DenseMethod):
+class FedProx(DenseMethod[ServerState]):
     """Dense local training with a proximal term; the server averages, or steps towards the average."""
 
     mu: float = 0.01

@@ -10,15 +10,16 @@ authors' code), not at its end (the paper).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
-from fedsieve.server.aggregate import Weighting, mean, tensors
+from fedsieve.server.aggregate import LearnedMaskState, Weighting, join_, mean, observed, tensors
 from fedsieve.sparse.masks import (
     GrowthShare,
     MaskDraw,
@@ -42,8 +43,6 @@ from fedsieve.types import (
     Method,
     Params,
     RoundContext,
-    ServerState,
-    Sparse,
     Tree,
     Update,
 )
@@ -52,18 +51,11 @@ from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class NSTState(ServerState):
+class NSTState(LearnedMaskState):
     """The global model, the union of the masks that its clients last sent, and what the first mask is drawn from."""
 
-    mask: Mask
     seed: Tensor
     """int64 []: see ``masks.random_masks``."""
-    counts: Tensor
-    """int64 [layers]: how many weights of each layer a mask keeps at first."""
-
-    def support(self, params: Params) -> Mask:
-        """Return the union of the masks, whatever the weights on it are."""
-        return self.mask
 
 
 @dataclass(frozen=True)
@@ -165,7 +157,7 @@ class NST(Method[NSTState]):
     def aggregate(self, state: NSTState, updates: Iterable[Update], context: RoundContext) -> NSTState:
         """Average, zeros counting; the union of the clients' masks survives."""
         union = {name: torch.zeros_like(own) for name, own in state.mask.items()}
-        return replace(state, params=mean(_joined(updates, union), self.weighting), mask=union)
+        return replace(state, params=mean(observed(updates, partial(join_, union)), self.weighting), mask=union)
 
     def deploy(self, state: NSTState) -> Params:
         """Ship the aggregate, or its top weights."""
@@ -174,16 +166,6 @@ class NST(Method[NSTState]):
     def pruned(self, state: NSTState) -> Params:
         """Return the aggregate cut to the target density, layer by layer."""
         return keep_topk(state.params, uniform_densities(state.sparse, self.density))
-
-
-def _joined(updates: Iterable[Update], union: Mask) -> Iterator[Update]:
-    """Pass the updates on, adding their masks to the union."""
-    for update in updates:
-        for name, own in union.items():
-            value = update.tree.get(name)
-            if isinstance(value, Sparse):
-                own.view(-1)[value.index] = True
-        yield update
 
 
 def DNR(density: float = 0.1, p: float = 0.25) -> NST:

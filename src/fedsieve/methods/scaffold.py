@@ -2,30 +2,29 @@
 
 Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", Algorithm 1, option II. The
 server has a control variate c, every client one of its own, c_i, which it keeps; both start at 0. With x the model that
-was sent, y the client's after K steps, S the round's clients and N all of them,
+was sent, y the client's after K steps (with momentum ``gradients_in_change``), S the round's clients, N all of them,
 
     every step      g + c - c_i
     the client      c_i' = c_i - c + (x - y) / (K lr), and sends y and c_i' - c_i
     the server      x = mean(y), c = c + |S| / N mean(c_i' - c_i)
-
-With momentum b the gradient of step j counts 1 + b + ... + b^(K - j) times in x - y, and K is the sum of that (|a| in
-Wang et al. 2020, FedNova).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from fedsieve.client.optimizers import gradients_in_change
 from fedsieve.client.training import epoch_ends, load_, params_of, train
-from fedsieve.server.aggregate import Average, ServerOptimizer, Weighting, dense_bytes, mean
+from fedsieve.server.aggregate import Average, ServerOptimizer, Weighting, mean, observed
+from fedsieve.server.dense import DenseMethod
 from fedsieve.sparse.masks import scatter_values
-from fedsieve.types import SGD, Correction, Device, InputError, Method, Params, RoundContext, ServerState, Tree, Update
-from fedsieve.types.contract import Expected, expect_changes, expect_weights
+from fedsieve.types import SGD, Correction, Device, InputError, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.types.contract import Expected, expect_changes
 
 OWN = "control:"
 """Before a parameter's name in a client's memory, and in its answer: its control variate, and that one's change."""
@@ -33,14 +32,13 @@ OWN = "control:"
 
 @dataclass(frozen=True, kw_only=True)
 class ControlState(ServerState):
-    """The global model, and the server's control variate."""
+    """The global model, and the server's control variate, of the parameters that are trained."""
 
     control: Params
-    """c, of the parameters that are trained."""
 
 
 @dataclass(frozen=True)
-class SCAFFOLD(Method[ControlState]):
+class SCAFFOLD(DenseMethod[ControlState]):
     """Dense local training, its gradients corrected by control variates, which travel beside the model."""
 
     start: Literal["zero", "model"] = "zero"
@@ -50,11 +48,6 @@ class SCAFFOLD(Method[ControlState]):
     server: ServerOptimizer = Average()
 
     @property
-    def target_density(self) -> float:
-        """Every weight is kept."""
-        return 1.0
-
-    @property
     def copies(self) -> float:
         """A message holds the model and a control variate of its size."""
         return 2.0
@@ -62,15 +55,12 @@ class SCAFFOLD(Method[ControlState]):
     def check_run(self, run: Any) -> None:
         """Raise InputError where a change of weights is no sum of gradients."""
         if not isinstance(run.optimizer, SGD) or run.clip_norm:
-            raise InputError(
-                "scaffold takes the weights' change for a sum of gradients, which it is by SGD alone: leave optimizer "
-                "and clip_norm out"
-            )
+            raise InputError("scaffold sums gradients, which it can by SGD alone: leave optimizer and clip_norm out")
 
     def init(self, model: nn.Module, rng: torch.Generator) -> ControlState:
         """Start from the fresh model."""
-        params = params_of(model)
-        return ControlState(params, self.server.init(params), control=self.first(model, params))
+        state = super().init(model, rng)
+        return ControlState(state.params, state.moments, control=self.first(model, state.params))
 
     def first(self, model: nn.Module, params: Params) -> Params:
         """Return a control variate as it starts, of the parameters that are trained."""
@@ -88,7 +78,7 @@ class SCAFFOLD(Method[ControlState]):
         own |= {name: device.memory[OWN + name] for name in own if OWN + name in device.memory}
         shift = {name: control[name] - value for name, value in own.items()}
         metrics = train(replace(device, correction=Correction(shift)))
-        after, weight = params_of(device.model), device.lr * gradients_in_change(device)
+        after, weight = params_of(device.model), device.lr * gradients_in_change(device, epoch_ends(device)[1])
         change = {name: (before[name] - after[name]) / weight - control[name] for name in own}
         device.memory |= {OWN + name: value + change[name] for name, value in own.items()}
         return Update(after | {OWN + name: value for name, value in change.items()}, len(device.data), metrics)
@@ -96,31 +86,16 @@ class SCAFFOLD(Method[ControlState]):
     def expected(self, state: ControlState, context: RoundContext) -> Expected:
         """Expect the whole model, and a change of a control variate, which counts in the update's norm."""
         changes = {OWN + name: entry for name, entry in expect_changes(state.control).items()}
-        return Expected(expect_weights(state.params) | changes)
+        return Expected({**super().expected(state, context).tree, **changes})
 
     def aggregate(self, state: ControlState, updates: Iterable[Update], context: RoundContext) -> ControlState:
         """Take the server's step towards the mean model; move the control variate by the share of clients in it."""
         numbers = list[int]()
-        average = mean(_counted(updates, numbers), self.weighting)
+        average = mean(observed(updates, lambda update: numbers.append(update.clients)), self.weighting)
         share = sum(numbers) / context.clients
         control = {name: c + share * average.pop(OWN + name) for name, c in state.control.items()}
-        params, moments = self.server.step(state.params, average, state.moments)
-        return ControlState(params, moments, control=control)
+        return replace(self.stepped(state, average), control=control)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for every number of the model and of a control variate."""
-        return dense_bytes(params_of(model)) + 4.0 * sum(w.numel() for w in model.parameters() if w.requires_grad)
-
-
-def _counted(updates: Iterable[Update], clients: list[int]) -> Iterator[Update]:
-    """Pass the updates on, and note for how many clients each stands."""
-    for update in updates:
-        clients.append(update.clients)
-        yield update
-
-
-def gradients_in_change(device: Device) -> float:
-    """Return how many times a gradient that never changes is in what a training changes, at a learning rate of 1."""
-    b, (_, steps) = device.momentum, epoch_ends(device)
-    velocities = sum((1 - b**k) / (1 - b) for k in range(1, steps + 1))
-    return steps + b * velocities if device.optimizer == SGD(nesterov=True) else max(velocities, 1.0)
+        return super().paper_bytes(model) + 4.0 * sum(w.numel() for w in model.parameters() if w.requires_grad)

@@ -6,7 +6,7 @@ lives on random masks drawn from a seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsieve.sparse.masks import apply_mask, gather_values, random_masks, scatter_values
+from fedsieve.sparse.masks import apply_mask, gather_values, largest_on, random_masks, scatter_values, supports
 from fedsieve.types import InputError, Mask, Params, ServerState, Sparse, Tree, Update
 from fedsieve.types.contract import is_statistic
 from fedsieve.types.resources import each
@@ -86,6 +86,21 @@ def mean_over_holders(models: Iterable[tuple[Params, Mask]], old: Params, weight
     return {name: torch.where(holders[name] > 0, mean[name], v) for name, v in old.items()}
 
 
+def observed(updates: Iterable[Update], observe: Callable[[Update], None]) -> Iterator[Update]:
+    """Pass a stream of updates on, each after ``observe`` has seen it."""
+    for update in updates:
+        observe(update)
+        yield update
+
+
+def join_(union: Mask, update: Update) -> None:
+    """Add to a union of masks, in place, where an update has values."""
+    for name, own in union.items():
+        value = update.tree.get(name)
+        if isinstance(value, Sparse):
+            own.view(-1)[value.index] = True
+
+
 def dense_bytes(params: Params) -> float:
     """Return four bytes for each of the model's numbers, BatchNorm's statistics included."""
     return 4.0 * sum(v.numel() for v in params.values())
@@ -152,6 +167,35 @@ class Adam:
 
 
 ServerOptimizer = Average | Adam
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedMaskState(ServerState):
+    """Server state of a model on a mask that clients learn."""
+
+    mask: Mask
+    counts: Tensor
+    """int64 [layers]: how many weights of each layer a mask keeps, or keeps at first."""
+
+    def support(self, params: Params) -> Mask:
+        """Return the mask, whatever the weights on it are."""
+        return self.mask
+
+    def step(self, updates: Iterable[Update]) -> LearnedMaskState:
+        """Return the state of every weight's mean over those who hold it, by their examples, on a new mask.
+
+        An update holds weights at its positions. Of a layer the mask keeps the ``counts`` largest that anybody holds.
+        """
+        union, weights = {name: torch.zeros_like(own) for name, own in self.mask.items()}, list[int]()
+
+        def observe(update: Update) -> None:
+            join_(union, update)
+            weights.append(update.n)
+
+        models = ((tensors(one.tree), supports(one.tree, self.sparse)) for one in observed(updates, observe))
+        average = mean_over_holders(models, self.params, weights)
+        mask = largest_on(average, union, self.counts)
+        return replace(self, params=apply_mask(average, mask), mask=mask)
 
 
 @dataclass(frozen=True, kw_only=True)

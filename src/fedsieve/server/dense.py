@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from fedsieve.client.training import params_of
 from fedsieve.server.aggregate import ServerOptimizer, dense_bytes, mean
-from fedsieve.types import Method, RoundContext, ServerState, Tree, Update
+from fedsieve.types import Method, Params, RoundContext, ServerState, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
+from fedsieve.types.method import S
 
 
-class DenseMethod(Method[ServerState]):
+class DenseMethod(Method[S]):
     """Whole models both ways; the server averages, or steps towards the average. A method of it writes ``client``."""
 
     server: ServerOptimizer
@@ -24,23 +27,27 @@ class DenseMethod(Method[ServerState]):
         """Every weight is kept."""
         return 1.0
 
-    def init(self, model: nn.Module, rng: torch.Generator) -> ServerState:
-        """Start from the fresh model."""
+    def init(self, model: nn.Module, rng: torch.Generator) -> Any:
+        """Start from the fresh model: a ``ServerState``, unless the method keeps more."""
         params = params_of(model)
         return ServerState(params, self.server.init(params))
 
-    def broadcast(self, state: ServerState, context: RoundContext) -> Tree:
+    def broadcast(self, state: S, context: RoundContext) -> Tree:
         """Send the whole model."""
         return state.params
 
-    def expected(self, state: ServerState, context: RoundContext) -> Expected:
+    def expected(self, state: S, context: RoundContext) -> Expected:
         """Expect the whole model."""
         return Expected(expect_weights(state.params))
 
-    def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
+    def aggregate(self, state: S, updates: Iterable[Update], context: RoundContext) -> S:
         """Take the server's step towards the mean of the clients' models."""
-        params, moments = self.server.step(state.params, mean(updates), state.moments)
-        return ServerState(params, moments)
+        return self.stepped(state, mean(updates))
+
+    def stepped(self, state: S, average: Params) -> S:
+        """Return the state after the server's step towards a model."""
+        params, moments = self.server.step(state.params, average, state.moments)
+        return replace(state, params=params, moments=moments)
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return the plain model's size."""

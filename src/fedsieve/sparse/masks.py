@@ -31,6 +31,8 @@ GrowthShare: TypeAlias = Literal["mean", "sum"]
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
 GrowthPool: TypeAlias = Literal["inactive", "all"]
 """Where a mask may grow: where it is not, or anywhere, at weights that it has as well."""
+InitialMask: TypeAlias = Literal["magnitude", "random"]
+"""Of each layer a model's largest weights, or random ones."""
 ExcessRule: TypeAlias = Literal["redistribute", "clip"]
 """What becomes of a layer's density beyond 1: the other layers get it, or nobody."""
 LARGE = 1 << 16
@@ -93,6 +95,12 @@ def supports(tree: Mapping[str, object], names: tuple[str, ...]) -> Mask:
     if missing := [name for name in names if name not in mask]:
         raise InputError(f"the message holds no mask of {missing[0]}")
     return mask
+
+
+def misplaced(mask: Mapping[str, Tensor], tree: Mapping[str, object]) -> str | None:
+    """Return which tensor of a message has values elsewhere than on its mask, or None: a rule of ``Expected``."""
+    wrong = [name for name, own in supports(tree, tuple(mask)).items() if not torch.equal(own, mask[name])]
+    return f"{wrong[0]} is not on the server's mask" if wrong else None
 
 
 def drop_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
@@ -251,6 +259,16 @@ def largest_on(params: Params, mask: Mask, counts: Tensor) -> Mask:
         keys = selection.magnitude_keys(params[name]).masked_fill(~own.reshape(-1), -1)
         result[name] = selection.largest(keys, min(k, int(own.sum()))).view(own.shape)
     return result
+
+
+def initial_mask(
+    kind: InitialMask, params: Params, names: Collection[str], counts: Tensor, rng: torch.Generator
+) -> Mask:
+    """Return a mask that keeps of each of the named layers ``counts`` [layers] weights: the largest, or random ones."""
+    if kind == "random":
+        seed = int(torch.randint(2**62, (), generator=rng))
+        return dict(random_masks(seed, counts, {name: params[name] for name in names}))
+    return largest_on(params, {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}, counts)
 
 
 def mismatch(a: Mask, b: Mask) -> float:
