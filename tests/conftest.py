@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import torchvision_operators  # noqa: F401 - before a test imports transformers or timm, which import torchvision
 from command_line import CommandLine, Printed
 from fedsieve.kernels import library
 
