@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from fedsieve.engine.initial import InitialWeights
@@ -13,7 +14,7 @@ from fedsieve.recipes import load_model
 from fedsieve.runs.compression import compress
 from fedsieve.runs.export import check_export_path, export, quantization_cost
 from fedsieve.runs.hub import check_hub_folder, write_hub_folder
-from fedsieve.runs.model import open_model
+from fedsieve.runs.model import load_test_set, open_model
 from fedsieve.runs.record import read_summary
 from fedsieve.types import InputError
 
@@ -50,4 +51,6 @@ def export_to(out: Path, path: Path, to: str, weights: str, recipe: str, data: s
     model = open_model(path, recipe)
     if weights == "int8":
         typer.echo(quantization_cost(model, recipe, data))
-    typer.echo(export(model, out, weights))
+    own = recipe and out.suffix == ".onnx" and "kind" in model.metadata.run["task"]
+    examples = load_test_set(model.metadata, recipe, data).subset(torch.arange(2)).x if own else None
+    typer.echo(export(model, out, weights, examples))

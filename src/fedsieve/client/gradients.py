@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.client.training import train_
-from fedsieve.types import Device, Params, apply_model
+from fedsieve.types import Device, Params, apply_model, compute_loss
 
 
 def gradient(device: Device, index: Tensor) -> Params:
@@ -25,7 +25,7 @@ def gradient(device: Device, index: Tensor) -> Params:
     ((x, y),) = replace(device, batch=len(index)).batches(index, draws)
     named = {name: w for name, w in model.named_parameters() if w.requires_grad}
     with _dense_weight_gradients(model):
-        loss = device.loss(apply_model(model, x), y)
+        loss = compute_loss(device.loss, apply_model(model, x), y)
         gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         for name, value in model.named_buffers():

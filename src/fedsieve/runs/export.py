@@ -24,7 +24,7 @@ from fedsieve.client.evaluation import accuracy
 from fedsieve.data.storage import check_output, write_output
 from fedsieve.runs.compact_graph import SMALLEST, check_weights, compact_, dequantize
 from fedsieve.runs.model import TrainedModel, encode_model, load_test_set
-from fedsieve.types import InputError, clone_shared
+from fedsieve.types import Examples, InputError, apply_model, clone_shared, logits_of, map_examples
 from fedsieve.types.errors import package
 
 
@@ -60,13 +60,15 @@ def check_export_path(out: Path, weights: str = "float32") -> None:
         raise InputError(f"{out} is there already: remove it, or choose another name")
 
 
-def export(model: TrainedModel, out: Path, weights: str = "float32") -> str:
+def export(model: TrainedModel, out: Path, weights: str = "float32", examples: Examples | None = None) -> str:
     """Write the model to ``out`` in the form that its suffix names; return in one line what was written.
 
-    ``weights``: float32, or in ONNX int8, which ``quantized`` says what it answers. Raises InputError.
+    ``weights``: float32, or in ONNX int8, which ``quantized`` says what it answers. ``examples``: two raw inputs or
+    more, for ONNX of a model that takes integers, or several tensors by name, whose names its inputs then have. Raises
+    InputError.
     """
     check_export_path(out, weights)
-    content = _onnx(model, weights) if out.suffix == ".onnx" else FORMATS[out.suffix](model)
+    content = _onnx(model, weights, examples) if out.suffix == ".onnx" else FORMATS[out.suffix](model)
     write_output(out, content)
     dense = model.dense_bytes()
     return (
@@ -82,25 +84,31 @@ class _Raw(nn.Module):
         super().__init__()
         self.network, self.normalize = model.network, model.normalize
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Raw examples [n, *shape] -> logits [n, classes]."""
-        logits: Tensor = self.network(self.normalize(input))
-        return logits
+    def forward(self, inputs: Examples) -> Tensor:
+        """Raw examples [n, *shape], or several tensors by name -> logits [n, classes]."""
+        return logits_of(apply_model(self.network, map_examples(self.normalize, inputs)))
 
 
-def _onnx(model: TrainedModel, weights: str = "float32") -> bytes:
+def _onnx(model: TrainedModel, weights: str = "float32", examples: Examples | None = None) -> bytes:
     onnx = package("onnx", "onnx")
     package("onnxscript", "onnx")
-    example = torch.zeros(2, *model.metadata.shape)
+    examples = torch.zeros(2, *model.metadata.shape) if examples is None else examples
+    if isinstance(examples, tuple):
+        raise InputError("ONNX names inputs: give several by name, as a dictionary, or export as .fsv or .safetensors")
+    batch = {0: torch.export.Dim("batch")}
+    names = ["input"] if isinstance(examples, Tensor) else [*examples]
     try:
         with _quiet():
             program = torch.onnx.export(
                 _Raw(model).eval(),
-                (example,),
+                (
+                    map_examples(lambda one: one[:2], examples),
+                    {},
+                ),  # of the last, a dictionary, it makes named arguments
                 dynamo=True,
-                input_names=["input"],
+                input_names=names,
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(batch if isinstance(examples, Tensor) else dict.fromkeys(names, batch),),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:

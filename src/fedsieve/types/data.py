@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.types.errors import InputError
@@ -101,9 +102,12 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def compute_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
-    """Return a loss in a training step. Raises InputError, with what it says, if the user's function fails."""
+    """Return a loss in a training step. Raises InputError, with what it says, if the user's function fails.
+
+    PyTorch's cross-entropy itself is of the output's logits.
+    """
     try:
-        return loss(output, target)
+        return loss(logits_of(output) if loss is F.cross_entropy else output, target)
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
