@@ -24,7 +24,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     files.append(File.generated(config, SETTINGS, content=settings_page()))
     files.append(File.generated(config, PAPERS, content=papers_page()))
-    for path, content in reproduction_pages().items():
+    for path, content in {**reproduction_pages(), **reproduction_drawings()}.items():
         files.append(File.generated(config, path, content=content))
     return files
 
@@ -77,20 +77,55 @@ def reproduction_pages() -> dict[str, str]:
 
     out = ROOT / "reproductions"
     results, causes = tables.all_results(out), tables.read_causes(out)
-    names = {part: f"{TITLES[part.paper]}, {part.name[:-1].capitalize()} {part.name[-1]}" for part in results}
+    figures = tables.figure_records(out)
+    names = {part: f"{TITLES[part.paper]}, {_name_of(part.name)}" for part in {**results, **figures}}
     links = [f"- [{name}]({part.paper}_{part.name}.md): {part.title}" for part, name in names.items()]
     sentence = tables.counts_in_words(tables.count_results([row for rows in results.values() for row in rows], causes))
     summary = tables.results_summary(results, "html", causes)
     pages = {
         "index": "\n".join(["# Reproductions", "", *REPRODUCTIONS_HEAD, "", sentence, "", *links, "", summary, ""])
     }
+    protocols = "Protocols and commands of all rows: [the papers' rows](../reference/papers.md)."
     for part, name in names.items():
-        rows = results[part]
-        sentence = tables.counts_in_words(tables.count_results(rows, causes))
-        table = tables.paper_table(part, rows, "html", causes)
-        protocols = "Protocols and commands of all rows: [the papers' rows](../reference/papers.md)."
-        pages[f"{part.paper}_{part.name}"] = "\n".join([f"# {name}", "", sentence, protocols, "", table, ""])
+        lines = [f"# {name}"]
+        if cells := figures.get(part):
+            lines += ["", *_figure(part, cells)]
+        if rows := results.get(part):
+            sentence = tables.counts_in_words(tables.count_results(rows, causes))
+            lines += ["", sentence, protocols, "", tables.paper_table(part, rows, "html", causes)]
+        pages[f"{part.paper}_{part.name}"] = "\n".join([*lines, ""])
     return {f"reproductions/{name}.md": text for name, text in pages.items()}
+
+
+def reproduction_drawings() -> dict[str, bytes]:
+    """Return, by their paths, the papers' figures drawn of the committed results, those of which there are any."""
+    from fedsieve.report.figures import encode_figure, paper_figure
+    from fedsieve.report.paper_tables import figure_records
+
+    return {
+        f"reproductions/{part.paper}_{part.name}.svg": encode_figure(
+            paper_figure(part.figure, [record for kept in cells.values() for record in kept]), "svg"
+        )
+        for part, cells in figure_records(ROOT / "reproductions").items()
+    }
+
+
+def _name_of(name: str) -> str:
+    """Return what a table or figure is called: table2 is Table 2, figure2_mnist Figure 2 on MNIST."""
+    kind, number, dataset = re.fullmatch(r"([a-z]+)(\d+)_?(\w*)", name).groups()  # type: ignore[union-attr]
+    return f"{kind.capitalize()} {number}" + (f" on {dataset.upper()}" if dataset else "")
+
+
+def _figure(part: Any, cells: Any) -> Iterator[str]:
+    """Yield a figure's drawing, what it shows, and what is missing of it."""
+    there = [cell for cell, records in cells.items() if records]
+    runs = sum(map(len, cells.values()))
+    text = f"{part.title[0].upper()}{part.title[1:]}: {len(there)} of {len(cells)} cells, {runs} runs."
+    yield f"![{text}]({part.paper}_{part.name}.svg)"
+    yield ""
+    yield f"{text} `fedsieve reproduce {part.label}` draws it, and runs what is missing with `--hours`:"
+    yield ""
+    yield from (f"- {cell.label}{'' if records else ' (missing)'}" for cell, records in cells.items())
 
 
 REPRODUCTIONS_HEAD = (

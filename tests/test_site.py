@@ -1,5 +1,6 @@
 """The docs site: it builds without a warning, asks no other machine for anything, and has every setting."""
 
+import json
 import re
 import subprocess
 import sys
@@ -57,9 +58,33 @@ def test_every_table_of_the_papers_has_a_page_that_the_navigation_names(page: st
 
     pages = hooks.reproduction_pages()
     assert [*pages] == re.findall(r"\b(reproductions/\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
-    assert len(pages) == 9
+    assert len(pages) == 10
     assert '<th scope="col">NST Acc %</th>' in pages["reproductions/flash_table2.md"]
     assert all(f"]({path.rpartition('/')[2]})" in pages["reproductions/index.md"] for path in [*pages][1:])
+    assert "](flash_figure2_mnist.svg)" in (text := pages["reproductions/flash_figure2_mnist.md"])
+    assert f"2 of {2 + text.count('(missing)')} cells" in text
+
+
+def test_a_figure_of_committed_results_is_drawn_of_their_numbers(page: str) -> None:
+    import hooks  # by the fixture's path
+
+    from fedsieve.recipes.papers.parts import find_part
+    from fedsieve.report.figures import paper_figure
+    from fedsieve.report.paper_tables import figure_records
+
+    drawings = hooks.reproduction_drawings()
+    assert [*drawings] == ["reproductions/flash_figure2_mnist.svg"]
+    assert all(drawing.startswith(b"<?xml") and len(drawing) < 200_000 for drawing in drawings.values())
+    part = find_part("flash", "figure2_mnist")
+    cells = figure_records(ROOT / "reproductions")[part]
+    figure = paper_figure("flash-2", [record for kept in cells.values() for record in kept])
+    for density, number in (("0.1", 9), ("0.05", 12)):  # one seed each: the lines are its columns
+        path = ROOT / f"reproductions/flash/results/flash_table2-{number}-seed0.json"
+        kept = json.loads(path.read_text())["columns"]
+        accuracy, mismatch = (plot.lines[f"d = {density}"] for plot in figure.plots)
+        tested = [(t, 100 * v) for t, v in zip(kept["round"], kept["accuracy"], strict=True) if v is not None]
+        assert [*zip(accuracy.x, accuracy.y, strict=True)] == tested
+        assert [*mismatch.y] == [100 * v for v in kept["mismatch"] if v is not None]
 
 
 def test_every_variable_of_the_environment_is_on_the_page(page: str) -> None:

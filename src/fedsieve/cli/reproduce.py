@@ -18,7 +18,7 @@ from fedsieve.kernels.dispatch import check_choice
 from fedsieve.recipes.papers.parts import PAPERS, PaperPart, find_part, paper_parts
 from fedsieve.report.figures import draw_records
 from fedsieve.report.paper_tables import FORMS, paper_table
-from fedsieve.report.paper_tables.summary import read_causes
+from fedsieve.report.paper_tables.summary import WITH_MASKS, read_causes
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import SUMMARY, RunRecord, read_record
 from fedsieve.runs.reproduction.cells import PaperCell, cells_of
@@ -162,7 +162,7 @@ def _draw(part: PaperPart, wishes: Wishes, reproduction: Reproduction, console: 
     """Draw what is there of a figure, and say what is missing."""
     assert part.figure
     cells = [cell.in_part(part) for cell in _cells(part, wishes, reproduction.datasets)]
-    records = {cell: _records(cell, wishes.seeds, reproduction, masks=part.figure == "zerofl-3") for cell in cells}
+    records = {cell: _records(cell, wishes.seeds, reproduction, masks=part.figure == WITH_MASKS) for cell in cells}
     missing = [cell for cell in cells if not records[cell]]
     for cell in missing:
         console.print(f"missing: {cell.label}")

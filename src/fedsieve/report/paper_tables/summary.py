@@ -11,7 +11,9 @@ from fedsieve.data.storage import read_file
 from fedsieve.recipes.papers import Published, published
 from fedsieve.recipes.papers.parts import PAPERS, PaperPart, paper_parts
 from fedsieve.report.paper_tables.grid import Places, TableGrid, merge_stubs, merge_titles, text_cell
-from fedsieve.runs.reproduction.results import RowResult, kept_seeds, row_results
+from fedsieve.runs.record import RunRecord
+from fedsieve.runs.reproduction.cells import PaperCell, cells_of
+from fedsieve.runs.reproduction.results import RowResult, kept_seeds, result_of, row_results
 from fedsieve.types import InputError
 
 COUNTS = (
@@ -22,6 +24,8 @@ COUNTS = (
 explained: of those above or below."""
 VERDICTS = {"within": "in agreement", "above": "above", "below": "below", "not judged": "not judged"}
 CAUSES = "causes.toml"
+WITH_MASKS = "zerofl-3"
+"""The figure that shows masks, which run directories alone hold."""
 
 
 def numbered_parts() -> list[PaperPart]:
@@ -33,6 +37,20 @@ def all_results(out: Path) -> dict[PaperPart, list[RowResult]]:
     """Return what is kept in a directory of every printed number, of all seeds. Raises InputError."""
     seeds = kept_seeds(out)
     return {part: row_results(out, part, seeds) for part in numbered_parts()}
+
+
+def figure_records(out: Path) -> dict[PaperPart, dict[PaperCell, list[RunRecord]]]:
+    """Return what is kept in a directory of every figure of which anything is: by cell, the runs of all seeds.
+
+    What needs the masks of run directories (Figure 3 of ZeroFL) is left out. Raises InputError.
+    """
+    seeds, figures = kept_seeds(out), dict[PaperPart, dict[PaperCell, list[RunRecord]]]()
+    for part in paper_parts():
+        if part.figure and part.figure != WITH_MASKS:
+            cells = [cell.in_part(part) for cell in cells_of(part)]
+            kept = {cell: [one for seed in seeds if (one := result_of(out, cell, seed))] for cell in cells}
+            figures |= {part: kept} if any(kept.values()) else {}
+    return figures
 
 
 def read_causes(out: Path) -> dict[str, str]:
