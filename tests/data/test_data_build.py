@@ -2,7 +2,10 @@
 
 import gzip
 import hashlib
+import itertools
 import os
+import signal
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -104,6 +107,16 @@ def test_other_rows_are_not_cifar100(
     refuse("cifar100", tar(tmp_path / "a", cifar100), root, "train.bin", why)
 
 
+def test_the_archive_of_cifar100_is_known_by_its_md5(
+    tmp_path: Path, root: Path, cifar100: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tar(tmp_path / "cifar-100-binary.tar.gz", cifar100)
+    refuse("cifar100", archive, root, "cifar-100-binary.tar.gz is not the published archive (its md5)", "again")
+    monkeypatch.setattr(data.cifar100.Cifar100, "archive_md5", {archive.name: md5(archive.read_bytes())})
+    assert built("cifar100", archive, root) == 2
+    assert verify(root / "cifar100") == {"training": 200, "test": 100}
+
+
 @pytest.mark.parametrize(("words", "version"), [(("yes", "no"), "v0.01"), (("yes", "no", "go"), "v0.02")])
 def test_speech_commands_of_either_version(
     tmp_path: Path, root: Path, versions: None, words: tuple[str, ...], version: str
@@ -181,6 +194,79 @@ def test_a_stop_leaves_nothing_that_is_taken_for_a_dataset(
     assert built("cifar10", archive, root) == 3
     assert [p.name for p in root.iterdir()] == ["cifar10"]
     assert verify(root / "cifar10")
+
+
+def killed(at: int, archive: Path, root: Path) -> bool:
+    """Build in a process that kills itself (SIGKILL) at its event ``at`` of the file system; tell whether it did."""
+    if not (child := os.fork()):
+        try:
+            _kill_at(at, root)
+            built("cifar10", archive, root)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def _kill_at(at: int, root: Path) -> None:
+    """Count what is opened, renamed or removed below ``root``, and the middle of every file that is written."""
+    count, fdopen = itertools.count(1), os.fdopen
+
+    def event(name: str, arguments: tuple[Any, ...]) -> None:
+        where = arguments and isinstance(arguments[0], str | Path) and str(arguments[0]).startswith(str(root))
+        if where and name in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") and next(count) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Halved:
+        """A file that is written in two halves."""
+
+        def __init__(self, file: Any):
+            self.file = file
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, content: bytes) -> None:
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            event("open", (root,))
+            self.file.write(content[len(content) // 2 :])
+
+    def halved(fd: int, mode: str = "r", *more: Any, **options: Any) -> Any:
+        file = fdopen(fd, mode, *more, **options)
+        return Halved(file) if "w" in mode else file
+
+    os.fdopen = halved
+    sys.addaudithook(event)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_at_any_moment_it_leaves_nothing_half_written_and_goes_on(
+    tmp_path: Path, cifar: dict[str, bytes]
+) -> None:
+    archive, dead = tar(tmp_path / "a", cifar, "w"), list[bool]()
+    while not dead or dead[-1]:
+        root = tmp_path / f"data{len(dead)}"
+        root.mkdir()
+        dead.append(killed(len(dead) + 1, archive, root))
+        if data.dataset_status("cifar10", root).startswith("not found"):
+            assert not (root / "cifar10").exists()
+        else:
+            assert verify(root / "cifar10") == {"training": 20, "test": 4}
+        built("cifar10", archive, root)
+        assert verify(root / "cifar10") == {"training": 20, "test": 4}
+        assert [path.name for path in root.iterdir()] == ["cifar10"]
+        names = {"VERSION.json", "SHA256SUMS", *(f"{name}.bin" for name in cifar10.MD5)}
+        assert {path.name for path in (root / "cifar10").iterdir()} == names
+    assert len(dead) > 30
 
 
 def test_what_another_version_or_anybody_left_unfinished_is_not_built_in(

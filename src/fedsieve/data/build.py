@@ -70,6 +70,9 @@ def build_dataset(source: Source, archive: Path, root: Path, stages: Stages) -> 
 
 def examine_archive(source: Source, archive: Archive, progress: Progress) -> Contents:
     """Return what an archive holds. Raises InputError unless it is whole and a published version of the dataset."""
+    published = source.archive_md5.get(archive.path.name)
+    if published and archive.path.is_file() and published != _digest(archive.path, "md5"):
+        raise InputError(f"{archive.path} is not the published archive (its md5): {AGAIN}")
     files = dict[str, tuple[int, str]]()
 
     def tallies() -> Iterator[Mapping[str, int | set[str]]]:
@@ -197,9 +200,9 @@ def _write(path: Path, content: bytes, digest: str) -> None:
         raise InputError(f"{path} does not hold what was written to it: check the disk")
 
 
-def _digest(path: Path) -> str | None:
-    """Return the sha256 of a regular file, None where there is none."""
+def _digest(path: Path, kind: str = "sha256") -> str | None:
+    """Return the sha256, or another hash, of a regular file, None where there is none."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

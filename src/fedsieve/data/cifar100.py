@@ -3,7 +3,8 @@
 Read from ``cifar100/``, in one of these forms:
 
 - the published binary version, ``train.bin`` and ``test.bin`` there or in ``cifar-100-binary/``: rows of a coarse and a
-  fine label and 3,072 pixels, which must be as many, and of as many in every class, as were published;
+  fine label and 3,072 pixels, which must be as many, and of as many in every class, as were published; the archive, by
+  its published name, must have the published md5;
 - the published python version, ``train`` and ``test`` there or, as torchvision unpacks it, in ``cifar-100-python/``:
   pickles of the published md5, of which numbers and strings are read and nothing is executed.
 """
@@ -11,6 +12,7 @@ Read from ``cifar100/``, in one of these forms:
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,7 @@ class Cifar100(Source):
     mean, std = 0.5, 0.5
     versions = (Version("", {"training": 50_000, "test": 10_000}),)
     archives = ("cifar-100-binary.tar.gz",)
+    archive_md5 = MappingProxyType({"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"})
     files = tuple(f"{name}.bin" for name in PARTS)
 
     def form(self, folder: Path) -> str | None:

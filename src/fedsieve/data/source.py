@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,8 @@ class Source(ABC):
     """What is said of a folder whose counts are none of theirs."""
     archives: tuple[str, ...] = ()
     """The names of its archives as downloaded, which are looked for where none is named."""
+    archive_md5: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """The published md5 of those archives, by name, whose files have none of their own."""
     files: tuple[str, ...] = ()
     """What its archive holds of it, by name, where that is always the same."""
     pattern = "file of it"
