@@ -76,7 +76,7 @@ class _Replay:
     """What takes a captured step, and the multiply-adds of it."""
 
     take: Callable[[], None]
-    record: list[tuple[nn.Module | None, float, Triple]]
+    record: list[tuple[object, float, Triple]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +223,7 @@ class Capture:
     def replay(self, graphs: CudaGraphs, step: Callable[[], None], state: list[Tensor]) -> _Replay:
         """Return what replays a ``step``, which changes ``state``: nothing is changed now."""
         steps, counts = [layer.step for layer in self.layers], (self.products.on_host, self.products.dense)
-        record: list[tuple[nn.Module | None, float, Triple]] = []
+        record: list[tuple[object, float, Triple]] = []
 
         def recorded() -> None:
             record.clear()

@@ -35,13 +35,13 @@ def gradient(device: Device, index: Tensor) -> Params:
 
 @contextmanager
 def _dense_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """Let layers that declare what share of their products they need declare all of those of weights' gradients."""
-    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "densities")]
-    before = [layer.densities for layer in layers]
-    for layer in layers:
-        layer.densities = (*layer.densities[:2], 1.0)
+    """Let layers and weights that declare what share of their products they need declare all of weights' gradients."""
+    several: list[Any] = [one for one in (*model.modules(), *model.parameters()) if hasattr(one, "densities")]
+    before = [one.densities for one in several]
+    for one in several:
+        one.densities = (*one.densities[:2], 1.0)
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.densities = own
+        for one, own in zip(several, before, strict=True):
+            one.densities = own

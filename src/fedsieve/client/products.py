@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Triple: TypeAlias = tuple[float, float, float]
 """Of a layer's forward product, its input gradient and its weight gradient."""
@@ -18,7 +18,7 @@ class Products:
     def __init__(self, where: torch.device):
         self.on_device = torch.zeros((), dtype=torch.float64, device=where)
         """Those at densities that the device alone knows."""
-        self.record: list[tuple[nn.Module | None, float, Triple]] | None = None
+        self.record: list[tuple[object, float, Triple]] | None = None
         """What is added, if that is wanted."""
         self.restart()
 
@@ -32,8 +32,8 @@ class Products:
         """Those at the real densities; to read them waits for the device."""
         return self.on_host + float(self.on_device)
 
-    def add(self, layer: nn.Module | None, n: float, which: Triple, densities: tuple[Any, Any, Any] = DENSE) -> None:
-        """Add ``n`` multiply-adds for each of a layer's products that ``which`` has as 1; None: no layer's."""
+    def add(self, source: object, n: float, which: Triple, densities: tuple[Any, Any, Any] = DENSE) -> None:
+        """Add ``n`` multiply-adds times ``which`` for each product of a layer or parameter; None: of neither."""
         pairs = [(one, density) for one, density in zip(which, densities, strict=True) if one]
         for one, density in pairs:
             if isinstance(density, Tensor):
@@ -41,12 +41,12 @@ class Products:
         self.on_host += n * sum(one * density for one, density in pairs if not isinstance(density, Tensor))
         self.dense += n * sum(which)
         if self.record is not None:
-            self.record.append((layer, n, which))
+            self.record.append((source, n, which))
 
-    def add_again(self, record: list[tuple[nn.Module | None, float, Triple]], times: int) -> None:
-        """Add what was recorded, so often, at the layers' present densities; what is on the device was added there."""
-        for layer, n, which in record:
-            pairs = zip(which, getattr(layer, "densities", DENSE), strict=True)
+    def add_again(self, record: list[tuple[object, float, Triple]], times: int) -> None:
+        """Add what was recorded, so often, at the present densities; what is on the device was added there."""
+        for source, n, which in record:
+            pairs = zip(which, getattr(source, "densities", DENSE), strict=True)
             share = sum(one * density for one, density in pairs if not isinstance(density, Tensor))
             self.on_host += times * n * share
             self.dense += times * n * sum(which)

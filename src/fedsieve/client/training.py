@@ -342,8 +342,8 @@ def epoch_ends(device: Device) -> tuple[int, int]:
 
 
 def _declare_(model: nn.Module, mask: Mask) -> None:
-    """Tell ``client.cost.Cost`` what share of its products each layer on a mask needs."""
+    """Tell ``client.cost.Cost`` what share of its products each weight on a mask needs."""
     for name, own in mask.items():
         d = int(own.sum()) / max(own.numel(), 1)
-        layer: Any = model.get_submodule(name.rpartition(".")[0])
-        layer.densities = (d, d, d)
+        weight: Any = model.get_parameter(name)
+        weight.densities = (d, d, d)

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsieve.client.cost import SIZES
 from fedsieve.client.losses import CrossEntropy, metrics_of
 from fedsieve.client.metrics import Accumulator, Metric
 from fedsieve.client.models import INITIALISATIONS, MODELS
+from fedsieve.client.operations import SIZES
 from fedsieve.client.training import crop_flip
 from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import Dataset

@@ -9,7 +9,7 @@ parameters: its state, copies and pickles are those of the plain model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,6 @@ its own."""
 class WeightRule:
     """What makes of one parameter the weight that a forward pass computes with."""
 
-    densities: tuple[float | Tensor, float | Tensor, float | Tensor] = (1.0, 1.0, 1.0)
-    """The shares of non-zeros that forward, input gradient and weight gradient multiplied by in the last step."""
     step = 0
     """The step since ``restart`` that comes next, where a rule goes by it."""
     exact = True
@@ -124,8 +122,8 @@ class EffectiveWeights:
             w = model.get_parameter(name)
             effective = rule.of_step(w) if model.training else rule.weight(w)
             if model.training:
-                density = share(effective.detach())
-                rule.densities = (density, density, 1.0)
+                density, declared = share(effective.detach()), cast(Any, w)
+                declared.densities = (density, density, 1.0)  # for ``client.cost.Cost``
             for path, key in self._places[name]:
                 module = model.get_submodule(path)
                 self._replaced.append((module, key, w))
