@@ -204,7 +204,11 @@ def test_what_a_policy_does_not_reach_is_told(tmp_path: Any) -> None:
     show_run(tmp_path, federation, rows, 1, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert federation.remarks[0] in text
-    assert f"of its weights; {final.density_of_all:.2%} of all its parameters" in text
+    within = sum(int(final.model[f"{name}.weight"].count_nonzero()) for name in ("fc", "out")) / (32 * 16 + 16 * 3)
+    assert final.density_of_policy == within < final.density
+    policy = f"{within:.2%} of the policy's; {final.density_of_all:.2%} of all its parameters"
+    assert f"of its weights; {policy}" in text
+    assert f"density {final.density:.1%} ({within:.1%} of the policy's)" in text
 
 
 def test_frozen_weights_are_counted_in_one_line() -> None:

@@ -43,12 +43,12 @@ def test_seeds_are_one_row_of_means_with_their_spread(tmp_path: Path) -> None:
     runs.append(write_run(tmp_path / "alone", method={"kind": "FedAvg"}))
     for i, run in enumerate(runs[:3]):
         change(run / "summary.json", accuracy=0.9 + i / 50, accuracy_validation=0.8, bytes_up=1e6 + 2e5 * i)
-        change(run / "summary.json", density_of_all=0.5 + i / 10)
+        change(run / "summary.json", density_of_all=0.5 + i / 10, density_of_policy=0.1)
     page = page_of(tmp_path, *runs)
     (row,) = (row for row in page.rows if len(row) == 10 and row[0][0].strip().startswith("ZeroFL4 seeds"))
     assert "3 of 4 finished, 7 to 12 of 12 rounds" in row[0][0]
     assert row[1] == ("92.0 ± 2.0 %validation 80.0 %", [pytest.approx(0.92), pytest.approx(0.8)])
-    assert "of all 60.0 ± 10.0 %" in row[2][0]
+    assert "of the policy 10.0 %of all 60.0 ± 10.0 %" in row[2][0]
     assert row[3][0].startswith("1.20 ± 0.20 MBdense 31.2 MB26.0x less")
     assert page.result("FedAvg, seed 0alone")[1][0].count("±") == 0
     for seed in range(4):

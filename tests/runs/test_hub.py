@@ -53,6 +53,7 @@ def test_the_loader_needs_no_fedsieve(run: Path, tmp_path: Path, capsys: pytest.
     for row in (
         f"| accuracy on the test set | {summary['accuracy']:.2%} |",
         f"| density of all weights | {model.density():.2%} |",
+        f"| density of the policy's weights | {summary['density_of_policy']:.2%} |",
         f"| bytes sent up, all rounds | {summary['bytes_up']:,} |",
     ):
         assert row in text

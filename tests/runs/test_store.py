@@ -29,10 +29,17 @@ from tiny import tiny_run
 
 COLUMNS = ["round", "clients", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up", "bytes_dense_down"]
 COLUMNS += ["seconds", "cpu_seconds", "refused", "multiply_adds", "multiply_adds_dense", "loss", "kernels"]
-COLUMNS += ["csr_bytes_up", "dense_because", "steps", "ms_per_step", "density_of_all"]
+COLUMNS += ["csr_bytes_up", "dense_because", "steps", "ms_per_step", "density_of_policy", "density_of_all"]
 SUMMARY = ["method", "dataset", "rounds", "accuracy", "density", "bytes_up", "bytes_down", "bytes_dense_up"]
 SUMMARY += ["bytes_dense_down", "multiply_adds", "multiply_adds_dense", "seconds", "peak_memory_mb", "kernels", "steps"]
-SUMMARY += ["csr_bytes_up", "ms_per_step", "dense_because", "density_of_all", "multiply_adds_not_counted"]
+SUMMARY += [
+    "csr_bytes_up",
+    "ms_per_step",
+    "dense_because",
+    "density_of_policy",
+    "density_of_all",
+    "multiply_adds_not_counted",
+]
 
 
 def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fedsieve.client.models import MODELS
 from fedsieve.client.training import params_of
 from fedsieve.sparse import masks
 from fedsieve.sparse import policy as policies
+from fedsieve.sparse.policy import select_weights
 from fedsieve.types import InputError
 from tiny import TinyNet
 
@@ -75,6 +77,32 @@ def test_policies_name_the_layers_of_the_papers(model: str, policy: str, total: 
     names = policies.select_weights(policy, net)
     assert sum(net.get_parameter(name).numel() for name in names) == total
     assert len(names) == layers
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out, self.fc = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False), nn.Linear(6, 6)
+        self.out.weight = self.embedding.weight
+
+
+@pytest.mark.parametrize("policy", ["out", "out.weight", "fc,out"])
+def test_a_shared_weight_is_named_by_its_first_name(policy: str) -> None:
+    said = (
+        r"names out.weight, which is embedding.weight once more \(a shared weight\): name that, and both places have it"
+    )
+    for products in (False, True):
+        with pytest.raises(InputError, match=said):
+            select_weights(policy, Tied(), products)
+    assert select_weights("emb*", Tied()) == ("embedding.weight",)
+
+
+def test_weights_of_no_layer_are_named_to_methods_that_replace_layers() -> None:
+    reach = "-s method.activations=where_possible reaches every weight"
+    with pytest.raises(InputError, match=f"embedding.weight is no weight of a Linear or convolution .*; {reach}"):
+        select_weights("fc,embedding", Tied(), products=True)
+    with pytest.raises(InputError, match=f"policy 'all' matches no layer; .*; {reach}"):
+        select_weights("all", nn.ModuleDict({"lstm": nn.LSTM(2, 2)}), products=True)
 
 
 def test_a_policy_may_be_patterns_of_layer_names() -> None:

@@ -155,6 +155,7 @@ def _rounds(
                 accuracy_validation=scores.pop("accuracy_validation"),
                 scores=scores,
                 density=weight_density(model),
+                density_of_policy=weight_density(model, {*state.sparse}) if state.sparse else None,
                 density_of_all=weight_density(model, names),
                 metrics=metrics.metrics,
                 bytes_up=metrics.bytes_up,

@@ -164,6 +164,8 @@ class Round:
     """The task's further metrics by name, on the test set and, with the suffix ``_validation``, on what is held out."""
     density: float
     """The share of non-zeros among the weights of two or more dimensions."""
+    density_of_policy: float | None
+    """The share of non-zeros among the weights that the method makes sparse; None where it makes none."""
     density_of_all: float
     """The share of non-zeros among all parameters, those that no policy reaches, biases and norms included."""
     metrics: Mapping[str, float]

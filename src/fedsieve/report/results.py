@@ -136,7 +136,9 @@ def _measured(run: RunRecord, way: str, name: str) -> float | None:
 
 COLUMNS: dict[str, Callable[[Runs], Cell]] = {
     "Accuracy": _accuracy,
-    "Density": lambda runs: _percents(runs, "density", {"of all": "density_of_all"}),
+    "Density": lambda runs: _percents(
+        runs, "density", {"of the policy": "density_of_policy", "of all": "density_of_all"}
+    ),
     "Bytes up": lambda runs: _against_dense(runs, "bytes_up", "bytes_dense_up", format_bytes),
     "Bytes down": lambda runs: _against_dense(runs, "bytes_down", "bytes_dense_down", format_bytes),
     "One upload": lambda runs: _against(

@@ -120,7 +120,7 @@ def _card(model: TrainedModel, summary: dict[str, Any], built_in: bool) -> str:
     metadata = model.metadata
     run = metadata.run
     method = str(summary.get("method") or run.get("compress", run.get("method", {})).get("kind", "one-shot pruning"))
-    accuracy = summary.get("accuracy")
+    accuracy, own = summary.get("accuracy"), summary.get("density_of_policy")
     front = ["library_name: fedsieve", "tags:", "- federated-learning", "- sparse", f"- {json.dumps(method)}"]
     if metadata.dataset:
         front += ["datasets:", f"- {json.dumps(metadata.dataset)}"]
@@ -133,6 +133,7 @@ def _card(model: TrainedModel, summary: dict[str, Any], built_in: bool) -> str:
         "data": metadata.dataset or "not said",
         "classes": len(metadata.classes),
         "density of all weights": f"{model.density():.2%}",
+        "density of the policy's weights": "not said" if own is None else f"{own:.2%}",
         "accuracy on the test set": "not measured" if accuracy is None else f"{accuracy:.2%}",
     }
     rows |= {

@@ -125,7 +125,9 @@ def format_round(row: Row, value: float | None, metric: str = "accuracy") -> str
     """Return a round in one line: metric of the deployed model, MB and factors against dense, density."""
     share = "     -" if value is None else f"{value:6.1%}" if metric == "accuracy" else f"{value:6.4g}"
     up, down = (_sent(row[f"bytes_{way}"], row[f"bytes_dense_{way}"]) for way in ("up", "down"))
-    return f"{metric} {share}  up {up}  down {down}  density {row['density']:.1%}"
+    own = row.get("density_of_policy")
+    policy = "" if own is None else f" ({own:.1%} of the policy's)"
+    return f"{metric} {share}  up {up}  down {down}  density {row['density']:.1%}{policy}"
 
 
 def _sent(size: int, dense: int) -> str:
@@ -166,7 +168,9 @@ def summary_table(folder: Path) -> Table:
         table.add_row("validation", f"{summary['accuracy_validation']:.2%}", "accuracy on what all clients hold out")
     if "accuracy_pruned" in summary:
         table.add_row("pruned", f"{summary['accuracy_pruned']:.2%}", "accuracy of the model cut to the target density")
-    whole = f"of its weights; {summary['density_of_all']:.2%} of all its parameters"
+    own = summary.get("density_of_policy")
+    policy = "" if own is None else f"{own:.2%} of the policy's; "
+    whole = f"of its weights; {policy}{summary['density_of_all']:.2%} of all its parameters"
     table.add_row("density", f"{summary['density']:.2%}", whole)
     for way in ("up", "down"):
         size, dense = summary[f"bytes_{way}"], summary[f"bytes_dense_{way}"]

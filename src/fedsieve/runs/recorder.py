@@ -316,6 +316,7 @@ def summary_of(rows: list[dict[str, Any]], federation: Federation, stop: StopRul
         **({"accuracy_pruned": pruned[-1]} if pruned else {}),
         **_last_scores(rows, federation),
         "density": rows[-1]["density"],
+        "density_of_policy": rows[-1].get("density_of_policy"),
         "density_of_all": rows[-1]["density_of_all"],
         **{name: sum(r[name] for r in rows) for name in (*sums, "seconds")},
         "multiply_adds_not_counted": [*federation.not_counted],

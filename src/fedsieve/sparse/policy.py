@@ -15,6 +15,7 @@ from fedsieve.types import InputError, Params
 WeightLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 POLICIES = ("all", "swat", "flash", "zerofl")
+WHERE_POSSIBLE = "-s method.activations=where_possible reaches every weight"
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:
@@ -147,16 +148,21 @@ def select_weights(name: str, model: nn.Module, products: bool = False) -> tuple
     if "weight" in every and isinstance(every["weight"], WeightLayer):
         raise InputError(f"the model is one layer, which has no name: give nn.Sequential of the {type(model).__name__}")
     fixed = frozen_names(model)
+    several = {*every}
     if products:
         every = {weight: module for weight, module in every.items() if isinstance(module, WeightLayer)}
         fixed |= tied_names(model)
     own: Mapping[str, tuple[str, ...]] = getattr(model, "policies", {})
     free = [weight for weight in every if weight not in fixed]
+    patterns = own[name] if name in own else () if name in POLICIES else [one.strip() for one in name.split(",")]
+    _check_tied(name, patterns, several, model)
+    _check_products(name, patterns, every, several)
     matches = _own(own[name], every) if name in own else _rule(name, every, free)
     weights = tuple(weight for weight in matches if weight not in fixed)
     if not matches:
         raise InputError(
             f"policy {name!r} matches no layer; the layers are {_layers(every)} (policies: {', '.join(POLICIES)})"
+            f"{f'; {WHERE_POSSIBLE}' if len(several) > len(every) else ''}"
         )
     if not weights:
         raise InputError(
@@ -254,6 +260,26 @@ def _match(name: str, weights: Mapping[str, nn.Module], free: Collection[str]) -
             f"leave it out; {_others(free)}"
         )
     return [n for n in weights if any(_matches(n, pattern) for pattern in patterns)]
+
+
+def _check_tied(policy: str, patterns: Collection[str], weights: Collection[str], model: nn.Module) -> None:
+    """Raise InputError for a pattern that names a shared weight alone by another name than its first."""
+    unused = [p for p in patterns if not any(_matches(n, p) for n in weights)]
+    first = {id(w): name for name, w in model.named_parameters()}
+    for name, w in model.named_parameters(remove_duplicate=False) if unused else ():
+        if first[id(w)] in weights and any(_matches(name, p) for p in unused):
+            raise InputError(
+                f"policy {policy!r} names {name}, which is {first[id(w)]} once more (a shared weight): name that, "
+                "and both places have it"
+            )
+
+
+def _check_products(policy: str, patterns: Collection[str], layers: Collection[str], weights: Collection[str]) -> None:
+    """Raise InputError for a pattern that matches weights, but none of a layer."""
+    for pattern in patterns:
+        if not any(_matches(n, pattern) for n in layers) and (odd := [n for n in weights if _matches(n, pattern)]):
+            what = "no weight of a Linear or convolution that is called as such"
+            raise InputError(f"policy {policy!r}: {odd[0]} is {what}; {WHERE_POSSIBLE}")
 
 
 def _matches(weight: str, pattern: str) -> bool:
