@@ -141,6 +141,8 @@ def test_swat_and_powerpropagation_take_products_alone_and_say_what_is_left() ->
         run = run_of("LSTM, projected", method)
         federation = open_run(run)
         assert federation.run.method.init(federation.model(), torch.Generator()).sparse == ("head.weight",)
-        assert any("inner.weight_ih_l0" in line for line in federation.remarks)
+        (line,) = (line for line in federation.remarks if "inner.weight_ih_l0" in line)
+        assert line.endswith("; -s method.activations=where_possible reaches every weight")
+        assert not open_run(run_of("Conv2d, circular", methods.TopK())).remarks[0].endswith("every weight")
     with pytest.raises(InputError, match="inner"):
         open_run(replace(run_of("RNN", methods.ZeroFL(0.5)), method=methods.ZeroFL(0.5, policy="inner*")))

@@ -26,7 +26,7 @@ from fedsieve.engine.prepared import check_prepared
 from fedsieve.engine.round import COLUMNS
 from fedsieve.engine.targets import check_loss, check_targets
 from fedsieve.server.robust import check_fit
-from fedsieve.sparse.policy import Coverage
+from fedsieve.sparse.policy import Coverage, select_weights
 from fedsieve.types import (
     SGD,
     AdamW,
@@ -79,7 +79,8 @@ def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) 
     check_method(federation, state)
     contexts = [run.context(run.first, tier) for tier in range(len(task.tiers))]
     check_fit(run.method, state, contexts, run.mean, run.bound, run.private)
-    coverage = Coverage.of(federation.model(), state.sparse)
+    named = select_weights(run.method.policy, federation.model()) if hasattr(run.method, "activations") else ()
+    coverage = Coverage.of(federation.model(), state.sparse, named)
     cost = Cost(run.method.prepare(federation.model()), examples=federation.few(), loss=task.loss)
     unknown = cost.other_ops.unknown
     return replace(federation, coverage=coverage, not_counted=unknown)

@@ -92,7 +92,9 @@ def _test_examples(source: str, metadata: ModelMetadata, recipe: str, data: str 
     if not 0 <= first <= last < len(test):
         raise InputError(f"{source}: write test, test:N or test:FIRST-LAST, of 0 to {len(test) - 1}")
     x, y = test.x, test.y
-    if not metadata.classes or not isinstance(x, Tensor) or not isinstance(y, Tensor) or y.dim() != 1:
+    if not isinstance(x, Tensor):
+        raise InputError("predict takes inputs of one tensor, and this model's are several: use it from Python")
+    if not metadata.classes or not isinstance(y, Tensor) or y.dim() != 1:
         raise InputError("predict tells the classes of examples, and this model's targets are none: use it from Python")
     x, y = x[first : last + 1], y[first : last + 1]
     return ExampleSource([str(i) for i in range(first, last + 1)], lambda i, j: x[i:j], y)

@@ -68,15 +68,18 @@ class Coverage:
     """The parameters that are in no sparse layer, the largest first."""
     sparse: bool
     """Whether the method makes any layer sparse."""
+    reachable: bool = False
+    """Whether the policy names weights that the method leaves dense, since no layer of their own multiplies by them."""
 
     @classmethod
-    def of(cls, model: nn.Module, sparse: Collection[str]) -> Coverage:
-        """Return what of a model is outside the weights named in ``sparse``."""
+    def of(cls, model: nn.Module, sparse: Collection[str], policy: Collection[str] = ()) -> Coverage:
+        """Return what of a model is outside the weights named in ``sparse``, of which ``policy`` may name more."""
         every = dict(model.named_parameters())
         outside = {name: w.numel() for name, w in every.items() if name not in sparse}
         fixed = sum(w.numel() for w in every.values() if not w.requires_grad)
         ordered = dict(sorted(outside.items(), key=lambda item: -item[1]))
-        return cls(sum(w.numel() for w in every.values()), fixed, ordered, bool(sparse))
+        reachable = not {*policy} <= {*sparse}
+        return cls(sum(w.numel() for w in every.values()), fixed, ordered, bool(sparse), reachable)
 
     @property
     def share(self) -> float:
@@ -88,8 +91,9 @@ class Coverage:
         lines, names = list[str](), [*self.dense]
         if self.sparse and names:
             more = f" ({len(names) - 3} more)" if len(names) > 3 else ""
+            hint = f"; {WHERE_POSSIBLE}" if self.reachable else ""
             which = f"the policy {policy}" if policy else "the method"
-            lines.append(f"{which} leaves {self.share:.1%} of all weights dense: {', '.join(names[:3])}{more}")
+            lines.append(f"{which} leaves {self.share:.1%} of all weights dense: {', '.join(names[:3])}{more}{hint}")
         if self.frozen:
             what = f"{self.frozen:,} of {self.total:,} weights are frozen (requires_grad=False)"
             lines.append(f"{what}: they stay as they are, in no policy, and are not sent up")
