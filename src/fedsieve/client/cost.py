@@ -113,7 +113,8 @@ class Cost:
     ) -> None:
         if not layer.training:
             return
-        n, needed = float(output.numel() * fan_in), tensors_of((args, kwargs))[0].requires_grad
+        given = args[0] if args and isinstance(args[0], Tensor) else tensors_of((args, kwargs))[0]
+        n, needed = float(output.numel() * fan_in), given.requires_grad
         densities = getattr(source, "densities", DENSE)
         self.products.add(source, n, (1.0, 0.0, 0.0), densities)
         if output.requires_grad:

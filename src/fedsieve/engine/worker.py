@@ -110,9 +110,9 @@ class Worker:
         if self.saved:
             sparse = self.cost.sparse
             diagnostics["metrics"] |= {"saved_bytes": float(sparse.bytes)} if sparse else self.saved.metrics()
-        own = replace(update, tree=detach_from(self.model, update.tree))
-        memory = detach_from(self.model, memory)
-        return Reply(self.messages, t, client, own, diagnostics, memory, self.known)
+        own = detach_from(self.model, {"tree": update.tree, "memory": memory})
+        update = replace(update, tree=own["tree"])
+        return Reply(self.messages, t, client, update, diagnostics, own["memory"], self.known)
 
 
 def detach_from(model: nn.Module, tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,10 +45,12 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def floats_of(model: nn.Module) -> Params:
     """Return every floating parameter and buffer of a model's state itself; one of several names by the first."""
+    state = {name: v for name, v in model.state_dict(keep_vars=True).items() if v.is_floating_point()}
+    if len({*map(id, state.values())}) == len(state):
+        return state
     several = model.named_parameters(), model.named_buffers()
     first = {name for tensors in several for name, _ in tensors}
-    state = model.state_dict(keep_vars=True)
-    return {name: v for name, v in state.items() if v.is_floating_point() and name in first}
+    return {name: v for name, v in state.items() if name in first}
 
 
 def tied_names(model: nn.Module) -> frozenset[str]:

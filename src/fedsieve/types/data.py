@@ -228,8 +228,9 @@ class Data:
         return self.map(lambda one: one.index_select(0, index))
 
     def to(self, device: torch.device | str) -> Data:
-        """Return the same examples on ``device``."""
-        return self.map(lambda one: one.to(device))
+        """Return the same examples on ``device``: themselves if they lie there."""
+        where = torch.device(device)
+        return self if all(one.device == where for one in self.tensors) else self.map(lambda one: one.to(where))
 
     def batch(
         self, index: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None
