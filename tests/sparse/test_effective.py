@@ -81,6 +81,7 @@ def test_a_call_leaves_the_model_as_it_was_also_when_it_fails() -> None:
     y = model.eval()(x)
     with pytest.raises(RuntimeError):
         model(x[:, :7])
+    assert all(w is before[name] for name, w in model.named_parameters())
     model.train()(x)
     assert all(w is before[name] for name, w in model.named_parameters())
     assert [*model.state_dict()] == keys

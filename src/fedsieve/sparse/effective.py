@@ -8,6 +8,7 @@ parameters: its state, copies and pickles are those of the plain model.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
@@ -151,7 +152,10 @@ def _set(module: nn.Module, key: str, w: Tensor) -> None:
     """Let a module compute with a tensor, which need not be a parameter."""
     module._parameters[key] = w  # type: ignore[assignment]
     if isinstance(module, nn.RNNBase):  # what it hands to PyTorch is a list of its own
-        module._flat_weights[module._flat_weights_names.index(key)] = w
+        place = module._flat_weights_names.index(key)
+        module._flat_weights[place] = w
+        if refs := getattr(module, "_flat_weight_refs", None):  # or it would make the list, and cuDNN's memory, anew
+            refs[place] = weakref.ref(w)
 
 
 def effective_weights(model: nn.Module) -> dict[str, WeightRule]:
