@@ -13,6 +13,7 @@ import flower_table
 import gpu
 import gpu_cost
 import loose_bound
+import lora
 import messages_table as messages
 import node_cost
 import pack
@@ -61,6 +62,8 @@ def filled(text: str) -> str:
         return f"<!-- round: {match[1]} -->{text}<!-- end -->"
 
     def card(match: re.Match[str]) -> str:
+        if match[1] == "hetlora":
+            return f"<!-- measured: hetlora -->\n{lora.card_line()}\n<!-- end -->"
         if match[1] == "private":
             return f"<!-- measured: private -->\n{private_table.table()}\n<!-- end -->"
         lines = [card_line(results, match[1]) for task, results in digits.items() if match[1] in LABELS[task]]
@@ -106,6 +109,9 @@ def filled(text: str) -> str:
     def chosen(match: re.Match[str]) -> str:
         return f"<!-- settings -->\n{settings.table()}\n<!-- end -->"
 
+    def fine_tuned(match: re.Match[str]) -> str:
+        return f"<!-- lora -->\n{lora.table()}\n<!-- end -->"
+
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
@@ -140,6 +146,9 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- authors -->\n.*?<!-- end -->", authors_, text, flags=re.S)
     text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
     text = re.sub(r"<!-- topk -->\n.*?<!-- end -->", selected, text, flags=re.S)
+    text = re.sub(
+        r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
+    )
     text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)
     text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)

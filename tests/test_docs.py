@@ -48,6 +48,14 @@ def test_the_committed_results_show_what_they_are_said_to_show() -> None:
     reached = json.loads((ROOT / "benchmarks/results/digits05.json").read_text())["recipes"]
     mean = {name: sum(found["accuracy"]) / 3 for name, found in reached.items()}
     assert mean["flash"] >= max(mean["nst"], mean["pdst"])
+    lora = json.loads((ROOT / "benchmarks/results/lora.json").read_text())
+    whole, trained, rows = lora["whole"], lora["trained"], lora["rows"]
+    ours = [name for name in rows if not name.startswith("plain")]
+    assert len(ours) == 7
+    for name in ours:  # from the second round on what is trained, and 50 times less than the model, as it was and plain
+        assert rows[name]["later"] <= 1.1 * trained, name
+        assert rows["FedSieve, `local`"]["first"] >= 50 * rows[name]["later"] <= whole, name
+    assert rows["plain Flower, whole model"]["later"] >= whole
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsieve.client.lora import LoRA
     from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, NextToken, Regression
     from fedsieve.client.metrics import Metric
     from fedsieve.data import Dataset
@@ -29,6 +30,7 @@ __all__ = [
     "Expected",
     "Federation",
     "InputError",
+    "LoRA",
     "MLflow",
     "Method",
     "Metric",
@@ -59,7 +61,7 @@ def __getattr__(name: str) -> Any:
     """Import what is exported, and PyTorch with it, when it is first asked for: `fedsieve --help` needs neither."""
     if name in __all__:
         losses, runs = (
-            ("client.metrics", "client.losses"),
+            ("client.metrics", "client.losses", "client.lora"),
             ("runs.run", "runs.loggers", "runs.frames", "runs.compression"),
         )
         for package in ("types", *losses, "data", "engine", *runs):

@@ -204,6 +204,8 @@ def losing(reply: Message) -> Message:
 
 
 def test_a_layer_that_moves_after_all_arrives() -> None:
+    """An array that is taken for frozen at first costs itself alone: nodes that have more keep what still is."""
+
     def thawed(name: str, value: np.ndarray, node: int, t: int) -> np.ndarray:
         return (
             value if name == "backbone.bias" or (name == "backbone.weight" and t < 3) else moved(name, value, node, t)
@@ -216,8 +218,9 @@ def test_a_layer_that_moves_after_all_arrives() -> None:
     a, b = (started(strategy(), one, weights(), rounds=5) for one in (plain, grid))
     assert_alike(a.arrays, b.arrays)
     sizes = [down // NODES for down, _ in grid.exchanges]
+    bias = encoded("backbone.bias")
     assert max(sizes[1:5]) < 1.1 * TRAINED  # up to the third round's training
-    assert min(sizes[5:]) > FROZEN - 1000
+    assert all(FROZEN - bias < size < FROZEN - bias + 1.2 * TRAINED for size in sizes[5:])
 
 
 @pytest.mark.parametrize("settings", [{"top": 0.1}, {"values": "int8"}, {"top": 0.1, "of": "weights"}], ids=str)

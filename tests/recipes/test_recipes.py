@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from fedsieve import local, rounds
+from fedsieve import Data, Dataset, Run, local, rounds
 from fedsieve.client.models import MODELS
+from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.engine.federation import described
 from fedsieve.engine.setup import open_run
-from fedsieve.methods import ZeroFL
+from fedsieve.methods import FLASH, ZeroFL
 from fedsieve.recipes import load_recipe, recipes
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.record import read_rows
@@ -20,6 +22,9 @@ METHODS = (
     *("fedavg", "fedadam", "fedprox", "scaffold", "swat", "zerofl", "topk", "sparsefedpp", "nst", "pdst", "flash"),
     *("hetero_flash", "feddst"),
 )
+
+
+IMAGES = ("vit_tiny", "resnet50", "mobilenet_v2", "resnet18_groupnorm")
 
 
 def warm_up(method: str) -> list[str]:
@@ -37,7 +42,7 @@ def test_a_recipe_is_a_run_that_says_what_it_is(name: str) -> None:
     run = recipe.run
     assert " on " in recipe.about
     assert described(run)["method"]["kind"]
-    assert run.method.name == name.split(".")[0]
+    assert run.method.name == ("fedavg" if name.startswith("lora.") else name.split(".")[0])
 
 
 def test_the_papers_settings() -> None:
@@ -70,7 +75,7 @@ def test_only_zerofl_holds_examples_out_and_counts_rounds_from_0(method: str) ->
     """FLASH and SparseFedPP train on all and decay from t = 1; SparseFedPP's experiments draw all weights alike."""
     for name, recipe in recipes().items():
         run = recipe.run
-        other = run.task.dataset in ("shakespeare", "diabetes") or run.task.model in ("lenet5", "feddst_net")
+        other = run.task.dataset in ("shakespeare", "diabetes") or run.task.model in ("lenet5", "feddst_net", *IMAGES)
         if not name.startswith(f"{method}.") or "central" in name or other:
             continue
         flash, power = (run.rounds, run.lr_end) in ((400, 0.001), (600, 0.001), (1000, 0.001)), run.lr == 0.5
@@ -96,6 +101,47 @@ def test_a_language_model_learns_by_its_recipe(name: str, data_root: Path) -> No
     perplexities = [round_.scores["perplexity"] for round_ in (first, second)]
     assert second.accuracy is not None
     assert 65 > perplexities[0] > perplexities[1] > 1  # type: ignore[operator]
+
+
+def noise(run: Run, clients: int = 4) -> Run:
+    """The same run on few images of noise, or on few roles' random characters."""
+    torch.manual_seed(0)
+    n, text = 8 * clients, run.task.dataset == "shakespeare"
+    x = torch.randint(65, (n, 81)) if text else torch.randn(n, 3, 32, 32)
+    y = x[:, 1:] if text else torch.arange(n) % 10
+    data = Data(x[:, :80] if text else x, y)
+    classes, group = tuple(map(str, range(65 if text else 10))), torch.arange(n) // 4 if text else None
+    dataset = Dataset("noise", data, data.subset(torch.arange(8)), classes, group)
+    partition = "group" if text else "iid"
+    model = (MODELS | VECTOR_MODELS)[str(run.task.model)](x.shape[1] if not text else 80, len(classes))
+    init = model if run.task.adapters else ""
+    clients = min(clients, run.task.clients)
+    task = replace(run.task, dataset=dataset, clients=clients, partition=partition, init=init, augment="none")
+    few = len(run.task.tiers) if len(run.task.tiers) > 1 else min(2, clients)
+    method = replace(run.method, c_d=1, E_d=2) if isinstance(run.method, FLASH) else run.method
+    return replace(run, method=method, task=task, rounds=1, per_round=few, batch=4, epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore::fedsieve.sparse.masks.EmptyLayer")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("flash.vit", "hetlora.lora_shakespeare_gpt")
+        else pytest.param(name, marks=pytest.mark.system)
+        for name, recipe in recipes().items()
+        if recipe.run.task.model in IMAGES or recipe.run.task.part
+    ],
+)  # fmt: skip
+def test_recipes_of_our_own_models_run_in_small(name: str) -> None:
+    run = noise(load_recipe(name))
+    *_, final = rounds(run, local())
+    assert not final.refused
+    assert final.accuracy is not None
+    if run.target_density and not run.task.adapters and not name.startswith("zerofl"):
+        assert final.density < run.target_density + 0.35
+    if run.task.adapters:
+        base = {n: v for n, v in open_run(run).model().state_dict().items() if "lora_" not in n}
+        assert all(torch.equal(final.model[n], v) for n, v in base.items())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsieve.client.image_models import MobileNetV2, ResNet50, ViTTiny
 from fedsieve.sparse.policy import weight_layers
+
+Norm: TypeAlias = Callable[[int], nn.Module]
+"""What makes a norm of so many channels."""
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions around a shortcut (He et al. 2016, Fig. 2)."""
 
-    def __init__(self, inner: int, outer: int, stride: int):
+    def __init__(self, inner: int, outer: int, stride: int, norm: Norm = nn.BatchNorm2d):
         super().__init__()
         self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
+        self.bn1 = norm(outer)
         self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
+        self.bn2 = norm(outer)
         self.shortcut = nn.Sequential()
         if stride != 1 or inner != outer:
-            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), norm(outer))
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inner, h, w] -> [n, outer, h / stride, w / stride]."""
@@ -35,14 +40,17 @@ class Block(nn.Module):
 class ResNet18(nn.Module):
     """ResNet-18 for 32x32 inputs: 3x3 stride-1 stem, no max-pool. 11,173,962 parameters at 3 channels, 10 classes."""
 
+    norm: Norm = nn.BatchNorm2d
+
     def __init__(self, channels: int = 3, classes: int = 10):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1))
-        self.layer2 = nn.Sequential(Block(64, 128, 2), Block(128, 128, 1))
-        self.layer3 = nn.Sequential(Block(128, 256, 2), Block(256, 256, 1))
-        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512, 1))
+        self.bn1 = self.norm(64)
+        norm = self.norm
+        self.layer1 = nn.Sequential(Block(64, 64, 1, norm), Block(64, 64, 1, norm))
+        self.layer2 = nn.Sequential(Block(64, 128, 2, norm), Block(128, 128, 1, norm))
+        self.layer3 = nn.Sequential(Block(128, 256, 2, norm), Block(256, 256, 1, norm))
+        self.layer4 = nn.Sequential(Block(256, 512, 2, norm), Block(512, 512, 1, norm))
         self.fc = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,6 +59,12 @@ class ResNet18(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
+
+
+class ResNet18GroupNorm(ResNet18):
+    """ResNet-18 with norms of 32 groups of channels in place of BatchNorm (Wu and He 2018; Hsieh et al. 2020)."""
+
+    norm = partial(nn.GroupNorm, 32)
 
 
 class _SmallCNN(nn.Module):
@@ -155,6 +169,10 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "digits_net": DigitsNet,
     "lenet5": LeNet5,
     "feddst_net": FedDSTNet,
+    "resnet18_groupnorm": ResNet18GroupNorm,
+    "resnet50": ResNet50,
+    "mobilenet_v2": MobileNetV2,
+    "vit_tiny": ViTTiny,
 }
 
 

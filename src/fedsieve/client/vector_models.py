@@ -41,11 +41,11 @@ class CharLSTM(nn.Module):
 
 
 class GPTBlock(nn.Module):
-    """Causal attention and a perceptron of four times the width, each after a norm and around a shortcut."""
+    """Attention, causal or not, and a perceptron of four times the width, each after a norm and around a shortcut."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, causal: bool = True):
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -54,7 +54,7 @@ class GPTBlock(nn.Module):
         """[n, T, width] -> [n, T, width]."""
         n, t, width = x.shape
         q, k, v = self.qkv(self.ln1(x)).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        values = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        values = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.proj(values.transpose(1, 2).reshape(n, t, width))
         y: Tensor = x + self.fc2(F.gelu(self.fc1(self.ln2(x))))
         return y

@@ -74,6 +74,32 @@ class Dataset:
             )
         return column
 
+    def part(self, text: str) -> Dataset:
+        """Return the k-th of n parts, ``text`` is ``k/n``: every n-th training example, or all of every n-th group's.
+
+        Groups are numbered anew, their test examples go with them. Raises InputError.
+        """
+        k, n = parse_part(text)
+        if n == 1:
+            return self
+        if self.group is None:
+            keep = torch.arange(len(self.train)) % n == k - 1
+            return self._of(keep, torch.ones(len(self.test), dtype=torch.bool))
+        owners = self.test_group if self.test_group is not None else torch.full((len(self.test),), k - 1)
+        own = self._of(self.group % n == k - 1, owners % n == k - 1)
+        group, test_group = (None if v is None else v // n for v in (own.group, own.test_group))
+        return replace(own, groups=self.groups[k - 1 :: n], group=group, test_group=test_group)
+
+    def _of(self, train: Tensor, test: Tensor) -> Dataset:
+        """Return the examples of two masks. Raises InputError if there are none."""
+        if not train.any() or not test.any():
+            raise InputError(f"dataset {self.name}: task.part has no examples: make it larger")
+        columns = {name: column[train] for name, column in self.columns.items()}
+        group = None if self.group is None else self.group[train]
+        test_group = None if self.test_group is None else self.test_group[test]
+        examples, tests = self.train.subset(train.nonzero()[:, 0]), self.test.subset(test.nonzero()[:, 0])
+        return replace(self, train=examples, test=tests, columns=columns, group=group, test_group=test_group)
+
     @classmethod
     def from_numpy(
         cls, x: Any, y: Any, test: Any = 0.2, *, client: Any = None, name: str = "arrays", **options: Any
@@ -221,6 +247,14 @@ class Dataset:
         )
         vars(bare)["digest"] = digest
         return bare
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Return k and n of ``k/n``; 1 and 1 of the empty text. Raises InputError."""
+    k, slash, n = (text or "1/1").partition("/")
+    if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise InputError(f"task.part must be k/n, such as 1/2, with k from 1 to n, got {text!r}")
+    return int(k), int(n)
 
 
 def _pair(test: Any) -> tuple[Any, Any]:

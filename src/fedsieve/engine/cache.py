@@ -55,9 +55,9 @@ class CacheEntry:
 
     def shared_with(self, other: CacheEntry) -> CacheEntry:
         """Return another entry if this is like it; else this one, with the weights of the other if they are alike."""
-        if self is other or not _same(flat(self.weights), flat(other.weights)):
+        if self is other or not same(flat(self.weights), flat(other.weights)):
             return self
-        return other if _same(self.masks, other.masks) else replace(self, weights=other.weights)
+        return other if same(self.masks, other.masks) else replace(self, weights=other.weights)
 
     @cached_property
     def digests(self) -> Digests:
@@ -186,5 +186,6 @@ def _supports(tree: Tree) -> Iterator[tuple[str, Tensor]]:
             yield name, value.support
 
 
-def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Tell whether tensors by name are alike."""
     return a.keys() == b.keys() and all(v is b[name] or torch.equal(v, b[name]) for name, v in a.items())

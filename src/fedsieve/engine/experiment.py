@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fedsieve.client.lora import LoRA
 from fedsieve.client.losses import CrossEntropy, Loss
 from fedsieve.client.models import MODELS
 from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import Dataset
-from fedsieve.data.dataset import type_name
+from fedsieve.data.dataset import parse_part, type_name
 from fedsieve.data.partition import Indices, Partition
 from fedsieve.data.partitioner import FlowerPartitioner, is_partitioner
 from fedsieve.engine.fields import (
@@ -24,6 +25,7 @@ from fedsieve.engine.fields import (
     check_method_type,
     check_milestones,
     check_numbers,
+    check_shares,
     check_task_metrics,
     lr_factor,
 )
@@ -70,7 +72,7 @@ class Task:
     """The weights that the run starts from: a .safetensors or .fsv file, a folder with ``model.safetensors`` (a run
     directory, one of Hugging Face), a module, a ``state_dict``; empty: none, they are drawn."""
     init_partial: bool = field(default=False, metadata=LATER)
-    """Whether ``init`` gives what of it fits the model by name and shape; else all must, and nothing may be missing."""
+    """Whether ``init`` gives what of it fits the model by name and shape; else all must, nothing may be missing."""
     input_mean: tuple[float, ...] = field(default=(), metadata=LATER)
     """What is taken off the inputs, one number or one a channel; empty: the dataset's own."""
     input_std: tuple[float, ...] = field(default=(), metadata=LATER)
@@ -81,11 +83,14 @@ class Task:
     metrics: Mapping[str, Any] = field(default_factory=dict, metadata=LATER)
     """What tells how good a model is, by name, the first above all: functions of output and targets to values that are
     averaged over all examples, a ``Metric``, or what ``torchmetrics`` has; empty: the loss's own."""
+    adapters: LoRA | None = field(default=None, metadata=LATER)
+    """``lora``: low-rank adapters are trained beside linear layers, the model is frozen; None: the model itself."""
+    part: str = field(default="", metadata=LATER)
+    """The training examples that are used: ``1/2``, every second one or group's, ``2/2``, the others; empty: all."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str) and self.model not in MODELS | VECTOR_MODELS:
-            names = ", ".join(MODELS | VECTOR_MODELS)
-            raise InputError(f"unknown model {self.model!r}; the models are {names}")
+            raise InputError(f"unknown model {self.model!r}; the models are {', '.join(MODELS | VECTOR_MODELS)}")
         if not isinstance(self.model, str) and not callable(self.model):
             kind = type_name(self.model)
             raise InputError(f"task.model must be a name, a module, or a function that gives one: {kind}")
@@ -96,22 +101,17 @@ class Task:
         if not isinstance(self.partition, str | Indices | FlowerPartitioner) and not callable(self.partition):
             object.__setattr__(self, "partition", Indices.of(self.partition))
         check_fields("task", self)
+        parse_part(self.part)
         object.__setattr__(self, "init", initial_weights(self.init, self.init_partial, self.initialisation))
         object.__setattr__(self, "metrics", check_task_metrics(self.loss, self.metrics))
         object.__setattr__(self, "input_mean", check_numbers("task.input_mean", self.input_mean))
         object.__setattr__(self, "input_std", check_numbers("task.input_std", self.input_std, positive=True))
-        tiers: Any = self.tiers
-        shares = () if isinstance(tiers, str) or not isinstance(tiers, Iterable) else tuple(tiers)
-        if not shares or not all(isinstance(share, int | float) for share in shares):
-            raise InputError(f"task.tiers must be shares that add up to 1, such as (0.5, 0.5), got {tiers!r}")
-        object.__setattr__(self, "tiers", shares)
+        object.__setattr__(self, "tiers", shares := check_shares("task.tiers", self.tiers))
         if self.clients < 1:
             raise InputError(f"task.clients must be at least 1, got {self.clients}")
         check_interval("task.validation", self.validation, "[0, 1)")
         if self.test_limit < 0:
             raise InputError(f"task.test_limit must be 0 (all) or more, got {self.test_limit}")
-        if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
-            raise InputError(f"task.tiers must be positive shares that add up to 1, got {shares}")
         edges = self.edges(self.clients)
         if len(set(edges)) < len(shares) or edges[0] == 0:
             raise InputError(f"task.tiers {shares} leave a tier without a client among {self.clients}")

@@ -88,7 +88,8 @@ class Federation:
     def model(self) -> nn.Module:
         """Return the plain model, as the run starts from it: the same in every process. Raises InputError."""
         task, model = self.run.task, self._drawn_model()
-        return task.init.load_(model, task.init_partial) if isinstance(task.init, InitialWeights) else model
+        model = task.init.load_(model, task.init_partial) if isinstance(task.init, InitialWeights) else model
+        return task.adapters.attach_(model, rng(self.run.seed, "adapters")) if task.adapters else model
 
     def _drawn_model(self) -> nn.Module:
         """Return the plain model, freshly initialised."""
@@ -107,7 +108,7 @@ class Federation:
         """Return some examples, as model and loss take them, to count what a step multiplies; None of a model of
         convolutions and linear layers alone, as the built-in ones are that are so named."""
         model = self.run.task.model
-        if (isinstance(model, str) and model in MODELS) or not len(self.dataset.train):
+        if (isinstance(model, str) and model in MODELS.keys() - {"vit_tiny"}) or not len(self.dataset.train):
             return None
         index = torch.arange(max(SIZES)) % len(self.dataset.train)
         return self.dataset.train.batch(index)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from itertools import pairwise
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedsieve.client.losses import BinaryCrossEntropy, CrossEntropy, NextToken, Regression
@@ -22,6 +23,16 @@ def check_numbers(name: str, values: Any, positive: bool = False) -> tuple[float
         what = "positive numbers" if positive else "numbers"
         raise InputError(f"{name} must be {what}, one or one a channel, such as (0.5,), got {values!r}")
     return several
+
+
+def check_shares(name: str, values: Any) -> tuple[float, ...]:
+    """Return shares as a tuple. Raises InputError unless they are positive and add up to 1."""
+    shares = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if not shares or not all(isinstance(share, int | float) for share in shares):
+        raise InputError(f"{name} must be shares that add up to 1, such as (0.5, 0.5), got {values!r}")
+    if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
+        raise InputError(f"{name} must be positive shares that add up to 1, got {shares}")
+    return shares
 
 
 def check_milestones(name: str, rounds: Any) -> tuple[int, ...]:
@@ -47,8 +58,8 @@ def check_fields(where: str, holder: object) -> None:
             what = "a text"
         elif get_origin(kind) is Literal and not (isinstance(value, str) and value in kinds):
             what = f"one of {', '.join(kinds)}"
-        elif kinds and all(map(is_dataclass, kinds)) and not isinstance(value, kinds):
-            what = f"one of {', '.join(f'{one.__name__}()' for one in kinds)}"
+        elif kinds and all(is_dataclass(one) or one is NoneType for one in kinds) and not isinstance(value, kinds):
+            what = f"one of {', '.join('None' if one is NoneType else f'{one.__name__}()' for one in kinds)}"
         else:
             continue
         raise InputError(f"{where}{'.' if where else ''}{name} must be {what}, got {value!r}")

@@ -63,8 +63,13 @@ def read_dataset(task: Task, data: Path | str | None = None) -> Dataset:
 
 def build_federation(run: Run, dataset: Dataset, measure: tuple[str, ...] = ()) -> Federation:
     """Split a dataset among the clients of a run. Raises InputError for what cannot be, as ``open_run`` does."""
-    task, dataset = run.task, normalised(run.task, dataset)
+    task, dataset = run.task, normalised(run.task, dataset.part(run.task.part))
     check_targets(run.task.loss, dataset)
+    if task.adapters and isinstance(task.model, str) and not task.init:
+        raise InputError(
+            "task.adapters trains beside frozen weights, and those of a new model are noise: name trained ones, "
+            "--init RUN (a run directory or .safetensors), or train all, -s task.adapters=none"
+        )
     federation = Federation(run, dataset, tuple(partition(task.partition, dataset, task.clients, run.seed)), measure)
     suffixes = ("validation", "clients", "worst_tenth", "spread")
     others = {f"{name}_{suffix}" for name in federation.metrics for suffix in suffixes}

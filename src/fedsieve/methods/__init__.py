@@ -4,6 +4,7 @@ from fedsieve.methods.fedavg import FedAdam, FedAvg
 from fedsieve.methods.feddst import FedDST
 from fedsieve.methods.fedprox import FedProx
 from fedsieve.methods.flash import FLASH, HeteroFLASH
+from fedsieve.methods.hetlora import HetLoRA
 from fedsieve.methods.nst import DNR, NST
 from fedsieve.methods.pdst import PDST
 from fedsieve.methods.private import Private
@@ -23,6 +24,7 @@ __all__ = [
     "FedAvg",
     "FedDST",
     "FedProx",
+    "HetLoRA",
     "HeteroFLASH",
     "Private",
     "SparseFedPP",
@@ -46,5 +48,6 @@ METHODS = {
     "flash": FLASH,
     "hetero_flash": HeteroFLASH,
     "feddst": FedDST,
+    "hetlora": HetLoRA,
     "private": Private,
 }

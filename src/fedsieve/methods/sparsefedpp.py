@@ -12,39 +12,43 @@ a = 1, with all activations, and from the same weights, is Top-k.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import nn
 
 from fedsieve.client.training import load_, params_of, train
-from fedsieve.server.aggregate import mean, tensors
+from fedsieve.server.aggregate import added, mean, tensors
 from fedsieve.sparse.effective import powerprop_where_possible_, reset_thresholds_
 from fedsieve.sparse.layers import powerprop_, powerprop_parameter, powerprop_weight
 from fedsieve.sparse.masks import drop_zeros, global_top, to_sparse, topk_count
 from fedsieve.sparse.policy import select_weights
-from fedsieve.types import Device, Expected, Method, Params, RoundContext, ServerState, Tree, Update
-from fedsieve.types.contract import expect_weights
+from fedsieve.types import LATER, Device, Expected, InputError, Method, Params, RoundContext, ServerState, Tree, Update
+from fedsieve.types.contract import expect_changes, expect_weights
 from fedsieve.types.errors import check_interval
 
 
 @dataclass(frozen=True)
 class TopK(Method[ServerState]):
-    """Clients train densely, then send the largest weights of the whole model."""
+    """Clients train densely, then send the largest weights, or changes, of the whole model."""
 
     sparsity: float = 0.9
     deployment: Literal["aggregate", "pruned"] = "aggregate"
     """What is tested and shipped: the union of the clients' supports, or its top weights of the target density."""
     policy: str = "all"
+    of: Literal["weights", "update"] = field(default="weights", metadata=LATER)
+    """What is largest: weights, and others become 0; or the changes of them, and others stay (adapters need that)."""
 
     def __post_init__(self) -> None:
         check_interval("sparsity", self.sparsity, "[0, 1)")
+        if self.of == "update" and (self.deployment != "aggregate" or isinstance(self, SparseFedPP)):
+            raise InputError("of=update sends changes and prunes no weight: it is Top-k's, with deployment=aggregate")
 
     @property
-    def target_density(self) -> float:
-        """The share of the model's weights that a client keeps."""
-        return 1 - self.sparsity
+    def target_density(self) -> float | None:
+        """The share of the model's weights that a client keeps; None: it prunes none."""
+        return 1 - self.sparsity if self.of == "weights" else None
 
     def weights(self, model: nn.Module) -> tuple[str, ...]:
         """Return the weights that are cut."""
@@ -60,20 +64,25 @@ class TopK(Method[ServerState]):
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train, cut over all layers together, and send the survivors."""
-        load_(device.model, tensors(down))
+        before = tensors(down)
+        load_(device.model, before)
         metrics = train(device)
-        after = params_of(device.model)
-        support = global_top(after, self.weights(device.model), 1 - self.sparsity)
-        return Update(to_sparse(after, support), len(device.data), metrics)
+        values = params_of(device.model)
+        if self.of == "update":
+            values = {name: v - before[name] for name, v in values.items()}
+        support = global_top(values, self.weights(device.model), 1 - self.sparsity)
+        return Update(to_sparse(values, support), len(device.data), metrics)
 
     def expected(self, state: ServerState, context: RoundContext) -> Expected:
         """Expect the survivors, as many as the cut leaves of all layers together."""
         sizes = {name: state.params[name].numel() for name in state.sparse}
-        return Expected(expect_weights(state.params, sizes), topk_count(1 - self.sparsity, sum(sizes.values())))
+        expect = expect_weights if self.of == "weights" else expect_changes
+        return Expected(expect(state.params, sizes), topk_count(1 - self.sparsity, sum(sizes.values())))
 
     def aggregate(self, state: ServerState, updates: Iterable[Update], context: RoundContext) -> ServerState:
         """Average; the union of the clients' supports survives."""
-        return ServerState(mean(updates), sparse=state.sparse)
+        average = mean(updates)
+        return ServerState(average if self.of == "weights" else added(state.params, average), sparse=state.sparse)
 
     def deploy(self, state: ServerState) -> Params:
         """Ship the aggregate, the union of the clients' supports, or its top weights."""

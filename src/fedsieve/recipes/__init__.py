@@ -151,6 +151,8 @@ def _parsed_union(text: str, kinds: tuple[Any, ...], name: str) -> Any:
     classes: dict[str, Any] = {k.__name__.lower(): k for k in kinds if isinstance(k, type) and _has_defaults(k)}
     if text.lower() in classes:
         return classes[text.lower()]()
+    if text.lower() == "none" and type(None) in kinds:
+        return None
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if text in words:
         return text

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from fedsieve import methods
+from fedsieve.client.lora import LoRA
 from fedsieve.client.losses import CrossEntropy, NextToken, Regression
 from fedsieve.engine import Run, Task
 from fedsieve.types import AdamW, Method
@@ -51,6 +52,8 @@ VALIDATION = 0.1
 FLASH_LR = {"lr": 0.1, "lr_end": 0.001, "lr_offset": 1}
 SPARSEFEDPP = {"per_round": 10, "lr": 0.5, "lr_end": 0.01, "lr_offset": 1, "weight_decay": 1e-3, "evaluate_every": 10}
 ADAMW = {"optimizer": AdamW(), "lr_schedule": "cosine", "weight_decay": 0.01, "clip_norm": 1.0}
+VIT = {**ADAMW, "weight_decay": 0.05, "lr": 1e-3, "lr_end": 1e-5}
+ATTENTION = LoRA(modules="*.qkv")
 CONSTANT = {"lr": 0.01, "lr_end": 0.01, "momentum": 0.9}
 WRITERS = "300 writers of FEMNIST{}; the complete set: -s task.clients={}"
 
@@ -134,6 +137,40 @@ PRESETS: dict[str, Preset] = {
             "evaluate_every": 10,
         },
     ),
+    # models of images beside the papers'; settings of our own
+    **{
+        name: Preset(
+            f"CIFAR-10 by {about}, LDA 1000",
+            Task(model, "cifar10", 100, "lda:1000", augment="crop_flip"),
+            {"rounds": 100, "per_round": 10, "batch": 32, "evaluate_every": 10, **settings},
+        )
+        for name, model, about, settings in (
+            ("vit", "vit_tiny", "ViT-tiny", VIT),
+            ("resnet50", "resnet50", "ResNet-50", {}),
+            ("mobilenet", "mobilenet_v2", "MobileNetV2", {}),
+            ("groupnorm", "resnet18_groupnorm", "ResNet-18 with GroupNorm", {}),
+        )
+    },
+    "vit_start": Preset(
+        "half of CIFAR-10 by ViT-tiny: a start for fine-tuning",
+        Task("vit_tiny", "cifar10", 1, part="1/2", augment="crop_flip"),
+        {"rounds": 50, "per_round": 1, "batch": 128, "evaluate_every": 10, **VIT},
+    ),
+    "lora_vit": Preset(
+        "LoRA adapters of ViT-tiny, the other half of CIFAR-10, Dirichlet .5; --init RUN of fedavg.vit_start",
+        Task("vit_tiny", "cifar10", 50, "dirichlet:0.5", part="2/2", adapters=ATTENTION, augment="crop_flip"),
+        {"rounds": 50, "per_round": 10, "batch": 32, "evaluate_every": 10, **VIT},
+    ),
+    "gpt_start": Preset(
+        "half of Shakespeare's roles by a small GPT: a start for fine-tuning",
+        Task("char_gpt", "shakespeare", 114, "group", loss=NextToken(), part="1/2"),
+        {"rounds": 100, "per_round": 10, "batch": 8, **ADAMW, "lr": 1.5e-3, "lr_end": 1.5e-4, "evaluate_every": 10},
+    ),
+    "lora_shakespeare_gpt": Preset(
+        "LoRA adapters of a small GPT, the other half of Shakespeare's roles; --init RUN of fedavg.gpt_start",
+        Task("char_gpt", "shakespeare", 113, "group", loss=NextToken(), part="2/2", adapters=LoRA()),
+        {"rounds": 50, "per_round": 10, "batch": 8, **ADAMW, "lr": 3e-3, "lr_end": 3e-4, "evaluate_every": 10},
+    ),
     # SparseFedPP: the same for both, but 700 rounds and 500
     **_iid_and_not(
         "sparsefedpp_cifar10",
@@ -180,7 +217,7 @@ PRODUCT: dict[str, tuple[str, Method[Any], str]] = {
 ANIMALS = CrossEntropy(weight=(1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0))
 """Class weights of CIFAR-10: birds, cats, deer, dogs, frogs and horses against vehicles."""
 
-TIERS = {"hetero_flash": (0.4, 0.3, 0.3)}
+TIERS = {"hetero_flash": (0.4, 0.3, 0.3), "hetlora": (0.4, 0.3, 0.3)}
 """The device classes' shares of the clients (FLASH, Table 4), where a method serves several."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -193,9 +230,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """Return the built-in recipes by name, ``METHOD.DATASET``, in the order of the methods."""
+    """Return the built-in recipes by name, in the order of the methods: ``METHOD.DATASET``, or ``lora.DATASET``."""
     known = {f"{method}.{dataset}": _product(method, dataset) for method in PRODUCT for dataset in DATASETS} | _others()
-    return {name: known[name] for method in methods.METHODS for name in known if name.partition(".")[0] == method}
+    first = (*methods.METHODS, "lora")
+    return {name: known[name] for method in first for name in known if name.partition(".")[0] == method}
 
 
 def _product(name: str, dataset: str) -> Recipe:
@@ -243,8 +281,32 @@ def _others() -> dict[str, Recipe]:
         ),
         **{
             f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own))
-            for data in ("shakespeare", "shakespeare_gpt", "diabetes")
+            for data in ("shakespeare", "shakespeare_gpt", "diabetes", "vit_start", "gpt_start")
             for method, about, own in (("fedavg", "Dense FedAvg", dense), ("topk", "Top-k at 80 %", several))
+            if method == "fedavg" or not data.endswith("_start")
+        },
+        **{
+            f"flash.{data}": (f"FLASH at density .2 on {PRESETS[data].about}", PRESETS[data].run(methods.FLASH(0.2)))
+            for data in ("shakespeare", "shakespeare_gpt")
+        },
+        **{
+            f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own))
+            for data in ("vit", "resnet50", "mobilenet", "groupnorm")
+            for method, (about, own, _) in PRODUCT.items()
+            if method in ("fedavg", "zerofl", "topk", "flash")
+        },
+        **{
+            f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own, TIERS.get(method, (1.0,))))
+            for data in ("lora_vit", "lora_shakespeare_gpt")
+            for method, about, own in (
+                ("topk", "Top-k of the update at 80 %", replace(several, of="update")),
+                ("flash", "FLASH at density .2", methods.FLASH(0.2)),
+                ("hetlora", "HetLoRA at ranks 8, 4, 2", methods.HetLoRA()),
+            )
+        },
+        **{
+            f"lora.{data}": (f"FedAvg on {PRESETS[f'lora_{data}'].about}", PRESETS[f"lora_{data}"].run(dense))
+            for data in ("vit", "shakespeare_gpt")
         },
         "flash.weighted_cifar10": (
             f"FLASH at density .1 on {flash_cifar10.about}, animals counting twice",

@@ -27,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedsieve.client.lora import A as LORA_A
+from fedsieve.client.lora import LoRA, merge_adapters_
 from fedsieve.client.models import MODELS
 from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.data import NAMES, load_dataset, root_from
@@ -69,6 +71,12 @@ class ModelMetadata:
     def dataset(self) -> str:
         """The dataset's name, or ``module:function`` for one of the user's own."""
         return _name_of(self.run["task"].get("dataset", ""))
+
+    @property
+    def adapters(self) -> LoRA | None:
+        """The adapters that were trained, None if the model itself was; open models have them merged."""
+        fields = self.run["task"].get("adapters")
+        return LoRA(**{name: v for name, v in fields.items() if name != "kind"}) if fields else None
 
     @property
     def test_limit(self) -> int:
@@ -116,6 +124,8 @@ def open_model(path: Path, recipe: str = "") -> TrainedModel:
     else:
         metadata, weights = read_model(path)
     network = _empty_network(metadata, recipe)
+    if any(name.endswith(LORA_A) for name in weights) and (adapters := metadata.adapters):
+        network = adapters.attach_(network)
     ours = {name: (tuple(v.shape), v.dtype) for name, v in network.state_dict().items()}
     theirs = {name: (tuple(v.shape), (v.values if isinstance(v, Sparse) else v).dtype) for name, v in weights.items()}
     if wrong := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
@@ -124,6 +134,7 @@ def open_model(path: Path, recipe: str = "") -> TrainedModel:
         )
     dense = {name: v.dense() if isinstance(v, Sparse) else v for name, v in weights.items()}
     network.load_state_dict(dense, assign=True)
+    network = merge_adapters_(network)
     return TrainedModel(network.requires_grad_(False).eval(), metadata)
 
 
@@ -136,6 +147,7 @@ def load_test_set(metadata: ModelMetadata, recipe: str = "", data: str | None = 
         if isinstance(name, str) and name in NAMES
         else read_dataset(_own_task(task, "dataset", metadata.recipe, recipe), data)
     )
+    dataset = dataset.part(str(task.get("part", "")))
     if (dataset.test.shape, tuple(dataset.classes)) != (metadata.shape, metadata.classes):
         raise InputError(f"{dataset.name} is not the data that the model was trained on: name the run's own --data")
     return first_examples(dataset.test, metadata.test_limit)

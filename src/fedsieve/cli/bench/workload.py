@@ -61,10 +61,17 @@ SHAPES: Mapping[str, tuple[int, int, int]] = {
     "digits_net": (1, 8, 10),
     "lenet5": (3, 32, 10),
     "feddst_net": (3, 32, 10),
+    "resnet18_groupnorm": (3, 32, 10),
+    "resnet50": (3, 32, 10),
+    "mobilenet_v2": (3, 32, 10),
+    "vit_tiny": (3, 32, 10),
     "linear": (1, 7, 2048),
 }
 """Channels, side and classes of a network's images."""
-POLICIES = {"resnet18": "layer*", "mnist_net": "flash", "mnist_net_softmax": "flash", "linear": "fc"}
+POLICIES = {
+    **{"resnet18": "layer*", "resnet18_groupnorm": "layer*", "resnet50": "layer*", "linear": "fc"},
+    **dict.fromkeys(("mnist_net", "mnist_net_softmax", "mobilenet_v2", "vit_tiny"), "flash"),
+}
 """The policy on a frozen mask, where it is not ``zerofl``: ResNet-18's shortcuts are sparse too."""
 
 

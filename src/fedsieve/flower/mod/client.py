@@ -208,10 +208,11 @@ class SparseMod:
         self, name: str, record: ArrayRecord, context: Context
     ) -> tuple[dict[str, TensorOrArray], CacheEntry | None]:
         """Return the arrays of a broadcast's record, and what of them is to be kept. Raises WireError."""
+        base, kept = NOTHING, dict[str, Tensor]()
         if digest := base_of(record[KEY].data) if is_packed(record) else b"":
             entry = self._kept.find(name, digest, context)
-            return unpack_record(record, Base(known=entry.known(FROZEN)), arrays_of(entry))[0], entry
-        arrays, frozen = unpack_record(record, NOTHING)
+            base, kept = Base(known=entry.known(FROZEN)), dict(arrays_of(entry))
+        arrays, frozen = unpack_record(record, base, kept)
         return arrays, make_entry(arrays, frozen) if frozen else None
 
     def _answer(self, name: str, record: ArrayRecord, opened: _Opened, training: bool, context: Context) -> ArrayRecord:

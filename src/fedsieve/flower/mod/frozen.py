@@ -16,14 +16,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
-from fedsieve.engine.cache import Cache, CacheEntry, CacheMiss, Digests, Parts
+from fedsieve.engine.cache import Cache, CacheEntry, CacheMiss, Parts, same
 from fedsieve.flower.mod.records import KEY, NOTHING, STYPE, Base, TensorOrArray
 from fedsieve.flower.private import in_simulation
 from fedsieve.wire import WireError
 
 FROZEN: Parts = True, False
 """The parts of an entry that a message leaves out: there are no masks."""
-NONE: Digests = b"", b""
 CLOSE = 1e-5
 """By how much of itself every number of a frozen array may be off in a later broadcast."""
 
@@ -69,7 +68,7 @@ class FrozenArrays:
 
     def __init__(self) -> None:
         self._records = defaultdict[str, _Record](_Record)
-        self._has: dict[tuple[int, str], Digests] = {}
+        self._has: dict[tuple[int, str], CacheEntry] = {}
 
     def entry(self, name: str, base: Base) -> CacheEntry | None:
         """Return what is to be kept of a broadcast's record, all that still counts as frozen; None: nothing.
@@ -86,13 +85,17 @@ class FrozenArrays:
         """Return a record's frozen arrays as a broadcast first had them."""
         return self._records[name].sources
 
-    def has(self, node: int, name: str, entry: CacheEntry) -> bool:
-        """Tell whether a node has what is to be kept of a record."""
-        return entry.parts(self._has.get((node, name), NONE)) == FROZEN
+    def kept(self, node: int, name: str, entry: CacheEntry) -> CacheEntry | None:
+        """Return what a node has kept of a record, if all that it is to keep is there."""
+        wanted = arrays_of(entry)
+        if (has := self._has.get((node, name))) is None or has is entry:
+            return has
+        there = {n: v for n, v in arrays_of(has).items() if n in wanted}
+        return has if same(there, wanted) else None
 
     def note(self, node: int, name: str, entry: CacheEntry) -> None:
         """Note what a node has kept."""
-        self._has[node, name] = entry.digests
+        self._has[node, name] = entry
 
     def forget(self, node: int, name: str) -> None:
         """Note that a node has lost what it had."""
@@ -110,7 +113,8 @@ class FrozenArrays:
     ) -> None:
         """Take from a node's first answer which of the ``arrays`` broadcast it has kept."""
         record = self._records[name]
-        self.note(node, name, make_entry(base.arrays, kept))
+        entry = make_entry(base.arrays, kept)
+        self.note(node, name, entry.shared_with(record.entry) if record.entry else entry)
         old = arrays_of(record.entry) if record.entry else {}
         if more := {n: v for n, v in base.arrays.items() if n in kept and n not in old and n not in record.moved}:
             record.sources |= {n: arrays[n] for n in more}

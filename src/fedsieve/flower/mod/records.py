@@ -132,7 +132,7 @@ def unpack_record(
 ) -> tuple[dict[str, TensorOrArray], frozenset[str]]:
     """Return the arrays of a record from ``pack_record``, and the names of those that are to be kept.
 
-    ``kept``: the arrays that it leaves out. Raises WireError for any other record.
+    ``kept``: what it leaves some out of, which are to be kept on. Raises WireError for any other record.
     """
     kept = kept or {}
     if not is_packed(record):
@@ -147,7 +147,7 @@ def unpack_record(
     numbers = {name: v for name, v in arrays.items() if isinstance(v, float)}
     if [*others] != [name for name, v in numbers.items() if v != KEPT] or len(others) + 1 != len(record):
         raise WireError("the arrays that travel as they are differ from those that the message names")
-    if kept.keys() != numbers.keys() - others.keys():
+    if not (left := numbers.keys() - others.keys()) <= kept.keys():
         raise WireError("the arrays that it leaves out are others than those that its head names")
     assert isinstance(means, float)
     sparse = [v for v in arrays.values() if isinstance(v, Sparse)]
@@ -155,7 +155,8 @@ def unpack_record(
     if size > THIN * allowed(base.known, len(record[KEY].data)):
         raise WireError(f"its sparse tensors would come to {size} bytes")
     there: dict[str, TensorOrArray] = {**others, **kept}
-    return {n: there[n] if n in numbers else _whole(n, v, base, int(means)) for n, v in arrays.items()}, frozen
+    whole = {n: there[n] if n in numbers else _whole(n, v, base, int(means)) for n, v in arrays.items()}
+    return whole, frozen | left
 
 
 def _marked(arrays: Mapping[str, object], marks: object) -> frozenset[str]:

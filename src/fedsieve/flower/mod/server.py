@@ -44,7 +44,7 @@ log = getLogger("flwr")
 
 @dataclass(eq=False)
 class _Packed:
-    """A record that is broadcast, packed once for each of two: nodes that have what of it is frozen, and others."""
+    """A record that is broadcast, packed once for all nodes that have the same of what is frozen of it, or nothing."""
 
     record: ArrayRecord
     arrays: Mapping[str, TensorOrArray]
@@ -52,18 +52,18 @@ class _Packed:
     base: Base
     entry: CacheEntry | None
     """What is to be kept of it."""
-    travels: dict[bool, tuple[ArrayRecord, int]] = field(default_factory=dict)
+    travels: dict[bytes, tuple[ArrayRecord, int]] = field(default_factory=dict)
 
-    def message(self, rest: bool) -> tuple[ArrayRecord, int]:
-        """Return the record that travels, whole or the ``rest`` alone, and the bytes of its arrays."""
-        if rest not in self.travels:
+    def message(self, kept: CacheEntry | None) -> tuple[ArrayRecord, int]:
+        """Return the record that travels, without the frozen arrays to who has ``kept`` them, and its arrays' bytes."""
+        if (digest := kept.digests[0] if kept else b"") not in self.travels:
             frozen = arrays_of(self.entry) if self.entry else {}
             arrays: dict[str, TensorOrArray | Sparse | float] = {**self.arrays}
-            known = self.entry.known(FROZEN) if self.entry and rest else NOTHING.known
-            left = dict.fromkeys(frozen, KEPT) if rest else {}
-            marks = () if rest else frozen
-            self.travels[rest] = pack_record({**arrays, **left}, Base(known=known), values=self.values, frozen=marks)
-        return self.travels[rest]
+            known, marks = NOTHING.known, {*frozen}
+            if kept:
+                known, marks, arrays = kept.known(FROZEN), {*()}, arrays | dict.fromkeys(frozen, KEPT)
+            self.travels[digest] = pack_record(arrays, Base(known=known), values=self.values, frozen=marks)
+        return self.travels[digest]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +166,9 @@ class SparseGrid(Grid):
                 if (name, id(record)) not in once:
                     once[name, id(record)] = self._broadcast(name, record)
                 packed[name] = once[name, id(record)]
-            rest = frozenset(n for n, one in packed.items() if one.entry and self._frozen.has(node, n, one.entry))
-            travels = {name: own.message(name in rest) for name, own in packed.items()}
+            kept = {n: self._frozen.kept(node, n, one.entry) if one.entry else None for n, one in packed.items()}
+            rest = frozenset(name for name, entry in kept.items() if entry)
+            travels = {name: own.message(kept[name]) for name, own in packed.items()}
             self.bytes_down += sum(size for _, size in travels.values())
             own = copy.copy(message)
             own.content = map_arrays(message.content, partial(_of_name, travels))
