@@ -44,6 +44,10 @@ class Line:
     least: float | None = None
     aim: float | None = None
 
+    def named(self) -> dict[str, Any]:
+        """Return the case as results name it: none is of a trained model."""
+        return {name: value for name, value in asdict(self.case).items() if name != "recipe"}
+
 
 PLAN: dict[str, list[Line]] = {
     "frozen": [
@@ -146,8 +150,8 @@ def table(name: str, rows: Iterable[dict[str, Any]]) -> str:
     columns = COLUMNS.get(name, COLUMNS["frozen"])
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for line in PLAN[name]:
-        row = by_case.get(json.dumps(asdict(line.case)), {}) | {"least": line.least, "aim": line.aim}
-        cells = [shown(row | asdict(line.case), key) for key in columns.values()]
+        row = by_case.get(json.dumps(line.named()), {}) | {"least": line.least, "aim": line.aim}
+        cells = [shown(row | line.named(), key) for key in columns.values()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -209,7 +213,7 @@ def main() -> None:
         if name not in tables:
             continue
         for line in lines:
-            identity = {"table": name, "case": asdict(line.case)} | circumstances(effort)
+            identity = {"table": name, "case": line.named()} | circumstances(effort)
             if again or more or not any(same(row, identity) and whole(row, effort) for row in rows):
                 print(f"{name}: {line.case}", file=sys.stderr)
                 rows = updated(rows, identity, effort, more)

@@ -17,6 +17,9 @@ from fedsieve.cli.bench import inference, measurement, step, workload
 from fedsieve.cli.bench.measurement import Effort, RepeatedCall, compare_times, fastest, run_fresh
 from fedsieve.cli.bench.wire import tensor_entropy
 from fedsieve.cli.bench.workload import NETWORKS, SHAPES, Workload
+from fedsieve.runs.compression import compress
+from fedsieve.runs.hub import write_hub_folder
+from fedsieve.runs.model import encode_model
 from fedsieve.types import InputError, Sparse
 from fedsieve.wire.known import NOTHING
 
@@ -248,6 +251,48 @@ def test_inference_is_measured_for_one_example(here: None) -> None:
 
 
 # the commands
+
+
+class Narrow(torch.nn.Module):
+    """A network of somebody's own, of numbers, which torch.fx cannot trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(12, 32), torch.nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.b(torch.relu(self.a(x * (2 if x.sum() > 1e9 else 1))))
+        return y
+
+
+def test_inference_of_a_trained_model_is_measured_at_its_own_zeros(
+    here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedsieve.cli import app
+
+    compressed = compress(Narrow(), 0.25, "uniform", shape=(12,))
+    file, hub = tmp_path / "own.fsv", tmp_path / "hub"
+    file.write_bytes(encode_model(compressed.metadata, compressed.weights()))
+    write_hub_folder(compressed, hub)
+    own = ["--recipe", f"{Path(__file__)}:Narrow", "--samples", "1", "--seconds", "0", "--json", "--batch", "2"]
+    for path in (file, hub):
+        app(["bench", "infer", "--model", str(path), *own], standalone_mode=False)
+        said = capsys.readouterr()
+        (row,) = map(json.loads, said.out.splitlines())
+        assert list(row) == KEYS
+        assert row["sparsity"] == pytest.approx(1 - compressed.density(), abs=1e-3)
+        assert row["density_per_multiply_add"] == pytest.approx(0.25, abs=1e-3)
+        assert row["ms_dense_fp32"] or not row["samples_kept"]
+    with pytest.raises(InputError, match="has zeros of its own: leave --sparsity"):
+        app(["bench", "infer", "--model", str(file), *own, "--sparsity", ".9"], standalone_mode=False)
+    with pytest.raises(InputError, match="name the function that makes it"):
+        app(["bench", "infer", "--model", str(file), "--json"], standalone_mode=False)
+    with pytest.raises(InputError, match="resnet18 is none"):
+        app(["bench", "infer", "--recipe", "x.py:X"], standalone_mode=False)
+    file.write_bytes(encode_model(replace(compressed.metadata, shape=()), compressed.weights()))
+    workload._opened.cache_clear()
+    with pytest.raises(InputError, match="does not say what one example is"):
+        app(["bench", "infer", "--model", str(file), *own], standalone_mode=False)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def test_the_loader_needs_no_fedsieve(run: Path, tmp_path: Path, capsys: pytest.
     assert len(LOADER.splitlines()) <= 20
     assert "fedsieve" not in LOADER
     model, x = open_model(run), torch.rand(5, 1, 8, 8)
+    assert all(torch.equal(v, open_model(out).weights()[n]) for n, v in model.weights().items())
     assert torch.allclose(answers(out, x), model.network(model.normalize(x)), atol=1e-5)
 
     code, _, err = command(capsys, "export", run, "--to", "hub-folder", "-o", out)

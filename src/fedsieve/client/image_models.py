@@ -1,37 +1,9 @@
-"""Models of images that are no paper's of federated learning: ViT-tiny, ResNet-50 and MobileNetV2, for 32x32 inputs."""
+"""Convolutional networks that are no paper's of federated learning: ResNet-50 and MobileNetV2, for 32x32 inputs."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from fedsieve.client.vector_models import GPTBlock
-
-
-class ViTTiny(nn.Module):
-    """ViT-tiny (Dosovitskiy et al. 2021; Touvron et al. 2021) on patches of 4x4: 12 blocks of width 192, 3 heads.
-
-    A learnt token beside the patches' tells the class. 5,362,762 parameters at 3 channels, 10 classes.
-    """
-
-    def __init__(self, channels: int = 3, classes: int = 10, width: int = 192, blocks: int = 12, heads: int = 3):
-        super().__init__()
-        self.patches = nn.Conv2d(channels, width, 4, 4)
-        self.token, self.positions = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, 65, width))
-        self.blocks = nn.ModuleList(GPTBlock(width, heads, causal=False) for _ in range(blocks))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
-        for parameter in (self.token, self.positions, *(m.weight for m in self.modules() if isinstance(m, nn.Linear))):
-            nn.init.trunc_normal_(parameter, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, 32, 32] -> [n, classes]."""
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.head(self.norm(x[:, 0]))
-        return logits
 
 
 class Bottleneck(nn.Module):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsieve.client.image_models import MobileNetV2, ResNet50, ViTTiny
+from fedsieve.client.image_models import MobileNetV2, ResNet50
+from fedsieve.client.vector_models import ViTTiny
 from fedsieve.sparse.policy import weight_layers
 
 Norm: TypeAlias = Callable[[int], nn.Module]

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -95,6 +96,8 @@ def _config(model: TrainedModel, built_in: object) -> dict[str, Any]:
     config: dict[str, Any] = {
         "library_name": "fedsieve",
         "model": metadata.network,
+        "recipe": metadata.recipe,
+        "version": metadata.version,
         "classes": metadata.classes,
         "shape": metadata.shape,
         "mean": metadata.mean,

@@ -1,4 +1,4 @@
-"""A trained model, opened: from a run directory, or from a .fsv file that ``fedsieve export`` wrote.
+"""A trained model, opened: from a run directory, a hub folder, or a .fsv file that ``fedsieve export`` wrote.
 
 A network or a dataset of the user's own is code, which neither holds: it comes from the recipe that the user names.
 Nothing that a file says is ever imported. A .fsv file leaves the zeros of the weights out; all else is kept to the bit:
@@ -43,6 +43,9 @@ from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
 from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
 from fedsieve.wire import WireError, encode
+
+CONFIG = "config.json"
+"""What a folder for a hub says of its model."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,15 @@ class TrainedModel:
 
 
 def open_model(path: Path, recipe: str = "") -> TrainedModel:
-    """Return the model that a run directory ships, or that a .fsv file holds.
+    """Return the model that a run directory ships, or that a folder for a hub or a .fsv file holds.
 
     ``recipe`` (``file.py:function``) is needed where the network is the user's own. Raises InputError.
     """
     weights: Mapping[str, Tensor | Sparse]
-    if path.is_dir():
+    config = read_json(path / CONFIG) if path.is_dir() and not (path / MANIFEST).exists() else None
+    if config is not None:
+        metadata, weights = parse_metadata(config, str(path / CONFIG)), _weights_of_run(path)
+    elif path.is_dir():
         about = require_manifest(path) | (read_json(path / INPUTS) or {})
         metadata, weights = parse_metadata(about, f"{path} ({MANIFEST}, {INPUTS})"), _weights_of_run(path)
     else:

@@ -75,9 +75,11 @@ def step_command(
 
 @bench_app.command("infer")
 def infer_command(
-    model: Model = "resnet18",
+    model: Annotated[
+        str, typer.Option(help="One of `bench step`'s, or a trained one: a run directory, a .fsv, a folder for a hub.")
+    ] = "resnet18",
     batch: Batch = "1,16,32",
-    sparsity: Sparsity = "0.95",
+    sparsity: Annotated[str, typer.Option(metavar="S1,S2", help="The share of zeros; a row each. Default: .95.")] = "",
     storage: Storage = "fp32",
     policy: Policy = "",
     budget: Budget = "uniform",
@@ -85,12 +87,28 @@ def infer_command(
     samples: Samples = 7,
     seconds: Seconds = 60.0,
     as_json: AsJson = False,
+    recipe: Annotated[
+        str, typer.Option(metavar="FILE.py:NAME", help="Of a trained network of your own: what makes it.")
+    ] = "",
 ) -> None:
-    """Time inference of a pruned network, sparse against dense PyTorch."""
-    from fedsieve.cli.bench.inference import measure_inference
+    """Time inference of a pruned network, sparse against dense PyTorch; of a trained one at its own zeros."""
+    from fedsieve.cli.bench.inference import measure_inference, sparse_predictor
+    from fedsieve.cli.bench.workload import Workload
+    from fedsieve.kernels import unavailable_reason
+    from fedsieve.sparse.masks import weight_density
+    from fedsieve.types import InputError
 
-    options = {"storage": storage, "policy": policy, "budget": budget}
-    _measure(measure_inference, model, batch, sparsity, options, (threads, samples, seconds), as_json)
+    options = {"storage": storage, "policy": policy, "budget": budget, "recipe": recipe}
+    if (one := Workload(model, 1, recipe=recipe)).trained:
+        if sparsity or policy or budget != "uniform":
+            raise InputError(f"{model} has zeros of its own: leave --sparsity, --policy and --budget out")
+        network = one.network()
+        if unavailable_reason() is None and (reason := sparse_predictor(one, network, one.examples()[0]).reason):
+            typer.echo(f"fedsieve: only dense PyTorch is measured: {reason}", err=True)
+        sparsity = f"{1 - weight_density(network.state_dict()):.4f}"
+    elif recipe:
+        raise InputError(f"--recipe makes the network of a trained model, and {model} is none: leave it out")
+    _measure(measure_inference, model, batch, sparsity or "0.95", options, (threads, samples, seconds), as_json)
 
 
 @bench_app.command("wire")
@@ -126,7 +144,7 @@ def _measure(
 
     sizes, shares = _numbers("--batch", batch, int), _numbers("--sparsity", sparsity, float)
     workloads = [Workload(model, n, s, **options) for n in sizes for s in shares]
-    for workload in workloads:
+    for workload in workloads if not workloads[0].trained else ():
         workload.densities(workload.network())  # a policy that fits no layer is refused before the first row
     threads = effort[0] or torch.get_num_threads()
     if why := unavailable_reason():

@@ -6,8 +6,10 @@ frozen for inference in both; the same eager ones under bf16 autocast beside it.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -33,10 +35,17 @@ def time_inference(workload: Workload, **effort: Any) -> dict[str, Any]:
     model, x = workload.pruned_network()[0].eval(), workload.examples()[0]
     with torch.inference_mode():
         calls = {key: warm_up(call) for key, call in _dense_variants(model, x).items()}
-    if unavailable_reason() is None:
-        calls["sparse",] = warm_up(partial(kernels.Predictor(model, workload.batch, workload.storage), x))
+    if unavailable_reason() is None and (predictor := sparse_predictor(workload, model, x)).reason is None:
+        calls["sparse",] = warm_up(partial(predictor, x))
     with torch.inference_mode():
         return compare_times(calls, Effort(**effort)) | {"density_per_multiply_add": forward_density(model, x)}
+
+
+def sparse_predictor(workload: Workload, model: nn.Module, x: Tensor) -> kernels.Predictor:
+    """Return what skips the zeros, having computed once; its ``reason`` says why it computes by PyTorch."""
+    predictor = kernels.Predictor(model, workload.batch, workload.storage)
+    predictor(x)
+    return predictor
 
 
 @torch.no_grad()
@@ -55,16 +64,17 @@ def forward_density(model: nn.Module, x: Tensor) -> float:
     model(x)
     for hook in hooks:
         hook.remove()
-    return real / dense
+    return real / dense if dense else 1.0
 
 
 def _dense_variants(model: nn.Module, x: Tensor) -> dict[tuple[str, ...], Callable[[], object]]:
     variants = dict[tuple[str, ...], Callable[[], object]]()
-    for name, layout in LAYOUTS.items():
+    for name, layout in LAYOUTS.items() if x.dim() == 4 else [("contiguous", torch.contiguous_format)]:
         own = to_layout(_fuse_batchnorm(model), name)
         images = x.to(memory_format=layout)
         variants["fp32", name] = partial(own, images)
-        variants["fp32", name, "jit"] = partial(_freeze(own, images), images)
+        with suppress(Exception):  # a model of a user's own need not be one that torch.jit takes
+            variants["fp32", name, "jit"] = partial(_freeze(own, images), images)
         variants["bf16", name] = partial(_autocast, own, images)
     return variants
 
@@ -78,7 +88,10 @@ def _fuse_batchnorm(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, by the import
         from torch.fx.experimental.optimization import fuse
-    return fuse(model)
+    try:
+        return fuse(model)
+    except Exception:  # what torch.fx cannot trace runs as it is
+        return copy.deepcopy(model)
 
 
 def _freeze(model: nn.Module, x: Tensor) -> Any:

@@ -5,9 +5,11 @@ The steps are dense, as a good engineer writes it in PyTorch, and sparse, by our
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,6 +20,8 @@ from fedsieve import kernels
 from fedsieve.client.models import MODELS
 from fedsieve.client.process import seeded
 from fedsieve.client.training import params_of
+from fedsieve.engine.models import first_line
+from fedsieve.runs.model import TrainedModel, open_model
 from fedsieve.sparse.layers import swat_
 from fedsieve.sparse.masks import layer_counts, random_masks
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
@@ -88,9 +92,12 @@ class Workload:
     """Which layers are sparse; empty: the model's own choice."""
     budget: Budget = "uniform"
     """How the density is shared among the layers: the same for each, or by Erdos-Renyi-kernel."""
+    recipe: str = ""
+    """Of a trained model whose network is the user's own: the recipe, or the function, that makes it."""
 
     def __post_init__(self) -> None:
-        _check("model", self.model, NETWORKS)
+        if not self.trained:
+            _check("model", self.model, NETWORKS)
         _check("rule", self.rule, ("frozen", "swat"))
         _check("storage", self.storage, ("fp32", "bf16"))
         _check("budget", self.budget, ("uniform", "erk"))
@@ -98,17 +105,29 @@ class Workload:
         if self.batch < 1:
             raise InputError(f"batch must be at least 1 example, got {self.batch}")
 
+    @property
+    def trained(self) -> bool:
+        """Whether ``model`` is the path of a trained one, whose zeros are its own."""
+        return self.model not in NETWORKS and Path(self.model).exists()
+
     def network(self) -> nn.Module:
         """Return the network, always with the same weights."""
+        if self.trained:
+            return copy.deepcopy(_opened(self.model, self.recipe).network)
         channels, _, classes = SHAPES[self.model]
         with seeded(SEED, []):
             return NETWORKS[self.model](channels, classes)
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """Return a batch of noise, always the same."""
-        channels, side, classes = SHAPES[self.model]
         generator = torch.Generator().manual_seed(SEED)
-        x = torch.randn(self.batch, channels, side, side, generator=generator)
+        if self.trained:
+            about = _opened(self.model, self.recipe).metadata
+            shape, classes = about.shape, max(1, len(about.classes))
+        else:
+            channels, side, classes = SHAPES[self.model]
+            shape = channels, side, side
+        x = torch.randn(self.batch, *shape, generator=generator)
         return x, torch.randint(classes, (self.batch,), generator=generator)
 
     def densities(self, model: nn.Module) -> dict[str, float]:
@@ -128,11 +147,25 @@ class Workload:
     def pruned_network(self) -> tuple[nn.Module, Mask]:
         """Return the network with its weights on the mask, and the mask."""
         model = self.network()
-        mask = self.mask(model)
+        mask = {} if self.trained else self.mask(model)
         with torch.no_grad():
             for name, own in mask.items():
                 model.get_parameter(name).masked_fill_(~own, 0.0)
         return model, mask
+
+
+@lru_cache(maxsize=1)
+def _opened(path: str, recipe: str) -> TrainedModel:
+    """Return a trained model. Raises InputError unless inference of it can be measured."""
+    opened = open_model(Path(path), recipe)
+    if not opened.metadata.shape:
+        raise InputError(f"{path} does not say what one example is: compress it with shape=(...), or name its run")
+    try:
+        opened.network(torch.zeros(1, *opened.metadata.shape))
+    except Exception as error:
+        what = f"given numbers of shape {[*opened.metadata.shape]} it fails ({first_line(error)})"
+        raise InputError(f"{path}: {what}: models of numbers and images can be measured") from error
+    return opened
 
 
 def to_layout(model: nn.Module, layout: str) -> nn.Module:
