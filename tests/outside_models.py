@@ -77,6 +77,7 @@ def resnet() -> nn.Module:
         (1, 1, 1, 1),
         channels=(8, 8, 16, 16),
         stem_width=8,
+        stem_type="deep",
         num_classes=4,
         norm_layer=layers.GroupNorm1,
     )

@@ -119,7 +119,7 @@ def test_files_and_folders_compute_what_was_trained(
         assert all(torch.equal(v, begun[n]) for n, v in model.weights().items())
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3", "bert", "gpt2"], indirect=True)
+@pytest.mark.parametrize("name", ["convnext", "bert", "gpt2"], indirect=True)
 def test_onnx_computes_what_was_trained(name: str, trained: tuple[Path, list[Round]], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, raw = open_model(trained[0], recipe(name)), MODELS[name][1]().test.subset(torch.arange(3)).x
