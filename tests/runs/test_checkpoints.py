@@ -70,7 +70,9 @@ def test_callbacks_are_called_after_the_checkpoint_is_on_disk(tmp_path: Path, mo
     """Also on a GPU."""
     devices, saver = list[str](), recorder._saver
     monkeypatch.setattr(recorder, "_saver", lambda device: (devices.append(device), saver(device))[1])
-    monkeypatch.setattr(recorder, "rounds", lambda one, engine, _, *rest: rounds(one, engine, "cpu", *rest))
+    monkeypatch.setattr(
+        recorder, "rounds", lambda one, engine, _, *rest, **how: rounds(one, engine, "cpu", *rest, **how)
+    )
     newest = list[bool]()
 
     def look(round: Round) -> None:

@@ -274,6 +274,7 @@ def test_the_command_says_what_was_written(run: Path, mine: Path, capsys: pytest
         assert (code, err) == (0, "")
         assert out.startswith(f"wrote {name}: ")
         assert out.count("\n") == 1
+        assert "%, 10.0% of those that the policy names" in out.replace(")", "")
     code, out, _ = command(capsys, "predict", "m.fsv", "test", "--top", 1)
     assert code == 0
     assert out.splitlines()[-1].endswith("of 100 examples")

@@ -99,6 +99,7 @@ def test_files_and_folders_compute_what_was_trained(
 ) -> None:
     model = open_model(trained[0], recipe(name))
     expected, plain = logits(model.network, name), MODELS[name][0]()
+    assert model.density() == pytest.approx(trained[1][-1].density)  # a shared weight counts once
     assert re.search(r"density 2\d", export(model, tmp_path / "m.fsv"))
     assert torch.equal(logits(open_model(tmp_path / "m.fsv", recipe(name)).network, name), expected)
     assert "model.safetensors" in write_hub_folder(model, tmp_path / "hub")

@@ -53,9 +53,8 @@ def export_to(out: Path, path: Path, to: str, weights: str, recipe: str, data: s
         typer.echo(quantization_cost(model, recipe, data))
     own = recipe and out.suffix == ".onnx" and "kind" in model.metadata.run["task"]
     examples = load_test_set(model.metadata, recipe, data).subset(torch.arange(2)).x if own else None
-    typer.echo(export(model, out, weights, examples))
+    line = export(model, out, weights, examples)
     summary = read_summary(path) if path.is_dir() else None
     if summary and (density := summary.get("density_of_policy")) is not None:
-        typer.echo(
-            f"density {density:.1%} of the weights that the policy names, {summary['density_of_all']:.1%} of all"
-        )
+        line += f", {density:.1%} of those that the policy names"
+    typer.echo(line)

@@ -41,6 +41,7 @@ from fedsieve.engine.setup import read_dataset
 from fedsieve.recipes import load_model, load_recipe
 from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
+from fedsieve.sparse.policy import floats_of
 from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
 from fedsieve.wire import WireError, encode
 
@@ -107,8 +108,8 @@ class TrainedModel:
         return {name: value.detach() for name, value in self.network.state_dict().items()}
 
     def density(self) -> float:
-        """Return the share of non-zeros among the weights."""
-        return weight_density(self.weights())
+        """Return the share of non-zeros among the weights, a shared one once."""
+        return weight_density(floats_of(self.network))
 
     def dense_bytes(self) -> int:
         """Return what all tensors take as they lie in memory."""
