@@ -140,9 +140,20 @@ def open_model(path: Path, recipe: str = "") -> TrainedModel:
             f"{path}: the weights do not fit {metadata.network} at {', '.join(wrong[:3])}: restore the files"
         )
     dense = {name: v.dense() if isinstance(v, Sparse) else v for name, v in weights.items()}
-    network.load_state_dict(dense, assign=True)
+    _assign_(network, dense)
     network = merge_adapters_(network)
     return TrainedModel(network.requires_grad_(False).eval(), metadata)
+
+
+def _assign_(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network these tensors themselves; what it shares between places it shares afterwards."""
+    first = {id(w): name for name, w in network.named_parameters()}
+    shared = [(name, first[id(w)]) for name, w in network.named_parameters(remove_duplicate=False)]
+    network.load_state_dict(weights, assign=True)
+    for name, other in shared:
+        if name != other:
+            path, _, key = name.rpartition(".")
+            setattr(network.get_submodule(path), key, network.get_parameter(other))
 
 
 def load_test_set(metadata: ModelMetadata, recipe: str = "", data: str | None = None) -> Data:
