@@ -27,7 +27,7 @@ import step as runs
 import torch
 
 from fedsieve.cli.bench.inference import measure_inference
-from fedsieve.cli.bench.measurement import Effort, fastest, machine, ratio
+from fedsieve.cli.bench.measurement import WALL, Effort, fastest, machine, ratio
 from fedsieve.cli.bench.step import dense_peak, measure_step, sparse_peak
 from fedsieve.cli.bench.workload import Workload, instruction_set
 from fedsieve.kernels import unavailable_reason
@@ -123,7 +123,10 @@ def measured(name: str, case: Workload, effort: Effort) -> dict[str, Any]:
     """Return the numbers of a row."""
     if name == "memory":
         return memories(case, effort)
-    return asdict((measure_inference if name == "infer" else measure_step)(case, effort))
+    row = asdict((measure_inference if name == "infer" else measure_step)(case, effort))
+    if row.pop("clock") != WALL:  # the tables are of undisturbed machines alone
+        row |= dict.fromkeys((key for key in row if key.startswith(("ms_", "ratio_"))), None) | {"samples_kept": 0}
+    return row
 
 
 def circumstances(effort: Effort) -> dict[str, Any]:

@@ -39,6 +39,7 @@ KEYS = [
     "ratio_bf16",
     "samples_kept",
     "samples_dropped",
+    "clock",
     "peak_mb_sparse",
     "peak_mb_dense",
 ]
@@ -140,6 +141,34 @@ def test_the_fastest_variant_of_a_kind_counts(monkeypatch: pytest.MonkeyPatch) -
     assert found["ms_dense_fp32"] == pytest.approx(50)
     assert (found["ratio_fp32"], found["ratio_bf16"]) == pytest.approx((5, 2))
     assert (found["samples_kept"], found["samples_dropped"]) == (4, 6)
+
+
+def test_where_all_samples_are_disturbed_the_processor_time_of_one_thread_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For all variants alike, and the row says so; of several processes those that the wall clock timed count."""
+    monkeypatch.setattr(measurement, "time_sample", lambda call: (9.0, "sparse" not in str(call.call)))
+    threads, clock = list[int](), iter(range(100))
+    monkeypatch.setattr(measurement.time, "thread_time", lambda: next(clock) * 0.01)
+
+    class Named:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __repr__(self) -> str:
+            return self.name
+
+        def __call__(self) -> None:
+            threads.append(torch.get_num_threads())
+
+    calls = {(kind,): RepeatedCall(Named(kind), 2) for kind in ("sparse", "fp32", "bf16")}
+    row = compare_times(calls, Effort(1, samples=3, seconds=0.0))
+    assert [row[name] for name in measurement.TIMES] == pytest.approx([5.0] * 3)
+    assert (row["clock"], row["samples_kept"]) == ("processor, 1 thread", 3)
+    assert set(threads) == {1}
+    quiet = row | {"clock": "wall", "ms_sparse": 7.0}
+    assert fastest([row, quiet])["ms_sparse"] == 7.0
+    assert fastest([row])["ratio_fp32"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("model", NETWORKS)
