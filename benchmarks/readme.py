@@ -9,6 +9,7 @@ from pathlib import Path
 
 import authors
 import byzantine
+import choice
 import flower_table
 import gpu
 import gpu_cost
@@ -112,6 +113,9 @@ def filled(text: str) -> str:
     def fine_tuned(match: re.Match[str]) -> str:
         return f"<!-- lora -->\n{lora.table()}\n<!-- end -->"
 
+    def choice_(match: re.Match[str]) -> str:
+        return f"<!-- choice -->\n{choice.table()}\n<!-- end -->"
+
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
@@ -149,6 +153,7 @@ def filled(text: str) -> str:
     text = re.sub(
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
+    text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
     text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)
     text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)

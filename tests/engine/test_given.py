@@ -32,7 +32,10 @@ def halves(dataset: Dataset, clients: int, seed: int) -> list[Tensor]:
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_python_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     y = torch.arange(4000) % 10
     torch.manual_seed(0)

@@ -16,22 +16,20 @@ from torch import Tensor, nn
 
 from fedsieve.kernels import library
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph import FallbackLayer, Graph, ProductLayer
+from fedsieve.kernels.estimate import count_work, density, kernel_seconds, padded, pytorch_seconds
+from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.inference import Predictor
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
 from fedsieve.sparse.effective import effective_weights
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
-from fedsieve.sparse.masks import weight_density
-from fedsieve.sparse.policy import weight_layers
 from fedsieve.types import Data, Device, InputError, Mask
 from fedsieve.types.optimizers import SGD, AdamW
 
 CHOICES = ("auto", "sparse", "dense")
 WORTH = 0.45
-"""``auto`` takes the kernels where they multiply less than this share of what dense training does: they reach about
-half of its multiply-adds a second."""
+"""A ``Predictor`` is faster where it multiplies less than this share of what PyTorch does."""
 ANY_TARGETS = partial(F.cross_entropy)
 """Cross-entropy by PyTorch: of logits with any targets that it takes."""
 LASTING = 1e9
@@ -40,8 +38,6 @@ LITTLE = 4e6
 """Multiply-adds of a sample up to which a ``Predictor`` is faster than PyTorch at any density: calls count there."""
 FEW = 8
 """Samples whose outputs are compared."""
-TOGETHER = 16
-"""Samples that the kernels compute together: the last of a batch may be padding."""
 
 
 def check_choice(choice: str) -> None:
@@ -116,7 +112,7 @@ class Kernels:
         modules = self.model.named_modules()
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
-        batch = _padded(min(device.batch, len(device.data)))
+        batch = padded(min(device.batch, len(device.data)))
         rule = UpdateRule.of(device.optimizer, device.momentum, device.clip_norm, device.correction)
         return _Purpose(graph, batch, _loss(device), (rule, device.norm_weight_decay), mask | absorbing)
 
@@ -236,30 +232,15 @@ def _unknown(graph: Graph, mask: Mask) -> str | None:
 
 
 def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
-    """Return why dense training is faster; "" where the kernels are."""
-    real, dense, fallback = multiply_adds(graph, mask)
-    if fallback > dense:
-        return f"most of the work is in layers that only PyTorch knows ({', '.join(graph.fallbacks)})"
-    whole, rest = divmod(examples, batch)
-    share = real / max(dense, 1) * (whole * _padded(batch) + _padded(rest)) / max(examples, 1)
-    if share < WORTH:
+    """Return why an epoch takes PyTorch less time than the kernels; "" where it does not."""
+    count, (whole, rest) = count_work(graph, partial(density, mask)), divmod(examples, batch)
+    batches = [(whole, batch), (1, rest)] if rest else [(whole, batch)]
+    ours, theirs = (sum(n * way(count, size) for n, size in batches) for way in (kernel_seconds, pytorch_seconds))
+    if ours < theirs:
         return ""
-    return f"the kernels would multiply {share:.0%} as often as dense training, and are worth it below {WORTH:.0%}"
-
-
-def multiply_adds(graph: Graph, mask: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """Return those of a step on one sample: the kernels', the same were all dense, and PyTorch's in fallback layers."""
-    real = dense = fallback = 0.0
-    for layer in graph.layers:
-        times = 2 + any(graph.needs_grad[value] for value in layer.inputs)
-        if isinstance(layer, ProductLayer):
-            products = layer.multiply_adds * times
-            real, dense = real + products * _density(layer, mask), dense + products
-        elif isinstance(layer, FallbackLayer) and layer.module is not None:
-            area, inner = layer.output.height * layer.output.width, weight_layers(layer.module).values()
-            weights = [module.weight for module in inner if isinstance(module.weight, Tensor)]
-            fallback += sum(layer.output.channels * area * weight[0].numel() for weight in weights) * times
-    return real, dense, fallback
+    if count["elsewhere"] > count["dense products"]:
+        return f"most of the work is in layers that only PyTorch knows ({', '.join(graph.fallbacks)})"
+    return f"a step would take the kernels {ours / theirs:.2g} times as long as PyTorch"
 
 
 class Inference:
@@ -307,7 +288,7 @@ def _faster(graph: Graph, examples: int) -> bool:
     """Tell whether a ``Predictor`` of the model, made first, takes less time than the model for so many examples."""
     layers = [layer for layer in graph.layers if isinstance(layer, ProductLayer)]
     dense = sum(layer.multiply_adds for layer in layers)
-    real = sum(layer.multiply_adds * weight_density({"": layer.module.weight}) for layer in layers)
+    real = sum(layer.multiply_adds * density({f"{layer.name}.weight": layer.module.weight}, layer) for layer in layers)
     return examples * dense >= LASTING and (dense <= LITTLE or real < WORTH * dense)
 
 
@@ -315,16 +296,3 @@ def close(a: Tensor, b: Tensor) -> bool:
     """Tell whether outputs are those of the same model, rounded differently; NaN and infinity are where they are."""
     size = b[b.isfinite()].abs().max() if b.isfinite().any() else b.new_zeros(())
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=float(1e-3 * size), equal_nan=True)
-
-
-def _padded(samples: int) -> int:
-    return -(-samples // TOGETHER) * TOGETHER
-
-
-def _density(layer: ProductLayer, mask: Mapping[str, Tensor]) -> float:
-    module, own = layer.module, mask.get(f"{layer.name}.weight")
-    if isinstance(module, SwatConv2d | SwatLinear):
-        return module.cut_weight.density
-    if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
-        own = module.weight
-    return 1.0 if own is None else int(own.count_nonzero()) / own.numel()

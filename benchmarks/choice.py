@@ -1,0 +1,285 @@
+"""How well ``--kernels auto`` chooses: steps of many models, masks and batches, by the kernels and by PyTorch.
+
+    python benchmarks/choice.py                 # measure all cases that are not there yet, and print the table
+    python benchmarks/choice.py --fit           # print the seconds a unit of kernels/estimate.py that fit them best
+
+A step is one client's in a round: SGD with momentum, on a frozen random mask below density 1. Both ways run in turns in
+one process, on one thread; the least processor time of the steps counts, as other processes may be at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from fedsieve import Data
+from fedsieve.client.models import MODELS
+from fedsieve.client.process import num_threads
+from fedsieve.client.training import DenseSteps, train_
+from fedsieve.kernels.dispatch import Kernels
+from fedsieve.kernels.estimate import KERNELS, PYTORCH, count_work, kernel_seconds, pytorch_seconds
+from fedsieve.kernels.graph import Graph
+from fedsieve.runs.provenance import cpu
+from fedsieve.sparse.masks import layer_counts, random_masks
+from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.types import Device, Mask, rng
+
+RESULTS = Path(__file__).parent / "results" / "choice.json"
+DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
+LEAST, LONGEST = 5, 1.0
+"""Steps each way that are timed at least; seconds after which no more are."""
+
+
+class MobileNet(nn.Module):
+    """Depthwise and pointwise convolutions with BatchNorm and ReLU6, residual sums (after MobileNetV2)."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        blocks, width = [], 16
+        for out, stride in ((24, 2), (24, 1), (40, 2), (40, 1), (80, 2), (80, 1)):
+            blocks.append(Inverted(width, out, stride))
+            width = out
+        self.blocks, self.fc = nn.Sequential(*blocks), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 32, 32] -> [n, classes]."""
+        return self.fc(F.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1).flatten(1))
+
+
+class Inverted(nn.Module):
+    """Wider, depthwise, narrower."""
+
+    def __init__(self, width: int, out: int, stride: int):
+        super().__init__()
+        self.same, wide = width == out and stride == 1, 4 * width
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()),
+            *(nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()),
+            *(nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.same else self.layers(x)
+
+
+class DenseNet(nn.Module):
+    """Every layer sees all before it, put together by channel (after DenseNet)."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.stem, self.norms, self.convs = nn.Conv2d(channels, 24, 3, 1, 1), nn.ModuleList(), nn.ModuleList()
+        for i in range(6):
+            self.norms.append(nn.BatchNorm2d(24 + 12 * i))
+            self.convs.append(nn.Conv2d(24 + 12 * i, 12, 3, 1, 1))
+        self.fc = nn.Linear(24 + 12 * 6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 32, 32] -> [n, classes]."""
+        x = F.avg_pool2d(self.stem(x), 2)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(F.relu(norm(x)))], 1)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def group_norm(channels: int, classes: int) -> nn.Module:
+    """Return convolutions with GroupNorm."""
+    layers, width = list[nn.Module](), channels
+    for out, stride in ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1)):
+        layers += [nn.Conv2d(width, out, 3, stride, 1), nn.GroupNorm(8, out), nn.ReLU()]
+        width = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def vgg(channels: int, classes: int) -> nn.Module:
+    """Return plain convolutions with max-pools (after VGG)."""
+    layers, width = list[nn.Module](), channels
+    for out in (32, 64, 128):
+        layers += [nn.Conv2d(width, out, 3, 1, 1), nn.ReLU(), nn.Conv2d(out, out, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)]
+        width = out
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 256), nn.ReLU(), nn.Linear(256, classes))
+
+
+def mlp(channels: int, classes: int) -> nn.Module:
+    """Return linear layers."""
+    sizes = (784 * channels, 1024, 1024)
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(1024, classes))
+
+
+def built_in(name: str) -> Callable[[int, int], nn.Module]:
+    """Return one of the papers' networks."""
+    return MODELS[name]
+
+
+NETWORKS: dict[str, tuple[Callable[[int, int], nn.Module], int, int, int, str]] = {
+    "digits_net": (built_in("digits_net"), 1, 8, 10, "all"),
+    "mnist_net": (built_in("mnist_net"), 1, 28, 10, "flash"),
+    "leaf_cnn": (built_in("leaf_cnn"), 1, 28, 62, "flash"),
+    "lenet5": (built_in("lenet5"), 3, 32, 10, "all"),
+    "feddst_net": (built_in("feddst_net"), 3, 32, 10, "all"),
+    "resnet18": (built_in("resnet18"), 3, 32, 10, "all"),
+    "mobilenet": (MobileNet, 3, 32, 10, "all"),
+    "densenet": (DenseNet, 3, 32, 10, "all"),
+    "group_norm": (group_norm, 3, 32, 10, "all"),
+    "vgg": (vgg, 3, 32, 10, "all"),
+    "mlp": (mlp, 1, 28, 10, "all"),
+}
+"""Each with its channels, side, classes and policy."""
+BATCHES = (16, 32)
+ODD = [("mnist_net", 0.05, 8), ("mnist_net", 0.2, 8), ("mlp", 0.1, 8), ("vgg", 0.1, 10), ("lenet5", 0.1, 64)]
+"""Further cases, whose last block of sixteen samples is not full, or that have more."""
+
+
+def cases() -> Iterator[tuple[str, float, int]]:
+    """Yield model, density and batch."""
+    for name, density, batch in product(NETWORKS, DENSITIES, BATCHES):
+        if name != "resnet18" or (batch == 16 and density < 1):
+            yield name, density, batch
+    yield from ODD
+
+
+@cache
+def network(name: str) -> tuple[Kernels, Graph]:
+    """Return a model, always with the same weights, that the kernels have read."""
+    make, channels, side, classes, _ = NETWORKS[name]
+    torch.manual_seed(0)
+    kernels = Kernels(train_(make(channels, classes)), "auto")
+    graph = kernels.graph((channels, side, side))
+    assert isinstance(graph, Graph), graph
+    return kernels, graph
+
+
+def densities(name: str, density: float) -> dict[str, float]:
+    """Return those of the weights that are sparse."""
+    model = network(name)[0].model
+    names = [n for n in select_weights(NETWORKS[name][-1], model) if model.get_parameter(n).dim() > 1]
+    return uniform_densities(names, density) if density < 1 else {}
+
+
+def case(name: str, density: float, batch: int) -> tuple[Kernels, Graph, Device, Mask]:
+    """Return a model of its own, a client's training on it, and a mask."""
+    network.cache_clear()
+    (kernels, graph), (_, channels, side, classes, _) = network(name), NETWORKS[name]
+    model, of = kernels.model, densities(name, density)
+    like = {n: model.get_parameter(n) for n in of}
+    mask = random_masks(0, layer_counts(of, like), like)
+    data = Data(torch.randn(batch, channels, side, side), torch.randint(classes, (batch,)))
+    with torch.no_grad():
+        for n, own in mask.items():
+            model.get_parameter(n).mul_(own)
+    device = Device(model, data, data, rng=rng(0, "x"), lr=1e-3, epochs=1, batch=batch, momentum=0.9, weight_decay=0.0)
+    return kernels, graph, device, mask
+
+
+def seconds(name: str, density: float, batch: int) -> dict[str, float]:
+    """Return the least processor time of a step by the kernels, and by PyTorch."""
+    kernels, graph, device, mask = case(name, density, batch)
+    trainer, _ = kernels.trainer(graph, device, mask)
+    dense = DenseSteps(device, mask)
+    x, y = device.data.batch(torch.arange(batch))
+    ways: dict[str, Callable[[], Any]] = {"kernels": lambda: trainer.step(x, y), "dense": lambda: dense.step(x, y)}
+    best, began, steps = dict.fromkeys(ways, float("inf")), time.perf_counter(), 0
+    while steps < LEAST or time.perf_counter() - began < LONGEST:
+        for way, step in ways.items():
+            before = time.thread_time()
+            step()
+            best[way] = min(best[way], time.thread_time() - before)
+        steps += 1
+    return best
+
+
+def steps() -> list[Row]:
+    """Return what was measured, beside what is counted."""
+    return [Row(**row, counts=counted(row["model"], row["density"])) for row in json.loads(RESULTS.read_text())["rows"]]
+
+
+@cache
+def counted(name: str, density: float) -> dict[str, float]:
+    """Return what ``auto`` counts of a step."""
+    of = densities(name, density)
+    return count_work(network(name)[1], lambda layer: of.get(f"{layer.name}.weight", 1.0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step that was measured: processor seconds either way, and what ``auto`` counts of it."""
+
+    model: str
+    density: float
+    batch: int
+    kernels: float
+    dense: float
+    counts: dict[str, float]
+
+    @property
+    def loss(self) -> float:
+        """How many times as long as the faster way the one takes that ``auto`` chooses."""
+        ours, theirs = kernel_seconds(self.counts, self.batch), pytorch_seconds(self.counts, self.batch)
+        return (self.kernels if ours < theirs else self.dense) / min(self.kernels, self.dense)
+
+
+def table() -> str:
+    """Return, of each model, how many times as fast the kernels are, and what ``auto`` loses; and of all."""
+    rows = steps()
+    lines = [
+        f"| step, batch 16, density | {' | '.join(f'{d:g}' for d in DENSITIES)} | chosen rightly | slower at most |",
+        "|---" * (len(DENSITIES) + 3) + "|",
+    ]
+    for name in [*dict.fromkeys(row.model for row in rows), ""]:
+        own = [row for row in rows if name in ("", row.model)]
+        ratios = {row.density: f"{row.dense / row.kernels:.1f}x" for row in own if name and row.batch == 16}
+        right = sum(row.loss == 1 for row in own)
+        cells = " | ".join(ratios.get(d, "") for d in DENSITIES)
+        worst = max(row.loss for row in own) - 1
+        lines.append(f"| {name or 'all'} | {cells} | {right} of {len(own)} | {worst:.0%} |")
+    return "\n".join(lines)
+
+
+def fitted(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Return the seconds a unit that fit best, none below 0: the squares of relative errors are least."""
+    best = {}
+    for name, units, way in (("KERNELS", KERNELS, kernel_seconds), ("PYTORCH", PYTORCH, pytorch_seconds)):
+        times = np.array([row.kernels if name == "KERNELS" else row.dense for row in rows])
+        parts = [[way({**dict.fromkeys(units, 0.0), u: row.counts[u]}, row.batch) for u in units] for row in rows]
+        shares, _ = nnls(np.array(parts) / times[:, None], np.ones(len(rows)))
+        best[name] = {u: float(f"{share * each:.3g}") for share, (u, each) in zip(shares, units.items(), strict=True)}
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.fit:
+        print(json.dumps(fitted(steps()), indent=4))
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cpu": cpu(), "rows": []}
+    there = {(row["model"], row["density"], row["batch"]) for row in results["rows"]}
+    with num_threads(1):
+        for name, density, batch in cases():
+            if (name, density, batch) in there:
+                continue
+            row = {"model": name, "density": density, "batch": batch, **seconds(name, density, batch)}
+            results["rows"].append(row)
+            rows = ",\n".join(map(json.dumps, results["rows"]))
+            RESULTS.write_text(f'{{"cpu": {json.dumps(results["cpu"])}, "rows": [\n{rows}\n]}}\n')
+            print(f"{name} {density} {batch}: {row['dense'] / row['kernels']:.2f}x", flush=True)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

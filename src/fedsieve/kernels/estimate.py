@@ -1,0 +1,117 @@
+"""What a training step takes, by the kernels and by PyTorch: counts of what is done, times seconds that were measured.
+
+The seconds a unit are those of one thread, fitted to some hundred steps on one machine (``benchmarks/choice.py``) and
+kept here, so that every process, on any machine, chooses alike. Only which of the two ways takes less matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, PoolLayer, ProductLayer, Value
+from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
+
+TOGETHER = 16
+"""Samples that the kernels compute together: the last of a batch may be padding."""
+KERNELS = {
+    "products": 2.72e-11,
+    "maps": 1.46e-9,
+    "norms": 4.31e-10,
+    "windows": 2.86e-10,
+    "elsewhere": 3.30e-10,
+    "passages": 5.45e-9,
+    "nonzeros": 5.58e-9,
+    "step": 2.26e-5,
+}
+PYTORCH = {
+    "dense products": 1.75e-11,
+    "narrow products": 4.74e-12,
+    "norms": 5.60e-9,
+    "windows": 2.10e-9,
+    "pools": 6.54e-9,
+    "elsewhere": 2.94e-10,
+    "weights": 2.39e-9,
+    "calls": 9.29e-5,
+    "step": 1.11e-5,
+}
+"""Seconds a unit of what ``count_work`` counts."""
+OF_A_STEP = {"nonzeros", "weights", "calls", "step"}
+"""What does not depend on the number of samples."""
+ON_SAMPLES = {"elsewhere", "passages"}
+"""What the kernels leave to PyTorch, which sees no padding."""
+NARROW = 16
+"""Input channels below which PyTorch's convolutions are slower."""
+
+
+def kernel_seconds(counts: Mapping[str, float], samples: int) -> float:
+    """Return about what a step on a batch takes the kernels."""
+    return sum(each * counts[name] * _times(name, samples, padded(samples)) for name, each in KERNELS.items())
+
+
+def pytorch_seconds(counts: Mapping[str, float], samples: int) -> float:
+    """Return about what a step on a batch takes PyTorch."""
+    return sum(each * counts[name] * _times(name, samples, samples) for name, each in PYTORCH.items())
+
+
+def _times(name: str, samples: int, computed: int) -> int:
+    return 1 if name in OF_A_STEP else samples if name in ON_SAMPLES else computed
+
+
+def padded(samples: int) -> int:
+    """Return how many samples the kernels compute for so many."""
+    return -(-samples // TOGETHER) * TOGETHER
+
+
+def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dict[str, float]:
+    """Return what a training step does on a sample, and once (``OF_A_STEP``), of products of these densities.
+
+    products, dense products    multiply-adds at the densities, and were all dense: forward and both gradients
+    narrow products             those of convolutions of few channels, 16 / channels times each
+    maps                        numbers that products read and write
+    norms                       numbers that BatchNorms, sums and ReLUs of their own give
+    windows, pools              numbers that pools look at; that they read and write
+    elsewhere, passages         multiply-adds in layers that only PyTorch knows; numbers handed to it, and back
+    nonzeros, weights           of the products' weights, on the mask, and all
+    calls                       PyTorch's operations
+    """
+    count = dict.fromkeys((*KERNELS, *PYTORCH), 0.0)
+    count["step"] = 1
+    for layer in graph.layers:
+        out, both = _size(layer.output), sum(map(_size, (*layer.inputs, layer.output)))
+        times = 2 + any(graph.needs_grad[value] for value in layer.inputs)
+        if isinstance(layer, ProductLayer):
+            numel, of = layer.module.weight.numel(), density_of(layer)
+            dense = layer.multiply_adds * times
+            narrow = layer.kernel > 1 and layer.shape[1] < NARROW
+            some = {"products": dense * of, "dense products": dense, "maps": both, "nonzeros": numel * of}
+            some |= {"narrow products": dense * NARROW / layer.shape[1] * narrow, "weights": numel, "calls": 1}
+        elif isinstance(layer, NormLayer):
+            some = {"norms": out, "calls": 1 + (layer.module is not None)}
+        elif isinstance(layer, PoolLayer):
+            some = {"windows": out * layer.window.kernel**2, "pools": both, "calls": 1}
+        elif isinstance(layer, FallbackLayer):
+            weights = list[Tensor]() if layer.module is None else [w for w in layer.module.parameters() if w.dim() > 1]
+            numel = sum(w.numel() for w in weights)
+            area = layer.output.height * layer.output.width
+            some = {"elsewhere": numel * area * times, "passages": both, "weights": numel}
+        else:
+            some = {}
+        for name, number in some.items():
+            count[name] += number
+    return count
+
+
+def density(mask: Mapping[str, Tensor], layer: ProductLayer) -> float:
+    """Return the share of a layer's weights that training multiplies by."""
+    module, own = layer.module, mask.get(f"{layer.name}.weight")
+    if isinstance(module, SwatConv2d | SwatLinear):
+        return module.cut_weight.density
+    if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
+        own = module.weight
+    return 1.0 if own is None else int(own.count_nonzero()) / own.numel()
+
+
+def _size(value: Value) -> int:
+    return value.channels * value.height * value.width
