@@ -22,6 +22,7 @@ import performance
 import picture
 import precision
 import private_table
+import regression
 import scale
 import settings
 import topk
@@ -119,6 +120,9 @@ def filled(text: str) -> str:
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
+    def regressed(match: re.Match[str]) -> str:
+        return f"<!-- regression -->\n{regression.table()}\n<!-- end -->"
+
     def hardware(match: re.Match[str]) -> str:
         return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
 
@@ -156,6 +160,7 @@ def filled(text: str) -> str:
     text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
     text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)
     text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
+    text = re.sub(r"<!-- regression -->\n.*?<!-- end -->", regressed, text, flags=re.S)
     text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
 
     text = re.sub(r"<!-- counted: (\w+) -->.*?<!-- end -->", counted, text, flags=re.S)
