@@ -19,6 +19,7 @@ import messages_table as messages
 import node_cost
 import pack
 import performance
+import perplexity
 import picture
 import precision
 import private_table
@@ -117,6 +118,9 @@ def filled(text: str) -> str:
     def choice_(match: re.Match[str]) -> str:
         return f"<!-- choice -->\n{choice.table()}\n<!-- end -->"
 
+    def language(match: re.Match[str]) -> str:
+        return f"<!-- perplexity -->\n{perplexity.table()}\n<!-- end -->"
+
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
@@ -158,6 +162,7 @@ def filled(text: str) -> str:
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
     text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
+    text = re.sub(r"<!-- perplexity -->\n.*?<!-- end -->", language, text, flags=re.S)
     text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)
     text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
     text = re.sub(r"<!-- regression -->\n.*?<!-- end -->", regressed, text, flags=re.S)

@@ -48,6 +48,10 @@ def test_the_committed_results_show_what_they_are_said_to_show() -> None:
     reached = json.loads((ROOT / "benchmarks/results/digits05.json").read_text())["recipes"]
     mean = {name: sum(found["accuracy"]) / 3 for name, found in reached.items()}
     assert mean["flash"] >= max(mean["nst"], mean["pdst"])
+    language = json.loads((ROOT / "benchmarks/results/perplexity.json").read_text())["shakespeare_gpt"]
+    sparse, dense = (language[method]["seeds"] for method in ("flash", "fedavg"))
+    assert all(run["perplexity"] < 1.03 * dense[seed]["perplexity"] for seed, run in sparse.items())
+    assert all(run["density"] < 0.22 for run in sparse.values())
     lora = json.loads((ROOT / "benchmarks/results/lora.json").read_text())
     whole, trained, rows = lora["whole"], lora["trained"], lora["rows"]
     ours = [name for name in rows if not name.startswith("plain")]

@@ -101,7 +101,7 @@ class ViTTiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, channels, 32, 32] -> [n, classes]."""
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x[:, 0]))
