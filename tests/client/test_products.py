@@ -148,7 +148,7 @@ def test_sparse_layers_count_at_their_densities_and_all_else_as_dense() -> None:
     assert cost.products.dense - cost.products.real == out * (3 - 0.875)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "vit_tiny"])
 def test_our_own_models_are_convolutions_and_linear_layers_alone(name: str) -> None:
     sides = {"digits_net": (1, 8)} | dict.fromkeys(("resnet18", "lenet5", "feddst_net"), (3, 32))
     channels, side = sides.get(name, (1, 28))
