@@ -164,3 +164,28 @@ def test_counts_say_who_holds_what() -> None:
     expected[0, :3] = 1
     expected[1, 3] = 2
     assert torch.equal(counts(shards, LABELS, 10), expected)
+
+
+def test_parts_are_every_nth_example_or_all_of_every_nth_owners() -> None:
+    x, tests = torch.arange(10.0)[:, None], torch.arange(4.0)[:, None]
+    plain = Dataset("ten", Data(x, torch.arange(10) % 2), Data(tests, torch.arange(4) % 2), tuple("ab"))
+    halves = [plain.part(text) for text in ("1/2", "2/2")]
+    assert [half.train.x[:, 0].tolist() for half in halves] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]  # type: ignore[union-attr, call-overload]
+    assert all(len(half.test) == 4 for half in halves)
+    assert plain.part("") is plain
+    owners, test_owners = torch.tensor([0, 0, 1, 2, 2, 2, 3, 3, 4, 4]), torch.tensor([0, 1, 2, 3])
+    owned = replace(plain, group=owners, groups=tuple("vwxyz"), test_group=test_owners, columns={"n": owners * 10})
+    first, second = owned.part("1/2"), owned.part("2/2")
+    assert first.group is not None
+    assert second.group is not None
+    assert first.group.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert second.group.tolist() == [0, 1, 1]
+    assert (first.groups, second.groups) == (("v", "x", "z"), ("w", "y"))
+    assert first.columns["n"].tolist() == [0, 0, 20, 20, 20, 40, 40]
+    assert second.test_group is not None
+    assert (second.test_group.tolist(), second.test.x[:, 0].tolist()) == ([0, 1], [1, 3])  # type: ignore[union-attr, call-overload]
+    for wrong in ("0/2", "3/2", "half", "1/0"):
+        with pytest.raises(InputError, match=r"task\.part must be k/n"):
+            plain.part(wrong)
+    with pytest.raises(InputError, match=r"task\.part has no examples"):
+        plain.part("11/11")

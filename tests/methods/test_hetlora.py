@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engines import ENGINES
 from fedsieve import Data, Dataset, Run, Task, local, methods, rounds
 from fedsieve.client.lora import LoRA, LoRALinear, merge_adapters_
 from fedsieve.engine.setup import open_run
@@ -17,7 +18,7 @@ from fedsieve.runs.execution import Execution
 from fedsieve.runs.model import encode_model, open_model
 from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
-from fedsieve.types import InputError, Method, RoundContext, Update
+from fedsieve.types import InputError, Method, RoundContext, Sparse, Update
 
 SETTINGS: dict[str, Any] = {"rounds": 2, "per_round": 3, "batch": 8, "lr": 0.05}
 
@@ -233,3 +234,47 @@ def test_adapters_of_peft_train_under_every_kind_of_method() -> None:
         assert all(torch.equal(final.model[n], v) for n, v in base.items())
         assert any("lora_B" in n and v.any() for n, v in final.model.items())
         assert final.bytes_up < 3 * (4 * 4 * (16 + 12 + 12 + 8) + 400)
+
+
+def test_top_k_of_the_update_sends_the_largest_changes_and_adds_their_mean() -> None:
+    method = methods.TopK(0.75, of="update")
+    run = run_of(method, adapters=None)
+    federation = open_run(run)
+    model = federation.model()
+    state = method.init(model, torch.Generator())
+    before, names = state.params, state.sparse
+    updates = list[Update]()
+    for client in (0, 1):
+        device = federation.device(1, client, federation.model(), "cpu", {})
+        dense = methods.FedAvg().client(before, device).tree
+        changes: dict[str, Any] = {n: dense[n] - v for n, v in before.items()}  # type: ignore[operator]
+        device = federation.device(1, client, federation.model(), "cpu", {})
+        updates.append(method.client(before, device))
+        ranked = torch.cat([changes[n].flatten() for n in names]).abs().sort(descending=True).values
+        cut = ranked[-(-len(ranked) // 4) - 1]  # of n weights ceil(n / 4) are sent
+        for n, value in updates[-1].tree.items():
+            own: Any = value
+            got = own.dense() if isinstance(own, Sparse) else own
+            wanted = changes[n] * (changes[n].abs() >= cut) if n in names else changes[n]
+            torch.testing.assert_close(got, wanted)
+            changes[n] = wanted
+        updates[-1] = replace(updates[-1], tree=changes)
+    n = [update.n for update in updates]
+    after = method.aggregate(state, iter(updates), run.context(1)).params
+    for name, value in before.items():
+        sent: list[Any] = [update.tree[name] for update in updates]
+        torch.testing.assert_close(after[name], value + (n[0] * sent[0] + n[1] * sent[1]) / sum(n))
+    assert method.target_density is None
+    with pytest.raises(InputError, match="of=update sends changes"):
+        methods.TopK(deployment="pruned", of="update")
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if "pool" not in name])
+@pytest.mark.parametrize("name", ["fedavg", "topk, update", "hetlora"])
+def test_engines_give_the_same_adapters_though_interrupted(name: str, engine: str, tmp_path: Path) -> None:
+    run = run_of(METHODS[name], tiers=(0.5, 0.5) if METHODS[name].tiers else (1.0,))
+    *_, whole = rounds(run, local())
+    for execution in (Execution(until=1), Execution(resume=True)):
+        *_, final = record_run(tmp_path / "run", open_run(run), ENGINES[engine](), "x", execution)
+    assert final.bytes_down == whole.bytes_down
+    assert all(torch.equal(v, whole.model[n]) for n, v in final.model.items())

@@ -91,11 +91,15 @@ class Expected:
             raise ContractError(wrong)
 
     def fill_frozen(self, tree: Tree, frozen: Set[str]) -> Tree:
-        """Return the tree with what is frozen, as it is on the server. Raises ContractError if a client sends of it."""
+        """Return the tree with what is frozen, as it is on the server, in the order that is expected: messages of it
+        are the same before and after a checkpoint. Raises ContractError if a client sends of what is frozen.
+        """
         if names := sorted(frozen & tree.keys()):
             raise ContractError(f"{names[0]} is frozen: nobody sends it")
         bases = {name: entry.base for name, entry in self.tree.items() if not isinstance(entry, Number)}
-        return {**tree, **{name: base for name, base in bases.items() if name in frozen}}
+        filled = {**tree, **{name: base for name, base in bases.items() if name in frozen}}
+        ordered = [name for name in self.tree if name in filled] if frozen else []
+        return {name: filled[name] for name in dict.fromkeys([*ordered, *filled])}
 
     def client_chosen(self) -> list[str]:
         """Return the names of which every client sends a part of its own."""
