@@ -60,6 +60,8 @@ class MaskedWeights:
 
     def moments_of(self, weights: Weights) -> list[Tensor]:
         """Return the layer's moments, each [numel], 0 off the mask."""
+        if not weights.moments:
+            return []
         own, positions = slice(self.start, self.start + self.count), self.index.positions()
         return [torch.zeros(self.numel).index_copy_(0, positions, moment[own]) for moment in weights.moments]
 
