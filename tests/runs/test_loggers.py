@@ -162,7 +162,8 @@ def test_a_run_that_is_stopped_and_goes_on_is_logged_as_one(name: str, tmp_path:
     fedsieve.run(RUN, out, resume=True, callbacks=[kind()])
     fedsieve.run(RUN, out, resume=True, callbacks=[kind()])  # with nothing more to do
     points = READ[name](out)
-    assert {"accuracy", "loss", "bytes_up", "multiply_adds", "density", "seconds", "kernels.dense"} <= {*points}
+    assert {"accuracy", "loss", "bytes_up", "multiply_adds", "density", "seconds"} <= {*points}
+    assert {"kernels.dense", "kernels.sparse"} & {*points}  # whichever way a client trained
     assert_logged(points, rows_of(out))
 
 
