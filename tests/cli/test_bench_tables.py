@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def test_the_picture_shows_the_numbers(performance: Any, monkeypatch: pytest.Mon
 def test_a_table_shows_what_was_measured_and_wanted(performance: Any) -> None:
     wanted, effort = performance.PLAN["frozen"][1], Effort(2)
     numbers = fabricated("frozen", wanted.case, effort)
-    told = {"table": "frozen", "case": asdict(wanted.case), **performance.circumstances(effort), **numbers}
+    told = {"table": "frozen", "case": wanted.named(), **performance.circumstances(effort), **numbers}
     lines = performance.table("frozen", [told]).splitlines()
     assert lines[2] == "| 90 % | - | - | - | - | - | 4.5x | 7x | - | - |"
     assert lines[3] == "| 95 % | 5.25 % | 41.0 | 287 | 164 | 7.0x | 7x | 12x | 4.0x | 7 (2) |"

@@ -83,7 +83,7 @@ def test_kernels_from_the_command_line(tmp_path: Path, fedsieve: CommandLine) ->
     fedsieve("run", *short, "--resume")
     rows = [json.loads(row) for row in (tmp_path / "out/rounds.jsonl").read_text().splitlines()]
     assert [row["kernels"] for row in rows] == [{way: 5}, {way: 5}]
-    said = fedsieve("run", "fedavg.digits", "-s", "rounds=2").stdout
+    said = fedsieve("run", "sparsefedpp.digits", "-s", "rounds=2", "-s", "method.a=1").stdout
     assert said.count("kernels: dense, because ") == 1
     assert "because" not in fedsieve("run", "fedavg.digits", "-s", "rounds=1", "--kernels", "dense").stdout
     if not unavailable_reason():

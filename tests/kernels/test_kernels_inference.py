@@ -109,7 +109,7 @@ def error(model: nn.Module, predict: Callable[[Tensor], Tensor], x: Tensor) -> f
 @pytest.mark.parametrize("storage", CLOSE)
 @pytest.mark.parametrize(
     ("name", "density"),
-    [("resnet18", 0.05)] + [(name, d) for name in MODELS if name != "resnet18" for d in (-1, 0, 0.05, 1)],
+    [("resnet18", 0.05)] + [(name, d) for name in SHAPES if name != "resnet18" for d in (-1, 0, 0.05, 1)],
 )
 def test_models(name: str, density: float, storage: str) -> None:
     model = pruned(MODELS[name](SHAPES[name][0], 10), density)
@@ -117,6 +117,29 @@ def test_models(name: str, density: float, storage: str) -> None:
     for n in (1, 17) if name == "resnet18" else SIZES:
         assert error(model, predict, torch.randn(n, *SHAPES[name])) < CLOSE[storage]
     assert predict.reason == ("the kernels do not know softmax" if "softmax" in name else None)
+
+
+NOT_KNOWN = {
+    "resnet50": None,
+    "resnet18_groupnorm": "the kernels do not know bn1, layer1.0.bn1, ",
+    "mobilenet_v2": "the kernels do not know relu6, relu6_1, blocks.0.conv2, ",
+    "vit_tiny": "the model uses token outside a layer",
+}
+
+
+def test_all_models_are_tried() -> None:
+    assert MODELS.keys() == {*SHAPES, *NOT_KNOWN}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOT_KNOWN)
+def test_models_of_further_layers(name: str) -> None:
+    """A model that has layers which the kernels do not know is computed by itself."""
+    model, x = pruned(MODELS[name](3, 10), 0.05), torch.randn(3, 3, 32, 32)
+    predict = Predictor(model, 16)
+    assert error(model, predict, x) < CLOSE["fp32"]
+    assert (predict.reason or "").startswith(NOT_KNOWN[name] or "")
+    assert (predict.reason is None) == (NOT_KNOWN[name] is None)
 
 
 def test_a_channel_that_does_not_vary_is_divided_by_the_root_of_eps() -> None:

@@ -28,12 +28,20 @@ BRISK = Sgd(0.05, 0.9, 1e-2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_the_models(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name](SHAPES[name][0], 4)
     trainer = assert_as_dense(model, SHAPES[name], (3, 2) if name == "resnet18" else (17, 5), BRISK)
     assert trainer.fallbacks == (["softmax"] if "softmax" in name else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "fallbacks"), [("resnet50", 0), ("resnet18_groupnorm", 20), ("mobilenet_v2", 53)])
+def test_models_of_further_layers(name: str, fallbacks: int) -> None:
+    torch.manual_seed(0)
+    trainer = assert_as_dense(MODELS[name](3, 4), (3, 32, 32), (3,), BRISK)
+    assert len(trainer.fallbacks) == fallbacks
 
 
 @pytest.mark.parametrize("name", NETS)
