@@ -27,6 +27,7 @@ import regression
 import scale
 import settings
 import topk
+import whole_round
 from accuracy import LABELS, card_line, table
 
 from fedsieve.recipes.papers.parts import PaperPart, find_part
@@ -121,6 +122,9 @@ def filled(text: str) -> str:
     def language(match: re.Match[str]) -> str:
         return f"<!-- perplexity -->\n{perplexity.table()}\n<!-- end -->"
 
+    def whole(match: re.Match[str]) -> str:
+        return f"<!-- whole round -->\n{whole_round.table()}\n<!-- end -->"
+
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
@@ -161,6 +165,7 @@ def filled(text: str) -> str:
     text = re.sub(
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
+    text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
     text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
     text = re.sub(r"<!-- perplexity -->\n.*?<!-- end -->", language, text, flags=re.S)
     text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)

@@ -78,7 +78,7 @@ def overhead() -> dict[str, float]:
 
 def memory(clients: int) -> float:
     """Return the peak memory (MB) of a process that runs three rounds of ``clients`` idle clients."""
-    code = f"import round as r; list(r.run(r.idle({clients}, 3), r.local())); print(r.peak_memory_mb())"
+    code = f"import round as r; list(r.rounds(r.idle({clients}, 3), r.local())); print(r.peak_memory_mb())"
     here = Path(__file__).parent
     return float(subprocess.run([sys.executable, "-c", code], cwd=here, check=True, capture_output=True).stdout)
 
