@@ -170,6 +170,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "expanded": (lambda: Keeps(torch.zeros(1).expand(5)), r"kept is expanded .* give it .contiguous\(\)"),
     "counting": (lambda: Keeps(torch.tensor(0), lambda m, y: m.kept.add_(1)), "changes its buffer kept, which is not"),
     "a secret": (lambda: Keeps(torch.zeros(5), lambda m, y: m.kept.add_(1.0), persistent=False), "is not sent"),
+    "a scripted layer": (lambda: nn.Sequential(torch.jit.script(nn.Linear(4, 2))), "layer 0 is compiled by Torch"),
     "a hook": (hooked, "weight has a hook, which copies of the model lose: put what it does into the model's forward"),
     "frozen": (lambda: nn.Linear(4, 2).requires_grad_(False), "it has no parameter to train"),
 }  # fmt: skip

@@ -169,8 +169,21 @@ class Doubled(TinyNet):
         self.conv2.register_forward_hook(lambda module, args, output: 2 * output)
 
 
+def doubled(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return 2 * nn.Conv2d.forward(layer, x)
+
+
+class Patched(TinyNet):
+    """A layer computes by a function that it was given, as some libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2.forward = partial(doubled, self.conv2)  # type: ignore[method-assign]
+
+
 CANNOT = {
     Doubled: "conv2 has a hook",
+    Patched: "conv2 has a forward of its own",
     Tied: "fc2.weight is used more than once",
     Spare: "no layer uses spare",
     Branching: "the model cannot be traced",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,23 @@ def test_a_run_that_lasts_has_a_process_for_each_core(federation: Federation, mo
 def test_what_no_process_can_be_sent_stays_in_this_one(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "LASTING", 0)
     assert chosen(federation, replace(federation.run, task=Task(lambda: TinyNet(), blobs, 6))) == "local"
+
+
+def test_a_small_shared_memory_keeps_a_run_in_this_process(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As containers have: the pool's processes share the training examples there."""
+    monkeypatch.setattr(engines, "LASTING", 0)
+    needed = 2 * federation.dataset.train.nbytes
+    for free, engine in ((needed, "local"), (needed + 1, "pool:2")):
+        monkeypatch.setattr(engines.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert chosen(federation, federation.run) == engine
+
+
+def test_a_system_without_such_a_folder_has_room(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "LASTING", 0)
+    monkeypatch.setattr(engines, "SHARED_MEMORY", Path("/there/is/none"))
+    assert chosen(federation, federation.run) == "pool:2"
 
 
 def test_a_run_notes_the_engine_that_was_chosen(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsieve.sparse.layers import beside_plain, keep_calls_
 from fedsieve.types import InputError
 
 A, B = "lora_A.weight", "lora_B.weight"
@@ -82,6 +83,9 @@ class LoRA:
             if patterns and not found:
                 what = f"the linear layers are {', '.join([*layers][:40]) or 'none'}"
                 raise InputError(f"task.adapters.{field}={patterns} matches nothing; {what}")
+        for name in chosen:
+            if own := beside_plain(layers[name]):
+                raise InputError(f"task.adapters: one in the place of {name} would lack {own}: leave it out of modules")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in whole)
         for name in chosen:
@@ -92,7 +96,7 @@ class LoRA:
             if rng is not None:
                 nn.init.kaiming_uniform_(layer.lora_A.weight, a=math.sqrt(5), generator=rng)
             setattr(model.get_submodule(parent), last, layer)
-        return model
+        return keep_calls_(model)
 
 
 def _matches(name: str, patterns: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fedsieve.data.dataset import type_name
+from fedsieve.sparse.layers import keep_calls_
 from fedsieve.sparse.policy import undo_call
 from fedsieve.types import InputError
 from fedsieve.types.errors import error_of
@@ -23,9 +24,11 @@ def resolve_model(own: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         raise InputError(f"task.model must give a torch.nn.Module, its function gives {type_name(model)}")
     _check_plain(model)
     try:
-        return copy.deepcopy(model).to("cpu")
+        plain = copy.deepcopy(model).to("cpu")
     except Exception as error:
         raise InputError(f"the model cannot be copied ({first_line(error)})") from error
+    keep_calls_(plain)
+    return plain
 
 
 def call(what: str, function: Callable[[], object]) -> object:
@@ -60,6 +63,8 @@ def _check_plain(model: nn.Module) -> None:
         inner = "_orig_mod" if compiled else "module"
         raise InputError(f"the model is wrapped ({type_name(model)}): give what is inside, model.{inner}")
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(f"layer {path} is compiled by TorchScript, and out of reach: give the plain layer")
         if attributes := [n for n, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]:
             what = f"layer {path} has no parameter {attributes[0]!r} of its own"
             raise InputError(f"{what}, it is computed from others: call {undo_call(module, attributes[0])} first")

@@ -116,12 +116,14 @@ def model(module: object, masks: object) -> None:
         tensor(f"the mask of {name}", mask, torch.bool, *parameters[name].shape)
 
 
-def hooked(model: nn.Module) -> str:
-    """Return the first module with a hook that may change what is computed, "" if there is none."""
+def changed_calls(model: nn.Module) -> str:
+    """Return which module computes something else than its class says, by a hook or a forward; "" if none does."""
     calls = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
     for name, module in model.named_modules():
         if any(not _is_ours(hook) for kind in calls for hook in getattr(module, kind).values()):
-            return name or "the model"
+            return f"{name or 'the model'} has a hook"
+        if "forward" in vars(module):
+            return f"{name or 'the model'} has a forward of its own, which is not its class's"
     return ""
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from fedsieve.kernels.checks import Unsupported, hooked
+from fedsieve.kernels.checks import Unsupported, changed_calls
 from fedsieve.kernels.graph import (
     FallbackLayer,
     FlattenLayer,
@@ -88,8 +88,8 @@ class _Shapes(fx.Interpreter):
 
 def read_graph(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
-    if owner := hooked(model):
-        raise Unsupported(f"{owner} has a hook")
+    if why := changed_calls(model):
+        raise Unsupported(why)
     states = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
     try:
         try:

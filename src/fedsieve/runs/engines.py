@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,7 @@ OWN_ENGINES = {
 }
 
 
+SHARED_MEMORY = Path("/dev/shm")
 LASTING = 2e12
 """Multiply-adds of a run's trainings, were they dense, that outlast a pool's start: a minute or two of a core."""
 
@@ -83,12 +86,14 @@ def dense_multiply_adds(federation: Federation, rounds: int) -> float:
 
 
 def sendable(federation: Federation) -> bool:
-    """Tell whether other processes can be sent the run."""
+    """Tell whether other processes can be sent the run, and shared memory has room for its training examples twice."""
     try:
         check_sendable(federation)
+        return shutil.disk_usage(SHARED_MEMORY).free > 2 * federation.dataset.train.nbytes
     except InputError:
         return False
-    return True
+    except OSError:  # no such folder: the system has no limit of its own
+        return True
 
 
 def find_engine(execution: Execution, kinds: Mapping[str, EngineKind] = OWN_ENGINES) -> tuple[EngineKind, int]:

@@ -275,7 +275,7 @@ def no_twin(layer: nn.Module) -> str:
     if not conv and not isinstance(layer, nn.Linear):
         return "a Linear, or a Conv2d with numeric zero padding, is needed"
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    if own := _own(layer):
+    if own := beside_plain(layer):
         remedy = "leave it out of method.policy, or take flash, pdst, nst or topk"
         return f"a plain layer in its place would lack {own}: {remedy}"
     return ""
@@ -292,7 +292,7 @@ def _replace_(model: nn.Module, name: str, conv2d: Twin, linear: Twin, *options:
     setattr(parent, path.rpartition(".")[2], new)
 
 
-def _own(layer: nn.Conv2d | nn.Linear) -> str:
+def beside_plain(layer: nn.Conv2d | nn.Linear) -> str:
     """Return what a layer has beside that of PyTorch: a forward, hooks, parameters or other parts; "" if nothing."""
     base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     calls = ("__call__", "forward", "_conv_forward")  # what computes in a layer of PyTorch's
@@ -302,6 +302,19 @@ def _own(layer: nn.Conv2d | nn.Linear) -> str:
     more = [name for name, _ in parts if name not in ("weight", "bias")]
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return f"its own {more[0]}" if more else "its hooks" if hooks else ""
+
+
+def keep_calls_(model: nn.Module) -> nn.Module:
+    """Let PyTorch's encoder layers call layers that are no plain ones, such as adapters; return the model.
+
+    In tests an encoder layer else computes with its parts' weights, and calls none, unless one has a hook.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            parts = module.linear1, module.linear2, module.self_attn.out_proj
+            if any(type(part) not in (nn.Linear, type(nn.MultiheadAttention(1, 1).out_proj)) for part in parts):
+                module.register_forward_hook(_pass)
+    return model
 
 
 def _pass(*_: object) -> None:
