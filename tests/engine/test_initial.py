@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from engines import ENGINES
 from fedsieve import InputError, Run, open_run, rounds
+from fedsieve.client.lora import LoRA
 from fedsieve.engine.engines import local
 from fedsieve.engine.federation import described
-from fedsieve.methods import SparseFedPP, TopK
+from fedsieve.methods import FedAvg, SparseFedPP, TopK
 from fedsieve.recipes import apply_settings
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.recorder import record_run
@@ -97,6 +98,22 @@ def test_every_engine_starts_from_them(engine: str) -> None:
     assert equal(found, expected)
     (other,) = (r.model for r in rounds(run_from("", METHODS["flash"]), local()) if r.t == 1)
     assert not equal(other, expected)
+
+
+def test_a_run_of_adapters_is_a_beginning_with_these_merged(tmp_path: Path) -> None:
+    """Of another run of adapters, too, which begins where the first ended."""
+    adapters = LoRA(rank=2, alpha=6, modules="fc1")
+    task = replace(tiny_run(FedAvg()).task, model=TinyNet, init=start(), adapters=adapters)
+    first = replace(tiny_run(FedAvg(), rounds=2), task=task)
+    list(record_run(tmp_path / "run", open_run(first), local(), "x"))
+    own = load_file(tmp_path / "run/model.safetensors")
+    assert own["fc1.lora_B.weight"].abs().max() > 0
+    again = open_run(replace(first, task=replace(task, init=str(tmp_path / "run"))))
+    model = again.model()
+    expected = own["fc1.weight"] + 3 * own["fc1.lora_B.weight"] @ own["fc1.lora_A.weight"]
+    assert torch.allclose(model.get_parameter("fc1.weight"), expected, atol=1e-6)
+    assert not model.get_parameter("fc1.lora_B.weight").any()
+    assert torch.equal(model.get_parameter("conv1.weight"), own["conv1.weight"])
 
 
 def test_half_precision_is_widened_and_batchnorms_counter_may_be_missing() -> None:

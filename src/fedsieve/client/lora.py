@@ -58,7 +58,7 @@ class LoRA:
     rank: int = 8
     """The rows of A, and columns of B."""
     alpha: float = 16.0
-    """What BA is multiplied with, times the rank."""
+    """BA is multiplied with alpha / rank."""
     modules: str = "*"
     """Which linear layers have one: names and patterns, by commas (``"*.qkv,*.proj"``)."""
     trained: str = ""

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedsieve.client.lora import A as LORA_A
+from fedsieve.client.lora import B as LORA_B
 from fedsieve.data.dataset import type_name
 from fedsieve.data.storage import read_json, regular
 from fedsieve.types import InputError, Params, Sparse
@@ -170,7 +172,7 @@ def _pickle(path: Path) -> InputError:
 
 def _of_folder(folder: Path) -> Params:
     if (whole := folder / "model.safetensors").is_file():
-        return read_weights(whole)
+        return _merged(read_weights(whole), folder)
     if (folder / INDEX).is_file():
         index = (read_json(folder / INDEX) or {}).get("weight_map")
         parts = sorted({str(part) for part in index.values()}) if isinstance(index, dict) else []
@@ -180,6 +182,24 @@ def _of_folder(folder: Path) -> Params:
     if pickles := sorted(p for p in folder.iterdir() if p.suffix.lower() in PICKLES):
         raise _pickle(pickles[0])
     raise InputError(f"task.init: {folder} has no model.safetensors: finish the run there, or name another folder")
+
+
+def _merged(weights: Params, run: Path) -> Params:
+    """Return the weights of a run that trained adapters with these merged, as its export has them; others as they are.
+
+    Adapters that a run of a user's model had, such as peft's, are that model's own.
+    """
+    manifest: Any = read_json(run / "run.json") or {}
+    fields = manifest.get("run", {}).get("task", {}).get("adapters")
+    if not fields:
+        return weights
+    scale = fields["alpha"] / fields["rank"]
+    plain = {name: value for name, value in weights.items() if not name.endswith((LORA_A, LORA_B))}
+    for name, a in weights.items():
+        if name.endswith(LORA_A):
+            layer = name.removesuffix(LORA_A)
+            plain[f"{layer}weight"] = weights[f"{layer}weight"] + scale * (weights[f"{layer}{LORA_B}"] @ a)
+    return plain
 
 
 def read_fsv(path: Path) -> tuple[bytes, dict[str, Tensor | Sparse]]:
