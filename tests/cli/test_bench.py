@@ -364,6 +364,7 @@ def test_a_step_from_the_command_line(tmp_path: Path) -> None:
     ("words", "part"),
     [
         (("step", "--model", "vgg"), "unknown model 'vgg'; there are resnet18, leaf_cnn"),
+        (("infer", "--model", "runs/none"), "or a run directory, a .fsv file or a hub folder that is there"),
         (("step", "--sparsity", "0.9,x"), "--sparsity takes a number, or several"),
         (("step", "--sparsity", "1"), "sparsity must lie in [0, 1)"),
         (("step", "--rule", "top"), "unknown rule 'top'"),

@@ -71,6 +71,7 @@ def test_booleans() -> None:
         ("method.sparsity=1.2", r"sparsity must lie in \[0, 1\), got 1.2"),
         ("method.budget=flat", "method.budget must be one of uniform, erk, got 'flat'"),
         ("rounds.x=3", "unknown field 'rounds.x': int has no fields"),
+        ("task.adapters.rank=4", "unknown field 'task.adapters.rank': choose it first, -s task.adapters=..."),
         ("method=zerofl", "method cannot be set with -s"),
         ("per_round=7", "per_round is 7 but there are only 6 clients"),
         ("=3", "unknown field ''"),

@@ -108,7 +108,7 @@ def _replaced(node: Any, changes: Changes, path: str) -> Any:
     for part, below in changes.items():
         name = f"{path}.{part}" if path else part
         if part not in known:
-            has = f"{type(node).__name__} has {', '.join(known)}" if known else f"{type(node).__name__} has no fields"
+            has = f"{type(node).__name__} has {', '.join(known)}" if known else _without_fields(node, path)
             raise InputError(f"unknown field {name!r}: {has}")
         value = getattr(node, part)
         if TEXT in below:
@@ -116,6 +116,11 @@ def _replaced(node: Any, changes: Changes, path: str) -> Any:
         deeper = {key: tree for key, tree in below.items() if key != TEXT}
         values[part] = _replaced(value, deeper, name) if deeper else value
     return replace(node, **values)
+
+
+def _without_fields(node: Any, path: str) -> str:
+    """Return why a value has no settings of its own, with the remedy where it is one that is to be chosen first."""
+    return f"choose it first, -s {path}=..." if node is None else f"{type(node).__name__} has no fields"
 
 
 def _parsed(text: str, kind: Any, name: str) -> Any:

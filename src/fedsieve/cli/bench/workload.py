@@ -223,4 +223,5 @@ def instruction_set() -> str:
 
 def _check(what: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
     if value not in known:
-        raise InputError(f"unknown {what} {value!r}; there are {', '.join(known)}")
+        other = ", or a run directory, a .fsv file or a hub folder that is there" if what == "model" else ""
+        raise InputError(f"unknown {what} {value!r}; there are {', '.join(known)}{other}")
