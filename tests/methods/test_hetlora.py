@@ -13,6 +13,7 @@ from engines import ENGINES
 from fedsieve import Data, Dataset, Run, Task, local, methods, rounds
 from fedsieve.client.lora import LoRA, LoRALinear, merge_adapters_
 from fedsieve.engine.setup import open_run
+from fedsieve.methods import hetlora
 from fedsieve.recipes import apply_settings, load_recipe
 from fedsieve.runs.execution import Execution
 from fedsieve.runs.model import encode_model, open_model
@@ -278,3 +279,25 @@ def test_engines_give_the_same_adapters_though_interrupted(name: str, engine: st
         *_, final = record_run(tmp_path / "run", open_run(run), ENGINES[engine](), "x", execution)
     assert final.bytes_down == whole.bytes_down
     assert all(torch.equal(v, whole.model[n]) for n, v in final.model.items())
+
+
+def test_adapters_of_convolutions_and_embeddings_have_ranks_too() -> None:
+    """As peft names and shapes them: a convolution's B is 1 x 1, so that B A is a kernel of the whole size."""
+    a, b = torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1)
+    rows, columns = torch.randn(2, 7), torch.randn(4, 2)
+    params = {
+        "c.lora_A.default.weight": a,
+        "c.lora_B.default.weight": b,
+        "e.lora_embedding_A.default": rows,
+        "e.lora_embedding_B.default": columns,
+    }
+    kernel = torch.einsum("or,rikl->oikl", b[:, :, 0, 0], a)
+    expected = (kernel.square().sum() + (columns @ rows).square().sum()).sqrt()
+    assert hetlora._norm(params) == pytest.approx(float(expected), rel=1e-5)
+    for (name, value), shape in zip(params.items(), [(4, 3, 3, 3), (5, 4, 1, 1), (4, 7), (4, 4)], strict=True):
+        padded = hetlora._padded(name, value, 4)
+        assert padded.shape == shape
+        axis = hetlora._axis(name)
+        assert axis is not None
+        assert torch.equal(padded.narrow(axis, 0, 2), value)
+        assert not padded.narrow(axis, 2, 2).any()

@@ -87,17 +87,22 @@ class HetLoRA(Method[ServerState]):
 
 def _axis(name: str) -> int | None:
     """Return along which dimension of an adapter its rank lies: rows of A, columns of B; None of any other tensor."""
-    return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+    return next(
+        (axis for axis, mark in enumerate("AB") if f".lora_{mark}." in name or f"_embedding_{mark}" in name), None
+    )
 
 
 def _padded(name: str, value: Tensor, rank: int) -> Tensor:
     """Return an adapter's part with zeros up to a rank; any other tensor as it is."""
     if (axis := _axis(name)) is None:
         return value
-    return nn.functional.pad(value, [0, 0, 0, rank - len(value)] if axis == 0 else [0, rank - value.shape[1]])
+    shape = (*value.shape[:axis], rank - value.shape[axis], *value.shape[axis + 1 :])
+    return torch.cat([value, value.new_zeros(shape)], axis)
 
 
 def _norm(params: Params) -> float:
     """Return the Frobenius norm of all BA together: |BA|^2 is the sum over (B^T B) * (A A^T)."""
-    pairs = [(a.double(), params[n.replace("lora_A", "lora_B")].double()) for n, a in params.items() if _axis(n) == 0]
+    both = [(a, params[n.replace("lora_A", "lora_B").replace("_embedding_A", "_embedding_B")])
+            for n, a in params.items() if _axis(n) == 0]  # fmt: skip
+    pairs = [(a.double().flatten(1), b.double().flatten(1)) for a, b in both]  # convolutions' B is 1 x 1
     return math.sqrt(max(sum(float(((b.T @ b) * (a @ a.T)).sum()) for a, b in pairs), 0.0))
