@@ -150,6 +150,14 @@ MISTAKES = {
     "not a function": (("run", "mine.py:not_a_function"), "mine.py has no function 'not_a_function'"),
     "a wrong recipe": (("run", "mine.py:wrong"), "rounds must be at least 1"),
     "not a recipe": (("run", "other.py:number"), "other.py:number returns no Run"),
+    "a recipe that fails": (
+        ("run", "other.py:wrong"),
+        "other.py:wrong: wrong fails (TypeError: Run.__init__() got an unexpected keyword argument 'lrr', other.py l",
+    ),
+    "a file that fails": (
+        ("run", "failing.py:recipe"),
+        "failing.py cannot be loaded: ZeroDivisionError in line 2: d",
+    ),
     "a recipe with arguments": (("run", "other.py:needs"), "cannot be called without arguments"),
     "a name of another module": (("run", "random.py:recipe"), "random.py has the name of another module"),
     "a name that is no module's": (("run", "my.net.py:recipe"), "my.net.py cannot be imported: rename it"),
@@ -183,7 +191,9 @@ def test_a_mistake_is_one_line_that_names_it(
     name: str, tmp_path: Path, fedsieve: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text(f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})\n{MINE}")
-    (tmp_path / "other.py").write_text("def number():\n    return 3\n\ndef needs(x):\n    return x\n")
+    wrong = "def wrong():\n    from fedsieve import Run\n    return Run(lrr=1)\n"
+    (tmp_path / "other.py").write_text(f"def number():\n    return 3\n\ndef needs(x):\n    return x\n\n{wrong}")
+    (tmp_path / "failing.py").write_text("def recipe(): ...\n1 / 0\n")
     (tmp_path / "missing.py").write_text("import nowhere\n")
     for file in ("random.py", "my.net.py"):
         (tmp_path / file).write_text("def recipe(): ...\n")

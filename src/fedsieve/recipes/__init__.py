@@ -12,11 +12,13 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedsieve.engine import Run
 from fedsieve.recipes.catalogue import Recipe, recipes
 from fedsieve.types import InputError
+from fedsieve.types.errors import error_of
 
 __all__ = ["Recipe", "apply_settings", "load_model", "load_recipe", "recipes"]
 
@@ -47,7 +49,12 @@ def _find_run(name: str) -> Run:
         inspect.signature(function).bind()
     except TypeError as error:
         raise InputError(f"{name} cannot be called without arguments ({error}): a recipe takes none") from None
-    run = function()
+    try:
+        run = function()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: {error_of(function, error)}") from error
     if not isinstance(run, Run):
         raise InputError(f"{name} returns no Run but {type(run).__name__}: a recipe is a function that returns a Run")
     return run
@@ -74,6 +81,10 @@ def _load_function(path: str, function: str) -> Callable[[], object]:
         raise InputError(f"{path} cannot be loaded: SyntaxError in line {error.lineno}: {error.msg}") from None
     except ImportError as error:
         raise InputError(f"{path} cannot be loaded: {error}") from None
+    except Exception as error:
+        line = next((f.lineno for f in reversed(extract_tb(error.__traceback__)) if Path(f.filename) == file), 0)
+        what = f"{type(error).__name__} in line {line}: {error}"
+        raise InputError(f"{path} cannot be loaded: {what}") from error
     if Path(module.__file__ or "").resolve() != file:
         raise InputError(f"{path} has the name of another module: rename the file")
     recipe: Callable[[], object] | None = getattr(module, function, None)
