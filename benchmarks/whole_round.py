@@ -57,12 +57,12 @@ def measured(recipe: str, settings: tuple[str, ...], root: Path) -> Row:
     federation = open_run(run, root)
     streams = {way: timed(rounds(federation, local(kernels=way), kernels=way)) for way in ("dense", "auto")}
     best: dict[str, tuple[float, float, float]] = {}
-    counted = 0
-    while counted < ROUNDS:
+    timed_rounds = 0
+    while timed_rounds < ROUNDS:
         pairs = {way: next(stream) for way, stream in streams.items()}
         if pairs["auto"][1].t < 1:
             continue
-        counted += 1
+        timed_rounds += 1
         for way, (seconds, round_) in pairs.items():
             now = seconds, seconds - round_.cpu_seconds, round_.ms_per_step or 0.0
             best[way] = tuple(map(min, now, best.get(way, now)))  # type: ignore[assignment]

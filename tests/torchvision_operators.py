@@ -13,9 +13,9 @@ import torch
 DECLARED: list[torch.library.Library] = []
 """What declares the operators: they go with it."""
 
-if (found := find_spec("torchvision")) and found.origin:
+if (spec := find_spec("torchvision")) and spec.origin:
     try:
-        torch.ops.load_library(Path(found.origin).parent / "_C.so")
+        torch.ops.load_library(Path(spec.origin).parent / "_C.so")
     except OSError:
         DECLARED.append(torch.library.Library("torchvision", "DEF"))
         for name in ("nms", "qnms"):

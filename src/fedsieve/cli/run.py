@@ -52,9 +52,9 @@ def start_run(recipe: str, settings: list[str], execution: Execution, *, keep_ke
     if folder and keep_kernels:
         execution = as_begun(folder, execution)
     execution.quorum.check(run)
-    asked = execution.engine
+    by_auto = execution.engine == "auto"
     clients, (federation, engine, number, execution) = ClientProgress(), open_ready(run, execution, ENGINES)
-    if asked == "auto" and execution.engine != "local":
+    if by_auto and execution.engine != "local":
         typer.echo(f"engine auto: {execution.engine}, a process for each core; the bits are those of local", err=True)
     folder = folder or run_folder(recipe, resume=False)
     new = not (folder / MANIFEST).exists()

@@ -9,6 +9,7 @@ parameters: its state, copies and pickles are those of the plain model.
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
@@ -24,7 +25,7 @@ Activations: TypeAlias = Literal["always", "where_possible"]
 its own."""
 
 
-class WeightRule:
+class WeightRule(ABC):
     """What makes of one parameter the weight that a forward pass computes with."""
 
     step = 0
@@ -32,9 +33,9 @@ class WeightRule:
     exact = True
     """Whether the next step cuts exactly."""
 
+    @abstractmethod
     def weight(self, w: Tensor) -> Tensor:
         """Return the weight that a test computes with, of the parameter ``w``."""
-        raise NotImplementedError
 
     def of_step(self, w: Tensor) -> Tensor:
         """Return the weight of the next training step."""
@@ -42,6 +43,7 @@ class WeightRule:
 
     def restart(self) -> None:
         """Forget thresholds: the next step cuts exactly, as at the start of a client's training."""
+        self.step = 0
 
     def thresholds(self) -> list[Tensor]:
         """Return the thresholds that a step may change and a later one reads."""
