@@ -46,7 +46,8 @@ class Line:
 
     def named(self) -> dict[str, Any]:
         """Return the case as results name it: none is of a trained model."""
-        return {name: value for name, value in asdict(self.case).items() if name != "recipe"}
+        later = {"recipe": "", "unit": 1}
+        return {name: value for name, value in asdict(self.case).items() if name not in later or value != later[name]}
 
 
 PLAN: dict[str, list[Line]] = {

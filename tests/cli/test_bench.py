@@ -38,6 +38,7 @@ KEYS = [
     "ratio_bf16",
     "samples_kept",
     "samples_dropped",
+    "unit",
     "clock",
     "peak_mb_sparse",
     "peak_mb_dense",

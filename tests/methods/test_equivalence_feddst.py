@@ -15,8 +15,8 @@ from fedsieve.client.gradients import gradient
 from fedsieve.client.training import load_
 from fedsieve.methods import FedDST
 from fedsieve.server.aggregate import mean_over_holders
-from fedsieve.sparse.masks import prune_grow
 from fedsieve.sparse.policy import density_within, erdos_renyi_sparsity
+from fedsieve.sparse.regrowth import prune_grow
 from fedsieve.types import Device, InputError, RoundContext, Sparse, Tree, rng
 from oracles import reference as ref
 from oracles import reference_dynamic as dynamic

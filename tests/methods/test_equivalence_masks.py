@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 
 from fedsieve.server.aggregate import mean_over_holders
 from fedsieve.sparse.masks import (
-    apportion,
     gather_values,
     global_top,
     layer_counts,
     mismatch,
-    prune_regrow,
     random_masks,
     recalibrate,
 )
+from fedsieve.sparse.regrowth import apportion, prune_regrow
 from fedsieve.types import Mask, Params
 from oracles import reference as ref
 from oracles import reference_sparse as sparse

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedsieve.client import training
-from fedsieve.sparse.masks import GrowthShare
+from fedsieve.sparse.regrowth import GrowthShare
 from fedsieve.types import Data, Device, Mask, Method, Params, Tree, Update
 from fedsieve.wire import decode, encode
 from oracles import reference as ref
@@ -80,9 +80,11 @@ class Watch:
         self._updates: list[MaskUpdate] = []
         original = training.prune_regrow
 
-        def prune_regrow(weights: Params, mask: Mask, p: float, share: GrowthShare, g: torch.Generator) -> Any:
+        def prune_regrow(
+            weights: Params, mask: Mask, p: float, share: GrowthShare, g: torch.Generator, unit: int
+        ) -> Any:
             before = numpy_masks(mask)
-            left, after = original(weights, mask, p, share, g)
+            left, after = original(weights, mask, p, share, g, unit)
             self._updates.append(MaskUpdate(before, p, numpy_masks(after)))
             return left, after
 

@@ -19,19 +19,18 @@ from fedsieve.methods import DNR, FLASH, NST, PDST, HeteroFLASH, SparseFedPP, To
 from fedsieve.sparse.masks import (
     EmptyLayer,
     apply_mask,
-    apportion,
     gather_values,
     layer_counts,
     masks_from_spec,
     mismatch,
     pack_bits,
-    prune_regrow,
     random_masks,
     recalibrate,
     scatter_values,
     unpack_bits,
 )
 from fedsieve.sparse.policy import select_weights
+from fedsieve.sparse.regrowth import apportion, prune_regrow
 from fedsieve.types import Device, InputError, RoundContext, Update, rng
 from fedsieve.wire import decode, encode
 from tiny import TinyNet, blobs, tiny_run

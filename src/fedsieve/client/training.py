@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.client.optimizers import torch_optimizer
-from fedsieve.sparse.masks import GrowthShare, prune_regrow
 from fedsieve.sparse.policy import floats_of, has_frozen_statistics, norm_parameters
+from fedsieve.sparse.regrowth import GrowthShare, prune_regrow
 from fedsieve.types import Device, Examples, InputError, Mask, Params, Steps, apply_model, compute_loss, leaves
 from fedsieve.types.optimizers import SGD, AdamW
 
@@ -300,18 +300,18 @@ def load_(model: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
 
 
 def train_on_mask(
-    device: Device, mask: Mask, rates: Mapping[int, float] | None = None, share: GrowthShare = "mean"
+    device: Device, mask: Mask, rates: Mapping[int, float] | None = None, share: GrowthShare = "mean", unit: int = 1
 ) -> tuple[dict[str, float], Mask]:
-    """Train ``device.model`` on a mask; after step s, prune and regrow at the rate ``rates[s]``.
+    """Train ``device.model`` on a mask; after step s, prune and regrow at the rate ``rates[s]``, in units of channels.
 
     Without rates the mask is frozen. Returns the metrics and the mask at the end.
     """
-    moves = {step: partial(_dnr, device, p, share) for step, p in (rates or {}).items() if p}
+    moves = {step: partial(_dnr, device, p, share, unit) for step, p in (rates or {}).items() if p}
     return train_on_masks(device, mask, moves)
 
 
-def _dnr(device: Device, p: float, share: GrowthShare, weights: Params, mask: Mask) -> tuple[Params, Mask]:
-    return prune_regrow(weights, mask, p, share, device.rng)
+def _dnr(device: Device, p: float, share: GrowthShare, unit: int, weights: Params, mask: Mask) -> tuple[Params, Mask]:
+    return prune_regrow(weights, mask, p, share, device.rng, unit)
 
 
 def train_on_masks(device: Device, mask: Mask, moves: Mapping[int, MaskMove]) -> tuple[dict[str, float], Mask]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -22,19 +22,20 @@ from fedsieve.client.gradients import gradient
 from fedsieve.client.training import epoch_ends, load_, params_of, train_on_masks
 from fedsieve.server.aggregate import LearnedMaskState, tensors
 from fedsieve.sparse.masks import (
-    GrowthPool,
     InitialMask,
     apply_mask,
     initial_mask,
     layer_counts,
     masked_bytes,
     misplaced,
-    prune_grow,
     supports,
     to_sparse,
+    wrong_units,
 )
 from fedsieve.sparse.policy import density_within, erdos_renyi_sparsity, select_weights, uniform_densities
-from fedsieve.types import Device, InputError, Mask, Method, Params, RoundContext, Tree, Update
+from fedsieve.sparse.regrowth import GrowthPool, prune_grow
+from fedsieve.sparse.units import check_channels, check_unit, unit_count
+from fedsieve.types import LATER, Device, InputError, Mask, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 from fedsieve.types.errors import check_interval
 
@@ -63,8 +64,11 @@ class FedDST(Method[LearnedMaskState]):
     squared: bool = False
     """Whether z is multiplied by alpha once more (the authors' code)."""
     policy: str = "all"
+    unit: int = field(default=1, metadata=LATER)
+    """How many successive output channels share the mask's pattern (``sparse.units``)."""
 
     def __post_init__(self) -> None:
+        check_unit(self.unit)
         for name, value in (("density", self.density), ("end", self.end)):
             check_interval(name, value, "(0, 1]")
         check_interval("alpha", self.alpha, "[0, 1)")
@@ -92,18 +96,19 @@ class FedDST(Method[LearnedMaskState]):
         return self.alpha * z if self.squared else z
 
     def counts(self, model: nn.Module, pruned: float = 0.0) -> Tensor:
-        """Return int64 [layers], how many weights layers keep, of masks of which the share ``pruned`` is gone."""
+        """Return int64 [layers], how many units layers keep, of masks of which the share ``pruned`` is gone."""
         names = select_weights(self.policy, model)
         like = {name: model.get_parameter(name) for name in names}
         d = (density_within(model, names, self.density) if self.of == "all" else self.density) * (1 - pruned)
         layers = erdos_renyi_sparsity(like, names, d) if self.budget == "erk" else uniform_densities(names, d)
-        return layer_counts(layers, like)
+        return layer_counts(layers, like, self.unit)
 
     def init(self, model: nn.Module, rng: torch.Generator) -> LearnedMaskState:
         """Choose the first mask, and keep the fresh model's weights on it."""
         params, names, counts = params_of(model), select_weights(self.policy, model), self.counts(model)
-        mask = initial_mask(self.first_mask, params, names, counts, rng)
-        return LearnedMaskState(apply_mask(params, mask), sparse=names, mask=mask, counts=counts)
+        check_channels(model, names, self.unit)
+        mask = initial_mask(self.first_mask, params, names, counts, rng, self.unit)
+        return LearnedMaskState(apply_mask(params, mask), sparse=names, mask=mask, counts=counts, unit=self.unit)
 
     def broadcast(self, state: LearnedMaskState, context: RoundContext) -> Tree:
         """Send the weights on the mask, and their positions: a client may not have been asked since it moved."""
@@ -122,13 +127,14 @@ class FedDST(Method[LearnedMaskState]):
         """Return what is left of the weights on a mask that moves by the gradients of one batch, and that mask."""
         g = gradient(device, torch.randperm(len(device.data), generator=device.rng)[: device.batch])
         numbers = self.counts(device.model, self.rate(device.round, device.rounds))
-        return prune_grow(weights, mask, g, numbers, self.counts(device.model), self.growth)
+        return prune_grow(weights, mask, g, numbers, self.counts(device.model), self.growth, self.unit)
 
     def expected(self, state: LearnedMaskState, context: RoundContext) -> Expected:
         """Expect as many weights of each layer as it may have; on the server's mask, in rounds that do not move it."""
-        most = dict(zip(state.mask, state.counts.tolist(), strict=True))
-        moves = self.rate(context.round, context.rounds)
-        return Expected(expect_weights(state.params, most), rule=None if moves else partial(misplaced, state.mask))
+        most = {name: k * self.unit for name, k in zip(state.mask, state.counts.tolist(), strict=True)}
+        moves, units = self.rate(context.round, context.rounds), int(state.counts.sum())
+        on_units = partial(wrong_units, self.unit, state.sparse, units) if self.unit > 1 else None
+        return Expected(expect_weights(state.params, most), rule=on_units if moves else partial(misplaced, state.mask))
 
     def aggregate(self, state: LearnedMaskState, updates: Iterable[Update], context: RoundContext) -> LearnedMaskState:
         """Average every weight over those who hold it, and keep of each layer the largest that anybody holds."""
@@ -136,6 +142,7 @@ class FedDST(Method[LearnedMaskState]):
 
     def paper_bytes(self, model: nn.Module) -> float:
         """Return four bytes for each value on the mask and outside the policy's layers; a mask costs a bit for each."""
-        names, counts = select_weights(self.policy, model), self.counts(model)
-        sizes = sum(model.get_parameter(name).numel() for name in names)
-        return masked_bytes(model, names, int(counts.sum()) / sizes)
+        names, counts = select_weights(self.policy, model), self.counts(model).tolist()
+        like = [model.get_parameter(name) for name in names]
+        kept = sum(k * v.numel() / unit_count(v.shape, self.unit) for k, v in zip(counts, like, strict=True))
+        return masked_bytes(model, names, kept / sum(v.numel() for v in like))

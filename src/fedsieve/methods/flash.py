@@ -22,7 +22,6 @@ from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
 from fedsieve.server.aggregate import Average, MaskedState, ServerOptimizer, Weighting, mean, mean_over_holders
 from fedsieve.sparse.masks import (
     ExcessRule,
-    GrowthShare,
     MaskDraw,
     apply_mask,
     draw_counts,
@@ -36,6 +35,8 @@ from fedsieve.sparse.masks import (
     unpack_subset,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.sparse.regrowth import GrowthShare
+from fedsieve.sparse.units import check_channels, check_unit, unit_count, units_of
 from fedsieve.types import LATER, Device, InputError, Mask, Method, Params, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, Number, Whole, expect_weights
 from fedsieve.types.errors import check_interval
@@ -50,6 +51,7 @@ class _TwoStages(Method[MaskedState]):
     share: GrowthShare
     excess: ExcessRule
     draw: MaskDraw
+    unit: int
     server: ServerOptimizer = Average()
 
     def __post_init__(self) -> None:
@@ -59,6 +61,7 @@ class _TwoStages(Method[MaskedState]):
                 f"and {self.E_d}"
             )
         check_interval("p", self.p, "[0, 1)")
+        check_unit(self.unit)
 
     @property
     @abstractmethod
@@ -78,10 +81,11 @@ class _TwoStages(Method[MaskedState]):
     def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
         """Start stage 1: a common random mask of uniform density; the weights stay whole, to be masked anew (L1-2)."""
         params, names = params_of(model), select_weights(self.policy, model)
-        seed = torch.randint(2**62, (), generator=rng)
-        several = (draw_counts(self.draw, int(seed), uniform_densities(names, d), params) for d in self.densities)
-        counts = torch.stack([*several])
-        return MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(1))
+        check_channels(model, names, self.unit)
+        seed, several = torch.randint(2**62, (), generator=rng), (uniform_densities(names, d) for d in self.densities)
+        counts = torch.stack([draw_counts(self.draw, int(seed), layers, params, self.unit) for layers in several])
+        drawn = {"seed": seed, "counts": counts, "stage": torch.tensor(1)}
+        return MaskedState(params, self.server.init(params), names, **drawn, unit=self.unit)
 
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
         """Send the stage, the values on a device class's mask, and what the mask is drawn from."""
@@ -90,11 +94,11 @@ class _TwoStages(Method[MaskedState]):
 
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
-        mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model))
+        mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model), self.unit)
         mask = unpack_subset(down["subset"], mask) if "subset" in down else mask
         load_(device.model, scatter_values(down["params"], mask))
         if down["stage"] == 1:
-            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share)
+            return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share, self.unit)
         metrics, _ = train_on_mask(device, mask)
         return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)
 
@@ -107,7 +111,7 @@ class _TwoStages(Method[MaskedState]):
             larger, layers = layers, recalibrate(layers, sizes, d, self.excess)
             if i:  # nested, also where clipping left the larger mask short of its density
                 layers = {name: min(v, larger[name]) for name, v in layers.items()}
-            counts.append(draw_counts(self.draw, int(seed), layers, state.params))
+            counts.append(draw_counts(self.draw, int(seed), layers, state.params, self.unit))
         masked = replace(state, seed=seed, counts=torch.stack(counts), stage=torch.tensor(2))
         return replace(masked, params=apply_mask(state.params, masked.mask))
 
@@ -133,6 +137,8 @@ class FLASH(_TwoStages):
     server: ServerOptimizer = Average()
     draw: MaskDraw = field(default="exact", metadata=LATER)
     """How many weights a layer of a mask keeps: its share, or as a coin for every weight says (the authors' code)."""
+    unit: int = field(default=1, metadata=LATER)
+    """How many successive output channels share the mask's pattern (``sparse.units``)."""
 
     def __post_init__(self) -> None:
         check_interval("density", self.density, "(0, 1]")
@@ -178,6 +184,8 @@ class HeteroFLASH(_TwoStages):
     subset: Literal["random", "magnitude"] = field(default="random", metadata=LATER)
     """Which weights of the largest mask a smaller one keeps: random ones, for good, or in every round anew those of the
     server's largest magnitudes (the authors' code)."""
+    unit: int = field(default=1, metadata=LATER)
+    """How many successive output channels share the masks' pattern (``sparse.units``)."""
 
     def __post_init__(self) -> None:
         for d in self.densities:
@@ -228,7 +236,7 @@ class HeteroFLASH(_TwoStages):
         """Return the mask of a device class: drawn, or of the largest mask the weights of the largest magnitudes."""
         if not self._chosen(state, tier):
             return state.mask_of(tier)
-        return largest_on(state.params, state.mask, state.counts[tier])
+        return largest_on(state.params, state.mask, state.counts[tier], self.unit)
 
     def _chosen(self, state: MaskedState, tier: int) -> bool:
         """Tell whether a device class's mask is chosen by magnitude."""
@@ -244,12 +252,13 @@ def _held(masks: Sequence[Mask], update: Update) -> tuple[Params, Mask]:
     return scatter_values({name: v for name, v in update.tree.items() if name != "tier"}, mask), mask
 
 
-def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthShare) -> Update:
-    """Learn a mask by DNR, its rate falling from ``p`` to 0, and answer with its density in every layer."""
+def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthShare, unit: int) -> Update:
+    """Learn a mask by DNR, its rate falling from ``p`` to 0, and answer with its density, of units, in every layer."""
     epoch, steps = epoch_ends(device)
     rates = {step: p * (1 - step / steps) for step in range(epoch, steps, epoch)}
-    metrics, mask = train_on_mask(device, dict(mask), rates, share)
-    sensed = torch.tensor([int(own.sum()) / own.numel() for own in mask.values()], dtype=torch.float64)
+    metrics, mask = train_on_mask(device, dict(mask), rates, share, unit)
+    units = [units_of(own, unit) for own in mask.values()]
+    sensed = torch.tensor([int(own.sum()) / own.numel() for own in units], dtype=torch.float64)
     if not math.isfinite(metrics.get("loss", 0.0)):
         sensed.fill_(torch.nan)  # what a diverged training sensed is not to be taken
     return Update({"sensed": sensed}, len(device.data), metrics)
@@ -257,13 +266,13 @@ def _sensed(device: Device, mask: Mapping[str, Tensor], p: float, share: GrowthS
 
 def _sensing(state: MaskedState) -> Expected:
     """Expect the density of every layer after DNR: no layer is empty, and in all they keep what they started with."""
-    sizes = torch.tensor([state.params[name].numel() for name in state.sparse], dtype=torch.float64)
+    sizes = torch.tensor([unit_count(state.params[n].shape, state.unit) for n in state.sparse], dtype=torch.float64)
     rule = partial(_wrong_total, sizes, int(state.counts[0].sum()))
     return Expected({"sensed": Whole(1 / sizes, 1 / sizes, 1.0, counts=False)}, rule=rule)
 
 
 def _wrong_total(sizes: Tensor, allowed: int, tree: Tree) -> str | None:
-    """Return what is wrong with the number of weights that sensitivities stand for, or None."""
+    """Return what is wrong with the number of units that sensitivities stand for, or None."""
     sensed = tree["sensed"]
     assert isinstance(sensed, Tensor)
     total = float(sensed @ sizes)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from fedsieve.client.training import epoch_ends, load_, params_of, train_on_mask
 from fedsieve.server.aggregate import LearnedMaskState, Weighting, join_, mean, observed, tensors
 from fedsieve.sparse.masks import (
-    GrowthShare,
     MaskDraw,
     apply_mask,
     draw_counts,
@@ -33,8 +32,11 @@ from fedsieve.sparse.masks import (
     random_masks,
     to_sparse,
     unpack_bits,
+    wrong_units,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.sparse.regrowth import GrowthShare
+from fedsieve.sparse.units import check_channels, check_unit
 from fedsieve.types import (
     LATER,
     Device,
@@ -79,9 +81,12 @@ class NST(Method[NSTState]):
     draw: MaskDraw = field(default="exact", metadata=LATER)
     """How many weights a layer of the common mask keeps: its share, or as a coin for every weight says (the authors'
     code)."""
+    unit: int = field(default=1, metadata=LATER)
+    """How many successive output channels share a mask's pattern (``sparse.units``)."""
 
     def __post_init__(self) -> None:
         check_interval("density", self.density, "(0, 1]")
+        check_unit(self.unit)
         check_interval("p", self.p, "[0, 1)")
         if self.draw == "bernoulli" and self.first_mask == "independent":
             raise InputError(
@@ -106,19 +111,26 @@ class NST(Method[NSTState]):
     def init(self, model: nn.Module, rng: torch.Generator) -> NSTState:
         """Draw the common mask, and keep the fresh model's weights on it; independent masks need all of them."""
         params, names = params_of(model), select_weights(self.policy, model)
+        check_channels(model, names, self.unit)
         like = {name: params[name] for name in names}
         seed = torch.randint(2**62, (), generator=rng)
-        counts = draw_counts(self.draw, int(seed), uniform_densities(names, self.density), params)
+        counts = draw_counts(self.draw, int(seed), uniform_densities(names, self.density), params, self.unit)
         if self.first_mask == "common":
-            mask = dict(random_masks(int(seed), counts, like))
+            mask = dict(random_masks(int(seed), counts, like, self.unit))
         else:
             mask = {name: torch.ones_like(v, dtype=torch.bool) for name, v in like.items()}
-        return NSTState(apply_mask(params, mask), sparse=names, mask=mask, seed=seed, counts=counts)
+        params, unit = apply_mask(params, mask), self.unit
+        return NSTState(params, sparse=names, mask=mask, seed=seed, counts=counts, unit=unit)
 
     def broadcast(self, state: NSTState, context: RoundContext) -> Tree:
-        """Send the global model, without what no client's mask keeps, and what the first mask is drawn from."""
+        """Send the global model, without what no client's mask keeps, and what the first mask is drawn from.
+
+        Units are sent whole, with the zeros in them: their positions then take a fraction of the bytes.
+        """
         mask = {"seed": state.seed, "counts": state.counts}
-        return {"mask": mask, "params": drop_zeros(state.params, state.sparse)}
+        whole = self.unit > 1
+        params = to_sparse(state.params, state.mask) if whole else drop_zeros(state.params, state.sparse)
+        return {"mask": mask, "params": params}
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the client's own mask, learn it on the way, remember it, and send the weights on it."""
@@ -126,7 +138,8 @@ class NST(Method[NSTState]):
         if not isinstance(params, Mapping):
             raise InputError("the message holds no parameters")
         load_(device.model, tensors(params))
-        metrics, mask = train_on_mask(device, self._own(down["mask"], device), self.rates(device), self.share)
+        own = self._own(down["mask"], device)
+        metrics, mask = train_on_mask(device, own, self.rates(device), self.share, self.unit)
         device.memory |= pack_bits(mask)
         return Update(to_sparse(params_of(device.model), mask), len(device.data), metrics)
 
@@ -145,14 +158,15 @@ class NST(Method[NSTState]):
         if device.memory:
             return unpack_bits(device.memory, like)
         if self.first_mask == "common":
-            return dict(masks_from_spec(first, device.model, tuple(like)))
-        seed = int(torch.randint(2**62, (), generator=device.rng))
-        return dict(random_masks(seed, layer_counts(uniform_densities(tuple(like), self.density), like), like))
+            return dict(masks_from_spec(first, device.model, tuple(like), self.unit))
+        seed, layers = int(torch.randint(2**62, (), generator=device.rng)), uniform_densities(tuple(like), self.density)
+        return dict(random_masks(seed, layer_counts(layers, like, self.unit), like, self.unit))
 
     def expected(self, state: NSTState, context: RoundContext) -> Expected:
         """Expect the weights on a mask: prune and regrow moves its positions, and keeps their number."""
-        sizes = {name: state.params[name].numel() for name in state.sparse}
-        return Expected(expect_weights(state.params, sizes), int(state.counts.sum()))
+        sizes, most = {name: state.params[name].numel() for name in state.sparse}, int(state.counts.sum())
+        rule = partial(wrong_units, self.unit, state.sparse, most) if self.unit > 1 else None
+        return Expected(expect_weights(state.params, sizes), most * self.unit, rule=rule)
 
     def aggregate(self, state: NSTState, updates: Iterable[Update], context: RoundContext) -> NSTState:
         """Average, zeros counting; the union of the clients' masks survives."""
@@ -165,7 +179,7 @@ class NST(Method[NSTState]):
 
     def pruned(self, state: NSTState) -> Params:
         """Return the aggregate cut to the target density, layer by layer."""
-        return keep_topk(state.params, uniform_densities(state.sparse, self.density))
+        return keep_topk(state.params, uniform_densities(state.sparse, self.density), self.unit)
 
 
 def DNR(density: float = 0.1, p: float = 0.25) -> NST:

@@ -25,6 +25,7 @@ from fedsieve.sparse.masks import (
     scatter_values,
 )
 from fedsieve.sparse.policy import select_weights, uniform_densities
+from fedsieve.sparse.units import check_channels, check_unit
 from fedsieve.types import LATER, Device, Method, RoundContext, Tree, Update
 from fedsieve.types.contract import Expected, expect_weights
 from fedsieve.types.errors import check_interval
@@ -41,9 +42,12 @@ class PDST(Method[MaskedState]):
     server: ServerOptimizer = Average()
     draw: MaskDraw = field(default="exact", metadata=LATER)
     """How many weights a layer of the mask keeps: its share, or as a coin for every weight says (the authors' code)."""
+    unit: int = field(default=1, metadata=LATER)
+    """How many successive output channels share the mask's pattern (``sparse.units``)."""
 
     def __post_init__(self) -> None:
         check_interval("density", self.density, "(0, 1]")
+        check_unit(self.unit)
 
     @property
     def target_density(self) -> float:
@@ -53,9 +57,11 @@ class PDST(Method[MaskedState]):
     def init(self, model: nn.Module, rng: torch.Generator) -> MaskedState:
         """Draw the mask, and keep the fresh model's weights on it."""
         params, names = params_of(model), select_weights(self.policy, model)
+        check_channels(model, names, self.unit)
         seed = torch.randint(2**62, (), generator=rng)
-        counts = draw_counts(self.draw, int(seed), uniform_densities(names, self.density), params)[None]
-        state = MaskedState(params, self.server.init(params), names, seed=seed, counts=counts, stage=torch.tensor(2))
+        counts = draw_counts(self.draw, int(seed), uniform_densities(names, self.density), params, self.unit)[None]
+        drawn = {"seed": seed, "counts": counts, "stage": torch.tensor(2)}
+        state = MaskedState(params, self.server.init(params), names, **drawn, unit=self.unit)
         return replace(state, params=apply_mask(params, state.mask))
 
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
@@ -64,7 +70,7 @@ class PDST(Method[MaskedState]):
 
     def client(self, down: Tree, device: Device) -> Update:
         """Train on the mask, and send its values back."""
-        mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model))
+        mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model), self.unit)
         load_(device.model, scatter_values(down["params"], mask))
         metrics, _ = train_on_mask(device, mask)
         return Update(gather_values(params_of(device.model), mask), len(device.data), metrics)

@@ -175,7 +175,9 @@ class LearnedMaskState(ServerState):
 
     mask: Mask
     counts: Tensor
-    """int64 [layers]: how many weights of each layer a mask keeps, or keeps at first."""
+    """int64 [layers]: how many units of each layer a mask keeps, or keeps at first."""
+    unit: int = 1
+    """How many output channels share the mask's pattern (``sparse.units``)."""
 
     def support(self, params: Params) -> Mask:
         """Return the mask, whatever the weights on it are."""
@@ -194,7 +196,7 @@ class LearnedMaskState(ServerState):
 
         models = ((tensors(one.tree), supports(one.tree, self.sparse)) for one in observed(updates, observe))
         average = mean_over_holders(models, self.params, weights)
-        mask = largest_on(average, union, self.counts)
+        mask = largest_on(average, union, self.counts, self.unit)
         return replace(self, params=apply_mask(average, mask), mask=mask)
 
 
@@ -205,9 +207,11 @@ class MaskedState(ServerState):
     seed: Tensor
     """int64 []: what the masks are drawn from."""
     counts: Tensor
-    """int64 [tiers, layers]: how many weights each layer keeps."""
+    """int64 [tiers, layers]: how many units each layer keeps."""
     stage: Tensor
     """int64 []: 1 before FLASH's sensitivities are known, 2 from then on."""
+    unit: int = 1
+    """How many output channels share the masks' patterns (``sparse.units``)."""
 
     @property
     def mask(self) -> Mask:
@@ -220,7 +224,8 @@ class MaskedState(ServerState):
 
     def mask_of(self, tier: int) -> Mask:
         """Return the mask of a device class."""
-        return random_masks(int(self.seed), self.counts[tier], {name: self.params[name] for name in self.sparse})
+        like = {name: self.params[name] for name in self.sparse}
+        return random_masks(int(self.seed), self.counts[tier], like, self.unit)
 
     def values(self, tier: int) -> Params:
         """Return the model's values on the mask of a device class."""

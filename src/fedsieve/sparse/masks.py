@@ -1,10 +1,14 @@
-"""Masks: the largest magnitudes, drawn from a seed, or learnt by prune and regrow; and what of a model they leave.
+"""Masks: the largest magnitudes, or drawn from a seed; and what of a model they leave. ``regrowth`` has learnt ones.
 
 ``top(x, q)`` is the support of exactly ``ceil(q * numel)`` largest magnitudes, ties to the lowest position. It orders
 magnitudes by their bits, so that it is total (a NaN counts as largest) and the same on every machine.
 
-Babakniya et al. 2022 (FLASH), Sec. 2 (DNR), eq. 1 (mismatch), eq. 2 (re-calibration). A mask that is random, given
+Babakniya et al. 2022 (FLASH), eq. 1 (mismatch), eq. 2 (re-calibration). A mask that is random, given
 its seed and how many weights each layer keeps, need not travel: both sides draw it, and only values are sent.
+
+Where a function takes a ``unit``, weights are kept, drawn, pruned and counted in units of so many output channels
+(``sparse.units``), by their norms: of ``n`` units ``topk_count(d, n)`` are kept, so that of a last group of fewer
+channels the density of weights may differ from ``d``.
 """
 
 from __future__ import annotations
@@ -24,13 +28,10 @@ from torch import Tensor, nn
 
 from fedsieve.sparse import selection
 from fedsieve.sparse.policy import scale_densities
+from fedsieve.sparse.units import in_units, spread, unit_count, unit_keys, units_of
 from fedsieve.types import InputError, Mask, Params, Sparse
 from fedsieve.types.resources import each, resources
 
-GrowthShare: TypeAlias = Literal["mean", "sum"]
-"""What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
-GrowthPool: TypeAlias = Literal["inactive", "all"]
-"""Where a mask may grow: where it is not, or anywhere, at weights that it has as well."""
 InitialMask: TypeAlias = Literal["magnitude", "random"]
 """Of each layer a model's largest weights, or random ones."""
 ExcessRule: TypeAlias = Literal["redistribute", "clip"]
@@ -64,22 +65,33 @@ def top(x: Tensor, q: float) -> Tensor:
         return selection.support(x.to(where), k).cpu()
 
 
-def global_top(params: Params, names: tuple[str, ...], q: float) -> Mask:
+def top_units(x: Tensor, q: float, unit: int = 1) -> Tensor:
+    """Return the boolean support, shaped like ``x``, of the ``topk_count(q, units)`` units of the largest norms."""
+    if unit == 1:
+        return top(x, q)
+    return spread(selection.largest(unit_keys(x, unit), topk_count(q, unit_count(x.shape, unit))), x.shape, unit)
+
+
+def global_top(params: Params, names: tuple[str, ...], q: float, unit: int = 1) -> Mask:
     """Return one cut over all named tensors together; warn (EmptyLayer) of a tensor that it empties."""
-    values = torch.cat([params[name].reshape(-1) for name in names])
-    parts = torch.split(top(values, q), [params[name].numel() for name in names])
+    if unit == 1:
+        cut = top(torch.cat([params[name].reshape(-1) for name in names]), q)
+    else:
+        keys = torch.cat([unit_keys(params[name], unit) for name in names])
+        cut = selection.largest(keys, topk_count(q, len(keys)))
+    parts = torch.split(cut, [unit_count(params[name].shape, unit) for name in names])
     for name, part in zip(names, parts, strict=True):
         if not part.any():
             warnings.warn(f"the global cut at density {q:.4g} empties {name}", EmptyLayer, stacklevel=2)
-    return {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
+    return {name: spread(part, params[name].shape, unit) for name, part in zip(names, parts, strict=True)}
 
 
-def keep_topk(params: Params, densities: Mapping[str, float]) -> Params:
+def keep_topk(params: Params, densities: Mapping[str, float], unit: int = 1) -> Params:
     """Return ``params`` with every named tensor reduced to its own top share; the others as they are."""
 
     def reduced(name: str) -> Tensor:
         v = params[name]
-        return v * top(v, densities[name]) if name in densities else v
+        return v * top_units(v, densities[name], unit) if name in densities else v
 
     return dict(zip(params, each(reduced, params), strict=True))
 
@@ -101,6 +113,15 @@ def misplaced(mask: Mapping[str, Tensor], tree: Mapping[str, object]) -> str | N
     """Return which tensor of a message has values elsewhere than on its mask, or None: a rule of ``Expected``."""
     wrong = [name for name, own in supports(tree, tuple(mask)).items() if not torch.equal(own, mask[name])]
     return f"{wrong[0]} is not on the server's mask" if wrong else None
+
+
+def wrong_units(unit: int, names: tuple[str, ...], most: int, tree: Mapping[str, object]) -> str | None:
+    """Return what is wrong with a message's masks in units, ``most`` in all, or None: a rule of ``Expected``."""
+    mask = supports(tree, names)
+    if wrong := [name for name, own in mask.items() if not in_units(own, unit)]:
+        return f"{wrong[0]} is not on a mask in units of {unit} output channels"
+    total = sum(int(units_of(own, unit).sum()) for own in mask.values())
+    return f"{total} units of {unit} output channels, where {most} are allowed" if total > most else None
 
 
 def drop_zeros(params: Params, names: tuple[str, ...]) -> dict[str, Tensor | Sparse]:
@@ -125,98 +146,23 @@ def recalibrate(
     return {name: min(1.0, r_f * value) for name, value in sensed.items()}
 
 
-def prune_regrow(
-    weights: Params, mask: Mask, p: float, share: GrowthShare, rng: torch.Generator
-) -> tuple[Params, Mask]:
-    """Return weights and mask after one step of DNR (Sec. 2): the number of weights stays exactly what it was.
+def random_masks(seed: int, counts: Tensor, like: Mapping[str, Tensor], unit: int = 1) -> Mask:
+    """Return random masks, shaped like the tensors ``like``, of exactly ``counts`` [layers] units; read only.
 
-    Every layer loses its ``ceil(p * nnz)`` smallest (but never its last), the same total grows again where layers have
-    large weights, at random positions, starting at 0.
-    """
-    support, total = dict[str, Tensor](), 0
-    for name, own in mask.items():
-        nnz = int(own.sum())
-        n = max(min(topk_count(p, nnz), nnz - 1), 0)
-        keys = selection.magnitude_keys(weights[name]).masked_fill(~own.reshape(-1), -1)
-        support[name], total = selection.largest(keys, nnz - n).view(own.shape), total + n
-    left = apply_mask({name: weights[name] for name in mask}, support)
-    room = {name: int((~own).sum()) for name, own in support.items()}
-    shares = {name: _share(left[name], share) for name in mask}
-    if not all(math.isfinite(value) for value in shares.values()):
-        return weights, mask  # training has diverged: the weights will say so where they arrive
-    growth = apportion(total, shares, room)
-    return left, {name: support[name] | _random(~support[name], growth[name], rng) for name in mask}
-
-
-def prune_grow(
-    weights: Params, mask: Mask, gradients: Params, kept: Tensor, counts: Tensor, growth: GrowthPool = "inactive"
-) -> tuple[Params, Mask]:
-    """Return weights and mask after every layer kept its largest |w|, and grew where the gradient is largest, at 0.
-
-    A layer keeps ``kept`` weights of its mask, and grows to ``counts`` (int64 [layers] both) by the largest |g| among
-    all others, what it has just lost too; ties go to the lowest position. Where ``growth`` is "all", those that it
-    keeps are ranked with them, and those of them that are taken start at 0 again: the layer then has fewer.
-    """
-    left, after = dict[str, Tensor](), dict[str, Tensor]()
-    for (name, own), k, most in zip(mask.items(), kept.tolist(), counts.tolist(), strict=True):
-        keys = selection.magnitude_keys(weights[name]).masked_fill(~own.reshape(-1), -1)
-        support = selection.largest(keys, min(k, int(own.sum())))
-        keys = selection.magnitude_keys(gradients[name])
-        if growth == "inactive":
-            keys = keys.masked_fill(support, -1)
-        grown = selection.largest(keys, max(most - int(support.sum()), 0))
-        left[name] = weights[name] * (support & ~grown).view(own.shape)
-        after[name] = (support | grown).view(own.shape)
-    return left, after
-
-
-def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
-    """Return ``total`` cut into whole parts proportional to ``shares``, none above its ``room``.
-
-    Largest remainders get the last units (ties to the first); a full part passes its surplus on.
-    """
-    parts = dict.fromkeys(shares, 0)
-    while total > 0 and (free := {name: shares[name] for name in shares if parts[name] < room[name]}):
-        if not sum(free.values()):
-            free = dict.fromkeys(free, 1.0)
-        exact = {name: total * value / sum(free.values()) for name, value in free.items()}
-        whole = {name: math.floor(value) for name, value in exact.items()}
-        for name in sorted(exact, key=lambda n: whole[n] - exact[n])[: total - sum(whole.values())]:
-            whole[name] += 1
-        for name, units in whole.items():
-            units = min(units, room[name] - parts[name])
-            parts[name], total = parts[name] + units, total - units
-    return parts
-
-
-def _share(w: Tensor, share: GrowthShare) -> float:
-    magnitudes = w[w != 0].abs().double()
-    return float(magnitudes.sum()) / (max(len(magnitudes), 1) if share == "mean" else 1)
-
-
-def _random(free: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    positions = free.reshape(-1).nonzero().squeeze(1)
-    sample = positions[torch.randperm(len(positions), generator=rng)[:n]]
-    return torch.zeros(free.numel(), dtype=torch.bool).index_fill_(0, sample, True).view(free.shape)
-
-
-def random_masks(seed: int, counts: Tensor, like: Mapping[str, Tensor]) -> Mask:
-    """Return random masks, shaped like the tensors ``like``, of exactly ``counts`` [layers] weights; read only.
-
-    Position i of a layer has as its score the i-th 64-bit output of Philox-4x64-10 under the key
+    Unit i of a layer has as its score the i-th 64-bit output of Philox-4x64-10 under the key
     ``sha256("fedsieve/mask/SEED/NAME")[:16]`` (little-endian); the lowest scores are kept, ties to the lowest position.
     So every machine draws the same, and a smaller count gives a subset.
     """
-    return _drawn(seed, tuple(counts.tolist()), tuple((name, tuple(v.shape)) for name, v in like.items()))
+    return _drawn(seed, tuple(counts.tolist()), tuple((name, tuple(v.shape)) for name, v in like.items()), unit)
 
 
 @lru_cache(maxsize=6)
-def _drawn(seed: int, counts: tuple[int, ...], shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Mask:
+def _drawn(seed: int, counts: tuple[int, ...], shapes: tuple[tuple[str, tuple[int, ...]], ...], unit: int) -> Mask:
     if len(counts) != len(shapes) or any(
-        not 0 <= k <= math.prod(shape) for k, (_, shape) in zip(counts, shapes, strict=False)
+        not 0 <= k <= unit_count(shape, unit) for k, (_, shape) in zip(counts, shapes, strict=False)
     ):
         raise InputError(f"{len(counts)} counts {counts} do not fit the {len(shapes)} layers of the mask")
-    return {name: _lowest(seed, name, k, shape) for k, (name, shape) in zip(counts, shapes, strict=True)}
+    return {name: _lowest(seed, name, k, shape, unit) for k, (name, shape) in zip(counts, shapes, strict=True)}
 
 
 def _scores(seed: int, name: str, numel: int) -> npt.NDArray[np.uint64]:
@@ -224,51 +170,55 @@ def _scores(seed: int, name: str, numel: int) -> npt.NDArray[np.uint64]:
     return np.random.Philox(key=key).random_raw(numel)
 
 
-def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...]) -> Tensor:
-    scores = _scores(seed, name, math.prod(shape))
+def _lowest(seed: int, name: str, k: int, shape: tuple[int, ...], unit: int) -> Tensor:
+    scores = _scores(seed, name, unit_count(shape, unit))
     if k == 0:
         return torch.zeros(shape, dtype=torch.bool)
     last = np.partition(scores, k - 1)[k - 1]
     mask = scores < last
     mask[np.flatnonzero(scores == last)[: k - int(mask.sum())]] = True
-    return torch.from_numpy(mask).view(shape)
+    return spread(torch.from_numpy(mask), shape, unit)
 
 
-def layer_counts(densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
-    """Return int64 [layers], the ceil(d * numel) weights that each layer keeps: never none."""
-    return torch.tensor([max(1, topk_count(d, like[name].numel())) for name, d in densities.items()])
+def layer_counts(densities: Mapping[str, float], like: Mapping[str, Tensor], unit: int = 1) -> Tensor:
+    """Return int64 [layers], the ceil(d * n) of its n units that each layer keeps: never none."""
+    return torch.tensor([max(1, topk_count(d, unit_count(like[name].shape, unit))) for name, d in densities.items()])
 
 
-def draw_counts(draw: MaskDraw, seed: int, densities: Mapping[str, float], like: Mapping[str, Tensor]) -> Tensor:
-    """Return int64 [layers], how many weights of each layer the mask of ``random_masks`` is to keep: never none.
+def draw_counts(
+    draw: MaskDraw, seed: int, densities: Mapping[str, float], like: Mapping[str, Tensor], unit: int = 1
+) -> Tensor:
+    """Return int64 [layers], how many units of each layer the mask of ``random_masks`` is to keep: never none.
 
-    By ``bernoulli`` these are the weights whose score is below d * 2^64: ``random_masks``, which keeps the lowest
-    scores, then keeps every weight with probability d, whatever becomes of the others.
+    By ``bernoulli`` these are the units whose score is below d * 2^64: ``random_masks``, which keeps the lowest
+    scores, then keeps every unit with probability d, whatever becomes of the others.
     """
     if draw == "exact":
-        return layer_counts(densities, like)
+        return layer_counts(densities, like, unit)
     limits = {name: np.uint64(max(int(min(d, 1.0) * 2**64) - 1, 0)) for name, d in densities.items()}
-    lower = (_scores(seed, name, like[name].numel()) <= limit for name, limit in limits.items())
+    lower = (_scores(seed, name, unit_count(like[name].shape, unit)) <= limit for name, limit in limits.items())
     return torch.tensor([max(1, int(np.count_nonzero(own))) for own in lower])
 
 
-def largest_on(params: Params, mask: Mask, counts: Tensor) -> Mask:
-    """Return what of a mask keeps, in each layer, ``counts`` [layers] weights of the largest magnitudes."""
+def largest_on(params: Params, mask: Mask, counts: Tensor, unit: int = 1) -> Mask:
+    """Return what of a mask keeps, in each layer, ``counts`` [layers] units of the largest magnitudes."""
     result = dict[str, Tensor]()
     for (name, own), k in zip(mask.items(), counts.tolist(), strict=True):
-        keys = selection.magnitude_keys(params[name]).masked_fill(~own.reshape(-1), -1)
-        result[name] = selection.largest(keys, min(k, int(own.sum()))).view(own.shape)
+        units = units_of(own, unit)
+        keys = unit_keys(params[name], unit).masked_fill(~units, -1)
+        result[name] = spread(selection.largest(keys, min(k, int(units.sum()))), own.shape, unit)
     return result
 
 
 def initial_mask(
-    kind: InitialMask, params: Params, names: Collection[str], counts: Tensor, rng: torch.Generator
+    kind: InitialMask, params: Params, names: Collection[str], counts: Tensor, rng: torch.Generator, unit: int = 1
 ) -> Mask:
-    """Return a mask that keeps of each of the named layers ``counts`` [layers] weights: the largest, or random ones."""
+    """Return a mask that keeps of each of the named layers ``counts`` [layers] units: the largest, or random ones."""
     if kind == "random":
         seed = int(torch.randint(2**62, (), generator=rng))
-        return dict(random_masks(seed, counts, {name: params[name] for name in names}))
-    return largest_on(params, {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}, counts)
+        return dict(random_masks(seed, counts, {name: params[name] for name in names}, unit))
+    every = {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}
+    return largest_on(params, every, counts, unit)
 
 
 def mismatch(a: Mask, b: Mask) -> float:
@@ -301,12 +251,12 @@ def apply_mask(params: Params, mask: Mask) -> Params:
     return {name: v * mask[name] if name in mask else v for name, v in params.items()}
 
 
-def masks_from_spec(order: object, model: nn.Module, names: tuple[str, ...]) -> Mask:
+def masks_from_spec(order: object, model: nn.Module, names: tuple[str, ...], unit: int = 1) -> Mask:
     """Return the mask that the server's ``MaskedState.message`` asks a client to draw. Raises InputError."""
     seed, counts = (order.get("seed"), order.get("counts")) if isinstance(order, Mapping) else (None, None)
     if not isinstance(seed, Tensor) or not isinstance(counts, Tensor) or seed.numel() != 1 or counts.dim() != 1:
         raise InputError("the message holds no order for a mask")
-    return random_masks(int(seed), counts, {name: model.get_parameter(name) for name in names})
+    return random_masks(int(seed), counts, {name: model.get_parameter(name) for name in names}, unit)
 
 
 def masked_bytes(model: nn.Module, names: tuple[str, ...], d: float) -> float:

@@ -45,6 +45,7 @@ Policy = Annotated[
     str, typer.Option(help="Which layers are sparse (a policy, or layers by a comma). Default: by model.")
 ]
 Budget = Annotated[str, typer.Option(help="How the layers share the density: uniform or erk.")]
+Unit = Annotated[int, typer.Option(min=1, help="How many output channels share a frozen mask's pattern.")]
 Threads = Annotated[int, typer.Option(min=0, help="0: as many as PyTorch takes.")]
 Samples = Annotated[int, typer.Option(min=1, help="Undisturbed samples of every variant.")]
 Seconds = Annotated[float, typer.Option(min=0, help="When to stop waiting for them, a row.")]
@@ -60,6 +61,7 @@ def step_command(
     storage: Storage = "fp32",
     policy: Policy = "",
     budget: Budget = "uniform",
+    unit: Unit = 1,
     threads: Threads = 0,
     samples: Samples = 7,
     seconds: Seconds = 60.0,
@@ -69,7 +71,7 @@ def step_command(
     """Time whole training steps, sparse against dense PyTorch, and their peak memory."""
     from fedsieve.cli.bench.step import measure_step
 
-    options = {"rule": rule, "storage": storage, "policy": policy, "budget": budget}
+    options = {"rule": rule, "storage": storage, "policy": policy, "budget": budget, "unit": unit}
     _measure(measure_step, model, batch, sparsity, options, (threads, samples, seconds, compiled), as_json)
 
 
@@ -83,6 +85,7 @@ def infer_command(
     storage: Storage = "fp32",
     policy: Policy = "",
     budget: Budget = "uniform",
+    unit: Unit = 1,
     threads: Threads = 0,
     samples: Samples = 7,
     seconds: Seconds = 60.0,
@@ -98,10 +101,10 @@ def infer_command(
     from fedsieve.sparse.masks import weight_density
     from fedsieve.types import InputError
 
-    options = {"storage": storage, "policy": policy, "budget": budget, "recipe": recipe}
+    options = {"storage": storage, "policy": policy, "budget": budget, "unit": unit, "recipe": recipe}
     if (one := Workload(model, 1, recipe=recipe)).trained:
-        if sparsity or policy or budget != "uniform":
-            raise InputError(f"{model} has zeros of its own: leave --sparsity, --policy and --budget out")
+        if sparsity or policy or budget != "uniform" or unit > 1:
+            raise InputError(f"{model} has zeros of its own: leave --sparsity, --policy, --budget and --unit out")
         network = one.network()
         if unavailable_reason() is None and (reason := sparse_predictor(one, network, one.examples()[0]).reason):
             typer.echo(f"fedsieve: only dense PyTorch is measured: {reason}", err=True)

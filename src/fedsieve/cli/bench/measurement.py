@@ -171,6 +171,8 @@ class Measurement:
     ratio_bf16: float | None
     samples_kept: int
     samples_dropped: int
+    unit: int = 1
+    """How many output channels share the pattern of the mask."""
     clock: str = WALL
     """What tells the times: the wall clock, or on a busy machine the processor time of one thread."""
     peak_mb_sparse: float | None = None
@@ -181,7 +183,7 @@ class Measurement:
 def measure(time: Callable[..., dict[str, Any]], workload: Workload, effort: Effort, **peaks: Any) -> Measurement:
     """Return what ``time(workload, **effort)`` tells of a workload in fresh processes, with its ``peaks`` of memory."""
     rows = [run_fresh(time, workload, effort.threads, **asdict(effort)) for _ in range(effort.processes)]
-    names = ("model", "batch", "sparsity", "rule", "storage")
+    names = ("model", "batch", "sparsity", "rule", "storage", "unit")
     return Measurement(**{name: getattr(workload, name) for name in names}, **fastest(rows), **peaks)
 
 

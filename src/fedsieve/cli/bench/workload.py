@@ -25,6 +25,7 @@ from fedsieve.runs.model import TrainedModel, open_model
 from fedsieve.sparse.layers import swat_
 from fedsieve.sparse.masks import layer_counts, random_masks
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
+from fedsieve.sparse.units import check_channels, check_unit
 from fedsieve.types import InputError, Mask
 from fedsieve.types.errors import check_interval
 
@@ -92,6 +93,8 @@ class Workload:
     """Which layers are sparse; empty: the model's own choice."""
     budget: Budget = "uniform"
     """How the density is shared among the layers: the same for each, or by Erdos-Renyi-kernel."""
+    unit: int = 1
+    """How many output channels share the pattern of a frozen mask."""
     recipe: str = ""
     """Of a trained model whose network is the user's own: the recipe, or the function, that makes it."""
 
@@ -102,6 +105,9 @@ class Workload:
         _check("storage", self.storage, ("fp32", "bf16"))
         _check("budget", self.budget, ("uniform", "erk"))
         check_interval("sparsity", self.sparsity, "[0, 1)")
+        check_unit(self.unit)
+        if self.unit > 1 and self.rule == "swat":
+            raise InputError("unit is of frozen masks: leave --unit out, or take --rule frozen")
         if self.batch < 1:
             raise InputError(f"batch must be at least 1 example, got {self.batch}")
 
@@ -141,8 +147,10 @@ class Workload:
     def mask(self, model: nn.Module) -> Mask:
         """Return a random mask of these densities, in memory of its own."""
         densities = self.densities(model)
+        check_channels(model, densities, self.unit)
         like = {name: model.get_parameter(name) for name in densities}
-        return {name: own.clone() for name, own in random_masks(SEED, layer_counts(densities, like), like).items()}
+        drawn = random_masks(SEED, layer_counts(densities, like, self.unit), like, self.unit)
+        return {name: own.clone() for name, own in drawn.items()}
 
     def pruned_network(self) -> tuple[nn.Module, Mask]:
         """Return the network with its weights on the mask, and the mask."""
