@@ -38,6 +38,13 @@ def bn(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels)
 
 
+def steep(channels: int) -> nn.BatchNorm2d:
+    """BatchNorm that gives numbers beyond 6."""
+    norm = bn(channels)
+    nn.init.constant_(norm.weight, 5.0)
+    return norm
+
+
 def chain(features: int, *layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 4))
 
@@ -79,6 +86,17 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "7x7 maps": (lambda: chain(80, conv(2, 6), bn(6), RELU(), conv(6, 5, stride=2)), (2, 7, 7)),
     "wide maps": (lambda: chain(51, conv(2, 4), RELU(), conv(4, 3, stride=2)), (2, 2, 33)),
     "1x1 maps": (lambda: chain(5, conv(2, 6), bn(6), RELU(), conv(6, 5)), (2, 1, 1)),
+    "ReLU6": (
+        lambda: chain(150, conv(2, 6), steep(6), nn.ReLU6(), biased(6, 6), nn.Hardtanh(0, 6), steep(6), biased(6, 5)),
+        COMMON,
+    ),
+    "smooth activations": (
+        lambda: chain(
+            *(150, conv(2, 6), bn(6), nn.SiLU(), biased(6, 6), nn.GELU(), conv(6, 6), bn(6), nn.GELU("tanh")),
+            *(conv(6, 6), nn.Hardswish(), nn.Sigmoid(), conv(6, 5)),
+        ),
+        COMMON,
+    ),
     "linear layers": (
         lambda: nn.Sequential(nn.Linear(9, 17), RELU(), nn.Linear(17, 16, bias=False), RELU(), nn.Linear(16, 4)),
         (9,),
@@ -139,6 +157,33 @@ GRAPHS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
             **{"a": conv(2, 6), "p": bn(6), "r": RELU(inplace=True), "b": conv(6, 6)},
         ),
         COMMON,
+    ),
+    "ReLU6 of a sum": (
+        lambda: net(
+            lambda m, x: F.relu6(m.p(m.a(x)) + m.q(m.b(x)), True).flatten(1),
+            a=conv(2, 6),
+            b=conv(2, 6, 1),
+            p=steep(6),
+            q=bn(6),
+        ),
+        COMMON,
+    ),
+    "activations by name, and in place": (
+        lambda: net(
+            lambda m, x: (
+                m.b(F.silu(y := m.a(x), True))
+                + y
+                + F.hardtanh(y, 0.0, 6.0)
+                + torch.sigmoid(F.gelu(y, approximate="tanh"))
+            ).flatten(1),
+            a=conv(2, 6),
+            b=conv(6, 6),
+        ),
+        COMMON,
+    ),
+    "an activation of features and of the input": (
+        lambda: Net(lambda m, x: m.g(F.gelu(m.f(F.hardswish(x))).sigmoid()), f=nn.Linear(9, 17), g=nn.Linear(17, 4)),
+        (9,),
     ),
     "a sum in place": (lambda: net(sum_in_place, a=conv(2, 6), b=conv(2, 6)), COMMON),
     "a view": (lambda: net(lambda m, x: m.a(x).relu().view(x.size(0), -1), a=conv(2, 6)), COMMON),

@@ -95,6 +95,18 @@ def norm_gradient(
     return y_, weight, bias, add_
 
 
+def activation(function: str, x: Tensor, grad: Tensor | None = None) -> Tensor:
+    """Return a function of every number, or the gradient of x from that of the function's result."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "sigmoid": torch.sigmoid,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "hardswish": F.hardswish,
+    }
+    return functions[function](x) if grad is None else _gradient(functions[function], grad, x)[0]
+
+
 def cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy of logits [n, classes] and labels (int64 [n]), and its gradient."""
     loss = F.cross_entropy(logits, label)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.abi import LossOp, MapPointer, NormBackwardOp, NormOp, PoolOp, SgdOp, address
+from fedsieve.kernels.abi import ActivationOp, LossOp, MapPointer, NormBackwardOp, NormOp, PoolOp, SgdOp, address
 from fedsieve.kernels.functional import SingleOp, Storage, conv2d, conv2d_input_gradient, conv2d_weight_gradient
 from fedsieve.kernels.program import Program
 
 __all__ = [
     "BatchNorm",
     "Storage",
+    "activation",
     "avg_pool2d",
     "avg_pool2d_gradient",
     "conv2d",
@@ -129,6 +130,14 @@ def norm_gradient(
     work.run(op, back)
     gamma, beta = (None, None) if by is None else vectors
     return work.unpack(back.grad_y), gamma, beta, None if add is None else work.unpack(back.grad)
+
+
+def activation(function: str, x: Tensor, grad: Tensor | None = None, *, storage: Storage = "fp32") -> Tensor:
+    """Return a function of every number, or the gradient of x from that of the function's result."""
+    work = SingleOp(len(x), storage)
+    out = work.map(*x.shape[1:], halo=1)
+    work.run(ActivationOp.of(function, work.pack(x, 2), out, None if grad is None else work.pack(grad)))
+    return work.unpack(out)
 
 
 def cross_entropy(logits: Tensor, label: Tensor, *, storage: Storage = "fp32") -> tuple[Tensor, Tensor]:

@@ -56,12 +56,12 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "// out = from where in > 0, and else slope * from.\n"
                 "struct Leaky {\n    Map in, from, out;\n    float slope;\n};\n\nstruct Op {\n",
             ),
-            ("X(CLIP, Clip, clip)", "X(CLIP, Clip, clip) X(LEAKY, Leaky, leaky)"),
+            ("X(ACTIVATION, Activation, activation)", "X(ACTIVATION, Activation, activation) X(LEAKY, Leaky, leaky)"),
         ],
         f"{PACKAGE}/abi.py": [
             (
                 "class Instruction(",
-                "class LeakyOp(Operation):\n    kind = 20\n"
+                "class LeakyOp(Operation):\n    kind = 21\n"
                 '    _fields_ = _fields((FeatureMap, "in_ from_ out"), (c_float, "slope"))\n\n\nclass Instruction(',
             ),
         ],
@@ -75,15 +75,15 @@ void leaky(const Leaky& g, int thread, int threads) {
         f"{PACKAGE}/trace.py": [
             ("    NormLayer,\n", "    LeakyLayer,\n    NormLayer,\n"),
             (
-                "        if _is_relu(kind):\n",
+                "        if which := relu_of(kind, node):\n",
                 "        if type(kind) is nn.LeakyReLU:\n"
                 "            return self._add(LeakyLayer([x], _value(node), kind.negative_slope))\n"
-                "        if _is_relu(kind):\n",
+                "        if which := relu_of(kind, node):\n",
             ),
         ],
         f"{PACKAGE}/training.py": [
             ("    CopyOp,\n", "    CopyOp,\n    LeakyOp,\n"),
-            ("import FallbackLayer, ", "import LeakyLayer, FallbackLayer, "),
+            ("    FallbackLayer,\n", "    FallbackLayer,\n    LeakyLayer,\n"),
             (
                 "            self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)\n",
                 "            self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)\n"
@@ -101,7 +101,7 @@ void leaky(const Leaky& g, int thread, int threads) {
         ],
         f"{PACKAGE}/inference.py": [
             ("    CopyOp,\n", "    CopyOp,\n    LeakyOp,\n"),
-            ("import FusedProduct, Graph, ", "import FusedProduct, Graph, LeakyLayer, "),
+            ("    FusedProduct,\n", "    FusedProduct,\n    LeakyLayer,\n"),
             (
                 "        elif isinstance(layer, PoolLayer):\n",
                 "        elif isinstance(layer, LeakyLayer):\n"
@@ -110,7 +110,7 @@ void leaky(const Leaky& g, int thread, int threads) {
             ),
         ],
         "tests/single_ops.py": [
-            ("import LossOp, ", "import LeakyOp, LossOp, "),
+            ("import ActivationOp, ", "import LeakyOp, ActivationOp, "),
             (
                 "def _pool(\n",
                 "def leaky_relu(x, grad=None, *, storage):\n"

@@ -25,8 +25,9 @@ class Standardized(nn.Conv2d):
 
 FALLBACK: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
     "GroupNorm": (lambda: chain(150, conv(2, 6), nn.GroupNorm(2, 6), nn.ReLU(), conv(6, 5)), COMMON, ["1"]),
-    "sigmoid": (lambda: net(lambda m, x: m.a(x).sigmoid().flatten(1), a=conv(2, 6)), COMMON, ["sigmoid"]),
-    "sigmoid of the input": (lambda: chain(180, nn.Sigmoid(), conv(2, 6)), COMMON, ["0"]),
+    "softplus": (lambda: net(lambda m, x: F.softplus(m.a(x)).flatten(1), a=conv(2, 6)), COMMON, ["softplus"]),
+    "tanh of the input": (lambda: chain(180, nn.Tanh(), conv(2, 6)), COMMON, ["0"]),
+    "Hardtanh": (lambda: chain(180, conv(2, 6), nn.Hardtanh(0, 5)), COMMON, ["1"]),
     "depthwise": (lambda: chain(150, conv(2, 6), nn.Conv2d(6, 6, 3, padding=1, groups=6), conv(6, 5)), COMMON, ["1"]),
     "dilated": (lambda: chain(150, nn.Conv2d(2, 6, 3, padding=2, dilation=2), bn(6), conv(6, 5)), COMMON, ["0"]),
     "an even kernel": (lambda: chain(100, nn.Conv2d(2, 6, 2), nn.ReLU(), biased(6, 5)), COMMON, ["0"]),
@@ -34,7 +35,7 @@ FALLBACK: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
     "stride 3": (lambda: chain(20, nn.Conv2d(2, 6, 3, 3, 1), nn.ReLU(), biased(6, 5)), COMMON, ["0"]),
     "a layer of one's own": (lambda: chain(150, Standardized(2, 6, 3, padding=1), biased(6, 5)), COMMON, ["0"]),
     "LayerNorm of features": (
-        lambda: nn.Sequential(nn.Linear(9, 17), nn.LayerNorm(17), nn.GELU(), nn.Linear(17, 4)), (9,), ["1", "2"]),
+        lambda: nn.Sequential(nn.Linear(9, 17), nn.LayerNorm(17), nn.GELU(), nn.Linear(17, 4)), (9,), ["1"]),
     "BatchNorm of features": (
         lambda: nn.Sequential(nn.Linear(9, 17), nn.BatchNorm1d(17), nn.Tanh(), nn.Linear(17, 4)), (9,), ["1", "2"]),
     "cat": (
@@ -44,8 +45,8 @@ FALLBACK: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
         lambda: net(lambda m, x: ((y := m.a(x)) * m.b(x) + y * y).flatten(1), a=biased(2, 6), b=biased(2, 6)), COMMON,
         ["mul", "mul_1"]),
     "in place": (
-        lambda: net(lambda m, x: (m.b(m.s(y := m.a(x))) + y).flatten(1), a=conv(2, 6), s=nn.SiLU(inplace=True),
-                    b=conv(6, 6)), COMMON, ["s"]),
+        lambda: net(lambda m, x: (m.b(F.elu(y := m.a(x), 1.0, True)) + y).flatten(1), a=conv(2, 6), b=conv(6, 6)),
+        COMMON, ["elu"]),
     "ceil mode": (lambda: chain(45, conv(2, 6), nn.MaxPool2d(2, ceil_mode=True), conv(6, 5)), COMMON, ["1"]),
     "a pool to no divisor": (lambda: chain(100, conv(2, 6), nn.AdaptiveAvgPool2d((4, 5)), conv(6, 5)), COMMON, ["1"]),
     "a slice": (lambda: net(lambda m, x: m.a(x)[:, :, 0, 0], 6, a=conv(2, 6)), COMMON, ["getitem"]),

@@ -8,7 +8,7 @@ from torch import Tensor
 import reference_ops
 import single_ops as ops
 from awkward import STORAGES, awkward_mask, randn, within
-from fedsieve.kernels.abi import FeatureMap
+from fedsieve.kernels.abi import ActivationOp, FeatureMap
 from fedsieve.kernels.index import SMALL, SparseIndex
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -177,6 +177,19 @@ def test_norm(shape: tuple[int, ...], mode: str, plus: bool, relu: bool, storage
         within(got4[2], want4[2], terms, each[0].flatten() * count)
     if add is not None:
         assert torch.equal(got4[3], dp.float())
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("function", ActivationOp.FUNCTIONS)
+def test_activations(function: str, storage: ops.Storage) -> None:
+    """Everywhere where a float32 result is more than 0 or x, within four half-distances of the larger of both."""
+    x = torch.cat([torch.linspace(-13, 13, 7 * 17 * 21), randn(7 * 17 * 4), randn(7 * 17 * 5) * 2**-9])
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))].bfloat16().float().view(17, 7, 15, 2)
+    grad = randn(*x.shape, seed=1)
+    want = reference_ops.activation(function, x.double())
+    within(ops.activation(function, x, storage=storage), want, 2, want if function == "sigmoid" else x.abs(), storage)
+    want = reference_ops.activation(function, x.double(), grad.double())
+    within(ops.activation(function, x, grad, storage=storage), want, 5, grad.abs(), storage)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

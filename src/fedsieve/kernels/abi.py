@@ -269,6 +269,19 @@ class ClipOp(Operation):
     )
 
 
+class ActivationOp(Operation):
+    """An activation, or its gradient."""
+
+    kind = 20
+    FUNCTIONS = ("sigmoid", "silu", "gelu", "gelu_tanh", "hardswish")
+    _fields_ = _fields((FeatureMap, "in_ grad out"), (c_int32, "function"))
+
+    @classmethod
+    def of(cls, function: str, x: FeatureMap, out: FeatureMap, grad: FeatureMap | None = None) -> ActivationOp:
+        """Return that of a function by name; of its gradient, where there is the output's."""
+        return cls(x, grad or FeatureMap(), out, cls.FUNCTIONS.index(function))
+
+
 class Instruction(Structure):
     """An operation in a program's list: its kind and its address."""
 

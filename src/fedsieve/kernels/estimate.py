@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, PoolLayer, ProductLayer, Value
+from fedsieve.kernels.graph import ActivationLayer, FallbackLayer, Graph, NormLayer, PoolLayer, ProductLayer, Value
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
 TOGETHER = 16
@@ -89,6 +89,8 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
             some |= {"narrow products": dense * NARROW / layer.shape[1] * narrow, "weights": numel, "calls": 1}
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
+        elif isinstance(layer, ActivationLayer):
+            some = {"norms": out, "calls": 1}
         elif isinstance(layer, PoolLayer):
             some = {"windows": out * layer.window.kernel**2, "pools": both, "calls": 1}
         elif isinstance(layer, FallbackLayer):

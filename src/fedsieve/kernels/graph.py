@@ -59,7 +59,8 @@ class ProductLayer(Layer):
 
     module: nn.Conv2d | nn.Linear
     name: str
-    relu: bool = False
+    relu: int = 0
+    """1: ReLU; 2: ReLU6."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -101,7 +102,8 @@ class NormLayer(Layer):
     """relu(batch_norm(y) + add), each of the three optional; ``inputs`` holds y, and add where there is one."""
 
     module: nn.BatchNorm2d | None = None
-    relu: bool = False
+    relu: int = 0
+    """1: ReLU; 2: ReLU6."""
 
     @property
     def running(self) -> tuple[Tensor, Tensor]:
@@ -124,6 +126,13 @@ class PoolLayer(Layer):
     """A maximum or a mean over windows."""
 
     window: Window
+
+
+@dataclass(eq=False)
+class ActivationLayer(Layer):
+    """A function of each number: one of ``ActivationOp.FUNCTIONS``."""
+
+    function: str
 
 
 @dataclass(eq=False)
@@ -232,7 +241,7 @@ class FusedProduct(Layer):
     shape: tuple[int, int, int, int]
     stride: int
     padding: int
-    relu: bool
+    relu: int
     bias: Tensor | None
     values: Tensor
     """The weight's non-zeros [entries]."""

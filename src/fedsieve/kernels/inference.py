@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsieve.kernels import library
 from fedsieve.kernels.abi import (
     WORDS,
+    ActivationOp,
     ConvolutionOp,
     CopyOp,
     FeatureMap,
@@ -29,7 +30,17 @@ from fedsieve.kernels.abi import (
     address,
 )
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph import FusedProduct, Graph, Layer, NormLayer, PoolLayer, Value, Window, fuse_batchnorm
+from fedsieve.kernels.graph import (
+    ActivationLayer,
+    FusedProduct,
+    Graph,
+    Layer,
+    NormLayer,
+    PoolLayer,
+    Value,
+    Window,
+    fuse_batchnorm,
+)
 from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.program import Arena, Buffer, run_each
 from fedsieve.kernels.trace import read_graph
@@ -169,6 +180,8 @@ class ForwardPass:
             self.product(layer, ins, out)
         elif isinstance(layer, NormLayer):
             self.arena.step(lambda: _norm(layer, ins, out), *ins, out)
+        elif isinstance(layer, ActivationLayer):
+            self.arena.step(lambda: ActivationOp.of(layer.function, ins[0], out), *ins, out)
         elif isinstance(layer, PoolLayer):
             self.arena.step(lambda: self.pool(layer, ins[0], out), *ins, out)
         else:

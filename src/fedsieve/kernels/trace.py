@@ -13,8 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from fedsieve.kernels.calls import (
+    activation_of,
+    is_flatten,
+    is_identity,
+    is_in_place,
+    is_norm,
+    is_product,
+    is_sum,
+    pool_window,
+    relu_of,
+)
 from fedsieve.kernels.checks import Unsupported, changed_calls
 from fedsieve.kernels.graph import (
+    ActivationLayer,
     FallbackLayer,
     FlattenLayer,
     Graph,
@@ -24,12 +36,7 @@ from fedsieve.kernels.graph import (
     PoolLayer,
     ProductLayer,
     Value,
-    Window,
 )
-from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
-
-CONVOLUTIONS = (nn.Conv2d, SwatConv2d, PowerConv2d)
-LINEARS = (nn.Linear, SwatLinear, PowerLinear)
 
 
 class _Proxy(fx.Proxy):
@@ -169,39 +176,41 @@ class _Reader:
         kind = self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         first = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         value = self.values[node] = self._fallback(node, kind) if first is None else self._layer(node, kind, first)
-        if first is not None and _is_in_place(kind, node):
+        if first is not None and is_in_place(kind, node):
             self.values |= {other: value for other, old in self.values.items() if old is first}
 
     def _layer(self, node: fx.Node, kind: Any, x: Value) -> Value:
         """Add the layer of a module, function or method (``kind``), and return what it gives."""
-        if _is_product(kind) and (isinstance(kind, nn.Conv2d) or len(x.sizes) == 1):
+        if is_product(kind) and (isinstance(kind, nn.Conv2d) or len(x.sizes) == 1):
             return self._add(ProductLayer([x], _value(node), kind, str(node.target)))
-        if _is_norm(kind):
+        if is_norm(kind):
             return self._add(NormLayer([x], _value(node), kind))
-        if _is_relu(kind):
-            return self._relu(node, x)
-        other = self.values.get(node.args[1]) if _is_sum(kind, node) else None  # type: ignore[arg-type]
+        if which := relu_of(kind, node):
+            return self._rectified(node, x, which)
+        if function := activation_of(kind, node):
+            return self._add(ActivationLayer([x], _value(node), function))
+        other = self.values.get(node.args[1]) if is_sum(kind, node) else None  # type: ignore[arg-type]
         if other is not None and vars(x) == vars(other):
             return self._sum(node, x, other)
-        if not x.flat and (pool := _pool_window(kind, node, x.height, x.width)) is not None:
+        if not x.flat and (pool := pool_window(kind, node, x.height, x.width)) is not None:
             return self._add(PoolLayer([x], _value(node), pool))
-        if _is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
+        if is_flatten(kind) and (value := _value(node)).flat and value.channels == x.channels * x.height * x.width:
             if not x.flat:
                 return self._add(FlattenLayer([x], value))
             return x if x.sizes == value.sizes else self._fallback(node, kind)
-        return x if _is_nothing(kind, self.training) else self._fallback(node, kind)
+        return x if is_identity(kind, self.training) else self._fallback(node, kind)
 
     def _add(self, layer: Layer) -> Value:
         self.layers.append(layer)
         return layer.output
 
-    def _relu(self, node: fx.Node, x: Value) -> Value:
+    def _rectified(self, node: fx.Node, x: Value, which: int) -> Value:
         maker = self._maker(x)
         biased = isinstance(maker, ProductLayer) and maker.module.bias is not None
         if self._users(x) == 1 and ((isinstance(maker, NormLayer) or biased) and not maker.relu):
-            maker.relu = True
+            maker.relu = which
             return x
-        return self._add(NormLayer([x], _value(node), relu=True))
+        return self._add(NormLayer([x], _value(node), relu=which))
 
     def _sum(self, node: fx.Node, left: Value, right: Value) -> Value:
         for x, other in ((left, right), (right, left)):
@@ -236,102 +245,6 @@ def _value(node: fx.Node) -> Value:
     if len(shape) == 4:
         return Value(*shape[1:])
     return Value(shape[1], flat=True) if len(shape) == 2 else Value(1, flat=True, single=True)
-
-
-def _is_product(kind: Any) -> bool:
-    """Tell whether a module is a linear layer, or a convolution that the kernels have; a subclass may be anything."""
-    if type(kind) in CONVOLUTIONS:
-        k, s, p = kind.kernel_size, kind.stride, kind.padding
-        plain = kind.groups == 1 and kind.dilation == (1, 1) and kind.padding_mode == "zeros"
-        square = k[0] == k[1] and s[0] == s[1] and not isinstance(p, str) and p[0] == p[1]
-        return bool(plain and square and k[0] % 2 == 1 and s[0] in (1, 2) and int(p[0]) < k[0])
-    return type(kind) in LINEARS
-
-
-def _is_norm(kind: Any) -> bool:
-    """Tell whether a module is a BatchNorm of maps that is trained and keeps running statistics."""
-    return type(kind) is nn.BatchNorm2d and kind.affine and kind.track_running_stats and kind.momentum is not None
-
-
-def _is_relu(kind: Any) -> bool:
-    """Tell whether a module, function or method is ReLU."""
-    return type(kind) is nn.ReLU or kind in (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
-
-
-def _is_sum(kind: Any, node: fx.Node) -> bool:
-    """Tell whether a node adds two values."""
-    named = kind in (operator.add, operator.iadd, torch.add, "add", "add_")
-    return named and len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
-
-
-def _is_flatten(kind: Any) -> bool:
-    """Tell whether a call keeps the order of the numbers, so that its result's shape says all."""
-    return type(kind) is nn.Flatten or kind in (torch.flatten, torch.reshape, "flatten", "reshape", "view")
-
-
-def _is_nothing(kind: Any, training: bool) -> bool:
-    """Tell whether a module returns its input."""
-    if isinstance(kind, nn.Dropout | nn.Dropout2d):
-        return not (training and kind.p)
-    return type(kind) is nn.Identity
-
-
-def _is_in_place(kind: Any, node: fx.Node) -> bool:
-    """Tell whether a node changes its first input."""
-    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
-    option = getattr(kind, "inplace", False) or node.kwargs.get("inplace", False)
-    option = option or (kind is F.relu and len(node.args) > 1 and node.args[1])
-    operators = getattr(kind, "__module__", "") == "_operator" and name in ("iadd", "isub", "imul", "itruediv", "ipow")
-    return bool(option or operators or (name.endswith("_") and not name.endswith("__")))
-
-
-def _pool_window(kind: Any, node: fx.Node, height: int, width: int) -> Window | None:
-    """Return the geometry of a pool of maps that the kernels have."""
-    rest = node.args[1:]
-    if kind in ("mean", torch.mean):
-        arguments = dict(zip(("dim", "keepdim"), rest, strict=False)) | node.kwargs
-        dims: Any = arguments.get("dim")
-        whole = isinstance(dims, tuple | list) and sorted(d % 4 for d in dims) == [2, 3] and not arguments.get("dtype")
-        return _adaptive(1, height, width) if whole else None
-    if type(kind) is nn.AdaptiveAvgPool2d:
-        return _adaptive(kind.output_size, height, width)
-    if kind is F.adaptive_avg_pool2d:
-        return _adaptive(rest[0] if rest else node.kwargs["output_size"], height, width)
-    if type(kind) in (nn.MaxPool2d, nn.AvgPool2d):
-        return _window(dict(vars(kind)), type(kind) is nn.AvgPool2d)
-    if kind in (F.max_pool2d, torch.max_pool2d):
-        names = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
-    elif kind is F.avg_pool2d:
-        names = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
-    else:
-        return None
-    return _window(dict(zip(names, rest, strict=False)) | node.kwargs, kind is F.avg_pool2d)
-
-
-def _adaptive(size: Any, height: int, width: int) -> Window | None:
-    """Return the window of a mean that leaves ``size`` positions, where all its windows are alike and square."""
-    high, wide = size if isinstance(size, tuple | list) else (size, size)
-    if high == wide == 1:
-        side = max(height, width)
-        return Window(side, side, 0, 2)
-    if high is None or wide is None or height % high or width % wide or height // high != width // wide:
-        return None
-    return Window(height // high, height // high, 0, 1)
-
-
-def _window(arguments: dict[str, Any], average: bool) -> Window | None:
-    k, s, p, d = (_one(arguments.get(name)) for name in ("kernel_size", "stride", "padding", "dilation"))
-    odd = arguments.get("ceil_mode") or arguments.get("return_indices") or arguments.get("divisor_override")
-    if k is None or odd or -1 in (k, s, p, d) or d not in (None, 1):
-        return None
-    return Window(k, s or k, p or 0, (1 if arguments.get("count_include_pad", True) else 2) if average else 0)
-
-
-def _one(value: Any) -> int | None:
-    """Return the number that a square size stands for; -1 where it is not square."""
-    if isinstance(value, tuple | list):
-        return int(value[0]) if len(set(value)) == 1 else -1
-    return None if value is None else int(value)
 
 
 def _put_back(states: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsieve.kernels.abi import (
+    ActivationOp,
     CopyOp,
     LossOp,
     MapPointer,
@@ -24,7 +25,17 @@ from fedsieve.kernels.abi import (
     address,
 )
 from fedsieve.kernels.fallback import Fallback
-from fedsieve.kernels.graph import FallbackLayer, FlattenLayer, Graph, Layer, NormLayer, PoolLayer, ProductLayer, Value
+from fedsieve.kernels.graph import (
+    ActivationLayer,
+    FallbackLayer,
+    FlattenLayer,
+    Graph,
+    Layer,
+    NormLayer,
+    PoolLayer,
+    ProductLayer,
+    Value,
+)
 from fedsieve.kernels.library import get_num_threads
 from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.products import MaskedProduct, StepContext, SwatProduct
@@ -123,7 +134,7 @@ class TrainingStep(StepContext):
         maker = self.graph.maker(value)
         if isinstance(maker, ProductLayer) and self.graph.needs_grad[maker.inputs[0]]:
             return maker.reach
-        if isinstance(maker, NormLayer):
+        if isinstance(maker, NormLayer | ActivationLayer):
             return max(self._gradient_halo(v) for v in maker.inputs)
         return 0
 
@@ -138,6 +149,8 @@ class TrainingStep(StepContext):
             self.arena.step(lambda: PoolOp(in_=ins[0], out=out, **vars(layer.window)), ins[0], out)
         elif isinstance(layer, FlattenLayer):
             self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)
+        elif isinstance(layer, ActivationLayer):
+            self.arena.step(lambda: ActivationOp.of(layer.function, ins[0], out), ins[0], out)
         elif isinstance(layer, FallbackLayer):
             self.arena.step(lambda: self.fallbacks[layer].forward(ins, out), *ins, out)
 
@@ -150,6 +163,10 @@ class TrainingStep(StepContext):
             self._pool_backward(layer, g)
         elif isinstance(layer, FlattenLayer):
             self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)
+        elif isinstance(layer, ActivationLayer):
+            self._recompute(layer.inputs[0])
+            x = self.activations[layer.inputs[0]]
+            self._change(layer.inputs[0], g, lambda to: ActivationOp.of(layer.function, x, to, g), x)
         elif isinstance(layer, FallbackLayer):
             needed = [value for value in layer.inputs if self.graph.needs_grad[value]]
             fresh = [self.buffer(value) for value in needed]
@@ -212,18 +229,24 @@ class TrainingStep(StepContext):
 
         used = [ins[0]] if layer.module is not None else []
         used += [out] if layer.relu and (len(ins) == 2 or layer.module is None) else []
-        if len(ins) == 1 and y not in self.gradients:
-            self.arena.step(lambda: make(g), *used, g)
-            self.gradients[y] = g
-            return
+        if len(ins) == 1:
+            return self._change(y, g, make, *used)
         self._deliver(y, make, g, *used)
-        if len(ins) == 2 and self.graph.needs_grad[layer.inputs[1]]:
+        if self.graph.needs_grad[layer.inputs[1]]:
             other = layer.inputs[1]
             if other in self.gradients:
                 to = self.gradients[other]
                 self.arena.step(lambda: CopyOp(g, to, CopyOp.ADD), g, to)
             else:
                 self.gradients[other] = g
+
+    def _change(self, value: Value, g: Buffer, make: Callable[[Buffer], Step], *used: Buffer) -> None:
+        """Add an operation that makes a value's gradient of ``g``: in place, unless others wrote before."""
+        if value in self.gradients:
+            self._deliver(value, make, g, *used)
+        else:
+            self.arena.step(lambda: make(g), *used, g)
+            self.gradients[value] = g
 
     def _deliver(self, value: Value, make: Callable[[Buffer], Step], *used: Buffer) -> None:
         """Add an operation that writes a gradient: by way of a buffer of its own, where others wrote before."""

@@ -28,7 +28,7 @@ struct Gather {
     int32_t stride_in;        // 1 or 2: steps in `in` from one position to the next
     int32_t stride_out;       // steps in `out`, whose first position is (top, left)
     int32_t top, left;
-    int32_t relu;
+    int32_t relu;             // as in Norm
     const int32_t* tap;       // null, or of a 3x3 kernel with padding 1 and stride 1, whose rows are sorted by tap:
 };                            // [rows * 9 + 1] where each tap's entries begin
 
@@ -52,7 +52,7 @@ struct Norm {
     float momentum, eps;
     int32_t samples;          // valid samples
     int32_t training;         // 1: batch statistics; 2: those that `mean` and `invstd` hold (a repeated forward); 0: running
-    int32_t relu;
+    int32_t relu;             // 1: ReLU; 2: ReLU6
 };
 
 struct NormBackward {
@@ -266,6 +266,13 @@ struct Linear {
     int32_t rows, relu;
 };
 
+// out = function(in), or, where there is `grad`, function'(in) * grad; `out` may be either.
+enum { SIGMOID, SILU, GELU, GELU_TANH, HARDSWISH };
+struct Activation {
+    Map in, grad, out;
+    int32_t function;
+};
+
 struct Op {
     int64_t kind;
     void* args;
@@ -278,7 +285,7 @@ struct Op {
     X(POOL, Pool, pool) X(COPY, Copy, copy) X(PACK, Pack, pack) X(LOSS, Loss, loss) X(SGD, Sgd, sgd)              \
     X(TOP, Top, top) X(KEEP, Keep, keep) X(PRUNE, Prune, prune) X(WIDE, Wide, wide) X(TAKE, Take, take)           \
     X(CONVOLUTION, Convolution, convolution) X(WINDOW, Window, window) X(LINEAR, Linear, linear)                  \
-    X(ADAM, Adam, adam) X(ADJUST, Adjust, adjust) X(CLIP, Clip, clip)
+    X(ADAM, Adam, adam) X(ADJUST, Adjust, adjust) X(CLIP, Clip, clip) X(ACTIVATION, Activation, activation)
 
 enum Kind {
 #define FS_KIND(kind, type, function) kind,

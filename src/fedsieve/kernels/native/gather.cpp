@@ -83,7 +83,7 @@ INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* 
             for (int b = 0; b < TW; b++) {
                 V* x = acc[a * TW + b];
                 if (g.relu)
-                    for (int k = 0; k < S::K; k++) x[k] = positive(x[k]);
+                    for (int k = 0; k < S::K; k++) x[k] = rectified(x[k], g.relu);
                 S::write(out + r * f.out_channel + a * f.out_row + b * f.out_step, x);
             }
     }

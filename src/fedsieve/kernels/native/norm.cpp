@@ -121,7 +121,7 @@ void forward(const Norm& n, int thread, int threads) {
                     for (int k = 0; k < S::K; k++) x[k] += more[k];
                 }
                 if (n.relu)
-                    for (int k = 0; k < S::K; k++) x[k] = positive(x[k]);
+                    for (int k = 0; k < S::K; k++) x[k] = rectified(x[k], n.relu);
                 S::write(q, x);
             }
         });
@@ -187,9 +187,9 @@ void backward(const NormBackward& g, int thread, int threads) {
         if (by_output) {
             V out[S::K];
             S::read(o, out);
-            for (int k = 0; k < S::K; k++) dp[k] = select(out[k] <= zero(), zero(), dp[k]);
+            for (int k = 0; k < S::K; k++) dp[k] = select(is_flat(out[k], n.relu), zero(), dp[k]);
         } else {
-            for (int k = 0; k < S::K; k++) dp[k] = select(y[k] * f.scale + f.shift <= zero(), zero(), dp[k]);
+            for (int k = 0; k < S::K; k++) dp[k] = select(is_flat(y[k] * f.scale + f.shift, n.relu), zero(), dp[k]);
         }
     };
     auto line_of = [&](int64_t c) INLINE_LAMBDA { return n.gamma ? line(n, c, n.mean[c], n.invstd[c]) : Line{all(1), zero()}; };

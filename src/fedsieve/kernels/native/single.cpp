@@ -159,6 +159,6 @@ void linear(const Linear& g, int thread, int threads) {
         for (; i + L <= end; i += L) acc += load(g.value + i) * pick(g.x, g.index + i, std::make_index_sequence<L>());
         float y = (g.bias ? g.bias[r] : 0) + (g.add ? g.add[r] : 0) + total(acc);
         for (; i < end; i++) y += g.value[i] * g.x[g.index[i]];
-        g.y[r] = g.relu && y <= 0 ? 0 : y;
+        g.y[r] = g.relu && y <= 0 ? 0 : g.relu == 2 && y > 6 ? 6 : y;
     }
 }

@@ -44,6 +44,13 @@ INLINE void store(void* p, V x) { memcpy(p, &x, sizeof x); }
 INLINE V select(I which, V a, V b) { return (V)(((U)which & (U)a) | (~(U)which & (U)b)); }
 INLINE V larger(V a, V b) { return select(a > b, a, b); }
 INLINE V positive(V x) { return (V)(~(U)(x <= zero()) & (U)x); }  // of NaN: NaN
+INLINE V rectified(V x, int relu) {  // by ReLU, or, if 2, ReLU6
+    x = positive(x);
+    return relu == 2 ? select(x > all(6), all(6), x) : x;
+}
+INLINE I is_flat(V x, int relu) {  // whether its slope is 0 there, or where it gave x
+    return relu == 2 ? (x <= zero()) | (x >= all(6)) : x <= zero();
+}
 
 template <class From, int... l>
 INLINE V shuffled(V a, V b, std::integer_sequence<int, l...>) {
