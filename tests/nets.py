@@ -30,6 +30,15 @@ def conv(inner: int, outer: int, k: int = 3, stride: int = 1, padding: int | Non
     return nn.Conv2d(inner, outer, k, stride, k // 2 if padding is None else padding, bias=False)
 
 
+def grouped(
+    inner: int, outer: int, k: int = 3, stride: int = 1, padding: int | None = None, groups: int = 0
+) -> nn.Conv2d:
+    """A convolution of groups of channels, as many as there are inputs unless it is said."""
+    return nn.Conv2d(
+        inner, outer, k, stride, k // 2 if padding is None else padding, groups=groups or inner, bias=False
+    )
+
+
 def biased(inner: int, outer: int, k: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inner, outer, k, padding=k // 2)
 
@@ -83,6 +92,24 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "5x5 stride 2": (lambda: chain(60, conv(2, 6, 5, 2), conv(6, 5, 5, 2), conv(5, 5, 5, 2, 4)), (2, 9, 5)),
     "1x1 stride 2": (lambda: chain(20, conv(2, 6, 1, 2), conv(6, 5, 1, 2)), (2, 7, 7)),
     "3x3 stride 2 without padding": (lambda: chain(5, conv(2, 6, 3, 2, 0), conv(6, 5, 3, 2, 0)), (2, 7, 8)),
+    "depthwise": (
+        lambda: chain(
+            45, conv(2, 6), bn(6), RELU(), grouped(6, 6), bn(6), nn.ReLU6(), grouped(6, 12, 5, 2), conv(12, 5)
+        ),
+        COMMON,
+    ),
+    "depthwise of the input, without padding": (
+        lambda: chain(240, grouped(2, 4, 3, 2, 0), RELU(), grouped(4, 4, 1), grouped(4, 8, 7, 1, 4)),
+        (2, 7, 9),
+    ),
+    "groups": (
+        lambda: chain(
+            *(84, biased(2, 12), RELU(), grouped(12, 9, 3, 1, 2, 3), bn(9), nn.ReLU6(), grouped(9, 6, 1, 2, 0, 3)),
+            *(RELU(), nn.Conv2d(6, 14, 3, 2, 1, groups=2)),
+        ),
+        (2, 9, 5),
+    ),
+    "groups on small maps": (lambda: chain(300, grouped(3, 12), RELU(), grouped(12, 12, groups=4)), (3, 5, 5)),
     "7x7 maps": (lambda: chain(80, conv(2, 6), bn(6), RELU(), conv(6, 5, stride=2)), (2, 7, 7)),
     "wide maps": (lambda: chain(51, conv(2, 4), RELU(), conv(4, 3, stride=2)), (2, 2, 33)),
     "1x1 maps": (lambda: chain(5, conv(2, 6), bn(6), RELU(), conv(6, 5)), (2, 1, 1)),

@@ -118,17 +118,17 @@ def test_what_a_step_takes_grows_with_its_samples_or_not() -> None:
 
 
 def test_a_step_that_pytorch_must_do_most_of_is_dense() -> None:
-    class Grouped(TinyNet):
+    class Dilated(TinyNet):
         def __init__(self) -> None:
             super().__init__()
-            self.wide = nn.Conv2d(2, 2, 5, padding=2, dilation=1, groups=2)
-            self.more = nn.Conv2d(2, 256, 1, groups=2)
-            self.less = nn.Conv2d(256, 2, 1, groups=2)
+            self.wide = nn.Conv2d(2, 2, 5, padding=4, dilation=2, groups=2)
+            self.more = nn.Conv2d(2, 256, 1, dilation=2, groups=2)
+            self.less = nn.Conv2d(256, 2, 1, dilation=2, groups=2)
 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(self.less(self.more(self.wide(x))))
 
-    model = Grouped()
+    model = Dilated()
     found = not_worth(graph_of(model), mask_of(model, 0.01), 160, 16)
     assert found == "most of the work is in layers that only PyTorch knows (wide, more, less)"
 

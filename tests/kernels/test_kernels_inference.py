@@ -24,7 +24,9 @@ SHAPES = {
     "digits_net": (1, 8, 8),
     "lenet5": (3, 32, 32),
     "feddst_net": (3, 32, 32),
+    "mobilenet_v2": (3, 32, 32),
 }
+LARGE = ("resnet18", "mobilenet_v2")
 SHAPES["mnist_net_softmax"] = SHAPES["mnist_net"]
 CLOSE = {"fp32": 1e-5, "bf16": 2e-2}
 SIZES = (1, 2, 3, 5, 16, 17, 33)
@@ -57,13 +59,13 @@ class Net(nn.Module):
 
 
 class Plain(nn.Module):
-    """Two convolutions of one size, for maps that are not square."""
+    """Two convolutions of one size, of groups or not, for maps that are not square."""
 
-    def __init__(self, size: tuple[int, int], kernel: int, stride: int, padding: int):
+    def __init__(self, size: tuple[int, int], kernel: int, stride: int, padding: int, groups: int):
         super().__init__()
-        self.one = nn.Conv2d(2, 5, kernel, stride, padding)
-        self.two = nn.Conv2d(5, 5, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(5)
+        self.one = nn.Conv2d(2, 6, kernel, stride, padding, groups=min(groups, 2))
+        self.two = nn.Conv2d(6, 6, 3, padding=1, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(6)
         with torch.no_grad():
             features = self.maps(torch.zeros(1, 2, *size)).flatten(1).shape[1]
         self.top = nn.Linear(features, 3)
@@ -109,12 +111,12 @@ def error(model: nn.Module, predict: Callable[[Tensor], Tensor], x: Tensor) -> f
 @pytest.mark.parametrize("storage", CLOSE)
 @pytest.mark.parametrize(
     ("name", "density"),
-    [("resnet18", 0.05)] + [(name, d) for name in SHAPES if name != "resnet18" for d in (-1, 0, 0.05, 1)],
+    [(name, 0.05) for name in LARGE] + [(name, d) for name in SHAPES if name not in LARGE for d in (-1, 0, 0.05, 1)],
 )
 def test_models(name: str, density: float, storage: str) -> None:
     model = pruned(MODELS[name](SHAPES[name][0], 10), density)
     predict = Predictor(model, 16, storage)
-    for n in (1, 17) if name == "resnet18" else SIZES:
+    for n in (1, 17) if name in LARGE else SIZES:
         assert error(model, predict, torch.randn(n, *SHAPES[name])) < CLOSE[storage]
     assert predict.reason == ("the kernels do not know softmax" if "softmax" in name else None)
 
@@ -122,7 +124,6 @@ def test_models(name: str, density: float, storage: str) -> None:
 NOT_KNOWN = {
     "resnet50": None,
     "resnet18_groupnorm": "the kernels do not know bn1, layer1.0.bn1, ",
-    "mobilenet_v2": "the kernels do not know blocks.0.conv2, ",
     "vit_tiny": "the model uses token outside a layer",
 }
 
@@ -167,12 +168,14 @@ def test_every_layer(size: int, density: float, storage: str, monkeypatch: pytes
     ("kernel", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 0), (3, 2, 1), (3, 1, 2), (5, 2, 4)]
 )
 @pytest.mark.parametrize("size", [(7, 7), (9, 5), (5, 18), (3, 40)])
+@pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("alone", [0, 100])
 def test_awkward_maps(
-    size: tuple[int, int], kernel: int, stride: int, padding: int, alone: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    *, size: tuple[int, int], kernel: int, stride: int, padding: int, groups: int, alone: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(module, "ALONE", alone)
-    model = pruned(Plain(size, kernel, stride, padding), 0.5)
+    model = pruned(Plain(size, kernel, stride, padding, groups), 0.5)
     predict = Predictor(model, 7)
     assert error(model, predict, torch.randn(9, 2, *size)) < CLOSE["fp32"]
     assert predict.reason is None

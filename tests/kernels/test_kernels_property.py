@@ -36,18 +36,20 @@ class Drawn(nn.Module):
 
     @staticmethod
     def _layer(draw: st.DrawFn, c: int, h: int, w: int) -> nn.Module:
-        kind = draw(st.sampled_from(["conv", "conv", "conv", "norm", "relu", "max", "mean", "sigmoid"]))
+        kind = draw(st.sampled_from(["conv", "conv", "conv", "norm", "relu", "max", "mean", "smooth"]))
         if kind == "conv":
             k = draw(st.sampled_from([1, 3, 5]))
             padding = draw(st.integers(max(0, (k - min(h, w) + 1) // 2), k - 1))
             stride = draw(st.sampled_from([1, 1, 2]))
-            return nn.Conv2d(c, draw(CHANNELS), k, stride, padding, bias=draw(st.booleans()))
+            groups = draw(st.sampled_from([1, 1, *(n for n in range(2, c + 1) if c % n == 0)]))
+            outer = groups * draw(st.integers(1, -(-18 // groups)))
+            return nn.Conv2d(c, outer, k, stride, padding, groups=groups, bias=draw(st.booleans()))
         if kind == "norm":
             return nn.Sequential(bn(c), nn.ReLU()) if draw(st.booleans()) else bn(c)
         if kind == "relu":
-            return nn.ReLU()
-        if kind == "sigmoid":
-            return nn.Sigmoid()
+            return draw(st.sampled_from([nn.ReLU, nn.ReLU6]))()
+        if kind == "smooth":
+            return draw(st.sampled_from([nn.Sigmoid, nn.SiLU, nn.GELU, nn.Hardswish]))()
         k = draw(st.integers(1, min(h, w, 3)))
         how = k, draw(st.integers(1, 3)), draw(st.integers(0, k // 2))
         return nn.MaxPool2d(*how) if kind == "max" else nn.AvgPool2d(*how, count_include_pad=draw(st.booleans()))

@@ -115,11 +115,12 @@ class Chancy(TinyNet):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.dropout = nn.GroupNorm(2, 4), nn.Dropout(0.3)
-        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.norm, self.dropout = nn.InstanceNorm2d(4, affine=True), nn.Dropout(0.3)
+        self.dilated = nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.sigmoid(self.grouped(self.norm(self.conv1(self.dropout(x)))))
+        x = torch.tanh(self.depthwise(self.dilated(self.norm(self.conv1(self.dropout(x))))))
         x = self.bn(self.conv2(x)).relu()
         logits: Tensor = self.fc2(self.fc1(x.flatten(1)).relu())
         return logits

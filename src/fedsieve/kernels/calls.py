@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fedsieve.kernels.checks import LARGEST
 from fedsieve.kernels.graph import Window
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
@@ -21,7 +22,9 @@ def is_product(kind: Any) -> bool:
     """Tell whether a module is a linear layer, or a convolution that the kernels have; a subclass may be anything."""
     if type(kind) in CONVOLUTIONS:
         k, s, p = kind.kernel_size, kind.stride, kind.padding
-        plain = kind.groups == 1 and kind.dilation == (1, 1) and kind.padding_mode == "zeros"
+        plain = kind.dilation == (1, 1) and kind.padding_mode == "zeros"
+        if kind.groups > 1:  # whose positions are those of a weight without groups, in 32 bits
+            plain &= type(kind) is not SwatConv2d and kind.out_channels * kind.in_channels * k[0] ** 2 <= LARGEST
         square = k[0] == k[1] and s[0] == s[1] and not isinstance(p, str) and p[0] == p[1]
         return bool(plain and square and k[0] % 2 == 1 and s[0] in (1, 2) and int(p[0]) < k[0])
     return type(kind) in LINEARS

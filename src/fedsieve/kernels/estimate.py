@@ -28,6 +28,7 @@ KERNELS = {
 PYTORCH = {
     "dense products": 1.75e-11,
     "narrow products": 4.74e-12,
+    "grouped products": 2.26e-10,
     "norms": 5.60e-9,
     "windows": 2.10e-9,
     "pools": 6.54e-9,
@@ -69,6 +70,7 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
 
     products, dense products    multiply-adds at the densities, and were all dense: forward and both gradients
     narrow products             those of convolutions of few channels, 16 / channels times each
+    grouped products            those of convolutions of groups
     maps                        numbers that products read and write
     norms                       numbers that BatchNorms, sums and ReLUs of their own give
     windows, pools              numbers that pools look at; that they read and write
@@ -84,9 +86,10 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
         if isinstance(layer, ProductLayer):
             numel, of = layer.module.weight.numel(), density_of(layer)
             dense = layer.multiply_adds * times
-            narrow = layer.kernel > 1 and layer.shape[1] < NARROW
+            narrow = layer.kernel > 1 and layer.shape[1] < NARROW and layer.groups == 1
             some = {"products": dense * of, "dense products": dense, "maps": both, "nonzeros": numel * of}
             some |= {"narrow products": dense * NARROW / layer.shape[1] * narrow, "weights": numel, "calls": 1}
+            some["grouped products"] = dense * (layer.groups > 1)
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
         elif isinstance(layer, ActivationLayer):

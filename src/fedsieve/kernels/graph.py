@@ -64,7 +64,7 @@ class ProductLayer(Layer):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """The weight's shape as a convolution's: [out, in, kernel, kernel]."""
+        """The weight's shape as a convolution's: [out, in / groups, kernel, kernel]."""
         out, inner = self.module.weight.shape[:2]
         return out, inner, self.kernel, self.kernel
 
@@ -87,6 +87,11 @@ class ProductLayer(Layer):
     def padding(self) -> int:
         """The padding; 0 for a linear layer."""
         return int(self.module.padding[0]) if isinstance(self.module, nn.Conv2d) else 0
+
+    @property
+    def groups(self) -> int:
+        """The groups of a convolution; 1 for a linear layer."""
+        return int(self.module.groups) if isinstance(self.module, nn.Conv2d) else 1
 
     @property
     def reach(self) -> int:
@@ -241,6 +246,7 @@ class FusedProduct(Layer):
     shape: tuple[int, int, int, int]
     stride: int
     padding: int
+    groups: int
     relu: int
     bias: Tensor | None
     values: Tensor
@@ -264,7 +270,7 @@ def fuse_batchnorm(graph: Graph) -> Graph:
             weight, bias = layer.module.weight.detach().flatten(), layer.module.bias
             positions = weight.nonzero().squeeze(1)
             bias = None if bias is None else bias.detach().clone()
-            geometry = layer.shape, layer.stride, layer.padding, layer.relu
+            geometry = layer.shape, layer.stride, layer.padding, layer.groups, layer.relu
             values = weight[positions]
             fused.layers.append(FusedProduct(layer.inputs, layer.output, *geometry, bias, values, positions))
         elif isinstance(layer, NormLayer) and (product := _fusible(graph, fused, layer)):

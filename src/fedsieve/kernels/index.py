@@ -21,13 +21,14 @@ class SparseIndex:
     looks, ``value`` is the address of their numbers. ``back_row``, ``back_offset`` and ``back_value`` are the same of
     the input's gradient: by input channel, for each parity of the stride, where in the output's gradient an entry
     looks. Of 3x3 kernels on small maps, ``tap`` and ``back_tap`` say where each tap's entries begin, so that what lies
-    beyond the border is left out.
+    beyond the border is left out. An output channel's entries look in the ``inner`` channels of its group.
     """
 
-    def __init__(self, outer: int, inner: int, kernel: int, stride: int, padding: int, capacity: int):
+    def __init__(self, outer: int, inner: int, kernel: int, stride: int, padding: int, capacity: int, groups: int = 1):
         self.outer, self.inner, self.kernel, self.stride, self.padding = outer, inner, kernel, stride, padding
+        self.groups, self.channels = groups, inner * groups
         self.row = torch.empty(outer + 1, dtype=torch.int32)
-        self.back_row = torch.empty(stride**2 * inner + 1, dtype=torch.int32)
+        self.back_row = torch.empty(stride**2 * self.channels + 1, dtype=torch.int32)
         self.offset, self.back_offset = (torch.empty(capacity, dtype=torch.int32) for _ in range(2))
         self.tap: Tensor | None = None
         self.back_tap: Tensor | None = None
@@ -38,10 +39,13 @@ class SparseIndex:
         """Index the entries of a boolean mask [outer, inner, kernel, kernel] in maps like ``x``."""
         self.place = x.channel, x.line, x.halo - self.padding
         if (self.kernel, self.stride, self.padding) == (3, 1, 1) and x.width <= SMALL:
-            self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (self.outer, self.inner))
+            self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (self.outer, self.channels))
         sizes = self.outer, self.inner, self.kernel
         places = address(self.row), address(self.offset), address(self.tap)
         native().fs_entries(address(mask), *sizes, *self.place, *places)
+        if self.groups > 1:
+            first = self._first(torch.arange(self.outer)) * x.channel
+            self.offset += first.repeat_interleave(self.row.long().diff()).int()
 
     def fill_values(self, values: Tensor, positions: Tensor, mask: Tensor, x: FeatureMap) -> Tensor:
         """Index a mask with ``values`` at its sorted flat ``positions``; return which value each entry has."""
@@ -54,16 +58,20 @@ class SparseIndex:
     def fill_taps(self, values: Tensor, positions: Tensor, channel: int, taps: list[int]) -> None:
         """Index ``values`` where channels lie ``channel`` words apart, and each tap at a distance of its own."""
         inner, tap = positions // self.kernel**2 % self.inner, positions % self.kernel**2
-        self.offset = (inner * channel + torch.tensor(taps)[tap]).int()
         outer = positions // (self.inner * self.kernel**2)
+        self.offset = ((self._first(outer) + inner) * channel + torch.tensor(taps)[tap]).int()
         self.row[0] = 0
         self.row[1:] = outer.bincount(minlength=self.outer).cumsum(0)
         self.value = address(values)
 
+    def _first(self, outer: Tensor) -> Tensor:
+        """Return the first input channel of the groups of output channels."""
+        return outer * self.groups // self.outer * self.inner
+
     def positions(self) -> Tensor:
         """Return the flat positions of the entries in the weight, int64 [entries]."""
         channel, line, shift = self.place
-        inner, rest = self.offset.long() // channel, self.offset.long() % channel
+        inner, rest = self.offset.long() // channel % self.inner, self.offset.long() % channel
         tap = (rest // line - shift) * self.kernel + rest % line // WORDS - shift
         outer = torch.arange(self.outer).repeat_interleave(self.row.long().diff())
         positions: Tensor = (outer * self.inner + inner) * self.kernel**2 + tap
@@ -71,10 +79,13 @@ class SparseIndex:
 
     def fill_back(self, g: FeatureMap, order: Tensor) -> None:
         """Index the same entries in maps of the output's gradient like ``g``; ``order`` tells which entry each is."""
-        positions = self.positions().int()
+        positions, area = self.positions(), self.kernel**2
+        outer = positions // (self.inner * area)
+        positions += (outer * (self.channels - self.inner) + self._first(outer)) * area  # as if without groups
+        positions = positions.int()
         native().fs_transposed(
-            address(positions), len(positions), self.inner, self.kernel, self.stride, self.padding, g.channel, g.line,
-            g.halo, address(self.back_row), address(self.back_offset), address(order), address(self.back_tap),
+            address(positions), len(positions), self.channels, self.kernel, self.stride, self.padding, g.channel,
+            g.line, g.halo, address(self.back_row), address(self.back_offset), address(order), address(self.back_tap),
         )  # fmt: skip
 
     def gather(self, x: FeatureMap, out: FeatureMap) -> GatherOp:
@@ -91,8 +102,8 @@ class SparseIndex:
     def gather_back(self, g: FeatureMap, into: FeatureMap, parity: tuple[int, int], more: bool = False) -> GatherOp:
         """Return the input's gradient at the positions of one parity; ``more``: added to what stands there."""
         (top, left), s = parity, self.stride
-        op = GatherOp(in_=g, out=into, rows=self.inner, stride_in=1, stride_out=s, top=top, left=left)
-        op.row, op.offset = address(self.back_row, (top * s + left) * self.inner), address(self.back_offset)
+        op = GatherOp(in_=g, out=into, rows=self.channels, stride_in=1, stride_out=s, top=top, left=left)
+        op.row, op.offset = address(self.back_row, (top * s + left) * self.channels), address(self.back_offset)
         op.value, op.tap = self.back_value, address(self.back_tap)
         op.height, op.width = -(-(into.height - top) // s), -(-(into.width - left) // s)
         if more:

@@ -279,7 +279,7 @@ def _index(
 ) -> SparseIndex:
     """Return the index of a product for a layout, which passes of the same size share."""
     if key not in layer.indices:
-        layer.indices[key] = SparseIndex(*layer.shape[:3], stride, layer.padding, len(layer.values))
+        layer.indices[key] = SparseIndex(*layer.shape[:3], stride, layer.padding, len(layer.values), layer.groups)
         fill(layer.indices[key])
     index: SparseIndex = layer.indices[key]
     return index

@@ -35,7 +35,7 @@ class MaskedWeights:
         self.mask = mask.detach().contiguous()
         """Needed until the index is filled."""
         self.count = int(self.mask.count_nonzero())
-        self.index = SparseIndex(*layer.shape[:3], layer.stride, layer.padding, self.count)
+        self.index = SparseIndex(*layer.shape[:3], layer.stride, layer.padding, self.count, layer.groups)
 
     def read(self, weights: Weights) -> None:
         """Copy the module's weights, if it has any, into the vectors."""
