@@ -212,6 +212,58 @@ GRAPHS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
         lambda: Net(lambda m, x: m.g(F.gelu(m.f(F.hardswish(x))).sigmoid()), f=nn.Linear(9, 17), g=nn.Linear(17, 4)),
         (9,),
     ),
+    "cat": (
+        lambda: net(
+            lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(x), x], dim=1)).flatten(1),
+            a=biased(2, 6),
+            b=biased(2, 3),
+            c=conv(11, 6),
+        ),
+        COMMON,
+    ),
+    "cat of the same twice, of other readers, and again": (
+        lambda: net(
+            lambda m, x: torch.cat(
+                (z := torch.concat([y := m.p(m.a(x)).relu(), y, m.b(y)], -3), m.c(z) + y), 1
+            ).flatten(1),
+            750,
+            a=conv(2, 6),
+            p=bn(6),
+            b=conv(6, 7, 5),
+            c=grouped(19, 6, 3, groups=1),
+        ),
+        COMMON,
+    ),
+    "cat into a dense block": (
+        lambda: net(
+            lambda m, x: m.d(
+                F.silu(m.s(torch.cat([y := torch.cat([z := m.a(x), m.b(F.relu(m.p(z)))], 1), m.c(F.relu(m.q(y)))], 1)))
+            ).flatten(1),
+            **{
+                "a": conv(2, 5),
+                "p": bn(5),
+                "b": conv(5, 3),
+                "q": bn(8),
+                "c": conv(8, 4, 5),
+                "s": bn(12),
+                "d": conv(12, 6),
+            },
+        ),
+        COMMON,
+    ),
+    "cat of features": (
+        lambda: Net(
+            lambda m, x: m.g(torch.cat([m.f(x).relu(), x, m.h(x)], -1)),
+            f=nn.Linear(9, 17),
+            g=nn.Linear(31, 4),
+            h=nn.Linear(9, 5),
+        ),
+        (9,),
+    ),
+    "logits that are a cat": (
+        lambda: Net(lambda m, x: torch.cat([m.f(x), m.g(x)], 1), f=nn.Linear(9, 3), g=nn.Linear(9, 1)),
+        (9,),
+    ),
     "a sum in place": (lambda: net(sum_in_place, a=conv(2, 6), b=conv(2, 6)), COMMON),
     "a view": (lambda: net(lambda m, x: m.a(x).relu().view(x.size(0), -1), a=conv(2, 6)), COMMON),
     "a view of a shape": (lambda: net(lambda m, x: torch.reshape(m.a(x), (-1, 180)), a=conv(2, 6)), COMMON),

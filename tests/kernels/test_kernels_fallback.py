@@ -37,9 +37,9 @@ FALLBACK: dict[str, tuple[Callable[[], nn.Module], Shape, list[str]]] = {
         lambda: nn.Sequential(nn.Linear(9, 17), nn.LayerNorm(17), nn.GELU(), nn.Linear(17, 4)), (9,), ["1"]),
     "BatchNorm of features": (
         lambda: nn.Sequential(nn.Linear(9, 17), nn.BatchNorm1d(17), nn.Tanh(), nn.Linear(17, 4)), (9,), ["1", "2"]),
-    "cat": (
-        lambda: net(lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(x), x], dim=1)).flatten(1), a=biased(2, 6),
-                    b=biased(2, 3), c=conv(11, 6)), COMMON, ["cat"]),
+    "cat of rows": (
+        lambda: net(lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(x)], dim=2)).flatten(1), 360, a=biased(2, 6),
+                    b=biased(2, 6), c=conv(6, 6)), COMMON, ["cat"]),
     "a product": (
         lambda: net(lambda m, x: ((y := m.a(x)) * m.b(x) + y * y).flatten(1), a=biased(2, 6), b=biased(2, 6)), COMMON,
         ["mul", "mul_1"]),

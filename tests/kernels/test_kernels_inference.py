@@ -58,6 +58,26 @@ class Net(nn.Module):
         return logits
 
 
+class Further(nn.Module):
+    """The layers of MobileNet, DenseNet and ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6)
+        self.deep, self.behind = nn.Conv2d(6, 12, 5, padding=2, groups=6, bias=False), nn.BatchNorm2d(12)
+        self.point, self.groups = nn.Conv2d(12, 5, 1), nn.Conv2d(11, 22, 3, 2, 1, groups=11)
+        self.fc1, self.fc2, self.top = nn.Linear(22, 9), nn.Linear(9, 9), nn.Linear(40, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm(self.stem(x)))
+        y = F.silu(self.behind(self.deep(x)))
+        y = torch.cat([F.hardswish(self.point(y)), x], 1)
+        x = F.gelu(self.groups(y)).mean((2, 3))
+        y = F.gelu(self.fc1(x), approximate="tanh")
+        logits: Tensor = self.top(torch.cat([y, x, self.fc2(y).sigmoid()], 1))
+        return logits
+
+
 class Plain(nn.Module):
     """Two convolutions of one size, of groups or not, for maps that are not square."""
 
@@ -155,8 +175,11 @@ def test_a_channel_that_does_not_vary_is_divided_by_the_root_of_eps() -> None:
 @pytest.mark.parametrize("storage", CLOSE)
 @pytest.mark.parametrize("density", [0, 0.3, 1])
 @pytest.mark.parametrize("size", [8, 9, 13, 32])
-def test_every_layer(size: int, density: float, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = pruned(Net(), density), torch.randn(40, 3, size, size)
+@pytest.mark.parametrize("net", [Net, Further])
+def test_every_layer(
+    net: type[nn.Module], size: int, density: float, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = pruned(net(), density), torch.randn(40, 3, size, size)
     for alone in (0, 100):
         monkeypatch.setattr(module, "ALONE", alone)
         predict = Predictor(model, 40, storage)
@@ -183,8 +206,9 @@ def test_awkward_maps(
 
 @pytest.mark.parametrize("storage", CLOSE)
 @pytest.mark.parametrize("n", [1, 2, 16, 29, 77])
-def test_the_same_with_any_threads(n: int, storage: str) -> None:
-    model, x, before = pruned(Net(), 0.4), torch.randn(n, 3, 21, 21), torch.get_num_threads()
+@pytest.mark.parametrize("net", [Net, Further])
+def test_the_same_with_any_threads(net: type[nn.Module], n: int, storage: str) -> None:
+    model, x, before = pruned(net(), 0.4), torch.randn(n, 3, 21, 21), torch.get_num_threads()
     try:
         logits = []
         for threads in (1, 2, 3):

@@ -14,17 +14,22 @@ SIDES, CHANNELS = st.integers(1, 9), st.integers(1, 18)
 
 
 class Drawn(nn.Module):
-    """Layers one after another; from time to time, the sum with an earlier value of the same shape."""
+    """Layers one after another; at times, the sum with an earlier value of the same shape, or both by channel."""
 
     def __init__(self, draw: st.DrawFn, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.steps: list[int | None] = []
+        self.steps: list[tuple[str, int]] = []
         layers: list[nn.Module] = []
         shapes = [shape]
         for _ in range(draw(st.integers(1, 6))):
             c, h, w = shapes[-1]
-            alike = [i for i, other in enumerate(shapes) if other == shapes[-1]]
-            self.steps.append(draw(st.sampled_from([None, *alike])))
+            near = [(i, other) for i, other in enumerate(shapes) if other[1:] == (h, w)]
+            sums = [("sum", i) for i, other in near if other[0] == c]
+            self.steps.append(
+                draw(st.sampled_from([("alone", 0), *sums, *(("cat", i) for i, other in near if c < 20)]))
+            )
+            if self.steps[-1][0] == "cat":
+                c += shapes[self.steps[-1][1]][0]
             layers.append(self._layer(draw, c, h, w))
             with torch.no_grad():
                 after = layers[-1].eval()(torch.zeros(2, c, h, w)).shape[1:]
@@ -56,8 +61,10 @@ class Drawn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = [x]
-        for earlier, layer in zip(self.steps, self.layers, strict=True):
-            x = values[-1] if earlier is None else values[-1] + values[earlier]
+        for (how, earlier), layer in zip(self.steps, self.layers, strict=True):
+            x = values[-1]
+            if how != "alone":
+                x = x + values[earlier] if how == "sum" else torch.cat([x, values[earlier]], 1)
             values.append(layer(x))
         logits: Tensor = self.fc(values[-1].flatten(1))
         return logits

@@ -1,17 +1,18 @@
 """Whole training steps beside the masked dense step in float64: the four models, and nets with every odd turn."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
 from fedsieve.kernels import Trainer, library, weights
 from fedsieve.kernels.products import SwatProduct
 from fedsieve.sparse.layers import swat_
-from nets import NETS
+from nets import NETS, Net
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -81,6 +82,22 @@ def test_bf16_storage(name: str) -> None:
     assert max(found.values()) > 1e-5
 
 
+def further() -> nn.Module:
+    """The same with depthwise convolutions, other activations and concatenation."""
+    layers = {
+        "a": nn.Conv2d(2, 6, 3, padding=1),
+        "b": nn.Conv2d(6, 12, 3, 2, 1, groups=6),
+        "c": nn.Conv2d(12, 5, 5, 2, 2),
+    }
+    norms = {"p": nn.BatchNorm2d(6), "q": nn.BatchNorm2d(12)}
+
+    def run(m: Net, x: Tensor) -> Tensor:
+        x = F.silu(m.b(F.relu6(m.p(m.a(x)))))
+        return m.fc(torch.cat([F.gelu(m.c(m.q(x))), F.max_pool2d(x, 2)], 1).flatten(1))
+
+    return Net(run, **layers, **norms, fc=nn.Linear(17 * 8 * 8, 4))
+
+
 def large() -> nn.Module:
     """A net whose maps are divided by lines, by blocks and by channels."""
     convs = [nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 7, 3, 2, 1), nn.Conv2d(7, 5, 5, 2, 2)]
@@ -88,11 +105,11 @@ def large() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * 8 * 8, 4))
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 5), (2, 32, 32)])
+@pytest.mark.parametrize("make", [NETS["a value used three times"][0], large, further])
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
-def test_bits_do_not_depend_on_threads(storage: str, shape: tuple[int, ...]) -> None:
+def test_bits_do_not_depend_on_threads(storage: str, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    model = NETS["a value used three times"][0]() if shape == (2, 6, 5) else large()
+    model, shape = make(), (2, 32, 32) if make in (large, further) else (2, 6, 5)
     found = []
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)

@@ -36,6 +36,11 @@ class FeatureMap(Structure):
         """Words in all."""
         return self.channel * int(self.channels)
 
+    def part(self, first: int, channels: int) -> FeatureMap:
+        """Return some of the channels, as a map that lies in this one."""
+        place = None if self.data is None else self.data + 4 * self.channel * first
+        return FeatureMap(place, channels, self.blocks, self.height, self.width, self.halo, self.packed)
+
 
 MapPointer = POINTER(FeatureMap)
 

@@ -67,6 +67,15 @@ def is_sum(kind: Any, node: fx.Node) -> bool:
     return named and len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
 
 
+def concatenated(kind: Any, node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that a call concatenates by channel (or feature); none if it is no such call."""
+    if kind not in (torch.cat, torch.concat, torch.concatenate) or not node.args:
+        return []
+    parts, dim = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    known = isinstance(parts, tuple | list) and all(isinstance(part, fx.Node) for part in parts)
+    return [*parts] if known and dim in (1, 1 - len(node.meta["value"][0])) else []  # type: ignore[misc]
+
+
 def is_flatten(kind: Any) -> bool:
     """Tell whether a call keeps the order of the numbers, so that its result's shape says all."""
     return type(kind) is nn.Flatten or kind in (torch.flatten, torch.reshape, "flatten", "reshape", "view")

@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fedsieve.kernels.graph import ActivationLayer, FallbackLayer, Graph, NormLayer, PoolLayer, ProductLayer, Value
+from fedsieve.kernels.graph import (
+    ActivationLayer,
+    ConcatenationLayer,
+    FallbackLayer,
+    Graph,
+    NormLayer,
+    PoolLayer,
+    ProductLayer,
+    Value,
+)
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
 TOGETHER = 16
@@ -92,7 +101,7 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
             some["grouped products"] = dense * (layer.groups > 1)
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
-        elif isinstance(layer, ActivationLayer):
+        elif isinstance(layer, ActivationLayer | ConcatenationLayer):
             some = {"norms": out, "calls": 1}
         elif isinstance(layer, PoolLayer):
             some = {"windows": out * layer.window.kernel**2, "pools": both, "calls": 1}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -138,6 +139,16 @@ class ActivationLayer(Layer):
     """A function of each number: one of ``ActivationOp.FUNCTIONS``."""
 
     function: str
+
+
+@dataclass(eq=False)
+class ConcatenationLayer(Layer):
+    """Values one behind another, by channel."""
+
+    @property
+    def starts(self) -> list[int]:
+        """The first channel of each input in the output."""
+        return [0, *accumulate(value.channels for value in self.inputs[:-1])]
 
 
 @dataclass(eq=False)

@@ -32,6 +32,7 @@ from fedsieve.kernels.abi import (
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import (
     ActivationLayer,
+    ConcatenationLayer,
     FusedProduct,
     Graph,
     Layer,
@@ -182,6 +183,9 @@ class ForwardPass:
             self.arena.step(lambda: _norm(layer, ins, out), *ins, out)
         elif isinstance(layer, ActivationLayer):
             self.arena.step(lambda: ActivationOp.of(layer.function, ins[0], out), *ins, out)
+        elif isinstance(layer, ConcatenationLayer):
+            for x, value, first in zip(ins, layer.inputs, layer.starts, strict=True):
+                self.arena.step(lambda x=x, v=value, n=first: self.place(v, x, layer.output, out, n), x, out)  # type: ignore[misc]
         elif isinstance(layer, PoolLayer):
             self.arena.step(lambda: self.pool(layer, ins[0], out), *ins, out)
         else:
@@ -211,6 +215,10 @@ class ForwardPass:
     def flatten(self, value: Value, x: Buffer, out: Buffer) -> Operation:
         """Return the change from maps to features."""
         return CopyOp(x, out, CopyOp.FLATTEN)
+
+    def place(self, value: Value, x: Buffer, of: Value, out: Buffer, first: int) -> Operation:
+        """Return the copy of a value into another's channels from ``first`` on."""
+        return CopyOp(x, out.part(first, x.channels), CopyOp.COPY)
 
     def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
         """Return the copy of samples into a buffer, or out of it."""
@@ -267,6 +275,11 @@ class SinglePass(ForwardPass):
     def flatten(self, value: Value, x: Buffer, out: Buffer) -> Operation:
         """Return the change from maps to features."""
         return _window(COPY, value, value, _place(value, x), (out.data, value.height * value.width))
+
+    def place(self, value: Value, x: Buffer, of: Value, out: Buffer, first: int) -> Operation:
+        """Return the copy of a value into another's channels from ``first`` on."""
+        start, channel = _place(of, out)
+        return _window(COPY, value, value, _place(value, x), ((start or 0) + 4 * first * channel, channel))
 
     def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
         """Return the copy of a sample into a buffer, or out of it."""

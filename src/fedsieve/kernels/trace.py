@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from fedsieve.kernels.calls import (
     activation_of,
+    concatenated,
     is_flatten,
     is_identity,
     is_in_place,
@@ -27,6 +28,7 @@ from fedsieve.kernels.calls import (
 from fedsieve.kernels.checks import Unsupported, changed_calls
 from fedsieve.kernels.graph import (
     ActivationLayer,
+    ConcatenationLayer,
     FallbackLayer,
     FlattenLayer,
     Graph,
@@ -174,6 +176,10 @@ class _Reader:
 
     def _read(self, node: fx.Node) -> None:
         kind = self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        parts = [self.values.get(part) for part in concatenated(kind, node)]
+        if parts and all(parts):
+            self.values[node] = self._add(ConcatenationLayer([part for part in parts if part], _value(node)))
+            return
         first = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         value = self.values[node] = self._fallback(node, kind) if first is None else self._layer(node, kind, first)
         if first is not None and is_in_place(kind, node):

@@ -27,6 +27,7 @@ from fedsieve.kernels.abi import (
 from fedsieve.kernels.fallback import Fallback
 from fedsieve.kernels.graph import (
     ActivationLayer,
+    ConcatenationLayer,
     FallbackLayer,
     FlattenLayer,
     Graph,
@@ -151,6 +152,9 @@ class TrainingStep(StepContext):
             self.arena.step(lambda: CopyOp(ins[0], out, CopyOp.FLATTEN), ins[0], out)
         elif isinstance(layer, ActivationLayer):
             self.arena.step(lambda: ActivationOp.of(layer.function, ins[0], out), ins[0], out)
+        elif isinstance(layer, ConcatenationLayer):
+            for x, first in zip(ins, layer.starts, strict=True):
+                self.arena.step(lambda x=x, first=first: CopyOp(x, out.part(first, x.channels), CopyOp.COPY), x, out)  # type: ignore[misc]
         elif isinstance(layer, FallbackLayer):
             self.arena.step(lambda: self.fallbacks[layer].forward(ins, out), *ins, out)
 
@@ -163,6 +167,8 @@ class TrainingStep(StepContext):
             self._pool_backward(layer, g)
         elif isinstance(layer, FlattenLayer):
             self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)
+        elif isinstance(layer, ConcatenationLayer):
+            self._concatenation_backward(layer, g)
         elif isinstance(layer, ActivationLayer):
             self._recompute(layer.inputs[0])
             x = self.activations[layer.inputs[0]]
@@ -189,6 +195,15 @@ class TrainingStep(StepContext):
         self.products[layer].backward(self.activations[x], g)
         if self.graph.needs_grad[x]:
             self.products[layer].input_gradient(g, *self._gradient(x))
+
+    def _concatenation_backward(self, layer: ConcatenationLayer, g: Buffer) -> None:
+        for value, first in zip(layer.inputs, layer.starts, strict=True):
+            if self.graph.needs_grad[value]:
+                self._part_backward(g, first, *self._gradient(value))
+
+    def _part_backward(self, g: Buffer, first: int, into: Buffer, more: bool) -> None:
+        mode = CopyOp.ADD if more else CopyOp.COPY
+        self.arena.step(lambda: CopyOp(g.part(first, into.channels), into, mode), g, into)
 
     def _pool_backward(self, layer: PoolLayer, g: Buffer) -> None:
         x = layer.inputs[0]
