@@ -31,20 +31,23 @@ def zeros(count: int, dtype: str, back: str) -> bytes:
     return varint(4 * len(data) + way) + data
 
 
-def one(known: Known, back: str, kind: int, way: int, mode: int, count: int, changed: int, edge: int) -> bytes:
+def one(
+    known: Known, back: str, kind: int, way: int, mode: int, count: int, changed: int, edge: int, unit: int = 1
+) -> bytes:
     """A message of one tensor of the known shape, all of whose gaps, distances and magnitudes are 0."""
     told = b"" if way in (ALL, MASK) else varint(count)
+    told += varint(unit) + varint(count // unit) if unit > 1 else b""
     told += varint(changed) if way in (CHANGES, RANKED) else b""
     told += varint(edge) if way == RANKED else b""
     scale = struct.pack("<f", 1.0) if mode in (INT8, INT4) else b""
     numel = known.base["x"].numel()  # type: ignore[union-attr]
     count = {ALL: numel, MASK: int(known.masks["x"].sum())}.get(way, count)
     form = {TYPED: "<f4", DISTANCE: "<i4", SIGNED: "<u4", UNSIGNED: "<u4"}.get(mode, "<u2")
-    flips = {GAPS: count, CHANGES: changed, RANKED: changed}.get(way, 0)
+    flips = {GAPS: count // unit, CHANGES: changed, RANKED: changed}.get(way, 0)
     streams = (zeros(flips, "<u4", back) if flips else b"") + (zeros(count, form, back) if count else b"")
     streams += bytes((count + 7) // 8) if mode in (SIGNED, BF16) else b""
     assert known.manifest
-    plan = varint(1) + bytes([kind + 4 + 8, 8 * mode + way]) + told + scale
+    plan = varint(1) + bytes([kind + 4 + 8, 8 * mode + way + 3 * (unit > 1)]) + told + scale
     return message(plan, streams, b"", 3, known.manifest.digest + known.digest)
 
 
@@ -65,6 +68,13 @@ def hostile(size: str, back_end: str = "") -> dict[str, bytes]:
         ]:  # fmt: skip
             name = f"{'sparse' if kind == SPARSE else 'dense'}, way {way}, mode {mode}, {count} and {changed} at {edge}"
             found[name] = one(known, back, kind, way, mode, count, changed, edge)
+        for way, mode, count, changed, edge, unit in [
+            (GAPS, SIGNED, n, 0, 0, 2), (GAPS, TYPED, n // 16 * 8, 0, 0, 8), (CHANGES, DISTANCE, n, 0, 0, 2),
+            (CHANGES, TYPED, n, n // 4, 0, 4), (RANKED, DISTANCE, n, 0, 2024, 2),
+            (RANKED, SIGNED, n // 2, n // 4, 0, 2), (RANKED, BF16_DISTANCE, n // 8, 0, 2040, 8),
+        ]:  # fmt: skip
+            name = f"units of {unit}, {kind}, way {way}, mode {mode}, {count} and {changed} at {edge}"
+            found[name] = one(known, back, kind, way, mode, count, changed, edge, unit)
     return found
 
 

@@ -73,6 +73,10 @@ def corpus(back_end: str) -> list[tuple[bytes, Known]]:
     held = Known(manifest, {n: torch.where(top(v, 0.1), v, torch.zeros(())) for n, v in params.items()})
     kept = {n: m & (torch.arange(m.numel()).view(m.shape) % 7 > 0) for n, m in masks.items()}
     fewer: Tree = {n: Sparse.of(params[n].flip(0), m) for n, m in kept.items()}
+    units = {n: m[::8].repeat_interleave(8, 0)[: len(m)] for n, m in masks.items()}
+    shared: Tree = {n: torch.where(m, params[n], torch.zeros(())) for n, m in units.items()}
+    tall = {n: torch.where(m, 64 * params[n], params[n]) for n, m in units.items()}
+    moved: Tree = {n: Sparse.of(near[n], kept[n][::8].repeat_interleave(8, 0)[: len(m)]) for n, m in units.items()}
     other: Tree = {"n": 3.0, "t": {"k": torch.arange(90), "b": torch.arange(90) > 7, "h": torch.ones(70).half()}}
     return [
         (encode(tree, known, values, back_end), known)
@@ -81,6 +85,8 @@ def corpus(back_end: str) -> list[tuple[bytes, Known]]:
             (sparse, plain, "f32"), (sparse, based, "f32"), (sparse, held, "f32"), (on_masks, masked, "f32"),
             (on_masks, based, "f32"), (near, based, "bf16"), (sparse, plain, "bf16"), (params, plain, "int8"),
             (sparse, plain, "int4"),
+            ({n: Sparse.of(params[n], m) for n, m in units.items()}, nothing, "f32"), (shared, plain, "int8"),
+            (moved, Known(manifest, {**params, **shared}), "f32"), (moved, Known(manifest, {**params, **tall}), "f32"),
             (fewer, held, "f32"), (other, nothing, "f32"), ({**other, **sparse}, plain, "f32"), ({}, plain, "f32"),
         )
     ]  # fmt: skip
@@ -94,12 +100,15 @@ def large(size: str, back_end: str) -> list[tuple[bytes, Known]]:
     based, thin = Known(known.manifest, known.base), Known(known.manifest, {"x": base * (base > 2.5)})
     tops, ones = base.abs() > 3, torch.ones_like(base)
     some = tops ^ (torch.arange(base.numel()).view(base.shape) % 50_021 == 0)
+    shared = tops[::8].repeat_interleave(8, 0)[: len(tops)]
     honest: list[tuple[Tree, Known, str]] = [
         ({"x": base}, based, "f32"), ({"x": base}, based, "bf16"), ({"x": ones}, based, "f32"),
         ({"x": ones}, thin, "f32"),
         ({"x": Sparse.of(base, tops)}, based, "f32"), ({"x": Sparse.of(base, some)}, based, "f32"),
         ({"x": Sparse.of(base, some & (base > 2.5))}, thin, "f32"), ({"x": Sparse.of(base, ones > 0)}, based, "f32"),
         ({"x": base * tops}, thin, "bf16"), ({"x": base * tops}, based, "int8"),
+        ({"x": Sparse.of(base, shared)}, based, "f32"), ({"x": Sparse.of(base, shared)}, thin, "f32"),
+        ({"x": torch.where(shared, base, torch.zeros(()))}, based, "bf16"),
     ]  # fmt: skip
     told = [(encode(tree, context, values, back_end), context) for tree, context, values in honest]
     return told + [(data, known) for data in hostile(size, back_end).values()]

@@ -63,6 +63,11 @@ def every(numel: int, n: int) -> torch.Tensor:
     return torch.from_numpy((i * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(n) == 0)
 
 
+def units(mask: torch.Tensor, unit: int) -> torch.Tensor:
+    """The mask [20, 15] of units [groups * 15]."""
+    return mask.view(-1, 15).repeat_interleave(unit, 0)[:20]
+
+
 def golden() -> dict[str, tuple[Tree, Known | None, dict[str, str]]]:
     """What is encoded for every kept message: the tree, what is known, and further arguments."""
     x = mixed(300)
@@ -75,6 +80,10 @@ def golden() -> dict[str, tuple[Tree, Known | None, dict[str, str]]]:
     tops = ranked.abs() > 8
     alike = {"x": Sparse.of(mixed(300, 3), tops), "y": mixed(300, 1).view(20, 15)}
     odd = torch.tensor([0, 1, -(2**31), 0x7F800000, 0x7FC00001, -1], dtype=torch.int32).view(torch.float32)
+    own, moved = (units(every(45, 4) ^ (torch.arange(45) == at), 8) for at in (0, 7))
+    y, held_units = x.view(20, 15), torch.where(own, x.view(20, 15), torch.zeros(()))
+    tall = Known(manifest, {"y": torch.where(own, 64 * y, y)})
+    punctured = torch.where(own & (torch.arange(300).view(20, 15) % 97 > 0), y, torch.zeros(()))
     kinds = {
         f"{dtype}".removeprefix("torch."): torch.arange(-3, 70).to(dtype)
         for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32)
@@ -100,6 +109,10 @@ def golden() -> dict[str, tuple[Tree, Known | None, dict[str, str]]]:
         "int8": ({"y": x.view(20, 15)}, None, {"values": "int8"}),
         "int4": ({"y": x.view(20, 15)}, None, {"values": "int4"}),
         "own_stream": ({"x": every(5000, 9).float()}, None, {}),
+        "unit_gaps": ({"y": Sparse.of(y, own)}, None, {}),
+        "unit_zeros": ({"y": punctured}, None, {}),
+        "unit_changes": ({"y": Sparse.of(y, moved)}, Known(manifest, {"y": held_units}), {}),
+        "unit_ranked": ({"y": Sparse.of(y, moved)}, tall, {}),
         "zstd": ({"x": Sparse.of(x, some), "y": x, "k": torch.arange(-90, 90)}, None, {"back_end": "zstd"}),
         "zstd_distance": ({"x": steps}, based, {"back_end": "zstd"}),
     }

@@ -80,7 +80,9 @@ class Leaf:
     mode: int
     way: int
     count: int
-    flips: int
+    told: int
+    units: int
+    unit: int
     edge: int
     scale: float
     pool: str
@@ -93,7 +95,7 @@ class Leaf:
         if self.mode in (1, 4):
             yield 12, self.count
         if self.way >= 2:
-            yield 0, self.count if self.way == 2 else self.flips
+            yield 0, self.told
 
 
 def decode(data: bytes, known: Known | None = None) -> dict[str, Any]:
@@ -159,12 +161,14 @@ def leaf(plan: Reader, known: Known, by_kind: bool, name: str, head: int) -> Lea
         shape = tuple(plan.varint() for _ in range(dimensions))
     mode, way = divmod(plan.take(1)[0], 8)
     count = math.prod(shape) if way == 0 else sum(known.masks[name]) if way == 1 else plan.varint()
-    flips = plan.varint() if way >= 3 else 0
+    unit, units = (plan.varint(), plan.varint()) if way > 4 else (1, count)
+    way -= 3 * (way > 4)
+    told = plan.varint() if way >= 3 else units
     edge = plan.varint() if way == 4 else 0
     scale = struct.unpack("<f", plan.take(4))[0] if mode in (6, 7) else 0.0
     vector = max(len(shape), len(entry[1]) if entry else 0) < 2
-    pool = f"{vector} {name.split('.')[-1]}" if by_kind else ""
-    return Leaf(name, head & 3 == 3, dtype, shape, mode, way, count, flips, edge, scale, pool, 512 if by_kind else 4096)
+    pool, own = (f"{vector} {name.split('.')[-1]}", 512) if by_kind else ("", 4096)
+    return Leaf(name, head & 3 == 3, dtype, shape, mode, way, count, told, units, unit, edge, scale, pool, own)
 
 
 def columns(data: Reader, leaves: list[Leaf]) -> dict[tuple[int, str | None], Iterator[Any]]:
@@ -225,9 +229,16 @@ def positions(one: Leaf, gaps: list[int], known: Known) -> list[int]:
     for gap in gaps:
         at += gap + 1
         places.append(at)
+    inner = numel // one.shape[0] if one.unit > 1 else 0
+    members = [[i] for i in range(numel)]
+    if one.unit > 1:
+        groups = range(-(-one.shape[0] // one.unit))
+        channels = [range(one.unit * g, min(one.unit * (g + 1), one.shape[0])) for g in groups]
+        members = [[r * inner + j for r in own] for own in channels for j in range(inner)]
     if one.way == 2:
-        return places
-    sizes = [u & 0x7FFFFFFF for u in known.base[one.name]]
+        return sorted(i for place in places for i in members[place])
+    numel = len(members)
+    sizes = [max(known.base[one.name][i] & 0x7FFFFFFF for i in own) for own in members]
     if one.way == 3:
         likely = [i for i in range(numel) if sizes[i]]
         foreseen = len(likely)
@@ -235,10 +246,11 @@ def positions(one: Leaf, gaps: list[int], known: Known) -> list[int]:
         steps = [size >> 19 for size in sizes]
         likely = [i for i in range(numel) if sizes[i] and steps[i] >= one.edge - 8]
         likely.sort(key=lambda i: (max(0, one.edge + 16 - steps[i]), i))
-        foreseen = min(one.count, len(likely))
+        foreseen = min(one.units, len(likely))
     order = likely + sorted({*range(numel)} - {*likely})
     changed = {*places}
-    return sorted(i for place, i in enumerate(order) if (place < foreseen) != (place in changed))
+    kept = [i for place, i in enumerate(order) if (place < foreseen) != (place in changed)]
+    return sorted(i for unit in kept for i in members[unit])
 
 
 def ordered(u: int) -> int:

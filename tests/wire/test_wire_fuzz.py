@@ -4,7 +4,7 @@ import pytest
 
 from fedsieve.wire import decode
 from fedsieve.wire.plan import Plan
-from fedsieve.wire.positions import RANKED
+from fedsieve.wire.positions import CHANGES, GAPS, RANKED
 from fedsieve.wire.streams import BACK_ENDS
 from fedsieve.wire.values import BF16_DISTANCE, TYPED
 from fuzzing import MUTATIONS, corpus, fuzz
@@ -38,5 +38,6 @@ def test_the_mutated_messages_are_of_every_mode_and_good_before(back_end: str) -
         by_kind.add(plan.by_kind)
     assert by_kind == {False, True} or back_end == "zstd"  # whose planes of bytes gain nothing by kinds here
     assert {leaf.way for leaf in leaves} == set(range(RANKED + 1))
+    assert {leaf.way for leaf in leaves if leaf.sharing.unit > 1} == {GAPS, CHANGES, RANKED}
     assert {leaf.mode for leaf in leaves} >= set(range(TYPED + 1, BF16_DISTANCE + 1)) - {2, 5}
     assert len(MUTATIONS) > 10

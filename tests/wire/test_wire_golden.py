@@ -6,7 +6,7 @@ from fedsieve.types import Sparse
 from fedsieve.wire import decode, encode, rounded
 from fedsieve.wire.known import NOTHING
 from fedsieve.wire.plan import Plan
-from fedsieve.wire.positions import RANKED
+from fedsieve.wire.positions import CHANGES, GAPS, RANKED
 from fedsieve.wire.values import BF16_DISTANCE
 from messages import GOLDEN, golden, same
 
@@ -32,6 +32,7 @@ def test_every_mode_of_positions_and_of_values_is_kept() -> None:
     assert set(KEPT) == set(golden())
     leaves = [leaf for name, (_, known, _) in golden().items() for leaf in Plan(KEPT[name], known or NOTHING).leaves]
     assert {leaf.way for leaf in leaves} == set(range(RANKED + 1))
+    assert {leaf.way for leaf in leaves if leaf.sharing.unit > 1} == {GAPS, CHANGES, RANKED}
     assert {leaf.mode for leaf in leaves} == set(range(BF16_DISTANCE + 1))
     assert {leaf.dtype for leaf in leaves} == set(range(8))
 

@@ -45,6 +45,13 @@ def gaps(values: list[int], numel: int = 9, way: int = 0, count: int | None = No
     return message(leaf(SPARSE, (numel,), TYPED, GAPS, told), stream(values, "<u4", way) + ones + after)
 
 
+def in_units(shape: tuple[int, ...], unit: int, count: int, gaps: list[int]) -> bytes:
+    """A sparse tensor of ones in units of successive rows, at the units that the gaps tell of."""
+    plan = leaf(SPARSE, shape, TYPED, GAPS + 3, varint(count) + varint(unit) + varint(len(gaps)))
+    told = stream(gaps, "<u4") if gaps else b""
+    return message(plan, told + stream([1.0] * count, "<f4"))
+
+
 def flipped(way: int, count: int, changed: int, flips: list[int], edge: int = 2024) -> bytes:
     """A sparse x of ones against the base, of 300 elements."""
     about = varint(edge) if way == RANKED else b""
@@ -131,7 +138,21 @@ REFUSED: dict[str, tuple[bytes, Known | None, str]] = {
     "a shape that overflows though it is empty": (message(leaf(DENSE, (0, 2**62, 2**62))), None, "no tensor has"),
     "more dimensions than bytes": (message(varint(1) + named(DENSE) + b"\0\x40"), None, "ends early"),
     "more dimensions than any": (message(varint(1) + named(DENSE) + b"\0\x41" + 65 * b"\1"), None, "65 dimensions"),
-    "unknown way of positions": (message(leaf(DENSE, (2,), TYPED, 5), raw(1, 2)), None, "unknown way 5"),
+    "positions of one row each": (in_units((4, 3), 1, 2, [0]), None, "shared by 1 rows"),
+    "positions of too many rows": (in_units((4, 3), 129, 12, [0]), None, "shared by 129 rows"),
+    "positions of rows that there are not": (in_units((0, 3), 2, 0, []), None, "shared by 2 rows"),
+    "positions of a number's rows": (in_units((), 2, 1, [0]), None, "shared by 2 rows"),
+    "more units than there are": (in_units((5, 3), 2, 15, [0] * 10), None, "10 units announced, 9 are there"),
+    "a unit beyond the last": (in_units((5, 3), 2, 1, [9]), None, "beyond the last of 9"),
+    "units of fewer elements": (in_units((5, 3), 2, 1, [0]), None, "1 positions announced, 2 found"),
+    "units of more elements": (in_units((5, 3), 2, 4, [5, 2]), None, "4 positions announced, 3 found"),
+    "units against a base that is not there": (
+        plain(leaf(SPARSE, (20, 15), TYPED, CHANGES + 3, bytes([2, 2, 1, 0]))), PLAIN, "no base of 'x'"),
+    "more flips than units": (
+        known(leaf(SPARSE, (300, 1), TYPED, CHANGES + 3, bytes([2, 2, 1]) + varint(151))), KNOWN, "151 changes"),
+    "flips of units that come to another number": (
+        known(leaf(SPARSE, (300, 1), TYPED, CHANGES + 3, bytes([4, 2, 2, 1])), stream([0], "<u4") + raw(1, 1, 1, 1)),
+        KNOWN, "2 positions announced, 149 found"),
     "unknown mode of values": (message(leaf(DENSE, (2,), 9), raw(1, 2)), None, "mode 9"),
     "a mode for float32 with int64": (message(leaf(DENSE, (2,), SIGNED, dtype=4)), None, "in a mode for float32"),
     # what is announced

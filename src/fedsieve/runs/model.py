@@ -7,8 +7,9 @@ Nothing that a file says is ever imported. A .fsv file leaves the zeros of the w
     tree = "metadata"    uint8: ``ModelMetadata.json`` in UTF-8
            "weights" every tensor by its name
 
-A weight (two or more dimensions) goes as positions and values of its non-zeros where that is smaller. Its zeros come
-back as +0.0, whichever sign they had: pruning leaves both, and no sum of products tells them apart.
+A weight (two or more dimensions) goes as positions and values of its non-zeros where that is smaller, with few zeros
+among them where output channels then share positions. Its zeros come back as +0.0, whichever sign they had: pruning
+leaves both, and no sum of products tells them apart.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
 from fedsieve.sparse.policy import floats_of
 from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
-from fedsieve.wire import WireError, encode
+from fedsieve.wire import WireError, encode, find_sharing
 
 CONFIG = "config.json"
 """What a folder for a hub says of its model."""
@@ -218,10 +219,17 @@ def read_model(path: Path) -> tuple[ModelMetadata, dict[str, Tensor | Sparse]]:
 
 
 def _smaller(value: Tensor) -> Tensor | Sparse:
-    """Return a weight as its non-zeros if they and a bit for each position take less than all of its numbers."""
-    support = value != 0
-    zeros = value.numel() - int(support.sum())
-    return Sparse.of(value, support) if value.dim() >= 2 and zeros * value.element_size() * 8 > value.numel() else value
+    """Return a weight as its non-zeros if they and a bit for each position take less than all of its numbers.
+
+    Where output channels share their pattern but for few zeros, these are among them: positions then take fewer bits.
+    """
+    index = value.reshape(-1).nonzero().squeeze(1)
+    zeros = value.numel() - len(index)
+    if value.dim() < 2 or zeros * value.element_size() * 8 <= value.numel():
+        return value
+    shape = tuple(value.shape)
+    index = torch.from_numpy(find_sharing(index.numpy(), shape, fill=True)[2])
+    return Sparse(value.reshape(-1)[index], index, shape)
 
 
 def _weights_of_run(folder: Path) -> Params:

@@ -10,6 +10,7 @@ from fedsieve.wire.encoder import encode
 from fedsieve.wire.known import TYPES, Known, Manifest, WireError
 from fedsieve.wire.plan import HEAD, MAGIC, base_of
 from fedsieve.wire.positions import order_ahead
+from fedsieve.wire.sharing import find_sharing
 from fedsieve.wire.values import compensate, finite, rounded
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "compensate",
     "decode",
     "encode",
+    "find_sharing",
     "finite",
     "key_of_run",
     "order_ahead",

@@ -245,7 +245,7 @@ class _Decoder:
         if leaf.way == MASK:
             return self.positions_of(array(self.known.masks[leaf.name]), leaf.count)
         gaps, size = self.columns.take(i, GAP)
-        if leaf.way == GAPS and 8 * leaf.count <= leaf.numel:
+        if leaf.way == GAPS and leaf.sharing.unit == 1 and 8 * leaf.count <= leaf.numel:
             self.budget.draw(8 * leaf.count)
             positions = np.empty(leaf.count, np.int64)
             with self.budget.at_work(leaf.count):
@@ -253,7 +253,7 @@ class _Decoder:
                     positions[part] = index
         else:
             with self.budget.lent(leaf.numel):
-                positions = self.positions_of(self.mask(leaf, gaps), leaf.count)
+                positions = self.positions_of(self.mask_of_elements(leaf, gaps), leaf.count)
         self.budget.give(size)
         return positions
 
@@ -262,23 +262,35 @@ class _Decoder:
         self.budget.draw(min(8 * count, (len(mask) + 7) // 8))
         return positions_of(mask, count, self.block)
 
-    def mask(self, leaf: Leaf, gaps: Array) -> Array:
-        """Return a mask of the positions that gaps tell of, by themselves or as flips."""
-        if leaf.way == GAPS:
-            mask = np.zeros(leaf.numel, bool)
-            with self.budget.at_work(len(gaps)):
-                for _, index in from_gaps(gaps, leaf.numel, self.block):
-                    mask[index] = True
-            return mask
-        order = ranking_of(self.known, leaf.name, leaf.edge if leaf.way == RANKED else None, self.budget)
-        if order is None:
-            raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
-        mask = order.first(leaf.count if leaf.way == RANKED else order.many)
-        with self.budget.at_work(len(gaps)):
-            for _, places in from_gaps(gaps, leaf.numel, self.block):
-                mask[order.elements(places)] ^= True
+    def mask_of_elements(self, leaf: Leaf, gaps: Array) -> Array:
+        """Return a mask of the elements that gaps tell of, each or in units that rows share."""
+        if leaf.sharing.unit == 1:
+            return self.mask(leaf, gaps, leaf.numel)
+        units = leaf.sharing.units(leaf.numel)
+        with self.budget.lent(units):
+            mask = leaf.sharing.spread(self.mask(leaf, gaps, units), leaf.numel)
         if (count := int(np.count_nonzero(mask))) != leaf.count:
             raise WireError(f"{leaf.count} positions announced, {count} found")
+        return mask
+
+    def mask(self, leaf: Leaf, gaps: Array, numel: int) -> Array:
+        """Return a mask, of ``numel`` elements or units, of what gaps tell of, by themselves or as flips."""
+        if leaf.way == GAPS:
+            mask = np.zeros(numel, bool)
+            with self.budget.at_work(len(gaps)):
+                for _, index in from_gaps(gaps, numel, self.block):
+                    mask[index] = True
+            return mask
+        edge = leaf.edge if leaf.way == RANKED else None
+        order = ranking_of(self.known, leaf.name, edge, self.budget, leaf.sharing)
+        if order is None:
+            raise WireError(f"too many elements of {leaf.name!r} above the edge at step {leaf.edge}")
+        mask = order.first(leaf.units if leaf.way == RANKED else order.many)
+        with self.budget.at_work(len(gaps)):
+            for _, places in from_gaps(gaps, numel, self.block):
+                mask[order.elements(places)] ^= True
+        if (count := int(np.count_nonzero(mask))) != leaf.units:
+            raise WireError(f"{leaf.units} positions announced, {count} found")
         return mask
 
     def convert(self, i: int, leaf: Leaf, positions: Array | None, numbers: Array, values: Array) -> None:

@@ -15,7 +15,8 @@ from fedsieve.types import Sparse, Tree
 from fedsieve.wire import plan
 from fedsieve.wire.known import NOTHING, TYPES, Array, Known, WireError, array, padding
 from fedsieve.wire.plan import ALIKE, DENSE, GAP, NEXT, NUMBER, OWN, OWN_BY_KIND, SPARSE, TREE, varint
-from fedsieve.wire.positions import ALL, CHANGES, GAPS, MASK, RANKED, edge_of, gaps_of, ranking_of
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, IN_UNITS, MASK, RANKED, edge_of, gaps_of, ranking_of
+from fedsieve.wire.sharing import Sharing, find_sharing
 from fedsieve.wire.streams import Packing, Stream, back_ends, pack
 from fedsieve.wire.values import (
     BF16,
@@ -174,9 +175,8 @@ class _Writer:
             if np.count_nonzero(inside) == len(words) - zeros:
                 self.floats(inside, None if base is None else base[index], MASK, b"", lossy)
                 return
-        index = np.flatnonzero(words)
-        how = self.positions(name, index, base)
-        self.floats(words[index], None if base is None else base[index], *how, lossy)
+        way, fields, index = self.positions(name, np.flatnonzero(words), shape, base, True)
+        self.floats(words[index], None if base is None else base[index], way, fields, lossy)
 
     def sparse(self, name: str, value: Sparse) -> None:
         """Add a sparse tensor."""
@@ -193,8 +193,8 @@ class _Writer:
         elif mask is not None and self.known.masks[name].numel() == numel and np.array_equal(mask, index):
             how = MASK, b""
         else:
-            how = self.positions(name, index, base)
-        ordered = how[0] in (CHANGES, RANKED)
+            how = self.positions(name, index, shape, base)[:2]
+        ordered = how[0] > GAPS
         self.unfolded += plan.unfolded(numel, value.values.element_size(), len(index), ordered)
         flat = array(value.values)
         if value.values.dtype == torch.float32:
@@ -208,26 +208,36 @@ class _Writer:
         """Return what float32 values are rounded to; values alone, on a mask, count as the weight they belong to."""
         return BF16 if self.lossy and self.known.dimensions(name, shape) < 2 else self.lossy
 
-    def positions(self, name: str, index: Array, base: Array | None) -> tuple[int, bytes]:
-        """Add positions in the smallest way; return the way and what the plan says of it."""
+    def positions(
+        self, name: str, index: Array, shape: tuple[int, ...], base: Array | None, fill: bool = False
+    ) -> tuple[int, bytes, Array]:
+        """Add positions in the smallest way; return the way, what the plan says of it, and the positions.
+
+        ``fill``: some may be added, whose values are zeros, where rows then share them.
+        """
         if len(index) and index[-1] >= 2**32:
             raise WireError("positions beyond 2^32 cannot be sent")
-        ways = [] if base is None else [*self.changes(name, index, base)]
-        if not ways or 2 * min(len(numbers) for numbers, _, _ in ways) > len(index):
-            ways.append((gaps_of(index), GAPS, b""))
+        sharing, units, index = find_sharing(index, shape, fill)
+        ways = [] if base is None else [*self.changes(name, units, base, sharing)]
+        if not ways or 2 * min(len(numbers) for numbers, _, _ in ways) > len(units):
+            ways.append((gaps_of(units), GAPS, b""))
         streams = [self.stream(GAP, numbers) if len(ways) > 1 else b"" for numbers, _, _ in ways]
         stream, (numbers, way, fields) = min(zip(streams, ways, strict=True), key=lambda it: len(it[0]) + len(it[1][2]))
         self.put(GAP, numbers, stream)
-        return way, varint(len(index)) + fields
+        if sharing.unit > 1:
+            way, fields = way + IN_UNITS, varint(sharing.unit) + varint(len(units)) + fields
+        return way, varint(len(index)) + fields, index
 
-    def changes(self, name: str, index: Array, base: Array) -> Iterator[tuple[Array, int, bytes]]:
+    def changes(self, name: str, index: Array, base: Array, sharing: Sharing) -> Iterator[tuple[Array, int, bytes]]:
         """Yield the ways to tell positions by the base: the flips' gaps, the way, and what the plan says of it."""
-        support = ranking_of(self.known, name, None) if np.count_nonzero(base) < 0.9 * len(base) else None
+        base = base if sharing.unit == 1 else sharing.largest(base)
+        sparse = np.count_nonzero(base) < 0.9 * len(base)
+        support = ranking_of(self.known, name, None, sharing=sharing) if sparse else None
         if support is not None:
             flips = support.flips(index, support.many)
             yield gaps_of(flips), CHANGES, varint(len(flips))
         edge = edge_of(base, len(index))
-        sizes = ranking_of(self.known, name, edge)
+        sizes = ranking_of(self.known, name, edge, sharing=sharing)
         if sizes is not None:
             flips = sizes.flips(index, min(len(index), sizes.many))
             yield gaps_of(flips), RANKED, varint(len(flips)) + varint(edge)

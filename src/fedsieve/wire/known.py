@@ -117,7 +117,7 @@ class Known:
     finite: bool = True
     copies: float = 1.0
     unfolds: int = 0
-    orders: dict[str, tuple[int, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    orders: dict[str, tuple[tuple[int, ...], Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What ``positions.ranking_of`` keeps from one message to the next."""
     _flat: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
     _index: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)

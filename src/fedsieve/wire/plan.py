@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fedsieve.types import Sparse, Tree
 from fedsieve.wire.known import DIGEST, TYPES, Array, Budget, Known, WireError, allowed, array, padding
-from fedsieve.wire.positions import ALL, CHANGES, GAPS, LAST_EDGE, MASK, RANKED
+from fedsieve.wire.positions import ALL, CHANGES, GAPS, IN_UNITS, LAST_EDGE, MASK, RANKED
+from fedsieve.wire.sharing import EACH, MOST_ROWS, Sharing
 from fedsieve.wire.values import BF16, BF16_DISTANCE, BF16_UNSIGNED, DISTANCE, INT4, INT8, SIGNED, TYPED, UNSIGNED
 
 MAGIC = b"FSV3"
@@ -67,7 +68,8 @@ def base_of(data: bytes) -> bytes:
 class Leaf:
     """A tensor as the plan tells it.
 
-    ``way`` and ``mode`` of positions and values; how many ``flips`` tell of positions, and about which edge.
+    ``way`` and ``mode`` of positions and values; how many elements (``count``), or ``units`` that rows share, have
+    values; how many gaps or flips tell of them (``told``), and about which edge.
     """
 
     name: str
@@ -77,8 +79,10 @@ class Leaf:
     way: int
     mode: int
     count: int
-    flips: int
+    units: int
+    told: int
     edge: int
+    sharing: Sharing
     scale: float
     pool: str
     """Which pool the tensor's short columns stand in."""
@@ -92,7 +96,8 @@ class Leaf:
     def unfolded(self) -> int:
         """The bytes of the tensor that comes out, as they are counted (``unfolded`` below)."""
         count = None if self.kind == DENSE else self.count
-        return unfolded(self.numel, TYPES[self.dtype].itemsize, count, self.way in (CHANGES, RANKED))
+        by_element = self.way in (CHANGES, RANKED) or self.sharing.unit > 1
+        return unfolded(self.numel, TYPES[self.dtype].itemsize, count, by_element)
 
     def columns(self) -> list[tuple[int, int]]:
         """Return the columns that the tensor fills, and with how many numbers each."""
@@ -100,7 +105,7 @@ class Leaf:
         if self.mode in (SIGNED, BF16):
             columns.append((BITS, self.count))
         if self.way in (GAPS, CHANGES, RANKED):
-            columns.append((GAP, self.count if self.way == GAPS else self.flips))
+            columns.append((GAP, self.told))
         return columns
 
 
@@ -245,41 +250,56 @@ class Plan:
             shape = tuple(self.varint() for _ in range(dimensions))
             if math.prod(max(size, 1) for size in shape) >= 2**63 // 8:
                 raise WireError(f"no tensor has the shape {shape[:8]}")
-        way, mode, numel = *divmod(self.take(1)[0], 8)[::-1], math.prod(shape)
-        if way > RANKED or mode > BF16_DISTANCE:
-            raise WireError(f"unknown way {way} of positions or mode {mode} of values")
+        mode, way = divmod(self.take(1)[0], 8)
+        if mode > BF16_DISTANCE:
+            raise WireError(f"unknown mode {mode} of values")
         if mode != TYPED and TYPES[dtype] != torch.float32:
             raise WireError(f"values of {TYPES[dtype]} in a mode for float32")
-        count, flips, edge = self.positions(name, way, numel)
+        count, units, told, edge, sharing = self.positions(name, way, shape)
+        way -= IN_UNITS * (sharing.unit > 1)
         scale = float(self.numbers("<f")[0]) if mode in (INT8, INT4) else 0.0
         if mode in (DISTANCE, BF16_DISTANCE):
             self.base(name, way, shape, count)
         pool = kind_of(self.known, name, shape) if self.by_kind else ""
-        return Leaf(name, kind, dtype, shape, way, mode, count, flips, edge, scale, pool)
+        return Leaf(name, kind, dtype, shape, way, mode, count, units, told, edge, sharing, scale, pool)
 
-    def positions(self, name: str, way: int, numel: int) -> tuple[int, int, int]:
-        """Return how many positions a tensor has, how many flips tell of them, and about which edge."""
+    def positions(self, name: str, way: int, shape: tuple[int, ...]) -> tuple[int, int, int, int, Sharing]:
+        """Return a leaf's ``count``, ``units``, ``told``, ``edge`` and ``sharing``."""
+        numel = math.prod(shape)
         if way == ALL:
-            return numel, 0, 0
+            return numel, numel, 0, 0, EACH
         if way == MASK:
             mask = self.known.masks.get(name)
             if mask is None or mask.numel() != numel:
                 raise WireError(f"no mask of {_quoted(name)} is known")
-            return int(np.count_nonzero(array(mask))), 0, 0
-        count = self.varint()
+            count = int(np.count_nonzero(array(mask)))
+            return count, count, 0, 0, EACH
+        count = units = self.varint()
         if count > numel:
             raise WireError(f"{count} positions announced in {numel} elements")
+        sharing = EACH
+        if way > RANKED:
+            way, sharing, units = way - IN_UNITS, self.sharing(shape), self.varint()
+            if units > sharing.units(numel):
+                raise WireError(f"{units} units announced, {sharing.units(numel)} are there")
         if way == GAPS:
-            return count, 0, 0
+            return count, units, units, 0, sharing
         flips, base = self.varint(), self.known.words(name)
         if base is None or len(base) != numel:
             raise WireError(f"no base of {_quoted(name)} is known")
-        if flips > numel:
-            raise WireError(f"{flips} changes announced in {numel} elements")
+        if flips > sharing.units(numel):
+            raise WireError(f"{flips} changes announced in {sharing.units(numel)} elements")
         edge = self.varint() if way == RANKED else 0
         if edge > LAST_EDGE:
             raise WireError(f"an edge at step {edge} of {LAST_EDGE}")
-        return count, flips, edge
+        return count, units, flips, edge, sharing
+
+    def sharing(self, shape: tuple[int, ...]) -> Sharing:
+        """Read how many successive rows share positions."""
+        unit = self.varint()
+        if not 2 <= unit <= MOST_ROWS or not math.prod(shape) or not shape:
+            raise WireError(f"positions shared by {unit} rows of a tensor of shape {shape[:8]}")
+        return Sharing(shape[0], unit)
 
     def base(self, name: str, way: int, shape: tuple[int, ...], count: int) -> tuple[Array, Array | None]:
         """Return the known values that distances count from, and a mask where only those on it count."""

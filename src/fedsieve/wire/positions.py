@@ -9,10 +9,13 @@ from itertools import pairwise
 import numpy as np
 
 from fedsieve.wire.known import LARGEST, SMALLEST, Array, Budget, Known, WireError
+from fedsieve.wire.sharing import EACH, Sharing
 from fedsieve.wire.values import magnitudes
 
 ALL, MASK, GAPS, CHANGES, RANKED = range(5)
 """How positions travel: every one; a known mask's; gaps; flips against the base's support; flips by its magnitudes."""
+IN_UNITS = 3
+"""Added to one of the last three where positions are of units (``sharing``), not of elements."""
 
 STEP, ABOVE, BELOW = 19, 16, 8
 """A step is a sixteenth of an octave (the exponent and four bits of the mantissa); so many are told apart."""
@@ -203,20 +206,23 @@ class Ranking:
             into[here] += at * self.block
 
 
-def ranking_of(known: Known, name: str, edge: int | None, budget: Budget | None = None) -> Ranking | None:
+def ranking_of(
+    known: Known, name: str, edge: int | None, budget: Budget | None = None, sharing: Sharing = EACH
+) -> Ranking | None:
     """Return the order that the base's tensor of that name gives: its support's, or of magnitudes, about an edge.
 
-    Kept with ``known``: a server reads many answers against one base. None where there is no such order. What is set
-    aside is drawn from ``budget``.
+    Of units, where rows share positions, it is the order of their largest magnitudes. Kept with ``known``: a server
+    reads many answers against one base. None where there is no such order. What is set aside is drawn from ``budget``.
     """
     words, key = known.words(name), f"{'support' if edge is None else 'sizes'} of {name}"
     if words is None:
         return None
     last = known.orders.get(key)
-    if last is not None and last[0] == (edge or 0):
+    if last is not None and last[0] == (edge or 0, *sharing):
         same: Ranking | None = last[1]
         return same
     ranking: Ranking | None
+    words, own = _of_units(words, sharing, budget)
     if edge is None:  # the base's non-zeros, all of one class, then its zeros
         ranking = _counted(words, 1)
         if 2 * ranking.many <= len(words):
@@ -224,18 +230,30 @@ def ranking_of(known: Known, name: str, edge: int | None, budget: Budget | None 
     else:
         ranking = ranked(words, edge, budget)
     if ranking is None or ranking.near is None or 2 * ranking.many <= len(words):
-        known.orders[key] = edge or 0, ranking
+        known.orders[key] = (edge or 0, *sharing), ranking
     elif budget:
-        budget.give(ranking.weight)  # it goes before there are values
+        budget.give(ranking.weight + own)  # it goes before there are values
     return ranking
+
+
+def _of_units(words: Array, sharing: Sharing, budget: Budget | None) -> tuple[Array, int]:
+    """Return a base's bits, or those of its units' largest magnitudes, and how many bytes these are."""
+    if sharing.unit == 1:
+        return words, 0
+    size = words.itemsize * sharing.units(len(words))
+    if budget:
+        budget.draw(size)
+        with budget.lent(size):
+            return sharing.largest(words), size
+    return sharing.largest(words), size
 
 
 def order_ahead(known: Known, last: Known) -> None:
     """Digest and order a base as messages against ``last`` needed it: what comes is read or written faster, alike."""
     _ = known.digest
-    for key, (edge, _) in [*last.orders.items()]:
+    for key, ((edge, *sharing), _) in [*last.orders.items()]:
         what, _, name = key.partition(" of ")
-        ranking_of(known, name, None if what == "support" else edge)
+        ranking_of(known, name, None if what == "support" else edge, sharing=Sharing(*sharing))
 
 
 def ranked(words: Array, edge: int, budget: Budget | None = None) -> Ranking | None:
