@@ -17,6 +17,8 @@ def table(which: str) -> str:
         return _asked(json.loads(RESULTS.read_text())["rows"])
     if which == "fuzz":
         return _fuzz(json.loads((RESULTS.parent / "fuzz.json").read_text())["slices"])
+    if which == "units":
+        return _units(json.loads((RESULTS.parent / "wire_units.json").read_text())["rows"])
     if which == "rounding":
         return rounding.table()
     if not RESULTS.exists():
@@ -26,6 +28,20 @@ def table(which: str) -> str:
         versions = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
         return f"{results['machine']}, {versions}; one thread."
     return _beside(results["beside"]) if which == "beside" else _rows(results["rows"])
+
+
+def _units(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| model | density | unit | message, kB | positions, kB | bits each | than dense | out, in, looking, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        size, positions = row["bytes"], row["positions"]
+        cells = [row["model"], row["density"], row["unit"], f"{size / 1e3:.1f}", f"{positions / 1e3:.1f}"]
+        cells += [f"{8 * positions / row['nonzeros']:.2f}", f"{row['dense_bytes'] / size:.1f}x less"]
+        cells.append(", ".join(f"{row[f'{what}_ms']:.2g}" for what in ("encode", "decode", "look")))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def _asked(rows: list[dict[str, Any]]) -> str:

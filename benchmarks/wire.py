@@ -6,6 +6,7 @@ SparseFedPP at 99.9 %, 440 times. n: one client's upload after two short rounds 
 near their first ones, so that churn is that of an early round. Speeds: best of 5, of one thread's processor time.
 
     python benchmarks/wire.py [--drawn]   (--drawn: no data, no training: weights from a generator, nothing is kept)
+    python benchmarks/wire.py --units     (seconds: random masks of single weights, and in units of eight channels)
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +42,19 @@ from fedsieve.cli.bench.wire import (
     messages_of,
     random_messages,
 )
+from fedsieve.cli.bench.workload import Workload
 from fedsieve.client.training import params_of
 from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
 from fedsieve.engine.worker import Worker, run_client
 from fedsieve.recipes import load_recipe
 from fedsieve.types import RoundContext, Sparse, Tree, Update, rng
-from fedsieve.wire import Known, Manifest, decode, encode
+from fedsieve.wire import Known, Manifest, decode, encode, find_sharing
 
 Codec = tuple[str, Callable[[], Any], Callable[[Any], Any]]
 """A way to pack: its name, packing, and unpacking what that gave."""
 RESULTS = Path(__file__).parent / "results" / "wire.json"
+UNITS = RESULTS.with_name("wire_units.json")
 ROUNDS, CLIENTS = 2, 2
 RUNS = {
     "ZeroFL 95 %, r_mask 0": ("zerofl.cifar10_iid", {"sparsity": 0.95, "r_mask": 0.0}),
@@ -108,6 +113,26 @@ def trained() -> Iterator[Message]:
             yield from messages_of("trained, top weights", params, base, DENSITIES)
             tree = keep_largest(params, 0.05)
             PEERS.extend([*compare_codecs(tree), *rounded(tree), *nncodec(tree)])
+
+
+def in_units(repeats: int = 5) -> Iterator[dict[str, Any]]:
+    """Yield what models on random masks weigh, positions told or not, by how many channels share a pattern."""
+    for network, density, unit in product(("resnet18", "digits_net"), (0.1, 0.05), (1, 8)):
+        model, mask = Workload(network, sparsity=1 - density, policy="flash", unit=unit).pruned_network()
+        params = params_of(model)
+        tree = {name: Sparse.of(v, mask[name]) if name in mask else v for name, v in params.items()}
+        known, drawn = Known(Manifest.of(params)), Known(Manifest.of(params), masks=mask)
+        content = encode(tree, known)
+        index = [(np.flatnonzero(own.numpy()), tuple(own.shape)) for own in mask.values()]
+        calls: dict[str, Callable[[], Any]] = {
+            "encode_ms": partial(encode, tree, known),
+            "decode_ms": partial(decode, content, known),
+            "look_ms": lambda: [find_sharing(*own) for own in index],  # noqa: B023
+        }
+        row: dict[str, Any] = {"model": network, "density": density, "unit": unit, "bytes": len(content)}
+        row |= {"positions": len(content) - len(encode(tree, drawn)), "dense_bytes": float32_bytes(params)}
+        row["nonzeros"] = sum(int(own.sum()) for own in mask.values())
+        yield row | {name: 1e3 * min(cpu_seconds(call) for _ in range(repeats)) for name, call in calls.items()}
 
 
 def rounded(tree: dict[str, Tensor | Sparse]) -> Iterator[dict[str, Any]]:
@@ -201,6 +226,9 @@ PEERS: list[dict[str, Any]] = []
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if "--units" in sys.argv:
+        UNITS.write_text(json.dumps({"machine": machine(), "rows": [*in_units()]}, indent=1) + "\n")
+        sys.exit()
     source = random_messages() if "--drawn" in sys.argv else trained()
     rows = []
     packages = {name: version(name) for name in ("numpy", "pcodec", "scipy", "zstandard")}

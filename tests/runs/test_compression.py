@@ -57,6 +57,26 @@ def test_layers_have_their_own_densities() -> None:
     assert some["conv1.weight"] == sizes["conv1.weight"]
 
 
+def test_channels_may_share_their_pattern(tmp_path: Path) -> None:
+    """By one cut and by layer; the file of such a model tells positions once for eight channels."""
+    model, sizes = trained(), dict[int, int]()
+    for method in ("global", "uniform"):
+        small = compress(model, 0.25, method, policy="conv2,fc1", unit=8, shape=(2, 6, 6))  # type: ignore[arg-type]
+        kept = {name: small.weights()[name] != 0 for name in ("conv2.weight", "fc1.weight")}
+        units = {name: own.reshape(-1, 8, own[0].numel()) for name, own in kept.items()}
+        assert all(torch.equal(own.any(1), own.all(1)) for own in units.values())
+        each = {name: int(own[:, 0].sum()) for name, own in units.items()}
+        total = {name: own[:, 0].numel() for name, own in units.items()}
+        if method == "uniform":
+            assert each == {name: -(-n // 4) for name, n in total.items()}
+        assert sum(each.values()) == -(-sum(total.values()) // 4)
+        assert small.metadata.run["compress"]["unit"] == 8
+    for unit in (1, 8):
+        export(compress(model, 0.25, "uniform", unit=unit, shape=(2, 6, 6)), tmp_path / f"{unit}.fsv")
+        sizes[unit] = (tmp_path / f"{unit}.fsv").stat().st_size
+    assert sizes[8] < sizes[1]  # though units keep small weights, too, whose values take more
+
+
 @pytest.mark.filterwarnings("ignore::fedsieve.sparse.masks.EmptyLayer")
 def test_ties_go_to_the_first_and_frozen_weights_are_pruned() -> None:
     net = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2, bias=False)).requires_grad_(False)
@@ -73,6 +93,7 @@ def test_ties_go_to_the_first_and_frozen_weights_are_pruned() -> None:
     [
         ({"density": 0.0}, "density must lie in"),
         ({"density": 1.5}, "density must lie in"),
+        ({"unit": 0}, "unit must be 1 or more output channels"),
         ({"method": "random"}, "method must be one of global, uniform, erk"),
         ({"policy": "head"}, "policy 'head' matches no layer"),
         ({"model": nn.Sequential(nn.ReLU())}, "matches no layer"),

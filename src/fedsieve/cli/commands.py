@@ -312,6 +312,7 @@ def compress_command(
     density: Annotated[float, typer.Option(help="The share of the policy's weights that is kept.")] = 0.1,
     method: Annotated[str, typer.Option(help="global (one cut over all layers), uniform or erk.")] = "global",
     policy: Annotated[str, typer.Option(help="Which layers are pruned: a policy, or layers by a comma.")] = "all",
+    unit: Annotated[int, typer.Option(min=1, help="How many output channels share a pattern.")] = 1,
     model: Annotated[str, typer.Option(help="Your file.py:function or file.py:Class that makes the network.")] = "",
     shape: Annotated[str, typer.Option(help="The shape of one example, such as 3,32,32, for ONNX.")] = "",
     recipe: Own = "",
@@ -319,7 +320,7 @@ def compress_command(
     """Prune a model that was trained elsewhere, once, by magnitude, and export it; or the model of a run."""
     from fedsieve.cli.export import compress_to
 
-    compress_to(out, weights, model, shape, recipe, density=density, method=method, policy=policy)
+    compress_to(out, weights, model, shape, recipe, density=density, method=method, policy=policy, unit=unit)
 
 
 @flower_app.callback()

@@ -16,6 +16,7 @@ from fedsieve.engine.models import first_line, resolve_model
 from fedsieve.runs.model import ModelMetadata, TrainedModel, module_name
 from fedsieve.sparse.masks import global_top, keep_topk, weight_density
 from fedsieve.sparse.policy import erdos_renyi_kernel, select_weights, uniform_densities
+from fedsieve.sparse.units import check_channels, check_unit
 from fedsieve.types import InputError
 from fedsieve.types.errors import check_interval
 
@@ -43,6 +44,7 @@ def compress(
     method: Pruning = "global",
     *,
     policy: str = "all",
+    unit: int = 1,
     shape: Sequence[int] = (),
     classes: Sequence[str] = (),
     mean: Sequence[float] = (0.0,),
@@ -51,12 +53,14 @@ def compress(
     """Return a copy of a trained model that keeps the weights of the largest magnitudes, ``density`` of the policy's.
 
     ``method`` says where: ``global``, one cut over all of them, exactly ceil(density n) of n; ``uniform``, so of each
-    layer; ``erk``, of each layer the density that Erdos-Renyi-kernel gives it. Ties go to the first position. Biases
-    and what ``policy`` leaves out stay. To be predicted with, and exported as ONNX, a module needs the ``shape`` of one
+    layer; ``erk``, of each layer the density that Erdos-Renyi-kernel gives it. Ties go to the first position. ``unit``:
+    so many output channels keep a position together, by their norm, or lose it (n then counts such units). Biases and
+    what ``policy`` leaves out stay. To be predicted with, and exported as ONNX, a module needs the ``shape`` of one
     example, the names of its ``classes`` (default: numbers), and the ``mean`` and ``std`` that inputs are normalised
     with; a model of a run has them. Raises InputError.
     """
     check_interval("density", density, "(0, 1]")
+    check_unit(unit)
     if method not in get_args(Pruning):
         raise InputError(f"method must be one of {', '.join(get_args(Pruning))}, got {method!r}")
     if isinstance(model, TrainedModel):
@@ -70,17 +74,19 @@ def compress(
         raise InputError(f"compress needs a torch.nn.Module or a model of open_model, got {type(model).__name__}")
     network.requires_grad_(True)  # a frozen weight is as large as others, and nothing is trained here
     names, params = select_weights(policy, network), params_of(network)
+    check_channels(network, names, unit)
     if odd := [name for name in names if not bool(params[name].isfinite().all())]:
         raise InputError(f"{odd[0]} holds NaN or infinity: give weights from before they diverged")
     if method == "global":
-        pruned = {name: params[name] * mask for name, mask in global_top(params, names, density).items()}
+        pruned = {name: params[name] * mask for name, mask in global_top(params, names, density, unit).items()}
     else:
         share = erdos_renyi_kernel(params, names, density) if method == "erk" else uniform_densities(names, density)
-        pruned = keep_topk({name: params[name] for name in names}, share)
+        pruned = keep_topk({name: params[name] for name in names}, share, unit)
     for name, value in pruned.items():
         network.get_parameter(name).copy_(value)
     network.requires_grad_(False).eval()
-    how = {"density": density, "method": method, "policy": policy}
+    how: dict[str, object] = {"density": density, "method": method, "policy": policy}
+    how |= {"unit": unit} if unit > 1 else {}
     metadata = replace(metadata, run=metadata.run | {"compress": how})
     return CompressedModel(network, _with_classes(network, metadata), names)
 
