@@ -38,6 +38,8 @@ METHODS: dict[str, Method[Any]] = {
     "hetero_flash, anew": methods.HeteroFLASH(
         (0.6, 0.4, 0.3), c_d=2, E_d=2, excess="clip", draw="bernoulli", subset="magnitude"
     ),
+    "nst, units": methods.NST(density=0.5, unit=4),
+    "hetero_flash, units": methods.HeteroFLASH((0.6, 0.4, 0.3), c_d=2, E_d=2, subset="magnitude", unit=4),
     "feddst": methods.FedDST(density=0.5, interval=2, end=1.0),
     "feddst, as the authors": methods.FedDST(
         0.5, of="all", interval=1, end=1.0, adjust_epoch=1, first_mask="random", growth="all", squared=True

@@ -95,7 +95,7 @@ class _TwoStages(Method[MaskedState]):
     def client(self, down: Tree, device: Device) -> Update:
         """Answer with sensitivities (L4-8) or, trained on the frozen mask (L13-16), with values."""
         mask = masks_from_spec(down["mask"], device.model, select_weights(self.policy, device.model), self.unit)
-        mask = unpack_subset(down["subset"], mask) if "subset" in down else mask
+        mask = unpack_subset(down["subset"], mask, self.unit) if "subset" in down else mask
         load_(device.model, scatter_values(down["params"], mask))
         if down["stage"] == 1:
             return _sensed(replace(device, epochs=self.E_d), mask, self.p, self.share, self.unit)
@@ -205,11 +205,12 @@ class HeteroFLASH(_TwoStages):
         return len(self.densities)
 
     def broadcast(self, state: MaskedState, context: RoundContext) -> Tree:
-        """Send as FLASH does; of a mask chosen by magnitude also which weights of the largest it keeps, a bit each."""
+        """Send as FLASH does; of a mask chosen by magnitude also which units of the largest it keeps, a bit each."""
         if not self._chosen(state, context.tier):
             return super().broadcast(state, context)
         mask, message = self.mask_of(state, context.tier), super().broadcast(state, replace(context, tier=0))
-        subset = pack_bits({name: own[state.mask[name]] for name, own in mask.items()})
+        units = {n: (units_of(own, self.unit), units_of(state.mask[n], self.unit)) for n, own in mask.items()}
+        subset = pack_bits({name: own[larger] for name, (own, larger) in units.items()})
         tier, values = float(context.tier), gather_values(state.params, mask)
         return {**message, "tier": tier, "subset": subset, "params": values}
 

@@ -275,9 +275,10 @@ def unpack_bits(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
     return {name: torch.from_numpy(own).view(like[name].shape) for name, own in flat.items()}
 
 
-def unpack_subset(bits: object, mask: Mask) -> Mask:
-    """Return what of a mask a message keeps: its bits, as ``pack_bits`` packed them. Raises InputError on a misfit."""
-    sizes = {name: int(own.sum()) for name, own in mask.items()}
+def unpack_subset(bits: object, mask: Mask, unit: int = 1) -> Mask:
+    """Return what of a mask a message keeps: bits of units, as ``pack_bits`` has them. Raises InputError on a misfit."""
+    units = {name: units_of(own, unit) for name, own in mask.items()}
+    sizes = {name: int(own.sum()) for name, own in units.items()}
     if not isinstance(bits, Mapping) or bits.keys() != mask.keys():
         raise InputError("the message holds no part of its mask")
     for name, n in sizes.items():
@@ -285,4 +286,5 @@ def unpack_subset(bits: object, mask: Mask) -> Mask:
         if not isinstance(own, Tensor) or own.dtype != torch.uint8 or own.shape != (-(-n // 8),):
             raise InputError(f"the message does not fit the mask at {name}")
     bits_of_mask = unpack_bits(bits, {name: torch.empty(n, device="meta") for name, n in sizes.items()})
-    return {name: torch.zeros_like(own).masked_scatter_(own, bits_of_mask[name]) for name, own in mask.items()}
+    kept = {name: torch.zeros_like(own).masked_scatter_(own, bits_of_mask[name]) for name, own in units.items()}
+    return {name: spread(own, mask[name].shape, unit) for name, own in kept.items()}
