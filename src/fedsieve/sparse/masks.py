@@ -276,7 +276,7 @@ def unpack_bits(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
 
 
 def unpack_subset(bits: object, mask: Mask, unit: int = 1) -> Mask:
-    """Return what of a mask a message keeps: bits of units, as ``pack_bits`` has them. Raises InputError on a misfit."""
+    """Return what of a mask a message keeps: bits of units, as of ``pack_bits``. Raises InputError on a misfit."""
     units = {name: units_of(own, unit) for name, own in mask.items()}
     sizes = {name: int(own.sum()) for name, own in units.items()}
     if not isinstance(bits, Mapping) or bits.keys() != mask.keys():
