@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import roof
 import step as runs
 import torch
 
@@ -46,16 +47,16 @@ class Line:
 
     def named(self) -> dict[str, Any]:
         """Return the case as results name it: none is of a trained model."""
-        later = {"recipe": "", "unit": 1}
+        later = {"recipe": "", "unit": 1} | ({} if self.case.rule == "swat" else {"period": 1})
         return {name: value for name, value in asdict(self.case).items() if name not in later or value != later[name]}
 
 
 PLAN: dict[str, list[Line]] = {
     "frozen": [
-        Line(Workload(sparsity=0.90), 4.5, 7),
-        Line(Workload(sparsity=0.95), 7, 12),
-        Line(Workload(sparsity=0.98), 11, 20),
-        Line(Workload(sparsity=0.99), 14, 28),
+        Line(Workload(sparsity=0.90), 4.6, 5),
+        Line(Workload(sparsity=0.95), 7.6, 8.3),
+        Line(Workload(sparsity=0.98), 12, 13.5),
+        Line(Workload(sparsity=0.99), 15, 17),
     ],
     "bf16": [
         Line(Workload(sparsity=0.90, batch=32, storage="bf16"), 6),
@@ -63,7 +64,18 @@ PLAN: dict[str, list[Line]] = {
         Line(Workload(sparsity=0.98, batch=32, storage="bf16"), 16),
         Line(Workload(sparsity=0.99, batch=32, storage="bf16"), 20),
     ],
-    "swat": [Line(Workload(sparsity=0.90, rule="swat"), 2.8), Line(Workload(sparsity=0.95, rule="swat"), 4.2)],
+    "swat": [
+        Line(Workload(sparsity=0.90, rule="swat"), 2.9, 3.3),
+        Line(Workload(sparsity=0.95, rule="swat"), 4.2, 4.8),
+        Line(Workload(sparsity=0.90, rule="swat", period=10)),
+        Line(Workload(sparsity=0.95, rule="swat", period=10)),
+    ],
+    "units": [
+        Line(Workload(sparsity=0.90, unit=8), 6, 6.5),
+        Line(Workload(sparsity=0.95, unit=8), 9.5, 11),
+        Line(Workload(sparsity=0.98, unit=8), 14, 17),
+        Line(Workload(sparsity=0.99, unit=8), 17, 20),
+    ],
     "small": [Line(Workload("leaf_cnn", sparsity=0.95), 5), Line(Workload("linear", sparsity=0.95), 12)],
     "infer": [Line(Workload(sparsity=0.95, batch=n), 6) for n in (1, 16, 32)],
     "memory": [
@@ -75,7 +87,8 @@ PLAN: dict[str, list[Line]] = {
 TITLES = {
     "frozen": "ResNet-18, a whole training step on a frozen mask, batch 16, fp32",
     "bf16": "ResNet-18, a whole training step on a frozen mask, batch 32, bf16 storage",
-    "swat": "ResNet-18, a whole training step by SWAT (ZeroFL's local training), top-k every 10 steps, batch 16, fp32",
+    "swat": "ResNet-18, a whole training step by SWAT (ZeroFL's local training), batch 16, fp32",
+    "units": "ResNet-18 as in the first table, but on masks that units of 8 output channels share",
     "small": "LEAF CNN, all policy layers sparse, and its fc1 (3136 to 2048) alone: a training step, batch 16, fp32",
     "infer": "ResNet-18, inference, fp32",
     "memory": "ResNet-18, peak memory of a training step, batch 32",
@@ -92,10 +105,12 @@ TIMES = {
     "wanted": "least",
     "aim": "aim",
     "to bf16": "ratio_bf16",
+    "of roof": "share_of_roof",
     "samples (dropped)": "samples",
 }
 COLUMNS: dict[str, dict[str, str]] = {
     "frozen": {"sparsity": "sparsity"} | TIMES,
+    "swat": {"sparsity": "sparsity", "period": "period"} | TIMES,
     "small": {"network": "model", "sparsity": "sparsity"} | TIMES,
     "infer": {"batch": "batch", "sparsity": "sparsity"} | TIMES,
     "memory": {
@@ -148,8 +163,8 @@ def same(row: dict[str, Any], identity: dict[str, Any]) -> bool:
 
 def table(name: str, rows: Iterable[dict[str, Any]]) -> str:
     """Return a table as the page shows it; dashes where a row has not been measured."""
-    if name == "runs":
-        return runs.table(runs.committed())
+    if name in ("runs", "roof"):
+        return runs.table(runs.committed()) if name == "runs" else roof.table(roof.committed())
     by_case = {json.dumps(row["case"]): row for row in rows if row["table"] == name}  # the last one counts
     columns = COLUMNS.get(name, COLUMNS["frozen"])
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -167,7 +182,7 @@ def shown(row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if value is None:
         return "-"
-    if key in ("sparsity", "density_per_multiply_add"):
+    if key in ("sparsity", "density_per_multiply_add", "share_of_roof"):
         return f"{100 * value:.3g} %"
     if key.startswith("ratio"):
         return f"{value:.1f}x"
@@ -206,12 +221,14 @@ def updated(rows: list[dict[str, Any]], identity: dict[str, Any], effort: Effort
 def main() -> None:
     """Measure what is not there yet, row by row, and print the tables."""
     quick, again, more = (f"--{word}" in sys.argv for word in ("quick", "again", "more"))
-    tables = [word for word in sys.argv[1:] if not word.startswith("-")] or [*PLAN, "runs"]
-    if unknown := set(tables) - {*PLAN, "runs"}:
-        sys.exit(f"no table {', '.join(sorted(unknown))}; the tables are {', '.join(PLAN)} and runs")
+    tables = [word for word in sys.argv[1:] if not word.startswith("-")] or ["roof", *PLAN, "runs"]
+    if unknown := set(tables) - {"roof", *PLAN, "runs"}:
+        sys.exit(f"no table {', '.join(sorted(unknown))}; the tables are roof, {', '.join(PLAN)} and runs")
     effort = Effort(torch.get_num_threads(), **(QUICK if quick else FULL))  # type: ignore[arg-type]
     if why := unavailable_reason():
         print(f"no sparse kernels here, so only dense PyTorch is measured: {why}", file=sys.stderr)
+    if not quick and "roof" in tables:
+        roof.main()
     rows = [] if quick else committed()
     for name, lines in PLAN.items():
         if name not in tables:

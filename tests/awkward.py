@@ -14,11 +14,17 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def awkward_mask(kind: str | float, *shape: int) -> Tensor:
-    """Return a mask of a density; with one element; or with its first row full, its last empty, and the rest sparse."""
+    """Return a mask of a density; with one element; or with its first row full, its last empty, and the rest sparse.
+
+    unit8, unit4: one that so many successive rows share.
+    """
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < (kind if isinstance(kind, float) else 0.2)
     if kind == "one":
         mask = torch.zeros(shape, dtype=torch.bool)
         mask.view(-1)[mask.numel() // 2 :][:1] = True
+    if kind in ("unit8", "unit4"):
+        unit = int(kind[4:])
+        mask = mask[::unit].repeat_interleave(unit, 0)[: len(mask)]
     if kind == "rows" and len(mask):
         mask[0], mask[-1] = True, False
     return mask

@@ -38,7 +38,11 @@ KEYS = [
     "ratio_bf16",
     "samples_kept",
     "samples_dropped",
+    "period",
     "unit",
+    "roof_ms",
+    "share_of_roof",
+    "cpu",
     "clock",
     "peak_mb_sparse",
     "peak_mb_dense",
@@ -197,6 +201,7 @@ def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str)
     if row.samples_kept:
         assert row.ms_sparse
         assert row.ratio_fp32 == pytest.approx(row.ms_dense_fp32 / row.ms_sparse)  # type: ignore[operator]
+        assert row.share_of_roof == pytest.approx(row.roof_ms / row.ms_sparse)  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -312,6 +317,7 @@ def test_a_step_from_the_command_line(tmp_path: Path) -> None:
         (("infer", "--storage", "fp8"), "unknown storage 'fp8'"),
         (("infer", "--batch", "1.5"), "--batch takes a number"),
         (("step", "--model", "digits_net", "--policy", "fc9"), "policy 'fc9' matches no layer"),
+        (("step", "--period", "3"), "period is a number of steps of --rule swat, got 3 with --rule frozen"),
         (("step", "--budget", "fair"), "unknown budget 'fair'"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedsieve.cli.bench.measurement import Effort
+from fedsieve.cli.bench.roof import Roof
 from fedsieve.cli.bench.workload import Workload
 from fedsieve.types import InputError
 
@@ -22,6 +23,10 @@ def performance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     monkeypatch.setattr(performance, "RESULTS", tmp_path / "performance.json")
     monkeypatch.setattr(performance.runs, "RESULTS", tmp_path / "kernels.json")
+    monkeypatch.setattr(performance.roof, "RESULTS", tmp_path / "roof.json")
+    monkeypatch.setattr(
+        performance.roof, "measure_roof", lambda threads: Roof(threads, 100.0, 4.0, 3.0, 2.0, 1.0, "a CPU")
+    )
     return performance
 
 
@@ -55,8 +60,8 @@ def test_a_table_shows_what_was_measured_and_wanted(performance: Any) -> None:
     numbers = fabricated("frozen", wanted.case, effort)
     told = {"table": "frozen", "case": wanted.named(), **performance.circumstances(effort), **numbers}
     lines = performance.table("frozen", [told]).splitlines()
-    assert lines[2] == "| 90 % | - | - | - | - | - | 4.5x | 7x | - | - |"
-    assert lines[3] == "| 95 % | 5.25 % | 41.0 | 287 | 164 | 7.0x | 7x | 12x | 4.0x | 7 (2) |"
+    assert lines[2] == "| 90 % | - | - | - | - | - | 4.6x | 5x | - | - | - |"
+    assert lines[3] == "| 95 % | 5.25 % | 41.0 | 287 | 164 | 7.0x | 7.6x | 8.3x | 4.0x | - | 7 (2) |"
     assert "2 threads, kernels for" in performance.hardware([told])
 
 

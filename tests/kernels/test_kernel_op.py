@@ -56,12 +56,12 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "// out = from where in > 0, and else slope * from.\n"
                 "struct Leaky {\n    Map in, from, out;\n    float slope;\n};\n\nstruct Op {\n",
             ),
-            ("X(ACTIVATION, Activation, activation)", "X(ACTIVATION, Activation, activation) X(LEAKY, Leaky, leaky)"),
+            ("X(ROOF, Roof, roof)", "X(ROOF, Roof, roof) X(LEAKY, Leaky, leaky)"),
         ],
         f"{PACKAGE}/abi.py": [
             (
                 "class Instruction(",
-                "class LeakyOp(Operation):\n    kind = 21\n"
+                "class LeakyOp(Operation):\n    kind = 23\n"
                 '    _fields_ = _fields((FeatureMap, "in_ from_ out"), (c_float, "slope"))\n\n\nclass Instruction(',
             ),
         ],

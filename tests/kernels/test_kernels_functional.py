@@ -88,9 +88,10 @@ def test_a_model_of_ones_own_trains_alike() -> None:
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("n", [1, 17, 65])
-def test_bits_do_not_depend_on_threads(n: int, storage: ops.Storage) -> None:
-    x, mask = randn(n, 5, 9, 7), awkward_mask("rows", 7, 5, 3, 3)
-    values, grad = randn(int(mask.sum())), randn(n, 7, 5, 4)
+@pytest.mark.parametrize(("kind", "outer"), [("rows", 7), ("unit8", 29), ("unit4", 7)])
+def test_bits_do_not_depend_on_threads(kind: str, outer: int, n: int, storage: ops.Storage) -> None:
+    x, mask = randn(n, 5, 9, 7), awkward_mask(kind, outer, 5, 3, 3)
+    values, grad = randn(int(mask.sum())), randn(n, outer, 5, 4)
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ CONVOLUTIONS = (
     + [(2, 3, 4, 3, s, 1, *size) for s in (1, 2) for size in ((1, 1), (1, 7), (2, 2), (16, 17), (33, 31))]
     + [(33, 6, 7, 7, 2, 3, 12, 13), (5, 3, 3, 5, 2, 4, 2, 3)]
 )
-MASKS = (0.0, "one", "rows", 1.0)
+MASKS = (0.0, "one", "rows", 1.0, "unit8", "unit4")
 
 
 def per_row(mask: Tensor, dim: int = 0) -> int:
@@ -226,13 +226,18 @@ def test_the_index_of_a_mask(shape: tuple[int, ...], kind: str | float) -> None:
     mask = awkward_mask(kind, *shape)
     want, (outer, inner, k) = mask.flatten().nonzero().squeeze(1), (*shape, 1)[:3]
     counts = mask.flatten(1).sum(1) if mask.numel() else torch.zeros(outer, dtype=torch.int64)
-    for width in (SMALL, SMALL + 1):  # sorted by tap, of 3x3 kernels on small maps, or as the mask is
+    unit = {"unit8": 8, "unit4": 4}.get(str(kind), 8 if kind in (0.0, 1.0) else 1)
+    for width, packed in ((SMALL, False), (SMALL + 1, False), (SMALL, True), (SMALL + 1, True)):
+        # sorted by tap, of 3x3 kernels on small maps, or as the mask is
         index = SparseIndex(outer, inner, k, 1, k // 2, len(want))
-        index.fill(mask, FeatureMap(None, inner, 2, 7, width, k // 2))
-        assert torch.equal(index.row, F.pad(counts.cumsum(0), (1, 0)).int())
-        tapped, found = k == 3 and width == SMALL, index.positions()
+        index.fill(mask, FeatureMap(None, inner, 2, 7, width, k // 2), packed)
+        shared = 1 if packed or not mask.numel() else next((u for u in (8, 4) if u <= min(unit, outer)), 1)
+        assert index.unit == shared
+        assert torch.equal(index.row, F.pad(counts[::shared].cumsum(0), (1, 0)).int())
+        tapped, found = shared > 1 or (k == 3 and width == SMALL), index.positions()
         assert torch.equal(found.sort().values if tapped else found, want)
         assert (index.tap is not None) == tapped
         if tapped and index.tap is not None:
             tap = torch.arange(len(index.tap) - 1).repeat_interleave(index.tap.diff())
-            assert torch.equal(tap, found // (inner * 9) * 9 + found % 9)
+            first = found // (inner * k**2) % shared == 0
+            assert torch.equal(tap, (found // (inner * k**2) // shared * k**2 + found % k**2)[first])

@@ -107,14 +107,16 @@ def large() -> nn.Module:
 
 @pytest.mark.parametrize("make", [NETS["a value used three times"][0], large, further])
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
-def test_bits_do_not_depend_on_threads(storage: str, make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("unit", [1, 4, 8])
+def test_bits_do_not_depend_on_threads(unit: int, storage: str, make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model, shape = make(), (2, 32, 32) if make in (large, further) else (2, 6, 5)
+    mask = {name: own[::unit].repeat_interleave(unit, 0)[: len(own)] for name, own in masks(model).items()}
     found = []
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
         assert library.get_num_threads() == threads
-        found.append(trained(model, masks(model), batches(shape, (17, 5, 65)), BRISK, storage)[0].state_dict())
+        found.append(trained(model, mask, batches(shape, (17, 5, 65)), BRISK, storage)[0].state_dict())
     for other in found[1:]:
         assert all(torch.equal(x, other[name]) for name, x in found[0].items())
 

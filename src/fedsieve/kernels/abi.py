@@ -61,6 +61,7 @@ class GatherOp(Operation):
         (MapPointer, "add"),
         (c_int32, "rows height width stride_in stride_out top left relu"),
         (c_void_p, "tap"),
+        (c_int32, "unit kernel padding"),
     )
 
 
@@ -285,6 +286,20 @@ class ActivationOp(Operation):
     def of(cls, function: str, x: FeatureMap, out: FeatureMap, grad: FeatureMap | None = None) -> ActivationOp:
         """Return that of a function by name; of its gradient, where there is the output's."""
         return cls(x, grad or FeatureMap(), out, cls.FUNCTIONS.index(function))
+
+
+class ScatterOp(Operation):
+    """The input's gradient of a product whose rows share their entries."""
+
+    kind = 21
+    _fields_ = _fields((GatherOp, "of"), (c_int32, "accumulate"))
+
+
+class RoofOp(Operation):
+    """Multiply-adds in registers, or on numbers that are read: what the machine can do at most."""
+
+    kind = 22
+    _fields_ = _fields((c_void_p, "memory"), (c_int64, "count times"), (c_int32, "reads"))
 
 
 class Instruction(Structure):

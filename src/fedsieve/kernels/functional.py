@@ -159,7 +159,7 @@ class _SingleProduct:
     """A convolution's weights and geometry, checked."""
 
     def __init__(self, mask: Tensor, values: Tensor | None, stride: int, padding: int, storage: Storage):
-        is_bf16(storage)
+        self.packed = is_bf16(storage)
         self.mask = boolean_mask("mask", mask, 4)
         self.outer, self.inner, self.kernel, _ = mask.shape
         self.stride = integer("stride", stride, 1, 2)
@@ -181,13 +181,16 @@ class _SingleProduct:
 
     def gather(self, x: FeatureMap, out: FeatureMap) -> GatherOp:
         """Return the forward product; ``order`` then tells which of the values each of its entries has."""
-        self.order = self.index.fill_values(self.values, self.positions, self.mask, x)
+        self.order = self.index.fill_values(self.values, self.positions, self.mask, x, self.packed)
         return self.index.gather(x, out)
 
-    def gather_back(self, g: FeatureMap, into: FeatureMap) -> list[GatherOp]:
+    def gather_back(self, g: FeatureMap, into: FeatureMap) -> list[Operation]:
         """Return the operations of the input's gradient, one for each parity of the stride."""
-        x = FeatureMap(None, into.channels, into.blocks, into.height, into.width, self.padding)
+        x = FeatureMap(None, into.channels, into.blocks, into.height, into.width, self.padding, self.packed)
         self.gather(x, g)
+        if self.index.unit > 1:
+            self.index.fill_scatter(into)
+            return [self.index.scatter(g, into)]
         order = torch.empty(len(self.order), dtype=torch.int32)
         self.index.fill_back(g, order)
         self.back_entries = self.index.entries[order.long()]

@@ -7,11 +7,27 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, MapPointer, address
+from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, MapPointer, ScatterOp, address
 from fedsieve.kernels.library import native
 
 SMALL = 8
 """The widest map whose border is worth leaving out of a 3x3 kernel's products."""
+
+
+UNIT = 8
+"""The most output channels that the kernels compute together."""
+
+
+def shared_unit(mask: Tensor) -> int:
+    """Return how many successive output channels of a mask [outer, ...] share their entries: UNIT, its half, or 1."""
+    for unit in (UNIT, UNIT // 2):
+        whole = len(mask) // unit * unit
+        if not (mask.numel() and whole and torch.equal(mask[0], mask[unit - 1])):
+            continue  # most masks differ here already
+        groups, rest = mask[:whole].view(-1, unit, *mask.shape[1:]), mask[whole:]
+        if bool((groups == groups[:, :1]).all()) and bool((rest == rest[:1]).all()):
+            return unit
+    return 1
 
 
 class SparseIndex:
@@ -22,6 +38,10 @@ class SparseIndex:
     the input's gradient: by input channel, for each parity of the stride, where in the output's gradient an entry
     looks. Of 3x3 kernels on small maps, ``tap`` and ``back_tap`` say where each tap's entries begin, so that what lies
     beyond the border is left out. An output channel's entries look in the ``inner`` channels of its group.
+
+    Where groups of ``unit`` output channels share their entries, ``row``, ``offset`` and ``tap`` are those of each
+    group's first row; ``value`` is of all rows, one after another; and ``back_offset`` is of the same entries in the
+    input's gradient, to which their products are added.
     """
 
     def __init__(self, outer: int, inner: int, kernel: int, stride: int, padding: int, capacity: int, groups: int = 1):
@@ -30,26 +50,36 @@ class SparseIndex:
         self.row = torch.empty(outer + 1, dtype=torch.int32)
         self.back_row = torch.empty(stride**2 * self.channels + 1, dtype=torch.int32)
         self.offset, self.back_offset = (torch.empty(capacity, dtype=torch.int32) for _ in range(2))
+        self.unit = 1
         self.tap: Tensor | None = None
         self.back_tap: Tensor | None = None
         self.value: int | None = None
         self.back_value: int | None = None
 
-    def fill(self, mask: Tensor, x: FeatureMap) -> None:
-        """Index the entries of a boolean mask [outer, inner, kernel, kernel] in maps like ``x``."""
+    def fill(self, mask: Tensor, x: FeatureMap, packed: bool = False) -> None:
+        """Index the entries of a boolean mask [outer, inner, kernel, kernel] in maps like ``x``, perhaps ``packed``."""
         self.place = x.channel, x.line, x.halo - self.padding
-        if (self.kernel, self.stride, self.padding) == (3, 1, 1) and x.width <= SMALL:
+        self.unit = 1 if packed or self.groups > 1 else shared_unit(mask)
+        if self.unit > 1:
+            mask = mask[:: self.unit].contiguous()
+            count = int(mask.count_nonzero())
+            self.row = torch.empty(len(mask) + 1, dtype=torch.int32)
+            self.offset, self.back_offset = (torch.empty(count, dtype=torch.int32) for _ in range(2))
+            self.tap = torch.empty(len(mask) * self.kernel**2 + 1, dtype=torch.int32)
+        elif (self.kernel, self.stride, self.padding) == (3, 1, 1) and x.width <= SMALL:
             self.tap, self.back_tap = (torch.empty(n * 9 + 1, dtype=torch.int32) for n in (self.outer, self.channels))
-        sizes = self.outer, self.inner, self.kernel
+        sizes = len(mask), self.inner, self.kernel
         places = address(self.row), address(self.offset), address(self.tap)
         native().fs_entries(address(mask), *sizes, *self.place, *places)
         if self.groups > 1:
             first = self._first(torch.arange(self.outer)) * x.channel
             self.offset += first.repeat_interleave(self.row.long().diff()).int()
 
-    def fill_values(self, values: Tensor, positions: Tensor, mask: Tensor, x: FeatureMap) -> Tensor:
+    def fill_values(
+        self, values: Tensor, positions: Tensor, mask: Tensor, x: FeatureMap, packed: bool = False
+    ) -> Tensor:
         """Index a mask with ``values`` at its sorted flat ``positions``; return which value each entry has."""
-        self.fill(mask, x)
+        self.fill(mask, x, packed)
         order = torch.searchsorted(positions, self.positions())
         self.entries = values[order]
         self.value = address(self.entries)
@@ -70,12 +100,25 @@ class SparseIndex:
 
     def positions(self) -> Tensor:
         """Return the flat positions of the entries in the weight, int64 [entries]."""
+        inner, line, column = self._looks()
+        positions: Tensor = inner % self.inner * self.kernel**2 + line * self.kernel + column
+        group = torch.arange(self.outer) // self.unit
+        outer = torch.arange(self.outer).repeat_interleave(count := self.row.long().diff()[group])
+        if self.unit > 1:  # each row has those of its group
+            behind = torch.arange(len(outer)) - (count.cumsum(0) - count).repeat_interleave(count)
+            positions = positions[self.row.long()[group].repeat_interleave(count) + behind]
+        return outer * self.inner * self.kernel**2 + positions
+
+    def _looks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each offset's input channel, and the line and the column of its tap."""
         channel, line, shift = self.place
-        inner, rest = self.offset.long() // channel % self.inner, self.offset.long() % channel
-        tap = (rest // line - shift) * self.kernel + rest % line // WORDS - shift
-        outer = torch.arange(self.outer).repeat_interleave(self.row.long().diff())
-        positions: Tensor = (outer * self.inner + inner) * self.kernel**2 + tap
-        return positions
+        rest = self.offset.long() % channel
+        return self.offset.long() // channel, rest // line - shift, rest % line // WORDS - shift
+
+    def fill_scatter(self, into: FeatureMap) -> None:
+        """Index the same shared entries in maps of the input's gradient like ``into``."""
+        (inner, line, column), border = self._looks(), into.halo - self.padding
+        self.back_offset.copy_(inner * into.channel + (line + border) * into.line + (column + border) * WORDS)
 
     def fill_back(self, g: FeatureMap, order: Tensor) -> None:
         """Index the same entries in maps of the output's gradient like ``g``; ``order`` tells which entry each is."""
@@ -92,7 +135,13 @@ class SparseIndex:
         """Return the forward product."""
         op = GatherOp(in_=x, out=out, rows=self.outer, height=out.height, width=out.width, stride_out=1)
         op.row, op.offset, op.value, op.tap = *map(address, (self.row, self.offset)), self.value, address(self.tap)
-        op.stride_in = self.stride
+        op.stride_in, op.unit, op.kernel, op.padding = self.stride, self.unit, self.kernel, self.padding
+        return op
+
+    def scatter(self, g: FeatureMap, into: FeatureMap, more: bool = False) -> ScatterOp:
+        """Return the input's gradient, by shared entries; ``more``: added to what stands there."""
+        op = ScatterOp(self.gather(into, g), int(more))
+        op.of.offset = address(self.back_offset)
         return op
 
     def parities(self, x: FeatureMap) -> list[tuple[int, int]]:

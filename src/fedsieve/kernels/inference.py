@@ -203,7 +203,7 @@ class ForwardPass:
         def fill(index: SparseIndex) -> None:
             mask = torch.zeros(layer.shape, dtype=torch.bool)
             mask.view(-1)[layer.positions] = True
-            index.fill_values(layer.values, layer.positions, mask, x)
+            index.fill_values(layer.values, layer.positions, mask, x, self.arena.packed)
 
         index = _index(layer, ("block", x.channel, x.line, x.halo), layer.stride, fill)
         self.arena.step(lambda: _gather(layer, index, ins, out), *ins, out)

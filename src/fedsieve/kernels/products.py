@@ -18,6 +18,7 @@ from fedsieve.kernels.abi import (
     KeepOp,
     NormBackwardOp,
     PruneOp,
+    TakeOp,
     TopOp,
     WideOp,
     address,
@@ -153,18 +154,20 @@ class MaskedProduct(Product):
     def __init__(self, step: StepContext, layer: ProductLayer, own: MaskedWeights):
         super().__init__(step, layer, own.index)
         self.own = own
+        self.takes: list[TakeOp] = []
+        """The copy of the entries for the input's gradient, where that has lists of its own."""
 
     def forward(self, x: Buffer, out: Buffer) -> None:
         """Index the mask, and add the forward product."""
-        own, weights = self.own, self.step.weights
-        self.index.fill(own.mask, x)
+        own, step, weights = self.own, self.step, self.step.weights
+        self.index.fill(own.mask, x, step.arena.packed)
         own.mask = torch.empty(0, dtype=torch.bool)
-        if self.step.low_memory:
+        if step.low_memory:
             own.read(weights)
             own.release()
             trim_memory()
         self.index.value = address(weights.effective, own.start)
-        self.step.arena.step(lambda: self.gather(x, out), x, out)
+        step.arena.step(lambda: self.gather(x, out), x, out)
 
     def backward(self, x: Buffer, g: Buffer) -> None:
         """Add the weights' gradient, from the largest inputs alone where the layer prunes them."""
@@ -172,7 +175,7 @@ class MaskedProduct(Product):
         if own.prune and own.count < own.numel:
             inputs = step.buffer(self.layer.inputs[0], x.halo)
             step.arena.step(lambda: self._prune(x, inputs), x, inputs)
-        grad, halves = address(step.weights.grad, own.start), 3 * own.count < x.words
+        grad, halves = address(step.weights.grad, own.start), 3 * own.count < x.words and self.index.unit == 1
         if halves:
             step.scratch.need(second=own.count)
         step.arena.step(
@@ -189,11 +192,16 @@ class MaskedProduct(Product):
 
     def input_gradient(self, g: Buffer, into: Buffer, more: bool) -> None:
         """Index the entries by input, and add the gradient of the input; ``more``: to what stands there."""
-        own, weights = self.own, self.step.weights
+        own, weights, index = self.own, self.step.weights, self.index
+        if index.unit > 1:
+            index.fill_scatter(into)
+            self.step.arena.step(lambda: index.scatter(g, into, more), g, into)
+            return
         order = weights.order[own.start : own.start + own.count]
-        self.index.fill_back(g, order)
+        index.fill_back(g, order)
         order += own.start
-        self.index.back_value = address(weights.back_value, own.start)
+        index.back_value = address(weights.back_value, own.start)
+        self.takes.append(TakeOp(address(weights.effective), address(order), index.back_value, own.count))
         self.gather_back(g, into, more)
 
 

@@ -21,7 +21,6 @@ from fedsieve.kernels.abi import (
     NormOp,
     PackOp,
     PoolOp,
-    TakeOp,
     address,
 )
 from fedsieve.kernels.fallback import Fallback
@@ -80,10 +79,10 @@ class TrainingStep(StepContext):
         self.scratch.allocate()
         self.program = self.arena.settle()
         self.updates = Updates(weights, rule, norms)
-        take = TakeOp(address(weights.effective), address(weights.order), address(weights.back_value), weights.sparse)
-        self.program.steps += [*self.updates.ops, take]
-        self.start = Program([take])
-        """What must run after the weights were read: the copy of the entries for the input gradients."""
+        takes = [take for own in self.products.values() if isinstance(own, MaskedProduct) for take in own.takes]
+        self.program.steps += [*self.updates.ops, *takes]
+        self.start = Program([*takes])
+        """What must run after the weights were read: the copies of the entries for the input gradients."""
 
     def run(self, step: int, x: Tensor, y: Examples) -> Tensor:
         """Do the step of that number on samples [n, ...] and their targets, and return their mean loss."""

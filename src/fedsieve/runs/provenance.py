@@ -63,6 +63,16 @@ def cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def cpu_model() -> str:
+    """Return the processor's name with its family and model, which tell generations of one name apart."""
+    info = Path("/proc/cpuinfo")
+    pairs = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.exists() else []
+    known = {name.strip(): value.strip() for name, value in pairs}
+    return ", ".join(
+        [cpu(), *(f"{name[-6:].strip()} {known[name]}" for name in ("cpu family", "model") if name in known)]
+    )
+
+
 def _commit() -> str | None:
     """Return the commit of the source tree that is running, with a + if it was changed; None outside a tree."""
     here = Path(__file__).parent

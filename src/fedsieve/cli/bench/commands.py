@@ -24,12 +24,21 @@ HEADS = {
     "ms_dense_bf16": "bf16, ms",
     "ratio_fp32": "to fp32",
     "ratio_bf16": "to bf16",
+    "roof_ms": "roof, ms",
+    "share_of_roof": "of roof",
+    "gflops": "multiply-adds, Gflop/s",
+    "l1_gb_s": "L1, GB/s",
+    "l2_gb_s": "L2, GB/s",
+    "l3_gb_s": "L3, GB/s",
+    "memory_gb_s": "memory, GB/s",
     "peak_mb_sparse": "sparse, MB",
     "peak_mb_dense": "dense, MB",
     "samples_kept": "kept",
     "samples_dropped": "dropped",
 }
 """A row's fields as the table names them, where the name itself does not say it."""
+
+PERCENT = ("sparsity", "density_per_multiply_add", "density", "churn", "share_of_roof")
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure what sparsity saves on this machine.")
 Model = Annotated[
@@ -57,7 +66,8 @@ def step_command(
     model: Model = "resnet18",
     batch: Batch = "16",
     sparsity: Sparsity = "0.9",
-    rule: Annotated[str, typer.Option(help="frozen (one random mask) or swat (top-k every 10 steps).")] = "frozen",
+    rule: Annotated[str, typer.Option(help="frozen (one random mask) or swat (its top-k anew).")] = "frozen",
+    period: Annotated[int, typer.Option(help="After how many steps swat's thresholds are chosen anew.")] = 1,
     storage: Storage = "fp32",
     policy: Policy = "",
     budget: Budget = "uniform",
@@ -71,8 +81,24 @@ def step_command(
     """Time whole training steps, sparse against dense PyTorch, and their peak memory."""
     from fedsieve.cli.bench.step import measure_step
 
-    options = {"rule": rule, "storage": storage, "policy": policy, "budget": budget, "unit": unit}
+    options = {"rule": rule, "storage": storage, "policy": policy, "budget": budget, "unit": unit, "period": period}
     _measure(measure_step, model, batch, sparsity, options, (threads, samples, seconds, compiled), as_json)
+
+
+@bench_app.command("roof")
+def roof_command(threads: Threads = 0, as_json: AsJson = False) -> None:
+    """Measure what this machine can do at most: multiply-adds, and reading caches and memory; one and all threads."""
+    import torch
+
+    from fedsieve.cli.bench.roof import measure_roof
+    from fedsieve.cli.bench.workload import instruction_set
+    from fedsieve.kernels import unavailable_reason
+    from fedsieve.types import InputError
+
+    if why := unavailable_reason():
+        raise InputError(f"the roof is that of the sparse kernels, and there are none here: {why}")
+    counts = sorted({1, threads or torch.get_num_threads()})
+    _print_rows(map(measure_roof, counts), as_json, f"kernels for {instruction_set()}")
 
 
 @bench_app.command("infer")
@@ -171,7 +197,7 @@ def _print_rows(measurements: Iterable[DataclassInstance], as_json: bool, settin
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
     console.print(f"{machine()}, {setting}")
     cells = [{name: _format_cell(name, value) for name, value in row.items()} for row in rows]
-    names = [name for name in cells[0] if any(row[name] != "-" for row in cells)]
+    names = [name for name in cells[0] if name != "cpu" and any(row[name] != "-" for row in cells)]
     table = Table(*(Column(HEADS.get(name, name.replace("_", " ")), justify="right") for name in names))
     for row in cells:
         table.add_row(*(row[name] for name in names))
@@ -179,7 +205,7 @@ def _print_rows(measurements: Iterable[DataclassInstance], as_json: bool, settin
 
 
 def _format_cell(name: str, value: object) -> str:
-    if isinstance(value, float) and name in ("sparsity", "density_per_multiply_add", "density", "churn"):
+    if isinstance(value, float) and name in PERCENT:
         return f"{100 * value:.3g} %"
     if isinstance(value, float):
         return f"{value:.1f}x" if name.startswith("ratio") else f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -31,7 +31,7 @@ import torch
 
 from fedsieve.cli.bench.workload import Workload
 from fedsieve.client.process import num_threads
-from fedsieve.runs.provenance import cpu
+from fedsieve.runs.provenance import cpu_model
 from fedsieve.types import InputError
 
 Key = TypeVar("Key")
@@ -137,7 +137,7 @@ def processor_time_in_turns(calls: Mapping[Key, RepeatedCall], count: int) -> di
 
 def machine() -> str:
     """Return the hardware and the versions that a figure belongs to, in one line."""
-    return f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,14 @@ class Measurement:
     ratio_bf16: float | None
     samples_kept: int
     samples_dropped: int
+    period: int = 1
+    """After how many steps SWAT chooses anew."""
     unit: int = 1
     """How many output channels share the pattern of the mask."""
+    roof_ms: float | None = None
+    """What the sparse step would take at the roof of this machine: ``roof``."""
+    share_of_roof: float | None = None
+    cpu: str = ""
     clock: str = WALL
     """What tells the times: the wall clock, or on a busy machine the processor time of one thread."""
     peak_mb_sparse: float | None = None
@@ -183,8 +189,9 @@ class Measurement:
 def measure(time: Callable[..., dict[str, Any]], workload: Workload, effort: Effort, **peaks: Any) -> Measurement:
     """Return what ``time(workload, **effort)`` tells of a workload in fresh processes, with its ``peaks`` of memory."""
     rows = [run_fresh(time, workload, effort.threads, **asdict(effort)) for _ in range(effort.processes)]
-    names = ("model", "batch", "sparsity", "rule", "storage", "unit")
-    return Measurement(**{name: getattr(workload, name) for name in names}, **fastest(rows), **peaks)
+    names = ("model", "batch", "sparsity", "rule", "storage", "unit", "period")
+    about = {name: getattr(workload, name) for name in names} | {"cpu": cpu_model()}
+    return Measurement(**about, **fastest(rows), **peaks)
 
 
 def compare_times(calls: Mapping[tuple[str, ...], RepeatedCall], effort: Effort) -> dict[str, Any]:
@@ -216,6 +223,9 @@ def fastest(rows: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [one for one in rows if one.get("clock", WALL) == WALL] or rows
     row = rows[0] | {name: least([one[name] for one in rows]) for name in TIMES}
     row |= {name: sum(one[name] for one in rows) for name in ("samples_kept", "samples_dropped")}
+    if "roof_ms" in row:
+        row["roof_ms"] = least([one["roof_ms"] for one in rows])
+        row["share_of_roof"] = ratio(row["roof_ms"], row["ms_sparse"])
     return row | {f"ratio_{kind}": ratio(row[f"ms_dense_{kind}"], row["ms_sparse"]) for kind in ("fp32", "bf16")}
 
 

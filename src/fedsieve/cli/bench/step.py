@@ -19,12 +19,14 @@ least of three processes counts. The dense step is plain training, without a mas
 from __future__ import annotations
 
 import ctypes
+import time
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fedsieve.cli.bench.measurement import (
+    WALL,
     Effort,
     Measurement,
     RepeatedCall,
@@ -34,7 +36,8 @@ from fedsieve.cli.bench.measurement import (
     run_fresh,
     warm_up,
 )
-from fedsieve.cli.bench.workload import LAYOUTS, PERIOD, Workload, dense_step, sparse_step, sparse_trainer
+from fedsieve.cli.bench.roof import measure_roof, roof_seconds
+from fedsieve.cli.bench.workload import LAYOUTS, Workload, dense_step, sparse_step, sparse_trainer
 from fedsieve.client.process import keep_freed_memory
 from fedsieve.kernels import unavailable_reason
 
@@ -62,13 +65,18 @@ def time_step(workload: Workload, **effort: Any) -> dict[str, Any]:
         )
         for kind, layout, by_compiler in variants
     }
-    density = None
+    density = roof_ms = None
     if unavailable_reason() is None:
         trainer = sparse_trainer(workload)
-        calls["sparse",] = warm_up(sparse_step(trainer, workload), PERIOD if workload.rule == "swat" else 1)
+        calls["sparse",] = warm_up(sparse_step(trainer, workload), workload.period)
         real, dense = trainer.multiply_adds
         density = real / dense
-    return compare_times(calls, aim) | {"density_per_multiply_add": density}
+    times = compare_times(calls, aim)
+    if density is not None:
+        by_wall = times["clock"] == WALL
+        roof = measure_roof(aim.threads) if by_wall else measure_roof(1, time.thread_time)
+        roof_ms = 1e3 * roof_seconds(trainer, roof)
+    return times | {"density_per_multiply_add": density, "roof_ms": roof_ms}
 
 
 def sparse_peak(workload: Workload, threads: int) -> float | None:

@@ -36,10 +36,9 @@ LAYOUTS: Mapping[str, torch.memory_format] = {
     "channels_last": torch.channels_last,
 }
 Rule: TypeAlias = Literal["frozen", "swat"]
-"""Weights on one frozen random mask; or SWAT's top weights and activations, chosen anew every ``PERIOD`` steps."""
+"""Weights on one frozen random mask; or SWAT's top weights and activations, chosen anew every ``period`` steps."""
 Storage: TypeAlias = Literal["fp32", "bf16"]
 Budget: TypeAlias = Literal["uniform", "erk"]
-PERIOD = 10
 SEED = 0
 
 
@@ -95,6 +94,8 @@ class Workload:
     """How the density is shared among the layers: the same for each, or by Erdos-Renyi-kernel."""
     unit: int = 1
     """How many output channels share the pattern of a frozen mask."""
+    period: int = 1
+    """Of SWAT: after how many steps a threshold is chosen anew, as ZeroFL's recipes do at every step."""
     recipe: str = ""
     """Of a trained model whose network is the user's own: the recipe, or the function, that makes it."""
 
@@ -108,6 +109,8 @@ class Workload:
         check_unit(self.unit)
         if self.unit > 1 and self.rule == "swat":
             raise InputError("unit is of frozen masks: leave --unit out, or take --rule frozen")
+        if self.period < 1 or (self.period > 1 and self.rule != "swat"):
+            raise InputError(f"period is a number of steps of --rule swat, got {self.period} with --rule {self.rule}")
         if self.batch < 1:
             raise InputError(f"batch must be at least 1 example, got {self.batch}")
 
@@ -213,7 +216,7 @@ def sparse_trainer(workload: Workload, low_memory: bool = False) -> kernels.Trai
     """Return the kernels' trainer of the workload's network; ``low_memory``: with the least memory."""
     model, mask = workload.pruned_network() if workload.rule == "frozen" else (workload.network(), {})
     if workload.rule == "swat":
-        swat_(model, workload.densities(model), PERIOD)
+        swat_(model, workload.densities(model), workload.period)
     return kernels.Trainer(
         model.train(), mask, workload.batch, lr=LR, momentum=MOMENTUM, storage=workload.storage, low_memory=low_memory
     )

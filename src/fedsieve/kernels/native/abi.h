@@ -30,13 +30,23 @@ struct Gather {
     int32_t top, left;
     int32_t relu;             // as in Norm
     const int32_t* tap;       // null, or of a 3x3 kernel with padding 1 and stride 1, whose rows are sorted by tap:
-};                            // [rows * 9 + 1] where each tap's entries begin
+                              // [rows * 9 + 1] where each tap's entries begin
+    int32_t unit;             // above 1: so many rows share their entries. `row`, `offset` and `tap` (of any kernel) are
+    int32_t kernel, padding;  // then those of each such group's first row; `value` is of all rows, one after another
+};
 
 // grad[i] = sum over samples and positions of in[offset[i] + position] * out[r, position]: a weight's gradient.
 struct Dot {
     Gather of;                // the forward gather; `out` holds the output's gradient
     float* grad;              // [entries]
     float* second;            // [entries] for the sums of the second half of the lines, or null: rows are then divided
+};
+
+// in = the gradient of the forward gather's input, from that of its output in `out`, where `unit` is above 1: every entry
+// adds its products to the positions that it looks at.
+struct Scatter {
+    Gather of;                // `offset` is that of `in`, whose halo may be another
+    int32_t accumulate;       // 1: in += the gradient
 };
 
 // y -> relu(scale * y + shift + add): BatchNorm (batch or running statistics), its ReLU and residual sum.
@@ -273,6 +283,13 @@ struct Activation {
     int32_t function;
 };
 
+// `times` rounds of 192 multiply-adds in registers, or (`reads`) of one for each number of a thread's part of the memory.
+struct Roof {
+    float* memory;  // [threads][count], zeros
+    int64_t count, times;
+    int32_t reads;
+};
+
 struct Op {
     int64_t kind;
     void* args;
@@ -285,7 +302,8 @@ struct Op {
     X(POOL, Pool, pool) X(COPY, Copy, copy) X(PACK, Pack, pack) X(LOSS, Loss, loss) X(SGD, Sgd, sgd)              \
     X(TOP, Top, top) X(KEEP, Keep, keep) X(PRUNE, Prune, prune) X(WIDE, Wide, wide) X(TAKE, Take, take)           \
     X(CONVOLUTION, Convolution, convolution) X(WINDOW, Window, window) X(LINEAR, Linear, linear)                  \
-    X(ADAM, Adam, adam) X(ADJUST, Adjust, adjust) X(CLIP, Clip, clip) X(ACTIVATION, Activation, activation)
+    X(ADAM, Adam, adam) X(ADJUST, Adjust, adjust) X(CLIP, Clip, clip) X(ACTIVATION, Activation, activation)    \
+    X(SCATTER, Scatter, scatter) X(ROOF, Roof, roof)
 
 enum Kind {
 #define FS_KIND(kind, type, function) kind,

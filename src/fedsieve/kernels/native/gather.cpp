@@ -2,6 +2,7 @@
 //
 // A tile of output positions stays in registers while the entries of a row pass: for each, one offset, one broadcast,
 // one fused multiply-add a position. Every spatial shift of a convolution is then a whole vector.
+#include "sums.h"
 #include "vec.h"
 
 namespace {
@@ -52,6 +53,9 @@ INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* 
             for (int b = 0; b < TW; b++) S::fma(x + a * f.in_row + b * STEP * WORDS, w, acc[a * TW + b]);
     };
     for (int64_t r = begin; r < end; r++) {
+        if (T > 1)
+            for (int b = 0; b < T; b++)  // the next tile's: so far apart, these would all be misses
+                __builtin_prefetch(out + r * f.out_channel + (TH + b / TW) * f.out_row + b % TW * f.out_step, 1);
         V acc[T][S::K];
         V start = all(g.bias ? g.bias[r] : 0.0f);
         for (int t = 0; t < T; t++)
@@ -88,49 +92,6 @@ INLINE void tile(const Gather& g, const Frame& f, const uint32_t* in, uint32_t* 
             }
     }
 }
-
-// In groups of N lanes that stand for one sum: the lower (or higher) half of a's, and then that of b's.
-template <int N, bool HIGH>
-struct Half {
-    static constexpr int at(int l) {
-        const int half = N / 2, within = l % N, own = l - within + within % half + (HIGH ? half : 0);
-        return within < half ? own : L + own;
-    }
-};
-
-// The sum over the lanes of the vectors p[0] ... p[L - 1], as one vector: a tree of shuffles.
-template <int N>
-INLINE V sums(const V* p) {
-    if constexpr (N == 1) {
-        return p[0];
-    } else {
-        V half[N / 2];
-        for (int i = 0; i < N / 2; i++) {
-            V a = p[i], b = p[i + N / 2];
-            half[i] = shuffled<Half<N, false>>(a, b) + shuffled<Half<N, true>>(a, b);
-        }
-        return sums<N / 2>(half);
-    }
-}
-
-// Adds vectors' sums over their lanes to consecutive numbers, L at a time.
-struct Sums {
-    float* to;
-    int n = 0;
-    V p[L];
-    explicit Sums(float* to) : to(to) {}
-    INLINE void put(V x) {
-        p[n++] = x;
-        if (n < L) return;
-        store(to, load(to) + sums<L>(p));
-        to += L, n = 0;
-    }
-    INLINE void finish() {
-        for (int j = n; j < L; j++) p[j] = zero();
-        V s = sums<L>(p);
-        for (int j = 0; j < n; j++) to[j] += s[j];
-    }
-};
 
 template <class S, int TH, int TW, int STEP, bool WHOLE>
 INLINE void dot_tile(const Dot& d, const Frame& f, const uint32_t* in, const uint32_t* out, int64_t begin, int64_t end,
@@ -295,6 +256,7 @@ void run_dot(const Dot& d, int thread, int threads) {
 }  // namespace
 
 void gather(const Gather& g, int thread, int threads) {
+    if (g.unit > 1) return gather_units(g, thread, threads);
     if (g.in.packed)
         g.stride_in == 1 ? run_gather<Bf16, 1>(g, thread, threads) : run_gather<Bf16, 2>(g, thread, threads);
     else
@@ -302,6 +264,7 @@ void gather(const Gather& g, int thread, int threads) {
 }
 
 void dot(const Dot& d, int thread, int threads) {
+    if (d.of.unit > 1) return dot_units(d, thread, threads);
     if (d.of.in.packed)
         d.of.stride_in == 1 ? run_dot<Bf16, 1>(d, thread, threads) : run_dot<Bf16, 2>(d, thread, threads);
     else

@@ -258,3 +258,5 @@ void zero_halo(const Map& m, int64_t channel, const Share& lines);
 #define FS_DECLARE(kind, type, function) void function(const type&, int thread, int threads);
 FS_OPERATIONS(FS_DECLARE)
 #undef FS_DECLARE
+void gather_units(const Gather&, int thread, int threads);
+void dot_units(const Dot&, int thread, int threads);
