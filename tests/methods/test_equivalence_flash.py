@@ -38,13 +38,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(
-    ("decay", "epochs", "weighting"), [(0.0, 2, "samples"), (0.05, 1, "samples"), (0.0, 1, "equal")]
+    ("decay", "epochs", "weighting", "unit"),
+    [(0.0, 2, "samples", 1), (0.05, 1, "samples", 1), (0.0, 1, "equal", 1), (0.05, 1, "samples", 4)],
 )
-def test_pdst_equals_reference(decay: float, epochs: int, weighting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = PDST(0.3, policy=PATTERN, weighting=weighting)
+def test_pdst_equals_reference(
+    decay: float, epochs: int, weighting: Any, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = PDST(0.3, policy=PATTERN, weighting=weighting, unit=unit)
     watch, state = Watch(method, monkeypatch, decay, epochs), method.init(fresh(), rng(SEED, "init"))
     server, mask_ = float64(state.params), numpy_masks(state.mask)
-    assert counts(mask_) == uniform_counts(server, "0.3")
+    assert counts(mask_, unit) == uniform_counts(server, "0.3", unit)
     assert_equal(sparse.masked(float64(params_of(fresh())), mask_), server, "init")
     for t, clients in enumerate(SAMPLED):
         updates = [watch.client(method.broadcast(state, RoundContext()), c, t) for c in clients]
@@ -57,7 +60,7 @@ def test_pdst_equals_reference(decay: float, epochs: int, weighting: Any, monkey
 
 
 def warm_up(
-    watch: Watch, state: Any, clients: tuple[int, ...], epochs: int, share: str
+    watch: Watch, state: Any, clients: tuple[int, ...], epochs: int, share: str, unit: int = 1
 ) -> tuple[Any, list[dict[str, Fraction]]]:
     """Run stage 1 on both sides; return the package's state of stage 2 and the reference's clients' densities."""
     updates = [watch.client(watch.method.broadcast(state, RoundContext()), c, -1) for c in clients]
@@ -65,31 +68,35 @@ def warm_up(
     for c in clients:
         done = list[bool]()
         seen = watch.seen[-1, c]
-        learner = sparse.Learner(start, mask_, 0.25, epochs, replay(seen, share, done))
+        learner = sparse.Learner(start, mask_, 0.25, epochs, replay(seen, share, done, unit), unit)
         learner.train(seen.answer(c, -1))
         assert learner.margin > FLOAT32_ROUNDING, "a pruning that rounding could turn: take another seed"
         assert len(done) == len(seen.updates) == epochs - 1
-        answers.append(sparse.densities(learner.masks))
+        answers.append(sparse.densities(sparse.units(learner.masks, unit)))
     return watch.method.aggregate(state, iter(updates), RoundContext()), answers
 
 
-def assert_drawn(found: sparse.Masks, wanted: Mapping[str, Fraction]) -> None:
-    """Compare the numbers of weights, exactly: ceil(d_l * k_l), as every density here is rounded."""
-    assert counts(found) == {name: math.ceil(d * found[name].size) for name, d in wanted.items()}
+def assert_drawn(found: sparse.Masks, wanted: Mapping[str, Fraction], unit: int = 1) -> None:
+    """Compare the numbers of weights, or units, exactly: ceil(d_l * k_l), as every density here is rounded."""
+    sizes = {name: own.size for name, own in sparse.units(found, unit).items()}
+    assert counts(found, unit) == {name: math.ceil(d * sizes[name]) for name, d in wanted.items()}
 
 
-@pytest.mark.parametrize(("share", "excess", "d"), [("mean", "redistribute", "0.3"), ("sum", "clip", "0.3")])
-def test_flash_equals_reference(share: Any, excess: Any, d: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("share", "excess", "d", "unit"),
+    [("mean", "redistribute", "0.3", 1), ("sum", "clip", "0.3", 1), ("mean", "redistribute", "0.3", 4)],
+)
+def test_flash_equals_reference(share: Any, excess: Any, d: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 1: every client's pruning and its layer densities, the re-calibrated counts. Stage 2: three rounds."""
-    method = FLASH(float(d), c_d=3, E_d=4, share=share, excess=excess, policy=PATTERN)
+    method = FLASH(float(d), c_d=3, E_d=4, share=share, excess=excess, policy=PATTERN, unit=unit)
     watch, state = Watch(method, monkeypatch), method.init(fresh(), rng(SEED, "init"))
     initial, first = float64(params_of(fresh())), numpy_masks(state.mask)
-    assert counts(first) == uniform_counts(initial, d)
-    state, answers = warm_up(watch, state, (0, 2, 3), 4, share)
+    assert counts(first, unit) == uniform_counts(initial, d, unit)
+    state, answers = warm_up(watch, state, (0, 2, 3), 4, share, unit)
     sizes = {name: initial[name].size for name in INNER}
     (wanted,) = sparse.warmed_up(answers, sizes, [Fraction(d)], excess == "redistribute")
     mask_ = numpy_masks(state.mask)
-    assert_drawn(mask_, wanted)
+    assert_drawn(mask_, wanted, unit)
     assert sparse.mismatch(first, mask_) > 0.3, "the mask is drawn afresh"
     server = float64(state.params)
     assert_equal(sparse.masked(initial, mask_), server, "the initial weights on the new mask")
@@ -126,16 +133,17 @@ TIERS = (1, 0, 2, 2)
 """The device class of each client; the last round has none of the first."""
 
 
-def test_hetero_flash_equals_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unit", [1, 4])
+def test_hetero_flash_equals_reference(unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = ("0.5", "0.3", "0.1")
-    method = HeteroFLASH(tuple(map(float, targets)), c_d=2, E_d=3, policy=PATTERN)
+    method = HeteroFLASH(tuple(map(float, targets)), c_d=2, E_d=3, policy=PATTERN, unit=unit)
     watch, state = Watch(method, monkeypatch), method.init(fresh(), rng(SEED, "init"))
     initial = float64(params_of(fresh()))
-    state, answers = warm_up(watch, state, (1, 3), 3, "mean")
+    state, answers = warm_up(watch, state, (1, 3), 3, "mean", unit)
     sizes = {name: initial[name].size for name in INNER}
     found = [numpy_masks(state.mask_of(tier)) for tier in range(3)]
     for own, wanted in zip(found, sparse.warmed_up(answers, sizes, [Fraction(d) for d in targets]), strict=True):
-        assert_drawn(own, wanted)
+        assert_drawn(own, wanted, unit)
     for large, small in pairwise(found):
         assert not any((small[name] & ~large[name]).any() for name in INNER), "not nested"
     server = float64(state.params)

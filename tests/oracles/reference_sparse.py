@@ -169,6 +169,22 @@ def warmed_up(
     return found
 
 
+# ---------------------------------------------------------------- units of output channels
+
+
+def units(masks: Masks, unit: int) -> dict[str, Support]:
+    """Return which positions [groups, elements of a channel] each ``unit`` channels keep, all of them or none."""
+    each = {name: mask.reshape(len(mask), -1) for name, mask in masks.items()}
+    assert all((m[i] == m[i - i % unit]).all() for m in each.values() for i in range(len(m))), "a unit in parts"
+    return {name: m[::unit] for name, m in each.items()}
+
+
+def unit_norms(w: Array, unit: int) -> Array:
+    """Return the norm of every unit's weights, of a smaller group the root mean square times sqrt(unit)."""
+    groups = [w.reshape(len(w), -1)[i : i + unit] for i in range(0, len(w), unit)]
+    return np.stack([np.sqrt(unit * (group**2).mean(0)) for group in groups])
+
+
 # ---------------------------------------------------------------- DNR's prune and regrow
 
 
@@ -178,11 +194,15 @@ def prune_counts(masks: Masks, p: Fraction) -> Counts:
     return {name: max(0, min(math.ceil(p * n), n - 1)) for name, n in nnz.items()}
 
 
-def pruned(weights: State, masks: Masks, p: Fraction) -> tuple[dict[str, Support], float]:
+def pruned(weights: State, masks: Masks, p: Fraction, unit: int = 1) -> tuple[dict[str, Support], float]:
     """Return the masks without each layer's smallest ``|w|``, of equals the earlier kept, and the narrowest decision.
 
-    Equals are regrown weights that no gradient has reached: exactly 0 in every precision.
+    Equals are regrown weights that no gradient has reached: exactly 0 in every precision. Units go by their norms.
     """
+    if unit > 1:
+        small, margin = pruned({n: unit_norms(weights[n], unit) for n in masks}, units(masks, unit), p)
+        whole = {n: np.repeat(own, unit, 0)[: len(masks[n])] for n, own in small.items()}
+        return {n: own.reshape(masks[n].shape) for n, own in whole.items()}, margin
     left, margin = {}, math.inf
     for name, n in prune_counts(masks, p).items():
         on, keep = np.flatnonzero(masks[name]), np.zeros(masks[name].size, dtype=bool)
@@ -251,6 +271,7 @@ class Learner:
     epochs: int = 1
     regrow: Regrow | None = None
     """Absent: the mask is frozen."""
+    unit: int = 1
     margin: float = math.inf
     pruned: list[Counts] = field(default_factory=list)
     """How many weights each update took from each layer."""
@@ -269,8 +290,8 @@ class Learner:
     def update(self, p: Fraction) -> None:
         """Prune, regrow the same total; what is regrown starts at 0."""
         assert self.regrow is not None
-        self.pruned.append(counts := prune_counts(self.masks, p))
-        left, margin = pruned(self.state, self.masks, p)
+        self.pruned.append(counts := prune_counts(units(self.masks, self.unit), p))
+        left, margin = pruned(self.state, self.masks, p, self.unit)
         self.margin = min(self.margin, margin)
         self.masks = self.regrow(self.state, left, counts)
         assert all(not (left[name] & ~self.masks[name]).any() for name in left)
@@ -289,11 +310,12 @@ class NST:
     """Every client's, from its first round on."""
     p0: float = 0.25
     epochs: int = 1
+    unit: int = 1
     margin: float = math.inf
 
     def round(self, answers: Mapping[int, ref.Answer], chance: Mapping[int, Regrow]) -> None:
         """Run one round over the sampled clients."""
-        learners = {c: Learner(self.state, self.masks[c], self.p0, self.epochs, chance[c]) for c in answers}
+        learners = {c: Learner(self.state, self.masks[c], self.p0, self.epochs, chance[c], self.unit) for c in answers}
         sent = [learners[c].train(a) for c, a in answers.items()]
         self.masks |= {c: learner.masks for c, learner in learners.items()}
         self.margin = min(self.margin, *(learner.margin for learner in learners.values()))

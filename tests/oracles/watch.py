@@ -113,16 +113,17 @@ class Watch:
         return replace(update, tree=decode(encode(update.tree)))
 
 
-def replay(seen: Seen, by: str, done: list[bool]) -> sparse.Regrow:
+def replay(seen: Seen, by: str, done: list[bool], unit: int = 1) -> sparse.Regrow:
     """Return the package's own choice of positions, after checking its numbers against the exact division."""
     updates = iter(seen.updates)
 
     def regrow(weights: ref.State, left: dict[str, sparse.Support], counts: sparse.Counts) -> dict[str, sparse.Support]:
         after = next(updates).after
         share = sparse.shares(weights, left, by)
-        room = {name: int((~kept).sum()) for name, kept in left.items()}
+        before, then = sparse.units(left, unit), sparse.units(after, unit)
+        room = {name: int((~kept).sum()) for name, kept in before.items()}
         exact = sparse.regrowth(sum(counts.values()), share, room)
-        grown = {name: int(after[name].sum() - kept.sum()) for name, kept in left.items()}
+        grown = {name: int(then[name].sum() - kept.sum()) for name, kept in before.items()}
         assert sum(grown.values()) == sum(counts.values())
         for name, kept in left.items():
             assert not (kept & ~after[name]).any(), f"{name}: another weight was pruned"
@@ -133,9 +134,10 @@ def replay(seen: Seen, by: str, done: list[bool]) -> sparse.Regrow:
     return regrow
 
 
-def uniform_counts(state: ref.State, d: str) -> sparse.Counts:
-    return {name: math.ceil(Fraction(d) * state[name].size) for name in INNER}
+def uniform_counts(state: ref.State, d: str, unit: int = 1) -> sparse.Counts:
+    sizes = {name: math.ceil(len(state[name]) / unit) * state[name][0].size for name in INNER}
+    return {name: math.ceil(Fraction(d) * size) for name, size in sizes.items()}
 
 
-def counts(given: sparse.Masks) -> sparse.Counts:
-    return {name: int(own.sum()) for name, own in given.items()}
+def counts(given: sparse.Masks, unit: int = 1) -> sparse.Counts:
+    return {name: int(own.sum()) for name, own in sparse.units(given, unit).items()}
