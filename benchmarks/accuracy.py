@@ -4,11 +4,14 @@ Claim: on the digits ZeroFL at 90 % sparsity with r_mask .1 reaches 95 % or more
 density .05 FLASH reaches at least what PDST and NST do. On MNIST, 30 of the papers' 400 rounds (100 clients, 10 a
 round, LDA 1.0), SWAT and ZeroFL at 90 % reach 97 % or more with every seed, dense FedAvg with one seed of three.
 Accuracy is that of the deployed model after the last round, on the whole test set. n: 3 seeds. Hardware and versions
-stand in the results, benchmarks/results/TASK.json.
+stand in the results, benchmarks/results/TASK.json. digits_units and mnist_units set masks in units of eight output
+channels beside masks of single weights, at densities .1 and .05, MNIST in 40 of 400 rounds.
 
     python benchmarks/accuracy.py digits          (8 minutes)
     python benchmarks/accuracy.py digits05        (5 minutes: density .05)
     python benchmarks/accuracy.py mnist           (half an hour; needs FEDSIEVE_DATA)
+    python benchmarks/accuracy.py digits_units    (10 minutes)
+    python benchmarks/accuracy.py mnist_units     (half an hour; needs FEDSIEVE_DATA)
     python benchmarks/accuracy.py --table TASK    (print the table of committed results)
 
 Stopped in the middle, it goes on where it was.
@@ -34,7 +37,7 @@ from fedsieve.runs.recorder import record_run
 from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent
-ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30}
+ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30, "digits_units": 0, "mnist_units": 40}
 RECIPES = {
     "fedavg": "FedAvg, dense",
     "fedadam": "FedAdam, dense",
@@ -51,7 +54,15 @@ SPARSE = {
     "hetero_flash": "hetero-FLASH 80, 85, 90 %",
     "dnr": "DNR {s} %, in one place",
 }
+UNITS = {"digits_units": ("flash", "nst", "pdst"), "mnist_units": ("flash", "pdst")}
+"""The methods whose masks are also in units of output channels."""
+CASES = {
+    task: {f"{name} {d} {unit}": (name, d, unit) for name in names for d in (".1", ".05") for unit in (1, 8)}
+    for task, names in UNITS.items()
+}
+"""By what results call them: a method, its density, and the channels that share a pattern."""
 LABELS = {
+    **{task: dict.fromkeys(cases, "") for task, cases in CASES.items()},
     "mnist": RECIPES,
     "digits": RECIPES
     | {name: label.format(s=90) for name, label in SPARSE.items()}
@@ -62,7 +73,12 @@ LABELS = {
 SETTINGS = {
     "digits": {"sparsefedpp": ["method.sparsity=0.9"]},
     "digits05": {name: ["method.density=0.05"] for name in ("nst", "pdst", "flash")},
+    **{
+        task: {case: [f"method.density={d}", f"method.unit={unit}"] for case, (_, d, unit) in cases.items()}
+        for task, cases in CASES.items()
+    },
 }
+SETTINGS["mnist_units"] = {case: [*own, "evaluate_every=10"] for case, own in SETTINGS["mnist_units"].items()}
 SEEDS = (0, 1, 2)
 
 
@@ -77,17 +93,21 @@ def measure(task: str) -> dict[str, Any]:
 
 def one(task: str, name: str, seed: int) -> dict[str, Any]:
     """Run a method with a seed, or read what it left, and return its numbers."""
-    recipe = f"{name}.{'central_' * (name == 'dnr')}{task.removesuffix('05')}"
+    data = task.removesuffix("05").removesuffix("_units")
+    recipe = f"{name.split()[0]}.{'central_' * (name == 'dnr')}{data}"
     settings = SETTINGS.get(task, {}).get(name, [])
     run, out = (
         replace(load_recipe(recipe, settings), seed=seed),
-        Path("runs/accuracy") / f"{name}.{task}-{seed}",
+        Path("runs/accuracy") / f"{name.replace(' ', '_')}.{task}-{seed}",
     )
     execution = Execution(resume=True, until=ROUNDS[task])
     for round in record_run(out, execution.open(run), local(), recipe, execution):
         print(f"{recipe} seed {seed} round {round.t}: {round.accuracy}", file=sys.stderr)
     summary = json.loads((out / "summary.json").read_text())
     rows = read_rows(out)
+    if task in CASES:
+        rows = [row for row in rows if row["round"] <= (ROUNDS[task] or run.rounds) and row["accuracy"] is not None]
+        return {"accuracy": rows[-1]["accuracy"], "curve": [row["accuracy"] for row in rows if row["round"]]}
     return {
         "accuracy": summary["accuracy"],
         "density": summary["density"],
@@ -95,12 +115,14 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
         "dense_bytes": sum(row["bytes_dense_up"] for row in rows if row["round"]) / summary["uploads"],
         "paper_bytes": summary["paper_bytes_up"],
         "work": summary["multiply_adds"] / summary["multiply_adds_dense"],
-        "curve": [row["accuracy"] for row in rows if row["round"]],
+        "curve": [row["accuracy"] for row in rows if row["round"] and row["accuracy"] is not None],
     }
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the results as the table that the README shows."""
+    if results["task"] in CASES:
+        return unit_table(results)
     labels = LABELS[results["task"]]
     lines = [
         "| method | accuracy, % (each seed) | first at 90 % | one upload, kB | than dense | paper's formula | work |",
@@ -116,6 +138,23 @@ def table(results: dict[str, Any]) -> str:
         reached = ", ".join(first_at(curve, 0.9) for curve in got["curve"])
         cells = [label, accuracy, reached, f"{size / 1e3:.0f}", factor, by_formula, f"{100 * mean(got['work']):.0f} %"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def unit_table(results: dict[str, Any]) -> str:
+    """Return masks of single weights and in units of eight channels side by side."""
+    lines = [
+        "| method | density | single weights, % right (each seed) | units of 8 | units lose, points (each seed) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, d, unit in CASES[results["task"]].values():
+        if unit > 1:
+            continue
+        both = [results["recipes"][f"{name} {d} {u}"]["accuracy"] for u in (1, 8)]
+        cells = [f"{100 * mean(own):.1f} ({', '.join(f'{100 * v:.1f}' for v in own)})" for own in both]
+        lost = [100 * (a - b) for a, b in zip(*both, strict=True)]
+        cells.append(f"{mean(lost):.1f} ({', '.join(f'{v:.1f}' for v in lost)})")
+        lines.append(f"| {SPARSE[name].partition(' ')[0]} | {d} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -175,7 +214,7 @@ def main() -> None:
         measurements = measure(task)
         results.parent.mkdir(exist_ok=True)
         results.write_text(json.dumps(measurements, indent=1) + "\n")
-        if task != "digits05":
+        if task in ("digits", "mnist"):
             picture(measurements, HERE.parent / "docs/images" / f"{task}.png")
     print(table(json.loads(results.read_text())))
 
