@@ -161,7 +161,7 @@ struct Cut {
     uint32_t* work;           // [threads][4 * 2048] counters
 };
 
-// Which weights reach a cut's threshold, noted when they were last written, so that nobody has to look through all of them:
+// Which weights nearly reach a cut's threshold, noted when they were last written, so that nobody has to look through all of them:
 // their marks and, block by block, their values in order. A block's `count` is below 0 where nothing is known of it.
 struct Noted {
     uint32_t* marks;          // [blocks][in * kernel * kernel]: a bit for each lane; null: nothing is noted

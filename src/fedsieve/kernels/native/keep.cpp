@@ -51,7 +51,7 @@ struct Activations {
                     part(k, b, [&](V x, unsigned lanes, int, int, int) INLINE_LAMBDA { f(x, lanes); });
         };
         int64_t all = int64_t(samples) * m.channels * m.height * m.width;
-        return passes(c, c.exact, thread, threads, all, each, [&](int64_t i) { return at(i); });
+        return passes(c, ACTIVATIONS, c.exact, thread, threads, all, each, each, [&](int64_t i) { return at(i); });
     }
 
     // The lanes of a vector that pass.

@@ -41,7 +41,7 @@ void dispatch(int taps, const int32_t* position, const float* value, int64_t n, 
     }
 }
 
-// Notes which weights of a block reach the threshold, as they are written in order: see Noted.
+// Notes which weights of a block nearly reach the threshold, as they are written in order: see Noted.
 struct Noting {
     const Noted& to;
     const int64_t each;
@@ -50,7 +50,7 @@ struct Noting {
     float *value = nullptr, *begin = nullptr;
     bool fits = false;
     explicit Noting(const Noted& to, int64_t each)
-        : to(to), each(each), least(to.marks ? std::max(magnitude(to.threshold[0]), uint32_t(1)) : 0) {}
+        : to(to), each(each), least(to.marks ? Near::least(to.threshold[0], WEIGHTS) : 0) {}
 
     void start(int64_t block) {
         if (!to.marks) return;
