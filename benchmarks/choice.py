@@ -136,11 +136,12 @@ NETWORKS: dict[str, tuple[Callable[[int, int], nn.Module], int, int, int, str]] 
     "mobilenet_v2": (built_in("mobilenet_v2"), 3, 32, 10, "all"),
     "densenet": (DenseNet, 3, 32, 10, "all"),
     "group_norm": (group_norm, 3, 32, 10, "all"),
+    "resnet18_groupnorm": (built_in("resnet18_groupnorm"), 3, 32, 10, "all"),
     "vgg": (vgg, 3, 32, 10, "all"),
     "mlp": (mlp, 1, 28, 10, "all"),
 }
 """Each with its channels, side, classes and policy."""
-LARGE = ("resnet18", "mobilenet_v2")
+LARGE = ("resnet18", "resnet18_groupnorm", "mobilenet_v2")
 BATCHES = (16, 32)
 ODD = [("mnist_net", 0.05, 8), ("mnist_net", 0.2, 8), ("mlp", 0.1, 8), ("vgg", 0.1, 10), ("lenet5", 0.1, 64)]
 """Further cases, whose last block of sixteen samples is not full, or that have more."""

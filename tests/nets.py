@@ -110,6 +110,18 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
         (2, 9, 5),
     ),
     "groups on small maps": (lambda: chain(300, grouped(3, 12), RELU(), grouped(12, 12, groups=4)), (3, 5, 5)),
+    "GroupNorm": (
+        lambda: chain(150, conv(2, 6), nn.GroupNorm(2, 6), RELU(), biased(6, 6), nn.GroupNorm(1, 6), conv(6, 5)),
+        COMMON,
+    ),
+    "GroupNorm of every kind": (
+        lambda: chain(
+            *(60, nn.GroupNorm(2, 2), conv(2, 12), nn.GroupNorm(3, 12, eps=1e-2), nn.ReLU6(), grouped(12, 12, 5)),
+            *(nn.GroupNorm(12, 12, affine=False), nn.SiLU(), conv(12, 10, 3, 2), nn.GroupNorm(5, 10), bn(10)),
+            *(nn.MaxPool2d(2, 1), nn.GroupNorm(1, 10, affine=False), conv(10, 5)),
+        ),
+        (2, 7, 9),
+    ),
     "7x7 maps": (lambda: chain(80, conv(2, 6), bn(6), RELU(), conv(6, 5, stride=2)), (2, 7, 7)),
     "wide maps": (lambda: chain(51, conv(2, 4), RELU(), conv(4, 3, stride=2)), (2, 2, 33)),
     "1x1 maps": (lambda: chain(5, conv(2, 6), bn(6), RELU(), conv(6, 5)), (2, 1, 1)),
@@ -149,6 +161,16 @@ GRAPHS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
             lambda m, x: torch.relu(m.p(m.a(x)) + m.q(m.b(x))).mean((2, 3)),
             6,
             **{"a": conv(2, 6), "b": conv(2, 6, 1), "p": bn(6), "q": bn(6)},
+        ),
+        COMMON,
+    ),
+    "a sum with GroupNorm on both sides": (
+        lambda: net(
+            lambda m, x: torch.relu(m.p(m.a(x)) + m.q(m.b(x))).flatten(1),
+            a=conv(2, 6),
+            b=conv(2, 6, 1),
+            p=nn.GroupNorm(2, 6),
+            q=nn.GroupNorm(3, 6),
         ),
         COMMON,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from single_ops import BatchNorm
 
@@ -93,6 +93,18 @@ def norm_gradient(
     y_, weight, bias, add_ = (None if x is None else next(found) for x in of)
     assert y_ is not None
     return y_, weight, bias, add_
+
+
+def group_norm(y: Tensor, norm: nn.GroupNorm, grad: Tensor, add: Tensor | None, relu: int) -> list[Tensor]:
+    """Return relu(norm(y) + add), and from its gradient those of y, of add, and of the weight and bias, if any."""
+
+    def call(y: Tensor, *more: Tensor) -> Tensor:
+        y = F.group_norm(y, norm.num_groups, *(more[-2:] if norm.affine else (None, None)), norm.eps)
+        y = y if add is None else y + more[0]
+        return y if not relu else F.relu(y) if relu == 1 else F.relu6(y)
+
+    given = [y, *([] if add is None else [add]), *norm.parameters()]
+    return [call(*given).detach(), *_gradient(call, grad, *given)]
 
 
 def activation(function: str, x: Tensor, grad: Tensor | None = None) -> Tensor:

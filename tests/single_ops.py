@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedsieve.kernels.abi import ActivationOp, LossOp, MapPointer, NormBackwardOp, NormOp, PoolOp, SgdOp, address
+from fedsieve.kernels.abi import (
+    ActivationOp,
+    LossOp,
+    MapPointer,
+    NormBackwardOp,
+    NormOp,
+    PoolOp,
+    SgdOp,
+    address,
+    group_norm_memory,
+)
 from fedsieve.kernels.functional import SingleOp, Storage, conv2d, conv2d_input_gradient, conv2d_weight_gradient
 from fedsieve.kernels.program import Program
 
@@ -21,6 +31,7 @@ __all__ = [
     "conv2d_input_gradient",
     "conv2d_weight_gradient",
     "cross_entropy",
+    "group_norm",
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",
@@ -130,6 +141,24 @@ def norm_gradient(
     work.run(op, back)
     gamma, beta = (None, None) if by is None else vectors
     return work.unpack(back.grad_y), gamma, beta, None if add is None else work.unpack(back.grad)
+
+
+def group_norm(
+    y: Tensor, norm: nn.GroupNorm, grad: Tensor, add: Tensor | None, relu: int, *, storage: Storage = "fp32"
+) -> list[Tensor]:
+    """Return relu(norm(y) + add), and from its gradient those of y, of add, and of the weight and bias, if any."""
+    work = SingleOp(len(y), storage)
+    op, into = _norm(work, y, None, add, False), work.map(*y.shape[1:], halo=1)
+    statistics, sums = group_norm_memory(norm.num_groups, norm.num_channels, op.y.blocks, bool(op.y.packed))
+    op.set_group_norm(norm, work.hold(statistics), work.hold(sums.fill_(torch.nan)))
+    op.gamma, op.beta, op.relu = address(norm.weight), address(norm.bias), relu
+    vectors = torch.zeros(2, y.shape[1])
+    back = NormBackwardOp(of=op, grad=work.pack(grad), grad_y=into)
+    if norm.affine:
+        back.grad_gamma, back.grad_beta = address(vectors), address(vectors, y.shape[1])
+    work.run(op, back)
+    maps = [op.out, into, *([back.grad] if add is not None else [])]
+    return [*map(work.unpack, maps), *(vectors if norm.affine else ())]
 
 
 def activation(function: str, x: Tensor, grad: Tensor | None = None, *, storage: Storage = "fp32") -> Tensor:

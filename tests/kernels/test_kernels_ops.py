@@ -1,9 +1,11 @@
 """Every kernel beside its reference in float64, on awkward shapes and masks, in both storages."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import reference_ops
 import single_ops as ops
@@ -177,6 +179,31 @@ def test_norm(shape: tuple[int, ...], mode: str, plus: bool, relu: bool, storage
         within(got4[2], want4[2], terms, each[0].flatten() * count)
     if add is not None:
         assert torch.equal(got4[3], dp.float())
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    ("groups", "affine", "plus", "relu"),
+    [(1, True, False, 1), (2, False, True, 2), (3, True, True, 1), (6, True, False, 0)],
+)
+@pytest.mark.parametrize("shape", [(1, 2, 1), (7, 3, 4), (16, 1, 2), (17, 4, 3), (65, 2, 2), (40, 8, 33)])
+def test_group_norm(
+    *, shape: tuple[int, ...], groups: int, affine: bool, plus: bool, relu: int, storage: ops.Storage
+) -> None:
+    """Samples of other means and scales, and a mean that is large beside the deviation: the sums lose nothing."""
+    n, *size = shape
+    norm = nn.GroupNorm(groups, 6, affine=affine, eps=1e-3)
+    if affine:
+        norm.weight.data, norm.bias.data = 3 * randn(6, seed=5), randn(6, seed=6)
+    y = (randn(n, 6, *size) * 2 ** (torch.arange(n) % 3).view(-1, 1, 1, 1) + 4).bfloat16().float()
+    grad, add = randn(*y.shape, seed=1), randn(*y.shape, seed=2) if plus else None
+    got = ops.group_norm(y, norm, grad, add, relu, storage=storage)
+    double = [None if x is None else x.double() for x in (grad, add)]
+    want = reference_ops.group_norm(y.double(), copy.deepcopy(norm).double(), *double, relu)
+    assert len(got) == len(want)
+    for found, exact in zip(got, want, strict=True):
+        size_ = exact.abs().max() if found.dim() == 4 else (grad.abs().sum((0, 2, 3)) * 4).max()
+        assert (found - exact).abs().max() <= size_ * (2e-5 if storage == "fp32" else 1e-2)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -50,7 +50,9 @@ class Drawn(nn.Module):
             outer = groups * draw(st.integers(1, -(-18 // groups)))
             return nn.Conv2d(c, outer, k, stride, padding, groups=groups, bias=draw(st.booleans()))
         if kind == "norm":
-            return nn.Sequential(bn(c), nn.ReLU()) if draw(st.booleans()) else bn(c)
+            groups = draw(st.sampled_from([0, *(n for n in range(1, c + 1) if c % n == 0 and c // n * h * w > 1)]))
+            norm = nn.GroupNorm(groups, c, affine=draw(st.booleans())) if groups else bn(c)
+            return nn.Sequential(norm, nn.ReLU()) if draw(st.booleans()) else norm
         if kind == "relu":
             return draw(st.sampled_from([nn.ReLU, nn.ReLU6]))()
         if kind == "smooth":

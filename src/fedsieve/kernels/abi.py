@@ -5,7 +5,8 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 WORDS = 16
 """Words of a block: the lanes of a position."""
@@ -73,7 +74,7 @@ class DotOp(Operation):
 
 
 class NormOp(Operation):
-    """BatchNorm, bias, sum and ReLU: each of them optional."""
+    """BatchNorm or GroupNorm, bias, sum and ReLU: each of them optional."""
 
     kind = 2
     _fields_ = _fields(
@@ -81,8 +82,15 @@ class NormOp(Operation):
         (MapPointer, "add"),
         (c_void_p, "gamma beta running_mean running_var mean invstd"),
         (c_float, "momentum eps"),
-        (c_int32, "samples training relu"),
+        (c_int32, "samples training relu groups positions"),
+        (c_void_p, "sums"),
     )
+
+    def set_group_norm(self, norm: nn.GroupNorm, statistics: Tensor, sums: Tensor) -> None:
+        """Make it GroupNorm's, with memory for means and inverse deviations, and for sums (``group_norm_memory``)."""
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.mean, self.invstd = (address(row) for row in statistics)
+        self.sums = address(sums)
 
 
 class NormBackwardOp(Operation):
@@ -300,6 +308,13 @@ class RoofOp(Operation):
 
     kind = 22
     _fields_ = _fields((c_void_p, "memory"), (c_int64, "count times"), (c_int32, "reads"))
+
+
+def group_norm_memory(groups: int, channels: int, blocks: int, packed: bool) -> tuple[Tensor, Tensor]:
+    """Return memory for GroupNorm's statistics [2, ...], and for its sums, on maps of so many blocks."""
+    samples = 2 * WORDS if packed else WORDS
+    sums = torch.empty((7 + blocks) * (2 * groups * samples + 2 * channels))
+    return torch.zeros(2, blocks * groups * samples), sums
 
 
 class Instruction(Structure):

@@ -31,7 +31,9 @@ def is_product(kind: Any) -> bool:
 
 
 def is_norm(kind: Any) -> bool:
-    """Tell whether a module is a BatchNorm of maps that is trained and keeps running statistics."""
+    """Tell whether a module is a GroupNorm, or a BatchNorm of maps that is trained and keeps running statistics."""
+    if type(kind) is nn.GroupNorm:
+        return True
     return type(kind) is nn.BatchNorm2d and kind.affine and kind.track_running_stats and kind.momentum is not None
 
 

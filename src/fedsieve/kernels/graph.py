@@ -105,16 +105,16 @@ class ProductLayer(Layer):
 
 @dataclass(eq=False)
 class NormLayer(Layer):
-    """relu(batch_norm(y) + add), each of the three optional; ``inputs`` holds y, and add where there is one."""
+    """relu(norm(y) + add), each of the three optional; ``inputs`` holds y, and add where there is one."""
 
-    module: nn.BatchNorm2d | None = None
+    module: nn.BatchNorm2d | nn.GroupNorm | None = None
     relu: int = 0
     """1: ReLU; 2: ReLU6."""
 
     @property
     def running(self) -> tuple[Tensor, Tensor]:
         """The running mean and variance of a BatchNorm."""
-        assert self.module is not None
+        assert isinstance(self.module, nn.BatchNorm2d)
         assert self.module.running_mean is not None
         assert self.module.running_var is not None
         return self.module.running_mean, self.module.running_var
@@ -122,7 +122,7 @@ class NormLayer(Layer):
     @property
     def tracked(self) -> Tensor:
         """How many batches a BatchNorm has seen."""
-        assert self.module is not None
+        assert isinstance(self.module, nn.BatchNorm2d)
         assert self.module.num_batches_tracked is not None
         return self.module.num_batches_tracked
 
@@ -294,6 +294,8 @@ def fuse_batchnorm(graph: Graph) -> Graph:
 
 def _fusible(graph: Graph, fused: Graph, norm: NormLayer) -> FusedProduct | None:
     """Return the product that a norm can become part of: it gives one of its terms, and to nobody else."""
+    if isinstance(norm.module, nn.GroupNorm):
+        return None
     for value in norm.inputs[: 1 if norm.module else 2]:
         maker = fused.maker(value)
         alone = len(graph.users(value)) == 1 and norm.inputs.count(value) == 1 and value is not graph.output

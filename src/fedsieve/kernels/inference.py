@@ -17,7 +17,6 @@ from fedsieve.kernels.abi import (
     ActivationOp,
     ConvolutionOp,
     CopyOp,
-    FeatureMap,
     GatherOp,
     LinearOp,
     MapPointer,
@@ -26,8 +25,8 @@ from fedsieve.kernels.abi import (
     PackOp,
     PoolOp,
     Unfold,
-    WindowOp,
     address,
+    group_norm_memory,
 )
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import (
@@ -39,11 +38,11 @@ from fedsieve.kernels.graph import (
     NormLayer,
     PoolLayer,
     Value,
-    Window,
     fuse_batchnorm,
 )
 from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.program import Arena, Buffer, run_each
+from fedsieve.kernels.single import COPY, inside_mask, line_buffer, place_of, window_op
 from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError
 
@@ -55,8 +54,6 @@ SHARED = 8e6
 """As many multiply-adds of a pass are worth more than one thread."""
 SMALL = 16
 """Positions of a map whose every tap is laid out on its own, where a sample is alone: whole cache lines to read."""
-COPY = Window(1, 1, 0, 0)
-"""The window that changes nothing."""
 
 
 class Predictor:
@@ -160,6 +157,8 @@ class ForwardPass:
     Sixteen samples lie side by side, or thirty-two if ``packed``: the lanes are samples.
     """
 
+    alone = False
+
     def __init__(self, graph: Graph, samples: int, packed: bool = False):
         value, output = graph.input, graph.output
         self.graph, self.samples, self.arena = graph, samples, Arena(packed)
@@ -180,7 +179,7 @@ class ForwardPass:
         if isinstance(layer, FusedProduct):
             self.product(layer, ins, out)
         elif isinstance(layer, NormLayer):
-            self.arena.step(lambda: _norm(layer, ins, out), *ins, out)
+            self.arena.step(lambda: _norm(layer, ins, out, self.alone), *ins, out)
         elif isinstance(layer, ActivationLayer):
             self.arena.step(lambda: ActivationOp.of(layer.function, ins[0], out), *ins, out)
         elif isinstance(layer, ConcatenationLayer):
@@ -228,9 +227,11 @@ class ForwardPass:
 class SinglePass(ForwardPass):
     """One sample alone: the lanes are positions, and features are positions of one channel."""
 
+    alone = True
+
     def buffer(self, value: Value) -> Buffer:
         """Return a new buffer."""
-        return _line(1, value.channels) if value.flat else _line(value.channels, value.height * value.width)
+        return line_buffer(1, value.channels) if value.flat else line_buffer(value.channels, value.height * value.width)
 
     def product(self, layer: FusedProduct, ins: list[Buffer], out: Buffer) -> None:
         """Add a product: a convolution's input is unfolded first, for each tap to lie at one distance."""
@@ -249,7 +250,7 @@ class SinglePass(ForwardPass):
         lines, rows = (k, height) if every else (min(k, s), height + (k - 1) // s)
         at_ = [(i, 0) if every else (i % s, i // s) for i in range(k)]
         taps = [((j * lines + line) * rows + down) * width for line, down in at_ for j in range(k)]
-        wide = _line(1, k * lines * rows * width + WORDS)  # a last vector may reach beyond
+        wide = line_buffer(1, k * lines * rows * width + WORDS)  # a last vector may reach beyond
         wide = ins[0] if (k, s, layer.padding) == (1, 1, 0) else wide
         key = "single", wide.channel, *taps
         index = _index(layer, key, 1, lambda i: i.fill_taps(layer.values, layer.positions, wide.channel, taps))
@@ -257,7 +258,7 @@ class SinglePass(ForwardPass):
         def convolution() -> ConvolutionOp:
             gather, x = _gather(layer, index, ins, out), layer.inputs[0]
             gather.in_.width = wide.width
-            mask = None if wide is ins[0] else _inside(layer, lines, rows, width)
+            mask = None if wide is ins[0] else inside_mask(layer, lines, rows, width)
             places = ins[0].data, address(mask), ins[0].channel, wide.channel
             sizes = x.channels, x.height, x.width, lines, rows, width
             op = ConvolutionOp(Unfold(*places, *sizes, k, s, layer.padding), gather)
@@ -270,21 +271,21 @@ class SinglePass(ForwardPass):
     def pool(self, layer: PoolLayer, x: Buffer, out: Buffer) -> Operation:
         """Return a pool."""
         value = layer.inputs[0]
-        return _window(layer.window, value, layer.output, _place(value, x), _place(layer.output, out))
+        return window_op(layer.window, value, layer.output, place_of(value, x), place_of(layer.output, out))
 
     def flatten(self, value: Value, x: Buffer, out: Buffer) -> Operation:
         """Return the change from maps to features."""
-        return _window(COPY, value, value, _place(value, x), (out.data, value.height * value.width))
+        return window_op(COPY, value, value, place_of(value, x), (out.data, value.height * value.width))
 
     def place(self, value: Value, x: Buffer, of: Value, out: Buffer, first: int) -> Operation:
         """Return the copy of a value into another's channels from ``first`` on."""
-        start, channel = _place(of, out)
-        return _window(COPY, value, value, _place(value, x), ((start or 0) + 4 * first * channel, channel))
+        start, channel = place_of(of, out)
+        return window_op(COPY, value, value, place_of(value, x), ((start or 0) + 4 * first * channel, channel))
 
     def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
         """Return the copy of a sample into a buffer, or out of it."""
-        places = [(address(plain), value.height * value.width), _place(value, x)]
-        return _window(COPY, value, value, places[out], places[1 - out])
+        places = [(address(plain), value.height * value.width), place_of(value, x)]
+        return window_op(COPY, value, value, places[out], places[1 - out])
 
 
 def _index(
@@ -306,38 +307,20 @@ def _gather(layer: FusedProduct, index: SparseIndex, ins: list[Buffer], out: Buf
     return op
 
 
-def _norm(layer: NormLayer, ins: list[Buffer], out: Buffer) -> NormOp:
-    """Return a BatchNorm by running statistics, a sum, a ReLU, that no product stands before."""
+def _norm(layer: NormLayer, ins: list[Buffer], out: Buffer, alone: bool) -> NormOp:
+    """Return a GroupNorm, or a BatchNorm by running statistics, a sum, a ReLU, that no product stands before."""
     op = NormOp(ins[0], out, *map(MapPointer, ins[1:]), relu=int(layer.relu))
-    if (norm := layer.module) is not None:
+    if isinstance(norm := layer.module, nn.GroupNorm):
+        op.memory = group_norm_memory(norm.num_groups, out.channels, out.blocks, bool(out.packed))  # kept alive
+        op.set_group_norm(norm, *op.memory)
+        op.gamma, op.beta, op.positions = (
+            address(norm.weight),
+            address(norm.bias),
+            int(alone) * layer.output.height * layer.output.width,
+        )
+    elif norm is not None:
         op.statistics = torch.empty(2, len(norm.weight))  # kept alive
         vectors = norm.weight, norm.bias, *layer.running, *op.statistics
         op.gamma, op.beta, op.running_mean, op.running_var, op.mean, op.invstd = map(address, vectors)
         op.eps = norm.eps
     return op
-
-
-def _inside(layer: FusedProduct, lines: int, rows: int, columns: int) -> Tensor:
-    """Return the mask of an Unfold: which of its elements lie inside the map."""
-    x, k, s, p = layer.inputs[0], layer.kernel, layer.stride, layer.padding
-    row = torch.arange(rows) * s + torch.arange(lines)[:, None] - p
-    column = torch.arange(columns) * s + torch.arange(k)[:, None] - p
-    inside = ((row >= 0) & (row < x.height))[:, :, None] & ((column >= 0) & (column < x.width))[:, None, None]
-    return torch.cat([inside.flatten(), torch.zeros(WORDS, dtype=torch.bool)]).to(torch.int32).neg()
-
-
-def _place(value: Value, x: FeatureMap) -> tuple[int | None, int]:
-    """Return where a value begins, and its distance from channel to channel."""
-    return x.data, 1 if value.flat else x.channel
-
-
-def _window(
-    window: Window, value: Value, to: Value, source: tuple[int | None, int], target: tuple[int | None, int]
-) -> WindowOp:
-    places = (source[0], target[0], source[1], target[1])
-    sizes = (value.channels, value.height, value.width, to.height, to.width)
-    return WindowOp(*places, *sizes, *vars(window).values())
-
-
-def _line(channels: int, positions: int) -> Buffer:
-    return Buffer(channels, 1, 1, -(-positions // WORDS))

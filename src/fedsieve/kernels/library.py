@@ -19,7 +19,7 @@ import torch
 from fedsieve.kernels.abi import Operation
 from fedsieve.types import InputError
 
-ABI = 7
+ABI = 8
 """What ``fs_abi`` of a library must answer: raised whenever a signature changes."""
 
 V2 = "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"

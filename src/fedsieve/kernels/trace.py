@@ -189,7 +189,7 @@ class _Reader:
         """Add the layer of a module, function or method (``kind``), and return what it gives."""
         if is_product(kind) and (isinstance(kind, nn.Conv2d) or len(x.sizes) == 1):
             return self._add(ProductLayer([x], _value(node), kind, str(node.target)))
-        if is_norm(kind):
+        if is_norm(kind) and not x.flat:
             return self._add(NormLayer([x], _value(node), kind))
         if which := relu_of(kind, node):
             return self._rectified(node, x, which)

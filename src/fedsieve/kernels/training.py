@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsieve.kernels.abi import (
     ActivationOp,
@@ -22,6 +22,7 @@ from fedsieve.kernels.abi import (
     PackOp,
     PoolOp,
     address,
+    group_norm_memory,
 )
 from fedsieve.kernels.fallback import Fallback
 from fedsieve.kernels.graph import (
@@ -64,6 +65,11 @@ class TrainingStep(StepContext):
         self.activations: dict[Value, Buffer] = {}
         self.gradients: dict[Value, Buffer] = {}
         self._recomputed: set[Value] = set()
+        self.group_norms = {
+            layer: group_norm_memory(layer.module.num_groups, layer.output.channels, self.blocks, packed)
+            for layer in graph.layers
+            if isinstance(layer, NormLayer) and isinstance(layer.module, nn.GroupNorm)
+        }
         self.fallbacks = {layer: Fallback(self, layer) for layer in graph.layers if isinstance(layer, FallbackLayer)}
         self.products = {
             layer: MaskedProduct(self, layer, own) if isinstance(own, MaskedWeights) else SwatProduct(self, layer, own)
@@ -221,7 +227,10 @@ class TrainingStep(StepContext):
     def _norm(self, layer: NormLayer, ins: list[Buffer], out: Buffer, training: int) -> NormOp:
         op, module = NormOp(ins[0], out, *map(MapPointer, ins[1:]), training=training), layer.module
         op.relu = int(layer.relu)
-        if module is not None:
+        if isinstance(module, nn.GroupNorm):
+            op.set_group_norm(module, *self.group_norms[layer])
+            op.gamma, op.beta = self.weights.address(module.weight), self.weights.address(module.bias)
+        elif module is not None:
             stats = self.weights.stats[layer]
             op.mean, op.invstd, op.running_mean, op.running_var = (address(row) for row in stats)
             op.gamma, op.beta = self.weights.address(module.weight), self.weights.address(module.bias)

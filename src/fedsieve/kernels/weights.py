@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsieve.kernels.abi import address
 from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, ProductLayer
@@ -159,7 +159,8 @@ class Weights:
     """
 
     def __init__(self, graph: Graph, mask: Mapping[str, Tensor], moments: int = 0, apart: bool = False):
-        self.norms = [layer for layer in graph.layers if isinstance(layer, NormLayer) and layer.module is not None]
+        norms = [layer for layer in graph.layers if isinstance(layer, NormLayer) and layer.module is not None]
+        self.norms = [layer for layer in norms if isinstance(layer.module, nn.BatchNorm2d)]
         self.layers: dict[ProductLayer, MaskedWeights | SwatWeights] = {}
         self.names = set[str]()
         """The names of the parameters that heed a mask."""
@@ -181,7 +182,7 @@ class Weights:
                 if (own_mask := mask.get(f"{fallback.name}.{name}")) is not None:
                     self.names.add(f"{fallback.name}.{name}")
                     self.masks[id(parameter)] = own_mask.clone()
-        vectors += [vector for layer in self.norms for vector in layer.module.parameters()]  # type: ignore[union-attr]
+        vectors += [vector for layer in norms for vector in layer.module.parameters()]  # type: ignore[union-attr]
         self.sparse, self.small, self.vectors = start, dict[int, int](), vectors
         for vector in vectors:
             self.small[id(vector)] = start

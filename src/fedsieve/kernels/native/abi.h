@@ -63,6 +63,9 @@ struct Norm {
     int32_t samples;          // valid samples
     int32_t training;         // 1: batch statistics; 2: those that `mean` and `invstd` hold (a repeated forward); 0: running
     int32_t relu;             // 1: ReLU; 2: ReLU6
+    int32_t groups;           // 0, or GroupNorm's: `mean` and `invstd` are then [blocks][groups][samples of a block]
+    int32_t positions;        // of GroupNorm where a sample is alone, and its positions are the lanes; else 0
+    float* sums;              // GroupNorm's, while it runs: [7 + blocks][2 groups (samples of a block) + 2 channels]
 };
 
 struct NormBackward {

@@ -256,9 +256,11 @@ void zero_halo(const Map& m, int64_t c, const Share& lines) {
 void zero_halo(const Map& m, int64_t c) { zero_halo(m, c, Share(int64_t(m.blocks) * m.height, 0, 1)); }
 
 void norm(const Norm& n, int thread, int threads) {
+    if (n.groups) return group_norm(n, thread, threads);
     n.y.packed ? forward<Bf16>(n, thread, threads) : forward<Fp32>(n, thread, threads);
 }
 
 void norm_backward(const NormBackward& g, int thread, int threads) {
+    if (g.of.groups) return group_norm_backward(g, thread, threads);
     g.of.y.packed ? backward<Bf16>(g, thread, threads) : backward<Fp32>(g, thread, threads);
 }

@@ -255,6 +255,9 @@ INLINE void each_line(const Map& m, const Share& lines, F&& f) {
 void zero_halo(const Map& m, int64_t channel);  // of one channel
 void zero_halo(const Map& m, int64_t channel, const Share& lines);
 
+void group_norm(const Norm&, int thread, int threads);
+void group_norm_backward(const NormBackward&, int thread, int threads);
+
 #define FS_DECLARE(kind, type, function) void function(const type&, int thread, int threads);
 FS_OPERATIONS(FS_DECLARE)
 #undef FS_DECLARE
