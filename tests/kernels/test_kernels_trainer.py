@@ -12,7 +12,7 @@ from fedsieve.client.models import MODELS
 from fedsieve.kernels import Trainer, library, weights
 from fedsieve.kernels.products import SwatProduct
 from fedsieve.sparse.layers import swat_
-from nets import NETS, Net
+from nets import NETS, Net, biased, chain
 from stepping import Sgd, assert_as_dense, batches, dense, distance, masks, trained
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -66,6 +66,15 @@ def test_densities(density: float | None) -> None:
     mask = {} if density is None else masks(model, density)
     trainer = assert_as_dense(model, (2, 6, 5), (17, 17), BRISK, mask)
     assert trainer.weights.sparse == (sum(int(m.sum()) for m in mask.values()) if mask else 108 + 324 + 900 + 720)
+
+
+def test_relu6_behind_products_whose_rows_share_their_entries() -> None:
+    """Dense ones, as all rows have all entries; the bias takes about half of the numbers beyond 6."""
+    torch.manual_seed(0)
+    layers = [biased(2, 16), nn.ReLU6(), biased(16, 9), nn.ReLU6()]
+    for conv in (layers[0], layers[2]):
+        nn.init.constant_(conv.bias, 6.0)  # type: ignore[arg-type]
+    assert assert_as_dense(chain(270, *layers), (2, 6, 5), (17, 5, 17), Sgd(0.01), {}).fallbacks == []
 
 
 @pytest.mark.parametrize("name", ["a value used three times", "5x5 stride 2", "padded means", "linear layers"])

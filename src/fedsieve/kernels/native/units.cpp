@@ -119,7 +119,7 @@ void gather_rows(const Gather& g, const Share& lines, const Share& groups) {
                                     Fp32::read(add.at(group.row + u + c, b) + h * add.row + (w + p) * WORDS, more);
                                     for (int k = 0; k < G; k++) y[k] += more[k];
                                 }
-                                for (int k = 0; k < G && g.relu; k++) y[k] = positive(y[k]);
+                                for (int k = 0; k < G && g.relu; k++) y[k] = rectified(y[k], g.relu);
                                 Fp32::write(out.at(group.row + u + c, b) + at, y);
                             }
                     });
