@@ -101,7 +101,8 @@ def one(task: str, name: str, seed: int) -> dict[str, Any]:
         Path("runs/accuracy") / f"{name.replace(' ', '_')}.{task}-{seed}",
     )
     execution = Execution(resume=True, until=ROUNDS[task])
-    for round in record_run(out, execution.open(run), local(), recipe, execution):
+    engine = local(kernels="dense" if task == "digits_units" else "auto")
+    for round in record_run(out, execution.open(run), engine, recipe, execution):
         print(f"{recipe} seed {seed} round {round.t}: {round.accuracy}", file=sys.stderr)
     summary = json.loads((out / "summary.json").read_text())
     rows = read_rows(out)
