@@ -2,6 +2,7 @@
 
     python benchmarks/choice.py                 # measure all cases that are not there yet, and print the table
     python benchmarks/choice.py --fit           # print the seconds a unit of kernels/estimate.py that fit them best
+    python benchmarks/choice.py --layers        # measure what it is worth that depthwise convolutions, ... are native
 
 A step is one client's in a round: SGD with momentum, on a frozen random mask below density 1. Both ways run in turns in
 one process, on one thread; the least processor time of the steps counts, as other processes may be at work.
@@ -18,6 +19,7 @@ from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from fedsieve import Data
 from fedsieve.client.models import MODELS
 from fedsieve.client.process import num_threads
 from fedsieve.client.training import DenseSteps, train_
+from fedsieve.kernels.calls import is_norm, is_product, relu_of
 from fedsieve.kernels.dispatch import Kernels
 from fedsieve.kernels.estimate import KERNELS, PYTORCH, count_work, kernel_seconds, pytorch_seconds
 from fedsieve.kernels.graph import Graph
@@ -38,6 +41,7 @@ from fedsieve.sparse.policy import select_weights, uniform_densities
 from fedsieve.types import Device, Mask, rng
 
 RESULTS = Path(__file__).parent / "results" / "choice.json"
+LAYERS = RESULTS.with_name("layers.json")
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 LEAST, LONGEST = 5, 1.0
 """Steps each way that are timed at least; seconds after which no more are."""
@@ -104,6 +108,36 @@ def group_norm(channels: int, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
+class ConvNeXt(nn.Module):
+    """Wide depthwise convolutions, a norm over all channels, GELU between pointwise ones (after ConvNeXt)."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        layers, width = list[nn.Module](), channels
+        for out in (32, 64, 128):
+            layers += [nn.Conv2d(width, out, 3, 2, 1), nn.GroupNorm(1, out), Wide(out), Wide(out)]
+            width = out
+        self.layers, self.fc = nn.Sequential(*layers), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 32, 32] -> [n, classes]."""
+        return self.fc(F.adaptive_avg_pool2d(self.layers(x), 1).flatten(1))
+
+
+class Wide(nn.Module):
+    """Depthwise, wider, narrower."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(width, width, 7, 1, 3, groups=width), nn.GroupNorm(1, width)),
+            *(nn.Conv2d(width, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
 def vgg(channels: int, classes: int) -> nn.Module:
     """Return plain convolutions with max-pools (after VGG)."""
     layers, width = list[nn.Module](), channels
@@ -111,6 +145,24 @@ def vgg(channels: int, classes: int) -> nn.Module:
         layers += [nn.Conv2d(width, out, 3, 1, 1), nn.ReLU(), nn.Conv2d(out, out, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)]
         width = out
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 256), nn.ReLU(), nn.Linear(256, classes))
+
+
+def tanh(channels: int, classes: int) -> nn.Module:
+    """Return LeNet-5 as it was, with an activation that only PyTorch knows."""
+    maps = [nn.Conv2d(channels, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)]
+    return nn.Sequential(
+        *maps, nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Linear(84, classes)
+    )
+
+
+def dilated(channels: int, classes: int) -> nn.Module:
+    """Return convolutions of which every second is one that only PyTorch knows."""
+    layers, width = list[nn.Module](), channels
+    for out in (32, 64, 128):
+        layers += [nn.Conv2d(width, out, 3, 2, 1), nn.BatchNorm2d(out), nn.ReLU()]
+        layers += [nn.Conv2d(out, out, 3, 1, 2, 2), nn.BatchNorm2d(out), nn.ReLU()]
+        width = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
 def mlp(channels: int, classes: int) -> nn.Module:
@@ -137,7 +189,10 @@ NETWORKS: dict[str, tuple[Callable[[int, int], nn.Module], int, int, int, str]] 
     "densenet": (DenseNet, 3, 32, 10, "all"),
     "group_norm": (group_norm, 3, 32, 10, "all"),
     "resnet18_groupnorm": (built_in("resnet18_groupnorm"), 3, 32, 10, "all"),
+    "convnext": (ConvNeXt, 3, 32, 10, "all"),
     "vgg": (vgg, 3, 32, 10, "all"),
+    "tanh": (tanh, 3, 32, 10, "all"),
+    "dilated": (dilated, 3, 32, 10, "all"),
     "mlp": (mlp, 1, 28, 10, "all"),
 }
 """Each with its channels, side, classes and policy."""
@@ -188,13 +243,18 @@ def case(name: str, density: float, batch: int) -> tuple[Kernels, Graph, Device,
     return kernels, graph, device, mask
 
 
-def seconds(name: str, density: float, batch: int) -> dict[str, float]:
-    """Return the least processor time of a step by the kernels, and by PyTorch."""
+def seconds(name: str, density: float, batch: int, fewer: bool = False) -> dict[str, float]:
+    """Return the least processor time of a step by the kernels, by PyTorch, and by the kernels of ``fewer`` layers."""
     kernels, graph, device, mask = case(name, density, batch)
     trainer, _ = kernels.trainer(graph, device, mask)
     dense = DenseSteps(device, mask)
     x, y = device.data.batch(torch.arange(batch))
     ways: dict[str, Callable[[], Any]] = {"kernels": lambda: trainer.step(x, y), "dense": lambda: dense.step(x, y)}
+    if fewer:
+        with as_before():
+            own, graph, other, mask = case(name, density, batch)
+        less, _ = own.trainer(graph, other, mask)
+        ways["fewer layers"] = lambda: less.step(x, y)
     best, began, steps = dict.fromkeys(ways, float("inf")), time.perf_counter(), 0
     while steps < LEAST or time.perf_counter() - began < LONGEST:
         for way, step in ways.items():
@@ -203,6 +263,40 @@ def seconds(name: str, density: float, batch: int) -> dict[str, float]:
             best[way] = min(best[way], time.thread_time() - before)
         steps += 1
     return best
+
+
+def as_before() -> Any:
+    """Let the kernels know no groups, GroupNorm, activations but ReLU, and concatenation: PyTorch has these."""
+    return patch.multiple(
+        "fedsieve.kernels.trace",
+        is_product=lambda kind: getattr(kind, "groups", 1) == 1 and is_product(kind),
+        is_norm=lambda kind: not isinstance(kind, nn.GroupNorm) and is_norm(kind),
+        relu_of=lambda kind, node: relu_of(kind, node) % 2,
+        activation_of=lambda kind, node: "",
+        concatenated=lambda kind, node: [],
+    )
+
+
+def layers_table() -> str:
+    """Return what a step takes, by PyTorch, and by the kernels with the layers of ``as_before`` and with all."""
+    lines = [
+        "| step, batch 16 | density | PyTorch | kernels, these layers by PyTorch | kernels | faster than PyTorch |",
+        "|---" * 6 + "|",
+    ]
+    for row in json.loads(LAYERS.read_text())["rows"]:
+        dense, before, now = (row[way] for way in ("dense", "fewer layers", "kernels"))
+        times = " | ".join(f"{1e3 * t:,.{int(t < 0.1)}f} ms" for t in (dense, before, now))
+        lines.append(f"| {row['model']} | {row['density']:g} | {times} | {dense / before:.1f}x → {dense / now:.1f}x |")
+    return "\n".join(lines)
+
+
+def measure_layers() -> None:
+    """Measure the steps of ``layers_table``."""
+    names = ("mobilenet", "mobilenet_v2", "densenet", "resnet18_groupnorm", "convnext")
+    with num_threads(1):
+        rows = [{"model": n, "density": d, **seconds(n, d, 16, fewer=True)} for n in names for d in (0.05, 0.2)]
+    LAYERS.write_text(json.dumps({"cpu": cpu(), "rows": rows}, indent=1) + "\n")
+    print(layers_table())
 
 
 def steps() -> list[Row]:
@@ -266,7 +360,11 @@ def fitted(rows: list[Row]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--layers", action="store_true")
     arguments = parser.parse_args()
+    if arguments.layers:
+        measure_layers()
+        return
     if arguments.fit:
         print(json.dumps(fitted(steps()), indent=4))
         return
@@ -278,6 +376,7 @@ def main() -> None:
                 continue
             row = {"model": name, "density": density, "batch": batch, **seconds(name, density, batch)}
             results["rows"].append(row)
+            results["rows"].sort(key=lambda row: [*NETWORKS].index(row["model"]))
             rows = ",\n".join(map(json.dumps, results["rows"]))
             RESULTS.write_text(f'{{"cpu": {json.dumps(results["cpu"])}, "rows": [\n{rows}\n]}}\n')
             print(f"{name} {density} {batch}: {row['dense'] / row['kernels']:.2f}x", flush=True)

@@ -119,6 +119,9 @@ def filled(text: str) -> str:
     def choice_(match: re.Match[str]) -> str:
         return f"<!-- choice -->\n{choice.table()}\n<!-- end -->"
 
+    def layers(match: re.Match[str]) -> str:
+        return f"<!-- layers -->\n{choice.layers_table()}\n<!-- end -->"
+
     def language(match: re.Match[str]) -> str:
         return f"<!-- perplexity -->\n{perplexity.table()}\n<!-- end -->"
 
@@ -166,6 +169,7 @@ def filled(text: str) -> str:
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
     text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
+    text = re.sub(r"<!-- layers -->\n.*?<!-- end -->", layers, text, flags=re.S)
     text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
     text = re.sub(r"<!-- perplexity -->\n.*?<!-- end -->", language, text, flags=re.S)
     text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)

@@ -25,26 +25,27 @@ from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLin
 TOGETHER = 16
 """Samples that the kernels compute together: the last of a batch may be padding."""
 KERNELS = {
-    "products": 2.72e-11,
-    "maps": 1.46e-9,
-    "norms": 4.31e-10,
-    "windows": 2.86e-10,
-    "elsewhere": 3.30e-10,
-    "passages": 5.45e-9,
-    "nonzeros": 5.58e-9,
-    "step": 2.26e-5,
+    "products": 2.13e-11,
+    "sparse products": 1.14e-11,
+    "maps": 1.32e-09,
+    "norms": 6.72e-11,
+    "windows": 3.30e-10,
+    "elsewhere": 2.46e-11,
+    "passages": 5.68e-09,
+    "nonzeros": 4.88e-09,
+    "step": 3.49e-05,
 }
 PYTORCH = {
-    "dense products": 1.75e-11,
-    "narrow products": 4.74e-12,
-    "grouped products": 2.26e-10,
-    "norms": 5.60e-9,
-    "windows": 2.10e-9,
-    "pools": 6.54e-9,
-    "elsewhere": 2.94e-10,
-    "weights": 2.39e-9,
-    "calls": 9.29e-5,
-    "step": 1.11e-5,
+    "dense products": 1.94e-11,
+    "narrow products": 1.07e-11,
+    "grouped products": 4.44e-10,
+    "norms": 3.08e-09,
+    "windows": 2.33e-09,
+    "pools": 1.93e-09,
+    "elsewhere": 2.13e-11,
+    "weights": 2.29e-09,
+    "calls": 1.24e-04,
+    "step": 2.31e-05,
 }
 """Seconds a unit of what ``count_work`` counts."""
 OF_A_STEP = {"nonzeros", "weights", "calls", "step"}
@@ -78,6 +79,7 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
     """Return what a training step does on a sample, and once (``OF_A_STEP``), of products of these densities.
 
     products, dense products    multiply-adds at the densities, and were all dense: forward and both gradients
+    sparse products             those at densities below 1, whose output channels have entries of their own
     narrow products             those of convolutions of few channels, 16 / channels times each
     grouped products            those of convolutions of groups
     maps                        numbers that products read and write
@@ -98,7 +100,7 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
             narrow = layer.kernel > 1 and layer.shape[1] < NARROW and layer.groups == 1
             some = {"products": dense * of, "dense products": dense, "maps": both, "nonzeros": numel * of}
             some |= {"narrow products": dense * NARROW / layer.shape[1] * narrow, "weights": numel, "calls": 1}
-            some["grouped products"] = dense * (layer.groups > 1)
+            some |= {"grouped products": dense * (layer.groups > 1), "sparse products": dense * of * (of < 1)}
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
         elif isinstance(layer, ActivationLayer | ConcatenationLayer):
