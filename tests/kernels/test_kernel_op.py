@@ -110,7 +110,7 @@ void leaky(const Leaky& g, int thread, int threads) {
             ),
         ],
         "tests/single_ops.py": [
-            ("import ActivationOp, ", "import LeakyOp, ActivationOp, "),
+            ("    ActivationOp,\n", "    ActivationOp,\n    LeakyOp,\n"),
             (
                 "def _pool(\n",
                 "def leaky_relu(x, grad=None, *, storage):\n"
