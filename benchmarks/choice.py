@@ -33,7 +33,7 @@ from fedsieve.client.process import num_threads
 from fedsieve.client.training import DenseSteps, train_
 from fedsieve.kernels.calls import is_norm, is_product, relu_of
 from fedsieve.kernels.dispatch import Kernels
-from fedsieve.kernels.estimate import KERNELS, PYTORCH, count_work, kernel_seconds, pytorch_seconds
+from fedsieve.kernels.estimate import KERNELS, PYTORCH, count_work, kernel_seconds, pytorch_seconds, shared
 from fedsieve.kernels.graph import Graph
 from fedsieve.runs.provenance import cpu
 from fedsieve.sparse.masks import layer_counts, random_masks
@@ -308,7 +308,12 @@ def steps() -> list[Row]:
 def counted(name: str, density: float) -> dict[str, float]:
     """Return what ``auto`` counts of a step."""
     of = densities(name, density)
-    return count_work(network(name)[1], lambda layer: of.get(f"{layer.name}.weight", 1.0))
+    graph = network(name)[1]
+    return count_work(
+        graph,
+        lambda layer: of.get(f"{layer.name}.weight", 1.0),
+        lambda layer: f"{layer.name}.weight" not in of and shared({}, layer),  # random masks are not
+    )
 
 
 @dataclass(frozen=True)

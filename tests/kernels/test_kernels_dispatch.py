@@ -18,7 +18,7 @@ from fedsieve.engine.messages import Messages
 from fedsieve.engine.setup import open_run
 from fedsieve.kernels import estimate, library, loaded_isa, unavailable_reason
 from fedsieve.kernels.dispatch import Kernels, not_worth
-from fedsieve.kernels.estimate import count_work, density
+from fedsieve.kernels.estimate import count_work, density, shared
 from fedsieve.kernels.graph import Graph
 from fedsieve.methods import NST, PDST, FedAvg, HeteroFLASH, SparseFedPP, Swat
 from fedsieve.report import report
@@ -40,7 +40,10 @@ CONV1, CONV2, FC1, FC2 = 36 * 4 * 2 * 9, 9 * 8 * 4 * 9, 72 * 24, 24 * 3
 @pytest.fixture
 def multiply_adds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing but multiply-adds count, those of PyTorch for less than half as much."""
-    for ours, seconds in (("KERNELS", {"products": 1.0}), ("PYTORCH", {"dense products": 0.45})):
+    for ours, seconds in (
+        ("KERNELS", {"products": 1.0, "shared products": 1.0}),
+        ("PYTORCH", {"dense products": 0.45}),
+    ):
         monkeypatch.setattr(estimate, ours, dict.fromkeys(getattr(estimate, ours), 0.0) | seconds)
 
 
@@ -54,7 +57,7 @@ def graph_of(model: nn.Module) -> Graph:
 
 
 def counted(model: nn.Module, mask: Mask) -> dict[str, float]:
-    return count_work(graph_of(model), partial(density, mask))
+    return count_work(graph_of(model), partial(density, mask), partial(shared, mask))
 
 
 def test_the_work_is_that_of_the_layers() -> None:
@@ -67,6 +70,12 @@ def test_the_work_is_that_of_the_layers() -> None:
     work = counted(model, mask)
     assert work["dense products"] == 2 * CONV1 + 3 * (CONV2 + FC1 + FC2)
     assert work["products"] == pytest.approx(sum(d[name] * size for name, size in sizes.items()) + 3 * FC2)
+    assert work["shared products"] == 0  # random masks, and a layer of three features
+    units = {name: own[:1].expand_as(own) for name, own in mask.items()}
+    work_of_units = counted(model, units)
+    of = {name: float(own.double().mean()) for name, own in units.items()}
+    assert work_of_units["shared products"] == pytest.approx(sum(of[name] * size for name, size in sizes.items()))
+    assert work_of_units["products"] == 3 * FC2
     assert work["narrow products"] == 2 * CONV1 * 16 / 2 + 3 * CONV2 * 16 / 4
     assert work["weights"] == sum(weights.values()) + 24 * 3
     assert work["nonzeros"] == pytest.approx(sum(d[name] * size for name, size in weights.items()) + 24 * 3)
@@ -81,7 +90,9 @@ def test_layers_with_a_rule_of_their_own_tell_their_density(rule: str) -> None:
         for name, d in (("conv2.weight", 0.3), ("fc1.weight", 0.2)):
             flat = model.get_parameter(name).view(-1)
             flat[round(d * len(flat)) :] = 0
-    assert counted(model, {})["products"] == pytest.approx(2 * CONV1 + 3 * (0.3 * CONV2 + 0.2 * FC1 + FC2), rel=0.01)
+    work = counted(model, {})
+    assert work["products"] == pytest.approx(3 * (0.3 * CONV2 + 0.2 * FC1 + FC2), rel=0.01)
+    assert work["shared products"] == 2 * CONV1  # dense: four output channels have the same entries
 
 
 @pytest.mark.parametrize(
@@ -102,7 +113,7 @@ def test_auto_weighs_density_and_padding(
     model = fresh()
     graph, mask = graph_of(model), mask_of(model, density)
     work = counted(model, mask)
-    share = work["products"] / work["dense products"] * computed / examples / 0.45
+    share = (work["products"] + work["shared products"]) / work["dense products"] * computed / examples / 0.45
     wanted = f"a step would take the kernels {share:.2g} times as long as PyTorch"
     assert not_worth(graph, mask, examples, batch) == (wanted if share >= 1 else "")
 

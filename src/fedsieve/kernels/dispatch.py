@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedsieve.kernels import library
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.estimate import count_work, density, kernel_seconds, padded, pytorch_seconds
+from fedsieve.kernels.estimate import count_work, density, kernel_seconds, padded, pytorch_seconds, shared
 from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.inference import Predictor
 from fedsieve.kernels.trace import read_graph
@@ -233,7 +233,7 @@ def _unknown(graph: Graph, mask: Mask) -> str | None:
 
 def not_worth(graph: Graph, mask: Mapping[str, Tensor], examples: int, batch: int) -> str:
     """Return why an epoch takes PyTorch less time than the kernels; "" where it does not."""
-    count, (whole, rest) = count_work(graph, partial(density, mask)), divmod(examples, batch)
+    count, (whole, rest) = count_work(graph, partial(density, mask), partial(shared, mask)), divmod(examples, batch)
     batches = [(whole, batch), (1, rest)] if rest else [(whole, batch)]
     ours, theirs = (sum(n * way(count, size) for n, size in batches) for way in (kernel_seconds, pytorch_seconds))
     if ours < theirs:

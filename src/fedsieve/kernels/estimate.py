@@ -20,32 +20,33 @@ from fedsieve.kernels.graph import (
     ProductLayer,
     Value,
 )
+from fedsieve.kernels.index import UNIT, shared_unit
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
 TOGETHER = 16
 """Samples that the kernels compute together: the last of a batch may be padding."""
 KERNELS = {
-    "products": 2.13e-11,
-    "sparse products": 1.14e-11,
-    "maps": 1.32e-09,
-    "norms": 6.72e-11,
-    "windows": 3.30e-10,
+    "products": 3.41e-11,
+    "shared products": 2.09e-11,
+    "maps": 1.29e-09,
+    "norms": 6.46e-11,
+    "windows": 3.62e-10,
     "elsewhere": 2.46e-11,
-    "passages": 5.68e-09,
-    "nonzeros": 4.88e-09,
-    "step": 3.49e-05,
+    "passages": 5.66e-09,
+    "nonzeros": 4.91e-09,
+    "step": 3.60e-05,
 }
 PYTORCH = {
-    "dense products": 1.94e-11,
-    "narrow products": 1.07e-11,
-    "grouped products": 4.44e-10,
-    "norms": 3.08e-09,
-    "windows": 2.33e-09,
-    "pools": 1.93e-09,
-    "elsewhere": 2.13e-11,
-    "weights": 2.29e-09,
-    "calls": 1.24e-04,
-    "step": 2.31e-05,
+    "dense products": 1.93e-11,
+    "narrow products": 1.15e-11,
+    "grouped products": 4.06e-10,
+    "norms": 3.74e-09,
+    "windows": 2.09e-09,
+    "pools": 2.17e-09,
+    "elsewhere": 2.11e-11,
+    "weights": 2.37e-09,
+    "calls": 9.42e-05,
+    "step": 1.22e-04,
 }
 """Seconds a unit of what ``count_work`` counts."""
 OF_A_STEP = {"nonzeros", "weights", "calls", "step"}
@@ -75,11 +76,13 @@ def padded(samples: int) -> int:
     return -(-samples // TOGETHER) * TOGETHER
 
 
-def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dict[str, float]:
+def count_work(
+    graph: Graph, density_of: Callable[[ProductLayer], float], is_shared: Callable[[ProductLayer], bool]
+) -> dict[str, float]:
     """Return what a training step does on a sample, and once (``OF_A_STEP``), of products of these densities.
 
-    products, dense products    multiply-adds at the densities, and were all dense: forward and both gradients
-    sparse products             those at densities below 1, whose output channels have entries of their own
+    products, shared products   multiply-adds at the densities; those of masks that units of output channels share
+    dense products              multiply-adds, were all dense: forward and both gradients
     narrow products             those of convolutions of few channels, 16 / channels times each
     grouped products            those of convolutions of groups
     maps                        numbers that products read and write
@@ -98,9 +101,10 @@ def count_work(graph: Graph, density_of: Callable[[ProductLayer], float]) -> dic
             numel, of = layer.module.weight.numel(), density_of(layer)
             dense = layer.multiply_adds * times
             narrow = layer.kernel > 1 and layer.shape[1] < NARROW and layer.groups == 1
-            some = {"products": dense * of, "dense products": dense, "maps": both, "nonzeros": numel * of}
+            kind = "shared products" if is_shared(layer) else "products"
+            some = {kind: dense * of, "dense products": dense, "maps": both, "nonzeros": numel * of}
             some |= {"narrow products": dense * NARROW / layer.shape[1] * narrow, "weights": numel, "calls": 1}
-            some |= {"grouped products": dense * (layer.groups > 1), "sparse products": dense * of * (of < 1)}
+            some["grouped products"] = dense * (layer.groups > 1)
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
         elif isinstance(layer, ActivationLayer | ConcatenationLayer):
@@ -127,6 +131,14 @@ def density(mask: Mapping[str, Tensor], layer: ProductLayer) -> float:
     if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
         own = module.weight
     return 1.0 if own is None else int(own.count_nonzero()) / own.numel()
+
+
+def shared(mask: Mapping[str, Tensor], layer: ProductLayer) -> bool:
+    """Return whether the kernels compute a layer's output channels by units."""
+    own = mask.get(f"{layer.name}.weight")
+    if layer.groups > 1 or isinstance(layer.module, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear):
+        return False
+    return len(layer.module.weight) >= UNIT // 2 if own is None else shared_unit(own) > 1
 
 
 def _size(value: Value) -> int:
