@@ -193,7 +193,7 @@ void norm(int n, int h, int w, bool batch, bool plus, bool relu) {
     float gamma[c] = {0.5, -1, 2}, beta[c] = {0.3f, 0.01f, -0.2f}, mean[c] = {1, 2, 3}, var[c] = {1, 2, 3};
     float kept[c], inv[c], dgamma[c], dbeta[c];
     Norm op{ys.map, out.map, plus ? &adds.map : nullptr, batch ? gamma : nullptr, beta, mean, var, kept, inv, 0.25f, 1e-5f, n, 1,
-            relu};
+            relu, 0, 0, nullptr};
     run(NORM, op);
     run(NORM_BACKWARD, NormBackward{op, grads.map, back.map, batch ? dgamma : nullptr, dbeta});
     Samples got = out.samples(n), dy = back.samples(n), rest = grads.samples(n);
@@ -223,6 +223,78 @@ void norm(int n, int h, int w, bool batch, bool plus, bool relu) {
             close(dgamma[j], s2, "gradient of the scale");
             close(mean[j], 0.75 * (j + 1) + 0.25 * m, "running mean");
             close(var[j], 0.75 * (j + 1) + 0.25 * v * count / (count - 1), "running variance");
+        }
+    }
+}
+
+void group_norm(int n, int groups, int h, int w, bool plus, int relu) {
+    what = "group norm";
+    const int c = 6, each = c / groups;
+    Samples y = Samples(n, c, h, w).random(), add = Samples(n, c, h, w).random(), grad = Samples(n, c, h, w).random();
+    Room ys(y, 0), adds(add, 1), grads(grad, 0), out(n, c, h, w, 1), back(n, c, h, w, 2);
+    const int samples = packed ? 32 : 16, blocks = ys.map.blocks;
+    std::vector<float> mean(blocks * groups * samples), inv(mean.size()), sums((7 + blocks) * (2 * groups * samples + 2 * c));
+    float gamma[c] = {0.5, -1, 2, 3, 1, -2}, beta[c] = {0.3f, 0.01f, -0.2f, 1, 2, 3}, dgamma[c], dbeta[c];
+    Norm op{ys.map, out.map, plus ? &adds.map : nullptr, gamma, beta, nullptr, nullptr, mean.data(), inv.data(), 0, 1e-5f, n, 1,
+            relu, groups, 0, sums.data()};
+    run(NORM, op);
+    run(NORM_BACKWARD, NormBackward{op, grads.map, back.map, dgamma, dbeta});
+    Samples got = out.samples(n), dy = back.samples(n), rest = grads.samples(n);
+    std::vector<double> shift(c), scale(c);
+    for (int i = 0; i < n; i++)
+        for (int g = 0; g < groups; g++) {
+            double count = double(each) * h * w, m = 0, v = 0, s1 = 0, s2 = 0;
+            auto all = [&](auto f) {
+                for (int j = g * each; j < (g + 1) * each; j++)
+                    for (int r = 0; r < h; r++)
+                        for (int q = 0; q < w; q++) f(j, r, q);
+            };
+            all([&](int j, int r, int q) { m += y.at(i, j, r, q) / count; });
+            all([&](int j, int r, int q) { v += std::pow(y.at(i, j, r, q) - m, 2) / count; });
+            const double s = 1 / std::sqrt(v + 1e-5);
+            auto hat = [&](int j, int r, int q) { return (y.at(i, j, r, q) - m) * s; };
+            auto pre = [&](int j, int r, int q) { return gamma[j] * hat(j, r, q) + beta[j] + (plus ? add.at(i, j, r, q) : 0); };
+            auto dp = [&](int j, int r, int q) {
+                const double p = plus ? rounded(pre(j, r, q)) : pre(j, r, q);  // read off what is stored, or computed
+                return (relu && p <= 0) || (relu == 2 && p >= 6) ? 0.0 : double(grad.at(i, j, r, q));
+            };
+            all([&](int j, int r, int q) { s1 += gamma[j] * dp(j, r, q), s2 += gamma[j] * dp(j, r, q) * hat(j, r, q); });
+            all([&](int j, int r, int q) {
+                const double p = pre(j, r, q);
+                close(got.at(i, j, r, q), relu && p < 0 ? 0 : relu == 2 && p > 6 ? 6 : p, "forward");
+                close(dy.at(i, j, r, q), s * (gamma[j] * dp(j, r, q) - s1 / count - hat(j, r, q) * s2 / count), "gradient");
+                if (plus) close(rest.at(i, j, r, q), dp(j, r, q), "gradient of the sum");
+                shift[j] += dp(j, r, q), scale[j] += dp(j, r, q) * hat(j, r, q);
+            });
+        }
+    for (int j = 0; j < c; j++) {
+        close(dbeta[j] / n, shift[j] / n, "gradient of the shift");
+        close(dgamma[j] / n, scale[j] / n, "gradient of the scale");
+    }
+}
+
+void activations(int n) {
+    what = "activation";
+    Samples x = Samples(n, 3, 5, 2).random(), grad = Samples(n, 3, 5, 2).random();
+    for (float& v : x.x) v *= 3;
+    const double e = 1e-6, root = std::sqrt(0.5), c = std::sqrt(8 / std::acos(-1));
+    const std::function<double(double)> functions[] = {
+        [](double v) { return 1 / (1 + std::exp(-v)); },
+        [](double v) { return v / (1 + std::exp(-v)); },
+        [&](double v) { return v / 2 * std::erfc(-v * root); },
+        [&](double v) { return v / (1 + std::exp(-c * (v + 0.044715 * v * v * v))); },
+        [](double v) { return v * std::fmin(std::fmax(v + 3, 0), 6) / 6; },
+    };
+    for (int f = 0; f < 5; f++) {
+        Room from(x, 1), given(grad, 2), to(n, 3, 5, 2, 1);
+        run(ACTIVATION, Activation{from.map, Map{}, to.map, f});
+        Samples y = to.samples(n);
+        run(ACTIVATION, Activation{from.map, given.map, given.map, f});
+        Samples d = given.samples(n);
+        for (size_t i = 0; i < x.x.size(); i++) {
+            const double v = x.x[i], slope = (functions[f](v + e) - functions[f](v - e)) / (2 * e);
+            close(y.x[i], functions[f](v), "value");
+            if (f != HARDSWISH || std::fabs(v) != 3) close(d.x[i], grad.x[i] * slope, "gradient");
         }
     }
 }
@@ -395,6 +467,10 @@ int main() {
             for (int n : {2, 15, 16, 17, 33})
                 for (int kind = 0; kind < 8; kind++) norm(n, 3, 2, kind & 1, kind & 2, kind & 4);
             norm(1, 1, 2, true, false, false);
+            for (int n : {1, 16, 17, 70})
+                for (int groups : {1, 2, 6}) group_norm(n, groups, 3, 2, groups & 2, n % 3);
+            for (int groups : {1, 3}) group_norm(17, groups, 16, 32, groups & 1, 1), group_norm(33, groups, 32, 16, false, 2);
+            activations(1), activations(17), activations(70);
             for (int kind = 0; kind < 8; kind++) norm(17, 16, 32, kind & 1, kind & 2, kind & 4), norm(3, 32, 17, kind & 1, kind & 2, kind & 4);
             product(33, 2, 3, 3, 1, 1, 32, 32, 30), product(5, 2, 3, 3, 2, 1, 64, 32, 30), product(17, 2, 3, 5, 1, 2, 16, 18, 30);
             for (int average : {0, 1, 2})
