@@ -93,7 +93,8 @@ class Trainer:
     def bytes(self) -> int:
         """What the trainer holds: activations, indices, weights and scratch."""
         scratch = [value for value in vars(self.lowered.scratch).values() if isinstance(value, Tensor)]
-        tensors = [self.lowered.arena.memory, self.lowered.updates.sums, *self.weights.tensors, *scratch]
+        norms = [memory for pair in self.lowered.group_norms.values() for memory in pair]
+        tensors = [self.lowered.arena.memory, self.lowered.updates.sums, *self.weights.tensors, *scratch, *norms]
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
     def begin(self, lr: float, momentum: float, weight_decay: float, correction: Correction | None = None) -> None:
