@@ -5,7 +5,7 @@ density .05 FLASH reaches at least what PDST and NST do. On MNIST, 30 of the pap
 round, LDA 1.0), SWAT and ZeroFL at 90 % reach 97 % or more with every seed, dense FedAvg with one seed of three.
 Accuracy is that of the deployed model after the last round, on the whole test set. n: 3 seeds. Hardware and versions
 stand in the results, benchmarks/results/TASK.json. digits_units and mnist_units set masks in units of eight output
-channels beside masks of single weights, at densities .1 and .05, MNIST in 40 of 400 rounds.
+channels beside masks of single weights, at densities .1 and .05, MNIST in 80 of 400 rounds.
 
     python benchmarks/accuracy.py digits          (8 minutes)
     python benchmarks/accuracy.py digits05        (5 minutes: density .05)
@@ -37,7 +37,7 @@ from fedsieve.runs.recorder import record_run
 from fedsieve.runs.units import format_ratio
 
 HERE = Path(__file__).parent
-ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30, "digits_units": 0, "mnist_units": 40}
+ROUNDS = {"digits": 0, "digits05": 0, "mnist": 30, "digits_units": 0, "mnist_units": 80}
 RECIPES = {
     "fedavg": "FedAvg, dense",
     "fedadam": "FedAdam, dense",
@@ -154,7 +154,7 @@ def unit_table(results: dict[str, Any]) -> str:
         both = [results["recipes"][f"{name} {d} {u}"]["accuracy"] for u in (1, 8)]
         cells = [f"{100 * mean(own):.1f} ({', '.join(f'{100 * v:.1f}' for v in own)})" for own in both]
         lost = [100 * (a - b) for a, b in zip(*both, strict=True)]
-        cells.append(f"{mean(lost):.1f} ({', '.join(f'{v:.1f}' for v in lost)})")
+        cells.append(f"{mean(lost):z.1f} ({', '.join(f'{v:z.1f}' for v in lost)})")
         lines.append(f"| {SPARSE[name].partition(' ')[0]} | {d} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
