@@ -1,50 +1,51 @@
-"""Draw docs/images/step.png from committed results: what a training step takes, dense and sparse: readme.py's."""
+"""Draw docs/images/rounds.png from committed results: how many times as fast whole rounds are, and their steps."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import performance
+import whole_round
 from matplotlib.figure import Figure
 
-PICTURE = Path(__file__).parent.parent / "docs/images/step.png"
-DENSE, SPARSE = "#4d4d4d", "#0072b2"
+PICTURE = Path(__file__).parent.parent / "docs/images/rounds.png"
+ROUND, STEP = "#0072b2", "#a6cee3"
 
 
-def bars(rows: Iterable[dict[str, Any]]) -> list[tuple[str, float, str, str]]:
-    """Return (label, ms, ratio, colour) of the first table's steps: the fastest dense ones, then the sparse ones.
+def ratios(rows: Iterable[whole_round.Row]) -> list[tuple[str, float, float]]:
+    """Return (label, ratio of a whole round, ratio of its training step) of each recipe: PyTorch's time over ours."""
+    return [(label(row.recipe), row.dense / row.kernels, row.dense_step / row.kernels_step) for row in rows]
 
-    Ratios are the table's, each between times of one measurement.
-    """
-    frozen = sorted((row for row in rows if row["table"] == "frozen"), key=lambda row: row["case"]["sparsity"])
-    dense = [
-        (label, min(row[key] for row in frozen), "", DENSE)
-        for label, key in (("PyTorch, dense fp32", "ms_dense_fp32"), ("PyTorch, bf16 autocast", "ms_dense_bf16"))
-    ]
-    return dense + [
-        (
-            f"FedSieve, fp32, {100 * row['case']['sparsity']:g} % zeros",
-            row["ms_sparse"],
-            performance.shown(row, "ratio_fp32"),
-            SPARSE,
-        )
-        for row in frozen
-    ]
+
+def label(recipe: str) -> str:
+    """Return a recipe with how sparse it is."""
+    setting = next((word for word in whole_round.CASES[recipe] if word.startswith("method.")), "")
+    name, _, value = setting.removeprefix("method.").partition("=")
+    zeros = {"density": lambda d: 1 - d, "sparsity": lambda s: s}
+    return f"{recipe}, {100 * zeros[name](float(value)):g} % zeros" if name in zeros else f"{recipe}, dense"
 
 
 def main() -> None:
     """Draw the picture."""
-    labels, values, ratios, colours = zip(*reversed(bars(performance.committed())), strict=True)
-    figure = Figure(figsize=(7.2, 2.3), layout="constrained")
+    rows = [whole_round.Row(**row) for row in json.loads(whole_round.RESULTS.read_text())["rows"]]
+    labels, whole, steps = zip(*reversed(ratios(rows)), strict=True)
+    figure = Figure(figsize=(7.2, 0.62 * len(rows) + 0.8), layout="constrained")
     axes = figure.add_subplot()
-    patches = axes.barh(labels, values, color=colours, height=0.66)
-    axes.bar_label(patches, ratios, padding=4)
-    axes.set(xlabel="a training step of ResNet-18, batch 16, two cores: milliseconds")
+    for values, colour, shift, name in (
+        (whole, ROUND, 0.2, "a whole round, tested"),
+        (steps, STEP, -0.2, "its training step"),
+    ):
+        places = [place + shift for place in range(len(labels))]
+        patches = axes.barh(places, values, 0.36, color=colour, label=name)
+        axes.bar_label(patches, [f"{value:.1f}x" for value in values], padding=4)
+    axes.axvline(1, color="#4d4d4d", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="times as fast as dense PyTorch, one thread")
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(PICTURE, dpi=160)
 
 

@@ -1,4 +1,4 @@
-"""Write committed results into the marked places of README and docs, and draw step.png; a test holds pages equal."""
+"""Write committed results into the marked places of README and docs, and draw rounds.png; a test holds pages equal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import gpu_cost
 import loose_bound
 import lora
 import messages_table as messages
+import modes
 import node_cost
 import pack
 import performance
@@ -125,6 +126,9 @@ def filled(text: str) -> str:
     def language(match: re.Match[str]) -> str:
         return f"<!-- perplexity -->\n{perplexity.table()}\n<!-- end -->"
 
+    def moded(match: re.Match[str]) -> str:
+        return f"<!-- modes -->\n{modes.table(json.loads(modes.RESULTS.read_text()))}\n<!-- end -->"
+
     def whole(match: re.Match[str]) -> str:
         return f"<!-- whole round -->\n{whole_round.table()}\n<!-- end -->"
 
@@ -168,6 +172,7 @@ def filled(text: str) -> str:
     text = re.sub(
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
+    text = re.sub(r"<!-- modes -->\n.*?<!-- end -->", moded, text, flags=re.S)
     text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
     text = re.sub(r"<!-- layers -->\n.*?<!-- end -->", layers, text, flags=re.S)
     text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)

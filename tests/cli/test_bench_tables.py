@@ -37,22 +37,23 @@ def fabricated(name: str, case: Workload, effort: Effort) -> dict[str, Any]:
 
 def test_the_picture_shows_the_numbers(performance: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import picture
+    from picture import whole_round
 
     rows = [
-        {"table": "frozen", "case": {"sparsity": s}, "ms_sparse": ms, "ms_dense_fp32": 200 + ms, "ms_dense_bf16": 150.0}
-        | {"ratio_fp32": 200 / ms}
-        for s, ms in ((0.99, 10.0), (0.9, 50.0))
-    ] + [{"table": "swat", "case": {"sparsity": 0.9}, "ms_sparse": 1.0}]
-    assert [bar[:3] for bar in picture.bars(rows)] == [
-        ("PyTorch, dense fp32", 210.0, ""),
-        ("PyTorch, bf16 autocast", 150.0, ""),
-        ("FedSieve, fp32, 90 % zeros", 50.0, "4.0x"),
-        ("FedSieve, fp32, 99 % zeros", 10.0, "20.0x"),
+        whole_round.Row("flash.mnist", 10, 6.0, 2.0, 1.5, 0.5, 18.0, 3.0),
+        whole_round.Row("fedavg.mnist", 10, 6.0, 2.0, 3.0, 0.5, 18.0, 12.0),
+        whole_round.Row("zerofl.femnist", 10, 9.0, 2.0, 3.0, 0.5, 18.0, 6.0),
     ]
-    performance.RESULTS.write_text(json.dumps(rows))
-    monkeypatch.setattr(picture, "PICTURE", tmp_path / "step.png")
+    assert picture.ratios(rows) == [
+        ("flash.mnist, 95 % zeros", 4.0, 6.0),
+        ("fedavg.mnist, dense", 2.0, 1.5),
+        ("zerofl.femnist, 95 % zeros", 3.0, 3.0),
+    ]
+    monkeypatch.setattr(whole_round, "RESULTS", tmp_path / "whole_round.json")
+    whole_round.RESULTS.write_text(json.dumps({"cpu": "a CPU", "rows": [vars(row) for row in rows]}))
+    monkeypatch.setattr(picture, "PICTURE", tmp_path / "rounds.png")
     picture.main()
-    assert (tmp_path / "step.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "rounds.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_table_shows_what_was_measured_and_wanted(performance: Any) -> None:
