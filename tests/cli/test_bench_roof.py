@@ -80,11 +80,11 @@ def test_this_machine_has_a_roof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roof, "cache_sizes", lambda: {1: 32 << 10, 2: 256 << 10, 3: 1 << 20})
     monkeypatch.setattr(roof, "SAMPLES", 3)
     began = time.perf_counter()
-    found = measure_roof(1, time.thread_time)
+    machine = measure_roof(1, time.thread_time)
     assert time.perf_counter() - began < 5
-    assert 1 < found.gflops < 2000
-    assert found.l1_gb_s > 0.8 * found.memory_gb_s > 0.1
-    assert found.l1_gb_s < 4 * found.gflops  # a number of four bytes is read for each multiply-add of two operations
+    assert 1 < machine.gflops < 2000
+    assert machine.l1_gb_s > 0.8 * machine.memory_gb_s > 0.1
+    assert machine.l1_gb_s < 4 * machine.gflops  # four bytes are read for a multiply-add, of two operations
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

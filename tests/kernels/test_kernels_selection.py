@@ -98,10 +98,8 @@ def test_weights_are_selected_exactly_at_every_step(lr: float, threads: int) -> 
             wanted = [product.layer.module.weight.clone() for product in products]
             trainer.step(x, y)
             for product, weight in zip(products, wanted, strict=True):
-                kept = support(weight, product.own.k)
-                assert torch.equal(
-                    product.own.values[: product.own.k], weight[kept]
-                )  # rows in order, and entries in rows
+                mask = support(weight, product.own.k)  # rows in order, and entries in rows
+                assert torch.equal(product.own.values[: product.own.k], weight[mask])
                 assert int(product.index.row[-1]) == product.own.k
     finally:
         torch.set_num_threads(before)

@@ -67,9 +67,9 @@ def cpu_model() -> str:
     """Return the processor's name with its family and model, which tell generations of one name apart."""
     info = Path("/proc/cpuinfo")
     pairs = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.exists() else []
-    known = {name.strip(): value.strip() for name, value in pairs}
+    fields = {name.strip(): value.strip() for name, value in pairs}
     return ", ".join(
-        [cpu(), *(f"{name[-6:].strip()} {known[name]}" for name in ("cpu family", "model") if name in known)]
+        [cpu(), *(f"{name[-6:].strip()} {fields[name]}" for name in ("cpu family", "model") if name in fields)]
     )
 
 

@@ -131,8 +131,8 @@ def _product(
         """Sums for a tile of ``value``, of numbers of ``other``."""
         columns = min(TILE, value.width)
         rows = min(TILE // columns, value.height)
-        looked = ((n - 1) * stride + layer.kernel for n in (rows, columns))
-        size = other.channels * BYTES * next(looked) * next(looked)
+        height, width = ((n - 1) * stride + layer.kernel for n in (rows, columns))
+        size = other.channels * BYTES * height * width
         return max(computing, BYTES * vectors / unit / roof.bandwidth(size), maps)
 
     forward = weight = one(out, x, layer.stride)
