@@ -51,4 +51,4 @@ def both(rule: str = "plain", **changes: Any) -> Iterator[tuple[nn.Module, Devic
 def assert_equal(models: list[nn.Module]) -> None:
     dense, sparse = map(params_of, models)
     for name, value in dense.items():
-        torch.testing.assert_close(sparse[name], value, rtol=0, atol=2e-5)
+        torch.testing.assert_close(sparse[name], value, rtol=0, atol=1e-5)
