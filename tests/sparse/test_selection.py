@@ -55,6 +55,32 @@ def test_keys_off_a_mask_are_never_selected_before_those_on_it() -> None:
         assert support.tolist() == [True, False, True, False, True]
 
 
+def odd_keys(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Many keys of which a sample of every 61st says little, or the wrong thing."""
+    most, n = torch.iinfo(dtype).max, 70_001
+    at = torch.arange(n)
+    random = torch.randint(most, (n,), generator=torch.Generator().manual_seed(2))
+    cases = {
+        "alike": torch.zeros(n),
+        "two": at % 2 * most,
+        "rising": at % most,
+        "every 61st large": (at % 61 == 0) * most + at % 7,
+        "every 61st small": (at % 61 != 0) * (most - 9) + at % 7 - 1,
+        "random": random,
+        "off a mask": torch.where(random % 3 == 0, -1, random),
+    }
+    return {name: keys.to(dtype) for name, keys in cases.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64], ids=str)
+def test_of_many_keys_a_sample_never_changes_what_is_selected(dtype: torch.dtype) -> None:
+    for name, keys in odd_keys(dtype).items():
+        ordered = keys.sort(stable=True, descending=True)
+        for k in (1, 2, 1000, len(keys) // 61, len(keys) // 2, len(keys) - 1):
+            expected = torch.zeros(len(keys), dtype=torch.bool).index_fill_(0, ordered.indices[:k], True)
+            assert torch.equal(selection.largest(keys, k), expected), (name, k)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_values_are_rounded_after_they_are_selected(device: str) -> None:
     assert selections.wrong_rounding(selection.cut, move=lambda x: x.to(device)) == []

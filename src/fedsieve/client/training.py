@@ -344,6 +344,6 @@ def epoch_ends(device: Device) -> tuple[int, int]:
 def _declare_(model: nn.Module, mask: Mask) -> None:
     """Tell ``client.cost.Cost`` what share of its products each weight on a mask needs."""
     for name, own in mask.items():
-        d = int(own.sum()) / max(own.numel(), 1)
+        d = int(own.count_nonzero()) / max(own.numel(), 1)
         weight: Any = model.get_parameter(name)
         weight.densities = (d, d, d)

@@ -58,7 +58,7 @@ def measure_round(
     run, method = federation.run, federation.run.method
     columns, positions = dict[str, Any](), dict[str, torch.Tensor]()
     if "masks" in federation.measure:
-        layers = {name: int(own.sum()) / own.numel() for name, own in after.support(after.params).items()}
+        layers = {name: int(own.count_nonzero()) / own.numel() for name, own in after.support(after.params).items()}
         columns |= {"mismatch": None, "layers": layers}
         if layers and t > run.first:
             columns["mismatch"] = mismatch(*(state.support(method.deploy(state)) for state in (before, after)))

@@ -42,7 +42,7 @@ class MaskedWeights:
         if self.layer.module.weight.stride(0) == 0:
             return
         own = slice(self.start, self.start + self.count)
-        weights.w[own] = self.layer.module.weight.reshape(-1)[self.index.positions()]
+        weights.w[own] = self.layer.module.weight.detach().reshape(-1).index_select(0, self.index.positions())
         if weights.effective is not weights.w:
             weights.effective[own] = powerprop_weight(weights.w[own], self.power)
 
@@ -54,7 +54,7 @@ class MaskedWeights:
         flat = weight.view(-1) if weight.is_contiguous() else torch.empty(self.numel)
         if self.count < self.numel:
             flat.zero_()
-        flat[self.index.positions()] = weights.w[self.start : self.start + self.count]
+        flat.index_copy_(0, self.index.positions(), weights.w[self.start : self.start + self.count])
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
 

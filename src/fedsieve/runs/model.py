@@ -43,7 +43,7 @@ from fedsieve.recipes import load_model, load_recipe
 from fedsieve.runs.record import INPUTS, MANIFEST, require_manifest
 from fedsieve.sparse.masks import weight_density
 from fedsieve.sparse.policy import floats_of
-from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs
+from fedsieve.types import Data, InputError, Params, Sparse, Tree, normalize_inputs, true_positions
 from fedsieve.wire import WireError, encode, find_sharing
 
 CONFIG = "config.json"
@@ -223,7 +223,7 @@ def _smaller(value: Tensor) -> Tensor | Sparse:
 
     Where output channels share their pattern but for few zeros, these are among them: positions then take fewer bits.
     """
-    index = value.reshape(-1).nonzero().squeeze(1)
+    index = true_positions(value != 0)
     zeros = value.numel() - len(index)
     if value.dim() < 2 or zeros * value.element_size() * 8 <= value.numel():
         return value

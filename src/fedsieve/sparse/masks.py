@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fedsieve.sparse import selection
 from fedsieve.sparse.policy import scale_densities
 from fedsieve.sparse.units import in_units, spread, unit_count, unit_keys, units_of
-from fedsieve.types import InputError, Mask, Params, Sparse
+from fedsieve.types import InputError, Mask, Params, Sparse, true_positions
 from fedsieve.types.resources import each, resources
 
 InitialMask: TypeAlias = Literal["magnitude", "random"]
@@ -206,7 +206,7 @@ def largest_on(params: Params, mask: Mask, counts: Tensor, unit: int = 1) -> Mas
     for (name, own), k in zip(mask.items(), counts.tolist(), strict=True):
         units = units_of(own, unit)
         keys = unit_keys(params[name], unit).masked_fill(~units, -1)
-        result[name] = spread(selection.largest(keys, min(k, int(units.sum()))), own.shape, unit)
+        result[name] = spread(selection.largest(keys, min(k, int(units.count_nonzero()))), own.shape, unit)
     return result
 
 
@@ -223,14 +223,17 @@ def initial_mask(
 
 def mismatch(a: Mask, b: Mask) -> float:
     """Return the Jaccard distance of two masks, summed over layers first (eq. 1)."""
-    both = sum(int((a[name] & b[name]).sum()) for name in a)
-    either = sum(int((a[name] | b[name]).sum()) for name in a)
+    both = sum(int((a[name] & b[name]).count_nonzero()) for name in a)
+    either = sum(int((a[name] | b[name]).count_nonzero()) for name in a)
     return 1 - both / either if either else 0.0
 
 
 def gather_values(params: Params, mask: Mask) -> Params:
     """Return the parameters with every tensor on a mask reduced to its values there, [nnz], by position."""
-    return {name: v[mask[name]] if name in mask else v for name, v in params.items()}
+    return {
+        name: v.reshape(-1).index_select(0, true_positions(mask[name])) if name in mask else v
+        for name, v in params.items()
+    }
 
 
 def scatter_values(tree: object, mask: Mask) -> Params:
@@ -240,9 +243,10 @@ def scatter_values(tree: object, mask: Mask) -> Params:
     params = dict[str, Tensor]()
     for name, v in tree.items():
         own = mask.get(name)
-        if not isinstance(v, Tensor) or (own is not None and v.shape != (int(own.sum()),)):
+        index = None if own is None else true_positions(own)
+        if not isinstance(v, Tensor) or (index is not None and v.shape != index.shape):
             raise InputError(f"the message does not fit the mask at {name}")
-        params[name] = v if own is None else torch.zeros(own.shape, dtype=v.dtype).masked_scatter_(own, v)
+        params[name] = v if own is None or index is None else Sparse(v, index, tuple(own.shape)).dense()
     return params
 
 
@@ -278,7 +282,7 @@ def unpack_bits(bits: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Mask:
 def unpack_subset(bits: object, mask: Mask, unit: int = 1) -> Mask:
     """Return what of a mask a message keeps: bits of units, as of ``pack_bits``. Raises InputError on a misfit."""
     units = {name: units_of(own, unit) for name, own in mask.items()}
-    sizes = {name: int(own.sum()) for name, own in units.items()}
+    sizes = {name: int(own.count_nonzero()) for name, own in units.items()}
     if not isinstance(bits, Mapping) or bits.keys() != mask.keys():
         raise InputError("the message holds no part of its mask")
     for name, n in sizes.items():

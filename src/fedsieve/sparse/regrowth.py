@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsieve.sparse import selection
 from fedsieve.sparse.masks import topk_count
 from fedsieve.sparse.units import spread, unit_keys, units_of
-from fedsieve.types import Mask, Params
+from fedsieve.types import Mask, Params, true_positions
 
 GrowthShare: TypeAlias = Literal["mean", "sum"]
 """What a layer's share of the regrown weights is proportional to: the mean |w| of its non-zeros, or their sum."""
@@ -35,12 +35,12 @@ def prune_regrow(
     support, total = dict[str, Tensor](), 0
     for name, own in mask.items():
         units = units_of(own, unit)
-        nnz = int(units.sum())
+        nnz = int(units.count_nonzero())
         n = max(min(topk_count(p, nnz), nnz - 1), 0)
         keys = unit_keys(weights[name], unit).masked_fill(~units, -1)
         support[name], total = selection.largest(keys, nnz - n), total + n
     left = {name: weights[name] * spread(own, mask[name].shape, unit) for name, own in support.items()}
-    room = {name: int((~own).sum()) for name, own in support.items()}
+    room = {name: int((~own).count_nonzero()) for name, own in support.items()}
     shares = {name: _share(left[name], share) for name in mask}
     if not all(math.isfinite(value) for value in shares.values()):
         return weights, mask  # training has diverged: the weights will say so where they arrive
@@ -67,11 +67,13 @@ def prune_grow(
     left, after = dict[str, Tensor](), dict[str, Tensor]()
     for (name, own), k, most in zip(mask.items(), kept.tolist(), counts.tolist(), strict=True):
         units = units_of(own, unit)
-        support = selection.largest(unit_keys(weights[name], unit).masked_fill(~units, -1), min(k, int(units.sum())))
+        support = selection.largest(
+            unit_keys(weights[name], unit).masked_fill(~units, -1), min(k, int(units.count_nonzero()))
+        )
         keys = unit_keys(gradients[name], unit)
         if growth == "inactive":
             keys = keys.masked_fill(support, -1)
-        grown = selection.largest(keys, max(most - int(support.sum()), 0))
+        grown = selection.largest(keys, max(most - int(support.count_nonzero()), 0))
         left[name] = weights[name] * spread(support & ~grown, own.shape, unit)
         after[name] = spread(support | grown, own.shape, unit)
     return left, after
@@ -102,6 +104,6 @@ def _share(w: Tensor, share: GrowthShare) -> float:
 
 
 def _random(free: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    positions = free.nonzero().squeeze(1)
+    positions = true_positions(free)
     sample = positions[torch.randperm(len(positions), generator=rng)[:n]]
     return torch.zeros_like(free).index_fill_(0, sample, True)

@@ -8,16 +8,23 @@ bfloat16, and int32 keys of at most 2^30 elements); where Triton is not installe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedsieve.types import true_positions
+
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their bytes."""
+MANY, APART = 1 << 16, 61
+"""Of so many keys every 61st, a prime, is looked at first."""
 Select: TypeAlias = Callable[[Tensor, int | Tensor, torch.dtype], tuple[Tensor, Tensor]]
 """What returns the k largest of a tensor in a dtype, or as bool their mask, and the smallest that is kept."""
 
@@ -115,11 +122,27 @@ def _partition(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(keys, dtype=torch.bool), keys.new_full((), torch.iinfo(keys.dtype).max)
     if k == len(keys):
         return torch.ones_like(keys, dtype=torch.bool), keys.min()
-    kth = keys.kthvalue(len(keys) - k + 1).values
+    kth = torch.tensor(_kth(keys.numpy(), len(keys) - k), dtype=keys.dtype)
     support = keys >= kth
-    if surplus := int(support.sum()) - k:
-        support[(keys == kth).nonzero().squeeze(1)[-surplus:]] = False
+    if surplus := int(support.count_nonzero()) - k:
+        support[true_positions(keys == kth)[-surplus:]] = False
     return support, kth
+
+
+def _kth(keys: npt.NDArray[Any], rank: int) -> int:
+    """Return the number that stands at a rank, from 0 on, among sorted keys.
+
+    Of many keys a sample tells between which two it stands, as a rule; only what lies there is then ordered.
+    """
+    if len(keys) >= MANY:
+        sample = np.sort(keys[::APART])
+        place, spread = rank * len(sample) // len(keys), 4 * math.isqrt(len(sample))
+        low, high = sample[max(place - spread, 0)], sample[min(place + spread, len(sample) - 1)]
+        below = int(np.count_nonzero(keys < low))
+        near = keys[(keys >= low) & (keys <= high)]
+        if below <= rank < below + len(near):
+            keys, rank = near, rank - below
+    return int(np.partition(keys, rank)[rank])
 
 
 def sort_select(keys: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:

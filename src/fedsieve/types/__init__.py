@@ -1,4 +1,4 @@
-"""The nouns of the package: plain data, torch only.
+"""The nouns of the package: plain data, of torch and numpy.
 
 A round is: ``Method.broadcast`` -> bytes -> ``Method.client`` -> bytes -> ``Method.aggregate``. Everything that
 crosses an arrow is one of these types.
@@ -19,6 +19,7 @@ from fedsieve.types.data import (
     map_examples,
     normalize_inputs,
     tensors_of,
+    true_positions,
 )
 from fedsieve.types.errors import InputError
 from fedsieve.types.method import (
@@ -68,5 +69,6 @@ __all__ = [
     "normalize_inputs",
     "rng",
     "tensors_of",
+    "true_positions",
     "unflatten",
 ]
