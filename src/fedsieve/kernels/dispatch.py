@@ -36,7 +36,7 @@ LASTING = 1e9
 """Multiply-adds of a dense test that outlast the making of a ``Predictor``."""
 LITTLE = 4e6
 """Multiply-adds of a sample up to which a ``Predictor`` is faster than PyTorch at any density: calls count there."""
-FEW = 8
+FEW = 16
 """Samples whose outputs are compared."""
 
 

@@ -84,7 +84,8 @@ class SparseIndex:
     ) -> Tensor:
         """Index a mask with ``values`` at its sorted flat ``positions``; return which value each entry has."""
         self.fill(mask, x, packed)
-        order = torch.searchsorted(positions, self.positions())
+        own = self.positions()
+        order = torch.arange(len(own)) if torch.equal(own, positions) else torch.searchsorted(positions, own)
         self.entries = values[order]
         self.value = address(self.entries)
         return order

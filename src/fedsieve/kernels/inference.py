@@ -25,6 +25,7 @@ from fedsieve.kernels.abi import (
     PackOp,
     PoolOp,
     Unfold,
+    WindowOp,
     address,
     group_norm_memory,
 )
@@ -79,13 +80,14 @@ class Predictor:
             raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
         with torch.inference_mode(False), torch.no_grad():
             if x.shape[1:] != self._shape:
-                self._prepare(tuple(x.shape[1:]))
+                self._prepare(tuple(x.shape[1:]), min(len(x), self.batch))
             if self.reason is not None:
                 starts = range(0, max(1, len(x)), self.batch)
                 return torch.cat([self.model(x[i : i + self.batch]) for i in starts])
-            return self._logits(x)
+            return self._logits(x.contiguous())
 
-    def _prepare(self, shape: tuple[int, ...]) -> None:
+    def _prepare(self, shape: tuple[int, ...], samples: int) -> None:
+        """Make what computes so many samples of a shape."""
         try:
             self.model(torch.zeros(1, *shape))
         except RuntimeError as error:
@@ -99,7 +101,7 @@ class Predictor:
             self._graph = fuse_batchnorm(read_graph(self.model, shape, training=False))
             if self._graph.fallbacks:
                 raise Unsupported(f"the kernels do not know {', '.join(self._graph.fallbacks)}")
-            self._team(1, 1)
+            self._team(_sizes(max(samples, 1), self.block)[0], 1)
         except Unsupported as error:
             self.reason = str(error)
 
@@ -118,14 +120,12 @@ class Predictor:
     def _run(self, x: Tensor, out: Tensor, group: list[int]) -> None:
         """Compute the logits of samples by passes of one size, a thread each; a large one alone has all threads."""
         passes = self._team(group[0], len(group))
-        for one, samples in zip(passes, torch.split(x, group[0]), strict=True):
-            one.x[: len(samples)] = samples
+        for i, one in enumerate(passes):
+            one.set_samples(x[i * group[0] :], out[i * group[0] :])
         if len(passes) == 1 and passes[0].multiply_adds >= SHARED:
             passes[0].program.run()
         else:
             run_each([one.program for one in passes])
-        for one, logits in zip(passes, torch.split(out, group[0]), strict=True):
-            logits.copy_(one.logits[: len(logits)])
 
     def _team(self, size: int, count: int) -> list[ForwardPass]:
         """Return as many forward passes of one size."""
@@ -152,7 +152,7 @@ def _group(sizes: list[int], threads: int) -> list[int]:
 
 
 class ForwardPass:
-    """A forward pass of up to ``samples`` samples: ``x``, ``logits``, and the program that computes these of those.
+    """A forward pass of up to ``samples`` samples: the program that computes their logits, from and to where they are.
 
     Sixteen samples lie side by side, or thirty-two if ``packed``: the lanes are samples.
     """
@@ -162,16 +162,16 @@ class ForwardPass:
     def __init__(self, graph: Graph, samples: int, packed: bool = False):
         value, output = graph.input, graph.output
         self.graph, self.samples, self.arena = graph, samples, Arena(packed)
-        self.x, self.logits = torch.zeros(samples, *value.sizes), torch.zeros(samples, output.channels)
         first = self.buffer(value)
-        self.arena.step(lambda: self.copy(value, first, self.x, 0), first)
+        self.arena.step(lambda: self.copy(value, first, 0), first)
         buffers = {value: first}
         for layer in graph.layers:
             out = self.buffer(layer.output)
             self._lower(layer, [buffers[value] for value in layer.inputs], out)
             buffers[layer.output] = out
-        self.arena.step(lambda: self.copy(output, buffers[output], self.logits, 1), buffers[output])
+        self.arena.step(lambda: self.copy(output, buffers[output], 1), buffers[output])
         self.program = self.arena.settle()
+        self.begin, self.end = self.program.steps[0], self.program.steps[-1]
         products = [layer for layer in graph.layers if isinstance(layer, FusedProduct)]
         self.multiply_adds = samples * sum(len(p.values) * p.output.height * p.output.width for p in products)
 
@@ -189,6 +189,13 @@ class ForwardPass:
             self.arena.step(lambda: self.pool(layer, ins[0], out), *ins, out)
         else:
             self.arena.step(lambda: self.flatten(layer.inputs[0], ins[0], out), *ins, out)
+
+    def set_samples(self, x: Tensor, logits: Tensor) -> None:
+        """Set which samples the next run is of, the first of ``x``, contiguous, and where it writes their logits."""
+        assert isinstance(self.begin, PackOp)
+        assert isinstance(self.end, PackOp)
+        self.begin.plain, self.end.plain = x.data_ptr(), logits.data_ptr()
+        self.begin.samples = self.end.samples = min(len(x), self.samples)
 
     def buffer(self, value: Value) -> Buffer:
         """Return a new buffer, with the halo that the value's readers need."""
@@ -219,15 +226,21 @@ class ForwardPass:
         """Return the copy of a value into another's channels from ``first`` on."""
         return CopyOp(x, out.part(first, x.channels), CopyOp.COPY)
 
-    def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
-        """Return the copy of samples into a buffer, or out of it."""
-        return PackOp(x, address(plain), len(plain), out)
+    def copy(self, value: Value, x: Buffer, out: int) -> Operation:
+        """Return the copy of samples into a buffer, or out of it, which ``set_samples`` completes."""
+        return PackOp(x, unpack=out)
 
 
 class SinglePass(ForwardPass):
     """One sample alone: the lanes are positions, and features are positions of one channel."""
 
     alone = True
+
+    def set_samples(self, x: Tensor, logits: Tensor) -> None:
+        """Set which sample the next run is of, and where it writes its logits."""
+        assert isinstance(self.begin, WindowOp)
+        assert isinstance(self.end, WindowOp)
+        self.begin.in_, self.end.out = x.data_ptr(), logits.data_ptr()
 
     def buffer(self, value: Value) -> Buffer:
         """Return a new buffer."""
@@ -282,9 +295,9 @@ class SinglePass(ForwardPass):
         start, channel = place_of(of, out)
         return window_op(COPY, value, value, place_of(value, x), ((start or 0) + 4 * first * channel, channel))
 
-    def copy(self, value: Value, x: Buffer, plain: Tensor, out: int) -> Operation:
-        """Return the copy of a sample into a buffer, or out of it."""
-        places = [(address(plain), value.height * value.width), place_of(value, x)]
+    def copy(self, value: Value, x: Buffer, out: int) -> Operation:
+        """Return the copy of a sample into a buffer, or out of it, which ``set_samples`` completes."""
+        places = [(None, value.height * value.width), place_of(value, x)]
         return window_op(COPY, value, value, places[out], places[1 - out])
 
 
