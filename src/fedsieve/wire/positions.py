@@ -176,23 +176,19 @@ class Ranking:
         """Return the places (uint32, ascending) in the order where positions differ from its first ``foreseen``."""
         mask = np.zeros(len(self.words), bool)
         mask[index] = True
-        expected, near, far = self.first(foreseen), [], []
-        cuts = np.searchsorted(index, np.arange(len(self.before)) * self.block)
+        differ, near, far = np.logical_xor(mask, self.first(foreseen), out=mask), [], []
         for at, (start, end) in enumerate(pairwise(self.before.tolist())):
-            first, count = at * self.block, int(cuts[at + 1] - cuts[at])
-            here = slice(first, first + self.block)
+            first = at * self.block
+            here = differ[first : first + self.block]
             if self.near is None or self.starts is None or self.slots is None:
-                elements = np.flatnonzero(self.likely(at))
-                present = mask[here][elements]
-                near.append(start + np.flatnonzero(present != expected[here][elements]))
+                places = start + np.flatnonzero(here[self.likely(at)])
             else:
-                elements = self.near[start:end]
-                present = mask[here][elements]
-                slot = start + np.flatnonzero(present != expected[here][elements])
+                slot = start + np.flatnonzero(here[self.near[start:end]])
                 kind = np.searchsorted(self.slots[:, at], slot, side="right") - 1
-                near.append(self.starts[kind, at] + (slot - self.slots[kind, at]))
-            if np.count_nonzero(present) < count:
-                far.append(self.many + first - start + np.flatnonzero(mask[here][~self.likely(at)]))
+                places = self.starts[kind, at] + (slot - self.slots[kind, at])
+            near.append(places)
+            if np.count_nonzero(here) > len(places):  # none of the unlikely is among the first
+                far.append(self.many + first - start + np.flatnonzero(here[~self.likely(at)]))
         places = np.concatenate([np.sort(np.concatenate(near)), *far]) if near else np.zeros(0)
         return places.astype(np.uint32)
 
