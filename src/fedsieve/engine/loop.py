@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedsieve.client.captured import CudaGraphs
 from fedsieve.client.evaluation import Evaluation
-from fedsieve.client.process import num_threads, to_device
+from fedsieve.client.process import keep_freed_memory, num_threads, to_device
 from fedsieve.client.training import load_
 from fedsieve.engine.cache import LACKS, LOST
 from fedsieve.engine.engines import Engine, Exchange, devices_of
@@ -88,6 +88,7 @@ def warn_of_dense(federation: Federation) -> None:
 def _rounds(
     federation: Federation, engine: Engine, device: str, start: Checkpoint | None, last: int, kernels: str
 ) -> Generator[Round]:
+    keep_freed_memory()
     run, method, plain = federation.run, federation.run.method, federation.model()
     state = method.init(plain, rng(run.seed, "init"))
     messages, names = Messages(federation), dict(plain.named_parameters()).keys()
