@@ -132,6 +132,9 @@ def filled(text: str) -> str:
     def whole(match: re.Match[str]) -> str:
         return f"<!-- whole round -->\n{whole_round.table()}\n<!-- end -->"
 
+    def clocked(match: re.Match[str]) -> str:
+        return f"<!-- rounds by the clock -->\n{whole_round.clock_table()}\n<!-- end -->"
+
     def multiplied(match: re.Match[str]) -> str:
         return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
 
@@ -174,6 +177,7 @@ def filled(text: str) -> str:
     )
     text = re.sub(r"<!-- modes -->\n.*?<!-- end -->", moded, text, flags=re.S)
     text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
+    text = re.sub(r"<!-- rounds by the clock -->\n.*?<!-- end -->", clocked, text, flags=re.S)
     text = re.sub(r"<!-- layers -->\n.*?<!-- end -->", layers, text, flags=re.S)
     text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
     text = re.sub(r"<!-- perplexity -->\n.*?<!-- end -->", language, text, flags=re.S)

@@ -50,7 +50,12 @@ def test_the_picture_shows_the_numbers(performance: Any, monkeypatch: pytest.Mon
         ("zerofl.femnist, 95 % zeros", 3.0, 3.0),
     ]
     monkeypatch.setattr(whole_round, "RESULTS", tmp_path / "whole_round.json")
-    whole_round.RESULTS.write_text(json.dumps({"cpu": "a CPU", "rows": [vars(row) for row in rows]}))
+    clock = [whole_round.ClockRow("flash.mnist", 10, "pool:2", 2, 2.0, 1.04, 0.3, 0.97)]
+    results = {"cpu": "a CPU", "rows": [vars(row) for row in rows], "clock": [vars(row) for row in clock]}
+    whole_round.RESULTS.write_text(json.dumps(results))
+    assert whole_round.table().splitlines()[3].endswith("| 2.0x | 1.6x | 1.5x | 133% |")
+    last = "| `flash.mnist` | 10 | 2.00 | 1.04 (0.30) | 0.52 | `pool:2` | 97% of 2 |"
+    assert whole_round.clock_table().splitlines()[-1] == last
     monkeypatch.setattr(picture, "PICTURE", tmp_path / "rounds.png")
     picture.main()
     assert (tmp_path / "rounds.png").read_bytes()[:4] == b"\x89PNG"
