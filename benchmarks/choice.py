@@ -159,8 +159,8 @@ def counted(name: str, density: float) -> dict[str, float]:
     graph = network(name)[1]
     return count_work(
         graph,
-        lambda layer: of.get(f"{layer.name}.weight", 1.0),
-        lambda layer: f"{layer.name}.weight" not in of and shared({}, layer),  # random masks are not
+        lambda layer: of.get(layer.weight_name, 1.0),
+        lambda layer: layer.weight_name not in of and shared({}, layer),  # random masks are not
     )
 
 

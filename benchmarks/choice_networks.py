@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.client.models import MODELS
+from fedsieve.client.vector_models import GPTBlock, ViTTiny
 
 
 class MobileNet(nn.Module):
@@ -137,6 +138,25 @@ def mlp(channels: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(1024, classes))
 
 
+def vit(channels: int, classes: int) -> nn.Module:
+    """Return four blocks of ViT-tiny: 65 tokens."""
+    return ViTTiny(channels, classes, blocks=4)
+
+
+class Pixels(nn.Module):
+    """A transformer of squares of two pixels: 256 tokens, narrow, causal."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(channels, 96, 2, 2), nn.Linear(96, classes)
+        self.blocks = nn.Sequential(*(GPTBlock(96, 4) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, 32, 32] -> [n, classes]."""
+        y: Tensor = self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        return y
+
+
 def built_in(name: str) -> Callable[[int, int], nn.Module]:
     """Return one of the papers' networks."""
     return MODELS[name]
@@ -159,5 +179,7 @@ NETWORKS: dict[str, tuple[Callable[[int, int], nn.Module], int, int, int, str]] 
     "tanh": (tanh, 3, 32, 10, "all"),
     "dilated": (dilated, 3, 32, 10, "all"),
     "mlp": (mlp, 1, 28, 10, "all"),
+    "vit": (vit, 3, 32, 10, "all"),
+    "pixels": (Pixels, 3, 32, 10, "all"),
 }
 """Each with its channels, side, classes and policy."""

@@ -11,6 +11,7 @@ this machine and these versions is not measured again, unless it rests on fewer 
     scripts/bench --more      (let three more processes measure what is there: each variant's best of all counts)
     scripts/bench --quick     (some minutes, few samples; nothing is kept, nothing is run)
     scripts/bench swat infer  (only these tables; runs are the table of benchmarks/step.py)
+    scripts/bench --tokens    (transformers: benchmarks/tokens.py)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import roof
 import step as runs
+import tokens
 import torch
 
 from fedsieve.cli.bench.inference import measure_inference
@@ -220,6 +222,10 @@ def updated(rows: list[dict[str, Any]], identity: dict[str, Any], effort: Effort
 
 def main() -> None:
     """Measure what is not there yet, row by row, and print the tables."""
+    if "--tokens" in sys.argv:
+        sys.argv.remove("--tokens")
+        tokens.main()
+        return
     quick, again, more = (f"--{word}" in sys.argv for word in ("quick", "again", "more"))
     tables = [word for word in sys.argv[1:] if not word.startswith("-")] or ["roof", *PLAN, "runs"]
     if unknown := set(tables) - {"roof", *PLAN, "runs"}:

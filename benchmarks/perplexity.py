@@ -11,7 +11,7 @@ GPT's is the choice of settings.py.
     python benchmarks/perplexity.py --table    (print the table of committed results)
 
 Stopped in the middle, each goes on where it was; two of a stage, such as ``measure shakespeare`` and ``measure
-shakespeare_gpt``, may run beside each other.
+gpt``, may run beside each other.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from fedsieve.runs.recorder import record_run
 RESULTS = Path(__file__).parent / "results" / "perplexity.json"
 ROUNDS, SEEDS, HELD_OUT, CHOOSING_SEED = 30, (0, 1, 2), 0.1, 10
 LABELS = {"fedavg": "FedAvg, dense", "flash": "FLASH, density .2"}
-MODELS = {"shakespeare": "LSTM", "shakespeare_gpt": "GPT"}
+MODELS = {"shakespeare": "LSTM", "gpt": "GPT"}
 RATES = {
     "shakespeare": {"fedavg": (0.8, 1.6), "flash": (0.8, 1.6)},
-    "shakespeare_gpt": {"fedavg": (0.0015,), "flash": (0.0015, 0.003)},
+    "gpt": {"fedavg": (0.0015,), "flash": (0.0015, 0.003)},
 }
 """The learning rates that are tried; they fall as the recipe's do. The dense GPT's is settings.py's choice."""
 

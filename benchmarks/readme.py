@@ -27,6 +27,7 @@ import private_table
 import regression
 import scale
 import settings
+import tokens
 import topk
 import whole_round
 from accuracy import LABELS, card_line, table
@@ -126,6 +127,10 @@ def filled(text: str) -> str:
     def language(match: re.Match[str]) -> str:
         return f"<!-- perplexity -->\n{perplexity.table()}\n<!-- end -->"
 
+    def tokens_(match: re.Match[str]) -> str:
+        of = {"steps": tokens.table, "memory": tokens.memory_table, "hardware": tokens.circumstances}[match[1]]
+        return f"<!-- tokens: {match[1]} -->\n{of()}\n<!-- end -->"
+
     def moded(match: re.Match[str]) -> str:
         return f"<!-- modes -->\n{modes.table(json.loads(modes.RESULTS.read_text()))}\n<!-- end -->"
 
@@ -175,6 +180,7 @@ def filled(text: str) -> str:
     text = re.sub(
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
+    text = re.sub(r"<!-- tokens: (\w+) -->\n.*?<!-- end -->", tokens_, text, flags=re.S)
     text = re.sub(r"<!-- modes -->\n.*?<!-- end -->", moded, text, flags=re.S)
     text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
     text = re.sub(r"<!-- rounds by the clock -->\n.*?<!-- end -->", clocked, text, flags=re.S)

@@ -36,12 +36,12 @@ MASKED = ("nst", "pdst", "flash", "hetero_flash", "feddst")
 RECIPES = {
     "digits": [f"{method}.digits" for method in (*DENSE, *SPARSE, *MASKED)],
     "others": [
-        *(f"{method}.{data}" for data in ("diabetes", "shakespeare_gpt") for method in ("fedavg", "topk")),
+        *(f"{method}.{data}" for data in ("diabetes", "gpt") for method in ("fedavg", "topk")),
         *("private.digits", "dnr.central_digits", "swat.central_digits"),
     ],
 }
-HELD_OUT = {"shakespeare_gpt": 0.1}
-ROUNDS = {"shakespeare_gpt": 8}
+HELD_OUT = {"gpt": 0.1}
+ROUNDS = {"gpt": 8}
 FACTORS = {"digits": (0.25, 0.5, 1.0, 2.0), "others": (0.5, 1.0, 2.0)}
 OF_METHODS: dict[str, list[str]] = {
     "fedadam.digits": ["method.server.eta=0.003", "method.server.eta=0.03"],

@@ -56,13 +56,13 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "// out = from where in > 0, and else slope * from.\n"
                 "struct Leaky {\n    Map in, from, out;\n    float slope;\n};\n\nstruct Op {\n",
             ),
-            ("X(ROOF, Roof, roof)", "X(ROOF, Roof, roof) X(LEAKY, Leaky, leaky)"),
+            ("X(MULTIPLY, Multiply, multiply)", "X(MULTIPLY, Multiply, multiply) X(LEAKY, Leaky, leaky)"),
         ],
         f"{PACKAGE}/abi.py": [
             (
                 "class Instruction(",
-                "class LeakyOp(Operation):\n    kind = 23\n"
-                '    _fields_ = _fields((FeatureMap, "in_ from_ out"), (c_float, "slope"))\n\n\nclass Instruction(',
+                "class LeakyOp(Operation):\n    kind = 33\n"
+                '    _fields_ = fields_of((FeatureMap, "in_ from_ out"), (c_float, "slope"))\n\n\nclass Instruction(',
             ),
         ],
         f"{PACKAGE}/graph.py": [
@@ -91,12 +91,12 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "            self.arena.step(lambda: LeakyOp(ins[0], ins[0], out, layer.slope), ins[0], out)\n",
             ),
             (
-                "            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n",
-                "            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n"
+                "            self.deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n",
+                "            self.deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n"
                 "        elif isinstance(layer, LeakyLayer):\n"
                 "            self._recompute(layer.inputs[0])\n"
                 "            x = self.activations[layer.inputs[0]]\n"
-                "            self._deliver(layer.inputs[0], lambda to: LeakyOp(x, g, to, layer.slope), x, g)\n",
+                "            self.deliver(layer.inputs[0], lambda to: LeakyOp(x, g, to, layer.slope), x, g)\n",
             ),
         ],
         f"{PACKAGE}/inference.py": [

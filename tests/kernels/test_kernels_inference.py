@@ -144,25 +144,20 @@ def test_models(name: str, density: float, storage: str) -> None:
     assert predict.reason == ("the kernels do not know softmax" if "softmax" in name else None)
 
 
-NOT_KNOWN = {
-    "resnet50": None,
-    "vit_tiny": "the model uses token outside a layer",
-}
+DEEP = ("resnet50", "vit_tiny")
 
 
 def test_all_models_are_tried() -> None:
-    assert MODELS.keys() == {*SHAPES, *NOT_KNOWN}
+    assert MODELS.keys() == {*SHAPES, *DEEP}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NOT_KNOWN)
-def test_models_of_further_layers(name: str) -> None:
-    """A model that has layers which the kernels do not know is computed by itself."""
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_models(name: str) -> None:
     model, x = pruned(MODELS[name](3, 10), 0.05), torch.randn(3, 3, 32, 32)
     predict = Predictor(model, 16)
     assert error(model, predict, x) < CLOSE["fp32"]
-    assert (predict.reason or "").startswith(NOT_KNOWN[name] or "")
-    assert (predict.reason is None) == (NOT_KNOWN[name] is None)
+    assert predict.reason is None
 
 
 def test_a_channel_that_does_not_vary_is_divided_by_the_root_of_eps() -> None:

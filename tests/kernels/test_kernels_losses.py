@@ -181,4 +181,4 @@ class Nothing(TinyNet):
 )
 def test_what_a_model_may_not_return(net: type[nn.Module], training: bool, line: str) -> None:
     with pytest.raises(Unsupported, match=line):
-        read_graph(net(), (2, 6, 6), training)
+        read_graph(net(), (2, 6, 6), training=training)

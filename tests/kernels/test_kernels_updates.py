@@ -245,13 +245,13 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
     with pytest.raises(InputError, match="--kernels sparse cannot be: the kernels take steps of SGD, Adam and AdamW"):
         next(rounds(tiny_run(PDST(), optimizer=torch.optim.RMSprop), local(kernels="sparse")))
     for task, line in (
-        ("columns", "inputs of one tensor;"),
-        ("next token", "floating inputs, .* in uint8, not int64;"),
+        ("columns", "the kernels take inputs of one tensor"),
+        ("next token", "the model cannot be exported"),
     ):
-        with pytest.raises(InputError, match=f"--kernels sparse cannot be: the kernels take {line}"):
+        with pytest.raises(InputError, match=f"--kernels sparse cannot be: {line}"):
             next(rounds(task_run(task, FedAvg()), local(kernels="sparse")))
         (round_,) = rounds(task_run(task, FedAvg(), rounds=1), local())
-        assert "the kernels take" in str(round_.dense_because)
+        assert line in str(round_.dense_because)
     for wrong, line in (
         ({"optimizer": torch.optim.RMSprop}, "optimizer must be SGD or AdamW"),
         ({"clip_norm": -1.0}, "clip_norm must be a finite number of 0 or more, got -1.0"),

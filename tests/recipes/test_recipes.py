@@ -11,6 +11,7 @@ from fedsieve.client.models import MODELS
 from fedsieve.client.vector_models import VECTOR_MODELS
 from fedsieve.engine.federation import described
 from fedsieve.engine.setup import open_run
+from fedsieve.kernels import unavailable_reason
 from fedsieve.methods import FLASH, ZeroFL
 from fedsieve.recipes import load_recipe, recipes
 from fedsieve.runs.execution import Execution
@@ -94,7 +95,7 @@ def test_a_regression_learns_by_its_recipe() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["fedavg.shakespeare", "topk.shakespeare_gpt"])
+@pytest.mark.parametrize("name", ["fedavg.shakespeare", "topk.gpt"])
 def test_a_language_model_learns_by_its_recipe(name: str, data_root: Path) -> None:
     short = ["rounds=2", "per_round=2", "task.test_limit=50", "evaluate_every=1", "batch=4"]
     first, second = rounds(load_recipe(name, short), local(), data=data_root)
@@ -126,16 +127,18 @@ def noise(run: Run, clients: int = 4) -> Run:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("flash.vit", "hetlora.lora_shakespeare_gpt")
+        name if name in ("flash.vit", "hetlora.lora_gpt", "zerofl.gpt")
         else pytest.param(name, marks=pytest.mark.system)
         for name, recipe in recipes().items()
-        if recipe.run.task.model in IMAGES or recipe.run.task.part
+        if recipe.run.task.model in (*IMAGES, "char_gpt") or recipe.run.task.part
     ],
 )  # fmt: skip
 def test_recipes_of_our_own_models_run_in_small(name: str) -> None:
     run = noise(load_recipe(name))
-    *_, final = rounds(run, local())
+    transformer = run.task.model in ("vit_tiny", "char_gpt") and not run.task.adapters and not unavailable_reason()
+    *_, final = rounds(run, local(kernels="sparse" if transformer else "auto"))
     assert not final.refused
+    assert not transformer or [*final.kernels] == ["sparse"]
     assert final.accuracy is not None
     if run.target_density and not run.task.adapters and not name.startswith("zerofl"):
         assert final.density < run.target_density + 0.35

@@ -64,6 +64,11 @@ class NextToken:
         return _cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), self.ignore_index)
 
     @property
+    def ignored_token(self) -> int | None:
+        """The target that does not count, for the kernels, which compute this loss alone; None of a class of it."""
+        return self.ignore_index if type(self) is NextToken else None
+
+    @property
     def metrics(self) -> Mapping[str, Metric]:
         """The perplexity, and the share of tokens that have the largest logit."""
         return {

@@ -47,10 +47,10 @@ def floats(what: str, x: object, *shape: int | None) -> Tensor:
 
 
 def samples(x: object) -> Tensor:
-    """Return a batch of at least one sample."""
+    """Return a batch of at least one sample: of floating numbers, or of whole ones, which an embedding looks up."""
     if not isinstance(x, Tensor) or x.dim() < 2 or not len(x):
         refuse("x", "a float32 tensor [n, ...] on the CPU with n > 0", x)
-    return floats("x", x, *x.shape)
+    return tensor("x", x, torch.int64 if x.dtype == torch.int64 else torch.float32, *x.shape)
 
 
 def integer(what: str, n: object, least: int, most: int = LARGEST) -> int:
@@ -91,13 +91,18 @@ def norm(what: str, x: object) -> float:
     return float(x)
 
 
-def labels(what: str, y: object, n: int, classes: int) -> Tensor:
-    """Return int64 labels [n], each of a class."""
-    checked = tensor(what, y, torch.int64, n)
-    wrong = checked[(checked < 0) | (checked >= classes)]
-    if len(wrong):
-        refuse(what, f"of 0 to {classes - 1}", int(wrong[0]))
+def labels(what: str, y: object, *shape: int, classes: int, ignored: int = -1) -> Tensor:
+    """Return int64 labels of this shape, each of a class, or, where it is negative, ``ignored``."""
+    checked = tensor(what, y, torch.int64, *shape)
+    between(what, checked[checked != ignored] if ignored != -1 else checked, classes)
     return checked
+
+
+def between(what: str, x: Tensor, most: int) -> None:
+    """Raise InputError unless all whole numbers are from 0 to below ``most``."""
+    wrong = x[(x < 0) | (x >= most)]
+    if len(wrong):
+        refuse(what, f"of 0 to {most - 1}", int(wrong[0]))
 
 
 def model(module: object, masks: object) -> None:

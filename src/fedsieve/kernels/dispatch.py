@@ -19,6 +19,7 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.estimate import count_work, density, kernel_seconds, padded, pytorch_seconds, shared
 from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.inference import Predictor
+from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
@@ -52,33 +53,33 @@ class Kernels:
     def __init__(self, model: nn.Module, choice: str, where: str = "cpu"):
         check_choice(choice)
         self.model, self.choice, self.where = model, choice, where
-        self._graphs: dict[tuple[int, ...], Graph | str] = {}
+        self._graphs: dict[tuple[tuple[int, ...], torch.dtype], Graph | str] = {}
         self._last: tuple[_Purpose, Trainer] | None = None
 
     def check(self, data: Data, optimizer: Any = None) -> None:
         """Read the model for such examples; raise InputError if the kernels must, but cannot train it."""
-        self._allowed(_not_known(data, optimizer) or self.graph(data.shape))
+        self._allowed(_not_known(data, optimizer) or self.graph(data.shape, _dtype(data)))
 
     def _allowed(self, graph: Graph | str) -> Graph | str:
         if isinstance(graph, str) and self.choice == "sparse":
             raise InputError(f"--kernels sparse cannot be: {graph}; choose auto or dense")
         return graph
 
-    def graph(self, shape: tuple[int, ...]) -> Graph | str:
-        """Return the model as the kernels read it, or why they cannot."""
+    def graph(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Graph | str:
+        """Return the model as the kernels read it for such inputs, or why they cannot."""
         if self.where != "cpu":
             return f"the kernels compute on CPUs, not on {self.where}"
         if why := library.unavailable_reason():
             return f"there are no native kernels: {why}"
-        if shape not in self._graphs:
-            self._graphs[shape] = _read(self.model, shape)
-        return self._graphs[shape]
+        if (shape, dtype) not in self._graphs:
+            self._graphs[shape, dtype] = _read(self.model, shape, dtype)
+        return self._graphs[shape, dtype]
 
     def take(self, device: Device, mask: Mask) -> SparseSteps | str:
         """Return the steps of a training on a mask; or why they are dense, "" where that was asked for."""
         if self.choice == "dense":
             return ""
-        graph = not_native(device) or self.graph(device.data.shape)
+        graph = not_native(device) or self.graph(device.data.shape, _dtype(device.data))
         if device.model is not self.model:
             graph = "the method trains a model of its own"
         elif not isinstance(graph, str) and (unknown := _unknown(graph, mask)):
@@ -112,7 +113,8 @@ class Kernels:
         modules = self.model.named_modules()
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
-        batch = padded(min(device.batch, len(device.data)))
+        batch = min(device.batch, len(device.data))
+        batch = batch if graph.token_output is not None else padded(batch)
         rule = UpdateRule.of(device.optimizer, device.momentum, device.clip_norm, device.correction)
         return _Purpose(graph, batch, _loss(device), (rule, device.norm_weight_decay), mask | absorbing)
 
@@ -196,11 +198,20 @@ def _not_known(data: Data, optimizer: Any) -> str:
     x = data.x
     if not isinstance(x, Tensor):
         return "the kernels take inputs of one tensor"
-    if not (x.is_floating_point() or x.dtype == torch.uint8):
-        return f"the kernels take floating inputs, or pixels in uint8, not {str(x.dtype).removeprefix('torch.')}"
+    if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.int64)):
+        return f"the kernels take floating inputs, pixels in uint8, or tokens in int64, not {_named(x.dtype)}"
     if optimizer is not None and not isinstance(optimizer, SGD | AdamW):
         return "the kernels take steps of SGD, Adam and AdamW"
     return ""
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(data: Data) -> torch.dtype:
+    """Return the type of the inputs that a model is given."""
+    return torch.int64 if isinstance(data.x, Tensor) and data.x.dtype == torch.int64 else torch.float32
 
 
 def _loss(device: Device) -> Callable[[Any, Any], Tensor]:
@@ -210,7 +221,7 @@ def _loss(device: Device) -> Callable[[Any, Any], Tensor]:
     return device.loss if labels or device.loss is not F.cross_entropy else ANY_TARGETS
 
 
-def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
+def _read(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Graph | str:
     """Return the model's graph, or why training it by the kernels would be another training."""
     if effective_weights(model):
         return "weights are computed wherever the model uses them (activations=where_possible)"
@@ -218,7 +229,7 @@ def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
         if isinstance(module, PowerConv2d | PowerLinear) and module.a == 1 and module.prune:
             return f"at a = 1 pruned weights come back, and {name} would keep other activations at every step"
     try:
-        return read_graph(model, shape)
+        return read_graph(model, shape, dtype)
     except Unsupported as error:
         return str(error)
 
@@ -226,7 +237,9 @@ def _read(model: nn.Module, shape: tuple[int, ...]) -> Graph | str:
 def _unknown(graph: Graph, mask: Mask) -> str | None:
     """Return the first mask that the kernels would not heed."""
     products = [layer for layer in graph.layers if isinstance(layer, ProductLayer)]
-    weights = {f"{p.name}.weight" for p in products if not isinstance(p.module, SwatConv2d | SwatLinear)}
+    weights = {p.weight_name for p in products if not isinstance(p.module, SwatConv2d | SwatLinear)}
+    embeddings = [layer for layer in graph.layers if isinstance(layer, EmbeddingLayer)]
+    weights = (weights | {e.parameter for e in embeddings}) - {e.parameter for e in embeddings if e.tied}
     fallbacks = tuple(f"{name}." for name in graph.fallbacks)
     return next((name for name in mask if name not in weights and not name.startswith(fallbacks)), None)
 
@@ -252,7 +265,7 @@ class Inference:
     def __init__(self, model: nn.Module, choice: str):
         check_choice(choice)
         self.model, self.choice = model, choice
-        self._graphs: dict[tuple[int, ...], Graph | None] = {}
+        self._graphs: dict[tuple[tuple[int, ...], torch.dtype], Graph | None] = {}
 
     @torch.no_grad()
     def of(self, x: object, examples: int, batch: int) -> Callable[[Any], Any] | None:
@@ -261,11 +274,12 @@ class Inference:
         None where that is best done by the model: the kernels do not know it, or would not be faster, or give other
         outputs for ``x`` than the model does.
         """
-        plain = isinstance(x, Tensor) and x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() > 1
+        kinds = torch.float32, torch.int64
+        plain = isinstance(x, Tensor) and x.dtype in kinds and x.device.type == "cpu" and x.dim() > 1
         if self.choice == "dense" or not plain or library.unavailable_reason():
             return None
         assert isinstance(x, Tensor)
-        graph = self._graph(tuple(x.shape[1:]))
+        graph = self._graph(tuple(x.shape[1:]), x.dtype)
         if graph is None or not _faster(graph, examples):
             return None
         predictor = Predictor(self.model, batch)
@@ -274,21 +288,21 @@ class Inference:
             return None
         return predictor
 
-    def _graph(self, shape: tuple[int, ...]) -> Graph | None:
-        if shape not in self._graphs:
+    def _graph(self, shape: tuple[int, ...], dtype: torch.dtype) -> Graph | None:
+        if (shape, dtype) not in self._graphs:
             try:
-                graph = read_graph(self.model, shape, training=False)
+                graph = read_graph(self.model, shape, dtype, training=False)
             except Unsupported:
                 graph = None
-            self._graphs[shape] = graph if graph and not graph.fallbacks else None
-        return self._graphs[shape]
+            self._graphs[shape, dtype] = graph if graph and not graph.fallbacks else None
+        return self._graphs[shape, dtype]
 
 
 def _faster(graph: Graph, examples: int) -> bool:
     """Tell whether a ``Predictor`` of the model, made first, takes less time than the model for so many examples."""
     layers = [layer for layer in graph.layers if isinstance(layer, ProductLayer)]
     dense = sum(layer.multiply_adds for layer in layers)
-    real = sum(layer.multiply_adds * density({f"{layer.name}.weight": layer.module.weight}, layer) for layer in layers)
+    real = sum(layer.multiply_adds * density({layer.weight_name: layer.module.weight}, layer) for layer in layers)
     return examples * dense >= LASTING and (dense <= LITTLE or real < WORTH * dense)
 
 

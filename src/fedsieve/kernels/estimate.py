@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fedsieve.kernels.graph import (
-    ActivationLayer,
-    ConcatenationLayer,
     FallbackLayer,
+    FlattenLayer,
     Graph,
     NormLayer,
     PoolLayer,
@@ -21,6 +20,7 @@ from fedsieve.kernels.graph import (
     Value,
 )
 from fedsieve.kernels.index import UNIT, shared_unit
+from fedsieve.kernels.tokens import AttentionLayer
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
 TOGETHER = 16
@@ -31,6 +31,7 @@ KERNELS = {
     "maps": 1.29e-09,
     "norms": 6.46e-11,
     "windows": 3.62e-10,
+    "attention": 1.29e-10,
     "elsewhere": 2.46e-11,
     "passages": 5.66e-09,
     "nonzeros": 4.91e-09,
@@ -43,6 +44,7 @@ PYTORCH = {
     "norms": 3.74e-09,
     "windows": 2.09e-09,
     "pools": 2.17e-09,
+    "attention": 3.36e-10,
     "elsewhere": 2.11e-11,
     "weights": 2.37e-09,
     "calls": 9.42e-05,
@@ -59,7 +61,8 @@ NARROW = 16
 
 def kernel_seconds(counts: Mapping[str, float], samples: int) -> float:
     """Return about what a step on a batch takes the kernels."""
-    return sum(each * counts[name] * _times(name, samples, padded(samples)) for name, each in KERNELS.items())
+    computed = samples if counts.get("tokens") else padded(samples)
+    return sum(each * counts[name] * _times(name, samples, computed) for name, each in KERNELS.items())
 
 
 def pytorch_seconds(counts: Mapping[str, float], samples: int) -> float:
@@ -88,12 +91,14 @@ def count_work(
     maps                        numbers that products read and write
     norms                       numbers that BatchNorms, sums and ReLUs of their own give
     windows, pools              numbers that pools look at; that they read and write
+    attention                   multiply-adds of attention's forward
     elsewhere, passages         multiply-adds in layers that only PyTorch knows; numbers handed to it, and back
     nonzeros, weights           of the products' weights, on the mask, and all
     calls                       PyTorch's operations
     """
     count = dict.fromkeys((*KERNELS, *PYTORCH), 0.0)
     count["step"] = 1
+    count["tokens"] = graph.token_output is not None
     for layer in graph.layers:
         out, both = _size(layer.output), sum(map(_size, (*layer.inputs, layer.output)))
         times = 2 + any(graph.needs_grad[value] for value in layer.inputs)
@@ -107,8 +112,9 @@ def count_work(
             some["grouped products"] = dense * (layer.groups > 1)
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
-        elif isinstance(layer, ActivationLayer | ConcatenationLayer):
-            some = {"norms": out, "calls": 1}
+        elif isinstance(layer, AttentionLayer):
+            pairs = layer.output.width**2 * (0.5 if layer.causal else 1)
+            some = {"attention": 2 * layer.output.channels * pairs, "calls": 1}
         elif isinstance(layer, PoolLayer):
             some = {"windows": out * layer.window.kernel**2, "pools": both, "calls": 1}
         elif isinstance(layer, FallbackLayer):
@@ -116,8 +122,10 @@ def count_work(
             numel = sum(w.numel() for w in weights)
             area = layer.output.height * layer.output.width
             some = {"elsewhere": numel * area * times, "passages": both, "weights": numel}
-        else:
+        elif isinstance(layer, FlattenLayer):
             some = {}
+        else:  # a function of each number, or of each token's
+            some = {"norms": out, "calls": 1}
         for name, number in some.items():
             count[name] += number
     return count
@@ -125,7 +133,7 @@ def count_work(
 
 def density(mask: Mapping[str, Tensor], layer: ProductLayer) -> float:
     """Return the share of a layer's weights that training multiplies by."""
-    module, own = layer.module, mask.get(f"{layer.name}.weight")
+    module, own = layer.module, mask.get(layer.weight_name)
     if isinstance(module, SwatConv2d | SwatLinear):
         return module.cut_weight.density
     if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
@@ -135,7 +143,7 @@ def density(mask: Mapping[str, Tensor], layer: ProductLayer) -> float:
 
 def shared(mask: Mapping[str, Tensor], layer: ProductLayer) -> bool:
     """Return whether the kernels compute a layer's output channels by units."""
-    own = mask.get(f"{layer.name}.weight")
+    own = mask.get(layer.weight_name)
     if layer.groups > 1 or isinstance(layer.module, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear):
         return False
     return len(layer.module.weight) >= UNIT // 2 if own is None else shared_unit(own) > 1

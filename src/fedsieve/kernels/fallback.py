@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsieve.kernels.abi import FeatureMap, PackOp
+from fedsieve.kernels.abi import FeatureMap, PackOp, address
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import FallbackLayer, Value
 from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Program, Step
+from fedsieve.kernels.token_ops import TokenPackOp
+from fedsieve.kernels.tokens import TokenOutput
 
 
 class Fallback:
@@ -65,17 +67,27 @@ class Fallback:
 
 
 class Passage:
-    """The way from a map to samples [n, ...], and back."""
+    """The way from a map to samples [n, ...], and back; of tokens in another ``layout`` where they have one."""
 
-    def __init__(self, step: StepContext, value: Value, place: FeatureMap):
-        self.sizes = value.sizes
-        self.op = step.sized_(PackOp(map=place))
+    def __init__(self, step: StepContext, value: Value, place: FeatureMap, layout: TokenOutput | None = None):
+        self.sizes: tuple[int, ...] = value.sizes
+        self.length = value.width
+        self.op: PackOp | TokenPackOp = PackOp(map=place)
+        if value.tokens:
+            layout = layout or TokenOutput.plain(value)
+            self.sizes = tuple(layout.shape)
+            start = torch.arange(step.batch)[:, None] * torch.Size(self.sizes).numel()
+            self.offsets = (start + layout.token).flatten(), layout.channel.contiguous()
+            self.op = step.counted(TokenPackOp(place, None, *map(address, self.offsets)), value.width)
+        else:
+            step.sized_(self.op)
         self.program = Program([self.op])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the valid samples."""
-        return (self.op.samples, *self.sizes)
+        tokens = isinstance(self.op, TokenPackOp)
+        return (self.op.tokens // self.length if tokens else self.op.samples, *self.sizes)
 
     def read(self) -> Tensor:
         """Return what the map holds."""

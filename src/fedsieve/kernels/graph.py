@@ -37,10 +37,19 @@ class Value:
     """Whether the model sees it as [n, features]."""
     single: bool = False
     """Whether the model sees it as [n]."""
+    tokens: bool = False
+    """Whether a sample is ``width`` tokens: the model sees [n, width, channels]."""
+    plain: tuple[int, ...] | None = None
+    """The shape of a sample of an input that no map holds."""
+    dtype: torch.dtype = torch.float32
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The shape of a sample, as the model sees it."""
+        if self.plain is not None:
+            return self.plain
+        if self.tokens and not self.flat:
+            return self.width, self.channels
         if self.single:
             return ()
         return (self.channels,) if self.flat else (self.channels, self.height, self.width)
@@ -62,6 +71,11 @@ class ProductLayer(Layer):
     name: str
     relu: int = 0
     """1: ReLU; 2: ReLU6."""
+
+    @property
+    def weight_name(self) -> str:
+        """The weight's name in the model."""
+        return f"{self.name}.weight"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -220,6 +234,8 @@ class Graph:
     """All values that a model in training returns."""
     model_output: ModelOutput | None = None
     """How it returns them; None: ``output`` alone, [n, classes]."""
+    token_output: Any = None
+    """How a model of tokens returns ``output``: a ``TokenOutput``."""
 
     @property
     def fallbacks(self) -> list[str]:

@@ -44,6 +44,7 @@ from fedsieve.kernels.graph import (
 from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.program import Arena, Buffer, run_each
 from fedsieve.kernels.single import COPY, inside_mask, line_buffer, place_of, window_op
+from fedsieve.kernels.token_inference import TokenPredictor
 from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError
 
@@ -72,33 +73,41 @@ class Predictor:
         self.model, self.batch, self.block = copy.deepcopy(model).eval(), batch, STORAGES[storage]
         self.reason: str | None = library.unavailable_reason()
         self._shape: tuple[int, ...] = ()
+        self._dtype = torch.float32
+        self._tokens: TokenPredictor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits [n, classes] of samples [n, ...], of any number. Raises InputError if they do not fit."""
-        if x.dim() < 2 or x.dtype != torch.float32 or x.device.type != "cpu":
+        """Return what the model makes of samples [n, ...], of any number. Raises InputError if they do not fit."""
+        if x.dim() < 2 or x.dtype not in (torch.float32, torch.int64) or x.device.type != "cpu":
             kind = f"{list(x.shape)} of {x.dtype} on {x.device}"
             raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
         with torch.inference_mode(False), torch.no_grad():
-            if x.shape[1:] != self._shape:
-                self._prepare(tuple(x.shape[1:]), min(len(x), self.batch))
+            if (x.shape[1:], x.dtype) != (self._shape, self._dtype):
+                self._prepare(tuple(x.shape[1:]), x.dtype, min(len(x), self.batch))
             if self.reason is not None:
                 starts = range(0, max(1, len(x)), self.batch)
                 return torch.cat([self.model(x[i : i + self.batch]) for i in starts])
-            return self._logits(x.contiguous())
+            return self._logits(x.contiguous()) if self._tokens is None else self._tokens(x)
 
-    def _prepare(self, shape: tuple[int, ...], samples: int) -> None:
+    def _prepare(self, shape: tuple[int, ...], dtype: torch.dtype, samples: int) -> None:
         """Make what computes so many samples of a shape."""
         try:
-            self.model(torch.zeros(1, *shape))
+            self.model(torch.zeros(1, *shape, dtype=dtype))
         except RuntimeError as error:
             raise InputError(
                 f"the model takes no samples of shape {list(shape)}: {str(error).splitlines()[0]}"
             ) from None
-        self.reason, self._shape, self._passes = library.unavailable_reason(), shape, dict[int, list[ForwardPass]]()
+        self.reason, self._passes = library.unavailable_reason(), dict[int, list[ForwardPass]]()
+        self._shape, self._dtype, self._tokens = shape, dtype, None
         if self.reason is not None:
             return
         try:
-            self._graph = fuse_batchnorm(read_graph(self.model, shape, training=False))
+            graph = read_graph(self.model, shape, dtype, training=False)
+            if graph.token_output is not None:
+                self._tokens = TokenPredictor(graph, self.batch, self.block == STORAGES["bf16"])
+                self._tokens.prepare(max(samples, 1))
+                return
+            self._graph = fuse_batchnorm(graph)
             if self._graph.fallbacks:
                 raise Unsupported(f"the kernels do not know {', '.join(self._graph.fallbacks)}")
             self._team(_sizes(max(samples, 1), self.block)[0], 1)

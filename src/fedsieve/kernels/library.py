@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from fedsieve.kernels import token_ops  # noqa: F401  (whose operations are checked, too)
 from fedsieve.kernels.abi import Operation
 from fedsieve.types import InputError
 
-ABI = 8
+ABI = 9
 """What ``fs_abi`` of a library must answer: raised whenever a signature changes."""
 
 V2 = "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"

@@ -6,13 +6,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedsieve.kernels.abi import FeatureMap
 from fedsieve.kernels.fallback import Passage
+from fedsieve.kernels.graph import Graph
 from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Step
 from fedsieve.types import Examples, compute_loss
+
+
+def token_ignored(loss: object, graph: Graph) -> int | None:
+    """Return the label that the native cross-entropy of tokens leaves out; None where it is not the loss."""
+    output = graph.token_output
+    if output is None or not output.labels:
+        return None
+    if loss is F.cross_entropy and len(output.shape) == 1:
+        return -1
+    ignored: int | None = getattr(loss, "ignored_token", None)
+    return ignored if len(output.shape) == 2 else None
 
 
 class TorchLoss:
@@ -25,9 +38,9 @@ class TorchLoss:
 
     def lower(self, outputs: Sequence[FeatureMap], grads: Sequence[FeatureMap]) -> Step:
         """Return the call that reads the graph's outputs, and writes their gradients and the loss, into ``value``."""
-        values = self.step.graph.outputs
+        values, layout = self.step.graph.outputs, self.step.graph.token_output
         self.passages = [
-            (Passage(self.step, value, output), Passage(self.step, value, grad))
+            (Passage(self.step, value, output, layout), Passage(self.step, value, grad, layout))
             for value, output, grad in zip(values, outputs, grads, strict=True)
         ]
         return self._run

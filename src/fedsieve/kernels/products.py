@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.kernels.abi import (
+    WORDS,
     Candidates,
     DotOp,
     FeatureMap,
@@ -25,7 +26,9 @@ from fedsieve.kernels.abi import (
 )
 from fedsieve.kernels.graph import Graph, ProductLayer, Value
 from fedsieve.kernels.index import SparseIndex
-from fedsieve.kernels.program import Arena, Buffer, huge_pages, trim_memory
+from fedsieve.kernels.program import Arena, Buffer, Program, huge_pages, trim_memory
+from fedsieve.kernels.token_ops import AttentionBackwardOp
+from fedsieve.kernels.token_widths import TokenWidths
 from fedsieve.kernels.weights import MaskedWeights, SwatWeights, Weights
 from fedsieve.sparse.masks import topk_count
 
@@ -46,6 +49,8 @@ class Selection:
     count: Callable[[int], int]
     each: Callable[[int], float]
     """What a selected number multiplies, in a step of n samples."""
+    lanes: int = 0
+    """The samples as the operation sees them, where they are not the batch's: all lanes, of tokens."""
     threshold: Tensor = field(default_factory=lambda: torch.zeros(1))
     selected: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
 
@@ -56,7 +61,7 @@ class Selection:
         """Set how many numbers are selected in a step, and whether exactly."""
         self.op.top_k.count, self.op.top_k.exact = self.count(samples), int(step % self.period == 0)
         if not isinstance(self.op, TopOp):
-            self.op.samples = samples
+            self.op.samples = self.lanes or samples
 
 
 class Scratch:
@@ -95,24 +100,75 @@ class StepContext:
         self.graph, self.weights, self.batch, self.low_memory = graph, weights, batch, low_memory
         self.blocks = -(-batch // (32 if packed else 16))
         self.arena, self.scratch = Arena(packed, low_memory), Scratch()
+        self.activations: dict[Value, Buffer] = {}
+        self.widths: TokenWidths | None = None
         self.sized: list[Any] = []
         """Operations whose field ``samples`` is the batch's."""
+        self.token_counts: list[tuple[Any, str, int]] = []
+        """Operations with a field that has the number of the batch's tokens, and those of a sample."""
         self.selections: list[Selection] = []
         self.wide: list[WideOp] = []
 
     def buffer(self, value: Value, halo: int = 0) -> Buffer:
         """Return a new buffer for a value or its gradient."""
+        if value.tokens:
+            width = -(-self.batch * value.width // (32 if self.arena.packed else WORDS))
+            return Buffer(value.channels, 1, 1, width, 0, WORDS * (1 - width % 2))  # an odd number of cache lines apart
         return Buffer(value.channels, self.blocks, value.height, value.width, halo)
 
-    def sized_(self, op: T) -> T:
-        """Register an operation that must know how many samples there are, and return it."""
-        self.sized.append(op)
+    def sized_(self, op: T, value: Value | None = None) -> T:
+        """Register an operation that must know how many samples there are, and return it; all lanes, of tokens."""
+        if value is not None and value.tokens:
+            _sized(op).samples = self.lanes(value)
+        else:
+            self.sized.append(op)
+        return op
+
+    def fit_widths(self, program: Program) -> None:
+        """Let smaller batches of tokens compute less, where nothing is selected from whole maps."""
+        values = [value for value in self.activations if value.tokens]
+        if values and not self.selections:
+            lengths: dict[int, int] = {}
+            for value in values:  # of two lengths that fill as many vectors, the larger
+                width = int(self.activations[value].width)
+                lengths[width] = max(value.width, lengths.get(width, 0))
+            self.widths = TokenWidths(program.steps, lengths, self.lanes(values[0]))
+
+    def lanes(self, value: Value) -> int:
+        """Return how many samples the maps of tokens have for operations on samples; 0 of other maps."""
+        return (32 if self.arena.packed else WORDS) if value.tokens else 0
+
+    def clear_tail(self, value: Value, x: Buffer) -> None:
+        """Set the lanes that are no tokens to zero, before something is selected from all."""
+        if not value.tokens:
+            return
+
+        def clear() -> None:
+            lanes = self.lanes(value)
+            groups, rest = divmod(self.samples * value.width, lanes)
+            place = (int(x.data) - self.arena.memory.data_ptr()) // 4 + groups * WORDS
+            left = self.arena.memory.as_strided((x.channels, (x.width - groups) * WORDS), (x.channel, 1), place)
+            words = torch.zeros(left.shape[1], dtype=torch.int32)
+            for lane in range(rest):
+                words[lane % WORDS] |= -1 if lanes == WORDS else (0xFFFF if lane >= WORDS else -0x10000)
+            left.bitwise_and_(words)
+
+        self.arena.step(lambda: clear, x)
+
+    def counted(self, op: T, each: int) -> T:
+        """Register an operation that must know how many tokens there are, so many a sample, and return it."""
+        self.token_counts.append((op, "count" if hasattr(op, "count") else "tokens", each))
         return op
 
     def begin(self, step: int, samples: int, threads: int) -> None:
         """Set what changes from step to step: the number of samples, and which selections are exact."""
+        self.samples = samples
+        if self.widths:
+            self.widths.set(samples)
         for op in self.sized:
-            (op.of if isinstance(op, NormBackwardOp) else op).samples = samples
+            _sized(op).samples = samples
+        for op, name, each in self.token_counts:
+            setattr(op, name, samples * each)
         for selection in self.selections:
             selection.begin(step, samples)
         if (self.selections or self.wide) and self.scratch.grow(threads):
@@ -128,6 +184,11 @@ class StepContext:
         fixed = sum(own.layer.multiply_adds * own.count / own.numel * times[own.layer] for own in self.weights.masked)
         selected = sum(int(selection.selected) * selection.each(samples) for selection in self.selections)
         return samples * fixed + selected, samples * sum(layer.multiply_adds * times[layer] for layer in layers)
+
+
+def _sized(op: Any) -> Any:
+    """Return the operation whose samples are counted."""
+    return op.of if isinstance(op, NormBackwardOp | AttentionBackwardOp) else op
 
 
 class Product:
@@ -174,6 +235,7 @@ class MaskedProduct(Product):
         own, step, inputs = self.own, self.step, x
         if own.prune and own.count < own.numel:
             inputs = step.buffer(self.layer.inputs[0], x.halo)
+            step.clear_tail(self.layer.inputs[0], x)
             step.arena.step(lambda: self._prune(x, inputs), x, inputs)
         grad, halves = address(step.weights.grad, own.start), 3 * own.count < x.words and self.index.unit == 1
         if halves:
@@ -184,9 +246,10 @@ class MaskedProduct(Product):
 
     def _prune(self, x: Buffer, out: Buffer) -> PruneOp:
         op = PruneOp(in_=x, out=out)
-        share, each = self.own.count / self.own.numel, x.channels * x.height * x.width
-        period = WHOLE if self.own.cached else 1
-        select = Selection(op, period, lambda n: topk_count(max(share, 1 / (n * each)), n * each), lambda _: 0)
+        value = self.layer.inputs[0]
+        share, each = self.own.count / self.own.numel, value.channels * value.height * value.width
+        period, lanes = WHOLE if self.own.cached else 1, self.step.lanes(value)
+        select = Selection(op, period, lambda n: topk_count(max(share, 1 / (n * each)), n * each), lambda _: 0, lanes)
         self.step.selections.append(select)
         return op
 
@@ -228,7 +291,8 @@ class SwatProduct(Product):
         """Add the selection of the weights, and the forward product."""
         top, step = self.top, self.step
         top.channel, top.line, top.shift = x.channel, x.line, x.halo - self.layer.padding
-        products = out.height * out.width * (1 + step.graph.needs_grad[self.layer.inputs[0]])
+        value = self.layer.output
+        products = value.height * value.width * (1 + step.graph.needs_grad[self.layer.inputs[0]])
         step.selections.append(Selection(top, self.own.period, lambda _: self.own.k, lambda n: n * products))
         top.candidates.threshold = top.top_k.threshold
         step.arena.step(lambda: top)
@@ -237,21 +301,23 @@ class SwatProduct(Product):
     def backward(self, x: Buffer, g: Buffer) -> None:
         """Add the selection of the inputs, and the weights' gradient and step."""
         layer, step, own, scratch = self.layer, self.step, self.own, self.step.scratch
-        halo, value = layer.reach, layer.output
-        line, plane = value.width + 2 * halo, (value.width + 2 * halo) * (value.height + 2 * halo)
-        group = max(1, min(step.batch, CACHE // (plane * own.lanes * 4)))
+        halo, value = layer.reach, layer.inputs[0]
+        line, plane = g.width + 2 * halo, (g.width + 2 * halo) * (g.height + 2 * halo)
+        batch = step.lanes(value) or step.batch
+        group = max(1, min(batch, CACHE // (plane * own.lanes * 4)))
         group = group // 16 * 16 if group >= 16 else group
-        groups, each = -(-step.batch // group), x.channels * x.height * x.width
+        groups, each = -(-batch // group), value.channels * value.height * value.width
         scratch.need(
-            lists=each * step.batch,
+            lists=x.channels * x.height * x.width * batch,
             starts=x.channels * groups * layer.stride**2 + 1,
-            blocks=own.blocks * step.batch * plane * own.lanes,
+            blocks=own.blocks * batch * plane * own.lanes,
             sums=own.dense[0].numel(),
         )
         keep = KeepOp(groups=groups, group=group, stride=layer.stride, line=line, plane=plane, corner=halo * (line + 1))
-        products = layer.multiply_adds / each
-        selection = Selection(keep, own.period, lambda n: topk_count(own.density, n * each), lambda _: products)
+        products, lanes = layer.multiply_adds / each, step.lanes(value)
+        selection = Selection(keep, own.period, lambda n: topk_count(own.density, n * each), lambda _: products, lanes)
         step.selections.append(selection)
+        step.clear_tail(value, x)
 
         def select() -> KeepOp:
             keep.in_ = x

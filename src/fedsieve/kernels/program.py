@@ -79,8 +79,8 @@ class Buffer(FeatureMap):
     first = last = offset = -1
     __hash__ = object.__hash__
 
-    def __init__(self, channels: int, blocks: int, height: int, width: int, halo: int = 0):
-        super().__init__(None, channels, blocks, height, width, halo)
+    def __init__(self, channels: int, blocks: int, height: int, width: int, halo: int = 0, gap: int = 0):
+        super().__init__(None, channels, blocks, height, width, halo, 0, gap)
         if self.words > LARGEST:
             raise Unsupported("a map of more than 2^31 words")
 

@@ -26,6 +26,7 @@ from fedsieve.kernels.calls import (
     relu_of,
 )
 from fedsieve.kernels.checks import Unsupported, changed_calls
+from fedsieve.kernels.exported import read_exported
 from fedsieve.kernels.graph import (
     ActivationLayer,
     ConcatenationLayer,
@@ -95,10 +96,26 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def read_graph(model: nn.Module, shape: tuple[int, ...], training: bool = True) -> Graph:
-    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
+def read_graph(
+    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, training: bool = True
+) -> Graph:
+    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done.
+
+    A model of maps is traced; one of tokens, which cannot be, exported.
+    """
     if why := changed_calls(model):
         raise Unsupported(why)
+    if dtype != torch.float32:
+        return read_exported(model, shape, dtype, training)
+    try:
+        return _traced(model, shape, training)
+    except Unsupported:
+        if any(isinstance(m, nn.LayerNorm | nn.RMSNorm | nn.MultiheadAttention) for m in model.modules()):
+            return read_exported(model, shape, dtype, training)
+        raise
+
+
+def _traced(model: nn.Module, shape: tuple[int, ...], training: bool) -> Graph:
     states = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
     try:
         try:

@@ -14,6 +14,8 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.program import trim_memory
+from fedsieve.kernels.token_ops import TokenLossOp
+from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.training import TrainingStep
 from fedsieve.kernels.updates import UpdateRule
@@ -74,7 +76,7 @@ class Trainer:
     def step(self, x: Tensor, y: Examples) -> Tensor:
         """Train on samples [n, ...] and labels [n], or what else the loss takes; returns their mean loss."""
         if not self._ready:
-            self._build(read_graph(self.model, tuple(checks.samples(x).shape[1:])))
+            self._build(read_graph(self.model, tuple(checks.samples(x).shape[1:]), x.dtype))
         x, y = self._checked(x, y)
         loss = self.lowered.run(self._steps, x, y)
         self._steps += 1
@@ -94,6 +96,7 @@ class Trainer:
         """What the trainer holds: activations, indices, weights and scratch."""
         scratch = [value for value in vars(self.lowered.scratch).values() if isinstance(value, Tensor)]
         norms = [memory for pair in self.lowered.group_norms.values() for memory in pair]
+        norms += self.lowered.token_steps.memory
         tensors = [self.lowered.arena.memory, self.lowered.updates.sums, *self.weights.tensors, *scratch, *norms]
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
@@ -164,10 +167,17 @@ class Trainer:
             self.weights.put("shift", own)
 
     def _checked(self, x: Tensor, y: Examples) -> tuple[Tensor, Examples]:
-        x = checks.floats("x", x, None, *self._shape)
+        graph, n = self.lowered.graph, len(x)
+        x = checks.tensor("x", x, graph.input.dtype, None, *self._shape)
+        for layer in graph.layers:
+            if isinstance(layer, EmbeddingLayer) and layer.rows is None:
+                checks.between("x", x, len(layer.module.weight))
         n = checks.integer("the number of samples", len(x), 1, self.batch)
         if any(n * norm.output.height * norm.output.width == 1 for norm in self.weights.norms):
             raise InputError("BatchNorm needs more than one value a channel: the batch has one sample")
         if isinstance(self.lowered.loss, TorchLoss):
             return x, y
-        return x, checks.labels("y", y, n, self.lowered.graph.output.channels)
+        if isinstance(self.lowered.loss, TokenLossOp):
+            sizes = graph.token_output.shape[:-1]
+            return x, checks.labels("y", y, n, *sizes, classes=graph.output.channels, ignored=self.lowered.loss.ignored)
+        return x, checks.labels("y", y, n, classes=graph.output.channels)

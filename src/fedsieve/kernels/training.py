@@ -25,6 +25,7 @@ from fedsieve.kernels.abi import (
     group_norm_memory,
 )
 from fedsieve.kernels.fallback import Fallback
+from fedsieve.kernels.gradients import Gradients
 from fedsieve.kernels.graph import (
     ActivationLayer,
     ConcatenationLayer,
@@ -38,15 +39,17 @@ from fedsieve.kernels.graph import (
     Value,
 )
 from fedsieve.kernels.library import get_num_threads
-from fedsieve.kernels.loss import TorchLoss
-from fedsieve.kernels.products import MaskedProduct, StepContext, SwatProduct
+from fedsieve.kernels.loss import TorchLoss, token_ignored
+from fedsieve.kernels.products import MaskedProduct, SwatProduct
 from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
+from fedsieve.kernels.token_ops import TokenLossOp
+from fedsieve.kernels.token_steps import TokenSteps
 from fedsieve.kernels.updates import UpdateRule, Updates
 from fedsieve.kernels.weights import MaskedWeights, Weights
 from fedsieve.types import Examples
 
 
-class TrainingStep(StepContext):
+class TrainingStep(Gradients):
     """The forward and backward passes of a graph, and an optimizer's step, as a program."""
 
     def __init__(
@@ -62,28 +65,26 @@ class TrainingStep(StepContext):
     ):
         """Make it; ``norms`` are the vectors that weight decay does not reach."""
         super().__init__(graph, weights, batch, packed, low_memory)
-        self.activations: dict[Value, Buffer] = {}
-        self.gradients: dict[Value, Buffer] = {}
         self._recomputed: set[Value] = set()
         self.group_norms = {
             layer: group_norm_memory(layer.module.num_groups, layer.output.channels, self.blocks, packed)
             for layer in graph.layers
             if isinstance(layer, NormLayer) and isinstance(layer.module, nn.GroupNorm)
         }
+        self.token_steps = TokenSteps(self)
         self.fallbacks = {layer: Fallback(self, layer) for layer in graph.layers if isinstance(layer, FallbackLayer)}
         self.products = {
             layer: MaskedProduct(self, layer, own) if isinstance(own, MaskedWeights) else SwatProduct(self, layer, own)
             for layer, own in weights.layers.items()
         }
         self.loss_value = torch.zeros(())
-        native = loss is F.cross_entropy and graph.model_output is None
-        own = LossOp(loss=address(self.loss_value)) if native else None
-        self.loss = self.sized_(own) if own else TorchLoss(self, loss, self.loss_value)
+        self.loss = self._loss_of(loss)
         self._lower()
         if low_memory:
             trim_memory()
         self.scratch.allocate()
         self.program = self.arena.settle()
+        self.fit_widths(self.program)
         self.updates = Updates(weights, rule, norms)
         takes = [take for own in self.products.values() if isinstance(own, MaskedProduct) for take in own.takes]
         self.program.steps += [*self.updates.ops, *takes]
@@ -94,7 +95,8 @@ class TrainingStep(StepContext):
         """Do the step of that number on samples [n, ...] and their targets, and return their mean loss."""
         self.begin(step, len(x), get_num_threads())
         self.updates.begin()
-        self.pack.plain = x.data_ptr()
+        for op, name in self.token_steps.inputs:
+            setattr(op, name, x.data_ptr())
         if isinstance(self.loss, TorchLoss):
             self.loss.target = y
         else:
@@ -109,15 +111,29 @@ class TrainingStep(StepContext):
         for op in self.wide:
             op.rate, op.momentum, op.decay = lr, momentum, weight_decay
 
+    def _loss_of(self, loss: Callable[[Any, Any], Tensor]) -> LossOp | TokenLossOp | TorchLoss:
+        """Return the native cross-entropy, of samples or of tokens, or what lets PyTorch compute the loss."""
+        graph, output, value = self.graph, self.graph.token_output, self.loss_value
+        if output is None and loss is F.cross_entropy and graph.model_output is None:
+            return self.sized_(LossOp(loss=address(value)))
+        ignored = token_ignored(loss, graph)
+        if ignored is None:
+            return TorchLoss(self, loss, value)
+        each = torch.zeros(-(-self.batch * graph.output.width // 32) * 32)
+        self.token_steps.memory.append(each)
+        op = TokenLossOp(loss=address(value), each=address(each), ignored=ignored)
+        return self.counted(op, graph.output.width)
+
     def _lower(self) -> None:
         graph = self.graph
-        first = self.activations[graph.input] = self.buffer(graph.input, graph.halo(graph.input))
-        self.arena.step(lambda: self._pack(first), first)
+        if graph.input.plain is None:
+            first = self.activations[graph.input] = self.buffer(graph.input, graph.halo(graph.input))
+            self.arena.step(lambda: self._pack(first), first)
         for layer in graph.layers:
             out = self.activations[layer.output] = self.buffer(layer.output, graph.halo(layer.output))
             self._forward(layer, out)
         outputs = [self.activations[value] for value in graph.outputs]
-        grads = [self.buffer(value, self._gradient_halo(value)) for value in graph.outputs]
+        grads = [self.buffer(value, self.gradient_halo(value)) for value in graph.outputs]
         self.gradients |= dict(zip(graph.outputs, grads, strict=True))
         self.arena.step(lambda: self._loss(outputs, grads), *outputs, *grads)
         for layer in reversed(graph.layers):
@@ -126,8 +142,9 @@ class TrainingStep(StepContext):
                 self._backward(layer, gradient)
 
     def _pack(self, first: Buffer) -> PackOp:
-        self.pack = self.sized_(PackOp(map=first, unpack=0))
-        return self.pack
+        op = self.sized_(PackOp(map=first, unpack=0))
+        self.token_steps.inputs.append((op, "plain"))
+        return op
 
     def _loss(self, outputs: list[Buffer], grads: list[Buffer]) -> Step:
         if isinstance(self.loss, TorchLoss):
@@ -135,22 +152,13 @@ class TrainingStep(StepContext):
         (self.loss.logits,), (self.loss.grad,) = outputs, grads
         return self.loss
 
-    def _gradient_halo(self, value: Value) -> int:
-        """Return the halo that a gradient's readers need; a buffer may be handed on from value to value."""
-        maker = self.graph.maker(value)
-        if isinstance(maker, ProductLayer) and self.graph.needs_grad[maker.inputs[0]]:
-            return maker.reach
-        if isinstance(maker, NormLayer | ActivationLayer):
-            return max(self._gradient_halo(v) for v in maker.inputs)
-        return 0
-
     def _forward(self, layer: Layer, out: Buffer, again: bool = False) -> None:
         """Add a layer's forward; ``again``: as it was, for backward."""
         ins = [self.activations[value] for value in layer.inputs]
         if isinstance(layer, ProductLayer):
             self.products[layer].forward(ins[0], out)
         elif isinstance(layer, NormLayer):
-            self.arena.step(lambda: self.sized_(self._norm(layer, ins, out, 1 + again)), *ins, out)
+            self.arena.step(lambda: self.sized_(self._norm(layer, ins, out, 1 + again), layer.output), *ins, out)
         elif isinstance(layer, PoolLayer):
             self.arena.step(lambda: PoolOp(in_=ins[0], out=out, **vars(layer.window)), ins[0], out)
         elif isinstance(layer, FlattenLayer):
@@ -162,6 +170,8 @@ class TrainingStep(StepContext):
                 self.arena.step(lambda x=x, first=first: CopyOp(x, out.part(first, x.channels), CopyOp.COPY), x, out)  # type: ignore[misc]
         elif isinstance(layer, FallbackLayer):
             self.arena.step(lambda: self.fallbacks[layer].forward(ins, out), *ins, out)
+        else:
+            self.token_steps.forward(layer, ins, out)
 
     def _backward(self, layer: Layer, g: Buffer) -> None:
         if isinstance(layer, ProductLayer):
@@ -171,19 +181,21 @@ class TrainingStep(StepContext):
         elif isinstance(layer, PoolLayer):
             self._pool_backward(layer, g)
         elif isinstance(layer, FlattenLayer):
-            self._deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)
+            self.deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)
         elif isinstance(layer, ConcatenationLayer):
             self._concatenation_backward(layer, g)
         elif isinstance(layer, ActivationLayer):
             self._recompute(layer.inputs[0])
             x = self.activations[layer.inputs[0]]
-            self._change(layer.inputs[0], g, lambda to: ActivationOp.of(layer.function, x, to, g), x)
+            self.change(layer.inputs[0], g, lambda to: ActivationOp.of(layer.function, x, to, g), x)
         elif isinstance(layer, FallbackLayer):
             needed = [value for value in layer.inputs if self.graph.needs_grad[value]]
             fresh = [self.buffer(value) for value in needed]
             self.arena.step(lambda: self.fallbacks[layer].backward(g, fresh), g, *fresh)
             for value, buffer in zip(needed, fresh, strict=True):
-                self._deliver(value, lambda to, b=buffer: CopyOp(b, to, CopyOp.COPY), buffer)  # type: ignore[misc]
+                self.deliver(value, lambda to, b=buffer: CopyOp(b, to, CopyOp.COPY), buffer)  # type: ignore[misc]
+        else:
+            self.token_steps.backward(layer, g)
 
     def _product_backward(self, layer: ProductLayer, g: Buffer) -> None:
         x, out = layer.inputs[0], self.activations[layer.output]
@@ -192,19 +204,19 @@ class TrainingStep(StepContext):
             """Return what a bias and a ReLU behind a product do to the gradient, in place."""
             op = NormBackwardOp(of=NormOp(y=out, out=out, training=1, relu=int(layer.relu)), grad=g, grad_y=g)
             op.grad_beta = self.weights.address(layer.module.bias, self.weights.grad)
-            return self.sized_(op)
+            return self.sized_(op, layer.output)
 
         if layer.relu or layer.module.bias is not None:
             self.arena.step(bias_backward, out, g)
         self._recompute(x)
         self.products[layer].backward(self.activations[x], g)
         if self.graph.needs_grad[x]:
-            self.products[layer].input_gradient(g, *self._gradient(x))
+            self.products[layer].input_gradient(g, *self.gradient(x))
 
     def _concatenation_backward(self, layer: ConcatenationLayer, g: Buffer) -> None:
         for value, first in zip(layer.inputs, layer.starts, strict=True):
             if self.graph.needs_grad[value]:
-                self._part_backward(g, first, *self._gradient(value))
+                self._part_backward(g, first, *self.gradient(value))
 
     def _part_backward(self, g: Buffer, first: int, into: Buffer, more: bool) -> None:
         mode = CopyOp.ADD if more else CopyOp.COPY
@@ -214,7 +226,7 @@ class TrainingStep(StepContext):
         x = layer.inputs[0]
         if not layer.window.average:
             self._recompute(x)
-        into, more = self._gradient(x)
+        into, more = self.gradient(x)
         values = (into, g) if layer.window.average else (self.activations[x], self.activations[layer.output])
 
         def make() -> PoolOp:
@@ -248,49 +260,14 @@ class TrainingStep(StepContext):
             if layer.module is not None:
                 op.grad_gamma = weights.address(layer.module.weight, weights.grad)
                 op.grad_beta = weights.address(layer.module.bias, weights.grad)
-            return self.sized_(op)
+            return self.sized_(op, layer.output)
 
         used = [ins[0]] if layer.module is not None else []
         used += [out] if layer.relu and (len(ins) == 2 or layer.module is None) else []
         if len(ins) == 1:
-            return self._change(y, g, make, *used)
-        self._deliver(y, make, g, *used)
-        if self.graph.needs_grad[layer.inputs[1]]:
-            other = layer.inputs[1]
-            if other in self.gradients:
-                to = self.gradients[other]
-                self.arena.step(lambda: CopyOp(g, to, CopyOp.ADD), g, to)
-            else:
-                self.gradients[other] = g
-
-    def _change(self, value: Value, g: Buffer, make: Callable[[Buffer], Step], *used: Buffer) -> None:
-        """Add an operation that makes a value's gradient of ``g``: in place, unless others wrote before."""
-        if value in self.gradients:
-            self._deliver(value, make, g, *used)
-        else:
-            self.arena.step(lambda: make(g), *used, g)
-            self.gradients[value] = g
-
-    def _deliver(self, value: Value, make: Callable[[Buffer], Step], *used: Buffer) -> None:
-        """Add an operation that writes a gradient: by way of a buffer of its own, where others wrote before."""
-        if not self.graph.needs_grad[value]:
-            unused = self.buffer(value)
-            self.arena.step(lambda: make(unused), *used, unused)
-            return
-        into, more = self._gradient(value)
-        if not more:
-            self.arena.step(lambda: make(into), *used, into)
-            return
-        between = self.buffer(value)
-        self.arena.step(lambda: make(between), *used, between)
-        self.arena.step(lambda: CopyOp(between, into, CopyOp.ADD), between, into)
-
-    def _gradient(self, value: Value) -> tuple[Buffer, bool]:
-        """Return the buffer of a value's gradient, and whether something stands in it already."""
-        if value in self.gradients:
-            return self.gradients[value], True
-        self.gradients[value] = self.buffer(value, self._gradient_halo(value))
-        return self.gradients[value], False
+            return self.change(y, g, make, *used)
+        self.deliver(y, make, g, *used)
+        self.hand_on(layer.inputs[1], g)
 
     def _recompute(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""

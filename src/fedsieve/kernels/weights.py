@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels.abi import address
+from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, ProductLayer
 from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.library import native
 from fedsieve.kernels.program import huge_pages, lazy_zeros
+from fedsieve.kernels.tokens import EmbeddingLayer, LayerNormLayer, TokenProduct
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
 from fedsieve.sparse.masks import topk_count
 
@@ -32,17 +34,23 @@ class MaskedWeights:
         self.power, self.prune, self.cached = (power.a, power.prune, power.cached) if power else (1.0, False, False)
         if mask is None:
             mask = torch.ones(layer.shape, dtype=torch.bool) if self.power == 1 else module.weight != 0
-        self.mask = mask.detach().contiguous()
+        self.transposed = isinstance(layer, TokenProduct) and layer.transposed
+        self.mask = (mask.t() if self.transposed and mask.dim() == 2 else mask).detach().contiguous()
         """Needed until the index is filled."""
         self.count = int(self.mask.count_nonzero())
         self.index = SparseIndex(*layer.shape[:3], layer.stride, layer.padding, self.count, layer.groups)
+
+    def positions(self) -> Tensor:
+        """Return the flat positions of the entries in the module's weight, int64 [count]."""
+        positions, (out, inner, _, _) = self.index.positions(), self.layer.shape
+        return positions % inner * out + positions // inner if self.transposed else positions
 
     def read(self, weights: Weights) -> None:
         """Copy the module's weights, if it has any, into the vectors."""
         if self.layer.module.weight.stride(0) == 0:
             return
         own = slice(self.start, self.start + self.count)
-        weights.w[own] = self.layer.module.weight.detach().reshape(-1).index_select(0, self.index.positions())
+        weights.w[own] = self.layer.module.weight.detach().reshape(-1).index_select(0, self.positions())
         if weights.effective is not weights.w:
             weights.effective[own] = powerprop_weight(weights.w[own], self.power)
 
@@ -54,7 +62,7 @@ class MaskedWeights:
         flat = weight.view(-1) if weight.is_contiguous() else torch.empty(self.numel)
         if self.count < self.numel:
             flat.zero_()
-        flat.index_copy_(0, self.index.positions(), weights.w[self.start : self.start + self.count])
+        flat.index_copy_(0, self.positions(), weights.w[self.start : self.start + self.count])
         if not weight.is_contiguous():
             weight.copy_(flat.view(weight.shape))
 
@@ -62,7 +70,7 @@ class MaskedWeights:
         """Return the layer's moments, each [numel], 0 off the mask."""
         if not weights.moments:
             return []
-        own, positions = slice(self.start, self.start + self.count), self.index.positions()
+        own, positions = slice(self.start, self.start + self.count), self.positions()
         return [torch.zeros(self.numel).index_copy_(0, positions, moment[own]) for moment in weights.moments]
 
     def set_moments(self, weights: Weights, moments: Sequence[Tensor]) -> None:
@@ -73,7 +81,7 @@ class MaskedWeights:
     def put(self, into: Tensor, values: Tensor | None) -> None:
         """Copy numbers of all weights, 0 of None, into a vector of all entries."""
         own = into[self.start : self.start + self.count]
-        own.zero_() if values is None else own.copy_(values.reshape(-1)[self.index.positions()])
+        own.zero_() if values is None else own.copy_(values.reshape(-1)[self.positions()])
 
     def release(self) -> None:
         """Give the module a weight without memory, until ``write``."""
@@ -169,7 +177,7 @@ class Weights:
             if isinstance(product.module, SwatConv2d | SwatLinear):
                 self.layers[product] = SwatWeights(product, moments, apart)
             else:
-                name = f"{product.name}.weight"
+                name = product.weight_name
                 self.layers[product] = own = MaskedWeights(product, mask.get(name), start)
                 self.names.add(name)
                 start += own.count
@@ -183,10 +191,22 @@ class Weights:
                     self.names.add(f"{fallback.name}.{name}")
                     self.masks[id(parameter)] = own_mask.clone()
         vectors += [vector for layer in norms for vector in layer.module.parameters()]  # type: ignore[union-attr]
+        for layer in graph.layers:
+            if isinstance(layer, LayerNormLayer) or (isinstance(layer, EmbeddingLayer) and not layer.tied):
+                vectors += layer.module.parameters()
+            if isinstance(layer, EmbeddingLayer) and not layer.tied and layer.parameter in mask:
+                self.names.add(layer.parameter)
+                self.masks[id(layer.module.weight)] = mask[layer.parameter].clone()
         self.sparse, self.small, self.vectors = start, dict[int, int](), vectors
         for vector in vectors:
             self.small[id(vector)] = start
             start += vector.numel()
+        for layer in graph.layers:
+            if isinstance(layer, EmbeddingLayer) and layer.tied:
+                (own,) = (w for w in self.masked if w.layer.module.weight is layer.module.weight)
+                if own.count < own.numel or own.transposed:
+                    raise Unsupported(f"a mask on {layer.parameter}, the weight of an embedding and of a product")
+                self.small[id(layer.module.weight)] = own.start
         self.w, self.grad = lazy_zeros(start), lazy_zeros(start)
         self.moments = [lazy_zeros(start) for _ in range(moments)]
         self.start: Tensor | None = None

@@ -88,14 +88,13 @@ PRESETS: dict[str, Preset] = {
         Task("resnet18", "speech_commands", 100, validation=VALIDATION),
         {"rounds": 200, "per_round": 10, "lr": 0.01, "lr_end": 0.001, "evaluate_every": 10},
     ),
-    # LEAF's Shakespeare (Caldas et al. 2018), of the roles that char-rnn's text has: lr and batch are LEAF's; a small
-    # GPT on the same, its settings our own
+    # LEAF's Shakespeare (Caldas et al. 2018), of char-rnn's roles: lr and batch are LEAF's; the GPT's settings our own
     "shakespeare": Preset(
         "Shakespeare's roles, by LEAF's LSTM",
         Task("char_lstm", "shakespeare", 227, "group", loss=NextToken()),
         {"rounds": 100, "per_round": 10, "batch": 10, "lr": 0.8, "lr_end": 0.8, "evaluate_every": 10},
     ),
-    "shakespeare_gpt": Preset(
+    "gpt": Preset(
         "Shakespeare's roles, by a small GPT",
         Task("char_gpt", "shakespeare", 227, "group", loss=NextToken()),
         {"rounds": 100, "per_round": 10, "batch": 8, **ADAMW, "lr": 3e-3, "lr_end": 3e-4, "evaluate_every": 10},
@@ -166,7 +165,7 @@ PRESETS: dict[str, Preset] = {
         Task("char_gpt", "shakespeare", 114, "group", loss=NextToken(), part="1/2"),
         {"rounds": 100, "per_round": 10, "batch": 8, **ADAMW, "lr": 1.5e-3, "lr_end": 1.5e-4, "evaluate_every": 10},
     ),
-    "lora_shakespeare_gpt": Preset(
+    "lora_gpt": Preset(
         "LoRA adapters of a small GPT, the other half of Shakespeare's roles; --init RUN of fedavg.gpt_start",
         Task("char_gpt", "shakespeare", 113, "group", loss=NextToken(), part="2/2", adapters=LoRA()),
         {"rounds": 50, "per_round": 10, "batch": 8, **ADAMW, "lr": 3e-3, "lr_end": 3e-4, "evaluate_every": 10},
@@ -281,14 +280,15 @@ def _others() -> dict[str, Recipe]:
         ),
         **{
             f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own))
-            for data in ("shakespeare", "shakespeare_gpt", "diabetes", "vit_start", "gpt_start")
+            for data in ("shakespeare", "gpt", "diabetes", "vit_start", "gpt_start")
             for method, about, own in (("fedavg", "Dense FedAvg", dense), ("topk", "Top-k at 80 %", several))
             if method == "fedavg" or not data.endswith("_start")
         },
         **{
             f"flash.{data}": (f"FLASH at density .2 on {PRESETS[data].about}", PRESETS[data].run(methods.FLASH(0.2)))
-            for data in ("shakespeare", "shakespeare_gpt")
+            for data in ("shakespeare", "gpt")
         },
+        "zerofl.gpt": (f"{PRODUCT['zerofl'][0]} on {PRESETS['gpt'].about}", PRESETS["gpt"].run(PRODUCT["zerofl"][1])),
         **{
             f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own))
             for data in ("vit", "resnet50", "mobilenet", "groupnorm")
@@ -297,7 +297,7 @@ def _others() -> dict[str, Recipe]:
         },
         **{
             f"{method}.{data}": (f"{about} on {PRESETS[data].about}", PRESETS[data].run(own, TIERS.get(method, (1.0,))))
-            for data in ("lora_vit", "lora_shakespeare_gpt")
+            for data in ("lora_vit", "lora_gpt")
             for method, about, own in (
                 ("topk", "Top-k of the update at 80 %", replace(several, of="update")),
                 ("flash", "FLASH at density .2", methods.FLASH(0.2)),
@@ -306,7 +306,7 @@ def _others() -> dict[str, Recipe]:
         },
         **{
             f"lora.{data}": (f"FedAvg on {PRESETS[f'lora_{data}'].about}", PRESETS[f"lora_{data}"].run(dense))
-            for data in ("vit", "shakespeare_gpt")
+            for data in ("vit", "gpt")
         },
         "flash.weighted_cifar10": (
             f"FLASH at density .1 on {flash_cifar10.about}, animals counting twice",

@@ -5,8 +5,8 @@ each passed over once. A weight on an unstructured mask reads one vector of samp
 one that ``unit`` output channels share reads it once for all of them. They are read from the smallest cache that holds
 what a tile of 16 positions looks at. What is not a product passes over its maps once: a BatchNorm reads one and writes
 one, and backward reads two and writes one (its sums could be made where the maps are written); a sum, a ReLU, a pool
-likewise; an optimizer reads and writes its numbers. These are read and written from the cache that holds all maps of a
-step, or else from memory.
+likewise; attention also multiplies, seven products of tokens with tokens in all; an optimizer reads and writes its
+numbers. These are read and written from the cache that holds all maps of a step, or else from memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import torch
 from fedsieve.client.process import num_threads
 from fedsieve.kernels import Trainer
 from fedsieve.kernels.abi import WORDS, RoofOp, address
-from fedsieve.kernels.graph import Graph, Layer, NormLayer, PoolLayer, ProductLayer, Value
+from fedsieve.kernels.graph import ActivationLayer, Graph, Layer, NormLayer, PoolLayer, ProductLayer, Value
 from fedsieve.kernels.program import Program, huge_pages
+from fedsieve.kernels.tokens import AttentionLayer, LayerNormLayer
 from fedsieve.kernels.weights import MaskedWeights
 from fedsieve.runs.provenance import cpu_model
 
@@ -101,7 +102,8 @@ def _seconds_each(threads: int, count: int, reads: bool, clock: Callable[[], flo
 def roof_seconds(trainer: Trainer, roof: Roof) -> float:
     """Return the seconds that a training step on a full batch would take at the roof."""
     graph, weights = trainer.lowered.graph, trainer.weights
-    blocks = -(-trainer.batch // (32 if trainer.packed else 16))
+    lanes = 32 if trainer.packed else 16
+    blocks = trainer.batch / lanes if graph.token_output is not None else float(-(-trainer.batch // lanes))
     passes = roof.bandwidth(4 * trainer.lowered.arena.memory.numel() / roof.threads)
     seconds = 0.0
     for layer in graph.layers:
@@ -115,11 +117,13 @@ def roof_seconds(trainer: Trainer, roof: Roof) -> float:
             seconds += 4 * 5 * own.dense.numel() / passes  # and what is selected is read once
         else:
             seconds += BYTES * blocks * _passes(layer) / passes
+        if isinstance(layer, AttentionLayer):
+            seconds += trainer.batch * _attention(layer) / (1e9 * roof.gflops)
     return seconds
 
 
 def _product(
-    graph: Graph, layer: ProductLayer, density: float, unit: int, blocks: int, packed: bool, roof: Roof, passes: float
+    graph: Graph, layer: ProductLayer, density: float, unit: int, blocks: float, packed: bool, roof: Roof, passes: float
 ) -> float:
     """Return the seconds of a product and its gradients at the roof."""
     x, out = layer.inputs[0], layer.output
@@ -139,9 +143,17 @@ def _product(
     return forward + weight + (one(x, out, 1) if graph.needs_grad[x] else 0)
 
 
+def _attention(layer: AttentionLayer) -> float:
+    """Return the operations of a sample's attention: two products forward; backward, those of scores and gradients."""
+    pairs = layer.output.width**2 * (0.5 if layer.causal else 1)
+    return 2 * (2 + 5) * layer.output.channels * pairs
+
+
 def _passes(layer: Layer) -> float:
     """Return how many vectors a layer that is no product reads and writes, forward and backward, of a block."""
-    ins, out = sum(map(_positions, layer.inputs)), _positions(layer.output)
+    ins, out = sum(map(_positions, dict.fromkeys(layer.inputs))), _positions(layer.output)
+    if isinstance(layer, LayerNormLayer | ActivationLayer | AttentionLayer):
+        return ins + out + 2 * ins + out
     if isinstance(layer, NormLayer):
         return ins + out + 3 * out
     return 2 * (ins + out) if isinstance(layer, PoolLayer) else 0

@@ -3,6 +3,9 @@
 // A map is an activation tensor as [channels][blocks][height + 2 halo][width + 2 halo][16 words], samples innermost.
 // A word is 32 bits: one float (a block is 16 samples), or two bfloat16 (a block is 32 samples: sample i in the upper
 // half of word i, sample 16 + i in the lower). Halos are zero; whoever writes a map also writes its halo.
+//
+// A map of tokens has one block and one line, without a halo: its lanes are the tokens of all samples, one sample behind
+// another, and then lanes that stand for none, up to the width. There the gradients are zero, and activations finite.
 #pragma once
 #include <cstdint>
 
@@ -12,6 +15,7 @@ struct Map {
     uint32_t* data;
     int32_t channels, blocks, height, width, halo;
     int32_t packed;  // 1: two bfloat16 a word
+    int32_t gap;     // words between a channel and the next
 };
 
 // out[r] = sum over the entries i of row r of value[i] * in[offset[i] + position], one vector a position: a convolution,
@@ -286,6 +290,97 @@ struct Activation {
     int32_t function;
 };
 
+// Over the channels of each token: out = gamma (x - mean) / sqrt(variance + eps) + beta, or, if `rms`, gamma x /
+// sqrt(mean of x^2 + eps).
+struct LayerNorm {
+    Map x, out;
+    const float* gamma;       // [channels] or null: 1
+    const float* beta;        // [channels] or null: 0
+    float* mean;              // [lanes]: kept for backward
+    float* invstd;
+    float eps;
+    int32_t rms;
+};
+
+struct LayerNormBackward {
+    LayerNorm of;             // `out` is not read
+    Map grad;                 // of the output
+    Map grad_x;               // may be `grad`
+    float* grad_gamma;        // [channels] or null
+    float* grad_beta;
+};
+
+// For each sample and head: out = softmax(scale q k^T) v, over the tokens of the sample, or, if `causal`, over those up to
+// the token itself. A head's channels are successive, the first head's first; `kv_heads` of k and v are each of
+// heads / kv_heads successive ones of q.
+struct Attention {
+    Map q, k, v, out;
+    float* logsum;            // [heads][lanes]: log of the sum of the exponentials, kept for backward
+    int32_t samples, length;  // tokens of a sample
+    int32_t heads, kv_heads, size;
+    int32_t causal;
+    float scale;
+};
+
+struct AttentionBackward {
+    Attention of;
+    Map grad;                 // of the output
+    Map grad_q, grad_k, grad_v;
+};
+
+// out[c][i] = table[row[i]][c] (0 where row[i] < 0) + add[c][i], for the first `tokens` lanes, and 0 + add in the others.
+struct Embedding {
+    Map out;
+    const Map* add;           // or null; may be `out`
+    const float* table;       // [rows][channels]
+    const int64_t* row;
+    int64_t tokens;
+};
+
+// grad_table[row[i]][c] += grad[c][i], for the first `tokens` lanes. With `clear`, the table's gradient begins at 0.
+struct EmbeddingBackward {
+    Map grad;
+    float* grad_table;
+    const int64_t* row;
+    int64_t tokens, rows;
+    int32_t clear;
+};
+
+// out[c][i] = scale in[c][source[i]], and 0 where source[i] < 0 or i >= count; or, if `scatter`, out = 0, and then
+// out[c][source[i]] += scale in[c][i].
+struct Rearrange {
+    Map in, out;
+    const int32_t* source;    // [count]
+    int64_t count;
+    int32_t scatter;
+    float scale;
+};
+
+// plain[sample[i] + channel[c]] <-> map[c][i] for the first `tokens` lanes; 0 in the others.
+struct TokenPack {
+    Map map;
+    float* plain;
+    const int64_t* token;     // [tokens]
+    const int64_t* channel;   // [channels]
+    int64_t tokens;
+    int32_t unpack;
+};
+
+// Mean cross-entropy of logits [classes] of the tokens whose label is not `ignored`, 0 where all are; and its gradient.
+struct TokenLoss {
+    Map logits, grad;
+    const int64_t* label;     // [tokens]
+    float* loss;              // [1]
+    float* each;              // [lanes]: every token's
+    int64_t tokens, ignored;
+};
+
+// out = a b (or += with `accumulate`).
+struct Multiply {
+    Map a, b, out;
+    int32_t accumulate;
+};
+
 // `times` rounds of 192 multiply-adds in registers, or (`reads`) of one for each number of a thread's part of the memory.
 struct Roof {
     float* memory;  // [threads][count], zeros
@@ -306,7 +401,11 @@ struct Op {
     X(TOP, Top, top) X(KEEP, Keep, keep) X(PRUNE, Prune, prune) X(WIDE, Wide, wide) X(TAKE, Take, take)           \
     X(CONVOLUTION, Convolution, convolution) X(WINDOW, Window, window) X(LINEAR, Linear, linear)                  \
     X(ADAM, Adam, adam) X(ADJUST, Adjust, adjust) X(CLIP, Clip, clip) X(ACTIVATION, Activation, activation)    \
-    X(SCATTER, Scatter, scatter) X(ROOF, Roof, roof)
+    X(SCATTER, Scatter, scatter) X(ROOF, Roof, roof) X(LAYER_NORM, LayerNorm, layer_norm)                         \
+    X(LAYER_NORM_BACKWARD, LayerNormBackward, layer_norm_backward) X(ATTENTION, Attention, attention)             \
+    X(ATTENTION_BACKWARD, AttentionBackward, attention_backward) X(EMBEDDING, Embedding, embedding)               \
+    X(EMBEDDING_BACKWARD, EmbeddingBackward, embedding_backward) X(REARRANGE, Rearrange, rearrange)               \
+    X(TOKEN_PACK, TokenPack, token_pack) X(TOKEN_LOSS, TokenLoss, token_loss) X(MULTIPLY, Multiply, multiply)
 
 enum Kind {
 #define FS_KIND(kind, type, function) kind,

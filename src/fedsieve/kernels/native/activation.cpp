@@ -1,22 +1,9 @@
 // Activations that are no part of a product or a norm, and their gradients. Errors: a few units in the last place.
-#include "vec.h"
+#include "functions.h"
 
 namespace {
 
 INLINE V size_of(V x) { return (V)(bits(x) & 0x7fffffffu); }
-
-// e^x: 2^n times a polynomial (Cephes's) of the rest; 0 below -87.7, infinite from 88.4 on, NaN of NaN.
-INLINE V exponential(V x) {
-    x = select(x < all(-87.9f), all(-87.9f), select(x > all(88.8f), all(88.8f), x));
-    const V shifted = x * all(1.44269504f) + all(12582912.0f);  // its last bits are n
-    const V n = shifted - all(12582912.0f);
-    const V r = x - n * all(0.693359375f) - n * all(-2.12194440e-4f);
-    V p = all(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = p * r + all(c);
-    p = p * (r * r) + r + all(1);
-    return p * (V)((bits(shifted) << 23) + (127u << 23));
-}
 
 INLINE V sigmoid(V x) { return all(1) / (all(1) + exponential(-x)); }
 

@@ -37,12 +37,22 @@ typedef uint32_t U __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 
 INLINE V zero() { return V{}; }
-INLINE V all(float x) { return V{} + x; }
+INLINE V all(float x) { return x - V{}; }
 INLINE U bits(V x) { return (U)x; }
 INLINE V load(const void* p) { V x; memcpy(&x, p, sizeof x); return x; }
 INLINE void store(void* p, V x) { memcpy(p, &x, sizeof x); }
 INLINE V select(I which, V a, V b) { return (V)(((U)which & (U)a) | (~(U)which & (U)b)); }
-INLINE V larger(V a, V b) { return select(a > b, a, b); }
+INLINE V larger(V a, V b) {  // b where one is NaN
+#if defined(__AVX512F__)
+    return (V)_mm512_maskz_max_ps(__mmask16(-1), (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (V)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return select(a > b, a, b);
+#endif
+}
 INLINE V positive(V x) { return (V)(~(U)(x <= zero()) & (U)x); }  // of NaN: NaN
 INLINE V rectified(V x, int relu) {  // by ReLU, or, if 2, ReLU6
     x = positive(x);
@@ -210,7 +220,7 @@ struct Steps {
     explicit Steps(const Map& m) {
         row = int64_t(m.width + 2 * m.halo) * WORDS;
         block = row * (m.height + 2 * m.halo);
-        channel = block * m.blocks;
+        channel = block * m.blocks + m.gap;
         inside = m.data + m.halo * (row + WORDS);
     }
     uint32_t* at(int64_t c, int64_t b) const { return inside + c * channel + b * block; }

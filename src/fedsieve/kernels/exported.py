@@ -1,0 +1,191 @@
+"""Reading a model of tokens by ``torch.export``: a list of layers that the kernels know, or one line on why not.
+
+What only moves numbers (views, splits, transposes, heads, slices) is run on the places of the numbers instead of the
+numbers. A layer then looks which tokens, and which of their channels, it was given, whatever way they came.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph import Graph, Value
+from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
+from fedsieve.kernels.token_calls import TokenCalls
+from fedsieve.kernels.tokens import EmbeddingLayer, TokenOutput, TokenProduct
+from fedsieve.sparse.layers import SparseLayer
+
+MOVES = {
+    "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "select",
+    "slice", "split", "split_with_sizes", "chunk", "unbind", "flatten", "unflatten", "contiguous", "clone", "t",
+    "movedim", "alias", "narrow", "repeat", "repeat_interleave", "stack", "roll", "flip", "unfold", "index",
+    "index_select",
+}  # fmt: skip
+"""Operations that only move numbers."""
+
+
+def read_exported(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, training: bool = True) -> Graph:
+    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
+    modes = {m: m.training for m in model.modules()}
+    x = torch.zeros(SAMPLES + 1, *shape, dtype=dtype)
+    try:
+        with _plain_layers(model), torch.random.fork_rng(devices=[]):
+            batch = {0: torch.export.Dim.AUTO}
+            program = torch.export.export(model.train(training), (x,), dynamic_shapes=(batch,), strict=False)
+    except Exception as error:
+        line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Unsupported(f"the model cannot be exported ({line})") from error
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    graph = _ExportReader(model, program, shape, dtype).graph()
+    _owned(model, graph, training)
+    return graph
+
+
+@contextmanager
+def _plain_layers(model: nn.Module) -> Iterator[None]:
+    """Let sparse layers be exported as plain ones, without the hooks that count, and failures without a log."""
+    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
+    hooks = [(m, name, getattr(m, name)) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    for layer in layers:
+        plain = nn.Conv2d.forward if isinstance(layer, nn.Conv2d) else nn.Linear.forward
+        layer.forward = partial(plain, layer)  # type: ignore[arg-type]
+    for m, name, own in hooks:
+        setattr(m, name, type(own)())
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        for layer in layers:
+            del layer.forward
+        for m, name, own in hooks:
+            setattr(m, name, own)
+
+
+def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
+    """Raise Unsupported unless every parameter belongs to one layer that runs once; and is trained, in training."""
+    weights = {id(layer.module.weight) for layer in graph.layers if isinstance(layer, TokenProduct)}
+    for layer in graph.layers:
+        if isinstance(layer, EmbeddingLayer) and layer.rows is None:
+            layer.tied = id(layer.module.weight) in weights
+    tied = [layer for layer in graph.layers if isinstance(layer, EmbeddingLayer) and layer.tied]
+    modules = [getattr(layer, "module", None) for layer in graph.layers if layer not in tied]
+    users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
+    for name, parameter in model.named_parameters():
+        if users[id(parameter)] > 1 or users[id(parameter)] < training:
+            raise Unsupported(f"{name} is used more than once" if users[id(parameter)] else f"no layer uses {name}")
+        if training and not parameter.requires_grad:
+            raise Unsupported(f"{name} is not trained (requires_grad is False)")
+
+
+class _ExportReader(TokenCalls):
+    def __init__(self, model: nn.Module, program: Any, shape: tuple[int, ...], dtype: torch.dtype):
+        super().__init__(model, Value(0, plain=shape, dtype=dtype))
+        self.program = program
+        self.env: dict[fx.Node, Any] = {}
+
+    def graph(self) -> Graph:
+        """Read node by node."""
+        signature = self.program.graph_signature
+        parameters, constants = signature.inputs_to_parameters, signature.inputs_to_lifted_tensor_constants
+        buffers, inputs = signature.inputs_to_buffers, list(signature.user_inputs)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in parameters:
+                    self.env[node] = self._places(self.model.get_parameter(parameters[node.name]))
+                elif node.name in buffers:
+                    self.env[node] = self.model.get_buffer(buffers[node.name])
+                elif node.name in constants:
+                    self.env[node] = self.program.constants[constants[node.name]]
+                else:
+                    assert inputs == [node.name]
+                    numbers = torch.arange(SAMPLES * torch.Size(self.input.sizes).numel())
+                    self.env[node] = Places(self.input, numbers.view(SAMPLES, *self.input.sizes))
+            elif node.op == "call_function":
+                self.env[node] = self._call(node)
+            elif node.op == "output":
+                return self._returned(node)
+            else:
+                raise Unsupported(f"the model uses {node.op} {node.target}")
+        raise Unsupported("the model returns nothing")
+
+    def _call(self, node: fx.Node) -> Any:
+        args: Any
+        kwargs: Any
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        flat = [*arguments_of([args, kwargs])]
+        places = [x for x in flat if isinstance(x, Places)]
+        target: Any = node.target
+        if node.target is operator.getitem and not isinstance(args[0], Places):
+            return args[0][args[1]]
+        if not places:
+            return target(*args, **kwargs)
+        name = target.__name__.partition(".")[0] if callable(target) else str(target)
+        if name in ("sym_size", "sym_numel", "sym_stride"):
+            return target(*indices(args), **kwargs)
+        if name in MOVES and len({id(one.of) for one in places}) == 1:
+            if name in ("view", "_unsafe_view"):
+                target = torch.ops.aten.reshape.default  # the places have strides of their own
+            moved = target(*indices(args), **indices(kwargs))
+            return _placed(moved, places[0].of)
+        own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)
+        if own is None:
+            raise Unsupported(f"{self._where(node)}the kernels do not know {name}")
+        try:
+            y = own(*args, **kwargs)
+        except Unsupported as error:
+            raise Unsupported(f"{self._where(node)}{error}") from None
+        if name.endswith("_"):
+            self._renamed(args[0], y)
+        return y
+
+    def _renamed(self, old: Places, new: Places) -> None:
+        """Let every view of a value that was changed in place be one of what it became."""
+        if not torch.equal(old.index, new.index):
+            raise Unsupported("a change in place of a part of a tensor")
+        views = {node: x for node, x in self.env.items() if isinstance(x, Places) and x.of is old.of}
+        self.env |= {node: Places(new.of, x.index) for node, x in views.items()}
+
+    def _where(self, node: fx.Node) -> str:
+        """Return the module that a node is of, with a colon; "" for the model itself."""
+        stack = [*(node.meta.get("nn_module_stack") or {}).values()]
+        path = str(stack[-1][0]) if stack else ""
+        return f"{path}: " if path else ""
+
+    def _returned(self, node: fx.Node) -> Graph:
+        returned: Any = node.args[0]
+        x = self.env.get(returned[0])
+        if len(returned) != 1 or not isinstance(x, Places) or isinstance(x.of, Tensor):
+            raise Unsupported("a model of tokens that returns more than one tensor")
+        dim = -1
+        if x.index.dim() == 3 and int(x.index[0, 0, -1] - x.index[0, 0, 0]) != x.index.shape[-1] - 1:
+            dim = 1  # [n, classes, length]
+        rows = self._all(self._rows(Places(x.of, x.index.movedim(dim, -1))))
+        flat, each = rows.ids.flatten(), rows.value.width
+        if rows.ids.shape[0] != SAMPLES or not torch.equal(flat // each, torch.arange(SAMPLES).repeat_interleave(each)):
+            raise Unsupported("a model that does not return the samples in order")
+        shape = tuple(x.index.shape[1:])
+        offsets = torch.arange(torch.Size(shape).numel()).view(shape).movedim(min(dim, 0), -1)
+        token = torch.empty(each, dtype=torch.int64)
+        token[flat[:each]] = offsets.flatten(0, -2)[:, 0] if offsets.dim() > 1 else torch.zeros(1, dtype=torch.int64)
+        channel = offsets.flatten(0, -2)[0] if offsets.dim() > 1 else offsets
+        labels = dim == -1 and torch.equal(flat, torch.arange(SAMPLES * each))
+        output = TokenOutput(shape, token, channel - channel[0], labels)
+        return Graph(self.input, rows.value, self.layers, [rows.value], token_output=output)
+
+
+def _placed(x: Any, of: Value | Tensor) -> Any:
+    """Return one tensor of places, or several."""
+    return Places(of, x) if isinstance(x, Tensor) else type(x)(_placed(one, of) for one in x)

@@ -1,0 +1,250 @@
+"""The operations of a training step's layers of tokens, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.kernels.abi import WORDS, CopyOp, MapPointer, address
+from fedsieve.kernels.fallback import Passage
+from fedsieve.kernels.gradients import Gradients
+from fedsieve.kernels.graph import Layer, Value
+from fedsieve.kernels.products import StepContext
+from fedsieve.kernels.program import Buffer
+from fedsieve.kernels.token_ops import (
+    AttentionBackwardOp,
+    AttentionOp,
+    EmbeddingBackwardOp,
+    EmbeddingOp,
+    LayerNormBackwardOp,
+    LayerNormOp,
+    MultiplyOp,
+    RearrangeOp,
+    TokenPackOp,
+)
+from fedsieve.kernels.tokens import (
+    AttentionLayer,
+    ChannelsLayer,
+    DropoutLayer,
+    ElementProductLayer,
+    EmbeddingLayer,
+    InputLayer,
+    LayerNormLayer,
+    MeanLayer,
+    RearrangedLayer,
+)
+
+
+class TokenForward:
+    """The forward operations of layers of tokens, in a training step or without one."""
+
+    def __init__(self, step: StepContext):
+        self.context, self.batch = step, step.batch
+        self.memory: list[Tensor] = []
+        """What operations point to, and what forward keeps for backward."""
+        self.inputs: list[tuple[Any, str]] = []
+        """The operations that read the model's input, and their field with its address."""
+        self._statistics: dict[Layer, list[Tensor]] = {}
+        self._noise: dict[Layer, Buffer] = {}
+
+    def forward(self, layer: Layer, ins: list[Buffer], out: Buffer) -> None:
+        """Add a layer's forward."""
+        getattr(self, f"_{type(layer).__name__.removesuffix('Layer').lower()}")(layer, ins, out)
+
+    def _own(self, x: Tensor) -> int | None:
+        self.memory.append(x)
+        return address(x)
+
+    def _lanes(self, buffer: Buffer) -> int:
+        return int(buffer.width) * WORDS * (2 if self.context.arena.packed else 1)
+
+    def _input(self, layer: InputLayer, _: list[Buffer], out: Buffer) -> None:
+        size = torch.Size(self.context.graph.input.sizes).numel()
+        token = (torch.arange(self.batch)[:, None] * size + layer.token).flatten()
+        places = self._own(token), self._own(layer.channel.contiguous())
+
+        def make() -> TokenPackOp:
+            op = TokenPackOp(map=out, token=places[0], channel=places[1])
+            self.inputs.append((op, "plain"))
+            return self.context.counted(op, layer.output.width)
+
+        self.context.arena.step(make, out)
+
+    def _embedding(self, layer: EmbeddingLayer, ins: list[Buffer], out: Buffer) -> None:
+        rows = None if layer.rows is None else self._own(layer.rows.repeat(self.batch))
+        self._statistics[layer] = self.memory[-1:] if layer.rows is not None else []
+        trained = isinstance(layer.module.weight, nn.Parameter)
+
+        def make() -> EmbeddingOp:
+            table = layer.module.weight
+            place = self.context.weights.address(table) if trained else self._own(table.detach().contiguous())
+            op = EmbeddingOp(out=out, table=place, row=rows)
+            if ins:
+                op.add = MapPointer(ins[0])
+            if rows is None:
+                self.inputs.append((op, "row"))
+            return self.context.counted(op, layer.output.width)
+
+        self.context.arena.step(make, *ins, out)
+
+    def _layernorm(self, layer: LayerNormLayer, ins: list[Buffer], out: Buffer) -> None:
+        self._statistics[layer] = [torch.zeros(self._lanes(out)) for _ in range(2)]
+        self.memory += self._statistics[layer]
+        self.context.arena.step(lambda: self._norm(layer, ins[0], out), ins[0], out)
+
+    def _norm(self, layer: LayerNormLayer, x: Buffer, out: Buffer) -> LayerNormOp:
+        weights, module = self.context.weights, layer.module
+        op = LayerNormOp(x=x, out=out, gamma=weights.address(module.weight), beta=weights.address(module.bias))
+        op.mean, op.invstd = map(address, self._statistics[layer])
+        op.eps, op.rms = layer.eps, int(layer.rms)
+        return op
+
+    def _attention(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> None:
+        self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
+        self.memory += self._statistics[layer]
+        self.context.arena.step(lambda: self.context.sized_(self._attend(layer, ins, out)), *ins, out)
+
+    def _attend(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> AttentionOp:
+        parts = [x.part(first, n) for x, first, n in zip(ins, layer.first, layer.channels, strict=True)]
+        op = AttentionOp(*parts, out, address(self._statistics[layer][0]))
+        op.length, op.heads, op.kv_heads, op.size = layer.output.width, layer.heads, layer.kv_heads, layer.size
+        op.causal, op.scale = int(layer.causal), layer.scale
+        return op
+
+    def _rearranged(self, layer: RearrangedLayer, ins: list[Buffer], out: Buffer) -> None:
+        start = torch.arange(self.batch)[:, None] * layer.inputs[0].width
+        source = torch.where(layer.source < 0, -1, start + layer.source).flatten().int()
+        self._statistics[layer] = [source]
+        self._own(source)
+        self._placed(ins[0], out, source, layer.output.width, False)
+
+    def _mean(self, layer: MeanLayer, ins: list[Buffer], out: Buffer) -> None:
+        length = layer.inputs[0].width
+        self._statistics[layer] = [torch.arange(self.batch).repeat_interleave(length).int()]
+        self._own(self._statistics[layer][0])
+        self._placed(ins[0], out, self._statistics[layer][0], length, True, 1 / length)
+
+    def _placed(self, x: Buffer, out: Buffer, source: Tensor, each: int, scatter: bool, scale: float = 1) -> None:
+        self.context.arena.step(lambda: self._place(x, out, source, each, scatter, scale), x, out)
+
+    def _place(self, x: Buffer, out: Buffer, source: Tensor, each: int, scatter: bool, scale: float) -> RearrangeOp:
+        op = RearrangeOp(x, out, address(source), 0, int(scatter), scale)
+        return self.context.counted(op, each)
+
+    def _channels(self, layer: ChannelsLayer, ins: list[Buffer], out: Buffer) -> None:
+        def make() -> CopyOp:
+            return CopyOp(ins[0].part(layer.first, out.channels), out, CopyOp.COPY)
+
+        self.context.arena.step(make, ins[0], out)
+
+    def _elementproduct(self, layer: ElementProductLayer, ins: list[Buffer], out: Buffer) -> None:
+        self.context.arena.step(lambda: MultiplyOp(*ins, out), *ins, out)
+
+    def _dropout(self, layer: DropoutLayer, ins: list[Buffer], out: Buffer) -> None:
+        noise = self._noise[layer] = self.context.buffer(layer.output)
+
+        def draw() -> Callable[[], None]:
+            passage = Passage(self.context, layer.output, noise)
+            return lambda: passage.write(torch.empty(passage.shape).bernoulli_(1 - layer.p).div_(1 - layer.p))
+
+        self.context.arena.step(draw, noise)
+        self.context.arena.step(lambda: MultiplyOp(ins[0], noise, out), ins[0], noise, out)
+
+
+class TokenSteps(TokenForward):
+    """What a training step does with its layers of tokens."""
+
+    def __init__(self, step: Gradients):
+        super().__init__(step)
+        self.step = step
+
+    def backward(self, layer: Layer, g: Buffer) -> None:
+        """Add a layer's gradients, from that of its output."""
+        getattr(self, f"_{type(layer).__name__.removesuffix('Layer').lower()}_backward")(layer, g)
+
+    def _embedding_backward(self, layer: EmbeddingLayer, g: Buffer) -> None:
+        table, weights, arena = layer.module.weight, self.step.weights, self.step.arena
+
+        def make() -> EmbeddingBackwardOp:
+            place = weights.address(table, weights.grad)
+            op = EmbeddingBackwardOp(grad=g, grad_table=place, rows=len(table.view(-1, g.channels)))
+            op.clear = int(not layer.tied)  # a product's gradient stands there already
+            if layer.rows is None:
+                self.inputs.append((op, "row"))
+            else:
+                op.row = address(self._statistics[layer][0])
+            return self.step.counted(op, layer.output.width)
+
+        if isinstance(table, nn.Parameter):
+            arena.step(make, g)
+            if (mask := weights.masks.get(id(table))) is not None:
+                arena.step(lambda: partial(self._mask_gradient, table, mask))
+        for value in layer.inputs:
+            self.step.hand_on(value, g)
+
+    def _mask_gradient(self, table: Tensor, mask: Tensor) -> None:
+        self.step.weights.view(table, self.step.weights.grad).mul_(mask)
+
+    def _layernorm_backward(self, layer: LayerNormLayer, g: Buffer) -> None:
+        x, weights, module = self.step.activations[layer.inputs[0]], self.step.weights, layer.module
+
+        def make(to: Buffer) -> LayerNormBackwardOp:
+            op = LayerNormBackwardOp(of=self._norm(layer, x, x), grad=g, grad_x=to)
+            op.grad_gamma = weights.address(module.weight, weights.grad)
+            op.grad_beta = weights.address(module.bias, weights.grad)
+            return op
+
+        self.step.change(layer.inputs[0], g, make, x)
+
+    def _attention_backward(self, layer: AttentionLayer, g: Buffer) -> None:
+        ins, out = [self.step.activations[value] for value in layer.inputs], self.step.activations[layer.output]
+        into = {value: self.step.buffer(value) for value in layer.inputs}
+        for value, buffer in into.items():
+            written = sum(n for own, n in zip(layer.inputs, layer.channels, strict=True) if own is value)
+            if written < value.channels:
+                self.step.arena.step(lambda b=buffer: CopyOp(b, b, CopyOp.ZERO), buffer)  # type: ignore[misc]
+
+        def make() -> AttentionBackwardOp:
+            places = zip(layer.inputs, layer.first, layer.channels, strict=True)
+            parts = [into[value].part(first, n) for value, first, n in places]
+            return self.step.sized_(AttentionBackwardOp(self._attend(layer, ins, out), g, *parts))
+
+        self.step.arena.step(make, *ins, out, g, *into.values())
+        for value, buffer in into.items():
+            self.step.hand_on(value, buffer)
+
+    def _rearranged_backward(self, layer: RearrangedLayer, g: Buffer) -> None:
+        (source,) = self._statistics[layer]
+        self._place_gradient(layer.inputs[0], g, source, layer.output.width, True)
+
+    def _mean_backward(self, layer: MeanLayer, g: Buffer) -> None:
+        length, (source,) = layer.inputs[0].width, self._statistics[layer]
+        self._place_gradient(layer.inputs[0], g, source, length, False, 1 / length)
+
+    def _place_gradient(
+        self, value: Value, g: Buffer, source: Tensor, each: int, scatter: bool, scale: float = 1
+    ) -> None:
+        self.step.deliver(value, lambda to: self._place(g, to, source, each, scatter, scale), g)
+
+    def _channels_backward(self, layer: ChannelsLayer, g: Buffer) -> None:
+        arena, (value,) = self.step.arena, layer.inputs
+        if not self.step.graph.needs_grad[value]:
+            return
+        into, more = self.step.gradient(value)
+        if not more:
+            arena.step(lambda: CopyOp(into, into, CopyOp.ZERO), into)
+        arena.step(lambda: CopyOp(g, into.part(layer.first, g.channels), CopyOp.ADD), g, into)
+
+    def _elementproduct_backward(self, layer: ElementProductLayer, g: Buffer) -> None:
+        left, right = (self.step.activations[value] for value in layer.inputs)
+        for value, other in zip(layer.inputs, (right, left), strict=True):
+            make: Callable[[Buffer], MultiplyOp] = lambda to, other=other: MultiplyOp(g, other, to)  # type: ignore[misc] # noqa: E731
+            self.step.deliver(value, make, g, other)
+
+    def _dropout_backward(self, layer: DropoutLayer, g: Buffer) -> None:
+        noise = self._noise[layer]
+        self.step.change(layer.inputs[0], g, lambda to: MultiplyOp(g, noise, to), noise)

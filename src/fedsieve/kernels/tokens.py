@@ -1,0 +1,155 @@
+"""The layers of models of tokens, as the kernels see them: what a sequence's places have in common with a batch's.
+
+A map of tokens has the tokens of all samples in its lanes. Which they are is nobody's business but attention's, the
+input's and that of layers that give tokens other places; products, norms and activations take them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.kernels.graph import Layer, ProductLayer, Value
+
+
+class Parameters(nn.Module):
+    """Tensors of a model that belong to one layer: trained where they are parameters."""
+
+    def __init__(self, **tensors: Tensor | None):
+        super().__init__()
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def tokens(channels: int, length: int, flat: bool = False) -> Value:
+    """Return a value of so many tokens a sample; ``flat``: one, which the model sees as [n, channels]."""
+    return Value(channels, 1, length, flat=flat, tokens=True)
+
+
+@dataclass(eq=False)
+class InputLayer(Layer):
+    """Tokens made of the numbers of a sample: that of a token and a channel stands at the sum of their offsets."""
+
+    token: Tensor
+    """int64 [length]."""
+    channel: Tensor
+    """int64 [channels]."""
+
+
+@dataclass(eq=False)
+class TokenProduct(ProductLayer):
+    """A linear layer of tokens, whose weight may have any shape; ``transposed``: [in, out]."""
+
+    parameter: str = ""
+    """The weight's name."""
+    transposed: bool = False
+
+    @property
+    def weight_name(self) -> str:
+        """The weight's name in the model."""
+        return self.parameter
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The weight's shape as a convolution's with a kernel of 1."""
+        return self.output.channels, self.inputs[0].channels, 1, 1
+
+    kernel = stride = groups = 1
+    padding = reach = 0
+
+
+@dataclass(eq=False)
+class EmbeddingLayer(Layer):
+    """Rows of a table, added to the tokens of ``inputs`` where there are any; of the model's input: int64 [n, length].
+
+    ``rows`` [length] says which of them each token of a sample has, -1 for none; None: the input does.
+    """
+
+    module: Parameters
+    parameter: str
+    rows: Tensor | None = None
+    tied: bool = False
+    """Whether the table is a product's weight as well."""
+
+
+@dataclass(eq=False)
+class LayerNormLayer(Layer):
+    """LayerNorm over the channels of each token; ``rms``: RMSNorm."""
+
+    module: Parameters
+    eps: float
+    rms: bool = False
+
+
+@dataclass(eq=False)
+class AttentionLayer(Layer):
+    """Attention of q, k and v, which are channels of ``inputs`` from ``first`` on: ``size`` for each head."""
+
+    first: tuple[int, int, int]
+    heads: int
+    kv_heads: int
+    size: int
+    causal: bool
+    scale: float
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """How many q, k and v have."""
+        return self.heads * self.size, self.kv_heads * self.size, self.kv_heads * self.size
+
+
+@dataclass(eq=False)
+class RearrangedLayer(Layer):
+    """Tokens in other places: ``source`` [length] is where in its sample each comes from, -1 for zeros."""
+
+    source: Tensor
+
+
+@dataclass(eq=False)
+class MeanLayer(Layer):
+    """The mean of a sample's tokens."""
+
+
+@dataclass(eq=False)
+class ChannelsLayer(Layer):
+    """Some successive channels, from ``first`` on."""
+
+    first: int
+
+
+@dataclass(eq=False)
+class ElementProductLayer(Layer):
+    """The product of two values, number by number."""
+
+
+@dataclass(eq=False)
+class DropoutLayer(Layer):
+    """Dropout: what PyTorch's generator draws for tensors of the ``order`` of samples, tokens and channels."""
+
+    p: float
+
+
+@dataclass
+class TokenOutput:
+    """Where a model's output has the number of a token and a channel: at the sum of their offsets, and the sample's."""
+
+    shape: Sequence[int]
+    """That of a sample."""
+    token: Tensor
+    channel: Tensor
+    labels: bool = field(default=False)
+    """Whether the output is [n, length, classes]."""
+
+    @classmethod
+    def plain(cls, value: Value) -> TokenOutput:
+        """Return that of [n, length, channels]."""
+        return cls(value.sizes, torch.arange(value.width) * value.channels, torch.arange(value.channels))
