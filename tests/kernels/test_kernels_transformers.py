@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines import pickled
-from fedsieve import InputError, Run, Task, local, rounds
+from fedsieve import InputError, LoRA, Run, Task, local, rounds
 from fedsieve.client.losses import NextToken
 from fedsieve.client.training import params_of
 from fedsieve.client.vector_models import CharGPT, ViTTiny
@@ -269,7 +269,7 @@ class Refused(nn.Module):
         ("mask", "attention with a mask other than the causal one"),
         ("dropout", "attention with dropout"),
         ("scores", "a matrix product of two activations, apart from scaled_dot_product_attention"),
-        ("scale", "a product with a number or a parameter, apart from linear layers"),
+        ("scale", "a product with a parameter, apart from linear layers"),
         ("conv", "conv: the kernels do not know conv1d"),
         ("mixed", "tokens that stand in other places than those that they meet"),
         ("shuffled", "proj: channels in another order than they were made"),
@@ -362,3 +362,40 @@ def test_inference_is_pytorchs(case: str, native: None) -> None:
     if kind == "text":
         with pytest.raises(InputError, match="x must be of 0 to 12, got 13"):
             predictor(x + (x == 3) * 10)
+
+
+def test_adapters_train_on_a_frozen_sparse_base(native: None) -> None:
+    """The base's zeros cost nothing, and it stays as it is; biases and norms are frozen, too."""
+    model, other = (LoRA(rank=2, alpha=1.0).attach_(made(gpt)) for _ in range(2))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for one in (model, other):
+            for name, w in one.named_parameters():
+                if name.endswith("lora_B.weight"):
+                    w.copy_(torch.randn(w.shape, generator=generator.manual_seed(len(name))))
+                elif w.dim() == 2 and "blocks" in name and "lora" not in name:
+                    w.mul_(torch.rand(w.shape, generator=generator.manual_seed(w.numel())) < 0.3)
+    x, y = examples("text")
+    start = copy.deepcopy(other.state_dict())
+    adapters = [w for w in other.parameters() if w.requires_grad]
+    dense_steps(other, {}, torch.optim.AdamW(adapters, 0.02, eps=EPS), NextToken(), [(x, y)] * 2)
+    trainer = Trainer(model, {}, 5, lr=0.02, loss=NextToken(), optimizer=AdamW(eps=EPS), weight_decay=0.01)
+    for _ in range(2):
+        trainer.step(x, y)
+    real, dense = trainer.multiply_adds
+    assert real < 0.6 * dense
+    trainer.write_()
+    for name, w in other.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), w, rtol=0, atol=1e-5)
+        assert w.requires_grad or torch.equal(model.get_parameter(name), start[name])
+
+
+@pytest.mark.parametrize("method", [FedAvg(), FLASH(density=0.5, c_d=2)], ids=["fedavg", "flash"])
+def test_a_federation_of_adapters(method: Any, one_thread: None) -> None:
+    task = Task(TinyGPT, texts, 3, loss=NextToken(), adapters=LoRA(rank=2))
+    run_ = Run(method, task, rounds=2, per_round=3, epochs=1, batch=4, lr=0.001, optimizer=AdamW(eps=EPS))
+    dense, sparse = ([*rounds(run_, local(kernels=kernels))][-1] for kernels in ("dense", "sparse"))
+    assert [*sparse.kernels] == ["sparse"]
+    assert sparse.multiply_adds == pytest.approx(dense.multiply_adds)
+    for name, value in dense.model.items():
+        torch.testing.assert_close(sparse.model[name], value, rtol=0, atol=1e-5)

@@ -50,7 +50,9 @@ class Cost:
         self.other_ops, self.weights = OtherOps(), dict(model.named_parameters())
         owners = {id(w): name for name, w in self.weights.items()}
         for path, layer in weight_layers(model).items():
-            trained = any(w.requires_grad for name, w in layer.named_parameters() if name != "bias")  # or what makes it
+            weight = layer._parameters.get("weight")
+            makers = [w for name, w in layer.named_parameters() if name != "bias"] if weight is None else [weight]
+            trained = any(w.requires_grad for w in makers)
             own = None if isinstance(layer, SparseLayer) else layer._parameters.get("weight")
             source = layer if own is None else own  # what has the densities
             owners.setdefault(id(source), f"{path}.weight")

@@ -113,6 +113,8 @@ class Kernels:
         modules = self.model.named_modules()
         power = {n: m for n, m in modules if isinstance(m, PowerConv2d | PowerLinear) and m.a > 1}
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
+        frozen = [p for p in graph.layers if isinstance(p, ProductLayer) and not p.trained]
+        absorbing |= {product.weight_name: product.module.weight.detach() != 0 for product in frozen}
         batch = min(device.batch, len(device.data))
         batch = batch if graph.token_output is not None else padded(batch)
         rule = UpdateRule.of(device.optimizer, device.momentum, device.clip_norm, device.correction)
@@ -129,7 +131,7 @@ class _Purpose:
     rule: tuple[UpdateRule, bool]
     """How steps are taken, and whether norms are decayed."""
     mask: Mask
-    """And the non-zeros of th, which are absorbing."""
+    """And the non-zeros of th, which are absorbing, and of frozen weights."""
 
     def equals(self, other: _Purpose) -> bool:
         same = self.graph is other.graph and self.loss is other.loss

@@ -104,7 +104,7 @@ def count_work(
         times = 2 + any(graph.needs_grad[value] for value in layer.inputs)
         if isinstance(layer, ProductLayer):
             numel, of = layer.module.weight.numel(), density_of(layer)
-            dense = layer.multiply_adds * times
+            dense = layer.multiply_adds * (times - 1 + layer.trained)
             narrow = layer.kernel > 1 and layer.shape[1] < NARROW and layer.groups == 1
             kind = "shared products" if is_shared(layer) else "products"
             some = {kind: dense * of, "dense products": dense, "maps": both, "nonzeros": numel * of}
@@ -136,14 +136,14 @@ def density(mask: Mapping[str, Tensor], layer: ProductLayer) -> float:
     module, own = layer.module, mask.get(layer.weight_name)
     if isinstance(module, SwatConv2d | SwatLinear):
         return module.cut_weight.density
-    if isinstance(module, PowerConv2d | PowerLinear) and module.a > 1:
+    if (isinstance(module, PowerConv2d | PowerLinear) and module.a > 1) or (own is None and not layer.trained):
         own = module.weight
     return 1.0 if own is None else int(own.count_nonzero()) / own.numel()
 
 
 def shared(mask: Mapping[str, Tensor], layer: ProductLayer) -> bool:
     """Return whether the kernels compute a layer's output channels by units."""
-    own = mask.get(layer.weight_name)
+    own = mask.get(layer.weight_name, None if layer.trained else layer.module.weight != 0)
     if layer.groups > 1 or isinstance(layer.module, SwatConv2d | SwatLinear | PowerConv2d | PowerLinear):
         return False
     return len(layer.module.weight) >= UNIT // 2 if own is None else shared_unit(own) > 1

@@ -75,7 +75,7 @@ def _plain_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
-    """Raise Unsupported unless every parameter belongs to one layer that runs once; and is trained, in training."""
+    """Raise Unsupported unless every parameter belongs to one layer that runs once; in training, some are trained."""
     weights = {id(layer.module.weight) for layer in graph.layers if isinstance(layer, TokenProduct)}
     for layer in graph.layers:
         if isinstance(layer, EmbeddingLayer) and layer.rows is None:
@@ -86,8 +86,8 @@ def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
     for name, parameter in model.named_parameters():
         if users[id(parameter)] > 1 or users[id(parameter)] < training:
             raise Unsupported(f"{name} is used more than once" if users[id(parameter)] else f"no layer uses {name}")
-        if training and not parameter.requires_grad:
-            raise Unsupported(f"{name} is not trained (requires_grad is False)")
+    if training and not graph.needs_grad[graph.output]:
+        raise Unsupported("no parameter is trained (requires_grad is False of all)")
 
 
 class _ExportReader(TokenCalls):

@@ -73,6 +73,11 @@ class ProductLayer(Layer):
     """1: ReLU; 2: ReLU6."""
 
     @property
+    def trained(self) -> bool:
+        """Whether the weight is trained."""
+        return self.module.weight.requires_grad
+
+    @property
     def weight_name(self) -> str:
         """The weight's name in the model."""
         return f"{self.name}.weight"
@@ -248,7 +253,7 @@ class Graph:
         needs = {self.input: False}
         for layer in self.layers:
             module = getattr(layer, "module", None)
-            trained = module is not None and any(True for _ in module.parameters())
+            trained = module is not None and any(p.requires_grad for p in module.parameters())
             needs[layer.output] = trained or any(needs[value] for value in layer.inputs)
         return needs
 

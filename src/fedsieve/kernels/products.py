@@ -180,7 +180,7 @@ class StepContext:
     def multiply_adds(self, samples: int) -> tuple[float, float]:
         """Return the multiply-adds of the step just done, at its densities, and were all dense."""
         needs_grad, layers = self.graph.needs_grad, self.weights.layers
-        times = {layer: 2 + needs_grad[layer.inputs[0]] for layer in layers}
+        times = {layer: 1 + layer.trained + needs_grad[layer.inputs[0]] for layer in layers}
         fixed = sum(own.layer.multiply_adds * own.count / own.numel * times[own.layer] for own in self.weights.masked)
         selected = sum(int(selection.selected) * selection.each(samples) for selection in self.selections)
         return samples * fixed + selected, samples * sum(layer.multiply_adds * times[layer] for layer in layers)

@@ -127,7 +127,8 @@ class TokenCalls:
     def _module(self, weight: nn.Parameter, bias: Tensor | None) -> Any:
         """Return the linear layer or convolution that has these parameters; where none has, what holds them."""
         for module in self.model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight is weight and module.bias is bias:
+            same = isinstance(module, nn.Linear | nn.Conv2d) and module.weight is weight and module.bias is bias
+            if same and len([*module.parameters()]) == 1 + (bias is not None):
                 return module
         return Parameters(weight=weight, bias=bias)
 
@@ -266,11 +267,19 @@ class TokenCalls:
         return self._given(self._put(layer), rows.ids)
 
     def _op_mul(self, x: Any, y: Any) -> Places:
+        if isinstance(y, int | float):
+            return self._scaled(x, float(y))
         if not self._is_tokens(x) or not self._is_tokens(y):
-            raise Unsupported("a product with a number or a parameter, apart from linear layers")
+            raise Unsupported("a product with a parameter, apart from linear layers")
         left, right = self._alike(self._all(self._rows(x)), self._all(self._rows(y)))
         layer = ElementProductLayer([left.value, right.value], tokens(left.channels, left.value.width))
         return self._given(self._put(layer), left.ids)
+
+    def _scaled(self, x: Any, number: float) -> Places:
+        rows = self._all(self._rows(x))
+        value, length = rows.value, rows.value.width
+        layer = RearrangedLayer([value], tokens(rows.channels, length), torch.arange(length), number)
+        return self._given(self._put(layer), rows.ids)
 
     def _op_mean(self, x: Any, dims: Sequence[int], keepdim: bool = False) -> Places:
         rows = self._all(self._rows(x))

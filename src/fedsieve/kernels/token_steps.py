@@ -120,7 +120,7 @@ class TokenForward:
         source = torch.where(layer.source < 0, -1, start + layer.source).flatten().int()
         self._statistics[layer] = [source]
         self._own(source)
-        self._placed(ins[0], out, source, layer.output.width, False)
+        self._placed(ins[0], out, source, layer.output.width, False, layer.scale)
 
     def _mean(self, layer: MeanLayer, ins: list[Buffer], out: Buffer) -> None:
         length = layer.inputs[0].width
@@ -179,7 +179,7 @@ class TokenSteps(TokenForward):
                 op.row = address(self._statistics[layer][0])
             return self.step.counted(op, layer.output.width)
 
-        if isinstance(table, nn.Parameter):
+        if table.requires_grad:
             arena.step(make, g)
             if (mask := weights.masks.get(id(table))) is not None:
                 arena.step(lambda: partial(self._mask_gradient, table, mask))
@@ -219,7 +219,7 @@ class TokenSteps(TokenForward):
 
     def _rearranged_backward(self, layer: RearrangedLayer, g: Buffer) -> None:
         (source,) = self._statistics[layer]
-        self._place_gradient(layer.inputs[0], g, source, layer.output.width, True)
+        self._place_gradient(layer.inputs[0], g, source, layer.output.width, True, layer.scale)
 
     def _mean_backward(self, layer: MeanLayer, g: Buffer) -> None:
         length, (source,) = layer.inputs[0].width, self._statistics[layer]

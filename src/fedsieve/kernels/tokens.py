@@ -109,9 +109,10 @@ class AttentionLayer(Layer):
 
 @dataclass(eq=False)
 class RearrangedLayer(Layer):
-    """Tokens in other places: ``source`` [length] is where in its sample each comes from, -1 for zeros."""
+    """Tokens in other places, scaled: ``source`` [length] is where in its sample each comes from, -1 for zeros."""
 
     source: Tensor
+    scale: float = 1.0
 
 
 @dataclass(eq=False)

@@ -206,10 +206,11 @@ class TrainingStep(Gradients):
             op.grad_beta = self.weights.address(layer.module.bias, self.weights.grad)
             return self.sized_(op, layer.output)
 
-        if layer.relu or layer.module.bias is not None:
+        if layer.relu or (layer.module.bias is not None and layer.module.bias.requires_grad):
             self.arena.step(bias_backward, out, g)
-        self._recompute(x)
-        self.products[layer].backward(self.activations[x], g)
+        if layer.trained:
+            self._recompute(x)
+            self.products[layer].backward(self.activations[x], g)
         if self.graph.needs_grad[x]:
             self.products[layer].input_gradient(g, *self.gradient(x))
 

@@ -119,9 +119,11 @@ class Updates:
         ends = {end for own in powers for end in (own.start, own.start + own.count)}
         starts = {weights.small[id(vector)]: vector.numel() for vector in self.norms}
         ends |= starts.keys() ^ {start + count for start, count in starts.items()}  # where none follows another
+        ends |= {end for start, count in weights.frozen for end in (start, start + count)}
         for start, end in pairwise(sorted({0, weights.sparse, weights.w.numel()} | ends)):
             power = next((own.power for own in powers if own.start <= start < own.start + own.count), 1.0)
-            yield _Part(weights, start, end - start, power, start in starts)
+            if not any(first <= start < first + count for first, count in weights.frozen):
+                yield _Part(weights, start, end - start, power, any(s <= start < s + n for s, n in starts.items()))
         for storage in weights.storages:
             if storage is not weights and self.rule.apart:
                 yield _Part(storage, 0, storage.trained.numel())

@@ -33,7 +33,8 @@ class MaskedWeights:
         self.layer, self.start, self.numel = layer, start, module.weight.numel()
         self.power, self.prune, self.cached = (power.a, power.prune, power.cached) if power else (1.0, False, False)
         if mask is None:
-            mask = torch.ones(layer.shape, dtype=torch.bool) if self.power == 1 else module.weight != 0
+            whole = self.power == 1 and layer.trained
+            mask = torch.ones(layer.shape, dtype=torch.bool) if whole else module.weight.detach() != 0
         self.transposed = isinstance(layer, TokenProduct) and layer.transposed
         self.mask = (mask.t() if self.transposed and mask.dim() == 2 else mask).detach().contiguous()
         """Needed until the index is filled."""
@@ -175,6 +176,8 @@ class Weights:
         vectors, start = list[Tensor](), 0
         for product in (layer for layer in graph.layers if isinstance(layer, ProductLayer)):
             if isinstance(product.module, SwatConv2d | SwatLinear):
+                if not product.trained:
+                    raise Unsupported(f"{product.weight_name} is frozen, and selected from at every step")
                 self.layers[product] = SwatWeights(product, moments, apart)
             else:
                 name = product.weight_name
@@ -207,6 +210,9 @@ class Weights:
                 if own.count < own.numel or own.transposed:
                     raise Unsupported(f"a mask on {layer.parameter}, the weight of an embedding and of a product")
                 self.small[id(layer.module.weight)] = own.start
+        self.frozen = [(own.start, own.count) for own in self.masked if not own.layer.trained]
+        self.frozen += [(self.small[id(v)], v.numel()) for v in vectors if not v.requires_grad]
+        """Where numbers stand that are not trained: from where on, and how many."""
         self.w, self.grad = lazy_zeros(start), lazy_zeros(start)
         self.moments = [lazy_zeros(start) for _ in range(moments)]
         self.start: Tensor | None = None
