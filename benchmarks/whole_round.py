@@ -41,7 +41,7 @@ CASES = {
     "zerofl.femnist": ("method.sparsity=.95", "per_round=10"),
     "flash.femnist": ("method.density=.05", "per_round=10", "method.c_d=2", "method.E_d=2"),
     "flash.gpt": ("method.density=.1", "per_round=10", "method.c_d=2", "method.E_d=2", "evaluate_every=1"),
-    "zerofl.gpt": ("per_round=10", "evaluate_every=1"),
+    "zerofl.gpt": ("method.sparsity=.9", "per_round=10", "evaluate_every=1"),
     "pdst.cifar10_iid": ("method.density=.05", "per_round=2", "task.test_limit=500"),
     "zerofl.cifar10_iid": ("method.sparsity=.95", "per_round=2", "task.test_limit=500", "task.validation=0"),
 }

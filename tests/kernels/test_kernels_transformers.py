@@ -20,6 +20,7 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.tokens import AttentionLayer, EmbeddingLayer, TokenProduct
 from fedsieve.kernels.trace import read_graph
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, ZeroFL
+from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.types.optimizers import SGD, AdamW
 from outside_models import texts
 
@@ -399,3 +400,35 @@ def test_a_federation_of_adapters(method: Any, one_thread: None) -> None:
     assert sparse.multiply_adds == pytest.approx(dense.multiply_adds)
     for name, value in dense.model.items():
         torch.testing.assert_close(sparse.model[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["swat", "power"])
+def test_what_is_selected_anew_in_smaller_batches(rule: str, native: None) -> None:
+    """SWAT's activations, and those that powerpropagation's layers keep: of the tokens that there are."""
+    chance = torch.Generator().manual_seed(4)
+    x, y = torch.randn(6, LENGTH, 3, generator=chance), torch.randint(4, (6,), generator=chance)
+    batches = [(x, y), (x[1:3], y[1:3]), (x[3:], y[3:])]
+    models = []
+    for _ in range(2):
+        model = made(Series)
+        names = (
+            "encoder.layers.0.linear1.weight",
+            "encoder.layers.0.linear2.weight",
+            "encoder.layers.1.linear1.weight",
+        )
+        if rule == "swat":
+            models.append(swat_(model, dict.fromkeys(names, 0.4), 1))
+        else:
+            with torch.no_grad():
+                for name in names:  # some zeros, and nothing near them: powerpropagation has no slope there
+                    w = model.get_parameter(name)
+                    w.add_(w.sign(), alpha=0.1).mul_(torch.rand(w.shape, generator=chance.manual_seed(1)) < 0.6)
+            models.append(powerprop_(model, names, 1.25, True, cached=False))
+    ours, theirs = models
+    want = dense_steps(theirs, {}, torch.optim.SGD(theirs.parameters(), 0.02), F.cross_entropy, batches)
+    trainer = Trainer(ours, {}, 6, lr=0.02)
+    got = [float(trainer.step(*batch)) for batch in batches]
+    trainer.write_()
+    assert got == pytest.approx(want, rel=1e-5)
+    for name, value in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name), value.detach(), rtol=0, atol=1e-5)

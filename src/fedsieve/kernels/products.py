@@ -125,9 +125,9 @@ class StepContext:
         return op
 
     def fit_widths(self, program: Program) -> None:
-        """Let smaller batches of tokens compute less, where nothing is selected from whole maps."""
+        """Let smaller batches of tokens compute less."""
         values = [value for value in self.activations if value.tokens]
-        if values and not self.selections:
+        if values:
             lengths: dict[int, int] = {}
             for value in values:  # of two lengths that fill as many vectors, the larger
                 width = int(self.activations[value].width)

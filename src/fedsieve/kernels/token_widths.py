@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ctypes import Structure
 from typing import Any
 
-from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, MapPointer
+from fedsieve.kernels.abi import WORDS, FeatureMap, GatherOp, KeepOp, MapPointer
 from fedsieve.kernels.program import Step
 
 
@@ -19,6 +19,7 @@ class TokenWidths:
         self.lengths, self.lanes, self.samples = lengths, lanes, 0
         self._maps: dict[int, tuple[FeatureMap, int, int]] = {}
         self._products: list[tuple[GatherOp, int]] = []
+        self._lists: list[tuple[KeepOp, int]] = []
         for step in steps:
             if isinstance(step, Structure):
                 self._collect(step)
@@ -36,6 +37,8 @@ class TokenWidths:
                 self._collect(getattr(x, name))
         if isinstance(x, GatherOp) and x.width in self.lengths:
             self._products.append((x, int(x.width)))
+        if isinstance(x, KeepOp):
+            self._lists.append((x, int(x.plane)))
 
     def set(self, samples: int) -> None:
         """Compute so many samples from now on."""
@@ -47,3 +50,5 @@ class TokenWidths:
             own.width, own.gap = widths[full], gap + WORDS * (full - widths[full])
         for product, full in self._products:
             product.width = widths[full]
+        for keep, full in self._lists:
+            keep.line = keep.plane = widths[full]
