@@ -115,8 +115,9 @@ class Kernels:
         absorbing = {f"{name}.weight": module.weight.detach() != 0 for name, module in power.items()}
         frozen = [p for p in graph.layers if isinstance(p, ProductLayer) and not p.trained]
         absorbing |= {product.weight_name: product.module.weight.detach() != 0 for product in frozen}
-        batch = min(device.batch, len(device.data))
-        batch = batch if graph.token_output is not None else padded(batch)
+        batch = padded(min(device.batch, len(device.data)))
+        if graph.token_output is not None:  # lanes are tokens: smaller batches compute less
+            batch = min(device.batch, batch)
         rule = UpdateRule.of(device.optimizer, device.momentum, device.clip_norm, device.correction)
         return _Purpose(graph, batch, _loss(device), (rule, device.norm_weight_decay), mask | absorbing)
 

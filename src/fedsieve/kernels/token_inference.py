@@ -16,6 +16,9 @@ from fedsieve.kernels.token_steps import TokenForward
 from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.weights import MaskedWeights, Weights
 
+TOGETHER = 2048
+"""Tokens of a pass: the maps of more do not stay in a cache."""
+
 
 class TokenPass(StepContext):
     """A forward pass of up to ``batch`` samples, with the weights as they are now."""
@@ -69,10 +72,11 @@ class TokenPass(StepContext):
 
 
 class TokenPredictor:
-    """Forward passes for any number of samples: each for a power of two of them, ``batch`` at most."""
+    """Forward passes for any number of samples, each for a power of two: of ``batch`` at most, and of so many tokens."""
 
     def __init__(self, graph: Graph, batch: int, packed: bool = False):
-        self.graph, self.batch, self.packed = graph, batch, packed
+        length = max(layer.output.width for layer in graph.layers)
+        self.graph, self.batch, self.packed = graph, min(batch, max(1, TOGETHER // length)), packed
         self._passes: dict[int, TokenPass] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
