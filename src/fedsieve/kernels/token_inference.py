@@ -72,7 +72,7 @@ class TokenPass(StepContext):
 
 
 class TokenPredictor:
-    """Forward passes for any number of samples, each for a power of two: of ``batch`` at most, and of so many tokens."""
+    """Forward passes for any number of samples, each for a power of two, of ``batch`` at most and so many tokens."""
 
     def __init__(self, graph: Graph, batch: int, packed: bool = False):
         length = max(layer.output.width for layer in graph.layers)
