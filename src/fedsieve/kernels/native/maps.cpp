@@ -32,6 +32,90 @@ void pool_forward(const Pool& g, int c, const Map& from, const Map& to) {
     zero_halo(to, c);
 }
 
+// Whether a pool is a maximum over windows of SIDE x SIDE, STRIDE apart, that all lie inside the map.
+template <int SIDE, int STRIDE>
+bool is_maximum(const Pool& g) {
+    auto inside = [](int in, int out) { return (out - 1) * STRIDE + SIDE <= in; };
+    return !g.average && g.kernel == SIDE && g.stride == STRIDE && g.padding == 0 && inside(g.in.height, g.out.height) &&
+           inside(g.in.width, g.out.width);
+}
+
+template <class S, int SIDE, int STRIDE>
+void maximum(const Pool& g, int c) {
+    Steps in(g.in), out(g.out);
+    for (int b = 0; b < g.out.blocks; b++)
+        for (int h = 0; h < g.out.height; h++) {
+            const uint32_t* from = in.at(c, b) + int64_t(h) * STRIDE * in.row;
+            uint32_t* to = out.at(c, b) + h * out.row;
+            for (int w = 0; w < g.out.width; w++, from += STRIDE * WORDS, to += WORDS) {
+                V best[S::K], x[S::K];
+                for (int k = 0; k < S::K; k++) best[k] = all(-INFINITY);
+                for (int i = 0; i < SIDE; i++)
+                    for (int j = 0; j < SIDE; j++) {
+                        S::read(from + i * in.row + j * WORDS, x);
+                        for (int k = 0; k < S::K; k++) {
+                            const V kept = x[k] > best[k] ? x[k] : best[k];
+                            best[k] = x[k] != x[k] ? x[k] : kept;
+                        }
+                    }
+                S::write(to, best);
+            }
+        }
+    zero_halo(g.out, c);
+}
+
+// The same sums in the same order as pool_backward's. The columns that the next window shares stay in registers.
+template <class S, int SIDE, int STRIDE>
+void maximum_backward(const Pool& g, int c) {
+    constexpr int SHARED = STRIDE < SIDE ? SIDE - STRIDE : 0;
+    Steps in(g.in), out(g.out), grad_out(g.grad_out), grad_in(g.grad_in);
+    if (!g.accumulate)
+        for (int b = 0; b < g.in.blocks; b++)
+            for (int h = 0; h < g.in.height; h++)
+                memset(grad_in.at(c, b) + h * grad_in.row, 0, sizeof(uint32_t) * WORDS * g.in.width);
+    for (int b = 0; b < g.out.blocks; b++)
+        for (int h = 0; h < g.out.height; h++) {
+            const uint32_t* from = in.at(c, b) + int64_t(h) * STRIDE * in.row;
+            uint32_t* to = grad_in.at(c, b) + int64_t(h) * STRIDE * grad_in.row;
+            V x[SIDE][SIDE][S::K], sum[SIDE][SIDE][S::K];
+            auto take = [&](int first) INLINE_LAMBDA {
+                for (int i = 0; i < SIDE; i++)
+                    for (int j = first; j < SIDE; j++) {
+                        S::read(from + i * in.row + j * WORDS, x[i][j]);
+                        S::read(to + i * grad_in.row + j * WORDS, sum[i][j]);
+                    }
+            };
+            auto give = [&](int last) INLINE_LAMBDA {
+                for (int i = 0; i < SIDE; i++)
+                    for (int j = 0; j < last; j++) S::write(to + i * grad_in.row + j * WORDS, sum[i][j]);
+            };
+            for (int w = 0; w < g.out.width; w++) {
+                w ? take(SHARED) : take(0);
+                V d[S::K], best[S::K];
+                S::read(grad_out.at(c, b) + h * grad_out.row + w * WORDS, d);
+                S::read(out.at(c, b) + h * out.row + w * WORDS, best);
+                for (int i = 0; i < SIDE; i++)
+                    for (int j = 0; j < SIDE; j++)
+                        for (int k = 0; k < S::K; k++) {
+                            const I hit = (x[i][j][k] == best[k]) | (x[i][j][k] != x[i][j][k]);
+                            sum[i][j][k] += hit ? d[k] : zero();
+                            d[k] = hit ? zero() : d[k];
+                        }
+                if (w + 1 == g.out.width) {
+                    give(SIDE);
+                    break;
+                }
+                give(SIDE - SHARED);
+                for (int i = 0; i < SIDE; i++)
+                    for (int j = 0; j < SHARED; j++)
+                        for (int k = 0; k < S::K; k++)
+                            x[i][j][k] = x[i][j + STRIDE][k], sum[i][j][k] = sum[i][j + STRIDE][k];
+                from += STRIDE * WORDS, to += STRIDE * WORDS;
+            }
+        }
+    zero_halo(g.grad_in, c);
+}
+
 // A gradient goes to the first largest element of its window, or to all of it in equal parts.
 template <class S>
 void pool_backward(const Pool& g, int c) {
@@ -186,8 +270,13 @@ void cross_entropy(const Loss& g) {
 
 void pool(const Pool& g, int thread, int threads) {
     Share channels(g.in.channels, thread, threads);
+    const bool close = is_maximum<3, 1>(g), apart = is_maximum<2, 2>(g);
     for (int64_t c = channels.begin; c < channels.end; c++) {
-        if (g.backward)
+        if (!g.in.packed && close)
+            g.backward ? maximum_backward<Fp32, 3, 1>(g, c) : maximum<Fp32, 3, 1>(g, c);
+        else if (!g.in.packed && apart)
+            g.backward ? maximum_backward<Fp32, 2, 2>(g, c) : maximum<Fp32, 2, 2>(g, c);
+        else if (g.backward)
             g.in.packed ? pool_backward<Bf16>(g, c) : pool_backward<Fp32>(g, c);
         else
             g.in.packed ? pool_forward<Bf16>(g, c, g.in, g.out) : pool_forward<Fp32>(g, c, g.in, g.out);
