@@ -107,10 +107,10 @@ def dense_step(case: str, best: bool) -> Callable[[], object]:
     return by_convolutions if best else step
 
 
-def trainer_of(case: str, sparsity: float, storage: str) -> tuple[Trainer, Callable[[], object]]:
+def trainer_of(case: str, sparsity: float, storage: str, **how: Any) -> tuple[Trainer, Callable[[], object]]:
     """Return a trainer on a mask, which has done a step, and its step."""
     model, x, y, loss = workload(case)
-    how: dict[str, Any] = {"lr": 1e-3, "loss": loss, "optimizer": AdamW(), "storage": storage, "weight_decay": 0.01}
+    how |= {"lr": 1e-3, "loss": loss, "optimizer": AdamW(), "storage": storage, "weight_decay": 0.01}
     trainer = Trainer(model, mask_of(model, sparsity), len(x), **how)
     trainer.step(x, y)
     return trainer, lambda: trainer.step(x, y)
@@ -154,11 +154,12 @@ def growth(case: str, kind: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / 1e6
 
-    small = nn.Linear(64, 64)
-    small(torch.randn(64, 64)).sum().backward()
+    nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()
+    small = CharGPT(8, 96, width=8, blocks=1, heads=1)  # what reading a first model takes is no step's
+    Trainer(small, {}, 2, lr=1e-3, loss=NextToken()).step(torch.zeros(2, 8).long(), torch.zeros(2, 8).long())
     start = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: proc(5)
-    step = dense_step(case, False) if kind == "dense" else trainer_of(case, 0.9, kind)[1]
+    step = dense_step(case, False) if kind == "dense" else trainer_of(case, 0.9, kind, low_memory=True)[1]
     for _ in range(3):
         step()
     return resident("VmHWM") - start

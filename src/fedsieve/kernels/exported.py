@@ -101,6 +101,7 @@ class _ExportReader(TokenCalls):
         signature = self.program.graph_signature
         parameters, constants = signature.inputs_to_parameters, signature.inputs_to_lifted_tensor_constants
         buffers, inputs = signature.inputs_to_buffers, list(signature.user_inputs)
+        last = {source: node for node in self.program.graph.nodes for source in node.all_input_nodes}
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 if node.name in parameters:
@@ -115,6 +116,9 @@ class _ExportReader(TokenCalls):
                     self.env[node] = Places(self.input, numbers.view(SAMPLES, *self.input.sizes))
             elif node.op == "call_function":
                 self.env[node] = self._call(node)
+                for source in node.all_input_nodes:
+                    if last[source] is node:  # places take more memory than the model
+                        del self.env[source]
             elif node.op == "output":
                 return self._returned(node)
             else:
