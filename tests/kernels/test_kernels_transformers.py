@@ -102,6 +102,22 @@ class Series(nn.Module):
         return logits
 
 
+class Shared(nn.Module):
+    """Queries that are their own keys, some of their channels values as well; a value that three layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.proj, self.head = nn.Linear(3, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        q, v = (x[..., part : part + 8].unflatten(-1, (2, 4)).transpose(1, 2) for part in (0, 4))
+        y = self.proj(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
+        logits: Tensor = self.head((x - x * y / 2 - -y * 0.5)[:, 2])
+        return logits
+
+
 def gpt() -> nn.Module:
     return CharGPT(LENGTH, VOCABULARY, width=16, blocks=2, heads=2)
 
@@ -122,6 +138,7 @@ CASES: dict[str, Case] = {
     "vit": (vit, "images", F.cross_entropy),
     "encoder": (Series, "series", F.cross_entropy),
     "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),
+    "shared": (Shared, "series", F.cross_entropy),
     "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
     "another loss": (Series, "series", lambda y, _: y.square().mean()),
 }
@@ -259,6 +276,8 @@ class Refused(nn.Module):
             return x + x[:, [1, 0, *range(2, LENGTH)]].roll(1, 0)
         if self.what == "shuffled":
             return self.proj(x.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(-2))
+        if self.what == "batch":
+            return x.view(3, LENGTH, 8) if x.shape[0] == 3 else x
         if self.what == "branch" and x.sum() > 0:
             return x
         return (x, x) if self.what == "two" else x
@@ -275,6 +294,7 @@ class Refused(nn.Module):
         ("mixed", "tokens that stand in other places than those that they meet"),
         ("shuffled", "proj: channels in another order than they were made"),
         ("branch", "the model cannot be exported"),
+        ("batch", "the model cannot be "),
         ("two", "a model of tokens that returns more than one tensor"),
         ("rest", "scale: no layer uses it"),
     ],

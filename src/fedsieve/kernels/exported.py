@@ -47,7 +47,13 @@ def read_exported(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, 
     finally:
         for m, mode in modes.items():
             m.training = mode
-    graph = _ExportReader(model, program, shape, dtype).graph()
+    try:
+        graph = _ExportReader(model, program, shape, dtype).graph()
+    except Unsupported:
+        raise
+    except Exception as error:  # such as a shape that holds for one size of the batch alone
+        line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Unsupported(f"the model cannot be followed ({line})") from error
     _owned(model, graph, training)
     return graph
 

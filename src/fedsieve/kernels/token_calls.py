@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import ActivationLayer, Layer, NormLayer, Value
-from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, head_rows, pair
+from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, head_rows, is_causal, pair
 from fedsieve.kernels.tokens import (
     AttentionLayer,
     ChannelsLayer,
@@ -192,19 +193,14 @@ class TokenCalls:
     def _op_gelu(self, x: Any, approximate: str = "none") -> Places:
         return self._activated(x, "gelu" if approximate == "none" else "gelu_tanh")
 
-    def _op_silu(self, x: Any) -> Places:
-        return self._activated(x, "silu")
-
-    def _op_sigmoid(self, x: Any) -> Places:
-        return self._activated(x, "sigmoid")
-
-    def _op_hardswish(self, x: Any) -> Places:
-        return self._activated(x, "hardswish")
-
     def _activated(self, x: Any, function: str) -> Places:
         rows = self._all(self._rows(x))
         layer = ActivationLayer([rows.value], tokens(rows.channels, rows.value.width), function)
         return self._given(self._put(layer), rows.ids)
+
+    _op_silu = partialmethod(_activated, function="silu")
+    _op_sigmoid = partialmethod(_activated, function="sigmoid")
+    _op_hardswish = partialmethod(_activated, function="hardswish")
 
     def _op_relu(self, x: Any) -> Places:
         rows = self._all(self._rows(x))
@@ -225,7 +221,7 @@ class TokenCalls:
 
     def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Places:
         if alpha != 1:
-            raise Unsupported("a sum with alpha")
+            y = self._scaled(y, float(alpha))
         if not self._is_tokens(x):
             x, y = y, x
         rows = self._all(self._rows(x))
@@ -234,6 +230,17 @@ class TokenCalls:
         left, right = self._alike(rows, self._all(self._rows(y)))
         layer = NormLayer([left.value, right.value], tokens(left.channels, left.value.width))
         return self._given(self._put(layer), left.ids)
+
+    def _op_sub(self, x: Any, y: Any, alpha: float = 1) -> Places:
+        return self._op_add(x, y, -alpha)
+
+    def _op_neg(self, x: Any) -> Places:
+        return self._scaled(x, -1.0)
+
+    def _op_div(self, x: Any, y: Any) -> Places:
+        if not isinstance(y, int | float):
+            raise Unsupported("a quotient of two tensors")
+        return self._scaled(x, 1 / y)
 
     def _is_tokens(self, x: Any) -> bool:
         return isinstance(x, Places) and not isinstance(x.of, Tensor)
@@ -326,13 +333,8 @@ class TokenCalls:
         if p:
             raise Unsupported("attention with dropout")
         length, size = q.index.shape[-2:]
-        if isinstance(mask, Tensor):
-            allowed = mask if mask.dtype == torch.bool else mask == 0
-            below = torch.ones(length, length, dtype=torch.bool).tril()
-            causal = causal or (length > 1 and bool((allowed == below).all()))
-            mask = None if causal or bool(allowed.all()) else mask
         if mask is not None:
-            raise Unsupported("attention with a mask other than the causal one")
+            causal = causal or is_causal(mask, length)
         parts = [head_rows(x, length) for x in (q, k, v)]
         (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
         if kv_heads != same or heads % kv_heads or v.index.shape[-1] != size or k.index.shape[-2] != length:

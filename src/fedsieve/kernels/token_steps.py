@@ -36,6 +36,7 @@ from fedsieve.kernels.tokens import (
     LayerNormLayer,
     MeanLayer,
     RearrangedLayer,
+    tokens,
 )
 
 
@@ -203,17 +204,33 @@ class TokenSteps(TokenForward):
     def _attention_backward(self, layer: AttentionLayer, g: Buffer) -> None:
         ins, out = [self.step.activations[value] for value in layer.inputs], self.step.activations[layer.output]
         into = {value: self.step.buffer(value) for value in layer.inputs}
+        places: list[
+            tuple[Buffer, int]
+        ] = []  # where each gradient goes: in one buffer, unless two were the same channels
+        sums: list[tuple[Buffer, Value, int]] = []
+        taken = {value: set[int]() for value in into}
+        for value, first, n in zip(layer.inputs, layer.first, layer.channels, strict=True):
+            if taken[value].isdisjoint(range(first, first + n)):
+                places.append((into[value], first))
+                taken[value] |= {*range(first, first + n)}
+            else:
+                own = self.step.buffer(tokens(n, value.width))
+                places.append((own, 0))
+                sums.append((own, value, first))
         for value, buffer in into.items():
-            written = sum(n for own, n in zip(layer.inputs, layer.channels, strict=True) if own is value)
-            if written < value.channels:
+            if len(taken[value]) < value.channels:
                 self.step.arena.step(lambda b=buffer: CopyOp(b, b, CopyOp.ZERO), buffer)  # type: ignore[misc]
 
         def make() -> AttentionBackwardOp:
-            places = zip(layer.inputs, layer.first, layer.channels, strict=True)
-            parts = [into[value].part(first, n) for value, first, n in places]
+            parts = [buffer.part(first, n) for (buffer, first), n in zip(places, layer.channels, strict=True)]
             return self.step.sized_(AttentionBackwardOp(self._attend(layer, ins, out), g, *parts))
 
-        self.step.arena.step(make, *ins, out, g, *into.values())
+        self.step.arena.step(make, *ins, out, g, *into.values(), *(own for own, _, _ in sums))
+        for own, value, first in sums:
+            self.step.arena.step(
+                lambda own=own, to=into[value], n=first: CopyOp(own, to.part(n, own.channels), CopyOp.ADD),  # type: ignore[misc]
+                *(own, into[value]),
+            )
         for value, buffer in into.items():
             self.step.hand_on(value, buffer)
 
