@@ -113,7 +113,7 @@ class _ExportReader(TokenCalls):
                 if node.name in parameters:
                     self.env[node] = self._places(self.model.get_parameter(parameters[node.name]))
                 elif node.name in buffers:
-                    self.env[node] = self.model.get_buffer(buffers[node.name])
+                    self.env[node] = self.model.get_buffer(buffers[node.name]).detach().clone()
                 elif node.name in constants:
                     self.env[node] = self.program.constants[constants[node.name]]
                 else:
@@ -140,33 +140,41 @@ class _ExportReader(TokenCalls):
         target: Any = node.target
         if node.target is operator.getitem and not isinstance(args[0], Places):
             return args[0][args[1]]
-        if not places:
-            return target(*args, **kwargs)
         name = target.__name__.partition(".")[0] if callable(target) else str(target)
+        try:
+            return self._result(node, name, args, kwargs, places)
+        except Unsupported as error:
+            raise Unsupported(f"{self._where(node)}{error}") from None
+        except Exception as error:
+            line = (str(error).strip() or repr(error)).splitlines()[0]
+            raise Unsupported(f"{self._where(node)}{name} in a way that cannot be followed ({line})") from error
+
+    def _result(self, node: fx.Node, name: str, args: Any, kwargs: Any, places: list[Places]) -> Any:
+        target: Any = node.target
+        if not places:
+            return _constant(target, name, args, kwargs)
         if name in ("sym_size", "sym_numel", "sym_stride"):
             return target(*indices(args), **kwargs)
-        if name in MOVES and len({id(one.of) for one in places}) == 1:
+        alone = len({id(one.of) for one in places}) == 1
+        if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
             moved = target(*indices(args), **indices(kwargs))
             return _placed(moved, places[0].of)
         own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)
         if own is None:
-            raise Unsupported(f"{self._where(node)}the kernels do not know {name}")
-        try:
-            y = own(*args, **kwargs)
-        except Unsupported as error:
-            raise Unsupported(f"{self._where(node)}{error}") from None
+            raise Unsupported(f"the kernels do not know {name}")
+        y = own(*args, **kwargs)
         if name.endswith("_"):
-            self._renamed(args[0], y)
+            self._renamed(node.args[0], args[0], y)
         return y
 
-    def _renamed(self, old: Places, new: Places) -> None:
-        """Let every view of a value that was changed in place be one of what it became."""
-        if not torch.equal(old.index, new.index):
-            raise Unsupported("a change in place of a part of a tensor")
-        views = {node: x for node, x in self.env.items() if isinstance(x, Places) and x.of is old.of}
-        self.env |= {node: Places(new.of, x.index) for node, x in views.items()}
+    def _renamed(self, node: Any, old: Places, new: Places) -> None:
+        """Let a tensor that was changed in place be what it became; others of its numbers may be views or copies."""
+        others = [x for one, x in self.env.items() if one is not node and isinstance(x, Places) and x.of is old.of]
+        if others or not torch.equal(old.index, new.index):
+            raise Unsupported("a change in place of a tensor that is used under another name, or of a part of one")
+        self.env[node] = new
 
     def _where(self, node: fx.Node) -> str:
         """Return the module that a node is of, with a colon; "" for the model itself."""
@@ -177,7 +185,7 @@ class _ExportReader(TokenCalls):
     def _returned(self, node: fx.Node) -> Graph:
         returned: Any = node.args[0]
         x = self.env.get(returned[0])
-        if len(returned) != 1 or not isinstance(x, Places) or isinstance(x.of, Tensor):
+        if not self.program.call_spec.out_spec.is_leaf() or not isinstance(x, Places) or isinstance(x.of, Tensor):
             raise Unsupported("a model of tokens that returns more than one tensor")
         dim = -1
         if x.index.dim() == 3 and int(x.index[0, 0, -1] - x.index[0, 0, 0]) != x.index.shape[-1] - 1:
@@ -194,6 +202,17 @@ class _ExportReader(TokenCalls):
         labels = dim == -1 and torch.equal(flat, torch.arange(SAMPLES * each))
         output = TokenOutput(shape, token, channel - channel[0], labels)
         return Graph(self.input, rows.value, self.layers, [rows.value], token_output=output)
+
+
+def _constant(target: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Compute what has nothing of the samples in it. Raises Unsupported where that is not the same in every step."""
+    if name == "dropout" and not (args[1] and args[2]):
+        return args[0]
+    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        raise Unsupported(f"random numbers apart from the samples ({name})")
+    if getattr(getattr(target, "_schema", None), "is_mutable", False):
+        raise Unsupported(f"a buffer that changes from call to call ({name})")
+    return target(*args, **kwargs)
 
 
 def _placed(x: Any, of: Value | Tensor) -> Any:

@@ -89,6 +89,7 @@ def head_rows(x: Any, length: int) -> tuple[Value, int, int, Tensor]:
     full = (ids * wide + first)[:, None, :, None] + start[None, :, None, None] + torch.arange(size)
     inside = ids.shape == (SAMPLES, x.of.width) and x.of.width == length
     plain = inside and torch.equal(ids.flatten(), torch.arange(ids.numel()))
+    plain = plain and first + heads * size <= wide
     if not plain or not torch.equal(start, want) or not torch.equal(index, full):
         raise Unsupported("attention of heads that are not successive channels of all tokens")
     return x.of, first, heads, ids

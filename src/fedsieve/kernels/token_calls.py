@@ -54,6 +54,8 @@ class TokenCalls:
         assert isinstance(x.of, Value)
         wide, index = x.of.channels, x.index
         ids, first, channels = index[..., 0] // wide, int(index.flatten()[0]) % wide, index.shape[-1]
+        if first + channels > wide:
+            raise Unsupported("several tokens as the channels of one")
         if not torch.equal(index, (ids * wide + first).unsqueeze(-1) + torch.arange(channels)):
             raise Unsupported("channels in another order than they were made")
         rows = TokenRows(x.of, ids, first, channels)
@@ -234,9 +236,6 @@ class TokenCalls:
     def _op_sub(self, x: Any, y: Any, alpha: float = 1) -> Places:
         return self._op_add(x, y, -alpha)
 
-    def _op_neg(self, x: Any) -> Places:
-        return self._scaled(x, -1.0)
-
     def _op_div(self, x: Any, y: Any) -> Places:
         if not isinstance(y, int | float):
             raise Unsupported("a quotient of two tensors")
@@ -288,6 +287,8 @@ class TokenCalls:
         layer = RearrangedLayer([value], tokens(rows.channels, length), torch.arange(length), number)
         return self._given(self._put(layer), rows.ids)
 
+    _op_neg = partialmethod(_scaled, number=-1.0)
+
     def _op_mean(self, x: Any, dims: Sequence[int], keepdim: bool = False) -> Places:
         rows = self._all(self._rows(x))
         length = rows.value.width
@@ -337,7 +338,13 @@ class TokenCalls:
             causal = causal or is_causal(mask, length)
         parts = [head_rows(x, length) for x in (q, k, v)]
         (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
-        if kv_heads != same or heads % kv_heads or v.index.shape[-1] != size or k.index.shape[-2] != length:
+        if (
+            heads != q.index.shape[1]
+            or kv_heads != same
+            or heads % kv_heads
+            or v.index.shape[-1] != size
+            or k.index.shape[-2] != length
+        ):
             raise Unsupported("attention of queries, keys and values of other sizes")
         if not all(torch.equal(ids, part[3]) for part in parts):
             raise Unsupported("attention between tokens of two sequences")
