@@ -106,3 +106,23 @@ def is_causal(mask: Any, length: int) -> bool:
             if bool((allowed == torch.ones(length, length, dtype=torch.bool).tril()).all()):
                 return True
     raise Unsupported("attention with a mask other than the causal one")
+
+
+def token_offsets(index: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which token of the batch each is of the input's numbers [..., channels], and where in a sample they stand.
+
+    A number of a sample, which has ``size``, stands at the sum of its token's offset and its channel's.
+    """
+    flat = index.flatten(0, -2)
+    first, channel = flat[:, 0], flat[0] - flat[0, 0]
+    length = len(first) // SAMPLES
+    token = (first % size)[first // size == 0]
+    ids = torch.empty_like(first)
+    for n in range(SAMPLES):
+        own = first // size == n
+        if int(own.sum()) != length or not torch.equal(first[own] - n * size, token):
+            raise Unsupported("samples that are cut into tokens each in its own way")
+        ids[own] = n * length + torch.arange(length)
+    if not torch.equal(flat, first.unsqueeze(-1) + channel):
+        raise Unsupported("numbers of the input in an order that is none of tokens and channels")
+    return ids.view(index.shape[:-1]), token, channel

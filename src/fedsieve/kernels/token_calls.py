@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import ActivationLayer, Layer, NormLayer, Value
-from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, head_rows, is_causal, pair
+from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, head_rows, is_causal, pair, token_offsets
 from fedsieve.kernels.tokens import (
     AttentionLayer,
     ChannelsLayer,
@@ -66,24 +66,10 @@ class TokenCalls:
 
     def _packed(self, x: Places) -> Places:
         """Make tokens of the numbers of the input: the last dimension has the channels."""
-        index, size = x.index, torch.Size(self.input.sizes).numel()
         if self.input.dtype != torch.float32:
             raise Unsupported("numbers of the input that are whole, and not looked up in an embedding")
-        first = index.flatten(0, -2)[:, 0]
-        sample = first // size
-        length = len(first) // SAMPLES
-        token = (first % size)[sample == 0]
-        channel = index.flatten(0, -2)[0] - first[0]
-        ids = torch.empty_like(first)
-        for n in range(SAMPLES):
-            own = sample == n
-            if int(own.sum()) != length or not torch.equal(first[own] - n * size, token):
-                raise Unsupported("samples that are cut into tokens each in its own way")
-            ids[own] = n * length + torch.arange(length)
-        if not torch.equal(index, first.view(index.shape[:-1]).unsqueeze(-1) + channel):
-            raise Unsupported("numbers of the input in an order that is none of tokens and channels")
-        value = self._put(InputLayer([], tokens(len(channel), length, index.dim() == 2), token, channel))
-        ids = ids.view(index.shape[:-1])
+        ids, token, channel = token_offsets(x.index, torch.Size(self.input.sizes).numel())
+        value = self._put(InputLayer([], tokens(len(channel), len(token), x.index.dim() == 2), token, channel))
         return Places(value, ids.unsqueeze(-1) * value.channels + torch.arange(value.channels))
 
     def _all(self, rows: TokenRows) -> TokenRows:
