@@ -167,11 +167,11 @@ def growth(case: str, kind: str) -> float:
 
 def peaks(case: str) -> dict[str, float]:
     """Return the growth of a process of each kind."""
-    found = {}
+    megabytes = {}
     for kind in ("dense", "fp32", "bf16"):
         command = [sys.executable, __file__, "--peak", case, kind]
-        found[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found
+        megabytes[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return megabytes
 
 
 def committed() -> list[dict[str, Any]]:

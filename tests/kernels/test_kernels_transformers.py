@@ -1,189 +1,41 @@
-"""Transformers by the kernels: how they are read, that they train as by PyTorch, and what is refused, in one line."""
+"""Transformers by the kernels: that they train, and compute, as by PyTorch."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from engines import pickled
 from fedsieve import InputError, LoRA, Run, Task, local, rounds
 from fedsieve.client.losses import NextToken
 from fedsieve.client.training import params_of
-from fedsieve.client.vector_models import CharGPT, ViTTiny
+from fedsieve.client.vector_models import CharGPT
 from fedsieve.kernels import Predictor, Trainer, unavailable_reason
 from fedsieve.kernels.abi import GatherOp
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.tokens import AttentionLayer, EmbeddingLayer, TokenProduct
-from fedsieve.kernels.trace import read_graph
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, ZeroFL
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.types.optimizers import SGD, AdamW
 from outside_models import texts
+from token_models import (
+    CASES,
+    LENGTH,
+    VOCABULARY,
+    Llama,
+    Series,
+    dense_steps,
+    examples,
+    gpt,
+    made,
+    masks_of,
+    vit,
+)
 
 pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
-VOCABULARY, LENGTH = 13, 7
 EPS = 1e-4
 """Of AdamW, where two ways to sum are compared: with 1e-8 it makes whole steps of what is only rounding."""
-
-
-class Llama(nn.Module):
-    """RMSNorm before each part, queries that share keys, a gated perceptron in one product, tied weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, 16)
-        self.norm1, self.norm2, self.norm = (nn.RMSNorm(16, eps=1e-5) for _ in range(3))
-        self.q, self.k, self.v = (nn.Linear(16, n, bias=False) for n in (16, 8, 8))
-        self.proj, self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 48), nn.Linear(24, 16)
-        self.head = nn.Linear(16, VOCABULARY, bias=False)
-        self.head.weight = self.tokens.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids)
-        y = self.norm1(x)
-        q, k, v = (part(y).unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
-        x = x + self.proj(y.transpose(1, 2).flatten(2))
-        gate, up = self.up(self.norm2(x)).chunk(2, -1)
-        y = self.down(F.silu(gate) * up)
-        y += x
-        logits: Tensor = self.head(self.norm(y))
-        return logits
-
-
-class Conv1D(nn.Module):
-    """A linear layer with its weight the other way round, as GPT-2's."""
-
-    def __init__(self, inner: int, out: int):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(0.3 * torch.randn(inner, out)), nn.Parameter(torch.zeros(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
-
-
-class GPT2(nn.Module):
-    """Conv1D, a split, an attention mask that is the causal one, constants that are added, classes before places."""
-
-    causal: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.norm = nn.Embedding(VOCABULARY, 12), nn.LayerNorm(12)
-        self.qkv, self.proj, self.head = Conv1D(12, 36), Conv1D(12, 12), nn.Linear(12, VOCABULARY)
-        self.register_buffer("waves", torch.arange(LENGTH * 12).view(1, LENGTH, 12).sin())
-        self.register_buffer("causal", torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril())
-
-    def forward(self, ids: Tensor) -> Tensor:
-        n, t = ids.shape
-        x = self.tokens(ids) + self.waves[:, :t]
-        q, k, v = (y.view(n, t, 3, 4).transpose(1, 2) for y in self.qkv(self.norm(x)).split(12, 2))
-        y = F.scaled_dot_product_attention(q, k, v, self.causal[:t, :t])
-        x = x + self.proj(y.transpose(1, 2).contiguous().view(n, t, 12))
-        return self.head(F.gelu(x, approximate="tanh")).transpose(1, 2)  # type: ignore[no-any-return]
-
-
-class Series(nn.Module):
-    """nn.TransformerEncoder on numbers [n, length, 3]: a mean of the tokens, or the last."""
-
-    def __init__(self, pool: str = "mean", p: float = 0.0, **how: Any):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(12, 3, 20, dropout=0.0, batch_first=True, **how)
-        self.stem, self.encoder = nn.Linear(3, 12), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.dropout, self.head, self.pool = nn.Dropout(p), nn.Linear(12, 4), pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.encoder(self.dropout(self.stem(x)))
-        logits: Tensor = self.head(x.mean(1) if self.pool == "mean" else x[:, -1])
-        return logits
-
-
-class Shared(nn.Module):
-    """Queries that are their own keys, some of their channels values as well; a value that three layers read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.proj, self.head = nn.Linear(3, 16), nn.Linear(8, 16), nn.Linear(16, 4)
-        self.norm = nn.LayerNorm(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x))
-        q, v = (x[..., part : part + 8].unflatten(-1, (2, 4)).transpose(1, 2) for part in (0, 4))
-        y = self.proj(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
-        logits: Tensor = self.head((x - x * y / 2 - -y * 0.5)[:, 2])
-        return logits
-
-
-def gpt() -> nn.Module:
-    return CharGPT(LENGTH, VOCABULARY, width=16, blocks=2, heads=2)
-
-
-def vit() -> nn.Module:
-    return ViTTiny(3, 4, width=24, blocks=1, heads=3)
-
-
-def classes_second(output: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(output, target)
-
-
-Case = tuple[Callable[[], nn.Module], str, Callable[[Any, Any], Tensor]]
-CASES: dict[str, Case] = {
-    "gpt": (gpt, "text", NextToken()),
-    "llama": (Llama, "text", NextToken()),
-    "gpt2": (GPT2, "text", classes_second),
-    "vit": (vit, "images", F.cross_entropy),
-    "encoder": (Series, "series", F.cross_entropy),
-    "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),
-    "shared": (Shared, "series", F.cross_entropy),
-    "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
-    "another loss": (Series, "series", lambda y, _: y.square().mean()),
-}
-
-
-def examples(kind: str, n: int = 5) -> tuple[Tensor, Tensor]:
-    chance = torch.Generator().manual_seed(1)
-    if kind == "text":
-        x, y = (torch.randint(VOCABULARY, (n, LENGTH), generator=chance) for _ in range(2))
-        return x, y
-    shape = (3, 32, 32) if kind == "images" else (LENGTH, 3)
-    return torch.randn(n, *shape, generator=chance), torch.randint(4, (n,), generator=chance)
-
-
-def made(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return make()
-
-
-def masks_of(model: nn.Module, d: float) -> dict[str, Tensor]:
-    """Return masks of all matrices, those of tied weights apart."""
-    chance = torch.Generator().manual_seed(5)
-    tied = {name for name in params_of(model) if isinstance(model, Llama) and name == "tokens.weight"}
-    named = [(name, w) for name, w in model.named_parameters() if w.dim() > 1 and name not in tied]
-    return {name: torch.rand(w.shape, generator=chance) < d for name, w in named}
-
-
-def dense_steps(
-    model: nn.Module, masks: dict[str, Tensor], optimizer: torch.optim.Optimizer, loss: Any, batches: Any
-) -> list[float]:
-    losses = []
-    named = dict(model.named_parameters())
-    for x, y in batches:
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            value = loss(model.train()(x), y)
-        value.backward()
-        for name, mask in masks.items():
-            named[name].grad.mul_(mask)  # type: ignore[union-attr]
-        optimizer.step()
-        for name, mask in masks.items():
-            named[name].data.mul_(mask)
-        losses.append(float(value.detach()))
-    return losses
 
 
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adamw"])
@@ -225,124 +77,6 @@ def test_a_step_is_pytorchs(case: str, adam: bool, native: None) -> None:
     gathers = [op for op in trainer.lowered.program.steps if isinstance(op, GatherOp)]
     assert case == "dropout" or {op.width for op in gathers} <= {-(-3 * n // 16) for n in (1, 7, 64, 65)}
     assert float(trainer.step(x, y)) < got[0] if case != "dropout" else True
-
-
-def test_what_the_reader_sees() -> None:
-    graph = read_graph(made(Llama), (LENGTH,), torch.int64)
-    (attention,) = (layer for layer in graph.layers if isinstance(layer, AttentionLayer))
-    assert (attention.heads, attention.kv_heads, attention.size, attention.causal) == (4, 2, 4, True)
-    (table,) = (layer for layer in graph.layers if isinstance(layer, EmbeddingLayer))
-    assert table.tied
-    assert graph.token_output.labels
-    assert graph.output.sizes == (LENGTH, VOCABULARY)
-    graph = read_graph(made(GPT2), (LENGTH,), torch.int64)
-    names = [layer.weight_name for layer in graph.layers if isinstance(layer, TokenProduct) and layer.transposed]
-    assert names == ["qkv.weight", "proj.weight"]
-    assert not graph.token_output.labels
-    graph = read_graph(made(Series), (LENGTH, 3))
-    assert graph.layers[1].weight_name == "stem.weight"  # type: ignore[attr-defined]
-    named = [layer.weight_name for layer in graph.layers if isinstance(layer, TokenProduct)]
-    assert "encoder.layers.0.self_attn.in_proj_weight" in named
-    model = made(vit)
-    model.train(False)
-    read_graph(model, (3, 32, 32))
-    assert not any(module.training for module in model.modules())
-
-
-class Refused(nn.Module):
-    """A model of tokens with one thing that the kernels do not have."""
-
-    calls: Tensor
-    rows: Tensor
-
-    def __init__(self, what: str):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("rows", torch.ones(1, 2, 8))
-        self.what, self.tokens, self.norm = what, nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8)
-        self.proj, self.scale = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
-        self.wide = nn.Linear(8 * LENGTH, 3)
-        self.conv, self.unused = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(2, 2)
-
-    def forward(self, ids: Tensor) -> Any:
-        x = self.proj(self.norm(self.tokens(ids)))
-        q = x.unflatten(-1, (2, 4)).transpose(1, 2)
-        if self.what == "mask":
-            bias = torch.arange(LENGTH).float().neg().expand(LENGTH, LENGTH)
-            return F.scaled_dot_product_attention(q, q, q, bias)
-        if self.what == "dropout":
-            return F.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
-        if self.what == "scores":
-            return (q @ q.transpose(-1, -2)).softmax(-1) @ q
-        if self.what == "scale":
-            return x * self.scale
-        if self.what == "conv":
-            return self.conv(x.transpose(1, 2))
-        if self.what == "mixed":
-            return x + x[:, [1, 0, *range(2, LENGTH)]].roll(1, 0)
-        if self.what == "shuffled":
-            return self.proj(x.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(-2))
-        if self.what == "batch":
-            return x.view(3, LENGTH, 8) if x.shape[0] == 3 else x
-        if self.what == "flattened":
-            return self.wide(x.flatten(1))
-        if self.what == "copy":
-            y = x.clone()
-            y += self.proj(x)
-            return x + y
-        if self.what == "noise":
-            return x + torch.randn(LENGTH, 8)
-        if self.what == "soft mask":
-            return F.scaled_dot_product_attention(q, q, q, -torch.ones(LENGTH, LENGTH).triu(1))
-        if self.what == "counter":
-            self.calls += 1
-            return x * self.calls
-        if self.what == "repeated":
-            h = x.unsqueeze(1).expand(-1, 3, -1, -1)
-            return F.scaled_dot_product_attention(h, h, h)
-        if self.what in ("samples", "constant"):
-            other = x if self.what == "samples" else self.rows.expand(len(x), -1, -1)
-            return torch.cat([other, x], 0 if self.what == "samples" else 1)
-        if self.what == "scalar":
-            return x * x.mean()
-        if self.what == "branch" and x.sum() > 0:
-            return x
-        return (x, x) if self.what == "two" else (x,) if self.what == "tuple" else x
-
-
-@pytest.mark.parametrize(
-    ("what", "line"),
-    [
-        ("mask", "attention with a mask other than the causal one"),
-        ("dropout", "attention with dropout"),
-        ("scores", "a matrix product of two activations, apart from scaled_dot_product_attention"),
-        ("scale", "a product with a parameter, apart from linear layers"),
-        ("conv", "conv: the kernels do not know conv1d"),
-        ("mixed", "tokens that stand in other places than those that they meet"),
-        ("shuffled", "proj: channels in another order than they were made"),
-        ("branch", "the model cannot be exported"),
-        ("batch", "view in a way that cannot be followed (shape '[3, 7, 8]' is invalid for input of size 112)"),
-        ("copy", "a change in place of a tensor that is used under another name, or of a part of one"),
-        ("noise", "random numbers apart from the samples (randn)"),
-        ("soft mask", "attention with a mask other than the causal one"),
-        ("counter", "a buffer that changes from call to call (add_)"),
-        ("repeated", "attention of queries, keys and values of other sizes"),
-        ("samples", "cat in a way that cannot be followed"),
-        ("constant", "cat in a way that cannot be followed"),
-        ("tuple", "a model of tokens that returns more than one tensor"),
-        ("scalar", "mean in a way that cannot be followed"),
-        ("flattened", "wide: several tokens as the channels of one"),
-        ("two", "a model of tokens that returns more than one tensor"),
-        ("rest", "scale: no layer uses it"),
-    ],
-)
-def test_what_the_kernels_do_not_have_is_named(what: str, line: str) -> None:
-    model = made(lambda: Refused(what))
-    with pytest.raises(Unsupported) as error:
-        read_graph(model, (LENGTH,), torch.int64)
-    assert not model.get_buffer("calls").any()
-    assert line in str(error.value) or (what == "rest" and "no layer uses" in str(error.value))
-    assert "\n" not in str(error.value)
 
 
 def test_bad_tokens_and_labels_are_named() -> None:

@@ -208,17 +208,17 @@ class TokenSteps(TokenForward):
             tuple[Buffer, int]
         ] = []  # where each gradient goes: in one buffer, unless two were the same channels
         sums: list[tuple[Buffer, Value, int]] = []
-        taken = {value: set[int]() for value in into}
+        channels = {value: set[int]() for value in into}
         for value, first, n in zip(layer.inputs, layer.first, layer.channels, strict=True):
-            if taken[value].isdisjoint(range(first, first + n)):
+            if channels[value].isdisjoint(range(first, first + n)):
                 places.append((into[value], first))
-                taken[value] |= {*range(first, first + n)}
+                channels[value] |= {*range(first, first + n)}
             else:
                 own = self.step.buffer(tokens(n, value.width))
                 places.append((own, 0))
                 sums.append((own, value, first))
         for value, buffer in into.items():
-            if len(taken[value]) < value.channels:
+            if len(channels[value]) < value.channels:
                 self.step.arena.step(lambda b=buffer: CopyOp(b, b, CopyOp.ZERO), buffer)  # type: ignore[misc]
 
         def make() -> AttentionBackwardOp:

@@ -1,0 +1,134 @@
+"""How transformers are read, and what is refused, in one line."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsieve.kernels import unavailable_reason
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.tokens import AttentionLayer, EmbeddingLayer, TokenProduct
+from fedsieve.kernels.trace import read_graph
+from token_models import GPT2, LENGTH, VOCABULARY, Llama, Series, made, vit
+
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
+
+
+def test_what_the_reader_sees() -> None:
+    graph = read_graph(made(Llama), (LENGTH,), torch.int64)
+    (attention,) = (layer for layer in graph.layers if isinstance(layer, AttentionLayer))
+    assert (attention.heads, attention.kv_heads, attention.size, attention.causal) == (4, 2, 4, True)
+    (table,) = (layer for layer in graph.layers if isinstance(layer, EmbeddingLayer))
+    assert table.tied
+    assert graph.token_output.labels
+    assert graph.output.sizes == (LENGTH, VOCABULARY)
+    graph = read_graph(made(GPT2), (LENGTH,), torch.int64)
+    names = [layer.weight_name for layer in graph.layers if isinstance(layer, TokenProduct) and layer.transposed]
+    assert names == ["qkv.weight", "proj.weight"]
+    assert not graph.token_output.labels
+    graph = read_graph(made(Series), (LENGTH, 3))
+    assert graph.layers[1].weight_name == "stem.weight"  # type: ignore[attr-defined]
+    named = [layer.weight_name for layer in graph.layers if isinstance(layer, TokenProduct)]
+    assert "encoder.layers.0.self_attn.in_proj_weight" in named
+    model = made(vit)
+    model.train(False)
+    read_graph(model, (3, 32, 32))
+    assert not any(module.training for module in model.modules())
+
+
+class Refused(nn.Module):
+    """A model of tokens with one thing that the kernels do not have."""
+
+    calls: Tensor
+    rows: Tensor
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("rows", torch.ones(1, 2, 8))
+        self.what, self.tokens, self.norm = what, nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8)
+        self.proj, self.scale = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+        self.wide = nn.Linear(8 * LENGTH, 3)
+        self.conv, self.unused = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(2, 2)
+
+    def forward(self, ids: Tensor) -> Any:
+        x = self.proj(self.norm(self.tokens(ids)))
+        q = x.unflatten(-1, (2, 4)).transpose(1, 2)
+        if self.what == "mask":
+            bias = torch.arange(LENGTH).float().neg().expand(LENGTH, LENGTH)
+            return F.scaled_dot_product_attention(q, q, q, bias)
+        if self.what == "dropout":
+            return F.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+        if self.what == "scores":
+            return (q @ q.transpose(-1, -2)).softmax(-1) @ q
+        if self.what == "scale":
+            return x * self.scale
+        if self.what == "conv":
+            return self.conv(x.transpose(1, 2))
+        if self.what == "mixed":
+            return x + x[:, [1, 0, *range(2, LENGTH)]].roll(1, 0)
+        if self.what == "shuffled":
+            return self.proj(x.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(-2))
+        if self.what == "batch":
+            return x.view(3, LENGTH, 8) if x.shape[0] == 3 else x
+        if self.what == "flattened":
+            return self.wide(x.flatten(1))
+        if self.what == "copy":
+            y = x.clone()
+            y += self.proj(x)
+            return x + y
+        if self.what == "noise":
+            return x + torch.randn(LENGTH, 8)
+        if self.what == "soft mask":
+            return F.scaled_dot_product_attention(q, q, q, -torch.ones(LENGTH, LENGTH).triu(1))
+        if self.what == "counter":
+            self.calls += 1
+            return x * self.calls
+        if self.what == "repeated":
+            h = x.unsqueeze(1).expand(-1, 3, -1, -1)
+            return F.scaled_dot_product_attention(h, h, h)
+        if self.what in ("samples", "constant"):
+            other = x if self.what == "samples" else self.rows.expand(len(x), -1, -1)
+            return torch.cat([other, x], 0 if self.what == "samples" else 1)
+        if self.what == "scalar":
+            return x * x.mean()
+        if self.what == "branch" and x.sum() > 0:
+            return x
+        return (x, x) if self.what == "two" else (x,) if self.what == "tuple" else x
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("mask", "attention with a mask other than the causal one"),
+        ("dropout", "attention with dropout"),
+        ("scores", "a matrix product of two activations, apart from scaled_dot_product_attention"),
+        ("scale", "a product with a parameter, apart from linear layers"),
+        ("conv", "conv: the kernels do not know conv1d"),
+        ("mixed", "tokens that stand in other places than those that they meet"),
+        ("shuffled", "proj: channels in another order than they were made"),
+        ("branch", "the model cannot be exported"),
+        ("batch", "view in a way that cannot be followed (shape '[3, 7, 8]' is invalid for input of size 112)"),
+        ("copy", "a change in place of a tensor that is used under another name, or of a part of one"),
+        ("noise", "random numbers apart from the samples (randn)"),
+        ("soft mask", "attention with a mask other than the causal one"),
+        ("counter", "a buffer that changes from call to call (add_)"),
+        ("repeated", "attention of queries, keys and values of other sizes"),
+        ("samples", "cat in a way that cannot be followed"),
+        ("constant", "cat in a way that cannot be followed"),
+        ("tuple", "a model of tokens that returns more than one tensor"),
+        ("scalar", "mean in a way that cannot be followed"),
+        ("flattened", "wide: several tokens as the channels of one"),
+        ("two", "a model of tokens that returns more than one tensor"),
+        ("rest", "scale: no layer uses it"),
+    ],
+)
+def test_what_the_kernels_do_not_have_is_named(what: str, line: str) -> None:
+    model = made(lambda: Refused(what))
+    with pytest.raises(Unsupported) as error:
+        read_graph(model, (LENGTH,), torch.int64)
+    assert not model.get_buffer("calls").any()
+    assert line in str(error.value) or (what == "rest" and "no layer uses" in str(error.value))
+    assert "\n" not in str(error.value)

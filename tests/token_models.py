@@ -1,0 +1,170 @@
+"""Small transformers as outsiders write them, their examples and masks, and their training by PyTorch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsieve.client.losses import NextToken
+from fedsieve.client.training import params_of
+from fedsieve.client.vector_models import CharGPT, ViTTiny
+
+VOCABULARY, LENGTH = 13, 7
+
+
+class Llama(nn.Module):
+    """RMSNorm before each part, queries that share keys, a gated perceptron in one product, tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 16)
+        self.norm1, self.norm2, self.norm = (nn.RMSNorm(16, eps=1e-5) for _ in range(3))
+        self.q, self.k, self.v = (nn.Linear(16, n, bias=False) for n in (16, 8, 8))
+        self.proj, self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 48), nn.Linear(24, 16)
+        self.head = nn.Linear(16, VOCABULARY, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        y = self.norm1(x)
+        q, k, v = (part(y).unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+        x = x + self.proj(y.transpose(1, 2).flatten(2))
+        gate, up = self.up(self.norm2(x)).chunk(2, -1)
+        y = self.down(F.silu(gate) * up)
+        y += x
+        logits: Tensor = self.head(self.norm(y))
+        return logits
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight the other way round, as GPT-2's."""
+
+    def __init__(self, inner: int, out: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(0.3 * torch.randn(inner, out)), nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+class GPT2(nn.Module):
+    """Conv1D, a split, an attention mask that is the causal one, constants that are added, classes before places."""
+
+    causal: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm = nn.Embedding(VOCABULARY, 12), nn.LayerNorm(12)
+        self.qkv, self.proj, self.head = Conv1D(12, 36), Conv1D(12, 12), nn.Linear(12, VOCABULARY)
+        self.register_buffer("waves", torch.arange(LENGTH * 12).view(1, LENGTH, 12).sin())
+        self.register_buffer("causal", torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        n, t = ids.shape
+        x = self.tokens(ids) + self.waves[:, :t]
+        q, k, v = (y.view(n, t, 3, 4).transpose(1, 2) for y in self.qkv(self.norm(x)).split(12, 2))
+        y = F.scaled_dot_product_attention(q, k, v, self.causal[:t, :t])
+        x = x + self.proj(y.transpose(1, 2).contiguous().view(n, t, 12))
+        return self.head(F.gelu(x, approximate="tanh")).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class Series(nn.Module):
+    """nn.TransformerEncoder on numbers [n, length, 3]: a mean of the tokens, or the last."""
+
+    def __init__(self, pool: str = "mean", p: float = 0.0, **how: Any):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 3, 20, dropout=0.0, batch_first=True, **how)
+        self.stem, self.encoder = nn.Linear(3, 12), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.dropout, self.head, self.pool = nn.Dropout(p), nn.Linear(12, 4), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(self.dropout(self.stem(x)))
+        logits: Tensor = self.head(x.mean(1) if self.pool == "mean" else x[:, -1])
+        return logits
+
+
+class Shared(nn.Module):
+    """Queries that are their own keys, some of their channels values as well; a value that three layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.proj, self.head = nn.Linear(3, 16), nn.Linear(8, 16), nn.Linear(16, 4)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        q, v = (x[..., part : part + 8].unflatten(-1, (2, 4)).transpose(1, 2) for part in (0, 4))
+        y = self.proj(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
+        logits: Tensor = self.head((x - x * y / 2 - -y * 0.5)[:, 2])
+        return logits
+
+
+def gpt() -> nn.Module:
+    return CharGPT(LENGTH, VOCABULARY, width=16, blocks=2, heads=2)
+
+
+def vit() -> nn.Module:
+    return ViTTiny(3, 4, width=24, blocks=1, heads=3)
+
+
+def classes_second(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target)
+
+
+Case = tuple[Callable[[], nn.Module], str, Callable[[Any, Any], Tensor]]
+CASES: dict[str, Case] = {
+    "gpt": (gpt, "text", NextToken()),
+    "llama": (Llama, "text", NextToken()),
+    "gpt2": (GPT2, "text", classes_second),
+    "vit": (vit, "images", F.cross_entropy),
+    "encoder": (Series, "series", F.cross_entropy),
+    "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),
+    "shared": (Shared, "series", F.cross_entropy),
+    "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
+    "another loss": (Series, "series", lambda y, _: y.square().mean()),
+}
+
+
+def examples(kind: str, n: int = 5) -> tuple[Tensor, Tensor]:
+    chance = torch.Generator().manual_seed(1)
+    if kind == "text":
+        x, y = (torch.randint(VOCABULARY, (n, LENGTH), generator=chance) for _ in range(2))
+        return x, y
+    shape = (3, 32, 32) if kind == "images" else (LENGTH, 3)
+    return torch.randn(n, *shape, generator=chance), torch.randint(4, (n,), generator=chance)
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return make()
+
+
+def masks_of(model: nn.Module, d: float) -> dict[str, Tensor]:
+    """Return masks of all matrices, those of tied weights apart."""
+    chance = torch.Generator().manual_seed(5)
+    tied = {name for name in params_of(model) if isinstance(model, Llama) and name == "tokens.weight"}
+    named = [(name, w) for name, w in model.named_parameters() if w.dim() > 1 and name not in tied]
+    return {name: torch.rand(w.shape, generator=chance) < d for name, w in named}
+
+
+def dense_steps(
+    model: nn.Module, masks: dict[str, Tensor], optimizer: torch.optim.Optimizer, loss: Any, batches: Any
+) -> list[float]:
+    losses = []
+    named = dict(model.named_parameters())
+    for x, y in batches:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = loss(model.train()(x), y)
+        value.backward()
+        for name, mask in masks.items():
+            named[name].grad.mul_(mask)  # type: ignore[union-attr]
+        optimizer.step()
+        for name, mask in masks.items():
+            named[name].data.mul_(mask)
+        losses.append(float(value.detach()))
+    return losses
