@@ -45,7 +45,7 @@ def main() -> None:
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     figure.savefig(PICTURE, dpi=160)
 
 
