@@ -76,7 +76,7 @@ class Series(nn.Module):
 
     def __init__(self, pool: str = "mean", p: float = 0.0, **how: Any):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(12, 3, 20, dropout=0.0, batch_first=True, **how)
+        layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, **{"dropout": 0.0} | how)
         self.stem, self.encoder = nn.Linear(3, 12), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.dropout, self.head, self.pool = nn.Dropout(p), nn.Linear(12, 4), pool
 
@@ -102,6 +102,60 @@ class Shared(nn.Module):
         return logits
 
 
+class Explicit(nn.Module):
+    """Attention in single operations, as nanoGPT and others write it, and PyTorch's with masks."""
+
+    causal: Tensor
+
+    def __init__(self, how: str, p: float = 0.0):
+        super().__init__()
+        self.how, self.p = how, p
+        self.stem, self.qkv, self.proj, self.head = (nn.Linear(*n) for n in ((3, 12), (12, 36), (12, 12), (12, 4)))
+        self.attention, self.drop = nn.MultiheadAttention(12, 3, dropout=p, batch_first=True), nn.Dropout(p)
+        if "MultiheadAttention" in how:
+            self.qkv, self.proj = nn.Identity(), nn.Identity()
+        else:
+            self.attention = nn.Identity()
+        self.register_buffer("causal", torch.ones(LENGTH, LENGTH).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, t, width = x.shape
+        logits: Tensor = self.head((x + self.attended(x, n, t, width)).mean(1))
+        return logits
+
+    def attended(self, x: Tensor, n: int, t: int, width: int) -> Tensor:
+        if "MultiheadAttention" in self.how:
+            mask = nn.Transformer.generate_square_subsequent_mask(t) if "masked" in self.how else None
+            y: Tensor = self.attention(x, x, x, attn_mask=mask, need_weights="weights" in self.how)[0]
+            return y
+        q, k, v = (y.view(n, t, 3, 4).transpose(1, 2) for y in self.qkv(x).split(width, dim=2))
+        slopes = torch.tensor([0.5, 0.25, 0.1]).view(1, 3, 1, 1)
+        distance = slopes * (torch.arange(t)[None] - torch.arange(t)[:, None])
+        if self.how == "nanoGPT":
+            scores = (q @ k.transpose(-2, -1)) * 0.5
+            scores = scores.masked_fill(self.causal[:t, :t] == 0, -torch.inf)
+            y = self.drop(scores.softmax(-1)) @ v
+        elif self.how == "einsum":
+            scores = torch.einsum("nhqd,nhkd->nhqk", q, k) / 2 + distance
+            barred = torch.ones(t, t, dtype=torch.bool).triu(2)
+            scores = torch.where(barred, torch.finfo(scores.dtype).min, scores)
+            y = torch.einsum("nhqk,nhkd->nhqd", self.drop(scores.softmax(-1, dtype=torch.float32).to(q.dtype)), v)
+        else:
+            keys = (torch.arange(t)[:, None] - torch.arange(t)[None]).abs() < 3
+            mask = keys if self.how == "window" else distance.masked_fill(self.causal == 0, -torch.inf)
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.p if self.training else 0.0)
+        projected: Tensor = self.proj(y.transpose(1, 2).reshape(n, t, width))
+        return projected
+
+
+EXPLICIT = {
+    "nanoGPT": 0.3, "einsum": 0.2, "window": 0.0, "slopes": 0.4, "MultiheadAttention": 0.1,
+    "MultiheadAttention with weights": 0.2, "masked MultiheadAttention with weights": 0.0,
+}  # fmt: skip
+"""Ways to write attention, and dropout of its probabilities."""
+
+
 def gpt() -> nn.Module:
     return CharGPT(LENGTH, VOCABULARY, width=16, blocks=2, heads=2)
 
@@ -124,6 +178,11 @@ CASES: dict[str, Case] = {
     "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),
     "shared": (Shared, "series", F.cross_entropy),
     "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
+    "dropout in attention": (lambda: Series(p=0.1, dropout=0.1), "series", F.cross_entropy),
+    **{
+        f"attention, {how}": (lambda how=how, p=p: Explicit(how, p), "series", F.cross_entropy)
+        for how, p in EXPLICIT.items()
+    },
     "another loss": (Series, "series", lambda y, _: y.square().mean()),
 }
 

@@ -1,5 +1,6 @@
 """How transformers are read, and what is refused, in one line."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,6 +39,22 @@ def test_what_the_reader_sees() -> None:
     assert not any(module.training for module in model.modules())
 
 
+SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "no softmax": lambda q, scores, _: scores @ q,
+    "softmax over queries": lambda q, scores, _: scores.softmax(-2) @ q,
+    "weights times 2": lambda q, scores, _: (scores.softmax(-1) * 2) @ q,
+    "turned weights": lambda q, scores, _: scores.softmax(-1).mT @ q,
+    "scores alone": lambda q, scores, _: scores.softmax(-1).flatten(1, 2),
+    "trained bias": lambda q, scores, scale: (scores + scale).softmax(-1) @ q,
+    "filled with 0": lambda q, scores, _: scores.masked_fill(torch.eye(LENGTH) > 0, 0).softmax(-1) @ q,
+    "mask of a sample": lambda q, scores, _: scores.masked_fill(scores > 0, -torch.inf).softmax(-1) @ q,
+    "dropout of scores": lambda q, scores, _: F.dropout(scores, 0.5).softmax(-1) @ q,
+    "sum": lambda q, scores, _: (scores + scores).softmax(-1) @ q,
+    "three factors": lambda q, scores, _: torch.einsum("nhqk,nhkd,nhkd->nhqd", scores.softmax(-1), q, q),
+}
+"""Attention as it is not: of queries, their products with themselves, and a parameter."""
+
+
 class Refused(nn.Module):
     """A model of tokens with one thing that the kernels do not have."""
 
@@ -57,12 +74,11 @@ class Refused(nn.Module):
         x = self.proj(self.norm(self.tokens(ids)))
         q = x.unflatten(-1, (2, 4)).transpose(1, 2)
         if self.what == "mask":
-            bias = torch.arange(LENGTH).float().neg().expand(LENGTH, LENGTH)
-            return F.scaled_dot_product_attention(q, q, q, bias)
-        if self.what == "dropout":
-            return F.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
-        if self.what == "scores":
-            return (q @ q.transpose(-1, -2)).softmax(-1) @ q
+            return F.scaled_dot_product_attention(q, q, q, torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1))
+        if self.what == "trained mask":
+            return F.scaled_dot_product_attention(q, q, q, self.scale[:LENGTH].expand(LENGTH, LENGTH))
+        if self.what in SCORES:
+            return SCORES[self.what](q, q @ q.transpose(-1, -2), self.scale[:LENGTH])
         if self.what == "scale":
             return x * self.scale
         if self.what == "conv":
@@ -81,8 +97,6 @@ class Refused(nn.Module):
             return x + y
         if self.what == "noise":
             return x + torch.randn(LENGTH, 8)
-        if self.what == "soft mask":
-            return F.scaled_dot_product_attention(q, q, q, -torch.ones(LENGTH, LENGTH).triu(1))
         if self.what == "counter":
             self.calls += 1
             return x * self.calls
@@ -102,9 +116,19 @@ class Refused(nn.Module):
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("mask", "attention with a mask other than the causal one"),
-        ("dropout", "attention with dropout"),
-        ("scores", "a matrix product of two activations, apart from scaled_dot_product_attention"),
+        ("mask", "attention with a query that may attend to no key"),
+        ("trained mask", "attention with a mask that the model computes or trains"),
+        ("no softmax", "a product of attention's scores without a softmax"),
+        ("softmax over queries", "a softmax that is not that of attention's keys"),
+        ("weights times 2", "attention's weights in a product with a number"),
+        ("turned weights", "attention's scores or weights in another order, or a part of them"),
+        ("scores alone", "attention's scores or weights in an operation that is not attention's"),
+        ("trained bias", "a sum of attention's scores with what the model computes or trains"),
+        ("filled with 0", "attention's scores filled with 0, which still counts"),
+        ("mask of a sample", "the kernels do not know gt"),
+        ("dropout of scores", "dropout of attention's scores, or twice of its weights"),
+        ("sum", "a sum of attention's scores with what the model computes or trains"),
+        ("three factors", "einsum of nhqk,nhkd,nhkd->nhqd"),
         ("scale", "a product with a parameter, apart from linear layers"),
         ("conv", "conv: the kernels do not know conv1d"),
         ("mixed", "tokens that stand in other places than those that they meet"),
@@ -113,7 +137,6 @@ class Refused(nn.Module):
         ("batch", "view in a way that cannot be followed (shape '[3, 7, 8]' is invalid for input of size 112)"),
         ("copy", "a change in place of a tensor that is used under another name, or of a part of one"),
         ("noise", "random numbers apart from the samples (randn)"),
-        ("soft mask", "attention with a mask other than the causal one"),
         ("counter", "a buffer that changes from call to call (add_)"),
         ("repeated", "attention of queries, keys and values of other sizes"),
         ("samples", "cat in a way that cannot be followed"),

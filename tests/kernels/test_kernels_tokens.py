@@ -1,5 +1,6 @@
 """LayerNorm and attention beside PyTorch in float64, on awkward shapes, in both storages, for any number of threads."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awkward import STORAGES, randn
-from fedsieve.kernels.abi import Operation, address
+from fedsieve.kernels.abi import WORDS, Operation, address
 from fedsieve.kernels.program import Program
 from fedsieve.kernels.token_ops import AttentionBackwardOp, AttentionOp, LayerNormBackwardOp, LayerNormOp
 from token_maps import TokenMap
@@ -149,8 +150,13 @@ def attention(
     scale: float | None = None,
     in_one_map: bool = False,
     storage: str = "fp32",
+    bias: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Attended:
-    """Return the operations of attention of q [n, tokens, heads, size], k and v [n, tokens, kv_heads, size]."""
+    """Return the operations of attention of q [n, tokens, heads, size], k and v [n, tokens, kv_heads, size].
+
+    ``bias`` [n or 1, heads or 1, tokens, tokens] is added to the scores; dropout leaves the weights that are ``kept``.
+    """
     n, length, heads, size = q.shape
     parts = [q, k, v, q, grad, q, k, v]
     channels = [t.shape[2] * size for t in parts]
@@ -171,12 +177,31 @@ def attention(
     numbers = {"samples": n, "length": length, "heads": heads, "kv_heads": k.shape[2], "size": size, "causal": causal}
     forward = AttentionOp(**dict(zip(("q", "k", "v", "out"), views, strict=False)), logsum=address(logsum), **numbers)
     forward.scale = size**-0.5 if scale is None else scale
+    keep = [logsum]
+    if bias is not None:
+        rows = F.pad(bias.mT / math.log(2), (0, -length % WORDS), value=torch.nan).contiguous()
+        forward.bias, forward.bias_sample = address(rows), rows[0].numel() if len(rows) > 1 else 0
+        forward.bias_head = rows[0, 0].numel() if rows.shape[1] > 1 else 0
+        keep.append(rows)
+    if kept is not None:
+        bits = F.pad(kept.mT, (0, -length % WORDS), value=True).unflatten(-1, (-1, 8)).int()
+        rows = (bits << torch.arange(8)).sum(-1).to(torch.uint8).contiguous()
+        forward.keep, forward.factor = address(rows), 1 / kept.double().mean().clamp(0.1)
+        keep.append(rows)
     backward = AttentionBackwardOp(forward, *views[4:])
-    return Attended(forward, backward, maps, logsum)
+    return Attended(forward, backward, maps, keep)
 
 
 def exact_attention(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, *, causal: bool = False, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the output and the gradients of q, k and v, in the arguments' precision."""
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
@@ -185,7 +210,14 @@ def exact_attention(
         scores = heads[0] @ heads[1].mT * (q.shape[3] ** -0.5 if scale is None else scale)
         if causal:
             scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
-        out = (scores.softmax(-1) @ heads[2]).transpose(1, 2)
+        if bias is not None:
+            scores = scores + bias
+        none = (scores == -torch.inf).all(-1, True)  # a query that may attend to no key: its sum is 0
+        weights = (scores.masked_fill(none, 0) if bias is not None else scores).softmax(-1)
+        weights = weights.masked_fill(none, 0) if bias is not None else weights
+        if kept is not None:
+            weights = weights * kept / kept.double().mean().clamp(0.1)
+        out = (weights @ heads[2]).transpose(1, 2)
     return [t.flatten(2) for t in (out, *torch.autograd.grad(out, leaves, grad))]
 
 
@@ -225,13 +257,53 @@ def test_attention(case: tuple[int, ...], causal: bool, storage: str) -> None:
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_has_the_same_bits_for_any_number_of_threads(threads: int, causal: bool, storage: str) -> None:
-    tensors = inputs(3, 65, 4, 2, 8)
-    done = attention(*tensors, causal=causal, storage=storage)
+    tensors, extra = inputs(3, 65, 4, 2, 8), marks(3, 65, 4, "bias of head, dropout")
+    done = attention(*tensors, causal=causal, storage=storage, **extra)
     run(done.forward, done.backward)
     torch.set_num_threads(1)
-    alone = attention(*tensors, causal=causal, storage=storage)
+    alone = attention(*tensors, causal=causal, storage=storage, **extra)
     run(alone.forward, alone.backward)
     assert all(torch.equal(a.memory, b.memory) for a, b in zip(done.maps, alone.maps, strict=True))
+
+
+def marks(n: int, length: int, heads: int, kind: str) -> dict[str, Tensor]:
+    """Return what is added to the scores, -inf among it, and what dropout keeps, or one of both."""
+    chance = torch.Generator().manual_seed(7)
+    bias = torch.randn(n if "sample" in kind else 1, heads if "head" in kind else 1, length, length, generator=chance)
+    bias[torch.rand(bias.shape, generator=chance) < 0.4] = -torch.inf
+    bias.diagonal(dim1=2, dim2=3).fill_(0.5)
+    if "none" in kind:
+        bias[..., length // 2, :] = -torch.inf
+    kept = torch.rand(n, heads, length, length, generator=chance) < 0.7
+    return ({"bias": bias} if "bias" in kind else {}) | ({"kept": kept} if "dropout" in kind else {})
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "dropout",
+        "bias",
+        "bias of head",
+        "bias of sample",
+        "bias of sample and head, dropout",
+        "bias with none, dropout",
+    ],
+)
+@pytest.mark.parametrize("case", [c for c in ATTENTIONS if c[1] not in (24, 127, 129, 256)], ids=str)
+def test_attention_with_a_bias_and_with_dropout(case: tuple[int, ...], kind: str, causal: bool, storage: str) -> None:
+    n, length, heads, *_ = case
+    tensors, extra = inputs(*case), marks(n, length, heads, kind)
+    done = attention(*tensors, causal=causal, storage=storage, **extra)
+    run(done.forward, done.backward)
+    got, want = done.read(), exact_attention(*[t.double() for t in tensors], causal=causal, **extra)
+    assert all(t.isfinite().all() for t in want)
+    near(got[3], want[0], storage, 2 * want[0].abs().max() + 0.1)
+    for found, exact in zip(got[5:], want[1:], strict=True):
+        near(found, exact, storage, 2 * (exact.abs().max() + tensors[3].abs().max() / 8))
+    for m in (done.maps[3], *done.maps[5:]):
+        assert bool((m.rest() == 0).all())
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -112,15 +112,27 @@ void norm(int tokens, int channels, bool rms, bool in_place) {
     out.is_whole(false), grad_x.is_whole(true);
 }
 
-void attend(int samples, int length, int heads, int kv_heads, int size, bool causal) {
-    what = "attention";
+void attend(int samples, int length, int heads, int kv_heads, int size, bool causal, bool marked = false) {
+    what = marked ? "attention with a bias and dropout" : "attention";
     const int tokens = samples * length, group = heads / kv_heads;
     Room q = Room(tokens, heads * size).random(), k = Room(tokens, kv_heads * size).random();
     Room v = Room(tokens, kv_heads * size).random(), grad = Room(tokens, heads * size).random();
     Room out(tokens, heads * size), grad_q(tokens, heads * size), grad_k(tokens, kv_heads * size), grad_v(tokens, kv_heads * size);
     std::vector<float> logsum(size_t(heads) * q.lanes());
     const float scale = 0.25f;
-    const Attention a{q.view(), k.view(), v.view(), out.view(), logsum.data(), samples, length, heads, kv_heads, size, causal, scale};
+    const int64_t row = (length + 15) / 16 * 16, each = length * row;
+    std::vector<float> bias(size_t(heads * each));  // of [key][query]
+    for (float& b : bias) b = float(chance() % 16) / 4;
+    std::vector<uint8_t> keep(size_t(samples * heads * each / 8));
+    for (uint8_t& bits : keep) bits = uint8_t(chance());
+    const float factor = marked ? 2 : 1;
+    const Attention a{q.view(), k.view(), v.view(), out.view(), logsum.data(), marked ? bias.data() : nullptr,
+                      marked ? keep.data() : nullptr, 0, each, samples, length, heads, kv_heads, size, causal, scale, factor};
+    auto added = [&](int h, int i, int j) { return marked ? bias[size_t(h * each + j * row + i)] * std::log(2.0) : 0.0; };
+    auto kept = [&](int b, int h, int i, int j) {
+        const int64_t at = (int64_t(b) * heads + h) * each + j * row + i;
+        return marked ? factor * double(keep[size_t(at / 8)] >> at % 8 & 1) : 1.0;
+    };
     run(ATTENTION, a);
     run(ATTENTION_BACKWARD, AttentionBackward{a, grad.view(), grad_q.view(), grad_k.view(), grad_v.view()});
     std::vector<double> want_k(size_t(kv_heads) * size * tokens), want_v(want_k.size());
@@ -135,15 +147,16 @@ void attend(int samples, int length, int heads, int kv_heads, int size, bool cau
                 };
                 std::vector<double> p(seen), slope(seen), of_out(size), of_q(size);
                 double total = 0, delta = 0;
-                for (int j = 0; j < seen; j++) total += p[j] = std::exp(scale * product(q, k, j));
-                for (int j = 0; j < seen; j++) p[j] /= total, slope[j] = product(grad, v, j), delta += p[j] * slope[j];
+                for (int j = 0; j < seen; j++) total += p[j] = std::exp(scale * product(q, k, j) + added(h, i, j));
+                for (int j = 0; j < seen; j++) p[j] /= total, slope[j] = kept(b, h, i, j) * product(grad, v, j), delta += p[j] * slope[j];
                 for (int j = 0; j < seen; j++)
                     for (int c = 0; c < size; c++) {
                         const double ds = scale * p[j] * (slope[j] - delta);
                         const size_t at = size_t(kv_first + c) * tokens + b * length + j;
-                        of_out[c] += p[j] * v.get(kv_first + c, b * length + j);
+                        const double weight = p[j] * kept(b, h, i, j);
+                        of_out[c] += weight * v.get(kv_first + c, b * length + j);
                         of_q[c] += ds * k.get(kv_first + c, b * length + j);
-                        want_k[at] += ds * q.get(first + c, lane), want_v[at] += p[j] * grad.get(first + c, lane);
+                        want_k[at] += ds * q.get(first + c, lane), want_v[at] += weight * grad.get(first + c, lane);
                     }
                 close(logsum[size_t(h) * q.lanes() + lane], std::log(total), "logsum");
                 for (int c = 0; c < size; c++) {
@@ -171,6 +184,7 @@ int main() {
             for (bool causal : {false, true}) {
                 for (int length : {1, 7, 15, 16, 17, 25, 65, 96, 129}) attend(3, length, 2, 1, 8, causal);
                 for (int size : {1, 7, 33}) attend(2, 19, 4, 2, size, causal);
+                for (int length : {1, 15, 16, 33, 100}) attend(2, length, 2, 1, 9, causal, true);
             }
         }
     return 0;

@@ -11,23 +11,25 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fedsieve.kernels.attention_calls import AttentionCalls
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Graph, Value
 from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
-from fedsieve.kernels.token_calls import TokenCalls
 from fedsieve.kernels.tokens import EmbeddingLayer, TokenOutput, TokenProduct
 from fedsieve.sparse.layers import SparseLayer
 
 MOVES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "select",
     "slice", "split", "split_with_sizes", "chunk", "unbind", "flatten", "unflatten", "contiguous", "clone", "t",
-    "movedim", "alias", "narrow", "repeat", "repeat_interleave", "stack", "roll", "flip", "unfold", "index",
+    "movedim", "swapaxes", "swapdims", "mT",
+    "alias", "narrow", "repeat", "repeat_interleave", "stack", "roll", "flip", "unfold", "index",
     "index_select",
 }  # fmt: skip
 """Operations that only move numbers."""
@@ -96,7 +98,7 @@ def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
         raise Unsupported("no parameter is trained (requires_grad is False of all)")
 
 
-class _ExportReader(TokenCalls):
+class _ExportReader(AttentionCalls):
     def __init__(self, model: nn.Module, program: Any, shape: tuple[int, ...], dtype: torch.dtype):
         super().__init__(model, Value(0, plain=shape, dtype=dtype))
         self.program = program
@@ -105,6 +107,7 @@ class _ExportReader(TokenCalls):
     def graph(self) -> Graph:
         """Read node by node."""
         signature = self.program.graph_signature
+        self.program.graph.eliminate_dead_code()
         parameters, constants = signature.inputs_to_parameters, signature.inputs_to_lifted_tensor_constants
         buffers, inputs = signature.inputs_to_buffers, list(signature.user_inputs)
         last = {source: node for node in self.program.graph.nodes for source in node.all_input_nodes}
@@ -135,6 +138,7 @@ class _ExportReader(TokenCalls):
         args: Any
         kwargs: Any
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        self.node = node
         flat = [*arguments_of([args, kwargs])]
         places = [x for x in flat if isinstance(x, Places)]
         target: Any = node.target
@@ -151,16 +155,20 @@ class _ExportReader(TokenCalls):
 
     def _result(self, node: fx.Node, name: str, args: Any, kwargs: Any, places: list[Places]) -> Any:
         target: Any = node.target
+        if name.startswith("_assert_"):
+            return None
         if not places:
             return _constant(target, name, args, kwargs)
         if name in ("sym_size", "sym_numel", "sym_stride"):
             return target(*indices(args), **kwargs)
-        alone = len({id(one.of) for one in places}) == 1
+        alone = len({(id(one.of), one.scale) for one in places}) == 1
         if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
             moved = target(*indices(args), **indices(kwargs))
-            return _placed(moved, places[0].of)
+            return _placed(moved, places[0])
+        if name in ("to", "type_as") and self._is_of_type(args, kwargs):
+            return args[0]
         own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)
         if own is None:
             raise Unsupported(f"the kernels do not know {name}")
@@ -168,6 +176,11 @@ class _ExportReader(TokenCalls):
         if name.endswith("_"):
             self._renamed(node.args[0], args[0], y)
         return y
+
+    def _is_of_type(self, args: Any, kwargs: Any) -> bool:
+        """Tell whether a tensor has the type already that it is given."""
+        kinds = {x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.dtype)}
+        return kinds <= {self.input.dtype if args[0].of is self.input else torch.float32}
 
     def _renamed(self, node: Any, old: Places, new: Places) -> None:
         """Let a tensor that was changed in place be what it became; others of its numbers may be views or copies."""
@@ -190,7 +203,7 @@ class _ExportReader(TokenCalls):
         dim = -1
         if x.index.dim() == 3 and int(x.index[0, 0, -1] - x.index[0, 0, 0]) != x.index.shape[-1] - 1:
             dim = 1  # [n, classes, length]
-        rows = self._all(self._rows(Places(x.of, x.index.movedim(dim, -1))))
+        rows = self._all(self._rows(replace(x, index=x.index.movedim(dim, -1))))
         flat, each = rows.ids.flatten(), rows.value.width
         if rows.ids.shape[0] != SAMPLES or not torch.equal(flat // each, torch.arange(SAMPLES).repeat_interleave(each)):
             raise Unsupported("a model that does not return the samples in order")
@@ -210,11 +223,11 @@ def _constant(target: Any, name: str, args: Any, kwargs: Any) -> Any:
         return args[0]
     if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
         raise Unsupported(f"random numbers apart from the samples ({name})")
-    if getattr(getattr(target, "_schema", None), "is_mutable", False):
+    if getattr(getattr(target, "_schema", None), "is_mutable", False) and name != "detach_":
         raise Unsupported(f"a buffer that changes from call to call ({name})")
     return target(*args, **kwargs)
 
 
-def _placed(x: Any, of: Value | Tensor) -> Any:
+def _placed(x: Any, old: Places) -> Any:
     """Return one tensor of places, or several."""
-    return Places(of, x) if isinstance(x, Tensor) else type(x)(_placed(one, of) for one in x)
+    return replace(old, index=x) if isinstance(x, Tensor) else type(x)(_placed(one, old) for one in x)

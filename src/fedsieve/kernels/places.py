@@ -23,6 +23,8 @@ class Places:
     of: Value | Tensor
     index: Tensor
     """int64, shaped as the tensor."""
+    scale: float = 1.0
+    """What its numbers are times those."""
 
 
 @dataclass
@@ -93,19 +95,6 @@ def head_rows(x: Any, length: int) -> tuple[Value, int, int, Tensor]:
     if not plain or not torch.equal(start, want) or not torch.equal(index, full):
         raise Unsupported("attention of heads that are not successive channels of all tokens")
     return x.of, first, heads, ids
-
-
-def is_causal(mask: Any, length: int) -> bool:
-    """Tell whether a constant mask of attention is the causal one; if not, it must allow all. Raises Unsupported."""
-    if isinstance(mask, Tensor) and mask.shape[-2:] == (length, length):
-        allowed = mask if mask.dtype == torch.bool else mask == 0
-        barred = torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask == -torch.inf
-        if bool((allowed | barred).all()):
-            if bool(allowed.all()):
-                return False
-            if bool((allowed == torch.ones(length, length, dtype=torch.bool).tril()).all()):
-                return True
-    raise Unsupported("attention with a mask other than the causal one")
 
 
 def token_offsets(index: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

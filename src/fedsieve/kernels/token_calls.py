@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partialmethod
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import ActivationLayer, Layer, NormLayer, Value
-from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, head_rows, is_causal, pair, token_offsets
+from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, pair, token_offsets
 from fedsieve.kernels.tokens import (
-    AttentionLayer,
     ChannelsLayer,
     DropoutLayer,
     ElementProductLayer,
@@ -30,6 +30,9 @@ from fedsieve.kernels.tokens import (
 
 class TokenCalls:
     """The layers of a model so far; each method adds those of an operation, and returns what they give."""
+
+    node: Any
+    """The operation of the exported model that is read."""
 
     def __init__(self, model: nn.Module, model_input: Value):
         self.model, self.input = model, model_input
@@ -50,7 +53,7 @@ class TokenCalls:
         if not isinstance(x, Places) or isinstance(x.of, Tensor) or x.index.dim() < 2:
             raise Unsupported("a tensor that is not made of the samples' tokens")
         if x.of is self.input:
-            x = self._packed(x)
+            x = replace(self._packed(x), scale=x.scale)
         assert isinstance(x.of, Value)
         wide, index = x.of.channels, x.index
         ids, first, channels = index[..., 0] // wide, int(index.flatten()[0]) % wide, index.shape[-1]
@@ -62,7 +65,12 @@ class TokenCalls:
         if whole and channels < wide:
             part = self._put(ChannelsLayer([x.of], tokens(channels, x.of.width, x.of.flat), first))
             rows = TokenRows(part, ids, 0, channels)
-        return rows
+        return rows if x.scale == 1 else self._times_number(rows, x.scale)
+
+    def _times_number(self, rows: TokenRows, number: float) -> TokenRows:
+        value, length = rows.value, rows.value.width
+        layer = RearrangedLayer([value], tokens(rows.channels, length), torch.arange(length), number)
+        return TokenRows(self._put(layer), rows.ids, 0, rows.channels)
 
     def _packed(self, x: Places) -> Places:
         """Make tokens of the numbers of the input: the last dimension has the channels."""
@@ -141,7 +149,7 @@ class TokenCalls:
         if not plain or not isinstance(x, Places) or x.of is not self.input or x.index.dim() != 4:
             raise Unsupported("a convolution among tokens that is not one of the input's patches")
         patches = x.index.unfold(2, size[0], size[0]).unfold(3, size[1], size[1]).permute(0, 2, 3, 1, 4, 5)
-        y = self._op_linear(Places(self.input, patches.flatten(3)), Places(weight.of, weight.index.flatten(1)), bias)
+        y = self._op_linear(replace(x, index=patches.flatten(3)), Places(weight.of, weight.index.flatten(1)), bias)
         return Places(y.of, y.index.permute(0, 3, 1, 2))
 
     def _op_layer_norm(
@@ -169,7 +177,8 @@ class TokenCalls:
             return Places(weight.of, weight.index[x])
         table = self._parameter(weight)
         assert table is not None
-        if x.of is not self.input or not torch.equal(x.index.flatten(), torch.arange(x.index.numel())):
+        whole = torch.equal(x.index.flatten(), torch.arange(x.index.numel()))
+        if x.of is not self.input or not whole or x.scale != 1:
             raise Unsupported("an embedding of anything but all of the input")
         length = x.index.numel() // SAMPLES
         layer = EmbeddingLayer([], tokens(table.shape[1], length), Parameters(weight=table), self._name(table))
@@ -202,10 +211,23 @@ class TokenCalls:
             return x
         rows = self._all(self._rows(x))
         length = rows.value.width
-        if rows.ids.dim() > 2 or not torch.equal(rows.ids.flatten(), torch.arange(SAMPLES * length)):
+        order = [*range(rows.ids.dim() + 1)]
+        plain = torch.arange(SAMPLES * length)
+        if rows.ids.dim() == 2 and torch.equal(rows.ids.t().flatten(), plain):  # [length, n, channels]
+            rows.ids, order = rows.ids.t(), [1, 0, 2]
+        if rows.ids.dim() > 2 or not torch.equal(rows.ids.flatten(), plain):
             raise Unsupported("dropout of a tensor that is not [n, length, channels]")
-        layer = DropoutLayer([rows.value], tokens(rows.channels, length), p)
-        return self._given(self._put(layer), rows.ids)
+        memory = self._memory_order()
+        drawn = [memory.index(d) for d in order]
+        layer = DropoutLayer([rows.value], tokens(rows.channels, length), p, drawn)
+        given = self._given(self._put(layer), rows.ids)
+        return replace(given, index=given.index.permute(order))
+
+    def _memory_order(self) -> list[int]:
+        """Return the dimensions of an operation's first tensor from the widest stride to the narrowest."""
+        strides = self.node.args[0].meta["val"].stride()
+        sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in strides]
+        return sorted(range(len(sizes)), key=lambda d: -sizes[d])
 
     def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Places:
         if alpha != 1:
@@ -268,10 +290,16 @@ class TokenCalls:
         return self._given(self._put(layer), left.ids)
 
     def _scaled(self, x: Any, number: float) -> Places:
-        rows = self._all(self._rows(x))
-        value, length = rows.value, rows.value.width
-        layer = RearrangedLayer([value], tokens(rows.channels, length), torch.arange(length), number)
-        return self._given(self._put(layer), rows.ids)
+        """A product with a number is left to who takes it: attention has one of its own."""
+        if not isinstance(x, Places) or isinstance(x.of, Tensor):
+            raise Unsupported("a product of a parameter with a number")
+        return replace(x, scale=x.scale * number)
+
+    def _unscaled(self, x: Any) -> Any:
+        if not self._is_tokens(x) or x.scale == 1:
+            return x
+        rows = self._rows(x)
+        return self._given(rows.value, rows.ids)
 
     _op_neg = partialmethod(_scaled, number=-1.0)
 
@@ -286,6 +314,7 @@ class TokenCalls:
 
     def _op_cat(self, parts: Sequence[Any], dim: int = 0) -> Places:
         """Tokens one behind another; those of a parameter are the same in every sample."""
+        parts = [self._unscaled(part) for part in parts]
         last = max(part.index.dim() for part in parts) - 1
         values = {id(part.of): part.of for part in parts if self._is_tokens(part)}
         if dim in (-1, last) or len(values) != 1:
@@ -312,32 +341,3 @@ class TokenCalls:
             module = Parameters(weight=parts[k].of)
             out = self._put(EmbeddingLayer([out], tokens(wide, length), module, self._name(parts[k].of), rows[0]))
         return self._given(out, torch.arange(SAMPLES * length).view(SAMPLES, length))
-
-    def _op_scaled_dot_product_attention(
-        self, q: Any, k: Any, v: Any, mask: Any = None, p: float = 0.0, causal: bool = False,
-        scale: float | None = None, enable_gqa: bool = False,
-    ) -> Places:  # fmt: skip
-        if p:
-            raise Unsupported("attention with dropout")
-        length, size = q.index.shape[-2:]
-        if mask is not None:
-            causal = causal or is_causal(mask, length)
-        parts = [head_rows(x, length) for x in (q, k, v)]
-        (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
-        if (
-            heads != q.index.shape[1]
-            or kv_heads != same
-            or heads % kv_heads
-            or v.index.shape[-1] != size
-            or k.index.shape[-2] != length
-        ):
-            raise Unsupported("attention of queries, keys and values of other sizes")
-        if not all(torch.equal(ids, part[3]) for part in parts):
-            raise Unsupported("attention between tokens of two sequences")
-        firsts = q_first, k_first, v_first
-        value = tokens(heads * size, length)
-        scale = size**-0.5 if scale is None else scale
-        inputs = [q_value, k_value, v_value]
-        out = self._put(AttentionLayer(inputs, value, firsts, heads, kv_heads, size, causal, scale))
-        channel = torch.arange(heads * size).view(1, heads, 1, size)
-        return Places(out, ids[:, None, :, None] * value.channels + channel)

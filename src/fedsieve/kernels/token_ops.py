@@ -29,9 +29,10 @@ class AttentionOp(Operation):
     kind = 25
     _fields_ = fields_of(
         (FeatureMap, "q k v out"),
-        (c_void_p, "logsum"),
+        (c_void_p, "logsum bias keep"),
+        (c_int64, "bias_sample bias_head"),
         (c_int32, "samples length heads kv_heads size causal"),
-        (c_float, "scale"),
+        (c_float, "scale factor"),
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.kernels.abi import WORDS, CopyOp, MapPointer, address
@@ -38,6 +40,8 @@ from fedsieve.kernels.tokens import (
     RearrangedLayer,
     tokens,
 )
+
+LOG2E = 1.4426950408889634
 
 
 class TokenForward:
@@ -105,15 +109,35 @@ class TokenForward:
         return op
 
     def _attention(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> None:
-        self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
-        self.memory += self._statistics[layer]
+        own = self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
+        length = layer.output.width
+        line = -(-length // WORDS) * WORDS
+        if layer.bias is not None:
+            by_key = F.pad(layer.bias.mT * LOG2E, (0, line - length)).contiguous()
+            own.append(by_key)
+        if layer.p:
+            own.append(torch.zeros(self.batch, layer.heads, length, line // 8, dtype=torch.uint8))
+            self.context.arena.step(lambda: partial(self._draw, layer, own[-1]))
+        self.memory += own
         self.context.arena.step(lambda: self.context.sized_(self._attend(layer, ins, out)), *ins, out)
+
+    def _draw(self, layer: AttentionLayer, bits: Tensor) -> None:
+        """Draw what dropout keeps, as PyTorch does: a number for each sample, head, query and key."""
+        n, length = self.context.samples, layer.output.width
+        kept = torch.empty(n, layer.heads, length, length, dtype=torch.uint8).bernoulli_(1 - layer.p)
+        by_key = numpy.packbits(kept.mT.contiguous().numpy(), axis=-1, bitorder="little")
+        bits[:n, ..., : by_key.shape[-1]] = torch.from_numpy(by_key)
 
     def _attend(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> AttentionOp:
         parts = [x.part(first, n) for x, first, n in zip(ins, layer.first, layer.channels, strict=True)]
         op = AttentionOp(*parts, out, address(self._statistics[layer][0]))
         op.length, op.heads, op.kv_heads, op.size = layer.output.width, layer.heads, layer.kv_heads, layer.size
-        op.causal, op.scale = int(layer.causal), layer.scale
+        op.causal, op.scale, op.factor = int(layer.causal), layer.scale, 1 / (1 - layer.p) if layer.p else 1
+        marks = self._statistics[layer][1:]
+        if layer.p:
+            op.keep = address(marks.pop())
+        if marks:
+            op.bias, op.bias_head = address(marks[0]), marks[0][0].numel() if len(marks[0]) > 1 else 0
         return op
 
     def _rearranged(self, layer: RearrangedLayer, ins: list[Buffer], out: Buffer) -> None:
@@ -150,10 +174,14 @@ class TokenForward:
 
         def draw() -> Callable[[], None]:
             passage = Passage(self.context, layer.output, noise)
-            return lambda: passage.write(torch.empty(passage.shape).bernoulli_(1 - layer.p).div_(1 - layer.p))
+            return partial(self._draw_noise, layer, passage)
 
         self.context.arena.step(draw, noise)
         self.context.arena.step(lambda: MultiplyOp(ins[0], noise, out), ins[0], noise, out)
+
+    def _draw_noise(self, layer: DropoutLayer, passage: Passage) -> None:
+        sizes = [passage.shape[layer.order.index(d)] for d in range(len(layer.order))]
+        passage.write(torch.empty(sizes).bernoulli_(1 - layer.p).div_(1 - layer.p).permute(layer.order))
 
 
 class TokenSteps(TokenForward):

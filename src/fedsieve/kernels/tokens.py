@@ -100,6 +100,10 @@ class AttentionLayer(Layer):
     size: int
     causal: bool
     scale: float
+    bias: Tensor | None = None
+    """float32 [heads or 1, length, length]: is added to the scores of queries and keys; -inf where none may count."""
+    p: float = 0.0
+    """Of the dropout of the probabilities."""
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -134,9 +138,11 @@ class ElementProductLayer(Layer):
 
 @dataclass(eq=False)
 class DropoutLayer(Layer):
-    """Dropout: what PyTorch's generator draws for tensors of the ``order`` of samples, tokens and channels."""
+    """Dropout by what PyTorch's generator draws, number by number as they stand in its memory."""
 
     p: float
+    order: list[int]
+    """Which dimension of the memory the samples, the tokens (where there are several) and the channels are."""
 
 
 @dataclass

@@ -109,10 +109,15 @@ def read_graph(
         return read_exported(model, shape, dtype, training)
     try:
         return _traced(model, shape, training)
-    except Unsupported:
+    except Unsupported as error:
         if any(isinstance(m, nn.LayerNorm | nn.RMSNorm | nn.MultiheadAttention) for m in model.modules()):
             return read_exported(model, shape, dtype, training)
-        raise
+        if not str(error).startswith("the model cannot be traced"):
+            raise
+        try:
+            return read_exported(model, shape, dtype, training)
+        except Unsupported as also:
+            raise Unsupported(f"{error}; as a model of tokens: {also}") from None
 
 
 def _traced(model: nn.Module, shape: tuple[int, ...], training: bool) -> Graph:

@@ -316,10 +316,15 @@ struct LayerNormBackward {
 struct Attention {
     Map q, k, v, out;
     float* logsum;            // [heads][lanes]: log of the sum of the exponentials, kept for backward
+    // Of each sample and head [key][query], where rows have whole blocks of 16 queries. Or null.
+    const float* bias;        // is added to the scores; times log2(e)
+    const uint8_t* keep;      // a bit for each probability that dropout keeps, the first query's the lowest
+    int64_t bias_sample, bias_head;  // numbers from one sample's or head's bias to the next; 0: it is the same
     int32_t samples, length;  // tokens of a sample
     int32_t heads, kv_heads, size;
     int32_t causal;
     float scale;
+    float factor;             // of the probabilities that are kept
 };
 
 struct AttentionBackward {

@@ -12,6 +12,7 @@ struct Forward {  // of one head: [channel][token], q times scale and log2(e)
     float *paired_q, *paired_k, *paired_v;  // where PAIRS: channels of q, as it was, and of k, and tokens of v
     float factor;                // of their products
     Prefetch prefetch;
+    Marks marks;
 };
 
 // Adds the keys from `begin` to `end`, a block at most, to what n vectors of queries attend to: `most` is the largest
@@ -29,7 +30,7 @@ void add_keys(const Shape& s, Forward& f, bool causal, int64_t query, int64_t be
             f.prefetch.step();
             for (int i = 0; i < decltype(r)::value; i++)
                 for (int j = 0; j < n; j++) {
-                    V x = pairs ? acc[i][j] * all(f.factor) : acc[i][j];
+                    V x = f.marks.added(pairs ? acc[i][j] * all(f.factor) : acc[i][j], s, key + i, query + j * L);
                     if (decltype(masked)::value) x = select(sees(query, j, key + i), x, all(-INFINITY));
                     highest[j] = larger(highest[j], x);
                     store(p + ((key + i - begin) * n + j) * L, x);
@@ -50,7 +51,7 @@ void add_keys(const Shape& s, Forward& f, bool causal, int64_t query, int64_t be
     auto weight = [&](int64_t i, int j) INLINE_LAMBDA {
         const V x = power_of_two(load(p + (i * n + j) * L) - highest[j]);
         total[j] += x;
-        return x;
+        return f.marks.kept(x, s, begin + i, query + j * L);
     };
     constexpr int in_one = pairs ? 2 : 1;
     for (int64_t i = 0; i < keys; i += in_one)
@@ -77,8 +78,9 @@ void forward_queries(const Shape& s, Forward& f, bool causal, int64_t query) {
     if (n == 2 && causal && last < s.tokens)  // keys that the second vector alone attends to
         add_keys<1, pairs>(s, f, causal, query + L, last, std::min(s.tokens, last + L), most + 1, total + 1);
     for (int j = 0; j < n; j++) {
-        store(f.logsum + query + j * L, most[j] * all(LN2) + logarithm(total[j]));
-        total[j] = all(1) / total[j];
+        const I none = f.marks.bias ? most[j] == all(-3.40282347e38f) : I{};  // no key may be attended to: the sum is 0
+        store(f.logsum + query + j * L, select(none, all(INFINITY), most[j] * all(LN2) + logarithm(total[j])));
+        total[j] = select(none, zero(), all(f.marks.factor) / total[j]);
     }
     for (int64_t c = 0; c < s.size; c++)
         for (int j = 0; j < n; j++) {
@@ -118,7 +120,7 @@ void forward(const Attention& a, int thread, int threads) {
     constexpr bool pairs = PAIRS && S::parts == 2;
     const Shape s(a);
     Scratch scratch((pairs ? 7 : 4) * s.matrix + (1 + FEW) * s.line);
-    Forward f{{}, {}, {}, {}, {}, {}, {}, {}, {}, a.scale * LOG2E, Prefetch(s)};
+    Forward f{{}, {}, {}, {}, {}, {}, {}, {}, {}, a.scale * LOG2E, Prefetch(s), Marks(a, s, 0)};
     for (float** p : {&f.q, &f.k, &f.v, &f.out}) *p = s.take(scratch);
     if (pairs)
         for (float** p : {&f.paired_q, &f.paired_k, &f.paired_v}) *p = s.take(scratch);
@@ -142,6 +144,7 @@ void forward(const Attention& a, int thread, int threads) {
             pair_rows(f.q, s.line, s.size, s.width, f.paired_q, s.line);
         }
         if (!pairs || s.whole < s.tokens) of(a.q, i).template read<S>(s, f.q, f.factor);
+        f.marks = Marks(a, s, i);
         f.prefetch.begin();
         if (i + 1 < heads.end) {
             f.prefetch.add(of(a.q, i + 1)), f.prefetch.add(of(a.out, i + 1), true);

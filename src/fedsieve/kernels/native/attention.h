@@ -135,6 +135,7 @@ struct Shape {
     int64_t line, matrix;        // floats of a row [channel] of tokens, and of all
     int64_t block;               // tokens
     int64_t whole;               // queries that are in the lanes: all, or all but the FEW at the end
+    int64_t row;                 // queries of a row of bias and of dropout's bits
     explicit Shape(const Attention& a)
         : tokens(a.length), size(a.size), width(rounded(tokens, L)), wide(rounded(size, L)) {
         line = rounded(width + 2 * SLACK, WORDS);
@@ -142,12 +143,34 @@ struct Shape {
         matrix = wide * line;
         const int64_t blocks = std::max(int64_t(1), (tokens + BLOCK / 2) / BLOCK);
         block = rounded((tokens + blocks - 1) / blocks, L);
-        whole = tokens % L <= FEW ? tokens - tokens % L : width;
+        row = rounded(tokens, WORDS);
+        whole = tokens % L <= FEW && !a.bias && !a.keep ? tokens - tokens % L : width;
     }
     float* take(Scratch& scratch) const {
         float* p = scratch.take(matrix) + SLACK;
         for (int64_t c = size; c < wide; c++) std::fill(p + c * line, p + c * line + width, 0.0f);
         return p;
+    }
+};
+
+// What is added to a head's scores, and which of its probabilities dropout keeps. Without any, one or both are null.
+struct Marks {
+    const float* bias = nullptr;
+    const uint8_t* keep = nullptr;
+    float factor = 1;  // of the probabilities that are kept
+    Marks(const Attention& a, const Shape& s, int64_t i) {
+        if (a.bias) bias = a.bias + i / a.heads * a.bias_sample + i % a.heads * a.bias_head;
+        if (a.keep) keep = a.keep + i * s.tokens * s.row / 8, factor = a.factor;
+    }
+    INLINE V added(V score, const Shape& s, int64_t key, int64_t query) const {
+        return bias ? score + load(bias + key * s.row + query) : score;
+    }
+    INLINE V kept(V x, const Shape& s, int64_t key, int64_t query) const {  // 0 where it is dropped
+        if (!keep) return x;
+        const int64_t at = key * s.row + query;
+        uint32_t mask = keep[at / 8] >> at % 8;
+        if (L > 8) mask |= uint32_t(keep[at / 8 + 1]) << 8;
+        return select(((I{} + int(mask)) & (I{} + 1) << lane_numbers()) != 0, x, zero());
     }
 };
 

@@ -42,9 +42,11 @@ struct Backward {  // of one head, as in Forward, and [token][channel] what ends
     float factor;                                         // of the products of q and k
     float *logsum, *delta;  // of the queries: `delta` is the sum of the output times its gradient; logsum times log2(e)
     Prefetch prefetch;
+    Marks marks;
 };
 
-// p and dp [keys][MOST queries], of n vectors of queries, and what the keys add to the gradient of the queries.
+// p, as dropout leaves it, and dp [keys][MOST queries], of n vectors of queries, and what the keys add to the gradient of
+// the queries.
 template <int n, bool pairs>
 void block_scores(const Shape& s, Backward& g, bool causal, int64_t query, int64_t begin, int64_t end, float* p,
                   float* dp) {
@@ -58,7 +60,8 @@ void block_scores(const Shape& s, Backward& g, bool causal, int64_t query, int64
             g.prefetch.step();
             for (int i = 0; i < decltype(r)::value; i++)
                 for (int j = 0; j < n; j++) {
-                    V x = power_of_two((pairs ? acc[i][j] * all(g.factor) : acc[i][j]) - logsum[j]);
+                    V x = pairs ? acc[i][j] * all(g.factor) : acc[i][j];
+                    x = power_of_two(g.marks.added(x, s, key + i, query + j * L) - logsum[j]);
                     if (decltype(masked)::value) x = select(sees(query, j, key + i), x, zero());
                     store(p + (key + i - begin) * MOST + j * L, x);
                 }
@@ -70,7 +73,12 @@ void block_scores(const Shape& s, Backward& g, bool causal, int64_t query, int64
         for (int i = 0; i < decltype(r)::value; i++)
             for (int j = 0; j < n; j++) {
                 const int64_t at = (key + i - begin) * MOST + j * L;
-                store(dp + at, load(p + at) * (acc[i][j] - delta[j]));
+                const V each = load(p + at);
+                auto kept = [&](V x) INLINE_LAMBDA {
+                    return g.marks.kept(x * all(g.marks.factor), s, key + i, query + j * L);
+                };
+                store(dp + at, each * ((g.marks.keep ? kept(acc[i][j]) : acc[i][j]) - delta[j]));
+                if (g.marks.keep) store(p + at, kept(each));
             }
     });
     if (pairs) {
@@ -150,7 +158,8 @@ void backward(const AttentionBackward& b, int thread, int threads) {
     const Shape s(a);
     const int64_t transposed = s.width * s.wide, lanes = lanes_of(a.q), group = a.heads / a.kv_heads;
     Scratch scratch((pairs ? 11 : 6) * s.matrix + (pairs ? 6 : 4) * transposed + 2 * s.line);
-    Backward g{{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, a.scale * LOG2E, {}, {}, Prefetch(s)};
+    Backward g{{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, a.scale * LOG2E, {}, {}, Prefetch(s),
+               Marks(a, s, 0)};
     for (float** p : {&g.q, &g.k, &g.v, &g.grad, &g.grad_q}) *p = s.take(scratch);
     if (pairs)
         for (float** p : {&g.paired_q, &g.paired_k, &g.paired_v, &g.paired_grad, &g.tokens_k}) *p = s.take(scratch);
@@ -198,6 +207,7 @@ void backward(const AttentionBackward& b, int thread, int threads) {
             }
             store(g.delta + t, delta);
         }
+        g.marks = Marks(a, s, i);
         g.prefetch.begin();
         if (i + 1 < shared.end * group) {
             for (const Map* m : {&a.q, &b.grad, &a.out}) g.prefetch.add(of(*m, i + 1));

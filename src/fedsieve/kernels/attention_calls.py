@@ -1,0 +1,217 @@
+"""Attention as models write it: one operation of PyTorch's, or products, a mask, a softmax and dropout one by one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.graph import Value
+from fedsieve.kernels.places import SAMPLES, Places, TokenRows, head_rows
+from fedsieve.kernels.token_calls import TokenCalls
+from fedsieve.kernels.tokens import AttentionLayer, tokens
+
+NEVER = -1e30
+"""What is added to a score that may not count is at most this; the softmax of float32 then is 0."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The products of queries and keys [n, heads, length, size], or what a softmax has made of them."""
+
+    q: Places
+    k: Places
+    scale: float
+    bias: Tensor | None = None
+    """Is added, [heads or 1, length, length]."""
+    weights: bool = False
+    """Whether the softmax has been taken."""
+    p: float = 0.0
+    """Of dropout."""
+
+
+class AttentionCalls(TokenCalls):
+    """The layers of a model so far, attention among them."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._scores: dict[Value, Scores] = {}
+
+    def _rows(self, x: Any, whole: bool = True) -> TokenRows:
+        if self._scores_of(x):
+            raise Unsupported("attention's scores or weights in an operation that is not attention's")
+        return super()._rows(x, whole)
+
+    def _scores_of(self, x: Any) -> Scores | None:
+        """Return the scores that a tensor is, in their order; None of other tensors."""
+        if not isinstance(x, Places) or x.of not in self._scores:
+            return None
+        if not torch.equal(x.index.flatten(), torch.arange(x.index.numel())):
+            raise Unsupported("attention's scores or weights in another order, or a part of them")
+        scores = self._scores[x.of]  # type: ignore[index]
+        return scores if x.scale == 1 else self._times(scores, x.scale)
+
+    def _times(self, scores: Scores, number: float) -> Scores:
+        if scores.weights:
+            raise Unsupported("attention's weights in a product with a number")
+        bias = None if scores.bias is None else scores.bias * number
+        return replace(scores, scale=scores.scale * number, bias=bias)
+
+    def _put_scores(self, scores: Scores, like: Tensor) -> Places:
+        value = Value(0)
+        self._scores[value] = scores
+        return Places(value, torch.arange(like.numel()).view(like.shape))
+
+    def _op_matmul(self, x: Any, y: Any) -> Places:
+        if not (self._is_tokens(x) and self._is_tokens(y)):
+            return super()._op_matmul(x, y)
+        if scores := self._scores_of(x):
+            if not scores.weights:
+                raise Unsupported("a product of attention's scores without a softmax")
+            out = self._attend(scores.q, scores.k, _by_head(y), scores.scale, scores.bias, False, scores.p)
+            return replace(out, index=out.index.reshape(y.index.shape))
+        if self._scores_of(y) or x.index.dim() < 3 or x.index.dim() != y.index.dim():
+            raise Unsupported("a matrix product of two activations that is not attention's")
+        q, k = _by_head(x), _by_head(replace(y, index=y.index.mT))
+        scores = Scores(replace(q, scale=1), replace(k, scale=1), x.scale * y.scale)
+        return self._put_scores(scores, torch.empty(*x.index.shape[:-1], y.index.shape[-1], device="meta"))
+
+    _op_bmm = _op_matmul
+
+    def _op_baddbmm(self, add: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Places:
+        if beta != 1 or alpha != 1:
+            raise Unsupported("baddbmm with factors")
+        return self._op_add(self._op_matmul(x, y), add)
+
+    def _op_einsum(self, equation: str, operands: Any, path: Any = None) -> Places:
+        """A product of two activations over one letter, with the same leading letters; that of attention."""
+        left, _, out = equation.replace(" ", "").partition("->")
+        names = left.split(",")
+        if len(names) != 2 or not all(self._is_tokens(x) for x in operands) or "." in equation:
+            raise Unsupported(f"einsum of {equation}")
+        inner = [c for c in names[0] if c in names[1] and c not in out]
+        both = [c for c in out if c in names[0] and c in names[1]]
+        rows, columns = ([c for c in own if c not in both and c not in inner] for own in names)
+        if not len(inner) == len(rows) == len(columns) == 1 or sorted(out) != sorted(both + rows + columns):
+            raise Unsupported(f"einsum of {equation}")
+        x, y = (
+            replace(x, index=x.index.permute([own.index(c) for c in order]))
+            for x, own, order in zip(operands, names, (both + rows + inner, both + inner + columns), strict=True)
+        )
+        made = self._op_matmul(x, y)
+        return replace(made, index=made.index.permute([(both + rows + columns).index(c) for c in out]))
+
+    def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Places:
+        x, y = (y, x) if self._scores_of(y) and alpha == 1 else (x, y)
+        scores = self._scores_of(x)
+        if not scores:
+            return super()._op_add(x, y, alpha)
+        if scores.weights or not isinstance(y, Tensor | int | float):
+            raise Unsupported("a sum of attention's scores with what the model computes or trains")
+        add = self._for_heads(alpha * torch.as_tensor(y, dtype=torch.float32), x.index)
+        return self._put_scores(replace(scores, bias=add if scores.bias is None else scores.bias + add), x.index)
+
+    def _op_masked_fill(self, x: Any, mask: Any, number: Any) -> Places:
+        """Scores that may not count."""
+        scores = self._scores_of(x)
+        if not scores or scores.weights or not isinstance(mask, Tensor):
+            raise Unsupported("masked_fill of anything but attention's scores, by a mask that is always the same")
+        if float(number) > -1e4:
+            raise Unsupported(f"attention's scores filled with {float(number):g}, which still counts")
+        barred = self._for_heads(mask, x.index)
+        bias = torch.zeros(barred.shape) if scores.bias is None else scores.bias
+        return self._put_scores(replace(scores, bias=torch.where(barred, -math.inf, bias)), x.index)
+
+    def _op_where(self, mask: Any, x: Any, y: Any) -> Places:
+        if self._is_tokens(x):
+            return self._op_masked_fill(x, ~mask if isinstance(mask, Tensor) else None, y)
+        return self._op_masked_fill(y, mask, x)
+
+    def _for_heads(self, constant: Tensor, like: Tensor) -> Tensor:
+        """Return a constant that scores meet, [heads or 1, length, length]."""
+        whole = constant.expand(like.shape).reshape(SAMPLES, -1, *like.shape[-2:])
+        if not torch.equal(whole[0], whole[1]):
+            raise Unsupported("attention with a mask that differs from sample to sample")
+        same = bool((whole[0] == whole[0, :1]).all())
+        return whole[0, :1] if same else whole[0]
+
+    def _op_softmax(self, x: Any, dim: int, dtype: Any = None, half_to_float: bool = False) -> Places:
+        scores = self._scores_of(x)
+        if not scores or scores.weights or dim not in (-1, x.index.dim() - 1):
+            raise Unsupported("a softmax that is not that of attention's keys")
+        return self._put_scores(replace(scores, weights=True), x.index)
+
+    _op__softmax = _op_softmax
+
+    def _op_dropout(self, x: Any, p: float, train: bool) -> Places:
+        scores = self._scores_of(x)
+        if not scores or not train or not p:
+            return super()._op_dropout(x, p, train)
+        if not scores.weights or scores.p:
+            raise Unsupported("dropout of attention's scores, or twice of its weights")
+        if self._memory_order() != [*range(x.index.dim())]:
+            raise Unsupported("dropout of attention's weights that do not lie in their order in memory")
+        return self._put_scores(replace(scores, p=p), x.index)
+
+    def _op_scaled_dot_product_attention(
+        self, q: Any, k: Any, v: Any, mask: Any = None, p: float = 0.0, causal: bool = False,
+        scale: float | None = None, enable_gqa: bool = False,
+    ) -> Places:  # fmt: skip
+        bias = None
+        if mask is not None:
+            if not isinstance(mask, Tensor):
+                raise Unsupported("attention with a mask that the model computes or trains")
+            sizes = torch.Size([*q.index.shape[:-1], k.index.shape[-2]])
+            barred = torch.zeros(mask.shape).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
+            bias = self._for_heads(barred.float(), torch.empty(sizes, device="meta"))
+        scale = q.index.shape[-1] ** -0.5 if scale is None else scale
+        factor = math.prod(x.scale for x in (q, k) if isinstance(x, Places))
+        return self._attend(q, k, v, scale * factor, bias, causal, p)
+
+    def _attend(
+        self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float
+    ) -> Places:  # fmt: skip
+        length, size = q.index.shape[-2:]
+        parts = [head_rows(x, length) for x in (q, k, v)]
+        (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
+        if (
+            heads != q.index.shape[1]
+            or kv_heads != same
+            or heads % kv_heads
+            or v.index.shape[-1] != size
+            or k.index.shape[-2] != length
+        ):
+            raise Unsupported("attention of queries, keys and values of other sizes")
+        if not all(torch.equal(ids, part[3]) for part in parts):
+            raise Unsupported("attention between tokens of two sequences")
+        if v.scale != 1:
+            raise Unsupported("attention of scaled values")
+        if bias is not None:
+            causal, bias = _plain(bias, causal)
+        value = tokens(heads * size, length)
+        firsts, inputs = (q_first, k_first, v_first), [q_value, k_value, v_value]
+        layer = AttentionLayer(inputs, value, firsts, heads, kv_heads, size, causal, scale, bias, p)
+        channel = torch.arange(heads * size).view(1, heads, 1, size)
+        return Places(self._put(layer), ids[:, None, :, None] * value.channels + channel)
+
+
+def _by_head(x: Places) -> Places:
+    """Return [n * heads, length, size] as [n, heads, length, size]."""
+    return x if x.index.dim() == 4 else replace(x, index=x.index.reshape(SAMPLES, -1, *x.index.shape[1:]))
+
+
+def _plain(bias: Tensor, causal: bool) -> tuple[bool, Tensor | None]:
+    """Return whether attention is causal, and what is added beside; None if that is nothing."""
+    later = torch.ones(bias.shape[-2:], dtype=torch.bool).triu(1)
+    bias = bias.masked_fill(bias <= NEVER, -math.inf)
+    if causal:
+        bias = bias.masked_fill(later, -math.inf)
+    if bool((bias == -math.inf).all(-1).any()):
+        raise Unsupported("attention with a query that may attend to no key")
+    causal = causal or bool((bias[:, later] == -math.inf).all())
+    rest = bias.masked_fill(later, 0) if causal else bias
+    return causal, rest if bool((rest != 0).any()) else None
