@@ -115,6 +115,7 @@ def activation(function: str, x: Tensor, grad: Tensor | None = None) -> Tensor:
         "gelu": F.gelu,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
         "hardswish": F.hardswish,
+        "tanh": torch.tanh,
     }
     return functions[function](x) if grad is None else _gradient(functions[function], grad, x)[0]
 

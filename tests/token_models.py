@@ -156,6 +156,50 @@ EXPLICIT = {
 """Ways to write attention, and dropout of its probabilities."""
 
 
+class Rotary(nn.Module):
+    """Rotations of positions in each of the ways in which they are written, beside other arithmetic of channels.
+
+    Queries by complex numbers, keys by pairs, a part of the values by halves; RMSNorm and GELU written out; scales that
+    are parameters or constants; a row of the embedding that is padding; a class that is read from all tokens' channels.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.qkv = nn.Embedding(VOCABULARY, 16, padding_idx=2), nn.Linear(16, 32)
+        self.gain, self.scale = nn.Parameter(torch.rand(16) + 0.5), nn.Parameter(torch.rand(16))
+        self.proj, self.up, self.down, self.head = (
+            nn.Linear(16, 16),
+            nn.Linear(16, 24),
+            nn.Linear(24, 16),
+            nn.Linear(32, 13),
+        )
+        angle = torch.arange(LENGTH)[:, None] / 3.0 ** torch.arange(4)
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        x = 4 * self.tokens(ids)
+        q, k, v = self.qkv(self.gain * (x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt())).split([16, 8, 8], -1)
+        q, k, v = (y.unflatten(-1, (-1, 8)) for y in (q, k, v))
+        cos, sin = self.cos[:, None], self.sin[:, None]
+        q = torch.view_as_complex(q.unflatten(-1, (4, 2))) * torch.complex(cos, sin)
+        even, odd = k[..., 0::2], k[..., 1::2]
+        k = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+        turned, rest = v[..., :4], v[..., 4:]
+        half = torch.cat([-turned[..., 2:], turned[..., :2]], -1)
+        v = torch.cat([turned * cos[..., [0, 1, 0, 1]] + half * sin[..., [0, 1, 0, 1]], rest / 2], -1)
+        parts = (y.transpose(1, 2) for y in (torch.view_as_real(q).flatten(-2), k, v))
+        y = F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+        x = x + self.proj(y.transpose(1, 2).flatten(2)) * self.scale
+        y = self.up(x)
+        y = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+        y = torch.cat([x, torch.tanh(self.down(y))], -1)
+        return {"aside": x, "logits": self.head(y)}
+
+
 def gpt() -> nn.Module:
     return CharGPT(LENGTH, VOCABULARY, width=16, blocks=2, heads=2)
 
@@ -173,6 +217,7 @@ CASES: dict[str, Case] = {
     "gpt": (gpt, "text", NextToken()),
     "llama": (Llama, "text", NextToken()),
     "gpt2": (GPT2, "text", classes_second),
+    "rotary": (Rotary, "text", NextToken()),
     "vit": (vit, "images", F.cross_entropy),
     "encoder": (Series, "series", F.cross_entropy),
     "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),

@@ -56,12 +56,15 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "// out = from where in > 0, and else slope * from.\n"
                 "struct Leaky {\n    Map in, from, out;\n    float slope;\n};\n\nstruct Op {\n",
             ),
-            ("X(MULTIPLY, Multiply, multiply)", "X(MULTIPLY, Multiply, multiply) X(LEAKY, Leaky, leaky)"),
+            (
+                "X(COMBINATION, Combination, combination)",
+                "X(COMBINATION, Combination, combination) X(LEAKY, Leaky, leaky)",
+            ),
         ],
         f"{PACKAGE}/abi.py": [
             (
                 "class Instruction(",
-                "class LeakyOp(Operation):\n    kind = 33\n"
+                "class LeakyOp(Operation):\n    kind = 34\n"
                 '    _fields_ = fields_of((FeatureMap, "in_ from_ out"), (c_float, "slope"))\n\n\nclass Instruction(',
             ),
         ],

@@ -80,7 +80,16 @@ class Refused(nn.Module):
         if self.what in SCORES:
             return SCORES[self.what](q, q @ q.transpose(-1, -2), self.scale[:LENGTH])
         if self.what == "scale":
-            return x * self.scale
+            return x * self.scale[:1]
+        if self.what == "softplus":
+            return (1 + x**2) ** 0.5
+        if self.what == "spread":
+            return x / x.std(-1, keepdim=True)
+        if self.what == "late":
+            noise = x.new_empty(x.shape[0], 1, 1).bernoulli_(0.5)
+            return F.dropout(x) * noise
+        if self.what == "set":
+            return {"features": x}
         if self.what == "conv":
             return self.conv(x.transpose(1, 2))
         if self.what == "mixed":
@@ -110,7 +119,7 @@ class Refused(nn.Module):
             return x * x.mean()
         if self.what == "branch" and x.sum() > 0:
             return x
-        return (x, x) if self.what == "two" else (x,) if self.what == "tuple" else x
+        return x
 
 
 @pytest.mark.parametrize(
@@ -129,7 +138,11 @@ class Refused(nn.Module):
         ("dropout of scores", "dropout of attention's scores, or twice of its weights"),
         ("sum", "a sum of attention's scores with what the model computes or trains"),
         ("three factors", "einsum of nhqk,nhkd,nhkd->nhqd"),
-        ("scale", "a product with a parameter, apart from linear layers"),
+        ("scale", "a product with a parameter that has not one number a channel"),
+        ("softplus", "a function of each number that the kernels do not have"),
+        ("spread", "the kernels do not know std"),
+        ("late", "random numbers that others are drawn before they are used, or that are not used"),
+        ("set", "a model of tokens, and the model returns dict, where a tensor is needed, or what has logits"),
         ("conv", "conv: the kernels do not know conv1d"),
         ("mixed", "tokens that stand in other places than those that they meet"),
         ("shuffled", "proj: channels in another order than they were made"),
@@ -141,10 +154,8 @@ class Refused(nn.Module):
         ("repeated", "attention of queries, keys and values of other sizes"),
         ("samples", "cat in a way that cannot be followed"),
         ("constant", "cat in a way that cannot be followed"),
-        ("tuple", "a model of tokens that returns more than one tensor"),
         ("scalar", "mean in a way that cannot be followed"),
         ("flattened", "wide: several tokens as the channels of one"),
-        ("two", "a model of tokens that returns more than one tensor"),
         ("rest", "scale: no layer uses it"),
     ],
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from awkward import BFLOAT, STORAGES, randn
 from fedsieve.kernels.abi import MapPointer, Operation, address
+from fedsieve.kernels.combinations import CombinationTable
 from fedsieve.kernels.program import Program
 from fedsieve.kernels.token_ops import (
     EmbeddingBackwardOp,
@@ -48,9 +49,10 @@ def test_embedding(shape: tuple[int, int, int], storage: str) -> None:
     assert not more.rest().any()
     sums = torch.zeros(11, channels, dtype=torch.float64)
     sums.index_add_(0, row[row >= 0], grad.view(-1, channels)[row >= 0].double())
+    sums[4] = 0  # the row of padding
     for clear in (0, 1):
         into, grads = torch.ones(11, channels), TokenMap(*shape, storage).write(grad)
-        run(EmbeddingBackwardOp(grads.map, address(into), address(row), n * length, 11, clear))
+        run(EmbeddingBackwardOp(grads.map, address(into), address(row), n * length, 11, 4, clear))
         torch.testing.assert_close(into.double(), sums + (1 - clear), rtol=1e-5, atol=1e-5)
 
 
@@ -73,6 +75,39 @@ def test_tokens_find_other_places_and_sums(storage: str) -> None:
     sums[:, 0], sums[:, 4] = want[:, 3] / 2, rounded(want[:, 1], storage)
     torch.testing.assert_close(back.read(), rounded(sums, storage), rtol=0, atol=0)
     assert not back.rest().any()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("shape", [(2, 3, 8), (3, 17, 6), (1, 65, 4)])
+def test_sums_of_channels(shape: tuple[int, int, int], storage: str) -> None:
+    """Numbers for each place in a sequence, and what is made of the gradients; fewer channels, and some twice."""
+    n, length, channels = shape
+    chance = torch.Generator().manual_seed(6)
+    source = torch.randint(channels, (2, channels - 1), generator=chance)
+    factor = torch.randn(2, channels - 1, length, generator=chance)
+    factor[1, 0] = factor[0, 1]
+    x, grad = rounded(randn(*shape, seed=1), storage), rounded(randn(n, length, channels - 1, seed=2), storage)
+    leaf = x.double().requires_grad_()
+    with torch.enable_grad():
+        want = (leaf[:, :, source].movedim(2, 0) * factor.double().transpose(1, 2).unsqueeze(1)).sum(0)
+    (gradient,) = torch.autograd.grad(want, leaf, grad.double())
+    table = CombinationTable.of(source, factor)
+    back = table.transposed(channels)
+    assert len(table.table) == 2 * (channels - 1)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        ins, out = TokenMap(*shape, storage).write(x, 0), TokenMap(n, length, channels - 1, storage)
+        grads, into = TokenMap(n, length, channels - 1, storage).write(grad, 0), TokenMap(*shape, storage)
+        run(table.op(ins.map, out.map), back.op(grads.map, into.map))
+        bound = 1e-5 if storage == "fp32" else BFLOAT
+        torch.testing.assert_close(out.read().double(), want.detach(), rtol=bound, atol=1e-5)
+        torch.testing.assert_close(into.read().double(), gradient, rtol=bound, atol=1e-5)
+        assert not out.rest().any()
+        assert out.is_clean()
+        assert into.is_clean()
+        results.append((out.memory, into.memory))
+    assert all(torch.equal(a, b) for one in results[1:] for a, b in zip(one, results[0], strict=True))
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from fedsieve.types.errors import check_interval
 class CrossEntropy:
     """Softmax cross-entropy of logits [n, classes, ...] with int64 targets [n, ...]: classification, segmentation."""
 
+    of_logits: ClassVar = True
+    """It takes nothing else of an output."""
     weight: tuple[float, ...] = ()
     """The weight of every class; empty: all alike."""
     label_smoothing: float = 0.0
@@ -55,6 +57,8 @@ class CrossEntropy:
 class NextToken:
     """Cross-entropy of logits [n, T, vocabulary] with the int64 numbers of the tokens that follow [n, T]."""
 
+    of_logits: ClassVar = True
+    """It takes nothing else of an output."""
     ignore_index: int = -100
     """The target of what does not count: padding."""
 
@@ -81,6 +85,8 @@ class NextToken:
 class BinaryCrossEntropy:
     """Binary cross-entropy of logits [n, labels] with targets 0 or 1 (or between), shaped alike: several labels."""
 
+    of_logits: ClassVar = True
+    """It takes nothing else of an output."""
     pos_weight: tuple[float, ...] = ()
     """The weight of each label's ones; empty: that of its zeros."""
 
@@ -105,6 +111,8 @@ class BinaryCrossEntropy:
 class Regression:
     """The squared, absolute or Huber's error of predictions and targets, float32, shaped alike."""
 
+    of_logits: ClassVar = True
+    """It takes nothing else of an output."""
     kind: Literal["squared", "absolute", "huber"] = "squared"
     """Which error."""
     delta: float = 1.0

@@ -289,7 +289,7 @@ class ActivationOp(Operation):
     """An activation, or its gradient."""
 
     kind = 20
-    FUNCTIONS = ("sigmoid", "silu", "gelu", "gelu_tanh", "hardswish")
+    FUNCTIONS = ("sigmoid", "silu", "gelu", "gelu_tanh", "hardswish", "tanh")
     _fields_ = fields_of((FeatureMap, "in_ grad out"), (c_int32, "function"))
 
     @classmethod

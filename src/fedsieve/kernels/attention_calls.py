@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.expressions import Expression, factored
 from fedsieve.kernels.graph import Value
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, head_rows
 from fedsieve.kernels.token_calls import TokenCalls
@@ -46,14 +47,22 @@ class AttentionCalls(TokenCalls):
             raise Unsupported("attention's scores or weights in an operation that is not attention's")
         return super()._rows(x, whole)
 
+    def _layer_of(self, x: Expression) -> Places:
+        if x.of in self._scores:
+            raise Unsupported("attention's scores or weights in an operation that is not attention's")
+        return super()._layer_of(x)
+
     def _scores_of(self, x: Any) -> Scores | None:
         """Return the scores that a tensor is, in their order; None of other tensors."""
         if not isinstance(x, Places) or x.of not in self._scores:
             return None
+        x, number = factored(x)
+        if isinstance(x, Expression):
+            raise Unsupported("attention's scores or weights in an operation that is not attention's")
         if not torch.equal(x.index.flatten(), torch.arange(x.index.numel())):
             raise Unsupported("attention's scores or weights in another order, or a part of them")
-        scores = self._scores[x.of]  # type: ignore[index]
-        return scores if x.scale == 1 else self._times(scores, x.scale)
+        scores = self._scores[x.of]
+        return scores if number == 1 else self._times(scores, number)
 
     def _times(self, scores: Scores, number: float) -> Scores:
         if scores.weights:
@@ -68,21 +77,22 @@ class AttentionCalls(TokenCalls):
 
     def _op_matmul(self, x: Any, y: Any) -> Places:
         if not (self._is_tokens(x) and self._is_tokens(y)):
-            return super()._op_matmul(x, y)
+            return super()._op_matmul(self.settled(x), y)
         if scores := self._scores_of(x):
+            y = self.settled(y)
             if not scores.weights:
                 raise Unsupported("a product of attention's scores without a softmax")
             out = self._attend(scores.q, scores.k, _by_head(y), scores.scale, scores.bias, False, scores.p)
             return replace(out, index=out.index.reshape(y.index.shape))
         if self._scores_of(y) or x.index.dim() < 3 or x.index.dim() != y.index.dim():
             raise Unsupported("a matrix product of two activations that is not attention's")
-        q, k = _by_head(x), _by_head(replace(y, index=y.index.mT))
-        scores = Scores(replace(q, scale=1), replace(k, scale=1), x.scale * y.scale)
+        (x, left), (y, right) = self._factored(x), self._factored(y)
+        scores = Scores(_by_head(x), _by_head(replace(y, index=y.index.mT)), left * right)
         return self._put_scores(scores, torch.empty(*x.index.shape[:-1], y.index.shape[-1], device="meta"))
 
     _op_bmm = _op_matmul
 
-    def _op_baddbmm(self, add: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Places:
+    def _op_baddbmm(self, add: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Any:
         if beta != 1 or alpha != 1:
             raise Unsupported("baddbmm with factors")
         return self._op_add(self._op_matmul(x, y), add)
@@ -105,7 +115,7 @@ class AttentionCalls(TokenCalls):
         made = self._op_matmul(x, y)
         return replace(made, index=made.index.permute([(both + rows + columns).index(c) for c in out]))
 
-    def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Places:
+    def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Any:
         x, y = (y, x) if self._scores_of(y) and alpha == 1 else (x, y)
         scores = self._scores_of(x)
         if not scores:
@@ -169,8 +179,13 @@ class AttentionCalls(TokenCalls):
             barred = torch.zeros(mask.shape).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
             bias = self._for_heads(barred.float(), torch.empty(sizes, device="meta"))
         scale = q.index.shape[-1] ** -0.5 if scale is None else scale
-        factor = math.prod(x.scale for x in (q, k) if isinstance(x, Places))
-        return self._attend(q, k, v, scale * factor, bias, causal, p)
+        (q, left), (k, right) = self._factored(q), self._factored(k)
+        return self._attend(q, k, self.settled(v), scale * left * right, bias, causal, p)
+
+    def _factored(self, x: Any) -> tuple[Any, float]:
+        """Return a tensor without the number that all of it is multiplied by, and that number: attention has one."""
+        plain, number = factored(x)
+        return self.settled(plain), number
 
     def _attend(
         self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float
@@ -188,10 +203,10 @@ class AttentionCalls(TokenCalls):
             raise Unsupported("attention of queries, keys and values of other sizes")
         if not all(torch.equal(ids, part[3]) for part in parts):
             raise Unsupported("attention between tokens of two sequences")
-        if v.scale != 1:
-            raise Unsupported("attention of scaled values")
         if bias is not None:
             causal, bias = _plain(bias, causal)
+        if p:
+            self._draws()
         value = tokens(heads * size, length)
         firsts, inputs = (q_first, k_first, v_first), [q_value, k_value, v_value]
         layer = AttentionLayer(inputs, value, firsts, heads, kv_heads, size, causal, scale, bias, p)

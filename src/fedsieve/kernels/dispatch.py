@@ -19,13 +19,14 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.estimate import count_work, density, kernel_seconds, padded, pytorch_seconds, shared
 from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.inference import Predictor
+from fedsieve.kernels.loss import OTHERS, of_graph
 from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
 from fedsieve.sparse.effective import effective_weights
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
-from fedsieve.types import Data, Device, InputError, Mask
+from fedsieve.types import Data, Device, InputError, Mask, logits_of
 from fedsieve.types.optimizers import SGD, AdamW
 
 CHOICES = ("auto", "sparse", "dense")
@@ -84,6 +85,8 @@ class Kernels:
             graph = "the method trains a model of its own"
         elif not isinstance(graph, str) and (unknown := _unknown(graph, mask)):
             graph = f"the mask of {unknown} is not one of a plain layer's weights"
+        elif not isinstance(graph, str) and not of_graph(device.loss, graph):
+            graph = OTHERS
         if isinstance(graph := self._allowed(graph), str):
             return graph
         if self.choice == "auto" and (why := not_worth(graph, mask, len(device.data), device.batch)):
@@ -283,13 +286,14 @@ class Inference:
             return None
         assert isinstance(x, Tensor)
         graph = self._graph(tuple(x.shape[1:]), x.dtype)
-        if graph is None or not _faster(graph, examples):
+        output = graph and graph.token_output
+        if graph is None or not _faster(graph, examples) or (output and not output.only):
             return None
         predictor = Predictor(self.model, batch)
         few = x[:FEW]
-        if not close(predictor(few), self.model(few)):
+        if not close(predictor(few), logits_of(self.model(few))):
             return None
-        return predictor
+        return (lambda x: output.whole(predictor(x))) if output else predictor
 
     def _graph(self, shape: tuple[int, ...], dtype: torch.dtype) -> Graph | None:
         if (shape, dtype) not in self._graphs:

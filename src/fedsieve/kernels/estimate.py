@@ -20,7 +20,7 @@ from fedsieve.kernels.graph import (
     Value,
 )
 from fedsieve.kernels.index import UNIT, shared_unit
-from fedsieve.kernels.tokens import AttentionLayer
+from fedsieve.kernels.tokens import AttentionLayer, CombinationLayer
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
 
 TOGETHER = 16
@@ -124,6 +124,9 @@ def count_work(
             some = {"elsewhere": numel * area * times, "passages": both, "weights": numel}
         elif isinstance(layer, FlattenLayer):
             some = {}
+        elif isinstance(layer, CombinationLayer):
+            terms = len(layer.source)
+            some = {"norms": out * terms, "calls": 2 * terms}
         else:  # a function of each number, or of each token's
             some = {"norms": out, "calls": 1}
         for name, number in some.items():

@@ -17,13 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_unflatten
 
 from fedsieve.kernels.attention_calls import AttentionCalls
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.graph import Graph, Value
+from fedsieve.kernels.expressions import Expression, RowNoise
+from fedsieve.kernels.graph import Graph, Layer, Value
 from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
-from fedsieve.kernels.tokens import EmbeddingLayer, TokenOutput, TokenProduct
+from fedsieve.kernels.token_expressions import EXPRESSIONS
+from fedsieve.kernels.tokens import (
+    EmbeddingLayer,
+    LayerNormLayer,
+    Parameters,
+    ScaleLayer,
+    TokenOutput,
+    TokenProduct,
+)
 from fedsieve.sparse.layers import SparseLayer
+from fedsieve.types import InputError, logits_of
 
 MOVES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "select",
@@ -62,9 +73,14 @@ def read_exported(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, 
 
 @contextmanager
 def _plain_layers(model: nn.Module) -> Iterator[None]:
-    """Let sparse layers be exported as plain ones, without the hooks that count, and failures without a log."""
+    """Let sparse layers be exported as plain ones, without the hooks that count, and failures without a log.
+
+    Hugging Face's models, whose ``config.use_cache`` is on by default, make no cache of keys and values.
+    """
     layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
     hooks = [(m, name, getattr(m, name)) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
+    own_configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    configs = {id(config): config for config in own_configs if getattr(config, "use_cache", False)}
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     for layer in layers:
@@ -72,10 +88,14 @@ def _plain_layers(model: nn.Module) -> Iterator[None]:
         layer.forward = partial(plain, layer)  # type: ignore[arg-type]
     for m, name, own in hooks:
         setattr(m, name, type(own)())
+    for config in configs.values():
+        config.use_cache = False
     try:
         yield
     finally:
         logging.disable(level)
+        for config in configs.values():
+            config.use_cache = True
         for layer in layers:
             del layer.forward
         for m, name, own in hooks:
@@ -123,6 +143,8 @@ class _ExportReader(AttentionCalls):
                     assert inputs == [node.name]
                     numbers = torch.arange(SAMPLES * torch.Size(self.input.sizes).numel())
                     self.env[node] = Places(self.input, numbers.view(SAMPLES, *self.input.sizes))
+            elif node.op == "get_attr":
+                self.env[node] = getattr(self.program.graph_module, str(node.target))
             elif node.op == "call_function":
                 self.env[node] = self._call(node)
                 for source in node.all_input_nodes:
@@ -141,6 +163,8 @@ class _ExportReader(AttentionCalls):
         self.node = node
         flat = [*arguments_of([args, kwargs])]
         places = [x for x in flat if isinstance(x, Places)]
+        if any(isinstance(x, fx.GraphModule) for x in flat):
+            return self._inner(node, args, places)
         target: Any = node.target
         if node.target is operator.getitem and not isinstance(args[0], Places):
             return args[0][args[1]]
@@ -155,25 +179,31 @@ class _ExportReader(AttentionCalls):
 
     def _result(self, node: fx.Node, name: str, args: Any, kwargs: Any, places: list[Places]) -> Any:
         target: Any = node.target
-        if name.startswith("_assert_"):
+        if name.startswith("_assert"):
             return None
-        if not places:
+        if name in ("empty", "new_empty") and _by_sample(node.args[name == "new_empty"]):
+            return RowNoise()
+        if not places and not any(isinstance(x, RowNoise) for x in args):
             return _constant(target, name, args, kwargs)
         if name in ("sym_size", "sym_numel", "sym_stride"):
             return target(*indices(args), **kwargs)
-        alone = len({(id(one.of), one.scale) for one in places}) == 1
+        alone = len({id(one.of) for one in places}) == 1
         if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
+            if any(isinstance(x, Expression) for x in places):
+                return self._moved(target, args, kwargs, places)
             moved = target(*indices(args), **indices(kwargs))
-            return _placed(moved, places[0])
+            return _placed(moved, places[0].of)
         if name in ("to", "type_as") and self._is_of_type(args, kwargs):
             return args[0]
         own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)
         if own is None:
             raise Unsupported(f"the kernels do not know {name}")
+        if name.removesuffix("_") not in EXPRESSIONS:
+            args, kwargs = self.settled(args), self.settled(kwargs)
         y = own(*args, **kwargs)
-        if name.endswith("_"):
+        if name.endswith("_") and not isinstance(y, RowNoise):
             self._renamed(node.args[0], args[0], y)
         return y
 
@@ -181,6 +211,29 @@ class _ExportReader(AttentionCalls):
         """Tell whether a tensor has the type already that it is given."""
         kinds = {x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.dtype)}
         return kinds <= {self.input.dtype if args[0].of is self.input else torch.float32}
+
+    def _inner(self, node: fx.Node, args: Any, places: list[Places]) -> Any:
+        """Compute the constants of a part of the model that runs without gradients, or without autocast."""
+        known = "wrap_with_set_grad_enabled", "wrap_with_autocast"
+        if places or str(getattr(node.target, "_name", node.target)) not in known:
+            raise Unsupported(f"{self._where(node)}a part without gradients, or with numbers of lower precision")
+        (module,) = (x for x in args if isinstance(x, fx.GraphModule))
+        given = iter(args[args.index(module) + 1 :])
+        env: dict[fx.Node, Any] = {}
+        for inner in module.graph.nodes:
+            if inner.op == "placeholder":
+                env[inner] = next(given)
+            elif inner.op == "get_attr":
+                env[inner] = getattr(module, str(inner.target))
+            elif inner.op == "call_function":
+                own, named = fx.node.map_arg((inner.args, inner.kwargs), env.__getitem__)
+                if any(isinstance(x, fx.GraphModule) for x in own):
+                    env[inner] = self._inner(inner, own, [])
+                else:
+                    env[inner] = self._result(inner, inner.target.__name__.partition(".")[0], own, named, [])
+            else:
+                return fx.node.map_arg(inner.args[0], env.__getitem__)
+        raise AssertionError
 
     def _renamed(self, node: Any, old: Places, new: Places) -> None:
         """Let a tensor that was changed in place be what it became; others of its numbers may be views or copies."""
@@ -197,9 +250,11 @@ class _ExportReader(AttentionCalls):
 
     def _returned(self, node: fx.Node) -> Graph:
         returned: Any = node.args[0]
-        x = self.env.get(returned[0])
-        if not self.program.call_spec.out_spec.is_leaf() or not isinstance(x, Places) or isinstance(x.of, Tensor):
-            raise Unsupported("a model of tokens that returns more than one tensor")
+        spec = self.program.call_spec.out_spec
+        x = self.settled(self.env.get(returned[_logits_among(spec)]))
+        if not isinstance(x, Places) or isinstance(x.of, Tensor):
+            raise Unsupported("a model of tokens that returns none of their numbers")
+        self._draws()
         dim = -1
         if x.index.dim() == 3 and int(x.index[0, 0, -1] - x.index[0, 0, 0]) != x.index.shape[-1] - 1:
             dim = 1  # [n, classes, length]
@@ -213,8 +268,35 @@ class _ExportReader(AttentionCalls):
         token[flat[:each]] = offsets.flatten(0, -2)[:, 0] if offsets.dim() > 1 else torch.zeros(1, dtype=torch.int64)
         channel = offsets.flatten(0, -2)[0] if offsets.dim() > 1 else offsets
         labels = dim == -1 and torch.equal(flat, torch.arange(SAMPLES * each))
-        output = TokenOutput(shape, token, channel - channel[0], labels)
-        return Graph(self.input, rows.value, self.layers, [rows.value], token_output=output)
+        output = TokenOutput(shape, token, channel - channel[0], labels, None if spec.is_leaf() else spec)
+        return Graph(self.input, rows.value, self._needed(rows.value), [rows.value], token_output=output)
+
+    def _needed(self, output: Value) -> list[Layer]:
+        """Return the layers that the output needs; a scale behind a norm that has none is the norm's own."""
+        users = Counter(id(value) for layer in self.layers for value in layer.inputs)
+        needed, values = list[Layer](), {output}
+        for layer in reversed(self.layers):
+            if layer.output in values:
+                needed.insert(0, layer)
+                values |= {*layer.inputs}
+        for scale in [layer for layer in needed if isinstance(layer, ScaleLayer)]:
+            norm: Any = next((layer for layer in needed if layer.output is scale.inputs[0]), None)
+            alone = isinstance(norm, LayerNormLayer) and users[id(norm.output)] == 1 and norm.output is not output
+            if alone and not [*norm.module.buffers(), *norm.module.parameters()]:
+                norm.module, norm.output = Parameters(weight=scale.module.weight, bias=None), scale.output
+                needed.remove(scale)
+        return needed
+
+
+def _logits_among(spec: Any) -> int:
+    """Return which of the tensors that a model returns are the logits."""
+    if spec.is_leaf():
+        return 0
+    tensors = [torch.tensor(i) for i in range(spec.num_leaves)]
+    try:
+        return int(logits_of(tree_unflatten(tensors, spec)))
+    except InputError as error:
+        raise Unsupported(f"a model of tokens, and {error}") from None
 
 
 def _constant(target: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -228,6 +310,11 @@ def _constant(target: Any, name: str, args: Any, kwargs: Any) -> Any:
     return target(*args, **kwargs)
 
 
-def _placed(x: Any, old: Places) -> Any:
+def _by_sample(size: Any) -> bool:
+    """Tell whether a tensor's size is one number for each sample: [n, 1, ...]."""
+    return bool(size) and isinstance(size[0], fx.Node) and all(one == 1 for one in size[1:])
+
+
+def _placed(x: Any, of: Value | Tensor) -> Any:
     """Return one tensor of places, or several."""
-    return replace(old, index=x) if isinstance(x, Tensor) else type(x)(_placed(one, old) for one in x)
+    return Places(of, x) if isinstance(x, Tensor) else type(x)(_placed(one, of) for one in x)

@@ -46,7 +46,7 @@ from fedsieve.kernels.program import Arena, Buffer, run_each
 from fedsieve.kernels.single import COPY, inside_mask, line_buffer, place_of, window_op
 from fedsieve.kernels.token_inference import TokenPredictor
 from fedsieve.kernels.trace import read_graph
-from fedsieve.types import InputError
+from fedsieve.types import InputError, logits_of
 
 STORAGES = {"fp32": 16, "bf16": 32}
 """How many samples lie side by side: a block, see ``native/abi.h``."""
@@ -86,7 +86,7 @@ class Predictor:
                 self._prepare(tuple(x.shape[1:]), x.dtype, min(len(x), self.batch))
             if self.reason is not None:
                 starts = range(0, max(1, len(x)), self.batch)
-                return torch.cat([self.model(x[i : i + self.batch]) for i in starts])
+                return torch.cat([logits_of(self.model(x[i : i + self.batch])) for i in starts])
             return self._logits(x.contiguous()) if self._tokens is None else self._tokens(x)
 
     def _prepare(self, shape: tuple[int, ...], dtype: torch.dtype, samples: int) -> None:

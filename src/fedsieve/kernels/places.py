@@ -23,8 +23,6 @@ class Places:
     of: Value | Tensor
     index: Tensor
     """int64, shaped as the tensor."""
-    scale: float = 1.0
-    """What its numbers are times those."""
 
 
 @dataclass

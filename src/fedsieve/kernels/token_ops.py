@@ -55,7 +55,7 @@ class EmbeddingBackwardOp(Operation):
 
     kind = 28
     _fields_ = fields_of(
-        (FeatureMap, "grad"), (c_void_p, "grad_table row"), (c_int64, "tokens rows"), (c_int32, "clear")
+        (FeatureMap, "grad"), (c_void_p, "grad_table row"), (c_int64, "tokens rows padding"), (c_int32, "clear")
     )
 
 
@@ -89,3 +89,12 @@ class MultiplyOp(Operation):
 
     kind = 32
     _fields_ = fields_of((FeatureMap, "a b out"), (c_int32, "accumulate"))
+
+
+class CombinationOp(Operation):
+    """Sums of channels, each times a number for each place in a sequence."""
+
+    kind = 33
+    _fields_ = fields_of(
+        (FeatureMap, "in_ out"), (c_void_p, "table source row"), (c_int64, "length stride"), (c_int32, "terms")
+    )

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsieve.kernels.abi import WORDS, CopyOp, MapPointer, address
+from fedsieve.kernels.abi import WORDS, CopyOp, DotOp, GatherOp, MapPointer, address
+from fedsieve.kernels.combinations import AGAIN, CombinationTable
 from fedsieve.kernels.fallback import Passage
 from fedsieve.kernels.gradients import Gradients
 from fedsieve.kernels.graph import Layer, Value
@@ -31,6 +32,7 @@ from fedsieve.kernels.token_ops import (
 from fedsieve.kernels.tokens import (
     AttentionLayer,
     ChannelsLayer,
+    CombinationLayer,
     DropoutLayer,
     ElementProductLayer,
     EmbeddingLayer,
@@ -38,6 +40,8 @@ from fedsieve.kernels.tokens import (
     LayerNormLayer,
     MeanLayer,
     RearrangedLayer,
+    RowDropoutLayer,
+    ScaleLayer,
     tokens,
 )
 
@@ -55,6 +59,7 @@ class TokenForward:
         """The operations that read the model's input, and their field with its address."""
         self._statistics: dict[Layer, list[Tensor]] = {}
         self._noise: dict[Layer, Buffer] = {}
+        self._tables: dict[Layer, CombinationTable] = {}
 
     def forward(self, layer: Layer, ins: list[Buffer], out: Buffer) -> None:
         """Add a layer's forward."""
@@ -169,6 +174,38 @@ class TokenForward:
     def _elementproduct(self, layer: ElementProductLayer, ins: list[Buffer], out: Buffer) -> None:
         self.context.arena.step(lambda: MultiplyOp(*ins, out), *ins, out)
 
+    def _combination(self, layer: CombinationLayer, ins: list[Buffer], out: Buffer) -> None:
+        table = self._tables[layer] = CombinationTable.of(layer.source, layer.factor)
+        self._combined(table, ins[0], out)
+
+    def _combined(self, table: CombinationTable, x: Buffer, out: Buffer) -> None:
+        self.memory += table.tensors
+        self.context.arena.step(lambda: table.op(x, out), x, out)
+
+    def _rowdropout(self, layer: RowDropoutLayer, ins: list[Buffer], out: Buffer) -> None:
+        channels, lanes = out.channels, self._lanes(out)
+        source, row = torch.arange(channels, dtype=torch.int32)[None], torch.zeros(1, channels, dtype=torch.int32)
+        table = self._tables[layer] = CombinationTable(torch.zeros(2, lanes + AGAIN), source, row, lanes)
+
+        def draw() -> None:
+            n, length = self.context.samples, layer.output.width
+            noise = torch.empty(n, 1, 1).bernoulli_(layer.p) * layer.scale
+            table.table[0, : n * length] = noise.flatten().repeat_interleave(length)
+
+        self.context.arena.step(lambda: draw)
+        self._combined(table, ins[0], out)
+
+    def _scale(self, layer: ScaleLayer, ins: list[Buffer], out: Buffer) -> None:
+        self.context.arena.step(lambda: self._scaled(layer, ins[0], out), ins[0], out)
+
+    def _scaled(self, layer: ScaleLayer, x: Buffer, out: Buffer) -> GatherOp:
+        """Return the product with a diagonal matrix."""
+        row = torch.arange(out.channels + 1, dtype=torch.int32)
+        op = GatherOp(in_=x, out=out, rows=out.channels, height=1, width=out.width, stride_in=1, stride_out=1, unit=1)
+        op.kernel, op.row, op.offset = 1, self._own(row), self._own(row * x.channel)
+        op.value = self.context.weights.address(layer.module.weight)
+        return op
+
     def _dropout(self, layer: DropoutLayer, ins: list[Buffer], out: Buffer) -> None:
         noise = self._noise[layer] = self.context.buffer(layer.output)
 
@@ -201,6 +238,7 @@ class TokenSteps(TokenForward):
         def make() -> EmbeddingBackwardOp:
             place = weights.address(table, weights.grad)
             op = EmbeddingBackwardOp(grad=g, grad_table=place, rows=len(table.view(-1, g.channels)))
+            op.padding = layer.padding
             op.clear = int(not layer.tied)  # a product's gradient stands there already
             if layer.rows is None:
                 self.inputs.append((op, "row"))
@@ -289,6 +327,22 @@ class TokenSteps(TokenForward):
         for value, other in zip(layer.inputs, (right, left), strict=True):
             make: Callable[[Buffer], MultiplyOp] = lambda to, other=other: MultiplyOp(g, other, to)  # type: ignore[misc] # noqa: E731
             self.step.deliver(value, make, g, other)
+
+    def _combination_backward(self, layer: CombinationLayer, g: Buffer) -> None:
+        table = self._tables[layer].transposed(layer.inputs[0].channels)
+        self.memory += table.tensors
+        self.step.deliver(layer.inputs[0], lambda to: table.op(g, to), g)
+
+    def _rowdropout_backward(self, layer: RowDropoutLayer, g: Buffer) -> None:
+        self.step.deliver(layer.inputs[0], lambda to: self._tables[layer].op(g, to), g)
+
+    def _scale_backward(self, layer: ScaleLayer, g: Buffer) -> None:
+        (value,), weight, weights = layer.inputs, layer.module.weight, self.step.weights
+        x = self.step.activations[value]
+        if weight.requires_grad:
+            grad = weights.address(weight, weights.grad)
+            self.step.arena.step(lambda: DotOp(self._scaled(layer, x, g), grad), x, g)
+        self.step.deliver(value, lambda to: self._scaled(layer, g, to), g)
 
     def _dropout_backward(self, layer: DropoutLayer, g: Buffer) -> None:
         noise = self._noise[layer]

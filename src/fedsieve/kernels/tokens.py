@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
 
 from fedsieve.kernels.graph import Layer, ProductLayer, Value
 
@@ -77,6 +79,8 @@ class EmbeddingLayer(Layer):
     module: Parameters
     parameter: str
     rows: Tensor | None = None
+    padding: int = -1
+    """The row that is not trained by this layer, ``padding_idx``; -1: none."""
     tied: bool = False
     """Whether the table is a product's weight as well."""
 
@@ -120,6 +124,31 @@ class RearrangedLayer(Layer):
 
 
 @dataclass(eq=False)
+class CombinationLayer(Layer):
+    """Sums of a token's channels, each times a number for each place in a sequence: rotations of positions, scales."""
+
+    source: Tensor
+    """int64 [terms, channels]: which channels."""
+    factor: Tensor
+    """float32 [terms, channels, length], or [terms, channels, 1]."""
+
+
+@dataclass(eq=False)
+class ScaleLayer(Layer):
+    """Channels, each times a number that is a parameter."""
+
+    module: Parameters
+
+
+@dataclass(eq=False)
+class RowDropoutLayer(Layer):
+    """Stochastic depth: each sample times a number that PyTorch's generator draws, ``scale`` with probability ``p``."""
+
+    p: float
+    scale: float
+
+
+@dataclass(eq=False)
 class MeanLayer(Layer):
     """The mean of a sample's tokens."""
 
@@ -155,6 +184,17 @@ class TokenOutput:
     channel: Tensor
     labels: bool = field(default=False)
     """Whether the output is [n, length, classes]."""
+    structure: Any = None
+    """Of tuples, dictionaries and dataclasses: PyTorch's ``TreeSpec`` of what a model returns."""
+
+    def whole(self, logits: Tensor) -> Any:
+        """Return what the model does, given its only tensor."""
+        return logits if self.structure is None else tree_unflatten([logits], self.structure)
+
+    @property
+    def only(self) -> bool:
+        """Whether the model returns no other tensor."""
+        return self.structure is None or self.structure.num_leaves == 1
 
     @classmethod
     def plain(cls, value: Value) -> TokenOutput:

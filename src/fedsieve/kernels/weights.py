@@ -14,7 +14,7 @@ from fedsieve.kernels.graph import FallbackLayer, Graph, NormLayer, ProductLayer
 from fedsieve.kernels.index import SparseIndex
 from fedsieve.kernels.library import native
 from fedsieve.kernels.program import huge_pages, lazy_zeros
-from fedsieve.kernels.tokens import EmbeddingLayer, LayerNormLayer, TokenProduct
+from fedsieve.kernels.tokens import EmbeddingLayer, LayerNormLayer, ScaleLayer, TokenProduct
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear, powerprop_weight
 from fedsieve.sparse.masks import topk_count
 
@@ -195,7 +195,7 @@ class Weights:
                     self.masks[id(parameter)] = own_mask.clone()
         vectors += [vector for layer in norms for vector in layer.module.parameters()]  # type: ignore[union-attr]
         for layer in graph.layers:
-            if isinstance(layer, LayerNormLayer) or (isinstance(layer, EmbeddingLayer) and not layer.tied):
+            if isinstance(layer, LayerNormLayer | ScaleLayer) or (isinstance(layer, EmbeddingLayer) and not layer.tied):
                 vectors += layer.module.parameters()
             if isinstance(layer, EmbeddingLayer) and not layer.tied and layer.parameter in mask:
                 self.names.add(layer.parameter)

@@ -284,7 +284,7 @@ struct Linear {
 };
 
 // out = function(in), or, where there is `grad`, function'(in) * grad; `out` may be either.
-enum { SIGMOID, SILU, GELU, GELU_TANH, HARDSWISH };
+enum { SIGMOID, SILU, GELU, GELU_TANH, HARDSWISH, TANH };
 struct Activation {
     Map in, grad, out;
     int32_t function;
@@ -342,12 +342,13 @@ struct Embedding {
     int64_t tokens;
 };
 
-// grad_table[row[i]][c] += grad[c][i], for the first `tokens` lanes. With `clear`, the table's gradient begins at 0.
+// grad_table[row[i]][c] += grad[c][i], for the first `tokens` lanes, but for those of the row `padding`. With `clear`, the
+// table's gradient begins at 0.
 struct EmbeddingBackward {
     Map grad;
     float* grad_table;
     const int64_t* row;
-    int64_t tokens, rows;
+    int64_t tokens, rows, padding;
     int32_t clear;
 };
 
@@ -386,6 +387,16 @@ struct Multiply {
     int32_t accumulate;
 };
 
+// out[c][i] = sum over k < terms of table[row[k][c]][i % length] * in[source[k][c]][i]; `out` is not `in`.
+struct Combination {
+    Map in, out;
+    const float* table;       // [rows][stride]: each [length], and then again from its beginning, to 31 more at least
+    const int32_t* source;    // [terms][out.channels]
+    const int32_t* row;       // [terms][out.channels]
+    int64_t length, stride;
+    int32_t terms;
+};
+
 // `times` rounds of 192 multiply-adds in registers, or (`reads`) of one for each number of a thread's part of the memory.
 struct Roof {
     float* memory;  // [threads][count], zeros
@@ -410,7 +421,8 @@ struct Op {
     X(LAYER_NORM_BACKWARD, LayerNormBackward, layer_norm_backward) X(ATTENTION, Attention, attention)             \
     X(ATTENTION_BACKWARD, AttentionBackward, attention_backward) X(EMBEDDING, Embedding, embedding)               \
     X(EMBEDDING_BACKWARD, EmbeddingBackward, embedding_backward) X(REARRANGE, Rearrange, rearrange)               \
-    X(TOKEN_PACK, TokenPack, token_pack) X(TOKEN_LOSS, TokenLoss, token_loss) X(MULTIPLY, Multiply, multiply)
+    X(TOKEN_PACK, TokenPack, token_pack) X(TOKEN_LOSS, TokenLoss, token_loss) X(MULTIPLY, Multiply, multiply)   \
+    X(COMBINATION, Combination, combination)
 
 enum Kind {
 #define FS_KIND(kind, type, function) kind,

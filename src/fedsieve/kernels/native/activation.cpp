@@ -22,10 +22,20 @@ INLINE V normal(V x) {
 
 INLINE V twice_of_tanh(V x) { return x * (all(1.59576912f) + all(0.0713548163f) * (x * x)); }  // GELU's: twice its argument
 
+// By a polynomial (Cephes's) near 0, where 1 - e^-2x would lose digits.
+INLINE V tanh_of(V x) {
+    const V t = size_of(x), s = x * x, e = exponential(t * all(-2));
+    V near = all(-5.70498872745e-3f);
+    for (float c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f}) near = near * s + all(c);
+    const V far = (all(1) - e) / (all(1) + e);
+    return select(t < all(0.625f), near * s * x + x, select(x < zero(), -far, far));
+}
+
 template <int F>
 INLINE V value_of(V x) {
     if constexpr (F == SIGMOID) return sigmoid(x);
     if constexpr (F == SILU) return x * sigmoid(x);
+    if constexpr (F == TANH) return tanh_of(x);
     if constexpr (F == GELU) return x * normal(x);
     if constexpr (F == GELU_TANH) return x * sigmoid(twice_of_tanh(x));
     const V up = positive(x + all(3));
@@ -37,6 +47,10 @@ INLINE V slope_of(V x) {
     if constexpr (F == GELU) return normal(x) + x * all(0.398942280f) * exponential(all(-0.5f) * (x * x));
     if constexpr (F == HARDSWISH)
         return select(x <= all(-3), zero(), select(x >= all(3), all(1), x / all(3) + all(0.5f)));
+    if constexpr (F == TANH) {
+        const V e = exponential(size_of(x) * all(-2)), s = all(1) / (all(1) + e);
+        return all(4) * e * s * s;
+    }
     const V u = F == GELU_TANH ? -twice_of_tanh(x) : -x, e = exponential(select(u > all(88), all(88), u));
     const V s = all(1) / (all(1) + e), rest = e * s;  // 1 - s, as exactly
     if constexpr (F == SIGMOID) return s * rest;
@@ -82,6 +96,7 @@ void activation(const Activation& g, int thread, int threads) {
         case SILU: return run<SILU>(g, thread, threads);
         case GELU: return run<GELU>(g, thread, threads);
         case GELU_TANH: return run<GELU_TANH>(g, thread, threads);
+        case TANH: return run<TANH>(g, thread, threads);
         default: return run<HARDSWISH>(g, thread, threads);
     }
 }

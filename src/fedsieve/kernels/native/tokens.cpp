@@ -60,7 +60,7 @@ void embed_backward(const EmbeddingBackward& g, int thread, int threads) {
             float x[N];
             read<S>(grad.at(c, 0) + w * WORDS, x);
             for (int i = 0; i < N && w * N + i < g.tokens; i++)
-                if (int64_t row = g.row[w * N + i]; row >= 0) g.grad_table[row * channels + c] += x[i];
+                if (int64_t row = g.row[w * N + i]; row >= 0 && row != g.padding) g.grad_table[row * channels + c] += x[i];
         }
 }
 

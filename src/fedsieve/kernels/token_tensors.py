@@ -1,0 +1,130 @@
+"""What a tensor of a model of tokens holds: which tokens, which of their channels, of which layer or parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.expressions import RowNoise
+from fedsieve.kernels.graph import Layer, Value
+from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, token_offsets
+from fedsieve.kernels.tokens import ChannelsLayer, EmbeddingLayer, InputLayer, Parameters, RearrangedLayer, tokens
+
+
+class TokenTensors:
+    """The layers of a model so far, and what tensors of theirs hold."""
+
+    node: Any
+    """The operation of the exported model that is read."""
+
+    def __init__(self, model: nn.Module, model_input: Value):
+        self.model, self.input = model, model_input
+        self.layers: list[Layer] = []
+        self.known: dict[int, tuple[Any, Places]] = {}
+        """What expressions became, by their identity."""
+        self.noise: RowNoise | None = None
+        """What was drawn last, and not used yet."""
+        self.names = {id(p): name for name, p in model.named_parameters()}
+
+    def _places(self, tensor: Tensor) -> Places:
+        return Places(tensor, torch.arange(tensor.numel()).view(tensor.shape))
+
+    def _put(self, layer: Layer) -> Value:
+        self.layers.append(layer)
+        return layer.output
+
+    def _draws(self, noise: RowNoise | None = None) -> None:
+        """Note that random numbers are drawn: in the model's order, by the layers that use them."""
+        if self.noise is not None:
+            raise Unsupported("random numbers that others are drawn before they are used, or that are not used")
+        self.noise = noise
+
+    # What a tensor holds.
+
+    def _rows(self, x: Any, whole: bool = True) -> TokenRows:
+        """Return the tokens that a tensor [..., channels] holds; ``whole``: all of their channels."""
+        if not isinstance(x, Places) or isinstance(x.of, Tensor) or x.index.dim() < 2:
+            raise Unsupported("a tensor that is not made of the samples' tokens")
+        if x.of is self.input:
+            x = self._packed(x)
+        assert isinstance(x.of, Value)
+        wide, index = x.of.channels, x.index
+        ids, first, channels = index[..., 0] // wide, int(index.flatten()[0]) % wide, index.shape[-1]
+        if first + channels > wide:
+            raise Unsupported("several tokens as the channels of one")
+        if not torch.equal(index, (ids * wide + first).unsqueeze(-1) + torch.arange(channels)):
+            raise Unsupported("channels in another order than they were made")
+        rows = TokenRows(x.of, ids, first, channels)
+        if whole and channels < wide:
+            part = self._put(ChannelsLayer([x.of], tokens(channels, x.of.width, x.of.flat), first))
+            rows = TokenRows(part, ids, 0, channels)
+        return rows
+
+    def _packed(self, x: Places) -> Places:
+        """Make tokens of the numbers of the input: the last dimension has the channels."""
+        if self.input.dtype != torch.float32:
+            raise Unsupported("numbers of the input that are whole, and not looked up in an embedding")
+        ids, token, channel = token_offsets(x.index, torch.Size(self.input.sizes).numel())
+        value = self._put(InputLayer([], tokens(len(channel), len(token), x.index.dim() == 2), token, channel))
+        return Places(value, ids.unsqueeze(-1) * value.channels + torch.arange(value.channels))
+
+    def _all(self, rows: TokenRows) -> TokenRows:
+        """Return tokens that are all of a value's, each once: rearranged, where some are missing or repeated."""
+        flat, length = rows.ids.flatten(), rows.value.width
+        if len(flat) == SAMPLES * length and torch.equal(flat.sort().values, torch.arange(SAMPLES * length)):
+            return rows
+        ids, source = by_sample(flat, length)
+        value = self._put(RearrangedLayer([rows.value], tokens(rows.channels, len(source)), source))
+        return TokenRows(value, ids.view(rows.ids.shape), 0, rows.channels)
+
+    def _given(self, value: Value, ids: Tensor) -> Places:
+        """Return the tensor that a layer gives, of the tokens in the order in which it was given them."""
+        value.flat = ids.dim() == 1
+        return Places(value, ids.unsqueeze(-1) * value.channels + torch.arange(value.channels))
+
+    def _parameter(self, x: Any) -> Tensor | None:
+        """Return a parameter or a constant that is used as it is."""
+        if x is None or isinstance(x, Tensor):
+            return x
+        constant = isinstance(x, Places) and isinstance(x.of, Tensor)
+        if constant and torch.equal(x.index.flatten(), torch.arange(x.of.numel())):
+            tensor: Tensor = x.of
+            return tensor
+        raise Unsupported("a weight that is computed of others, or a part of one")
+
+    def _name(self, table: Tensor) -> str:
+        return self.names.get(id(table), "")
+
+    def _is_tokens(self, x: Any) -> bool:
+        return isinstance(x, Places) and not isinstance(x.of, Tensor)
+
+    def _alike(self, left: TokenRows, right: TokenRows) -> tuple[TokenRows, TokenRows]:
+        if left.channels != right.channels or left.ids.shape != right.ids.shape:
+            raise Unsupported("tensors of other shapes, one repeated for the other")
+        if not torch.equal(left.ids, right.ids):
+            raise Unsupported("tokens that stand in other places than those that they meet")
+        return left, right
+
+    def _table_added(self, rows: TokenRows, y: Any) -> Places:
+        """Add rows of a parameter or of a constant, which each sample's tokens share."""
+        if isinstance(y, Tensor) and y.dim():
+            y = self._places(y.detach().float().contiguous())
+        if not isinstance(y, Places) or not isinstance(y.of, Tensor):
+            raise Unsupported("a sum with a number")
+        index = y.index.expand(*rows.ids.shape, rows.channels)
+        row = index[..., 0] // rows.channels
+        if y.of.numel() % rows.channels or not torch.equal(
+            index, (row * rows.channels).unsqueeze(-1) + torch.arange(rows.channels)
+        ):
+            raise Unsupported("a sum with a parameter whose numbers are not rows of channels")
+        length = rows.value.width
+        by_token = torch.empty(SAMPLES * length, dtype=torch.int64)
+        by_token[rows.ids.flatten()] = row.flatten()
+        if not torch.equal(by_token[:length], by_token[length:]):
+            raise Unsupported("a parameter that is added to some samples alone")
+        module, value = Parameters(weight=y.of), tokens(rows.channels, length)
+        layer = EmbeddingLayer([rows.value], value, module, self._name(y.of), by_token[:length])
+        return self._given(self._put(layer), rows.ids)

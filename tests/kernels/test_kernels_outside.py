@@ -1,0 +1,117 @@
+"""Transformers of torchvision, timm and Hugging Face by the kernels, as they come: steps, threads, inference, runs."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsieve import Run, local, rounds
+from fedsieve.client.losses import NextToken
+from fedsieve.client.training import params_of
+from fedsieve.kernels import Predictor, Trainer, unavailable_reason
+from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.dispatch import Inference
+from fedsieve.kernels.trace import read_graph
+from fedsieve.types import logits_of
+from fedsieve.types.optimizers import SGD, AdamW
+from outside_models import MODELS, library, run_of
+from token_models import VOCABULARY, Rotary, dense_steps, made
+
+pytestmark = pytest.mark.skipif(bool(unavailable_reason()), reason=str(unavailable_reason()))
+TABLES = ("embed", "wte", "wpe", "class_token", "cls_token", "pos_embedding")
+"""What is no matrix of a product, or a head's as well."""
+
+
+def without_attention_dropout(make: Callable[[], nn.Module]) -> nn.Module:
+    model = made(make)
+    for module in model.modules():
+        if isinstance(getattr(module, "attn_dropout", None), nn.Dropout):
+            module.attn_dropout.p = 0.0  # type: ignore[union-attr]
+    return model
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return masks of a fifth of all products' weights."""
+    chance = torch.Generator().manual_seed(5)
+    named = [(name, w) for name, w in model.named_parameters() if w.dim() > 1 and not any(t in name for t in TABLES)]
+    return {name: torch.rand(w.shape, generator=chance) < 0.2 for name, w in named}
+
+
+@pytest.mark.parametrize("name", ["torchvision_vit", "timm_vit", "gpt2", "llama"])
+def test_they_train_and_compute_as_by_pytorch(name: str, native: None) -> None:
+    """Batches of changing size, by SGD and AdamW, with dropout and stochastic depth; two threads give the same bits."""
+    make, data = MODELS[name]
+    model, examples = without_attention_dropout(make), data().train
+    x, y = examples.x[:6], examples.y[:6]  # type: ignore[index]
+    loss: Any = NextToken() if x.dtype == torch.int64 else F.cross_entropy
+    masks = masks_of(model)
+    assert sum(map(Tensor.numel, masks.values())) > 0.6 * sum(w.numel() for w in model.parameters())
+    for each, mask in masks.items():
+        model.get_parameter(each).data.mul_(mask)
+    start, graph = copy.deepcopy(model.state_dict()), read_graph(model, tuple(x.shape[1:]), x.dtype)
+    batches, eps = [(x, y), (x[1:4], y[1:4])], 1e-4
+    for how in ({"optimizer": SGD(), "momentum": 0.9}, {"optimizer": AdamW(eps=eps)}):
+        model.load_state_dict(start)
+        parameters: Any = [*model.parameters()]
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=0.01)
+        if "momentum" not in how:
+            optimizer = torch.optim.AdamW(parameters, 0.02, eps=eps, weight_decay=0.01)
+        torch.manual_seed(7)
+        want = dense_steps(model, masks, optimizer, lambda output, target: loss(logits_of(output), target), batches)
+        theirs, results = params_of(model), []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model.load_state_dict(start)
+            trainer = Trainer(model, masks, 6, lr=0.02, weight_decay=0.01, loss=loss, graph=graph, **how)  # type: ignore[arg-type]
+            torch.manual_seed(7)
+            got = [float(trainer.step(*batch)) for batch in batches]
+            trainer.write_()
+            assert got == pytest.approx(want, rel=1e-5)
+            results.append(params_of(model))
+        torch.set_num_threads(1)
+        for each, value in theirs.items():
+            torch.testing.assert_close(results[0][each], value, rtol=0, atol=1e-5)
+            assert torch.equal(results[0][each], results[1][each])
+    real, dense = trainer.multiply_adds
+    assert real < 0.5 * dense
+    predictor = Predictor(model, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(predictor(x), logits_of(model.eval()(x)), rtol=1e-5, atol=2e-6)
+    assert predictor.reason is None
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "llama"])
+def test_their_runs_end_where_dense_runs_end(name: str, one_thread: None) -> None:
+    run: Run = replace(run_of(name, "topk"), lr=0.02)
+    dense, sparse = ([*rounds(run, local(kernels=kernels))][-1] for kernels in ("dense", "sparse"))
+    assert [*sparse.kernels] == ["sparse"]
+    assert sparse.multiply_adds == pytest.approx(dense.multiply_adds, rel=1e-3)
+    for each, value in dense.model.items():
+        torch.testing.assert_close(sparse.model[each], value, rtol=0, atol=1e-5)
+
+
+def test_what_else_a_model_returns() -> None:
+    """As GPT-2 comes: dataclasses, and no cache. Beside other tensors: for losses of logits alone."""
+    module = library("transformers")
+    config = module.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=8, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0
+    )
+    model, x = module.GPT2LMHeadModel(config), torch.arange(16).view(2, 8) % VOCABULARY
+    of_logits: Any = lambda output, _: output.logits.square().mean()  # noqa: E731
+    Trainer(model, {}, 2, lr=0.1, loss=of_logits).step(x, x)
+    assert config.use_cache
+    test = Inference(model.eval(), "auto").of(x, 10**9, 2)
+    assert test is not None
+    with torch.no_grad():
+        torch.testing.assert_close(test(x).logits, model(x).logits, rtol=1e-5, atol=2e-6)
+    rotary, x = made(Rotary), x[:, :7]
+    graph = read_graph(rotary, (7,), torch.int64)
+    assert not graph.token_output.only
+    with pytest.raises(Unsupported, match="a loss of one's own, of a model of tokens that returns more than"):
+        Trainer(rotary, {}, 2, lr=0.1, graph=graph, loss=of_logits)
+    assert Inference(rotary.eval(), "auto").of(x, 10**9, 2) is None
