@@ -124,6 +124,28 @@ def test_a_federation_ends_where_dense_training_ends(method: Any, one_thread: No
         assert torch.equal(sparse.model[name], there.model[name])
 
 
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "case", ["gpt", "llama", "gpt2", "vit", "encoder, norms first", "dropout in attention", "rotary"]
+)
+def test_low_memory_training_is_the_same_in_less(case: str, storage: Any, native: None) -> None:
+    make, kind, loss = CASES[case]
+    x, y = examples(kind)
+    results = []
+    for low_memory in (False, True):
+        model = made(make)
+        how: dict[str, Any] = {"storage": storage, "optimizer": AdamW(eps=EPS), "loss": loss, "low_memory": low_memory}
+        trainer = Trainer(model, masks_of(model, 0.4), 5, lr=0.02, **how)
+        torch.manual_seed(7)
+        losses = [float(trainer.step(*batch)) for batch in ((x, y), (x[1:4], y[1:4]), (x, y))]
+        trainer.write_()
+        results.append((losses, params_of(model), trainer.lowered.arena.memory.numel()))
+    (losses, full, words), (again, low, fewer) = results
+    assert losses == again
+    assert all(torch.equal(x, low[name]) for name, x in full.items())
+    assert fewer < words
+
+
 def test_threads_and_storage(native: None) -> None:
     """Two threads give the bits of one; bfloat16 storage the losses of float32 to its precision."""
     x, y = examples("images", 4)

@@ -18,6 +18,10 @@ class Gradients(StepContext):
         super().__init__(graph, weights, batch, packed, low_memory)
         self.gradients: dict[Value, Buffer] = {}
 
+    def recompute(self, value: Value) -> None:
+        """Compute a value again that forward did not keep, before backward reads it."""
+        raise NotImplementedError
+
     def gradient_halo(self, value: Value) -> int:
         """Return the halo that a gradient's readers need; a buffer may be handed on from value to value."""
         maker = self.graph.maker(value)

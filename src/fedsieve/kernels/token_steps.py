@@ -104,7 +104,11 @@ class TokenForward:
     def _layernorm(self, layer: LayerNormLayer, ins: list[Buffer], out: Buffer) -> None:
         self._statistics[layer] = [torch.zeros(self._lanes(out)) for _ in range(2)]
         self.memory += self._statistics[layer]
-        self.context.arena.step(lambda: self._norm(layer, ins[0], out), ins[0], out)
+        self.normalize(layer, ins[0], out)
+
+    def normalize(self, layer: LayerNormLayer, x: Buffer, out: Buffer) -> None:
+        """Add a LayerNorm whose statistics have their place."""
+        self.context.arena.step(lambda: self._norm(layer, x, out), x, out)
 
     def _norm(self, layer: LayerNormLayer, x: Buffer, out: Buffer) -> LayerNormOp:
         weights, module = self.context.weights, layer.module
@@ -230,6 +234,9 @@ class TokenSteps(TokenForward):
 
     def backward(self, layer: Layer, g: Buffer) -> None:
         """Add a layer's gradients, from that of its output."""
+        if isinstance(layer, AttentionLayer | LayerNormLayer | ElementProductLayer | ScaleLayer):
+            for value in layer.inputs:
+                self.step.recompute(value)
         getattr(self, f"_{type(layer).__name__.removesuffix('Layer').lower()}_backward")(layer, g)
 
     def _embedding_backward(self, layer: EmbeddingLayer, g: Buffer) -> None:

@@ -44,6 +44,7 @@ from fedsieve.kernels.products import MaskedProduct, SwatProduct
 from fedsieve.kernels.program import Buffer, Program, Step, trim_memory
 from fedsieve.kernels.token_ops import TokenLossOp
 from fedsieve.kernels.token_steps import TokenSteps
+from fedsieve.kernels.tokens import ElementProductLayer, LayerNormLayer
 from fedsieve.kernels.updates import UpdateRule, Updates
 from fedsieve.kernels.weights import MaskedWeights, Weights
 from fedsieve.types import Examples
@@ -170,6 +171,8 @@ class TrainingStep(Gradients):
                 self.arena.step(lambda x=x, first=first: CopyOp(x, out.part(first, x.channels), CopyOp.COPY), x, out)  # type: ignore[misc]
         elif isinstance(layer, FallbackLayer):
             self.arena.step(lambda: self.fallbacks[layer].forward(ins, out), *ins, out)
+        elif again and isinstance(layer, LayerNormLayer):
+            self.token_steps.normalize(layer, ins[0], out)
         else:
             self.token_steps.forward(layer, ins, out)
 
@@ -185,7 +188,7 @@ class TrainingStep(Gradients):
         elif isinstance(layer, ConcatenationLayer):
             self._concatenation_backward(layer, g)
         elif isinstance(layer, ActivationLayer):
-            self._recompute(layer.inputs[0])
+            self.recompute(layer.inputs[0])
             x = self.activations[layer.inputs[0]]
             self.change(layer.inputs[0], g, lambda to: ActivationOp.of(layer.function, x, to, g), x)
         elif isinstance(layer, FallbackLayer):
@@ -209,7 +212,7 @@ class TrainingStep(Gradients):
         if layer.relu or (layer.module.bias is not None and layer.module.bias.requires_grad):
             self.arena.step(bias_backward, out, g)
         if layer.trained:
-            self._recompute(x)
+            self.recompute(x)
             self.products[layer].backward(self.activations[x], g)
         if self.graph.needs_grad[x]:
             self.products[layer].input_gradient(g, *self.gradient(x))
@@ -226,7 +229,7 @@ class TrainingStep(Gradients):
     def _pool_backward(self, layer: PoolLayer, g: Buffer) -> None:
         x = layer.inputs[0]
         if not layer.window.average:
-            self._recompute(x)
+            self.recompute(x)
         into, more = self.gradient(x)
         values = (into, g) if layer.window.average else (self.activations[x], self.activations[layer.output])
 
@@ -270,9 +273,11 @@ class TrainingStep(Gradients):
         self.deliver(y, make, g, *used)
         self.hand_on(layer.inputs[1], g)
 
-    def _recompute(self, value: Value) -> None:
+    def recompute(self, value: Value) -> None:
         """Compute a value again that forward did not keep: BatchNorm, sum and ReLU of what is kept."""
         maker = self.graph.maker(value)
+        if self.low_memory and value.tokens and maker:
+            self._recompute_tokens(maker, value)
         normed = isinstance(maker, NormLayer) and maker.module is not None and len(maker.inputs) <= 1 + self.low_memory
         if not normed or value in self._recomputed:
             return
@@ -280,10 +285,26 @@ class TrainingStep(Gradients):
         self._recompute_first(maker.inputs[0])
         borrowed = {other for other in maker.inputs[1:] if other not in self._recomputed}
         for other in borrowed:
-            self._recompute(other)
+            self.recompute(other)
         self.activations[value] = self.buffer(value, self.graph.halo(value))
         self._forward(maker, self.activations[value], again=True)
         self._recomputed = (self._recomputed - borrowed) | {value}
+
+    def _recompute_tokens(self, maker: Layer, value: Value) -> None:
+        """Compute again what LayerNorm, activations, and products that only activations read gave."""
+        own = self.products.get(maker) if isinstance(maker, ProductLayer) else None
+        only = all(isinstance(user, ActivationLayer | ElementProductLayer) for user in self.graph.users(value))
+        wide = isinstance(own, MaskedProduct) and only and value is not self.graph.output
+        if value in self._recomputed or not (wide or isinstance(maker, LayerNormLayer | ActivationLayer)):
+            return
+        self.recompute(maker.inputs[0])
+        x, out = self.activations[maker.inputs[0]], self.buffer(value)
+        self.activations[value] = out
+        self._recomputed.add(value)
+        if isinstance(own, MaskedProduct):
+            self.arena.step(lambda: own.gather(x, out), x, out)
+        else:
+            self._forward(maker, out, again=True)
 
     def _recompute_first(self, value: Value) -> None:
         """With low memory, compute the first layer's product again for its BatchNorm: it is large, and little work."""
