@@ -12,7 +12,7 @@ from fedsieve.kernels.graph import ActivationLayer, ConcatenationLayer, Graph, L
 from fedsieve.kernels.library import get_num_threads
 from fedsieve.kernels.products import MaskedProduct, StepContext
 from fedsieve.kernels.program import Buffer
-from fedsieve.kernels.token_steps import TokenForward
+from fedsieve.kernels.token_forward import TokenForward
 from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.weights import MaskedWeights, Weights
 

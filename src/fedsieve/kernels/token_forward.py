@@ -1,0 +1,220 @@
+"""The operations of layers of tokens, forward: of a training step, or of a pass without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsieve.kernels.abi import WORDS, CopyOp, GatherOp, MapPointer, address
+from fedsieve.kernels.combinations import AGAIN, CombinationTable
+from fedsieve.kernels.fallback import Passage
+from fedsieve.kernels.graph import Layer
+from fedsieve.kernels.products import StepContext
+from fedsieve.kernels.program import Buffer
+from fedsieve.kernels.token_ops import (
+    AttentionOp,
+    EmbeddingOp,
+    LayerNormOp,
+    MultiplyOp,
+    RearrangeOp,
+    TokenPackOp,
+)
+from fedsieve.kernels.tokens import (
+    AttentionLayer,
+    ChannelsLayer,
+    CombinationLayer,
+    DropoutLayer,
+    ElementProductLayer,
+    EmbeddingLayer,
+    InputLayer,
+    LayerNormLayer,
+    MeanLayer,
+    RearrangedLayer,
+    RowDropoutLayer,
+    ScaleLayer,
+)
+
+LOG2E = 1.4426950408889634
+
+
+class TokenForward:
+    """The forward operations of layers of tokens, in a training step or without one."""
+
+    def __init__(self, step: StepContext):
+        self.context, self.batch = step, step.batch
+        self.memory: list[Tensor] = []
+        """What operations point to, and what forward keeps for backward."""
+        self.inputs: list[tuple[Any, str]] = []
+        """The operations that read the model's input, and their field with its address."""
+        self._statistics: dict[Layer, list[Tensor]] = {}
+        self._noise: dict[Layer, Buffer] = {}
+        self._tables: dict[Layer, CombinationTable] = {}
+
+    def forward(self, layer: Layer, ins: list[Buffer], out: Buffer) -> None:
+        """Add a layer's forward."""
+        getattr(self, f"_{type(layer).__name__.removesuffix('Layer').lower()}")(layer, ins, out)
+
+    def _own(self, x: Tensor) -> int | None:
+        self.memory.append(x)
+        return address(x)
+
+    def _lanes(self, buffer: Buffer) -> int:
+        return int(buffer.width) * WORDS * (2 if self.context.arena.packed else 1)
+
+    def _input(self, layer: InputLayer, _: list[Buffer], out: Buffer) -> None:
+        size = torch.Size(self.context.graph.input.sizes).numel()
+        token = (torch.arange(self.batch)[:, None] * size + layer.token).flatten()
+        places = self._own(token), self._own(layer.channel.contiguous())
+
+        def make() -> TokenPackOp:
+            op = TokenPackOp(map=out, token=places[0], channel=places[1])
+            self.inputs.append((op, "plain"))
+            return self.context.counted(op, layer.output.width)
+
+        self.context.arena.step(make, out)
+
+    def _embedding(self, layer: EmbeddingLayer, ins: list[Buffer], out: Buffer) -> None:
+        rows = None if layer.rows is None else self._own(layer.rows.repeat(self.batch))
+        self._statistics[layer] = self.memory[-1:] if layer.rows is not None else []
+        trained = isinstance(layer.module.weight, nn.Parameter)
+
+        def make() -> EmbeddingOp:
+            table = layer.module.weight
+            place = self.context.weights.address(table) if trained else self._own(table.detach().contiguous())
+            op = EmbeddingOp(out=out, table=place, row=rows)
+            if ins:
+                op.add = MapPointer(ins[0])
+            if rows is None:
+                self.inputs.append((op, "row"))
+            return self.context.counted(op, layer.output.width)
+
+        self.context.arena.step(make, *ins, out)
+
+    def _layernorm(self, layer: LayerNormLayer, ins: list[Buffer], out: Buffer) -> None:
+        self._statistics[layer] = [torch.zeros(self._lanes(out)) for _ in range(2)]
+        self.memory += self._statistics[layer]
+        self.normalize(layer, ins[0], out)
+
+    def normalize(self, layer: LayerNormLayer, x: Buffer, out: Buffer) -> None:
+        """Add a LayerNorm whose statistics have their place."""
+        self.context.arena.step(lambda: self._norm(layer, x, out), x, out)
+
+    def _norm(self, layer: LayerNormLayer, x: Buffer, out: Buffer) -> LayerNormOp:
+        weights, module = self.context.weights, layer.module
+        op = LayerNormOp(x=x, out=out, gamma=weights.address(module.weight), beta=weights.address(module.bias))
+        op.mean, op.invstd = map(address, self._statistics[layer])
+        op.eps, op.rms = layer.eps, int(layer.rms)
+        return op
+
+    def _attention(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> None:
+        own = self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
+        length = layer.output.width
+        line = -(-length // WORDS) * WORDS
+        if layer.bias is not None:
+            by_key = F.pad(layer.bias.mT * LOG2E, (0, line - length)).contiguous()
+            own.append(by_key)
+        if layer.p:
+            own.append(torch.zeros(self.batch, layer.heads, length, line // 8, dtype=torch.uint8))
+            self.context.arena.step(lambda: partial(self._draw, layer, own[-1]))
+        self.memory += own
+        self.context.arena.step(lambda: self.context.sized_(self._attend(layer, ins, out)), *ins, out)
+
+    def _draw(self, layer: AttentionLayer, bits: Tensor) -> None:
+        """Draw what dropout keeps, as PyTorch does: a number for each sample, head, query and key."""
+        n, length = self.context.samples, layer.output.width
+        kept = torch.empty(n, layer.heads, length, length, dtype=torch.uint8).bernoulli_(1 - layer.p)
+        by_key = numpy.packbits(kept.mT.contiguous().numpy(), axis=-1, bitorder="little")
+        bits[:n, ..., : by_key.shape[-1]] = torch.from_numpy(by_key)
+
+    def _attend(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> AttentionOp:
+        parts = [x.part(first, n) for x, first, n in zip(ins, layer.first, layer.channels, strict=True)]
+        op = AttentionOp(*parts, out, address(self._statistics[layer][0]))
+        op.length, op.heads, op.kv_heads, op.size = layer.output.width, layer.heads, layer.kv_heads, layer.size
+        op.causal, op.scale, op.factor = int(layer.causal), layer.scale, 1 / (1 - layer.p) if layer.p else 1
+        marks = self._statistics[layer][1:]
+        if layer.p:
+            op.keep = address(marks.pop())
+        if marks:
+            op.bias, op.bias_head = address(marks[0]), marks[0][0].numel() if len(marks[0]) > 1 else 0
+        return op
+
+    def _rearranged(self, layer: RearrangedLayer, ins: list[Buffer], out: Buffer) -> None:
+        start = torch.arange(self.batch)[:, None] * layer.inputs[0].width
+        source = torch.where(layer.source < 0, -1, start + layer.source).flatten().int()
+        self._statistics[layer] = [source]
+        self._own(source)
+        self._placed(ins[0], out, source, layer.output.width, False, layer.scale)
+
+    def _mean(self, layer: MeanLayer, ins: list[Buffer], out: Buffer) -> None:
+        length = layer.inputs[0].width
+        self._statistics[layer] = [torch.arange(self.batch).repeat_interleave(length).int()]
+        self._own(self._statistics[layer][0])
+        self._placed(ins[0], out, self._statistics[layer][0], length, True, 1 / length)
+
+    def _placed(self, x: Buffer, out: Buffer, source: Tensor, each: int, scatter: bool, scale: float = 1) -> None:
+        self.context.arena.step(lambda: self._place(x, out, source, each, scatter, scale), x, out)
+
+    def _place(self, x: Buffer, out: Buffer, source: Tensor, each: int, scatter: bool, scale: float) -> RearrangeOp:
+        op = RearrangeOp(x, out, address(source), 0, int(scatter), scale)
+        return self.context.counted(op, each)
+
+    def _channels(self, layer: ChannelsLayer, ins: list[Buffer], out: Buffer) -> None:
+        def make() -> CopyOp:
+            return CopyOp(ins[0].part(layer.first, out.channels), out, CopyOp.COPY)
+
+        self.context.arena.step(make, ins[0], out)
+
+    def _elementproduct(self, layer: ElementProductLayer, ins: list[Buffer], out: Buffer) -> None:
+        self.context.arena.step(lambda: MultiplyOp(*ins, out), *ins, out)
+
+    def _combination(self, layer: CombinationLayer, ins: list[Buffer], out: Buffer) -> None:
+        table = self._tables[layer] = CombinationTable.of(layer.source, layer.factor)
+        self._combined(table, ins[0], out)
+
+    def _combined(self, table: CombinationTable, x: Buffer, out: Buffer) -> None:
+        self.memory += table.tensors
+        self.context.arena.step(lambda: table.op(x, out), x, out)
+
+    def _rowdropout(self, layer: RowDropoutLayer, ins: list[Buffer], out: Buffer) -> None:
+        channels, lanes = out.channels, self._lanes(out)
+        source, row = torch.arange(channels, dtype=torch.int32)[None], torch.zeros(1, channels, dtype=torch.int32)
+        table = self._tables[layer] = CombinationTable(torch.zeros(2, lanes + AGAIN), source, row, lanes)
+
+        def draw() -> None:
+            n, length = self.context.samples, layer.output.width
+            noise = torch.empty(n, 1, 1).bernoulli_(layer.p) * layer.scale
+            table.table[0, : n * length] = noise.flatten().repeat_interleave(length)
+
+        self.context.arena.step(lambda: draw)
+        self._combined(table, ins[0], out)
+
+    def _scale(self, layer: ScaleLayer, ins: list[Buffer], out: Buffer) -> None:
+        self.context.arena.step(lambda: self._scaled(layer, ins[0], out), ins[0], out)
+
+    def _scaled(self, layer: ScaleLayer, x: Buffer, out: Buffer) -> GatherOp:
+        """Return the product with a diagonal matrix."""
+        row = torch.arange(out.channels + 1, dtype=torch.int32)
+        op = GatherOp(in_=x, out=out, rows=out.channels, height=1, width=out.width, stride_in=1, stride_out=1, unit=1)
+        op.kernel, op.row, op.offset = 1, self._own(row), self._own(row * x.channel)
+        op.value = self.context.weights.address(layer.module.weight)
+        return op
+
+    def _dropout(self, layer: DropoutLayer, ins: list[Buffer], out: Buffer) -> None:
+        noise = self._noise[layer] = self.context.buffer(layer.output)
+
+        def draw() -> Callable[[], None]:
+            passage = Passage(self.context, layer.output, noise)
+            return partial(self._draw_noise, layer, passage)
+
+        self.context.arena.step(draw, noise)
+        self.context.arena.step(lambda: MultiplyOp(ins[0], noise, out), ins[0], noise, out)
+
+    def _draw_noise(self, layer: DropoutLayer, passage: Passage) -> None:
+        sizes = [passage.shape[layer.order.index(d)] for d in range(len(layer.order))]
+        passage.write(torch.empty(sizes).bernoulli_(1 - layer.p).div_(1 - layer.p).permute(layer.order))
