@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedsieve.client.losses import NextToken
 from fedsieve.client.training import params_of
 from fedsieve.client.vector_models import CharGPT, ViTTiny
+from fedsieve.types import apply_model
 
 VOCABULARY, LENGTH = 13, 7
 
@@ -263,7 +264,7 @@ def dense_steps(
     for x, y in batches:
         optimizer.zero_grad()
         with torch.enable_grad():
-            value = loss(model.train()(x), y)
+            value = loss(apply_model(model.train(), x), y)
         value.backward()
         for name, mask in masks.items():
             named[name].grad.mul_(mask)  # type: ignore[union-attr]

@@ -134,7 +134,7 @@ class Refused(nn.Module):
         ("scores alone", "attention's scores or weights in an operation that is not attention's"),
         ("trained bias", "a sum of attention's scores with what the model computes or trains"),
         ("filled with 0", "attention's scores filled with 0, which still counts"),
-        ("mask of a sample", "the kernels do not know gt"),
+        ("mask of a sample", "a comparison of anything but an input's numbers with a number"),
         ("dropout of scores", "dropout of attention's scores, or twice of its weights"),
         ("sum", "a sum of attention's scores with what the model computes or trains"),
         ("three factors", "einsum of nhqk,nhkd,nhkd->nhqd"),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fedsieve.client.models import MODELS
 from fedsieve.kernels import Predictor, unavailable_reason
 from fedsieve.kernels import inference as module
-from fedsieve.kernels.graph import FusedProduct, fuse_batchnorm
+from fedsieve.kernels.fusion import fuse_batchnorm
+from fedsieve.kernels.graph import FusedProduct
 from fedsieve.kernels.trace import read_graph
 from fedsieve.types import InputError
 

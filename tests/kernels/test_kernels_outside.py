@@ -1,7 +1,6 @@
 """Transformers of torchvision, timm and Hugging Face by the kernels, as they come: steps, threads, inference, runs."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,9 @@ from fedsieve.client.training import params_of
 from fedsieve.kernels import Predictor, Trainer, unavailable_reason
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.dispatch import Inference
+from fedsieve.kernels.inputs import Inputs, split_examples
 from fedsieve.kernels.trace import read_graph
-from fedsieve.types import logits_of
+from fedsieve.types import InputError, apply_model, logits_of
 from fedsieve.types.optimizers import SGD, AdamW
 from outside_models import MODELS, library, run_of
 from token_models import VOCABULARY, Rotary, dense_steps, made
@@ -27,14 +27,6 @@ TABLES = ("embed", "wte", "wpe", "class_token", "cls_token", "pos_embedding")
 """What is no matrix of a product, or a head's as well."""
 
 
-def without_attention_dropout(make: Callable[[], nn.Module]) -> nn.Module:
-    model = made(make)
-    for module in model.modules():
-        if isinstance(getattr(module, "attn_dropout", None), nn.Dropout):
-            module.attn_dropout.p = 0.0  # type: ignore[union-attr]
-    return model
-
-
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """Return masks of a fifth of all products' weights."""
     chance = torch.Generator().manual_seed(5)
@@ -42,19 +34,19 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: torch.rand(w.shape, generator=chance) < 0.2 for name, w in named}
 
 
-@pytest.mark.parametrize("name", ["torchvision_vit", "timm_vit", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["torchvision_vit", "timm_vit", "gpt2", "llama", "bert"])
 def test_they_train_and_compute_as_by_pytorch(name: str, native: None) -> None:
     """Batches of changing size, by SGD and AdamW, with dropout and stochastic depth; two threads give the same bits."""
     make, data = MODELS[name]
-    model, examples = without_attention_dropout(make), data().train
-    x, y = examples.x[:6], examples.y[:6]  # type: ignore[index]
-    loss: Any = NextToken() if x.dtype == torch.int64 else F.cross_entropy
+    model, examples = made(make), data().train
+    x, y = split_examples(examples.x, 6)[0], examples.y[:6]  # type: ignore[index]
+    loss: Any = NextToken() if y.dim() == 2 else F.cross_entropy
     masks = masks_of(model)
     assert sum(map(Tensor.numel, masks.values())) > 0.6 * sum(w.numel() for w in model.parameters())
     for each, mask in masks.items():
         model.get_parameter(each).data.mul_(mask)
-    start, graph = copy.deepcopy(model.state_dict()), read_graph(model, tuple(x.shape[1:]), x.dtype)
-    batches, eps = [(x, y), (x[1:4], y[1:4])], 1e-4
+    start, graph = copy.deepcopy(model.state_dict()), read_graph(model, Inputs.of(x))
+    batches, eps = [(x, y), (split_examples(x, 3)[1], y[3:])], 1e-4
     for how in ({"optimizer": SGD(), "momentum": 0.9}, {"optimizer": AdamW(eps=eps)}):
         model.load_state_dict(start)
         parameters: Any = [*model.parameters()]
@@ -81,11 +73,11 @@ def test_they_train_and_compute_as_by_pytorch(name: str, native: None) -> None:
     assert real < 0.5 * dense
     predictor = Predictor(model, 4)
     with torch.no_grad():
-        torch.testing.assert_close(predictor(x), logits_of(model.eval()(x)), rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(predictor(x), logits_of(apply_model(model.eval(), x)), rtol=1e-5, atol=2e-6)
     assert predictor.reason is None
 
 
-@pytest.mark.parametrize("name", ["timm_vit", "llama"])
+@pytest.mark.parametrize("name", ["timm_vit", "llama", "bert"])
 def test_their_runs_end_where_dense_runs_end(name: str, one_thread: None) -> None:
     run: Run = replace(run_of(name, "topk"), lr=0.02)
     dense, sparse = ([*rounds(run, local(kernels=kernels))][-1] for kernels in ("dense", "sparse"))
@@ -99,7 +91,7 @@ def test_what_else_a_model_returns() -> None:
     """As GPT-2 comes: dataclasses, and no cache. Beside other tensors: for losses of logits alone."""
     module = library("transformers")
     config = module.GPT2Config(
-        vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=8, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0
+        vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0
     )
     model, x = module.GPT2LMHeadModel(config), torch.arange(16).view(2, 8) % VOCABULARY
     of_logits: Any = lambda output, _: output.logits.square().mean()  # noqa: E731
@@ -115,3 +107,55 @@ def test_what_else_a_model_returns() -> None:
     with pytest.raises(Unsupported, match="a loss of one's own, of a model of tokens that returns more than"):
         Trainer(rotary, {}, 2, lr=0.1, graph=graph, loss=of_logits)
     assert Inference(rotary.eval(), "auto").of(x, 10**9, 2) is None
+
+
+class Padded(nn.Module):
+    """Two series, one of which says by its numbers what is padding, and a mask of truth values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.stem, self.qkv = nn.Embedding(VOCABULARY, 8, padding_idx=0), nn.Linear(3, 8), nn.Linear(8, 24)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor, series: Tensor, mask: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.stem(series)
+        q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        later = torch.ones(7, 7, dtype=torch.bool).tril()
+        x = x + F.scaled_dot_product_attention(q, k, v, (ids != 0)[:, None, None] & later).transpose(1, 2).flatten(2)
+        x = x + F.scaled_dot_product_attention(q, k, v, mask[:, None]).transpose(1, 2).flatten(2)
+        logits: Tensor = self.head(x[:, 0])
+        return logits
+
+
+def test_masks_of_each_sample(native: None) -> None:
+    """Of several inputs in order; what they say that cannot be is named, and a token that may attend to none."""
+    chance = torch.Generator().manual_seed(3)
+    ids, series = torch.randint(1, VOCABULARY, (5, 7), generator=chance), torch.randn(5, 7, 3, generator=chance)
+    ids[:, 4:] *= torch.arange(5)[:, None] % 2
+    mask = (torch.rand(5, 7, 7, generator=chance) < 0.5) | torch.eye(7, dtype=torch.bool)
+    x, y, ours, theirs = (ids, series, mask), torch.arange(5) % 4, made(Padded), made(Padded)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    trainer, losses = Trainer(ours, {}, 5, lr=0.1), []
+    for part in (slice(0, 5), slice(1, 4)):
+        batch = tuple(one[part] for one in x)
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = F.cross_entropy(theirs(*batch), y[part])
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        assert float(trainer.step(batch, y[part])) == pytest.approx(losses[-1], rel=1e-5)
+    trainer.write_()
+    for name, value in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name), value, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(Predictor(ours, 2)(x), theirs(*x), rtol=1e-5, atol=2e-6)
+    for bad, line in (
+        ((ids, series), "x must be 3 tensors, got tuple"),
+        ((ids, series[:3], mask), r"x[1] must be a float32 tensor [5, 7, 3] on the CPU"),
+        ((ids + 9, series, mask), r"x[0] must be of 0 to 12, got "),
+        ((ids, series, mask & False), "a sample's attention mask leaves a token no token to attend to"),
+    ):
+        with pytest.raises(InputError) as error:
+            trainer.step(bad, y)
+        assert line in str(error.value)

@@ -245,7 +245,7 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
     with pytest.raises(InputError, match="--kernels sparse cannot be: the kernels take steps of SGD, Adam and AdamW"):
         next(rounds(tiny_run(PDST(), optimizer=torch.optim.RMSprop), local(kernels="sparse")))
     for task, line in (
-        ("columns", "the kernels take inputs of one tensor"),
+        ("columns", "a tensor that is not made of the samples' tokens"),
         ("next token", "the model cannot be exported"),
     ):
         with pytest.raises(InputError, match=f"--kernels sparse cannot be: {line}"):

@@ -13,8 +13,8 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, factored
 from fedsieve.kernels.graph import Value
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, head_rows
-from fedsieve.kernels.token_calls import TokenCalls
-from fedsieve.kernels.tokens import AttentionLayer, tokens
+from fedsieve.kernels.sample_masks import MaskCalls, SampleMask, attention_mask
+from fedsieve.kernels.tokens import AttentionLayer, InputMask, tokens
 
 NEVER = -1e30
 """What is added to a score that may not count is at most this; the softmax of float32 then is 0."""
@@ -35,7 +35,7 @@ class Scores:
     """Of dropout."""
 
 
-class AttentionCalls(TokenCalls):
+class AttentionCalls(MaskCalls):
     """The layers of a model so far, attention among them."""
 
     def __init__(self, *args: Any):
@@ -171,16 +171,20 @@ class AttentionCalls(TokenCalls):
         self, q: Any, k: Any, v: Any, mask: Any = None, p: float = 0.0, causal: bool = False,
         scale: float | None = None, enable_gqa: bool = False,
     ) -> Places:  # fmt: skip
-        bias = None
+        bias = own = None
+        sizes = torch.Size([*q.index.shape[:-1], k.index.shape[-2]])
+        if self._is_input(mask) and not isinstance(mask, SampleMask) and mask.of.dtype == torch.bool:
+            mask = self._op_to(mask, torch.bool)
+        if isinstance(mask, SampleMask):
+            mask, own = attention_mask(mask, sizes)
         if mask is not None:
             if not isinstance(mask, Tensor):
                 raise Unsupported("attention with a mask that the model computes or trains")
-            sizes = torch.Size([*q.index.shape[:-1], k.index.shape[-2]])
             barred = torch.zeros(mask.shape).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
             bias = self._for_heads(barred.float(), torch.empty(sizes, device="meta"))
         scale = q.index.shape[-1] ** -0.5 if scale is None else scale
         (q, left), (k, right) = self._factored(q), self._factored(k)
-        return self._attend(q, k, self.settled(v), scale * left * right, bias, causal, p)
+        return self._attend(q, k, self.settled(v), scale * left * right, bias, causal, p, own)
 
     def _factored(self, x: Any) -> tuple[Any, float]:
         """Return a tensor without the number that all of it is multiplied by, and that number: attention has one."""
@@ -188,7 +192,8 @@ class AttentionCalls(TokenCalls):
         return self.settled(plain), number
 
     def _attend(
-        self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float
+        self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float,
+        mask: InputMask | None = None,
     ) -> Places:  # fmt: skip
         length, size = q.index.shape[-2:]
         parts = [head_rows(x, length) for x in (q, k, v)]
@@ -209,7 +214,7 @@ class AttentionCalls(TokenCalls):
             self._draws()
         value = tokens(heads * size, length)
         firsts, inputs = (q_first, k_first, v_first), [q_value, k_value, v_value]
-        layer = AttentionLayer(inputs, value, firsts, heads, kv_heads, size, causal, scale, bias, p)
+        layer = AttentionLayer(inputs, value, firsts, heads, kv_heads, size, causal, scale, bias, p, mask)
         channel = torch.arange(heads * size).view(1, heads, 1, size)
         return Places(self._put(layer), ids[:, None, :, None] * value.channels + channel)
 

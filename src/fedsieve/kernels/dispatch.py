@@ -19,6 +19,7 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.estimate import count_work, density, kernel_seconds, padded, pytorch_seconds, shared
 from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.inference import Predictor
+from fedsieve.kernels.inputs import Inputs, split_examples
 from fedsieve.kernels.loss import OTHERS, of_graph
 from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.trace import read_graph
@@ -26,7 +27,7 @@ from fedsieve.kernels.trainer import Trainer
 from fedsieve.kernels.updates import UpdateRule
 from fedsieve.sparse.effective import effective_weights
 from fedsieve.sparse.layers import PowerConv2d, PowerLinear, SwatConv2d, SwatLinear
-from fedsieve.types import Data, Device, InputError, Mask, logits_of
+from fedsieve.types import Data, Device, Examples, InputError, Mask, apply_model, leaves, logits_of
 from fedsieve.types.optimizers import SGD, AdamW
 
 CHOICES = ("auto", "sparse", "dense")
@@ -54,19 +55,19 @@ class Kernels:
     def __init__(self, model: nn.Module, choice: str, where: str = "cpu"):
         check_choice(choice)
         self.model, self.choice, self.where = model, choice, where
-        self._graphs: dict[tuple[tuple[int, ...], torch.dtype], Graph | str] = {}
+        self._graphs: dict[tuple[tuple[int, ...] | Inputs, torch.dtype], Graph | str] = {}
         self._last: tuple[_Purpose, Trainer] | None = None
 
     def check(self, data: Data, optimizer: Any = None) -> None:
         """Read the model for such examples; raise InputError if the kernels must, but cannot train it."""
-        self._allowed(_not_known(data, optimizer) or self.graph(data.shape, _dtype(data)))
+        self._allowed(_not_known(data, optimizer) or self.graph(*_inputs(data)))
 
     def _allowed(self, graph: Graph | str) -> Graph | str:
         if isinstance(graph, str) and self.choice == "sparse":
             raise InputError(f"--kernels sparse cannot be: {graph}; choose auto or dense")
         return graph
 
-    def graph(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Graph | str:
+    def graph(self, shape: tuple[int, ...] | Inputs, dtype: torch.dtype = torch.float32) -> Graph | str:
         """Return the model as the kernels read it for such inputs, or why they cannot."""
         if self.where != "cpu":
             return f"the kernels compute on CPUs, not on {self.where}"
@@ -80,7 +81,7 @@ class Kernels:
         """Return the steps of a training on a mask; or why they are dense, "" where that was asked for."""
         if self.choice == "dense":
             return ""
-        graph = not_native(device) or self.graph(device.data.shape, _dtype(device.data))
+        graph = not_native(device) or self.graph(*_inputs(device.data))
         if device.model is not self.model:
             graph = "the method trains a model of its own"
         elif not isinstance(graph, str) and (unknown := _unknown(graph, mask)):
@@ -160,7 +161,6 @@ class SparseSteps:
     def epoch(self, order: Tensor, draws: Tensor | None) -> Iterator[Tensor]:
         """Train on an epoch's batches, and yield their losses."""
         for x, y in self.device.batches(order, draws):
-            assert isinstance(x, Tensor)
             yield self.trainer.step(x, y)
 
     def put_(self, mask: Mask) -> None:
@@ -201,11 +201,10 @@ def not_native(device: Device) -> str:
 
 def _not_known(data: Data, optimizer: Any) -> str:
     """Return why the kernels cannot train on such inputs, or by an optimizer; "" where they can."""
-    x = data.x
-    if not isinstance(x, Tensor):
-        return "the kernels take inputs of one tensor"
-    if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.int64)):
-        return f"the kernels take floating inputs, pixels in uint8, or tokens in int64, not {_named(x.dtype)}"
+    several = not isinstance(data.x, Tensor)
+    for x in leaves(data.x):
+        if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.int64) or (several and x.dtype == torch.bool)):
+            return f"the kernels take floating inputs, pixels in uint8, or tokens in int64, not {_named(x.dtype)}"
     if optimizer is not None and not isinstance(optimizer, SGD | AdamW):
         return "the kernels take steps of SGD, Adam and AdamW"
     return ""
@@ -215,9 +214,11 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _dtype(data: Data) -> torch.dtype:
-    """Return the type of the inputs that a model is given."""
-    return torch.int64 if isinstance(data.x, Tensor) and data.x.dtype == torch.int64 else torch.float32
+def _inputs(data: Data) -> tuple[tuple[int, ...] | Inputs, torch.dtype]:
+    """Return the shape and the type of the inputs that a model is given."""
+    if not isinstance(data.x, Tensor):
+        return Inputs.of(data.x), torch.float32
+    return data.shape, torch.int64 if data.x.dtype == torch.int64 else torch.float32
 
 
 def _loss(device: Device) -> Callable[[Any, Any], Tensor]:
@@ -227,7 +228,7 @@ def _loss(device: Device) -> Callable[[Any, Any], Tensor]:
     return device.loss if labels or device.loss is not F.cross_entropy else ANY_TARGETS
 
 
-def _read(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Graph | str:
+def _read(model: nn.Module, shape: tuple[int, ...] | Inputs, dtype: torch.dtype) -> Graph | str:
     """Return the model's graph, or why training it by the kernels would be another training."""
     if effective_weights(model):
         return "weights are computed wherever the model uses them (activations=where_possible)"
@@ -271,38 +272,37 @@ class Inference:
     def __init__(self, model: nn.Module, choice: str):
         check_choice(choice)
         self.model, self.choice = model, choice
-        self._graphs: dict[tuple[tuple[int, ...], torch.dtype], Graph | None] = {}
+        self._graphs: dict[Inputs, Graph | None] = {}
 
     @torch.no_grad()
-    def of(self, x: object, examples: int, batch: int) -> Callable[[Any], Any] | None:
+    def of(self, x: Examples, examples: int, batch: int) -> Callable[[Any], Any] | None:
         """Return what computes the outputs of batches, with the weights as they are now, of ``examples`` like ``x``.
 
         None where that is best done by the model: the kernels do not know it, or would not be faster, or give other
         outputs for ``x`` than the model does.
         """
-        kinds = torch.float32, torch.int64
-        plain = isinstance(x, Tensor) and x.dtype in kinds and x.device.type == "cpu" and x.dim() > 1
+        kinds = {torch.float32, torch.int64} | (set() if isinstance(x, Tensor) else {torch.bool})
+        plain = all(one.dtype in kinds and one.device.type == "cpu" and one.dim() > 1 for one in leaves(x))
         if self.choice == "dense" or not plain or library.unavailable_reason():
             return None
-        assert isinstance(x, Tensor)
-        graph = self._graph(tuple(x.shape[1:]), x.dtype)
+        graph = self._graph(Inputs.of(x))
         output = graph and graph.token_output
         if graph is None or not _faster(graph, examples) or (output and not output.only):
             return None
         predictor = Predictor(self.model, batch)
-        few = x[:FEW]
-        if not close(predictor(few), logits_of(self.model(few))):
+        few = split_examples(x, FEW)[0]
+        if not close(predictor(few), logits_of(apply_model(self.model, few))):
             return None
         return (lambda x: output.whole(predictor(x))) if output else predictor
 
-    def _graph(self, shape: tuple[int, ...], dtype: torch.dtype) -> Graph | None:
-        if (shape, dtype) not in self._graphs:
+    def _graph(self, inputs: Inputs) -> Graph | None:
+        if inputs not in self._graphs:
             try:
-                graph = read_graph(self.model, shape, dtype, training=False)
+                graph = read_graph(self.model, inputs, training=False)
             except Unsupported:
                 graph = None
-            self._graphs[shape, dtype] = graph if graph and not graph.fallbacks else None
-        return self._graphs[shape, dtype]
+            self._graphs[inputs] = graph if graph and not graph.fallbacks else None
+        return self._graphs[inputs]
 
 
 def _faster(graph: Graph, examples: int) -> bool:

@@ -23,7 +23,9 @@ from fedsieve.kernels.attention_calls import AttentionCalls
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, RowNoise
 from fedsieve.kernels.graph import Graph, Layer, Value
+from fedsieve.kernels.inputs import Inputs
 from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
+from fedsieve.kernels.sample_masks import COMPARISONS, SampleMask, moved_mask
 from fedsieve.kernels.token_expressions import EXPRESSIONS
 from fedsieve.kernels.tokens import (
     EmbeddingLayer,
@@ -46,14 +48,18 @@ MOVES = {
 """Operations that only move numbers."""
 
 
-def read_exported(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, training: bool = True) -> Graph:
+def read_exported(
+    model: nn.Module, shape: tuple[int, ...] | Inputs, dtype: torch.dtype = torch.float32, training: bool = True
+) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
+    inputs = shape if isinstance(shape, Inputs) else Inputs((shape,), (dtype,))
     modes = {m: m.training for m in model.modules()}
-    x = torch.zeros(SAMPLES + 1, *shape, dtype=dtype)
+    args, kwargs = inputs.zeros(SAMPLES + 1)
     try:
         with _plain_layers(model), torch.random.fork_rng(devices=[]):
-            batch = {0: torch.export.Dim.AUTO}
-            program = torch.export.export(model.train(training), (x,), dynamic_shapes=(batch,), strict=False)
+            batch: Any = {0: torch.export.Dim.AUTO}
+            batches = dict.fromkeys(kwargs, batch) if kwargs else (batch,) * len(args)
+            program = torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)
     except Exception as error:
         line = (str(error).strip() or repr(error)).splitlines()[0]
         raise Unsupported(f"the model cannot be exported ({line})") from error
@@ -61,7 +67,8 @@ def read_exported(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, 
         for m, mode in modes.items():
             m.training = mode
     try:
-        graph = _ExportReader(model, program, shape, dtype).graph()
+        graph = _ExportReader(model, program, inputs).graph()
+        graph.form = shape if isinstance(shape, Inputs) else None
     except Unsupported:
         raise
     except Exception as error:  # such as a shape that holds for one size of the batch alone
@@ -119,8 +126,9 @@ def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
 
 
 class _ExportReader(AttentionCalls):
-    def __init__(self, model: nn.Module, program: Any, shape: tuple[int, ...], dtype: torch.dtype):
-        super().__init__(model, Value(0, plain=shape, dtype=dtype))
+    def __init__(self, model: nn.Module, program: Any, inputs: Inputs):
+        pairs = zip(inputs.shapes, inputs.dtypes, strict=True)
+        super().__init__(model, [Value(0, plain=sizes, dtype=kind) for sizes, kind in pairs])
         self.program = program
         self.env: dict[fx.Node, Any] = {}
 
@@ -140,9 +148,9 @@ class _ExportReader(AttentionCalls):
                 elif node.name in constants:
                     self.env[node] = self.program.constants[constants[node.name]]
                 else:
-                    assert inputs == [node.name]
-                    numbers = torch.arange(SAMPLES * torch.Size(self.input.sizes).numel())
-                    self.env[node] = Places(self.input, numbers.view(SAMPLES, *self.input.sizes))
+                    own = self.inputs[inputs.index(node.name)]
+                    numbers = torch.arange(SAMPLES * torch.Size(own.sizes).numel())
+                    self.env[node] = Places(own, numbers.view(SAMPLES, *own.sizes))
             elif node.op == "get_attr":
                 self.env[node] = getattr(self.program.graph_module, str(node.target))
             elif node.op == "call_function":
@@ -169,6 +177,7 @@ class _ExportReader(AttentionCalls):
         if node.target is operator.getitem and not isinstance(args[0], Places):
             return args[0][args[1]]
         name = target.__name__.partition(".")[0] if callable(target) else str(target)
+        name = name.strip("_") if name.startswith("__") else name  # such as __and__
         try:
             return self._result(node, name, args, kwargs, places)
         except Unsupported as error:
@@ -191,12 +200,16 @@ class _ExportReader(AttentionCalls):
         if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
+            if isinstance(places[0], SampleMask):
+                return moved_mask(target, places[0], args, kwargs)
             if any(isinstance(x, Expression) for x in places):
                 return self._moved(target, args, kwargs, places)
             moved = target(*indices(args), **indices(kwargs))
             return _placed(moved, places[0].of)
         if name in ("to", "type_as") and self._is_of_type(args, kwargs):
             return args[0]
+        if name in COMPARISONS:
+            return self._compared(name, *args)
         own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)
         if own is None:
             raise Unsupported(f"the kernels do not know {name}")
@@ -210,7 +223,7 @@ class _ExportReader(AttentionCalls):
     def _is_of_type(self, args: Any, kwargs: Any) -> bool:
         """Tell whether a tensor has the type already that it is given."""
         kinds = {x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.dtype)}
-        return kinds <= {self.input.dtype if args[0].of is self.input else torch.float32}
+        return kinds <= {args[0].of.dtype}
 
     def _inner(self, node: fx.Node, args: Any, places: list[Places]) -> Any:
         """Compute the constants of a part of the model that runs without gradients, or without autocast."""
@@ -269,7 +282,9 @@ class _ExportReader(AttentionCalls):
         channel = offsets.flatten(0, -2)[0] if offsets.dim() > 1 else offsets
         labels = dim == -1 and torch.equal(flat, torch.arange(SAMPLES * each))
         output = TokenOutput(shape, token, channel - channel[0], labels, None if spec.is_leaf() else spec)
-        return Graph(self.input, rows.value, self._needed(rows.value), [rows.value], token_output=output)
+        first, *more = self.inputs
+        layers = self._needed(rows.value)
+        return Graph(first, rows.value, layers, [rows.value], more_inputs=more, token_output=output)
 
     def _needed(self, output: Value) -> list[Layer]:
         """Return the layers that the output needs; a scale behind a norm that has none is the norm's own."""

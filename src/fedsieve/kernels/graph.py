@@ -1,12 +1,9 @@
-"""A model's layers as the kernels see them: those that they know, and those that PyTorch runs; fused for inference.
-
-What stands behind a product (BatchNorm, a sum, a ReLU) then becomes part of it.
-"""
+"""A model's layers as the kernels see them: those that they know, and those that PyTorch runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -14,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+
+from fedsieve.kernels.inputs import Inputs
+from fedsieve.types import Examples
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,10 @@ class Graph:
     """All values that a model in training returns."""
     model_output: ModelOutput | None = None
     """How it returns them; None: ``output`` alone, [n, classes]."""
+    more_inputs: list[Value] = field(default_factory=list)
+    """A model of tokens may have others than ``input``."""
+    form: Inputs | None = None
+    """Of several inputs, or of inputs by name."""
     token_output: Any = None
     """How a model of tokens returns ``output``: a ``TokenOutput``."""
 
@@ -250,12 +254,34 @@ class Graph:
     @cached_property
     def needs_grad(self) -> dict[Value, bool]:
         """Which values depend on something that is trained."""
-        needs = {self.input: False}
+        needs = dict.fromkeys(self.inputs, False)
         for layer in self.layers:
             module = getattr(layer, "module", None)
             trained = module is not None and any(p.requires_grad for p in module.parameters())
             needs[layer.output] = trained or any(needs[value] for value in layer.inputs)
         return needs
+
+    @property
+    def inputs(self) -> list[Value]:
+        """All inputs of the model."""
+        return [self.input, *self.more_inputs]
+
+    @property
+    def input_names(self) -> list[str]:
+        """What they are called in messages: "x", or "x[0]", ... of several, where they have no names."""
+        names = [*self.form.names] if self.form else []
+        several = [f"x[{i}]" for i in range(len(self.inputs))]
+        return names or (several if len(several) > 1 else ["x"])
+
+    def name_of(self, value: Value) -> str:
+        """Return what an input is called in messages."""
+        return self.input_names[self.inputs.index(value)]
+
+    def tensors(self, x: Examples) -> list[Tensor]:
+        """Return the tensors of a batch, one for each input. Raises InputError for others."""
+        if self.form is not None:
+            return self.form.take(x)
+        return [x]  # type: ignore[list-item] # which is checked
 
     def halo(self, value: Value) -> int:
         """Return the halo that the products which read a value need around it."""
@@ -292,47 +318,3 @@ class FusedProduct(Layer):
     def kernel(self) -> int:
         """The kernel's width; 1 for a linear layer."""
         return self.shape[-1]
-
-
-def fuse_batchnorm(graph: Graph) -> Graph:
-    """Return the graph with running statistics in the products' weights and biases, wherever a product is alone."""
-    fused = Graph(graph.input, graph.output, [])
-    for layer in graph.layers:
-        if isinstance(layer, ProductLayer):
-            weight, bias = layer.module.weight.detach().flatten(), layer.module.bias
-            positions = weight.nonzero().squeeze(1)
-            bias = None if bias is None else bias.detach().clone()
-            geometry = layer.shape, layer.stride, layer.padding, layer.groups, layer.relu
-            values = weight[positions]
-            fused.layers.append(FusedProduct(layer.inputs, layer.output, *geometry, bias, values, positions))
-        elif isinstance(layer, NormLayer) and (product := _fusible(graph, fused, layer)):
-            fused.layers.remove(product)
-            fused.layers.append(_fuse(product, layer))
-        else:
-            fused.layers.append(layer)
-    return fused
-
-
-def _fusible(graph: Graph, fused: Graph, norm: NormLayer) -> FusedProduct | None:
-    """Return the product that a norm can become part of: it gives one of its terms, and to nobody else."""
-    if isinstance(norm.module, nn.GroupNorm):
-        return None
-    for value in norm.inputs[: 1 if norm.module else 2]:
-        maker = fused.maker(value)
-        alone = len(graph.users(value)) == 1 and norm.inputs.count(value) == 1 and value is not graph.output
-        if isinstance(maker, FusedProduct) and alone and not maker.relu and len(maker.inputs) == 1:
-            return maker
-    return None
-
-
-def _fuse(product: FusedProduct, norm: NormLayer) -> FusedProduct:
-    """Return a product with what stands behind it: its sum, its ReLU, and the running statistics of its BatchNorm."""
-    inputs = product.inputs + [value for value in norm.inputs if value is not product.output]
-    product = replace(product, inputs=inputs, output=norm.output, relu=norm.relu)
-    if norm.module is None:
-        return product
-    mean, variance = (running.double() for running in norm.running)
-    scale = norm.module.weight.detach().double() / (variance + norm.module.eps).sqrt()
-    mean = mean - (0 if product.bias is None else product.bias.double())
-    values = product.values * scale[product.positions // torch.Size(product.shape[1:]).numel()]
-    return replace(product, bias=(norm.module.bias.detach() - mean * scale).float(), values=values.float())

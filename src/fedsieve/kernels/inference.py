@@ -30,6 +30,7 @@ from fedsieve.kernels.abi import (
     group_norm_memory,
 )
 from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.fusion import fuse_batchnorm
 from fedsieve.kernels.graph import (
     ActivationLayer,
     ConcatenationLayer,
@@ -39,14 +40,14 @@ from fedsieve.kernels.graph import (
     NormLayer,
     PoolLayer,
     Value,
-    fuse_batchnorm,
 )
 from fedsieve.kernels.index import SparseIndex
+from fedsieve.kernels.inputs import Inputs, split_examples
 from fedsieve.kernels.program import Arena, Buffer, run_each
 from fedsieve.kernels.single import COPY, inside_mask, line_buffer, place_of, window_op
 from fedsieve.kernels.token_inference import TokenPredictor
 from fedsieve.kernels.trace import read_graph
-from fedsieve.types import InputError, logits_of
+from fedsieve.types import Examples, InputError, apply_model, leaves, logits_of
 
 STORAGES = {"fp32": 16, "bf16": 32}
 """How many samples lie side by side: a block, see ``native/abi.h``."""
@@ -72,37 +73,37 @@ class Predictor:
             raise InputError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
         self.model, self.batch, self.block = copy.deepcopy(model).eval(), batch, STORAGES[storage]
         self.reason: str | None = library.unavailable_reason()
-        self._shape: tuple[int, ...] = ()
-        self._dtype = torch.float32
+        self._inputs: Inputs | None = None
         self._tokens: TokenPredictor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Examples) -> Tensor:
         """Return what the model makes of samples [n, ...], of any number. Raises InputError if they do not fit."""
-        if x.dim() < 2 or x.dtype not in (torch.float32, torch.int64) or x.device.type != "cpu":
-            kind = f"{list(x.shape)} of {x.dtype} on {x.device}"
-            raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
+        kinds = {torch.float32, torch.int64} | (set() if isinstance(x, Tensor) else {torch.bool})
+        for one in leaves(x):
+            if one.dim() < 2 or one.dtype not in kinds or one.device.type != "cpu":
+                kind = f"{list(one.shape)} of {one.dtype} on {one.device}"
+                raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
         with torch.inference_mode(False), torch.no_grad():
-            if (x.shape[1:], x.dtype) != (self._shape, self._dtype):
-                self._prepare(tuple(x.shape[1:]), x.dtype, min(len(x), self.batch))
+            if (inputs := Inputs.of(x)) != self._inputs:
+                self._prepare(inputs, min(len(leaves(x)[0]), self.batch))
             if self.reason is not None:
-                starts = range(0, max(1, len(x)), self.batch)
-                return torch.cat([logits_of(self.model(x[i : i + self.batch])) for i in starts])
-            return self._logits(x.contiguous()) if self._tokens is None else self._tokens(x)
+                return torch.cat([logits_of(apply_model(self.model, part)) for part in split_examples(x, self.batch)])
+            return self._tokens(x) if self._tokens else self._logits(leaves(x)[0].contiguous())
 
-    def _prepare(self, shape: tuple[int, ...], dtype: torch.dtype, samples: int) -> None:
-        """Make what computes so many samples of a shape."""
+    def _prepare(self, inputs: Inputs, samples: int) -> None:
+        """Make what computes so many samples."""
+        args, kwargs = inputs.zeros(1)
+        shapes = ", ".join(str([*shape]) for shape in inputs.shapes)
         try:
-            self.model(torch.zeros(1, *shape, dtype=dtype))
+            self.model(*args, **kwargs)
         except RuntimeError as error:
-            raise InputError(
-                f"the model takes no samples of shape {list(shape)}: {str(error).splitlines()[0]}"
-            ) from None
+            raise InputError(f"the model takes no samples of shape {shapes}: {str(error).splitlines()[0]}") from None
         self.reason, self._passes = library.unavailable_reason(), dict[int, list[ForwardPass]]()
-        self._shape, self._dtype, self._tokens = shape, dtype, None
+        self._inputs, self._tokens = inputs, None
         if self.reason is not None:
             return
         try:
-            graph = read_graph(self.model, shape, dtype, training=False)
+            graph = read_graph(self.model, inputs, training=False)
             if graph.token_output is not None:
                 self._tokens = TokenPredictor(graph, self.batch, self.block == STORAGES["bf16"])
                 self._tokens.prepare(max(samples, 1))

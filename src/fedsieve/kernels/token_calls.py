@@ -72,10 +72,10 @@ class TokenCalls(TokenExpressions):
         """A convolution of the input whose windows do not overlap: a linear layer of patches."""
         size = tuple(weight.index.shape[2:])
         plain = [pair(stride), pair(padding), pair(dilation), groups] == [size, (0, 0), (1, 1), 1]
-        if not plain or not isinstance(x, Places) or x.of is not self.input or x.index.dim() != 4:
+        if not plain or not self._is_input(x) or x.index.dim() != 4:
             raise Unsupported("a convolution among tokens that is not one of the input's patches")
         patches = x.index.unfold(2, size[0], size[0]).unfold(3, size[1], size[1]).permute(0, 2, 3, 1, 4, 5)
-        y = self._op_linear(Places(self.input, patches.flatten(3)), Places(weight.of, weight.index.flatten(1)), bias)
+        y = self._op_linear(Places(x.of, patches.flatten(3)), Places(weight.of, weight.index.flatten(1)), bias)
         return Places(y.of, y.index.permute(0, 3, 1, 2))
 
     def _op_layer_norm(
@@ -103,11 +103,15 @@ class TokenCalls(TokenExpressions):
             return Places(weight.of, weight.index[x])
         table = self._parameter(weight)
         assert table is not None
-        if x.of is not self.input or not torch.equal(x.index.flatten(), torch.arange(x.index.numel())):
+        if (
+            not self._is_input(x)
+            or x.of.dtype != torch.int64
+            or not torch.equal(x.index.flatten(), torch.arange(x.index.numel()))
+        ):
             raise Unsupported("an embedding of anything but all of the input")
         length = x.index.numel() // SAMPLES
         layer = EmbeddingLayer([], tokens(table.shape[1], length), Parameters(weight=table), self._name(table))
-        layer.padding = padding
+        layer.padding, layer.of = padding, x.of
         return self._given(self._put(layer), x.index)
 
     def _op_gelu(self, x: Any, approximate: str = "none") -> Places:
@@ -169,7 +173,7 @@ class TokenCalls(TokenExpressions):
         """Tokens one behind another; those of a parameter are the same in every sample."""
         last = max(part.index.dim() for part in parts) - 1
         of_one = (
-            len({id(part.of) for part in parts}) == 1 and self._is_tokens(parts[0]) and parts[0].of is not self.input
+            len({id(part.of) for part in parts}) == 1 and self._is_tokens(parts[0]) and not self._is_input(parts[0])
         )
         if of_one and (dim in (-1, last) or any(isinstance(part, Combination) for part in parts)):
             return self._moved(torch.cat, (parts, dim), {}, parts)
@@ -180,7 +184,7 @@ class TokenCalls(TokenExpressions):
         if dim in (-1, last) or len(values) != 1:
             raise Unsupported("a concatenation that is not one of tokens and parameters")
         (value,) = values.values()
-        if value is self.input:
+        if value in self.inputs:
             raise Unsupported("a concatenation with numbers of the input")
         wide = value.channels
         index = torch.cat([part.index for part in parts], dim)

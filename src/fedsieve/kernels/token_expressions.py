@@ -46,7 +46,7 @@ from fedsieve.kernels.tokens import (
 EXPRESSIONS = {
     "mul", "add", "sub", "div", "neg", "pow", "square", "tanh", "mean", "rsqrt", "sqrt", "cat", "view_as_complex",
     "view_as_real", "bernoulli", "matmul", "bmm", "baddbmm", "einsum", "masked_fill", "where", "softmax", "_softmax",
-    "scaled_dot_product_attention",
+    "scaled_dot_product_attention", "to", "logical_not", "bitwise_not", "logical_and", "bitwise_and", "and",
 }  # fmt: skip
 """Operations that take expressions as they are."""
 
@@ -135,7 +135,7 @@ class TokenExpressions(TokenTensors):
     def _multiple(self, x: Any, number: Any) -> Combination:
         if not isinstance(x, Places) or isinstance(x.of, Tensor):
             raise Unsupported("a multiple of a parameter")
-        return multiple(self._packed(x) if x.of is self.input else x, number)
+        return multiple(self._packed(x) if self._is_input(x) else x, number)
 
     def _scaled_by(self, x: Any, y: Any) -> Places:
         """Multiply by a parameter that has one number a channel."""
@@ -223,7 +223,7 @@ class TokenExpressions(TokenTensors):
         return self._function(x, torch.tanh)
 
     def _function(self, x: Any, apply: Any) -> Function:
-        if isinstance(x, Places) and x.of is self.input:
+        if self._is_input(x):
             x = self._packed(x)
         if not self._is_tokens(x):
             raise Unsupported("a function of a parameter")

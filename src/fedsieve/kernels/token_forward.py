@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsieve.kernels.abi import WORDS, CopyOp, GatherOp, MapPointer, address
 from fedsieve.kernels.combinations import AGAIN, CombinationTable
 from fedsieve.kernels.fallback import Passage
-from fedsieve.kernels.graph import Layer
+from fedsieve.kernels.graph import Layer, Value
 from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Buffer
 from fedsieve.kernels.token_ops import (
@@ -39,6 +39,7 @@ from fedsieve.kernels.tokens import (
     RowDropoutLayer,
     ScaleLayer,
 )
+from fedsieve.types import InputError
 
 LOG2E = 1.4426950408889634
 
@@ -50,8 +51,10 @@ class TokenForward:
         self.context, self.batch = step, step.batch
         self.memory: list[Tensor] = []
         """What operations point to, and what forward keeps for backward."""
-        self.inputs: list[tuple[Any, str]] = []
-        """The operations that read the model's input, and their field with its address."""
+        self.inputs: list[tuple[Any, str, Value]] = []
+        """The operations that read an input of the model, and their field with its address."""
+        self.given: dict[Value, Tensor] = {}
+        """The inputs of the step."""
         self._statistics: dict[Layer, list[Tensor]] = {}
         self._noise: dict[Layer, Buffer] = {}
         self._tables: dict[Layer, CombinationTable] = {}
@@ -68,13 +71,13 @@ class TokenForward:
         return int(buffer.width) * WORDS * (2 if self.context.arena.packed else 1)
 
     def _input(self, layer: InputLayer, _: list[Buffer], out: Buffer) -> None:
-        size = torch.Size(self.context.graph.input.sizes).numel()
+        size = torch.Size(layer.of.sizes).numel()
         token = (torch.arange(self.batch)[:, None] * size + layer.token).flatten()
         places = self._own(token), self._own(layer.channel.contiguous())
 
         def make() -> TokenPackOp:
             op = TokenPackOp(map=out, token=places[0], channel=places[1])
-            self.inputs.append((op, "plain"))
+            self.inputs.append((op, "plain", layer.of))
             return self.context.counted(op, layer.output.width)
 
         self.context.arena.step(make, out)
@@ -91,10 +94,21 @@ class TokenForward:
             if ins:
                 op.add = MapPointer(ins[0])
             if rows is None:
-                self.inputs.append((op, "row"))
+                self.reads(op, layer)
             return self.context.counted(op, layer.output.width)
 
         self.context.arena.step(make, *ins, out)
+
+    def reads(self, op: Any, layer: EmbeddingLayer) -> None:
+        """Let an operation have an input's numbers as its rows."""
+        assert layer.of is not None
+        self.inputs.append((op, "row", layer.of))
+
+    def begin(self, x: Sequence[Tensor]) -> None:
+        """Read the next step's inputs from these tensors, which must stay."""
+        self.given = dict(zip(self.context.graph.inputs, x, strict=True))
+        for op, name, value in self.inputs:
+            setattr(op, name, self.given[value].data_ptr())
 
     def _layernorm(self, layer: LayerNormLayer, ins: list[Buffer], out: Buffer) -> None:
         self._statistics[layer] = [torch.zeros(self._lanes(out)) for _ in range(2)]
@@ -116,14 +130,30 @@ class TokenForward:
         own = self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
         length = layer.output.width
         line = -(-length // WORDS) * WORDS
-        if layer.bias is not None:
-            by_key = F.pad(layer.bias.mT * LOG2E, (0, line - length)).contiguous()
-            own.append(by_key)
+        bias = layer.bias
+        if layer.mask is not None:
+            bias = torch.zeros(self.batch, *(torch.zeros(1, length, length) if bias is None else bias).shape)
+        if bias is not None:
+            own.append(F.pad(bias.mT * LOG2E, (0, line - length)).contiguous())
+        if layer.mask is not None:
+            self.context.arena.step(lambda: partial(self._mask, layer, own[1]))
         if layer.p:
             own.append(torch.zeros(self.batch, layer.heads, length, line // 8, dtype=torch.uint8))
             self.context.arena.step(lambda: partial(self._draw, layer, own[-1]))
         self.memory += own
         self.context.arena.step(lambda: self.context.sized_(self._attend(layer, ins, out)), *ins, out)
+
+    def _mask(self, layer: AttentionLayer, by_key: Tensor) -> None:
+        """Write what is added to the scores of each sample."""
+        assert layer.mask is not None
+        x, length = self.given[layer.mask.of], layer.output.width
+        bias = torch.zeros(1) if layer.bias is None else layer.bias
+        bias = torch.where(layer.mask(x)[:, None], bias, -torch.inf)
+        if layer.causal:
+            bias = bias.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+        if bool((bias == -torch.inf).all(-1).any()):
+            raise InputError("a sample's attention mask leaves a token no token to attend to")
+        by_key[: len(x), ..., :length] = bias.mT * LOG2E
 
     def _draw(self, layer: AttentionLayer, bits: Tensor) -> None:
         """Draw what dropout keeps, as PyTorch does: a number for each sample, head, query and key."""
@@ -141,7 +171,9 @@ class TokenForward:
         if layer.p:
             op.keep = address(marks.pop())
         if marks:
-            op.bias, op.bias_head = address(marks[0]), marks[0][0].numel() if len(marks[0]) > 1 else 0
+            *_, heads, own, line = marks[0].shape
+            op.bias, op.bias_head = address(marks[0]), own * line if heads > 1 else 0
+            op.bias_sample = heads * own * line if layer.mask else 0
         return op
 
     def _rearranged(self, layer: RearrangedLayer, ins: list[Buffer], out: Buffer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from fedsieve.kernels.program import Buffer
 from fedsieve.kernels.token_forward import TokenForward
 from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.weights import MaskedWeights, Weights
+from fedsieve.types import Examples
 
 TOGETHER = 2048
 """Tokens of a pass: the maps of more do not stay in a cache."""
@@ -39,15 +42,14 @@ class TokenPass(StepContext):
         self._passage = Passage(self, graph.output, output, graph.token_output)
         self.weights.read()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return what the model makes of up to ``batch`` samples. Raises InputError for tokens that there are not."""
+        x = dict(zip(self.graph.inputs, (one.contiguous() for one in inputs), strict=True))
         for layer in self.graph.layers:
-            if isinstance(layer, EmbeddingLayer) and layer.rows is None:
-                between("x", x, len(layer.module.weight))
-        x = x.contiguous()
-        self.begin(0, len(x), get_num_threads())
-        for op, name in self.token_steps.inputs:
-            setattr(op, name, x.data_ptr())
+            if isinstance(layer, EmbeddingLayer) and layer.of is not None:
+                between(self.graph.name_of(layer.of), x[layer.of], len(layer.module.weight))
+        self.begin(0, len(inputs[0]), get_num_threads())
+        self.token_steps.begin([*x.values()])
         self.program.run()
         return self._output
 
@@ -79,11 +81,13 @@ class TokenPredictor:
         self.graph, self.batch, self.packed = graph, min(batch, max(1, TOGETHER // length)), packed
         self._passes: dict[int, TokenPass] = {}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Examples) -> Tensor:
         """Return what the model makes of samples [n, ...]."""
-        if not len(x):
+        inputs = self.graph.tensors(x)
+        if not len(inputs[0]):
             return torch.empty(0, *self.graph.token_output.shape)
-        return torch.cat([self._pass(len(part))(part) for part in torch.split(x, self.batch)])
+        parts = zip(*(torch.split(one, self.batch) for one in inputs), strict=True)
+        return torch.cat([self._pass(len(part[0]))(part) for part in parts])
 
     def prepare(self, samples: int) -> None:
         """Make the pass for so many. Raises Unsupported if that cannot be done."""

@@ -57,7 +57,7 @@ class TokenSteps(TokenForward):
             op.padding = layer.padding
             op.clear = int(not layer.tied)  # a product's gradient stands there already
             if layer.rows is None:
-                self.inputs.append((op, "row"))
+                self.reads(op, layer)
             else:
                 op.row = address(self._statistics[layer][0])
             return self.step.counted(op, layer.output.width)

@@ -20,8 +20,8 @@ class TokenTensors:
     node: Any
     """The operation of the exported model that is read."""
 
-    def __init__(self, model: nn.Module, model_input: Value):
-        self.model, self.input = model, model_input
+    def __init__(self, model: nn.Module, inputs: list[Value]):
+        self.model, self.inputs = model, inputs
         self.layers: list[Layer] = []
         self.known: dict[int, tuple[Any, Places]] = {}
         """What expressions became, by their identity."""
@@ -48,7 +48,7 @@ class TokenTensors:
         """Return the tokens that a tensor [..., channels] holds; ``whole``: all of their channels."""
         if not isinstance(x, Places) or isinstance(x.of, Tensor) or x.index.dim() < 2:
             raise Unsupported("a tensor that is not made of the samples' tokens")
-        if x.of is self.input:
+        if self._is_input(x):
             x = self._packed(x)
         assert isinstance(x.of, Value)
         wide, index = x.of.channels, x.index
@@ -65,10 +65,11 @@ class TokenTensors:
 
     def _packed(self, x: Places) -> Places:
         """Make tokens of the numbers of the input: the last dimension has the channels."""
-        if self.input.dtype != torch.float32:
+        assert isinstance(x.of, Value)
+        if x.of.dtype != torch.float32:
             raise Unsupported("numbers of the input that are whole, and not looked up in an embedding")
-        ids, token, channel = token_offsets(x.index, torch.Size(self.input.sizes).numel())
-        value = self._put(InputLayer([], tokens(len(channel), len(token), x.index.dim() == 2), token, channel))
+        ids, token, channel = token_offsets(x.index, torch.Size(x.of.sizes).numel())
+        value = self._put(InputLayer([], tokens(len(channel), len(token), x.index.dim() == 2), token, channel, x.of))
         return Places(value, ids.unsqueeze(-1) * value.channels + torch.arange(value.channels))
 
     def _all(self, rows: TokenRows) -> TokenRows:
@@ -97,6 +98,9 @@ class TokenTensors:
 
     def _name(self, table: Tensor) -> str:
         return self.names.get(id(table), "")
+
+    def _is_input(self, x: Any) -> bool:
+        return isinstance(x, Places) and x.of in self.inputs
 
     def _is_tokens(self, x: Any) -> bool:
         return isinstance(x, Places) and not isinstance(x.of, Tensor)

@@ -6,7 +6,7 @@ input's and that of layers that give tokens other places; products, norms and ac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class InputLayer(Layer):
     """int64 [length]."""
     channel: Tensor
     """int64 [channels]."""
+    of: Value
+    """Which input."""
 
 
 @dataclass(eq=False)
@@ -79,6 +81,8 @@ class EmbeddingLayer(Layer):
     module: Parameters
     parameter: str
     rows: Tensor | None = None
+    of: Value | None = None
+    """Which input of the model says the rows, where ``rows`` does not."""
     padding: int = -1
     """The row that is not trained by this layer, ``padding_idx``; -1: none."""
     tied: bool = False
@@ -92,6 +96,21 @@ class LayerNormLayer(Layer):
     module: Parameters
     eps: float
     rms: bool = False
+
+
+@dataclass(frozen=True)
+class InputMask:
+    """Which keys count for which queries, by an input of the model."""
+
+    of: Value
+    place: Tensor
+    """int64 [length, length]: of which number of a sample, for each query and key."""
+    test: Callable[[Tensor], Tensor]
+    """Which numbers let a key count."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the mask of a batch of the input's numbers, bool [n, length, length]."""
+        return self.test(x.flatten(1))[:, self.place]
 
 
 @dataclass(eq=False)
@@ -108,6 +127,7 @@ class AttentionLayer(Layer):
     """float32 [heads or 1, length, length]: is added to the scores of queries and keys; -inf where none may count."""
     p: float = 0.0
     """Of the dropout of the probabilities."""
+    mask: InputMask | None = None
 
     @property
     def channels(self) -> tuple[int, int, int]:

@@ -40,6 +40,7 @@ from fedsieve.kernels.graph import (
     ProductLayer,
     Value,
 )
+from fedsieve.kernels.inputs import Inputs
 
 
 class _Proxy(fx.Proxy):
@@ -97,15 +98,17 @@ class _Shapes(fx.Interpreter):
 
 
 def read_graph(
-    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, training: bool = True
+    model: nn.Module, shape: tuple[int, ...] | Inputs, dtype: torch.dtype = torch.float32, training: bool = True
 ) -> Graph:
-    """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done.
+    """Return the layers of a model for samples of ``shape``, or inputs. Raises Unsupported if that cannot be done.
 
     A model of maps is traced; one of tokens, which cannot be, exported.
     """
     if why := changed_calls(model):
         raise Unsupported(why)
-    if dtype != torch.float32:
+    if isinstance(shape, Inputs) and shape.alone:
+        dtype, shape = shape.dtypes[0], shape.shapes[0]
+    if isinstance(shape, Inputs) or dtype != torch.float32:
         return read_exported(model, shape, dtype, training)
     try:
         return _traced(model, shape, training)

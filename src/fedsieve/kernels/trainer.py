@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedsieve.kernels import checks
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Graph, ProductLayer
+from fedsieve.kernels.inputs import Inputs
 from fedsieve.kernels.loss import TorchLoss
 from fedsieve.kernels.program import trim_memory
 from fedsieve.kernels.token_ops import TokenLossOp
@@ -67,22 +68,25 @@ class Trainer:
         clip_norm = checks.norm("clip_norm", clip_norm)
         self.rule = UpdateRule.of(checks.optimizer(optimizer), momentum, clip_norm, correction)
         self._ready, self._steps, self._samples, self._products = False, 0, 0, (0.0, 0.0)
-        self._shape: tuple[int, ...] = ()
         if low_memory:
             trim_memory()  # what making the model and its mask left
         if graph:
             self._build(graph)
 
-    def step(self, x: Tensor, y: Examples) -> Tensor:
-        """Train on samples [n, ...] and labels [n], or what else the loss takes; returns their mean loss."""
+    def step(self, x: Examples, y: Examples) -> Tensor:
+        """Train on samples [n, ...] and labels [n], or what else the loss takes; returns their mean loss.
+
+        Models of tokens take several tensors as well, or tensors by name.
+        """
         if not self._ready:
-            self._build(read_graph(self.model, tuple(checks.samples(x).shape[1:]), x.dtype))
-        x, y = self._checked(x, y)
-        loss = self.lowered.run(self._steps, x, y)
+            self._build(read_graph(self.model, Inputs.of(x if isinstance(x, Mapping | tuple) else checks.samples(x))))
+        tensors, y = self._checked(x, y)
+        n = len(tensors[0])
+        loss = self.lowered.run(self._steps, tensors, y)
         self._steps += 1
-        real, dense = self.lowered.multiply_adds(len(x))
+        real, dense = self.lowered.multiply_adds(n)
         self._products = (self._products[0] + real, self._products[1] + dense)
-        self._samples += len(x)
+        self._samples += n
         return loss
 
     @property
@@ -142,7 +146,6 @@ class Trainer:
             self.weights.write(self._steps)
 
     def _build(self, graph: Graph) -> None:
-        self._shape = graph.input.sizes
         self.fallbacks = graph.fallbacks
         self.weights = Weights(graph, self.mask, self.rule.moments, self.rule.apart)
         for name in self.mask.keys() - self.weights.names:
@@ -166,13 +169,16 @@ class Trainer:
             own = {id(w): checks.floats(f"the shift of {name}", shift[name], *w.shape) for name, w in named}
             self.weights.put("shift", own)
 
-    def _checked(self, x: Tensor, y: Examples) -> tuple[Tensor, Examples]:
-        graph, n = self.lowered.graph, len(x)
-        x = checks.tensor("x", x, graph.input.dtype, None, *self._shape)
+    def _checked(self, batch: Examples, y: Examples) -> tuple[list[Tensor], Examples]:
+        graph = self.lowered.graph
+        given = zip(graph.input_names, graph.inputs, graph.tensors(batch), strict=True)
+        x = [checks.tensor(name, one, value.dtype, None, *value.sizes) for name, value, one in given]
+        n = checks.integer("the number of samples", len(x[0]), 1, self.batch)
+        for name, one in zip(graph.input_names, x, strict=True):
+            checks.tensor(name, one, one.dtype, n, *one.shape[1:])
         for layer in graph.layers:
-            if isinstance(layer, EmbeddingLayer) and layer.rows is None:
-                checks.between("x", x, len(layer.module.weight))
-        n = checks.integer("the number of samples", len(x), 1, self.batch)
+            if isinstance(layer, EmbeddingLayer) and layer.of is not None:
+                checks.between(graph.name_of(layer.of), x[graph.inputs.index(layer.of)], len(layer.module.weight))
         if any(n * norm.output.height * norm.output.width == 1 for norm in self.weights.norms):
             raise InputError("BatchNorm needs more than one value a channel: the batch has one sample")
         if isinstance(self.lowered.loss, TorchLoss):

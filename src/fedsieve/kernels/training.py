@@ -92,12 +92,11 @@ class TrainingStep(Gradients):
         self.start = Program([*takes])
         """What must run after the weights were read: the copies of the entries for the input gradients."""
 
-    def run(self, step: int, x: Tensor, y: Examples) -> Tensor:
-        """Do the step of that number on samples [n, ...] and their targets, and return their mean loss."""
-        self.begin(step, len(x), get_num_threads())
+    def run(self, step: int, x: Sequence[Tensor], y: Examples) -> Tensor:
+        """Do the step of that number on samples, a tensor [n, ...] for each input, and targets; return their loss."""
+        self.begin(step, len(x[0]), get_num_threads())
         self.updates.begin()
-        for op, name in self.token_steps.inputs:
-            setattr(op, name, x.data_ptr())
+        self.token_steps.begin(x)
         if isinstance(self.loss, TorchLoss):
             self.loss.target = y
         else:
@@ -144,7 +143,7 @@ class TrainingStep(Gradients):
 
     def _pack(self, first: Buffer) -> PackOp:
         op = self.sized_(PackOp(map=first, unpack=0))
-        self.token_steps.inputs.append((op, "plain"))
+        self.token_steps.inputs.append((op, "plain", self.graph.input))
         return op
 
     def _loss(self, outputs: list[Buffer], grads: list[Buffer]) -> Step:
