@@ -157,6 +157,23 @@ EXPLICIT = {
 """Ways to write attention, and dropout of its probabilities."""
 
 
+class Relaid(nn.Module):
+    """Channels in other orders: queries, keys and values head by head, channels by turns, all tokens' as one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Linear(3, 12), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear((LENGTH - 1) * 12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 12)).transpose(1, 2).chunk(3, -1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(y.permute(0, 2, 3, 1).flatten(2))
+        logits: Tensor = self.head(self.norm(x)[:, 1:].transpose(1, 2).flatten(1))
+        return logits
+
+
 class Rotary(nn.Module):
     """Rotations of positions in each of the ways in which they are written, beside other arithmetic of channels.
 
@@ -219,6 +236,7 @@ CASES: dict[str, Case] = {
     "llama": (Llama, "text", NextToken()),
     "gpt2": (GPT2, "text", classes_second),
     "rotary": (Rotary, "text", NextToken()),
+    "relaid": (Relaid, "series", F.cross_entropy),
     "vit": (vit, "images", F.cross_entropy),
     "encoder": (Series, "series", F.cross_entropy),
     "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),

@@ -95,11 +95,11 @@ class Refused(nn.Module):
         if self.what == "mixed":
             return x + x[:, [1, 0, *range(2, LENGTH)]].roll(1, 0)
         if self.what == "shuffled":
-            return self.proj(x.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(-2))
+            return self.proj(torch.stack([x[:, 0, [0, 3, 1, 2, 5, 4, 7, 6]], x[:, 1]], 1))
         if self.what == "batch":
             return x.view(3, LENGTH, 8) if x.shape[0] == 3 else x
         if self.what == "flattened":
-            return self.wide(x.flatten(1))
+            return self.wide(x[:, [0, 0, *range(2, LENGTH)]].flatten(1))
         if self.what == "copy":
             y = x.clone()
             y += self.proj(x)
@@ -145,7 +145,7 @@ class Refused(nn.Module):
         ("set", "a model of tokens, and the model returns dict, where a tensor is needed, or what has logits"),
         ("conv", "conv: the kernels do not know conv1d"),
         ("mixed", "tokens that stand in other places than those that they meet"),
-        ("shuffled", "proj: channels in another order than they were made"),
+        ("shuffled", "proj: channels in another order than they were made, each in its own way"),
         ("branch", "the model cannot be exported"),
         ("batch", "view in a way that cannot be followed (shape '[3, 7, 8]' is invalid for input of size 112)"),
         ("copy", "a change in place of a tensor that is used under another name, or of a part of one"),
@@ -155,7 +155,7 @@ class Refused(nn.Module):
         ("samples", "cat in a way that cannot be followed"),
         ("constant", "cat in a way that cannot be followed"),
         ("scalar", "mean in a way that cannot be followed"),
-        ("flattened", "wide: several tokens as the channels of one"),
+        ("flattened", "wide: several tokens as the channels of one, some of them twice"),
         ("rest", "scale: no layer uses it"),
     ],
 )

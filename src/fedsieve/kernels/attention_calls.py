@@ -191,12 +191,24 @@ class AttentionCalls(MaskCalls):
         plain, number = factored(x)
         return self.settled(plain), number
 
+    def _head_rows(self, x: Any, length: int) -> tuple[Value, int, int, Tensor]:
+        """Return where heads stand; of those that lie otherwise among the channels, after they were put in order."""
+        try:
+            return head_rows(x, length)
+        except Unsupported:
+            if not self._is_tokens(x) or x.index.dim() != 4 or self._scores_of(x):
+                raise
+            rows = self._all(self._rows(Places(x.of, x.index.transpose(1, 2).flatten(2))))
+            given = self._given(rows.value, rows.ids)
+            heads = given.index.view(*given.index.shape[:2], -1, x.index.shape[-1])
+            return head_rows(Places(given.of, heads.transpose(1, 2)), length)
+
     def _attend(
         self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float,
         mask: InputMask | None = None,
     ) -> Places:  # fmt: skip
         length, size = q.index.shape[-2:]
-        parts = [head_rows(x, length) for x in (q, k, v)]
+        parts = [self._head_rows(x, length) for x in (q, k, v)]
         (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
         if (
             heads != q.index.shape[1]

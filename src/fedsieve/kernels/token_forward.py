@@ -36,8 +36,10 @@ from fedsieve.kernels.tokens import (
     LayerNormLayer,
     MeanLayer,
     RearrangedLayer,
+    RelaidLayer,
     RowDropoutLayer,
     ScaleLayer,
+    TokenOutput,
 )
 from fedsieve.types import InputError
 
@@ -201,6 +203,22 @@ class TokenForward:
             return CopyOp(ins[0].part(layer.first, out.channels), out, CopyOp.COPY)
 
         self.context.arena.step(make, ins[0], out)
+
+    def _relaid(self, layer: RelaidLayer, ins: list[Buffer], out: Buffer) -> None:
+        (value,) = layer.inputs
+        plain = torch.zeros(self.batch, value.width * value.channels)
+        for other, buffer, unpack in ((TokenOutput.plain(value), ins[0], True), (layer, out, False)):
+            self.relay(plain, other, buffer, unpack)
+
+    def relay(self, plain: Tensor, layout: TokenOutput | RelaidLayer, buffer: Buffer, unpack: bool) -> None:
+        """Add what copies a map of tokens to a plain tensor of all samples' numbers, or from it."""
+        self.context.arena.step(lambda: self.copied(plain, layout, buffer, unpack), buffer)
+
+    def copied(self, plain: Tensor, layout: TokenOutput | RelaidLayer, buffer: Buffer, unpack: bool) -> TokenPackOp:
+        """Return the operation that does."""
+        token = (torch.arange(self.batch)[:, None] * plain.shape[1] + layout.token).flatten()
+        places = map(self._own, (plain, token, layout.channel.contiguous()))
+        return self.context.counted(TokenPackOp(buffer, *places, unpack=int(unpack)), len(layout.token))
 
     def _elementproduct(self, layer: ElementProductLayer, ins: list[Buffer], out: Buffer) -> None:
         self.context.arena.step(lambda: MultiplyOp(*ins, out), *ins, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fedsieve.kernels.abi import CopyOp, DotOp, address
@@ -28,8 +29,10 @@ from fedsieve.kernels.tokens import (
     LayerNormLayer,
     MeanLayer,
     RearrangedLayer,
+    RelaidLayer,
     RowDropoutLayer,
     ScaleLayer,
+    TokenOutput,
     tokens,
 )
 
@@ -137,6 +140,12 @@ class TokenSteps(TokenForward):
         if not more:
             arena.step(lambda: CopyOp(into, into, CopyOp.ZERO), into)
         arena.step(lambda: CopyOp(g, into.part(layer.first, g.channels), CopyOp.ADD), g, into)
+
+    def _relaid_backward(self, layer: RelaidLayer, g: Buffer) -> None:
+        (value,) = layer.inputs
+        plain = torch.zeros(self.batch, value.width * value.channels)  # stays 0 where no other token has the number
+        self.relay(plain, layer, g, True)
+        self.step.deliver(value, lambda to: self.copied(plain, TokenOutput.plain(value), to, False))
 
     def _elementproduct_backward(self, layer: ElementProductLayer, g: Buffer) -> None:
         left, right = (self.step.activations[value] for value in layer.inputs)

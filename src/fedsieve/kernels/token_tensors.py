@@ -11,7 +11,15 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import RowNoise
 from fedsieve.kernels.graph import Layer, Value
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, token_offsets
-from fedsieve.kernels.tokens import ChannelsLayer, EmbeddingLayer, InputLayer, Parameters, RearrangedLayer, tokens
+from fedsieve.kernels.tokens import (
+    ChannelsLayer,
+    EmbeddingLayer,
+    InputLayer,
+    Parameters,
+    RearrangedLayer,
+    RelaidLayer,
+    tokens,
+)
 
 
 class TokenTensors:
@@ -54,14 +62,26 @@ class TokenTensors:
         wide, index = x.of.channels, x.index
         ids, first, channels = index[..., 0] // wide, int(index.flatten()[0]) % wide, index.shape[-1]
         if first + channels > wide:
-            raise Unsupported("several tokens as the channels of one")
+            return self._relaid(x, "several tokens as the channels of one")
         if not torch.equal(index, (ids * wide + first).unsqueeze(-1) + torch.arange(channels)):
-            raise Unsupported("channels in another order than they were made")
+            return self._relaid(x, "channels in another order than they were made")
         rows = TokenRows(x.of, ids, first, channels)
         if whole and channels < wide:
             part = self._put(ChannelsLayer([x.of], tokens(channels, x.of.width, x.of.flat), first))
             rows = TokenRows(part, ids, 0, channels)
         return rows
+
+    def _relaid(self, x: Places, what: str) -> TokenRows:
+        """Make other tokens of a value's numbers. Raises Unsupported, with ``what`` they are, if there are no such."""
+        assert isinstance(x.of, Value)
+        try:
+            ids, token, channel = token_offsets(x.index, x.of.width * x.of.channels)
+        except Unsupported:
+            raise Unsupported(f"{what}, each in its own way") from None
+        if len((token[:, None] + channel).unique()) < len(token) * len(channel):  # type: ignore[no-untyped-call]
+            raise Unsupported(f"{what}, some of them twice")
+        value = tokens(len(channel), len(token), x.index.dim() == 2)
+        return TokenRows(self._put(RelaidLayer([x.of], value, token, channel)), ids, 0, len(channel))
 
     def _packed(self, x: Places) -> Places:
         """Make tokens of the numbers of the input: the last dimension has the channels."""

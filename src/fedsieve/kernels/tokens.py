@@ -50,6 +50,16 @@ class InputLayer(Layer):
 
 
 @dataclass(eq=False)
+class RelaidLayer(Layer):
+    """Other tokens of the input's numbers: that of a token and a channel stands at the sum of their offsets."""
+
+    token: Tensor
+    """int64 [length]: of the output's tokens."""
+    channel: Tensor
+    """int64 [channels]."""
+
+
+@dataclass(eq=False)
 class TokenProduct(ProductLayer):
     """A linear layer of tokens, whose weight may have any shape; ``transposed``: [in, out]."""
 
