@@ -27,6 +27,7 @@ import private_table
 import regression
 import scale
 import settings
+import sparselab_peer
 import tokens
 import topk
 import whole_round
@@ -131,6 +132,10 @@ def filled(text: str) -> str:
         of = {"steps": tokens.table, "memory": tokens.memory_table, "hardware": tokens.circumstances}[match[1]]
         return f"<!-- tokens: {match[1]} -->\n{of()}\n<!-- end -->"
 
+    def sparselab(match: re.Match[str]) -> str:
+        table = f"{sparselab_peer.table()}\n\n{sparselab_peer.circumstances()}"
+        return f"<!-- sparselab -->\n{table}\n<!-- end -->"
+
     def moded(match: re.Match[str]) -> str:
         return f"<!-- modes -->\n{modes.table(json.loads(modes.RESULTS.read_text()))}\n<!-- end -->"
 
@@ -180,6 +185,7 @@ def filled(text: str) -> str:
     text = re.sub(
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
+    text = re.sub(r"<!-- sparselab -->\n.*?<!-- end -->", sparselab, text, flags=re.S)
     text = re.sub(r"<!-- tokens: (\w+) -->\n.*?<!-- end -->", tokens_, text, flags=re.S)
     text = re.sub(r"<!-- modes -->\n.*?<!-- end -->", moded, text, flags=re.S)
     text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)

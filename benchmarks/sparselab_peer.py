@@ -1,0 +1,152 @@
+"""Training steps of transformers by SparseLab, the other library with sparse kernels, beside ours.
+
+    pip install --no-deps --target peers sparselab==0.2.2
+    SPARSELAB=peers python benchmarks/sparselab_peer.py          # measure what is not there, with one and two threads
+    SPARSELAB=peers python benchmarks/sparselab_peer.py --again  # measure anew
+
+The cases, masks and losses are those of tokens.py. SparseLab has sparse linear layers; attention, norms, activations,
+and AdamW are PyTorch's, as its own examples have them. Both compute the same outputs, to 1e-4, before they are
+measured, in turns in one process of each number of threads; medians of samples that nothing disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokens import CASES, SAMPLES, SECONDS, SPARSITIES, mask_of, trainer_of, workload
+from torch import Tensor, nn
+
+from fedsieve.cli.bench.measurement import (
+    PROCESSOR,
+    WALL,
+    RepeatedCall,
+    machine,
+    processor_time_in_turns,
+    time_in_turns,
+    warm_up,
+)
+from fedsieve.client.process import keep_freed_memory, num_threads
+from fedsieve.types import Mask
+
+RESULTS = Path(__file__).parent / "results" / "sparselab.json"
+WANTED = {"vit, batch 32": 2.5, "gpt, batch 8": 3}
+"""The ratios that were asked for, at least."""
+
+
+def sparselab() -> Any:
+    """Return the library, from the folder in which it is."""
+    if folder := os.environ.get("SPARSELAB"):
+        sys.path.append(folder)
+    try:
+        return importlib.import_module("sparselab")
+    except ImportError:
+        sys.exit("SparseLab is not there: pip install --no-deps --target peers sparselab, and SPARSELAB=peers")
+
+
+def with_sparse_layers(model: nn.Module, mask: Mask) -> nn.Module:
+    """Let the masked linear layers of a model be SparseLab's; raise what does not compute the same."""
+    library = sparselab()
+    for name, kept in mask.items():
+        path, _, last = name.rpartition(".")
+        layer = model.get_submodule(path)
+        with torch.no_grad():
+            model.get_parameter(name).mul_(kept)
+        if not isinstance(layer, nn.Linear) or last != "weight":
+            continue
+        sparse = library.SparseLinear(layer.in_features, layer.out_features, layer.bias is not None)
+        sparse._csr = library.PaddedCSR.from_dense(layer.weight.detach())
+        sparse._values, sparse.bias = nn.Parameter(torch.from_numpy(sparse._csr.values)), layer.bias
+        parent, _, own = path.rpartition(".")
+        setattr(model.get_submodule(parent), own, sparse)
+    return model
+
+
+def peer_step(case: str, sparsity: float) -> Callable[[], object]:
+    """Return a training step by SparseLab, once it has given what the dense masked model gives."""
+    model, x, y, loss = workload(case)
+    mask = mask_of(model, sparsity)
+    dense = workload(case)[0]
+    with torch.no_grad():
+        for name, kept in mask.items():
+            dense.get_parameter(name).mul_(kept)
+        want: Tensor = dense(x)
+        got: Tensor = with_sparse_layers(model, mask)(x)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, foreach=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def measured(case: str, threads: int) -> dict[str, Any]:
+    """Return a row: milliseconds of both at each sparsity."""
+    keep_freed_memory()
+    with num_threads(threads):
+        calls: dict[str, RepeatedCall] = {}
+        for sparsity in SPARSITIES:
+            calls[f"sparselab {sparsity:g}"] = warm_up(peer_step(case, sparsity))
+            calls[f"kernels {sparsity:g}"] = warm_up(trainer_of(case, sparsity, "fp32")[1])
+        timings, clock = time_in_turns(calls, SAMPLES, SECONDS), WALL
+        if any(timing.kept == 0 for timing in timings.values()):
+            timings, clock = processor_time_in_turns(calls, SAMPLES), PROCESSOR
+    ms = {name: timing.ms for name, timing in timings.items()}
+    return {"case": case, "threads": threads, "machine": machine(), "clock": clock, "ms": ms}
+
+
+def committed() -> list[dict[str, Any]]:
+    """Return the rows that are there."""
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return rows
+
+
+def table() -> str:
+    """Return the table as the page shows it."""
+    lines = ["| step with AdamW | threads | sparsity | SparseLab 0.2.2 | kernels | ratio (wanted) |", "|---" * 6 + "|"]
+    for row in committed():
+        for sparsity in SPARSITIES:
+            theirs, ours = (row["ms"][f"{name} {sparsity:g}"] for name in ("sparselab", "kernels"))
+            wanted = f" ({WANTED[row['case']]:g})" if row["case"] in WANTED else ""
+            cells = f"{row['case']} | {row['threads']} | {sparsity:.0%} | {theirs:.0f} ms | {ours:.0f} ms"
+            lines.append(f"| {cells} | {theirs / ours:.1f}x{wanted} |")
+    return "\n".join(lines)
+
+
+def circumstances() -> str:
+    """Return the hardware and the versions, in one line."""
+    return "; ".join(dict.fromkeys(f"{row['machine']} ({row['clock']})" for row in committed()))
+
+
+def main() -> None:
+    """Measure what is not there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    rows = committed()
+    for case in CASES:
+        for threads in arguments.threads:
+            identity = {"case": case, "threads": threads, "machine": machine()}
+            others = [row for row in rows if not identity.items() <= row.items()]
+            if len(others) < len(rows) and not arguments.again:
+                continue
+            row = measured(case, threads)
+            rows = sorted([*others, row], key=lambda row: (CASES.index(row["case"]), row["threads"]))
+            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            print(f"{case}, {threads} threads: {row['ms']}", file=sys.stderr, flush=True)
+    print(f"{circumstances()}\n\n{table()}")
+
+
+if __name__ == "__main__":
+    main()
