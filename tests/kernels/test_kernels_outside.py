@@ -77,6 +77,37 @@ def test_they_train_and_compute_as_by_pytorch(name: str, native: None) -> None:
     assert predictor.reason is None
 
 
+FAMILIES = {
+    "Qwen2ForCausalLM": {"num_key_value_heads": 1},
+    "GPTNeoXForCausalLM": {},
+    "DistilBertForSequenceClassification": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+}
+"""Of Hugging Face: with their own settings."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(name: str, native: None) -> None:
+    """Biases of some products alone, rotations of some channels, heads by turns; padding, also behind a causal mask."""
+    module = library("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    own = {} if "dim" in FAMILIES[name] else sizes
+    config = getattr(module, f"{name.partition('For')[0]}Config")
+    settings = config(vocab_size=40, max_position_embeddings=16, num_labels=4, **own, **FAMILIES[name])
+    ours, theirs = (made(lambda: getattr(module, name)(settings)) for _ in range(2))
+    ids = torch.randint(40, (3, 8), generator=torch.Generator().manual_seed(2))
+    x = {"input_ids": ids, "attention_mask": (torch.arange(8) < torch.tensor([[8], [5], [6]])).long()}
+    loss, y = (NextToken(), ids) if "Causal" in name else (F.cross_entropy, torch.arange(3))
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    torch.manual_seed(1)
+    want = dense_steps(theirs, {}, optimizer, lambda output, target: loss(logits_of(output), target), [(x, y)])
+    trainer = Trainer(ours, {}, 3, lr=0.1, loss=loss)  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    assert float(trainer.step(x, y)) == pytest.approx(want[0], rel=1e-5)
+    trainer.write_()
+    for each, value in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(each), value, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["timm_vit", "llama", "bert"])
 def test_their_runs_end_where_dense_runs_end(name: str, one_thread: None) -> None:
     run: Run = replace(run_of(name, "topk"), lr=0.02)

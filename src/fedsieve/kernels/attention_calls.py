@@ -41,6 +41,8 @@ class AttentionCalls(MaskCalls):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._scores: dict[Value, Scores] = {}
+        self._masks: dict[int, tuple[SampleMask, tuple[Tensor, InputMask]]] = {}
+        """What masks are, by their identity: layers share one."""
 
     def _rows(self, x: Any, whole: bool = True) -> TokenRows:
         if self._scores_of(x):
@@ -176,7 +178,7 @@ class AttentionCalls(MaskCalls):
         if self._is_input(mask) and not isinstance(mask, SampleMask) and mask.of.dtype == torch.bool:
             mask = self._op_to(mask, torch.bool)
         if isinstance(mask, SampleMask):
-            mask, own = attention_mask(mask, sizes)
+            mask, own = self._sample_mask(mask, sizes)
         if mask is not None:
             if not isinstance(mask, Tensor):
                 raise Unsupported("attention with a mask that the model computes or trains")
@@ -185,6 +187,11 @@ class AttentionCalls(MaskCalls):
         scale = q.index.shape[-1] ** -0.5 if scale is None else scale
         (q, left), (k, right) = self._factored(q), self._factored(k)
         return self._attend(q, k, self.settled(v), scale * left * right, bias, causal, p, own)
+
+    def _sample_mask(self, mask: SampleMask, sizes: torch.Size) -> tuple[Tensor, InputMask]:
+        if id(mask) not in self._masks:
+            self._masks[id(mask)] = mask, attention_mask(mask, sizes)
+        return self._masks[id(mask)][1]
 
     def _factored(self, x: Any) -> tuple[Any, float]:
         """Return a tensor without the number that all of it is multiplied by, and that number: attention has one."""

@@ -33,6 +33,7 @@ from fedsieve.kernels.tokens import (
     ElementProductLayer,
     EmbeddingLayer,
     InputLayer,
+    InputMask,
     LayerNormLayer,
     MeanLayer,
     RearrangedLayer,
@@ -57,6 +58,8 @@ class TokenForward:
         """The operations that read an input of the model, and their field with its address."""
         self.given: dict[Value, Tensor] = {}
         """The inputs of the step."""
+        self._masks: dict[tuple[InputMask, bool, Tensor | None], Tensor] = {}
+        """What is added to scores, which layers of one mask share."""
         self._statistics: dict[Layer, list[Tensor]] = {}
         self._noise: dict[Layer, Buffer] = {}
         self._tables: dict[Layer, CombinationTable] = {}
@@ -138,7 +141,12 @@ class TokenForward:
         if bias is not None:
             own.append(F.pad(bias.mT * LOG2E, (0, line - length)).contiguous())
         if layer.mask is not None:
-            self.context.arena.step(lambda: partial(self._mask, layer, own[1]))
+            key = layer.mask, layer.causal, layer.bias
+            if key in self._masks:  # another layer's
+                own[1] = self._masks[key]
+            else:
+                self._masks[key] = own[1]
+                self.context.arena.step(lambda: partial(self._mask, layer, own[1]))
         if layer.p:
             own.append(torch.zeros(self.batch, layer.heads, length, line // 8, dtype=torch.uint8))
             self.context.arena.step(lambda: partial(self._draw, layer, own[-1]))

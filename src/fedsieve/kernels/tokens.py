@@ -108,7 +108,7 @@ class LayerNormLayer(Layer):
     rms: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputMask:
     """Which keys count for which queries, by an input of the model."""
 
