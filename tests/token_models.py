@@ -133,7 +133,12 @@ class Explicit(nn.Module):
         q, k, v = (y.view(n, t, 3, 4).transpose(1, 2) for y in self.qkv(x).split(width, dim=2))
         slopes = torch.tensor([0.5, 0.25, 0.1]).view(1, 3, 1, 1)
         distance = slopes * (torch.arange(t)[None] - torch.arange(t)[:, None])
-        if self.how == "nanoGPT":
+        if self.how == "baddbmm":
+            q, k, v = (y.flatten(0, 1) for y in (q, k, v))
+            bias = distance.expand(n, 3, t, t).flatten(0, 1)
+            scores = torch.baddbmm(bias, q, k.mT, beta=0.5, alpha=0.4)
+            y = torch.bmm(scores.softmax(-1), v).view(n, 3, t, 4)
+        elif self.how == "nanoGPT":
             scores = (q @ k.transpose(-2, -1)) * 0.5
             scores = scores.masked_fill(self.causal[:t, :t] == 0, -torch.inf)
             y = self.drop(scores.softmax(-1)) @ v
@@ -151,7 +156,7 @@ class Explicit(nn.Module):
 
 
 EXPLICIT = {
-    "nanoGPT": 0.3, "einsum": 0.2, "window": 0.0, "slopes": 0.4, "MultiheadAttention": 0.1,
+    "nanoGPT": 0.3, "baddbmm": 0.0, "einsum": 0.2, "window": 0.0, "slopes": 0.4, "MultiheadAttention": 0.1,
     "MultiheadAttention with weights": 0.2, "masked MultiheadAttention with weights": 0.0,
 }  # fmt: skip
 """Ways to write attention, and dropout of its probabilities."""

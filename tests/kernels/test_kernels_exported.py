@@ -159,10 +159,11 @@ class Refused(nn.Module):
         ("rest", "scale: no layer uses it"),
     ],
 )
-def test_what_the_kernels_do_not_have_is_named(what: str, line: str) -> None:
+def test_what_the_kernels_do_not_have_is_named(what: str, line: str, capfd: pytest.CaptureFixture[str]) -> None:
     model = made(lambda: Refused(what))
     with pytest.raises(Unsupported) as error:
         read_graph(model, (LENGTH,), torch.int64)
     assert not model.get_buffer("calls").any()
     assert line in str(error.value) or (what == "rest" and "no layer uses" in str(error.value))
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")  # PyTorch prints what it had exported

@@ -95,9 +95,8 @@ class AttentionCalls(MaskCalls):
     _op_bmm = _op_matmul
 
     def _op_baddbmm(self, add: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Any:
-        if beta != 1 or alpha != 1:
-            raise Unsupported("baddbmm with factors")
-        return self._op_add(self._op_matmul(x, y), add)
+        scores = self._op_mul(self._op_matmul(x, y), alpha)
+        return self._op_add(scores, add, beta) if beta else scores
 
     def _op_einsum(self, equation: str, operands: Any, path: Any = None) -> Places:
         """A product of two activations over one letter, with the same leading letters; that of attention."""

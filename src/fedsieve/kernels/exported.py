@@ -6,11 +6,12 @@ numbers. A layer then looks which tokens, and which of their channels, it was gi
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -41,7 +42,7 @@ from fedsieve.types import InputError, logits_of
 MOVES = {
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "select",
     "slice", "split", "split_with_sizes", "chunk", "unbind", "flatten", "unflatten", "contiguous", "clone", "t",
-    "movedim", "swapaxes", "swapdims", "mT",
+    "movedim", "swapaxes", "swapdims", "mT", "numpy_T",
     "alias", "narrow", "repeat", "repeat_interleave", "stack", "roll", "flip", "unfold", "index",
     "index_select",
 }  # fmt: skip
@@ -56,7 +57,7 @@ def read_exported(
     modes = {m: m.training for m in model.modules()}
     args, kwargs = inputs.zeros(SAMPLES + 1)
     try:
-        with _plain_layers(model), torch.random.fork_rng(devices=[]):
+        with _plain_layers(model), torch.random.fork_rng(devices=[]), redirect_stderr(io.StringIO()):
             batch: Any = {0: torch.export.Dim.AUTO}
             batches = dict.fromkeys(kwargs, batch) if kwargs else (batch,) * len(args)
             program = torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)

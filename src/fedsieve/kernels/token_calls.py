@@ -171,8 +171,7 @@ class TokenCalls(TokenExpressions):
 
     def _op_cat(self, parts: Sequence[Any], dim: int = 0) -> Any:
         """Tokens one behind another; those of a parameter are the same in every sample."""
-        if not all(isinstance(part, Places) for part in parts):
-            raise Unsupported("a concatenation with constants")
+        parts = [self._places(part) if isinstance(part, Tensor) else part for part in parts]
         last = max(part.index.dim() for part in parts) - 1
         of_one = (
             len({id(part.of) for part in parts}) == 1 and self._is_tokens(parts[0]) and not self._is_input(parts[0])
