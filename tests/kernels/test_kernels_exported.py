@@ -49,6 +49,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "filled with 0": lambda q, scores, _: scores.masked_fill(torch.eye(LENGTH) > 0, 0).softmax(-1) @ q,
     "mask of a sample": lambda q, scores, _: scores.masked_fill(scores > 0, -torch.inf).softmax(-1) @ q,
     "dropout of scores": lambda q, scores, _: F.dropout(scores, 0.5).softmax(-1) @ q,
+    "all dropped": lambda q, scores, _: F.dropout(scores.softmax(-1), 1.0) @ q,
     "sum": lambda q, scores, _: (scores + scores).softmax(-1) @ q,
     "three factors": lambda q, scores, _: torch.einsum("nhqk,nhkd,nhkd->nhqd", scores.softmax(-1), q, q),
 }
@@ -136,6 +137,7 @@ class Refused(nn.Module):
         ("filled with 0", "attention's scores filled with 0, which still counts"),
         ("mask of a sample", "a comparison of anything but an input's numbers with a number"),
         ("dropout of scores", "dropout of attention's scores, or twice of its weights"),
+        ("all dropped", "dropout of everything (p is 1)"),
         ("sum", "a sum of attention's scores with what the model computes or trains"),
         ("three factors", "einsum of nhqk,nhkd,nhkd->nhqd"),
         ("scale", "a product with a parameter that has not one number a channel"),

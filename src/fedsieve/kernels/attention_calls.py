@@ -164,6 +164,7 @@ class AttentionCalls(MaskCalls):
             return super()._op_dropout(x, p, train)
         if not scores.weights or scores.p:
             raise Unsupported("dropout of attention's scores, or twice of its weights")
+        self._some_kept(p)
         if self._memory_order() != [*range(x.index.dim())]:
             raise Unsupported("dropout of attention's weights that do not lie in their order in memory")
         return self._put_scores(replace(scores, p=p), x.index)
@@ -172,6 +173,7 @@ class AttentionCalls(MaskCalls):
         self, q: Any, k: Any, v: Any, mask: Any = None, p: float = 0.0, causal: bool = False,
         scale: float | None = None, enable_gqa: bool = False,
     ) -> Places:  # fmt: skip
+        self._some_kept(p)
         bias = own = None
         sizes = torch.Size([*q.index.shape[:-1], k.index.shape[-2]])
         if self._is_input(mask) and not isinstance(mask, SampleMask) and mask.of.dtype == torch.bool:

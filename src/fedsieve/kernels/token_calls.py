@@ -136,6 +136,7 @@ class TokenCalls(TokenExpressions):
         if not train or not p:
             assert isinstance(x, Places)
             return x
+        self._some_kept(p)
         self._draws()
         rows = self._all(self._rows(x))
         length = rows.value.width
@@ -150,6 +151,10 @@ class TokenCalls(TokenExpressions):
         layer = DropoutLayer([rows.value], tokens(rows.channels, length), p, drawn)
         given = self._given(self._put(layer), rows.ids)
         return replace(given, index=given.index.permute(order))
+
+    def _some_kept(self, p: float) -> None:
+        if p == 1:
+            raise Unsupported("dropout of everything (p is 1)")
 
     def _memory_order(self) -> list[int]:
         """Return the dimensions of an operation's first tensor from the widest stride to the narrowest."""
