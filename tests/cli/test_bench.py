@@ -116,12 +116,13 @@ def test_where_all_samples_are_disturbed_the_processor_time_of_one_thread_counts
 
 
 @pytest.mark.parametrize("model", NETWORKS)
-def test_every_network_has_its_images_and_its_sparse_layers(model: str) -> None:
+def test_every_network_has_its_examples_and_its_sparse_layers(model: str) -> None:
     case = Workload(model, 2, 0.75)
     network, mask = case.pruned_network()
     x, y = case.examples()
-    assert network(x).shape == (2, SHAPES[model][2])
-    assert int(y.max()) < SHAPES[model][2]
+    length, classes = workload.TEXTS.get(model) or (None, SHAPES[model][2])
+    assert network(x).shape == ((2, length, classes) if length else (2, classes))
+    assert int(y.max()) < classes
     for name, own in mask.items():
         assert float(own.float().mean()) == pytest.approx(0.25, abs=0.01)
         assert not network.get_parameter(name)[~own].any()
@@ -205,7 +206,7 @@ def test_the_sparse_step_is_measured_beside_the_dense_one(here: None, rule: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["digits_net", "linear", "leaf_cnn"])
+@pytest.mark.parametrize("model", ["digits_net", "linear", "leaf_cnn", "char_gpt"])
 def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
     needs_kernels()
     case = Workload(model, 16, 0.9)
@@ -220,8 +221,9 @@ def test_the_sparse_step_learns_what_the_dense_one_does(model: str) -> None:
 @pytest.mark.system
 def test_inference_is_measured_for_one_example(here: None) -> None:
     needs_kernels()
-    row = inference.measure_inference(replace(SMALL, batch=1), Effort(1, 1, 20.0))
-    assert row.ms_sparse or not row.samples_kept
+    for model in (SMALL.model, "char_gpt"):
+        row = inference.measure_inference(replace(SMALL, model=model, batch=1), Effort(1, 1, 20.0))
+        assert row.ms_sparse or not row.samples_kept
 
 
 # the commands

@@ -57,14 +57,14 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "struct Leaky {\n    Map in, from, out;\n    float slope;\n};\n\nstruct Op {\n",
             ),
             (
-                "X(COMBINATION, Combination, combination)",
-                "X(COMBINATION, Combination, combination) X(LEAKY, Leaky, leaky)",
+                "X(VECTOR_COMBINATION, VectorCombination, vector_combination)",
+                "X(VECTOR_COMBINATION, VectorCombination, vector_combination) X(LEAKY, Leaky, leaky)",
             ),
         ],
         f"{PACKAGE}/abi.py": [
             (
                 "class Instruction(",
-                "class LeakyOp(Operation):\n    kind = 34\n"
+                "class LeakyOp(Operation):\n    kind = 39\n"
                 '    _fields_ = fields_of((FeatureMap, "in_ from_ out"), (c_float, "slope"))\n\n\nclass Instruction(',
             ),
         ],
@@ -97,7 +97,7 @@ void leaky(const Leaky& g, int thread, int threads) {
                 "            self.deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n",
                 "            self.deliver(layer.inputs[0], lambda to: CopyOp(g, to, CopyOp.UNFLATTEN), g)\n"
                 "        elif isinstance(layer, LeakyLayer):\n"
-                "            self._recompute(layer.inputs[0])\n"
+                "            self.recompute(layer.inputs[0])\n"
                 "            x = self.activations[layer.inputs[0]]\n"
                 "            self.deliver(layer.inputs[0], lambda to: LeakyOp(x, g, to, layer.slope), x, g)\n",
             ),

@@ -15,7 +15,8 @@ import typer
 
 from fedsieve import __version__
 from fedsieve.cli.bench.commands import bench_app
-from fedsieve.cli.options import with_execution
+from fedsieve.cli.generate import generate_command
+from fedsieve.cli.options import DataDir, Model, Own, with_execution
 from fedsieve.runs.execution import Execution
 
 app = typer.Typer(
@@ -30,7 +31,6 @@ app.add_typer(flower_app, name="flower")
 
 Recipe = Annotated[str, typer.Argument(help="A built-in recipe (fedsieve list recipes) or your file.py:function.")]
 Setting = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Change a field.")]
-DataDir = Annotated[str | None, typer.Option("--data", help="Folder of the datasets, or hub. Default: FEDSIEVE_DATA.")]
 Init = Annotated[
     Path | None,
     typer.Option("--init", help="Weights to start from: .safetensors, .fsv, or a folder with model.safetensors."),
@@ -44,8 +44,6 @@ Axis = Annotated[
         help="The values of a field; apart by ; where a value has commas itself (quote it: -s 'task.tiers=1;.5,.5').",
     ),
 ]
-Model = Annotated[Path, typer.Argument(help="A run directory, or a .fsv file.", metavar="RUN_DIR")]
-Own = Annotated[str, typer.Option("--recipe", help="For a network or data of your own: the file.py:function that ran.")]
 
 
 def _show_version(show: bool) -> None:
@@ -282,6 +280,9 @@ def predict_command(
     logits, way = choose_forward(trained, batch, kernels)
     typer.echo(f"kernels: {way}", err=True)
     print_predictions(predict(trained, examples, logits, batch, top), as_json)
+
+
+app.command("generate")(generate_command)
 
 
 @app.command("export")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from fedsieve.kernels import token_ops  # noqa: F401  (whose operations are checked, too)
+from fedsieve.kernels import decode_ops, token_ops  # noqa: F401  (whose operations are checked, too)
 from fedsieve.kernels.abi import Operation
 from fedsieve.types import InputError
 
-ABI = 11
+ABI = 12
 """What ``fs_abi`` of a library must answer: raised whenever a signature changes."""
 
 V2 = "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"

@@ -38,9 +38,9 @@ class Program:
     keep: list[Any] = field(default_factory=list)
     """What the operations point to, kept alive."""
 
-    def run(self) -> None:
-        """Run all steps with ``library.get_num_threads()`` threads."""
-        threads = get_num_threads()
+    def run(self, threads: int = 0) -> None:
+        """Run all steps with so many threads; 0: ``library.get_num_threads()``."""
+        threads = threads or get_num_threads()
         for call in self.calls:
             if isinstance(call, tuple):
                 native().fs_run(*call, threads)

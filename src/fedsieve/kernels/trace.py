@@ -106,13 +106,18 @@ def read_graph(
     """
     if why := changed_calls(model):
         raise Unsupported(why)
+    recurrent = next((name for name, m in model.named_modules() if isinstance(m, nn.RNNBase)), None)
     if isinstance(shape, Inputs) and shape.alone:
         dtype, shape = shape.dtypes[0], shape.shapes[0]
     if isinstance(shape, Inputs) or dtype != torch.float32:
+        if recurrent is not None:  # to export one takes half a minute
+            raise Unsupported(f"{recurrent}: the kernels do not know recurrent layers")
         return read_exported(model, shape, dtype, training)
     try:
         return _traced(model, shape, training)
     except Unsupported as error:
+        if recurrent is not None:
+            raise
         if any(isinstance(m, nn.LayerNorm | nn.RMSNorm | nn.MultiheadAttention) for m in model.modules()):
             return read_exported(model, shape, dtype, training)
         if not str(error).startswith("the model cannot be traced"):

@@ -84,6 +84,17 @@ class ModelMetadata:
         return LoRA(**{name: v for name, v in fields.items() if name != "kind"}) if fields else None
 
     @property
+    def next_token(self) -> bool:
+        """Whether it tells the next token of a text."""
+        loss = self.run.get("task", {}).get("loss")
+        return isinstance(loss, dict) and loss.get("kind") == "NextToken"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network takes."""
+        return torch.int64 if self.next_token else torch.float32
+
+    @property
     def test_limit(self) -> int:
         """How many test examples the run used; 0: all."""
         return int(self.run["task"].get("test_limit", 0))

@@ -44,7 +44,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure what sparsity saves 
 Model = Annotated[
     str,
     typer.Option(
-        help="resnet18, leaf_cnn, mnist_net (or _softmax), digits_net, lenet5, feddst_net, or linear (alone)."
+        help="resnet18, leaf_cnn, mnist_net (or _softmax), digits_net, lenet5, feddst_net, vit_tiny, char_gpt, linear."
     ),
 ]
 Sparsity = Annotated[str, typer.Option(metavar="S1,S2", help="The share of zeros; a row each.")]

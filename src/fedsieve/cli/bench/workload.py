@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve import kernels
+from fedsieve.client.losses import Loss, NextToken
 from fedsieve.client.models import MODELS
 from fedsieve.client.process import seeded
 from fedsieve.client.training import params_of
+from fedsieve.client.vector_models import CharGPT
 from fedsieve.engine.models import first_line
 from fedsieve.runs.model import TrainedModel, open_model
 from fedsieve.sparse.layers import swat_
@@ -56,7 +58,9 @@ class LinearNet(nn.Module):
         return logits
 
 
-NETWORKS = MODELS | {"linear": LinearNet}
+NETWORKS = MODELS | {"linear": LinearNet, "char_gpt": CharGPT}
+TEXTS: Mapping[str, tuple[int, int]] = {"char_gpt": (80, 65)}
+"""The tokens of an example, and those of the vocabulary, of networks of text."""
 SHAPES: Mapping[str, tuple[int, int, int]] = {
     "resnet18": (3, 32, 10),
     "leaf_cnn": (1, 28, 62),
@@ -74,7 +78,7 @@ SHAPES: Mapping[str, tuple[int, int, int]] = {
 """Channels, side and classes of a network's images."""
 POLICIES = {
     **{"resnet18": "layer*", "resnet18_groupnorm": "layer*", "resnet50": "layer*", "linear": "fc"},
-    **dict.fromkeys(("mnist_net", "mnist_net_softmax", "mobilenet_v2", "vit_tiny"), "flash"),
+    **dict.fromkeys(("mnist_net", "mnist_net_softmax", "mobilenet_v2", "vit_tiny", "char_gpt"), "flash"),
 }
 """The policy on a frozen mask, where it is not ``zerofl``: ResNet-18's shortcuts are sparse too."""
 
@@ -119,23 +123,40 @@ class Workload:
         """Whether ``model`` is the path of a trained one, whose zeros are its own."""
         return self.model not in NETWORKS and Path(self.model).exists()
 
+    @property
+    def text(self) -> bool:
+        """Whether examples are tokens, and targets those that follow."""
+        return _opened(self.model, self.recipe).metadata.next_token if self.trained else self.model in TEXTS
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of a training step."""
+        return NextToken() if self.text else F.cross_entropy
+
     def network(self) -> nn.Module:
         """Return the network, always with the same weights."""
         if self.trained:
             return copy.deepcopy(_opened(self.model, self.recipe).network)
-        channels, _, classes = SHAPES[self.model]
+        channels, classes = TEXTS.get(self.model) or SHAPES[self.model][::2]
         with seeded(SEED, []):
             return NETWORKS[self.model](channels, classes)
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """Return a batch of noise, always the same."""
         generator = torch.Generator().manual_seed(SEED)
+        shape: tuple[int, ...]
         if self.trained:
             about = _opened(self.model, self.recipe).metadata
             shape, classes = about.shape, max(1, len(about.classes))
+        elif self.text:
+            length, classes = TEXTS[self.model]
+            shape = (length,)
         else:
             channels, side, classes = SHAPES[self.model]
             shape = channels, side, side
+        if self.text:
+            x, y = (torch.randint(classes, (self.batch, *shape), generator=generator) for _ in range(2))
+            return x, y
         x = torch.randn(self.batch, *shape, generator=generator)
         return x, torch.randint(classes, (self.batch,), generator=generator)
 
@@ -172,10 +193,10 @@ def _opened(path: str, recipe: str) -> TrainedModel:
     if not opened.metadata.shape:
         raise InputError(f"{path} does not say what one example is: compress it with shape=(...), or name its run")
     try:
-        opened.network(torch.zeros(1, *opened.metadata.shape))
+        opened.network(torch.zeros(1, *opened.metadata.shape).to(opened.metadata.dtype))
     except Exception as error:
         what = f"given numbers of shape {[*opened.metadata.shape]} it fails ({first_line(error)})"
-        raise InputError(f"{path}: {what}: models of numbers and images can be measured") from error
+        raise InputError(f"{path}: {what}: models of numbers, images and text can be measured") from error
     return opened
 
 
@@ -192,7 +213,7 @@ def dense_step(workload: Workload, kind: str, layout: str, frozen: bool, compile
     model, mask = workload.pruned_network() if frozen else (workload.network(), {})
     model = to_layout(model, layout).train()
     x, y = workload.examples()
-    x = x.to(memory_format=LAYOUTS[layout])
+    x = x.to(memory_format=LAYOUTS[layout]) if x.dim() == 4 else x
     weights: list[Tensor] = [model.get_parameter(name) for name in mask]
     masks: Any = [torch.empty_like(w).copy_(own) for w, own in zip(weights, mask.values(), strict=True)]
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, foreach=True)
@@ -201,7 +222,7 @@ def dense_step(workload: Workload, kind: str, layout: str, frozen: bool, compile
     def step() -> object:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
-            loss = F.cross_entropy(forward(x), y)
+            loss = workload.loss(forward(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if weights:
@@ -218,8 +239,9 @@ def sparse_trainer(workload: Workload, low_memory: bool = False) -> kernels.Trai
     if workload.rule == "swat":
         swat_(model, workload.densities(model), workload.period)
     return kernels.Trainer(
-        model.train(), mask, workload.batch, lr=LR, momentum=MOMENTUM, storage=workload.storage, low_memory=low_memory
-    )
+        model.train(), mask, workload.batch, lr=LR, momentum=MOMENTUM, storage=workload.storage, low_memory=low_memory,
+        loss=workload.loss,
+    )  # fmt: skip
 
 
 def sparse_step(trainer: kernels.Trainer, workload: Workload) -> Step:

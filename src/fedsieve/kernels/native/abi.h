@@ -397,6 +397,70 @@ struct Combination {
     int32_t terms;
 };
 
+// One token of one sample (decode.cpp): a value is a row of floats, one a channel.
+//
+// y[r] = bias[r] + sum over the entries of row r of value * x[index]: a linear layer whose rows, sorted by how many entries
+// they have, lie in slices of 16 (sliced ELLPACK): slice s has the rows order[16 s] and so on; its entries, from start[s] to
+// start[s + 1], go round and round its rows. Rows with fewer are filled up with zeros.
+struct SlicedLinear {
+    const float* x;
+    float* y;
+    const int64_t* start;     // [slices + 1]
+    const uint16_t* index;
+    const float* value;
+    const int32_t* order;     // [rows]
+    const float* bias;        // [rows] or null
+    int64_t rows;
+};
+
+// LayerNorm, or RMSNorm, as in LayerNorm.
+struct VectorNorm {
+    const float* x;
+    float* out;
+    const float* gamma;       // [channels] or null
+    const float* beta;
+    int64_t channels;
+    int32_t rms;
+    float eps;
+};
+
+// Attention of the token at `position` with itself and those before it, whose keys and values are kept; its own are added.
+struct CachedAttention {
+    const float* q;           // [heads][size]
+    const float* k;           // [kv_heads][size]
+    const float* v;
+    float* out;               // [heads][size]
+    float* keys;              // [kv_heads][room / 64][size][64]
+    float* values;            // [kv_heads][room][size, up to a multiple of 16]
+    const int64_t* position;  // [1], below `room`, which is a multiple of 64
+    const float* bias;        // null, or added to the scores: [heads or 1][positions][room]
+    int64_t room;
+    int64_t bias_head;        // numbers from one head's bias to the next; 0: it is the same
+    int32_t heads, kv_heads, size;
+    float scale;
+};
+
+// out = scale x + table[row[position]], each of them 0 where its pointer (or the row: -1) says that there is none.
+struct TableRow {
+    const float* x;           // [channels] or null
+    float* out;
+    const float* table;       // [rows][channels] or null
+    const int64_t* row;
+    const int64_t* position;  // [1] or null: 0
+    int64_t channels;
+    float scale;
+};
+
+// out[c] = sum over k < terms of table[position][k][c] * x[source[k][c]]
+struct VectorCombination {
+    const float* x;
+    float* out;
+    const float* table;       // [positions][terms][channels]
+    const int32_t* source;    // [terms][channels]
+    const int64_t* position;  // [1] or null: 0
+    int64_t channels, terms;
+};
+
 // `times` rounds of 192 multiply-adds in registers, or (`reads`) of one for each number of a thread's part of the memory.
 struct Roof {
     float* memory;  // [threads][count], zeros
@@ -422,7 +486,9 @@ struct Op {
     X(ATTENTION_BACKWARD, AttentionBackward, attention_backward) X(EMBEDDING, Embedding, embedding)               \
     X(EMBEDDING_BACKWARD, EmbeddingBackward, embedding_backward) X(REARRANGE, Rearrange, rearrange)               \
     X(TOKEN_PACK, TokenPack, token_pack) X(TOKEN_LOSS, TokenLoss, token_loss) X(MULTIPLY, Multiply, multiply)   \
-    X(COMBINATION, Combination, combination)
+    X(COMBINATION, Combination, combination) X(SLICED_LINEAR, SlicedLinear, sliced_linear)                        \
+    X(VECTOR_NORM, VectorNorm, vector_norm) X(CACHED_ATTENTION, CachedAttention, cached_attention)                \
+    X(TABLE_ROW, TableRow, table_row) X(VECTOR_COMBINATION, VectorCombination, vector_combination)
 
 enum Kind {
 #define FS_KIND(kind, type, function) kind,
