@@ -89,6 +89,14 @@ class Refused(nn.Module):
         if self.what == "late":
             noise = x.new_empty(x.shape[0], 1, 1).bernoulli_(0.5)
             return F.dropout(x) * noise
+        if self.what == "padded":
+            return x * (ids != 0).unsqueeze(-1)
+        if self.what == "float mask":
+            return x * (ids != 0).float().unsqueeze(-1)
+        if self.what == "computed":
+            return self.tokens(ids.cumsum(1).flip(1))
+        if self.what == "centred":
+            return x - x.mean(-1, keepdim=True)
         if self.what == "set":
             return {"features": x}
         if self.what == "conv":
@@ -144,6 +152,10 @@ class Refused(nn.Module):
         ("softplus", "a function of each number that the kernels do not have"),
         ("spread", "the kernels do not know std"),
         ("late", "random numbers that others are drawn before they are used, or that are not used"),
+        ("padded", "truth values, or numbers computed of an input's whole ones, in arithmetic"),
+        ("float mask", "a conversion to torch.float32"),
+        ("computed", "truth values, or numbers computed of an input's, that are joined or moved"),
+        ("centred", "a mean that is not over the tokens of [n, length, channels]"),
         ("set", "a model of tokens, and the model returns dict, where a tensor is needed, or what has logits"),
         ("conv", "conv: the kernels do not know conv1d"),
         ("mixed", "tokens that stand in other places than those that they meet"),

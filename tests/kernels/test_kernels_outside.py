@@ -80,6 +80,7 @@ def test_they_train_and_compute_as_by_pytorch(name: str, native: None) -> None:
 FAMILIES = {
     "Qwen2ForCausalLM": {"num_key_value_heads": 1},
     "GPTNeoXForCausalLM": {},
+    "RobertaForSequenceClassification": {"pad_token_id": 1},
     "DistilBertForSequenceClassification": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
 }
 """Of Hugging Face: with their own settings."""
@@ -96,6 +97,7 @@ def test_other_families(name: str, native: None) -> None:
     ours, theirs = (made(lambda: getattr(module, name)(settings)) for _ in range(2))
     ids = torch.randint(40, (3, 8), generator=torch.Generator().manual_seed(2))
     x = {"input_ids": ids, "attention_mask": (torch.arange(8) < torch.tensor([[8], [5], [6]])).long()}
+    x["input_ids"] = torch.where(x["attention_mask"] == 1, ids, 1)
     loss, y = (NextToken(), ids) if "Causal" in name else (F.cross_entropy, torch.arange(3))
     optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
     torch.manual_seed(1)

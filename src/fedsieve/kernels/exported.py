@@ -26,7 +26,7 @@ from fedsieve.kernels.expressions import Expression, RowNoise
 from fedsieve.kernels.graph import Graph, Layer, Value
 from fedsieve.kernels.inputs import Inputs
 from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
-from fedsieve.kernels.sample_masks import COMPARISONS, SampleMask, moved_mask
+from fedsieve.kernels.sample_masks import COMPARISONS, Computed, SampleMask, moved_mask
 from fedsieve.kernels.token_expressions import EXPRESSIONS
 from fedsieve.kernels.tokens import (
     EmbeddingLayer,
@@ -201,8 +201,8 @@ class _ExportReader(AttentionCalls):
         if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
-            if isinstance(places[0], SampleMask):
-                return moved_mask(target, places[0], args, kwargs)
+            if isinstance(places[0], SampleMask | Computed):
+                return moved_mask(target, places, args, kwargs)
             if any(isinstance(x, Expression) for x in places):
                 return self._moved(target, args, kwargs, places)
             moved = target(*indices(args), **indices(kwargs))

@@ -78,6 +78,8 @@ class RowNoise:
 
 def terms_of(x: Places, count: int = 0) -> list[Term]:
     """Return the terms of a tensor, with zeros up to so many."""
+    if isinstance(x, Expression) and not isinstance(x, Combination):
+        raise Unsupported("an expression among sums of channels that is none")
     terms = x.terms if isinstance(x, Combination) else [(x.index, _constants(1, x.index))]
     return terms + [(x.index, _constants(0, x.index))] * (count - len(terms))
 

@@ -32,10 +32,24 @@ class SampleMask(Expression):
         return replace(self, index=self.index.expand(sizes), allowed=self.allowed.expand(sizes))
 
 
-def moved_mask(move: Callable[..., Any], x: SampleMask, args: Any, kwargs: Any) -> SampleMask:
-    """Return a mask whose values were only moved."""
-    index, allowed = (move(one, *args[1:], **kwargs) for one in (x.index, x.allowed))
-    return replace(x, index=index, allowed=allowed)
+@dataclass
+class Computed(Expression):
+    """Whole numbers computed of an input's, [n, length]: positions that leave padding out, for an embedding."""
+
+    compute: Callable[[Tensor], Tensor] = torch.Tensor.long
+    """What they are of a batch of the input's numbers."""
+
+
+def moved_mask(move: Callable[..., Any], places: list[Places], args: Any, kwargs: Any) -> SampleMask | Computed:
+    """Return a mask whose values were only moved, or numbers that stay where they are."""
+    x = places[0]
+    if len(places) == 1 and isinstance(args[0], Places):
+        index = move(x.index, *args[1:], **kwargs)
+        if isinstance(x, SampleMask):
+            return replace(x, index=index, allowed=move(x.allowed, *args[1:], **kwargs))
+        if isinstance(x, Computed) and isinstance(index, Tensor) and torch.equal(index, x.index):
+            return x
+    raise Unsupported("truth values, or numbers computed of an input's, that are joined or moved")
 
 
 def attention_mask(x: SampleMask, sizes: torch.Size) -> tuple[Tensor, InputMask]:
@@ -68,7 +82,54 @@ class MaskCalls(TokenCalls):
             return x
         if wanted == [torch.bool] and self._is_input(x) and not isinstance(x, Expression):
             return self._mask_of(x, torch.Tensor.bool)
+        if len(wanted) == 1 and not wanted[0].is_floating_point and (own := self._computed(x)) is not None:
+            kind, compute = wanted[0], own.compute
+            return replace(own, compute=lambda numbers: compute(numbers).to(kind))
         raise Unsupported(f"a conversion to {wanted[0] if wanted else 'another device'}")
+
+    def _computed(self, x: Any) -> Computed | None:
+        """Return what is computed of all numbers of an input of whole ones; None of other tensors."""
+        if isinstance(x, Computed):
+            return x
+        if not self._is_input(x) or x.of.dtype != torch.int64 or x.index.shape[1:] != x.of.sizes:
+            return None
+        whole = torch.equal(x.index.flatten(), torch.arange(x.index.numel()))
+        if isinstance(x, SampleMask):
+            return Computed(x.of, x.index, x.test) if whole and bool(x.allowed.all()) else None
+        return Computed(x.of, x.index, torch.Tensor.long) if whole and not isinstance(x, Expression) else None
+
+    def _op_cumsum(self, x: Any, dim: int) -> Computed:
+        own = self._computed(x)
+        if own is None or dim not in (1, -1) or x.index.dim() != 2:
+            raise Unsupported("a cumulative sum of anything but an input's whole numbers [n, length]")
+        compute = own.compute
+        return replace(own, compute=lambda numbers: compute(numbers).cumsum(1))
+
+    def _op_gather(self, table: Any, dim: int, x: Any, sparse_grad: bool = False) -> Computed:
+        if not isinstance(table, Tensor) or not isinstance(x, Computed) or dim not in (1, -1) or table.dim() != 2:
+            raise Unsupported("gather of anything but constants by an input's whole numbers")
+        if not torch.equal(table, table[:1].expand_as(table)):
+            raise Unsupported("constants that differ from sample to sample")
+        row, compute = table[0].clone(), x.compute
+        return replace(x, compute=lambda numbers: row[compute(numbers)])
+
+    def _both(self, op: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Computed | None:
+        """Return an operation on whole numbers of one input, or on these and a number; None of other tensors."""
+        if not any(isinstance(one, Computed) for one in (x, y)):
+            return None
+        parts = [one if isinstance(one, int) else self._computed(one) for one in (x, y)]
+        own = next(one for one in parts if isinstance(one, Computed))
+        if any(one is None or (isinstance(one, Computed) and one.of is not own.of) for one in parts):
+            raise Unsupported("arithmetic of an input's whole numbers and others")
+        first, second = (one.compute if isinstance(one, Computed) else (lambda _, number=one: number) for one in parts)
+        return replace(own, compute=lambda numbers: op(first(numbers), second(numbers)))
+
+    def _op_mul(self, x: Any, y: Any) -> Any:
+        return self._both(operator.mul, x, y) or super()._op_mul(x, y)
+
+    def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Any:
+        own = self._both(operator.add if alpha == 1 else operator.sub, x, y) if alpha in (1, -1) else None
+        return own or super()._op_add(x, y, alpha)
 
     def _op_logical_not(self, x: Any) -> SampleMask:
         if self._is_input(x) and not isinstance(x, Expression):

@@ -101,7 +101,7 @@ class TokenCalls(TokenExpressions):
             raise Unsupported("an embedding with scale_grad_by_freq or sparse")
         if isinstance(x, Tensor):
             return Places(weight.of, weight.index[x])
-        table = self._parameter(weight)
+        table, compute = self._parameter(weight), getattr(x, "compute", None)
         assert table is not None
         if (
             not self._is_input(x)
@@ -111,7 +111,7 @@ class TokenCalls(TokenExpressions):
             raise Unsupported("an embedding of anything but all of the input")
         length = x.index.numel() // SAMPLES
         layer = EmbeddingLayer([], tokens(table.shape[1], length), Parameters(weight=table), self._name(table))
-        layer.padding, layer.of = padding, x.of
+        layer.padding, layer.of, layer.compute = padding, x.of, compute
         return self._given(self._put(layer), x.index)
 
     def _op_gelu(self, x: Any, approximate: str = "none") -> Places:

@@ -47,6 +47,7 @@ EXPRESSIONS = {
     "mul", "add", "sub", "div", "neg", "pow", "square", "tanh", "mean", "rsqrt", "sqrt", "cat", "view_as_complex",
     "view_as_real", "bernoulli", "matmul", "bmm", "baddbmm", "einsum", "masked_fill", "where", "softmax", "_softmax",
     "scaled_dot_product_attention", "to", "logical_not", "bitwise_not", "logical_and", "bitwise_and", "and",
+    "cumsum", "gather", "embedding",
 }  # fmt: skip
 """Operations that take expressions as they are."""
 
@@ -77,8 +78,10 @@ class TokenExpressions(TokenTensors):
             if name == "square":
                 return self._given(self._put(ElementProductLayer([rows.value] * 2, value)), rows.ids)
             return self._given(self._put(ActivationLayer([rows.value], value, name)), rows.ids)
-        what = "complex numbers" if isinstance(x, Complex) else "a mean over channels"
-        raise Unsupported(f"{what} in another way than a norm's or a rotation's")
+        if isinstance(x, Complex | MeanSquare):
+            what = "complex numbers" if isinstance(x, Complex) else "a mean over channels"
+            raise Unsupported(f"{what} in another way than a norm's or a rotation's")
+        raise Unsupported("truth values, or numbers computed of an input's whole ones, in arithmetic")
 
     def _combined(self, x: Combination) -> Places:
         if len(x.terms) == 1 and bool((x.terms[0][1] == 1).all()):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.kernels.abi import WORDS, CopyOp, GatherOp, MapPointer, address
+from fedsieve.kernels.checks import between
 from fedsieve.kernels.combinations import AGAIN, CombinationTable
 from fedsieve.kernels.fallback import Passage
 from fedsieve.kernels.graph import Layer, Value
@@ -88,8 +89,12 @@ class TokenForward:
         self.context.arena.step(make, out)
 
     def _embedding(self, layer: EmbeddingLayer, ins: list[Buffer], out: Buffer) -> None:
-        rows = None if layer.rows is None else self._own(layer.rows.repeat(self.batch))
-        self._statistics[layer] = self.memory[-1:] if layer.rows is not None else []
+        own = None if layer.rows is None else layer.rows.repeat(self.batch)
+        if layer.compute is not None:
+            own = torch.zeros(self.batch * layer.output.width, dtype=torch.int64)
+            self.context.arena.step(lambda: partial(self._compute_rows, layer, own))
+        rows = None if own is None else self._own(own)
+        self._statistics[layer] = [] if own is None else [own]
         trained = isinstance(layer.module.weight, nn.Parameter)
 
         def make() -> EmbeddingOp:
@@ -103,6 +108,13 @@ class TokenForward:
             return self.context.counted(op, layer.output.width)
 
         self.context.arena.step(make, *ins, out)
+
+    def _compute_rows(self, layer: EmbeddingLayer, rows: Tensor) -> None:
+        assert layer.of is not None
+        assert layer.compute is not None
+        own = layer.compute(self.given[layer.of]).flatten()
+        between(f"rows of {layer.parameter}", own, len(layer.module.weight))
+        rows[: len(own)] = own
 
     def reads(self, op: Any, layer: EmbeddingLayer) -> None:
         """Let an operation have an input's numbers as its rows."""

@@ -59,10 +59,10 @@ class TokenSteps(TokenForward):
             op = EmbeddingBackwardOp(grad=g, grad_table=place, rows=len(table.view(-1, g.channels)))
             op.padding = layer.padding
             op.clear = int(not layer.tied)  # a product's gradient stands there already
-            if layer.rows is None:
-                self.reads(op, layer)
-            else:
+            if self._statistics[layer]:
                 op.row = address(self._statistics[layer][0])
+            else:
+                self.reads(op, layer)
             return self.step.counted(op, layer.output.width)
 
         if table.requires_grad:

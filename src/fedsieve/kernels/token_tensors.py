@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.expressions import RowNoise
+from fedsieve.kernels.expressions import Expression, RowNoise
 from fedsieve.kernels.graph import Layer, Value
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, token_offsets
 from fedsieve.kernels.tokens import (
@@ -86,6 +86,8 @@ class TokenTensors:
     def _packed(self, x: Places) -> Places:
         """Make tokens of the numbers of the input: the last dimension has the channels."""
         assert isinstance(x.of, Value)
+        if isinstance(x, Expression):
+            raise Unsupported("truth values, or numbers computed of an input's whole ones, in arithmetic")
         if x.of.dtype != torch.float32:
             raise Unsupported("numbers of the input that are whole, and not looked up in an embedding")
         ids, token, channel = token_offsets(x.index, torch.Size(x.of.sizes).numel())

@@ -93,6 +93,8 @@ class EmbeddingLayer(Layer):
     rows: Tensor | None = None
     of: Value | None = None
     """Which input of the model says the rows, where ``rows`` does not."""
+    compute: Callable[[Tensor], Tensor] | None = None
+    """What the rows are of a batch of its numbers, int64 [n, length]; None: its numbers."""
     padding: int = -1
     """The row that is not trained by this layer, ``padding_idx``; -1: none."""
     tied: bool = False
