@@ -101,7 +101,7 @@ class MaskCalls(TokenCalls):
     def _op_cumsum(self, x: Any, dim: int) -> Computed:
         own = self._computed(x)
         if own is None or dim not in (1, -1) or x.index.dim() != 2:
-            raise Unsupported("a cumulative sum of anything but an input's whole numbers [n, length]")
+            raise Unsupported("cumsum of anything but an input's whole numbers [n, length]")
         compute = own.compute
         return replace(own, compute=lambda numbers: compute(numbers).cumsum(1))
 
