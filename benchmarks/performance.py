@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import generation
 import roof
 import step as runs
 import tokens
@@ -225,6 +226,7 @@ def main() -> None:
     if "--tokens" in sys.argv:
         sys.argv.remove("--tokens")
         tokens.main()
+        generation.main()
         return
     quick, again, more = (f"--{word}" in sys.argv for word in ("quick", "again", "more"))
     tables = [word for word in sys.argv[1:] if not word.startswith("-")] or ["roof", *PLAN, "runs"]

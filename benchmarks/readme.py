@@ -11,6 +11,7 @@ import authors
 import byzantine
 import choice
 import flower_table
+import generation
 import gpu
 import gpu_cost
 import loose_bound
@@ -132,6 +133,9 @@ def filled(text: str) -> str:
         of = {"steps": tokens.table, "memory": tokens.memory_table, "hardware": tokens.circumstances}[match[1]]
         return f"<!-- tokens: {match[1]} -->\n{of()}\n<!-- end -->"
 
+    def generation_(match: re.Match[str]) -> str:
+        return f"<!-- generation -->\n{generation.table()}\n\n{generation.circumstances()}.\n<!-- end -->"
+
     def sparselab(match: re.Match[str]) -> str:
         table = f"{sparselab_peer.table()}\n\n{sparselab_peer.circumstances()}"
         return f"<!-- sparselab -->\n{table}\n<!-- end -->"
@@ -186,6 +190,7 @@ def filled(text: str) -> str:
         r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
     )
     text = re.sub(r"<!-- sparselab -->\n.*?<!-- end -->", sparselab, text, flags=re.S)
+    text = re.sub(r"<!-- generation -->\n.*?<!-- end -->", generation_, text, flags=re.S)
     text = re.sub(r"<!-- tokens: (\w+) -->\n.*?<!-- end -->", tokens_, text, flags=re.S)
     text = re.sub(r"<!-- modes -->\n.*?<!-- end -->", moded, text, flags=re.S)
     text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
