@@ -10,7 +10,7 @@ import ctypes
 import os
 import platform
 import struct
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fedsieve.kernels import decode_ops, token_ops  # noqa: F401  (whose operati
 from fedsieve.kernels.abi import Operation
 from fedsieve.types import InputError
 
-ABI = 12
+ABI = 13
 """What ``fs_abi`` of a library must answer: raised whenever a signature changes."""
 
 V2 = "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"
@@ -61,6 +61,7 @@ def native() -> ctypes.CDLL:
     lib = load_library()
     lib.fs_run.argtypes = [c_void_p, c_int64, c_int]
     lib.fs_run.restype = lib.fs_each.restype = None
+    lib.fs_bernoulli.restype, lib.fs_bernoulli.argtypes = None, [c_void_p, c_double, c_void_p, c_int64]
     lib.fs_each.argtypes = [c_void_p, c_void_p, c_int64, c_int]
     lib.fs_size.restype = c_int64
     for name, numbers, lists in (("fs_entries", 6, 3), ("fs_transposed", 8, 4)):

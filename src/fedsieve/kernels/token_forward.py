@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsieve.kernels.abi import WORDS, CopyOp, GatherOp, MapPointer, address
 from fedsieve.kernels.checks import between
 from fedsieve.kernels.combinations import AGAIN, CombinationTable
+from fedsieve.kernels.draws import bernoulli
 from fedsieve.kernels.fallback import Passage
 from fedsieve.kernels.graph import Layer, Value
 from fedsieve.kernels.products import StepContext
@@ -180,7 +181,7 @@ class TokenForward:
     def _draw(self, layer: AttentionLayer, bits: Tensor) -> None:
         """Draw what dropout keeps, as PyTorch does: a number for each sample, head, query and key."""
         n, length = self.context.samples, layer.output.width
-        kept = torch.empty(n, layer.heads, length, length, dtype=torch.uint8).bernoulli_(1 - layer.p)
+        kept = bernoulli((n, layer.heads, length, length), 1 - layer.p)
         by_key = numpy.packbits(kept.mT.contiguous().numpy(), axis=-1, bitorder="little")
         bits[:n, ..., : by_key.shape[-1]] = torch.from_numpy(by_key)
 
@@ -287,4 +288,4 @@ class TokenForward:
 
     def _draw_noise(self, layer: DropoutLayer, passage: Passage) -> None:
         sizes = [passage.shape[layer.order.index(d)] for d in range(len(layer.order))]
-        passage.write(torch.empty(sizes).bernoulli_(1 - layer.p).div_(1 - layer.p).permute(layer.order))
+        passage.write(bernoulli(sizes, 1 - layer.p).float().div_(1 - layer.p).permute(layer.order))

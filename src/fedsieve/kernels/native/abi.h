@@ -515,4 +515,14 @@ void fs_entries(const uint8_t* mask, int64_t out, int64_t in, int64_t kernel, in
 void fs_transposed(const int32_t* index, int64_t count, int64_t in, int64_t kernel, int64_t stride, int64_t padding,
                    int64_t channel, int64_t line, int64_t halo, int32_t* row, int32_t* offset, int32_t* order,
                    int32_t* tap);
+
+// The state of PyTorch's generator, as torch.get_rng_state() has it: `left` - 1 numbers are there from `next` on.
+struct Generator {
+    uint64_t seed;
+    int32_t left, seeded;
+    uint64_t next, state[624];
+};
+
+// out[i] = whether a number drawn from 0 to 1, of 53 bits, is below p.
+void fs_bernoulli(Generator* generator, double p, uint8_t* out, int64_t count);
 }
