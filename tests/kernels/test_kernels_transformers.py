@@ -15,6 +15,8 @@ from fedsieve.client.vector_models import CharGPT
 from fedsieve.kernels import Predictor, Trainer, unavailable_reason
 from fedsieve.kernels.abi import GatherOp
 from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.dispatch import Inference, close
+from fedsieve.kernels.trace import read_graph
 from fedsieve.methods import FLASH, NST, PDST, FedAvg, SparseFedPP, ZeroFL
 from fedsieve.sparse.layers import powerprop_, swat_
 from fedsieve.types import logits_of
@@ -144,6 +146,28 @@ def test_low_memory_training_is_the_same_in_less(case: str, storage: Any, native
     assert losses == again
     assert all(torch.equal(x, low[name]) for name, x in full.items())
     assert fewer < words
+
+
+def test_rounds_are_tested_without_reading_the_model_again(monkeypatch: pytest.MonkeyPatch, native: None) -> None:
+    """By passes of the resident model, with the weights as they then are: an export takes longer than a test."""
+    read: list[Any] = []
+
+    def counted(*args: Any, **how: Any) -> Any:
+        read.append(args)
+        return read_graph(*args, **how)
+
+    monkeypatch.setattr("fedsieve.kernels.dispatch.read_graph", counted)
+    monkeypatch.setattr("fedsieve.kernels.inference.read_graph", None)
+    model, (x, _) = made(gpt).eval(), examples("text", 9)
+    inference = Inference(model, "auto")
+    for d in (0.4, 0.2):
+        with torch.no_grad():
+            for name, mask in masks_of(model, d).items():
+                model.get_parameter(name).mul_(mask)
+            predict = inference.of(x, 10**9, 8)
+            assert predict is not None
+            assert close(predict(x), model(x))
+    assert len(read) == 1
 
 
 def test_threads_and_storage(native: None) -> None:

@@ -21,6 +21,7 @@ from fedsieve.kernels.graph import Graph, ProductLayer
 from fedsieve.kernels.inference import Predictor
 from fedsieve.kernels.inputs import Inputs, split_examples
 from fedsieve.kernels.loss import OTHERS, of_graph
+from fedsieve.kernels.token_inference import TokenPredictor
 from fedsieve.kernels.tokens import EmbeddingLayer
 from fedsieve.kernels.trace import read_graph
 from fedsieve.kernels.trainer import Trainer
@@ -289,11 +290,24 @@ class Inference:
         output = graph and graph.token_output
         if graph is None or not _faster(graph, examples) or (output and not output.only):
             return None
-        predictor = Predictor(self.model, batch)
+        predictor = self._tokens(graph, batch) if output else Predictor(self.model, batch)
         few = split_examples(x, FEW)[0]
-        if not close(predictor(few), logits_of(apply_model(self.model, few))):
+        try:
+            if not close(predictor(few), logits_of(apply_model(self.model, few))):
+                return None
+        except Unsupported:
             return None
         return (lambda x: output.whole(predictor(x))) if output else predictor
+
+    def _tokens(self, graph: Graph, batch: int) -> Callable[[Any], Tensor]:
+        """Return passes of the resident model itself: to export it takes longer than a test."""
+        passes = TokenPredictor(graph, batch)
+
+        def predict(x: Any) -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():
+                return passes(x)
+
+        return predict
 
     def _graph(self, inputs: Inputs) -> Graph | None:
         if inputs not in self._graphs:
