@@ -270,8 +270,9 @@ def _docstrings(kind: type) -> dict[str, str]:
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for node, after in zip(body, [*body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-                meanings[ast.unparse(node.target)] = _flat(ast.literal_eval(after.value))
+            name = ast.unparse(node.target) if isinstance(node, ast.AnnAssign) else ""
+            if name in meanings and isinstance(after, ast.Expr):  # no field is a variable of the class's own
+                meanings[name] = _flat(ast.literal_eval(after.value))
     return meanings
 
 
