@@ -128,6 +128,7 @@ def test_what_is_drawn_follows_the_logits() -> None:
         torch.testing.assert_close(drawn, want, rtol=0, atol=0.03)
         assert ((drawn == 0) == (want == 0)).all()
     assert Sampling(temperature=0).choose(torch.tensor([0.0, 2.0, 2.0]), chance) == 1
+    assert Sampling(temperature=1e-310).choose(torch.tensor([1.0, 2.0, -1.0]), chance) == 1  # no number overflows
 
 
 class Windows:

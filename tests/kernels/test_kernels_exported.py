@@ -1,5 +1,6 @@
 """How transformers are read, and what is refused, in one line."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,17 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "three factors": lambda q, scores, _: torch.einsum("nhqk,nhkd,nhkd->nhqd", scores.softmax(-1), q, q),
 }
 """Attention as it is not: of queries, their products with themselves, and a parameter."""
+
+
+SIZES: dict[str, Callable[[Tensor], float]] = {
+    "len": len,
+    "root of the batch": lambda ids: math.sqrt(ids.shape[0]),
+    "batch of 3": lambda ids: 2 if ids.shape[0] == 3 else 1,
+    "larger batch": lambda ids: 2 if ids.shape[0] > 3 else 1,
+    "odd batch": lambda ids: 2 if ids.shape[0] % 2 else 1,
+    "tokens of the batch": lambda ids: 2 if ids.numel() > 3 * LENGTH else 1,
+}
+"""Numbers that depend on how many samples there are."""
 
 
 class Refused(nn.Module):
@@ -115,6 +127,12 @@ class Refused(nn.Module):
             return x + y
         if self.what == "noise":
             return x + torch.randn(LENGTH, 8)
+        if self.what == "share of the batch":
+            return x / ids.shape[0]
+        if self.what == "sum of the batch":
+            return x + torch.ones(ids.shape[0], LENGTH, 8).sum(0)
+        if self.what in SIZES:
+            return x * SIZES[self.what](ids)
         if self.what == "counter":
             self.calls += 1
             return x * self.calls
@@ -161,15 +179,18 @@ class Refused(nn.Module):
         ("mixed", "tokens that stand in other places than those that they meet"),
         ("shuffled", "proj: channels in another order than they were made, each in its own way"),
         ("branch", "the model cannot be exported"),
-        ("batch", "view in a way that cannot be followed (shape '[3, 7, 8]' is invalid for input of size 112)"),
+        ("batch", "a batch of another size is computed otherwise"),
         ("copy", "a change in place of a tensor that is used under another name, or of a part of one"),
         ("noise", "random numbers apart from the samples (randn)"),
         ("counter", "a buffer that changes from call to call (add_)"),
         ("repeated", "attention of queries, keys and values of other sizes"),
         ("samples", "cat in a way that cannot be followed"),
-        ("constant", "cat in a way that cannot be followed"),
+        ("constant", "a batch of another size is computed otherwise"),
         ("scalar", "mean in a way that cannot be followed"),
         ("flattened", "wide: several tokens as the channels of one, some of them twice"),
+        ("share of the batch", "numbers that depend on the batch's size"),
+        ("sum of the batch", "numbers that depend on the batch's size"),
+        *((what, "a batch of another size is computed otherwise") for what in SIZES),
         ("rest", "scale: no layer uses it"),
     ],
 )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import operator
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from fedsieve.kernels.attention_calls import AttentionCalls
+from fedsieve.kernels.batch_sizes import check_any_size, check_same, is_constant
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, RowNoise
 from fedsieve.kernels.graph import Graph, Layer, Value
@@ -132,6 +133,8 @@ class _ExportReader(AttentionCalls):
         super().__init__(model, [Value(0, plain=sizes, dtype=kind) for sizes, kind in pairs])
         self.program = program
         self.env: dict[fx.Node, Any] = {}
+        self.larger: dict[fx.Node, Any] = {}
+        """Of constants and sizes that depend on the batch's size: what they are with one sample more."""
 
     def graph(self) -> Graph:
         """Read node by node."""
@@ -152,10 +155,12 @@ class _ExportReader(AttentionCalls):
                     own = self.inputs[inputs.index(node.name)]
                     numbers = torch.arange(SAMPLES * torch.Size(own.sizes).numel())
                     self.env[node] = Places(own, numbers.view(SAMPLES, *own.sizes))
+                    check_any_size(node.meta["val"].shape[0])
             elif node.op == "get_attr":
                 self.env[node] = getattr(self.program.graph_module, str(node.target))
             elif node.op == "call_function":
-                self.env[node] = self._call(node)
+                self.env[node] = self._call(node, self.env)
+                self._follow_larger(node)
                 for source in node.all_input_nodes:
                     if last[source] is node:  # places take more memory than the model
                         del self.env[source]
@@ -165,10 +170,17 @@ class _ExportReader(AttentionCalls):
                 raise Unsupported(f"the model uses {node.op} {node.target}")
         raise Unsupported("the model returns nothing")
 
-    def _call(self, node: fx.Node) -> Any:
+    def _follow_larger(self, node: fx.Node) -> None:
+        """Note what a constant or a size is for a larger batch, if it depends on that."""
+        if isinstance(own := node.meta.get("val"), torch.SymInt | torch.SymFloat):
+            self.larger[node] = own.node.hint  # the model was exported with one sample more
+        elif any(source in self.larger for source in node.all_input_nodes) and is_constant(self.env[node]):
+            self.larger[node] = self._call(node, ChainMap(self.larger, self.env))
+
+    def _call(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
         args: Any
         kwargs: Any
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.env.__getitem__)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         self.node = node
         flat = [*arguments_of([args, kwargs])]
         places = [x for x in flat if isinstance(x, Places)]
@@ -197,6 +209,7 @@ class _ExportReader(AttentionCalls):
             return _constant(target, name, args, kwargs)
         if name in ("sym_size", "sym_numel", "sym_stride"):
             return target(*indices(args), **kwargs)
+        check_same(name, [(self.env[one], self.larger[one]) for one in node.all_input_nodes if one in self.larger])
         alone = len({id(one.of) for one in places}) == 1
         if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):

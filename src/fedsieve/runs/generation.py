@@ -48,7 +48,7 @@ class Sampling:
         values, order = logits.double().sort(descending=True, stable=True)
         if self.temperature == 0:
             return int(order[0])
-        share = (values[: self.top_k] / self.temperature).softmax(0).cumsum(0)
+        share = ((values[: self.top_k] - values[0]) / self.temperature).softmax(0).cumsum(0)
         drawn = torch.rand((), generator=chance, dtype=torch.float64) * share[-1]
         return int(order[min(int(torch.searchsorted(share, drawn, right=True)), len(share) - 1)])
 
