@@ -51,6 +51,12 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "mask of a sample": lambda q, scores, _: scores.masked_fill(scores > 0, -torch.inf).softmax(-1) @ q,
     "dropout of scores": lambda q, scores, _: F.dropout(scores, 0.5).softmax(-1) @ q,
     "all dropped": lambda q, scores, _: F.dropout(scores.softmax(-1), 1.0) @ q,
+    "dropout used twice": lambda q, scores, _: (lambda weights: weights @ q + weights @ (2 * q))(
+        F.dropout(scores.softmax(-1))
+    ),
+    "dropout late": lambda q, scores, _: (lambda weights, x: weights @ x.unflatten(-1, (2, 4)).transpose(1, 2))(
+        F.dropout(scores.softmax(-1)), F.dropout(q.transpose(1, 2).flatten(2))
+    ),
     "sum": lambda q, scores, _: (scores + scores).softmax(-1) @ q,
     "three factors": lambda q, scores, _: torch.einsum("nhqk,nhkd,nhkd->nhqd", scores.softmax(-1), q, q),
 }
@@ -164,6 +170,8 @@ class Refused(nn.Module):
         ("mask of a sample", "a comparison of anything but an input's numbers with a number"),
         ("dropout of scores", "dropout of attention's scores, or twice of its weights"),
         ("all dropped", "dropout of everything (p is 1)"),
+        ("dropout used twice", "attention's weights that are used again after dropout"),
+        ("dropout late", "random numbers that others are drawn before they are used, or that are not used"),
         ("sum", "a sum of attention's scores with what the model computes or trains"),
         ("three factors", "einsum of nhqk,nhkd,nhkd->nhqd"),
         ("scale", "a product with a parameter that has not one number a channel"),

@@ -84,6 +84,9 @@ class AttentionCalls(MaskCalls):
             y = self.settled(y)
             if not scores.weights:
                 raise Unsupported("a product of attention's scores without a softmax")
+            if scores.p and self.noise is not scores:
+                raise Unsupported("attention's weights that are used again after dropout")
+            self.noise = None if scores.p else self.noise
             out = self._attend(scores.q, scores.k, _by_head(y), scores.scale, scores.bias, False, scores.p)
             return replace(out, index=out.index.reshape(y.index.shape))
         if self._scores_of(y) or x.index.dim() < 3 or x.index.dim() != y.index.dim():
@@ -167,7 +170,9 @@ class AttentionCalls(MaskCalls):
         self._some_kept(p)
         if self._memory_order() != [*range(x.index.dim())]:
             raise Unsupported("dropout of attention's weights that do not lie in their order in memory")
-        return self._put_scores(replace(scores, p=p), x.index)
+        dropped = replace(scores, p=p)
+        self._draws(dropped)
+        return self._put_scores(dropped, x.index)
 
     def _op_scaled_dot_product_attention(
         self, q: Any, k: Any, v: Any, mask: Any = None, p: float = 0.0, causal: bool = False,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.expressions import Expression, RowNoise
+from fedsieve.kernels.expressions import Expression
 from fedsieve.kernels.graph import Layer, Value
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, token_offsets
 from fedsieve.kernels.tokens import (
@@ -33,8 +33,8 @@ class TokenTensors:
         self.layers: list[Layer] = []
         self.known: dict[int, tuple[Any, Places]] = {}
         """What expressions became, by their identity."""
-        self.noise: RowNoise | None = None
-        """What was drawn last, and not used yet."""
+        self.noise: Any = None
+        """What was drawn last, or has dropout that was, and is not used yet."""
         self.names = {id(p): name for name, p in model.named_parameters()}
 
     def _places(self, tensor: Tensor) -> Places:
@@ -44,7 +44,7 @@ class TokenTensors:
         self.layers.append(layer)
         return layer.output
 
-    def _draws(self, noise: RowNoise | None = None) -> None:
+    def _draws(self, noise: Any = None) -> None:
         """Note that random numbers are drawn: in the model's order, by the layers that use them."""
         if self.noise is not None:
             raise Unsupported("random numbers that others are drawn before they are used, or that are not used")
