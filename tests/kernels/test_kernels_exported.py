@@ -133,6 +133,10 @@ class Refused(nn.Module):
             return x + y
         if self.what == "noise":
             return x + torch.randn(LENGTH, 8)
+        if self.what == "padded place":
+            return x + F.embedding(torch.arange(LENGTH), self.tokens.weight, 0)
+        if self.what == "table in another shape":
+            return F.embedding(ids, self.tokens.weight.view(-1, 4))
         if self.what == "share of the batch":
             return x / ids.shape[0]
         if self.what == "sum of the batch":
@@ -196,6 +200,8 @@ class Refused(nn.Module):
         ("constant", "a batch of another size is computed otherwise"),
         ("scalar", "mean in a way that cannot be followed"),
         ("flattened", "wide: several tokens as the channels of one, some of them twice"),
+        ("padded place", "constant numbers of an embedding, one of which is its padding_idx"),
+        ("table in another shape", "an embedding in a table of another shape than its parameter has"),
         ("share of the batch", "numbers that depend on the batch's size"),
         ("sum of the batch", "numbers that depend on the batch's size"),
         *((what, "a batch of another size is computed otherwise") for what in SIZES),

@@ -100,9 +100,12 @@ class TokenCalls(TokenExpressions):
         if by_count or sparse:
             raise Unsupported("an embedding with scale_grad_by_freq or sparse")
         if isinstance(x, Tensor):
+            if bool((x == padding).any()):
+                raise Unsupported("constant numbers of an embedding, one of which is its padding_idx")
             return Places(weight.of, weight.index[x])
         table, compute = self._parameter(weight), getattr(x, "compute", None)
-        assert table is not None
+        if table is None or (isinstance(weight, Places) and weight.index.shape != table.shape):
+            raise Unsupported("an embedding in a table of another shape than its parameter has")
         if (
             not self._is_input(x)
             or x.of.dtype != torch.int64
