@@ -87,6 +87,24 @@ class Series(nn.Module):
         return logits
 
 
+class Classifier(nn.Module):
+    """nn.TransformerEncoder of texts, with its default dropout; the tokens 0 to 2 are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
+        self.tokens, self.head = nn.Embedding(VOCABULARY, 12), nn.Linear(12, 4)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(self.tokens(ids), src_key_padding_mask=ids < 3)[:, 1])
+        return logits
+
+
+def first_label(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target[:, 0] % 4)
+
+
 class Shared(nn.Module):
     """Queries that are their own keys, some of their channels values as well; a value that three layers read."""
 
@@ -247,6 +265,7 @@ CASES: dict[str, Case] = {
     "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),
     "shared": (Shared, "series", F.cross_entropy),
     "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
+    "padding": (Classifier, "text", first_label),
     "dropout in attention": (lambda: Series(p=0.1, dropout=0.1), "series", F.cross_entropy),
     **{
         f"attention, {how}": (lambda how=how, p=p: Explicit(how, p), "series", F.cross_entropy)

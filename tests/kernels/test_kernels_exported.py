@@ -94,6 +94,10 @@ class Refused(nn.Module):
         q = x.unflatten(-1, (2, 4)).transpose(1, 2)
         if self.what == "mask":
             return F.scaled_dot_product_attention(q, q, q, torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1))
+        if self.what in ("padding added", "padding of 1"):
+            zeros = torch.zeros_like(ids == 0, dtype=torch.float32)
+            number = 1 if self.what == "padding of 1" else -torch.inf
+            return x + zeros.masked_fill(ids == 0, number).unsqueeze(-1)
         if self.what == "trained mask":
             return F.scaled_dot_product_attention(q, q, q, self.scale[:LENGTH].expand(LENGTH, LENGTH))
         if self.what in SCORES:
@@ -164,6 +168,8 @@ class Refused(nn.Module):
     [
         ("mask", "attention with a query that may attend to no key"),
         ("trained mask", "attention with a mask that the model computes or trains"),
+        ("padding added", "a mask of minus infinities in add, not in attention"),
+        ("padding of 1", "zeros that are filled with anything but minus infinity, by a mask that an input says"),
         ("no softmax", "a product of attention's scores without a softmax"),
         ("softmax over queries", "a softmax that is not that of attention's keys"),
         ("weights times 2", "attention's weights in a product with a number"),

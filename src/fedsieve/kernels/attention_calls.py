@@ -13,11 +13,8 @@ from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, factored
 from fedsieve.kernels.graph import Value
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, head_rows
-from fedsieve.kernels.sample_masks import MaskCalls, SampleMask, attention_mask
+from fedsieve.kernels.sample_masks import NEVER, MaskCalls, SampleMask, Zeros, attention_mask
 from fedsieve.kernels.tokens import AttentionLayer, InputMask, tokens
-
-NEVER = -1e30
-"""What is added to a score that may not count is at most this; the softmax of float32 then is 0."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,9 @@ class AttentionCalls(MaskCalls):
         return self._put_scores(replace(scores, bias=add if scores.bias is None else scores.bias + add), x.index)
 
     def _op_masked_fill(self, x: Any, mask: Any, number: Any) -> Places:
-        """Scores that may not count."""
+        """Scores that may not count, or zeros that are to be added to them."""
+        if isinstance(x, Zeros):
+            return self._added(x, mask, float(number))
         scores = self._scores_of(x)
         if not scores or scores.weights or not isinstance(mask, Tensor):
             raise Unsupported("masked_fill of anything but attention's scores, by a mask that is always the same")

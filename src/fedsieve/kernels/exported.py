@@ -27,7 +27,7 @@ from fedsieve.kernels.expressions import Expression, RowNoise
 from fedsieve.kernels.graph import Graph, Layer, Value
 from fedsieve.kernels.inputs import Inputs
 from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
-from fedsieve.kernels.sample_masks import COMPARISONS, Computed, SampleMask, moved_mask
+from fedsieve.kernels.sample_masks import COMPARISONS, Computed, SampleMask, moved_mask, only_in_attention
 from fedsieve.kernels.token_expressions import EXPRESSIONS
 from fedsieve.kernels.tokens import (
     EmbeddingLayer,
@@ -222,6 +222,7 @@ class _ExportReader(AttentionCalls):
             return _placed(moved, places[0].of)
         if name in ("to", "type_as") and self._is_of_type(args, kwargs):
             return args[0]
+        only_in_attention(name, places)
         if name in COMPARISONS:
             return self._compared(name, *args)
         own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression
+from fedsieve.kernels.graph import Value
 from fedsieve.kernels.places import SAMPLES, Places
 from fedsieve.kernels.token_calls import TokenCalls
 from fedsieve.kernels.tokens import InputMask
 
+NEVER = -1e30
+"""What is added to a score that may not count is at most this; the softmax of float32 then is 0."""
 COMPARISONS = {"ne", "eq", "gt", "ge", "lt", "le"}
 
 
@@ -30,6 +33,16 @@ class SampleMask(Expression):
     def at(self, sizes: torch.Size) -> SampleMask:
         """Return it repeated to a larger size."""
         return replace(self, index=self.index.expand(sizes), allowed=self.allowed.expand(sizes))
+
+
+@dataclass
+class AddedMask(SampleMask):
+    """The same as numbers that are added to scores: 0 where it is true, and minus infinity."""
+
+
+@dataclass
+class Zeros(Expression):
+    """Zeros shaped as a mask, to be filled by it."""
 
 
 @dataclass
@@ -50,6 +63,12 @@ def moved_mask(move: Callable[..., Any], places: list[Places], args: Any, kwargs
         if isinstance(x, Computed) and isinstance(index, Tensor) and torch.equal(index, x.index):
             return x
     raise Unsupported("truth values, or numbers computed of an input's, that are joined or moved")
+
+
+def only_in_attention(name: str, places: list[Places]) -> None:
+    """Raise Unsupported if another operation than attention takes a mask that is added."""
+    if name != "scaled_dot_product_attention" and any(isinstance(one, AddedMask) for one in places):
+        raise Unsupported(f"a mask of minus infinities in {name}, not in attention")
 
 
 def attention_mask(x: SampleMask, sizes: torch.Size) -> tuple[Tensor, InputMask]:
@@ -130,6 +149,19 @@ class MaskCalls(TokenCalls):
     def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Any:
         own = self._both(operator.add if alpha == 1 else operator.sub, x, y) if alpha in (1, -1) else None
         return own or super()._op_add(x, y, alpha)
+
+    def _op_zeros_like(self, x: Any, **_: Any) -> Zeros:
+        if not isinstance(x, SampleMask):
+            raise Unsupported("zeros shaped as anything but a mask that an input says")
+        return Zeros(Value(0), x.index)
+
+    def _added(self, x: Zeros, barred: Any, number: float) -> AddedMask:
+        """Return zeros filled with minus infinity where a mask is true."""
+        whole = isinstance(barred, SampleMask) and bool(barred.allowed.all()) and torch.equal(barred.index, x.index)
+        if not whole or number > NEVER:
+            raise Unsupported("zeros that are filled with anything but minus infinity, by a mask that an input says")
+        test = barred.test
+        return AddedMask(barred.of, barred.index, barred.allowed, lambda numbers: ~test(numbers))
 
     def _op_logical_not(self, x: Any) -> SampleMask:
         if self._is_input(x) and not isinstance(x, Expression):

@@ -47,7 +47,7 @@ EXPRESSIONS = {
     "mul", "add", "sub", "div", "neg", "pow", "square", "tanh", "mean", "rsqrt", "sqrt", "cat", "view_as_complex",
     "view_as_real", "bernoulli", "matmul", "bmm", "baddbmm", "einsum", "masked_fill", "where", "softmax", "_softmax",
     "scaled_dot_product_attention", "to", "logical_not", "bitwise_not", "logical_and", "bitwise_and", "and",
-    "cumsum", "gather", "embedding",
+    "cumsum", "gather", "embedding", "zeros_like",
 }  # fmt: skip
 """Operations that take expressions as they are."""
 
