@@ -23,6 +23,7 @@ from typing import Any
 import tokens
 import torch
 import torch.nn.functional as F
+from rows import hardware, read_rows, without
 from torch import Tensor, nn
 
 from fedsieve.cli.bench.measurement import PROCESSOR, WALL, machine, processor_time_in_turns, time_in_turns, warm_up
@@ -96,11 +97,11 @@ def greedy(decoder: Any) -> Callable[[], list[int]]:
         first = [int(decoder(token % 96).argmax()) for token in range(BEFORE)][-1]
 
     def call() -> list[int]:
-        decoder.position, found = BEFORE, [first]
+        decoder.position, continuation = BEFORE, [first]
         with torch.inference_mode():
             for _ in range(TOKENS):
-                found.append(int(decoder(found[-1]).argmax()))
-        return found
+                continuation.append(int(decoder(continuation[-1]).argmax()))
+        return continuation
 
     return call
 
@@ -139,8 +140,7 @@ def measured(threads: int) -> dict[str, Any]:
 
 def committed() -> list[dict[str, Any]]:
     """Return the rows that are there."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return rows
+    return read_rows(RESULTS)
 
 
 def table() -> str:
@@ -166,7 +166,7 @@ def table() -> str:
 
 def circumstances() -> str:
     """Return the hardware and the versions, in one line."""
-    return "; ".join(dict.fromkeys(f"{row['machine']} ({row['clock']})" for row in committed()))
+    return hardware(committed())
 
 
 def main() -> None:
@@ -177,7 +177,7 @@ def main() -> None:
     rows = committed()
     for threads in (1, 2):
         identity = {"threads": threads, "machine": machine()}
-        others = [row for row in rows if not identity.items() <= row.items()]
+        others = without(rows, identity)
         if len(others) < len(rows) and not again:
             continue
         row = measured(threads)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import hardware, read_rows, without
 from tokens import CASES, SAMPLES, SECONDS, SPARSITIES, mask_of, trainer_of, workload
 from torch import Tensor, nn
 
@@ -120,8 +121,7 @@ def quickest(case: str, threads: int) -> dict[str, Any]:
 
 def committed() -> list[dict[str, Any]]:
     """Return the rows that are there."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return rows
+    return read_rows(RESULTS)
 
 
 def table() -> str:
@@ -138,7 +138,7 @@ def table() -> str:
 
 def circumstances() -> str:
     """Return the hardware and the versions, in one line."""
-    return "; ".join(dict.fromkeys(f"{row['machine']} ({row['clock']})" for row in committed()))
+    return hardware(committed())
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def main() -> None:
     for case in CASES:
         for threads in (1, 2):
             identity = {"case": case, "threads": threads, "machine": machine()}
-            others = [row for row in rows if not identity.items() <= row.items()]
+            others = without(rows, identity)
             if len(others) < len(rows) and not arguments.again:
                 continue
             row = quickest(case, threads)

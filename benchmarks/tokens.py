@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from rows import hardware, read_rows, without
 from torch import Tensor, nn
 
 from fedsieve.cli.bench.measurement import (
@@ -185,8 +186,7 @@ def longer(case: str) -> float:
 
 def committed() -> list[dict[str, Any]]:
     """Return the rows that are there."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return rows
+    return read_rows(RESULTS)
 
 
 def ratio_cell(row: dict[str, Any], to: str, key: str) -> str:
@@ -230,7 +230,7 @@ def memory_table() -> str:
 
 def circumstances() -> str:
     """Return the hardware and the versions, in one line."""
-    return "; ".join(dict.fromkeys(f"{row['machine']} ({row['clock']})" for row in committed()))
+    return hardware(committed())
 
 
 def main() -> None:
@@ -251,7 +251,7 @@ def main() -> None:
     for case in CASES if not arguments.peaks else ():
         for threads in (1, 2):
             identity = {"case": case, "threads": threads, "machine": machine()}
-            others = [row for row in rows if not identity.items() <= row.items()]
+            others = without(rows, identity)
             if len(others) < len(rows) and not arguments.again:
                 continue
             row = measured(case, threads) | ({"peaks": peaks(case)} if threads == 1 else {})
