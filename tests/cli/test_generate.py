@@ -146,8 +146,8 @@ class Windows:
 def test_the_window_moves_by_half(length: int) -> None:
     """Where it is full, its later half and the new token stay."""
     metadata, ask = replace(trained(nn.Identity()).metadata, shape=(length,)), Windows()
-    told = [*generate(ask, [0, 1, 2], metadata, Sampling(12, 0))]
-    text = [0, 1, 2, *("abc ".index(name) for name in told)]
+    continuation = [*generate(ask, [0, 1, 2], metadata, Sampling(12, 0))]
+    text = [0, 1, 2, *("abc ".index(name) for name in continuation)]
     sizes = [len(window) for window in ask.windows]
     end = 3
     for window in ask.windows:

@@ -113,8 +113,8 @@ class AttentionCalls(MaskCalls):
             replace(x, index=x.index.permute([own.index(c) for c in order]))
             for x, own, order in zip(operands, names, (both + rows + inner, both + inner + columns), strict=True)
         )
-        made = self._op_matmul(x, y)
-        return replace(made, index=made.index.permute([(both + rows + columns).index(c) for c in out]))
+        product = self._op_matmul(x, y)
+        return replace(product, index=product.index.permute([(both + rows + columns).index(c) for c in out]))
 
     def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Any:
         x, y = (y, x) if self._scores_of(y) and alpha == 1 else (x, y)

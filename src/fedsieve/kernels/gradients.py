@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from fedsieve.kernels.abi import CopyOp
@@ -11,16 +12,16 @@ from fedsieve.kernels.program import Buffer, Step
 from fedsieve.kernels.weights import Weights
 
 
-class Gradients(StepContext):
+class Gradients(StepContext, ABC):
     """A training step's context, with the gradients of its values."""
 
     def __init__(self, graph: Graph, weights: Weights, batch: int, packed: bool, low_memory: bool):
         super().__init__(graph, weights, batch, packed, low_memory)
         self.gradients: dict[Value, Buffer] = {}
 
+    @abstractmethod
     def recompute(self, value: Value) -> None:
         """Compute a value again that forward did not keep, before backward reads it."""
-        raise NotImplementedError
 
     def gradient_halo(self, value: Value) -> int:
         """Return the halo that a gradient's readers need; a buffer may be handed on from value to value."""
