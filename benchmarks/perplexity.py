@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from fedsieve import local
+from fedsieve import Run, local
 from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
@@ -111,22 +111,31 @@ def one(data: str, method: Method, rounds: int, lr: float, seed: int, validation
     ]
     run = replace(load_recipe(recipe, [*settings, *method.settings]), seed=seed)
     out = Path("runs/perplexity") / f"{data}-{method.name}-{rounds}-{lr:g}-{seed}"
-    execution, seconds, start = Execution(resume=True), [], time.process_time()
-    for round in record_run(out, execution.open(run), local(), recipe, execution):
-        seconds.append(-(start - (start := time.process_time())))
-        print(f"{out.name} round {round.t}", file=sys.stderr, flush=True)
-    summary, rows = read_summary(out), read_rows(out)
+    summary, rows, seconds = recorded(recipe, run, out)
     last = rows[-1]
-    assert summary
     return {
         "lr": lr,
         "perplexity": last["perplexity"],
         "validation": last.get("perplexity_validation"),
         "density": summary["density"],
         "upload_bytes": summary["upload_bytes"],
-        "seconds": mean(seconds[1:]) if len(seconds) > rounds // 2 else None,
+        "seconds": seconds,
         "curve": {str(row["round"]): row["perplexity"] for row in rows if row.get("perplexity") and row["round"] > 0},
     }
+
+
+def recorded(recipe: str, run: Run, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]], float | None]:
+    """Run, or what is left of it, in a directory; return its summary, its rows, and the processor seconds of a round.
+
+    None where most rounds were there.
+    """
+    execution, seconds, start = Execution(resume=True), list[float](), time.process_time()
+    for round in record_run(out, execution.open(run), local(), recipe, execution):
+        seconds.append(-(start - (start := time.process_time())))
+        print(f"{out.name} round {round.t}", file=sys.stderr, flush=True)
+    summary = read_summary(out)
+    assert summary
+    return summary, read_rows(out), mean(seconds[1:]) if len(seconds) > run.rounds // 2 else None
 
 
 def choose(names: list[str]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import adapters
 import authors
 import byzantine
 import choice
@@ -56,159 +59,92 @@ def reproduced_results() -> tuple[dict[PaperPart, list[RowResult]], dict[str, st
     return all_results(ROOT / "reproductions"), read_causes(ROOT / "reproductions")
 
 
+def measured(method: str) -> str:
+    """Return what a method's card says."""
+    if method == "hetlora":
+        return lora.card_line()
+    if method == "private":
+        return private_table.table()
+    tasks = [task for task in ("digits", "digits05") if method in LABELS[task]]
+    return "\n".join(card_line(read(task), method) for task in tasks)
+
+
+def reproduced(part: str) -> str:
+    """Return a paper's table with ours in its cells, or ("summary") how many cells there are."""
+    results, causes = reproduced_results()
+    if part == "summary":
+        return results_summary(results, "md", causes).strip()
+    own = find_part(*part.split("_"))
+    return paper_table(own, results[own], "md", causes).strip()
+
+
+def counted(paper: str) -> str:
+    """Return how many numbers of a paper, or of all, are filled, in words."""
+    results, causes = reproduced_results()
+    rows = [row for part, rows in results.items() if paper in (part.paper, "all") for row in rows]
+    return counts_in_words(count_results(rows, causes))
+
+
+def figure(name: str) -> str:
+    """Return a number of benchmarks/round.py."""
+    value = read("round")[name]
+    return value if isinstance(value, str) else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def read(name: str) -> Any:
+    """Return committed results."""
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
+
+
+TOKENS = {"steps": tokens.table, "memory": tokens.memory_table, "hardware": tokens.circumstances}
+PLACES: dict[str, Callable[[str], str]] = {
+    "adapters": lambda _: adapters.table(),
+    "authors": lambda _: authors.table(),
+    "byzantine": lambda _: byzantine.table(),
+    "choice": lambda _: choice.table(),
+    "computed": gpu_cost.table,
+    "counted": counted,
+    "flower": lambda name: getattr(flower_table, f"{name}_table")(),
+    "generation": lambda _: f"{generation.table()}\n\n{generation.circumstances()}.",
+    "gpu": lambda _: gpu.committed(),
+    "hardware": lambda _: performance.hardware(performance.committed()),
+    "layers": lambda _: choice.layers_table(),
+    "loose bound": lambda _: loose_bound.table(),
+    "lora": lambda _: lora.table(),
+    "measured": measured,
+    "modes": lambda _: modes.table(read("modes")),
+    "node": lambda _: node_cost.sentence(),
+    "packed": pack.table,
+    "performance": lambda name: performance.table(name, performance.committed()),
+    "perplexity": lambda _: perplexity.table(),
+    "precision": lambda _: precision.table(),
+    "regression": lambda _: regression.table(),
+    "reproduced": reproduced,
+    "round": figure,
+    "rounds by the clock": lambda _: whole_round.clock_table(),
+    "scale": lambda _: scale.table(read("scale")),
+    "settings": lambda _: settings.table(),
+    "sparselab": lambda _: f"{sparselab_peer.table()}\n\n{sparselab_peer.circumstances()}",
+    "sweep": lambda name: f"{read('sweep')[name]:.0f}",
+    "table": lambda task: table(read(task)),
+    "tokens": lambda name: TOKENS[name](),
+    "topk": lambda _: topk.table(),
+    "whole round": lambda _: whole_round.table(),
+    "wire": messages.table,
+}
+"""What stands in a place marked ``<!-- name: argument -->``, by its name."""
+PLACE = re.compile(rf"<!-- ({'|'.join(PLACES)})(?:: (\w+))? -->(\n?).*?<!-- end -->", re.DOTALL)
+
+
 def filled(text: str) -> str:
     """Return a page with every marked place holding what the results say."""
-    overhead = json.loads((HERE / "results" / "round.json").read_text())
 
-    def tabled(match: re.Match[str]) -> str:
-        results = json.loads((HERE / "results" / f"{match[1]}.json").read_text())
-        return f"<!-- table: {match[1]} -->\n{table(results)}\n<!-- end -->"
+    def of(match: re.Match[str]) -> str:
+        name, argument, line = match.groups()
+        mark = f"<!-- {name}: {argument} -->" if argument else f"<!-- {name} -->"
+        return f"{mark}{line}{PLACES[name](argument)}{line}<!-- end -->"
 
-    def figure(match: re.Match[str]) -> str:
-        value = overhead[match[1]]
-        text = value if isinstance(value, str) else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-        return f"<!-- round: {match[1]} -->{text}<!-- end -->"
-
-    def card(match: re.Match[str]) -> str:
-        if match[1] == "hetlora":
-            return f"<!-- measured: hetlora -->\n{lora.card_line()}\n<!-- end -->"
-        if match[1] == "private":
-            return f"<!-- measured: private -->\n{private_table.table()}\n<!-- end -->"
-        lines = [card_line(results, match[1]) for task, results in digits.items() if match[1] in LABELS[task]]
-        return f"<!-- measured: {match[1]} -->\n{chr(10).join(lines)}\n<!-- end -->"
-
-    def reproduced(match: re.Match[str]) -> str:
-        results, causes = reproduced_results()
-        if match[1] == "summary":
-            text = results_summary(results, "md", causes)
-        else:
-            part = find_part(*match[1].split("_"))
-            text = paper_table(part, results[part], "md", causes)
-        return f"<!-- reproduced: {match[1]} -->\n{text.strip()}\n<!-- end -->"
-
-    def counted(match: re.Match[str]) -> str:
-        results, causes = reproduced_results()
-        rows = [row for part, rows in results.items() if match[1] in (part.paper, "all") for row in rows]
-        return f"<!-- counted: {match[1]} -->{counts_in_words(count_results(rows, causes))}<!-- end -->"
-
-    def sweep(match: re.Match[str]) -> str:
-        results = json.loads((HERE / "results" / "sweep.json").read_text())
-        return f"<!-- sweep: {match[1]} -->{results[match[1]]:.0f}<!-- end -->"
-
-    def performed(match: re.Match[str]) -> str:
-        return f"<!-- performance: {match[1]} -->\n{performance.table(match[1], performance.committed())}\n<!-- end -->"
-
-    def loose(match: re.Match[str]) -> str:
-        return f"<!-- loose bound -->\n{loose_bound.table()}\n<!-- end -->"
-
-    def authors_(match: re.Match[str]) -> str:
-        return f"<!-- authors -->\n{authors.table()}\n<!-- end -->"
-
-    def byzantine_(match: re.Match[str]) -> str:
-        return f"<!-- byzantine -->\n{byzantine.table()}\n<!-- end -->"
-
-    def scaled(match: re.Match[str]) -> str:
-        results = json.loads((HERE / "results" / "scale.json").read_text())
-        return f"<!-- scale -->\n{scale.table(results)}\n<!-- end -->"
-
-    def selected(match: re.Match[str]) -> str:
-        return f"<!-- topk -->\n{topk.table()}\n<!-- end -->"
-
-    def chosen(match: re.Match[str]) -> str:
-        return f"<!-- settings -->\n{settings.table()}\n<!-- end -->"
-
-    def fine_tuned(match: re.Match[str]) -> str:
-        return f"<!-- lora -->\n{lora.table()}\n<!-- end -->"
-
-    def choice_(match: re.Match[str]) -> str:
-        return f"<!-- choice -->\n{choice.table()}\n<!-- end -->"
-
-    def layers(match: re.Match[str]) -> str:
-        return f"<!-- layers -->\n{choice.layers_table()}\n<!-- end -->"
-
-    def language(match: re.Match[str]) -> str:
-        return f"<!-- perplexity -->\n{perplexity.table()}\n<!-- end -->"
-
-    def tokens_(match: re.Match[str]) -> str:
-        of = {"steps": tokens.table, "memory": tokens.memory_table, "hardware": tokens.circumstances}[match[1]]
-        return f"<!-- tokens: {match[1]} -->\n{of()}\n<!-- end -->"
-
-    def generation_(match: re.Match[str]) -> str:
-        return f"<!-- generation -->\n{generation.table()}\n\n{generation.circumstances()}.\n<!-- end -->"
-
-    def sparselab(match: re.Match[str]) -> str:
-        table = f"{sparselab_peer.table()}\n\n{sparselab_peer.circumstances()}"
-        return f"<!-- sparselab -->\n{table}\n<!-- end -->"
-
-    def moded(match: re.Match[str]) -> str:
-        return f"<!-- modes -->\n{modes.table(json.loads(modes.RESULTS.read_text()))}\n<!-- end -->"
-
-    def whole(match: re.Match[str]) -> str:
-        return f"<!-- whole round -->\n{whole_round.table()}\n<!-- end -->"
-
-    def clocked(match: re.Match[str]) -> str:
-        return f"<!-- rounds by the clock -->\n{whole_round.clock_table()}\n<!-- end -->"
-
-    def multiplied(match: re.Match[str]) -> str:
-        return f"<!-- precision -->\n{precision.table()}\n<!-- end -->"
-
-    def regressed(match: re.Match[str]) -> str:
-        return f"<!-- regression -->\n{regression.table()}\n<!-- end -->"
-
-    def hardware(match: re.Match[str]) -> str:
-        return f"<!-- hardware: performance -->{performance.hardware(performance.committed())}<!-- end -->"
-
-    def weighed(match: re.Match[str]) -> str:
-        return f"<!-- wire: {match[1]} -->\n{messages.table(match[1])}\n<!-- end -->"
-
-    def computed(match: re.Match[str]) -> str:
-        return f"<!-- computed: {match[1]} -->\n{gpu_cost.table(match[1])}\n<!-- end -->"
-
-    def packed(match: re.Match[str]) -> str:
-        return f"<!-- packed: {match[1]} -->\n{pack.table(match[1])}\n<!-- end -->"
-
-    def flower(match: re.Match[str]) -> str:
-        table_of = getattr(flower_table, f"{match[1]}_table")
-        return f"<!-- flower: {match[1]} -->\n{table_of()}\n<!-- end -->"
-
-    text = re.sub(r"<!-- flower: (\w+) -->\n.*?<!-- end -->", flower, text, flags=re.S)
-    text = re.sub(r"<!-- computed: (\w+) -->\n?.*?<!-- end -->", computed, text, flags=re.S)
-    text = re.sub(
-        r"<!-- gpu -->\n.*?<!-- end -->", lambda _: f"<!-- gpu -->\n{gpu.committed()}\n<!-- end -->", text, flags=re.S
-    )
-    text = re.sub(r"<!-- packed: (\w+) -->\n?.*?<!-- end -->", packed, text, flags=re.S)
-    text = re.sub(r"<!-- wire: (\w+) -->\n?.*?<!-- end -->", weighed, text, flags=re.S)
-    text = re.sub(r"<!-- performance: (\w+) -->\n.*?<!-- end -->", performed, text, flags=re.S)
-    text = re.sub(r"<!-- hardware: performance -->.*?<!-- end -->", hardware, text, flags=re.S)
-    text = re.sub(r"<!-- node -->.*?<!-- end -->", lambda _: f"<!-- node -->{node_cost.sentence()}<!-- end -->", text)
-    text = re.sub(r"<!-- scale -->\n.*?<!-- end -->", scaled, text, flags=re.S)
-    text = re.sub(r"<!-- loose bound -->\n.*?<!-- end -->", loose, text, flags=re.S)
-    text = re.sub(r"<!-- authors -->\n.*?<!-- end -->", authors_, text, flags=re.S)
-    text = re.sub(r"<!-- byzantine -->\n.*?<!-- end -->", byzantine_, text, flags=re.S)
-    text = re.sub(r"<!-- topk -->\n.*?<!-- end -->", selected, text, flags=re.S)
-    text = re.sub(
-        r"<!-- lora -->\n.*?<!-- end -->", lambda _: f"<!-- lora -->\n{lora.table()}\n<!-- end -->", text, flags=re.S
-    )
-    text = re.sub(r"<!-- sparselab -->\n.*?<!-- end -->", sparselab, text, flags=re.S)
-    text = re.sub(r"<!-- generation -->\n.*?<!-- end -->", generation_, text, flags=re.S)
-    text = re.sub(r"<!-- tokens: (\w+) -->\n.*?<!-- end -->", tokens_, text, flags=re.S)
-    text = re.sub(r"<!-- modes -->\n.*?<!-- end -->", moded, text, flags=re.S)
-    text = re.sub(r"<!-- whole round -->\n.*?<!-- end -->", whole, text, flags=re.S)
-    text = re.sub(r"<!-- rounds by the clock -->\n.*?<!-- end -->", clocked, text, flags=re.S)
-    text = re.sub(r"<!-- layers -->\n.*?<!-- end -->", layers, text, flags=re.S)
-    text = re.sub(r"<!-- choice -->\n.*?<!-- end -->", choice_, text, flags=re.S)
-    text = re.sub(r"<!-- perplexity -->\n.*?<!-- end -->", language, text, flags=re.S)
-    text = re.sub(r"<!-- settings -->\n.*?<!-- end -->", chosen, text, flags=re.S)
-    text = re.sub(r"<!-- precision -->\n.*?<!-- end -->", multiplied, text, flags=re.S)
-    text = re.sub(r"<!-- regression -->\n.*?<!-- end -->", regressed, text, flags=re.S)
-    text = re.sub(r"<!-- sweep: (\w+) -->.*?<!-- end -->", sweep, text)
-
-    text = re.sub(r"<!-- counted: (\w+) -->.*?<!-- end -->", counted, text, flags=re.S)
-    text = re.sub(r"<!-- reproduced: (\w+) -->\n.*?<!-- end -->", reproduced, text, flags=re.S)
-    digits = {task: json.loads((HERE / "results" / f"{task}.json").read_text()) for task in ("digits", "digits05")}
-    text = re.sub(r"<!-- measured: (\w+) -->\n.*?<!-- end -->", card, text, flags=re.S)
-    text = re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", tabled, text, flags=re.S)
-    return re.sub(r"<!-- round: (\w+) -->.*?<!-- end -->", figure, text)
+    return PLACE.sub(of, text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""What fine-tuning gains on a frozen sparse base: LoRA adapters of a small GPT, on what Shakespeare's roles say.
+
+Half of the roles train the base, 100 rounds, dense or by FLASH at density .1; the other half trains adapters of all its
+linear layers, rank 8, for 50 (the recipe lora.gpt). Claim: adapters bring the sparse base nearer to the adapted dense
+one, and their rounds, whose products read a tenth of the weights, take less time. Perplexity is on the test characters
+of the second half. n: one base of each, 3 seeds of adapters. Seconds are processor time of one thread, of all that a
+round does.
+
+    python benchmarks/adapters.py            (half an hour on one core; needs FEDSIEVE_DATA with Shakespeare)
+    python benchmarks/adapters.py --table    (print the table of committed results)
+
+Stopped in the middle, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from perplexity import recorded
+
+from fedsieve.cli.bench.measurement import machine
+from fedsieve.recipes import load_recipe
+
+RESULTS = Path(__file__).parent / "results" / "adapters.json"
+RUNS = Path("runs/adapters")
+SEEDS = (0, 1, 2)
+HALF = ("task.part=1/2", "task.clients=114", "evaluate_every=100")
+BASES = {
+    "dense": ("fedavg.gpt", ("lr=0.0015", "lr_end=0.00015", *HALF)),
+    "FLASH, density .1": ("flash.gpt", ("method.density=0.1", "lr=0.003", "lr_end=0.0003", *HALF)),
+}
+"""By its label, the recipe that trains a base, and what is changed in it; rates are benchmarks/perplexity.py's."""
+
+
+def main() -> None:
+    """Run what is not there yet."""
+    results = read()
+    for label, (recipe, settings) in BASES.items():
+        base = RUNS / recipe
+        own = results.setdefault(label, {"seeds": {}})
+        if len(own["seeds"]) < len(SEEDS):
+            summary, _, own["seconds"] = recorded(recipe, load_recipe(recipe, settings), base)
+            own["density"], own["upload_bytes"] = summary["density"], summary["upload_bytes"]
+        for seed in SEEDS:
+            if str(seed) not in own["seeds"]:
+                run = replace(load_recipe("lora.gpt", [f"task.init={base}"]), seed=seed)
+                summary, rows, seconds = recorded("lora.gpt", run, RUNS / f"lora-{recipe}-{seed}")
+                curve = {str(row["round"]): row["perplexity"] for row in rows if row.get("perplexity")}
+                more = {"upload_bytes": summary["upload_bytes"], "seconds": seconds}
+                own["seeds"][str(seed)] = {"curve": curve, **more}
+                RESULTS.write_text(json.dumps({"machine": machine()} | results, indent=1) + "\n")
+    print(table())
+
+
+def read() -> dict[str, Any]:
+    """Return the results so far, by the base."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return results
+
+
+def table() -> str:
+    """Return the results as a table."""
+    lines = [
+        "| base | its perplexity | with adapters (each seed) | gained | upload, kB a round (the base's) "
+        "| seconds a round (the base's) |",
+        "|---" * 6 + "|",
+    ]
+    for label in (label for label in BASES if label in read()):
+        own = read()[label]
+        runs = [*own["seeds"].values()]
+        before, last = (mean(run["curve"][t] for run in runs) for t in ("0", "50"))
+        each = ", ".join(f"{run['curve']['50']:.2f}" for run in runs)
+        cells = [
+            label,
+            f"{before:.2f}",
+            f"{last:.2f} ({each})",
+            f"{100 * (1 - last / before):.0f} %",
+            f"{mean(run['upload_bytes'] for run in runs) / 1e3:.0f} ({own['upload_bytes'] / 1e3:.0f})",
+            f"{mean(run['seconds'] for run in runs):.2f} ({own['seconds']:.2f})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(table()) if "--table" in sys.argv else main()
