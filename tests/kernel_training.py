@@ -36,7 +36,10 @@ def fresh(rule: str = "plain") -> nn.Module:
         model = TinyNet()
     if rule == "swat":
         return swat_(model, {"conv2.weight": 0.3, "fc1.weight": 0.2}, 1)
-    if rule == "plain":
+    if rule == "unused":
+        with torch.random.fork_rng():
+            model.spare, model.spare_norm = nn.Linear(5, 3), nn.BatchNorm2d(4)
+    if rule in ("plain", "unused"):
         return model
     powers = ("conv2.weight", "fc1.weight")
     with (

@@ -11,6 +11,7 @@ from fedsieve.client.losses import NextToken
 from fedsieve.client.training import params_of
 from fedsieve.client.vector_models import CharGPT, ViTTiny
 from fedsieve.types import apply_model
+from padding_models import PADDING, first_label
 
 VOCABULARY, LENGTH = 13, 7
 
@@ -85,24 +86,6 @@ class Series(nn.Module):
         x = self.encoder(self.dropout(self.stem(x)))
         logits: Tensor = self.head(x.mean(1) if self.pool == "mean" else x[:, -1])
         return logits
-
-
-class Classifier(nn.Module):
-    """nn.TransformerEncoder of texts, with its default dropout; the tokens 0 to 2 are padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
-        self.tokens, self.head = nn.Embedding(VOCABULARY, 12), nn.Linear(12, 4)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(self.tokens(ids), src_key_padding_mask=ids < 3)[:, 1])
-        return logits
-
-
-def first_label(output: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(output, target[:, 0] % 4)
 
 
 class Shared(nn.Module):
@@ -265,7 +248,7 @@ CASES: dict[str, Case] = {
     "encoder, norms first": (lambda: Series("last", norm_first=True, activation="gelu"), "series", F.cross_entropy),
     "shared": (Shared, "series", F.cross_entropy),
     "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
-    "padding": (Classifier, "text", first_label),
+    **{f"padding, {how}": (make, "text", first_label) for how, make in PADDING.items()},
     "dropout in attention": (lambda: Series(p=0.1, dropout=0.1), "series", F.cross_entropy),
     **{
         f"attention, {how}": (lambda how=how, p=p: Explicit(how, p), "series", F.cross_entropy)
@@ -308,6 +291,8 @@ def dense_steps(
         with torch.enable_grad():
             value = loss(apply_model(model.train(), x), y)
         value.backward()
+        for parameter in named.values():  # of what the model does not use: weights decay all the same
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, mask in masks.items():
             named[name].grad.mul_(mask)  # type: ignore[union-attr]
         optimizer.step()

@@ -157,12 +157,6 @@ class Tied(TinyNet):
         return logits
 
 
-class Spare(TinyNet):
-    def __init__(self) -> None:
-        super().__init__()
-        self.spare = nn.Parameter(torch.ones(2))
-
-
 class Branching(TinyNet):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.sum() > 0 else -x)
@@ -196,7 +190,6 @@ CANNOT = {
     Doubled: "conv2 has a hook",
     Patched: "conv2 has a forward of its own",
     Tied: "fc2.weight is used more than once",
-    Spare: "no layer uses spare",
     Branching: "the model cannot be traced",
     Still: "fc1.weight is not trained",
 }
@@ -333,13 +326,14 @@ def test_a_run_tells_which_way_it_went(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_measuring_both_ways_changes_nothing_and_names_what_cannot_be(tmp_path: Path) -> None:
-    run_ = replace(tiny_run(NST(density=0.2), rounds=2), task=Task(Spare, blobs, 6))
+    run_ = replace(tiny_run(NST(density=0.2), rounds=2), task=Task(Tied, blobs, 6))
     for name, measure in (("a", ()), ("b", ("kernels",))):
         list(record_run(tmp_path / name, open_run(run_, measure=measure), local(), "x"))
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert models[0] == models[1]
     ways = json.loads((tmp_path / "b/summary.json").read_text())["kernels_measured"]
-    assert ways["sparse"] == {"because": "--kernels sparse cannot be: no layer uses spare; choose auto or dense"}
+    why = "--kernels sparse cannot be: fc2.weight is used more than once; choose auto or dense"
+    assert ways["sparse"] == {"because": why}
     assert ways["dense"]["ms_per_step"] > 0
 
 

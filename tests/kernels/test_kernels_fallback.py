@@ -116,7 +116,6 @@ SHARED = nn.Linear(4, 4)
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "scale outside a layer": (Gate, (9,)),
     "0.weight is used more than once": (lambda: nn.Sequential(SHARED, nn.ReLU(), SHARED), (4,)),
-    "no layer uses b.weight": (lambda: Net(lambda m, x: m.a(x), a=nn.Linear(9, 4), b=nn.Linear(2, 2)), (9,)),
     "0.weight is not trained": (lambda: nn.Sequential(nn.Linear(9, 4).requires_grad_(False)), (9,)),
     "cannot be traced": (lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(9, 4)), (9,)),
     "neither [n, c, h, w] nor [n, features]": (lambda: nn.Sequential(nn.Unflatten(1, (3, 3)), nn.Linear(3, 4)), (9,)),

@@ -81,6 +81,9 @@ FAMILIES = {
     "Qwen2ForCausalLM": {"num_key_value_heads": 1},
     "GPTNeoXForCausalLM": {},
     "RobertaForSequenceClassification": {"pad_token_id": 1},
+    "GPT2ForSequenceClassification": {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2},
+    "BloomForSequenceClassification": {"pad_token_id": 1},
+    "GemmaForCausalLM": {"num_key_value_heads": 1, "head_dim": 16},
     "DistilBertForSequenceClassification": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
 }
 """Of Hugging Face: with their own settings."""
@@ -88,7 +91,10 @@ FAMILIES = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_families(name: str, native: None) -> None:
-    """Biases of some products alone, rotations of some channels, heads by turns; padding, also behind a causal mask."""
+    """Biases of some products alone, rotations of some channels, heads by turns; padding, also behind a causal mask.
+
+    Classes of the last token that is no padding; scales of 1 and a parameter; slopes of distances, GELU by powers.
+    """
     module = library("transformers")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     own = {} if "dim" in FAMILIES[name] else sizes
@@ -143,10 +149,14 @@ def test_what_else_a_model_returns() -> None:
 
 
 class Padded(nn.Module):
-    """Two series, one of which says by its numbers what is padding, and a mask of truth values."""
+    """Two series, one of which says by its numbers what is padding, and a mask of truth values.
 
-    def __init__(self) -> None:
+    ``lowest`` is added where a key does not count.
+    """
+
+    def __init__(self, lowest: float = -torch.inf) -> None:
         super().__init__()
+        self.lowest = lowest
         self.tokens, self.stem, self.qkv = nn.Embedding(VOCABULARY, 8, padding_idx=0), nn.Linear(3, 8), nn.Linear(8, 24)
         self.head = nn.Linear(8, 4)
 
@@ -155,17 +165,20 @@ class Padded(nn.Module):
         q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
         later = torch.ones(7, 7, dtype=torch.bool).tril()
         x = x + F.scaled_dot_product_attention(q, k, v, (ids != 0)[:, None, None] & later).transpose(1, 2).flatten(2)
-        x = x + F.scaled_dot_product_attention(q, k, v, mask[:, None]).transpose(1, 2).flatten(2)
+        barred = torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask == 0, self.lowest)
+        x = x + F.scaled_dot_product_attention(q, k, v, barred[:, None]).transpose(1, 2).flatten(2)
         logits: Tensor = self.head(x[:, 0])
         return logits
 
 
 def test_masks_of_each_sample(native: None) -> None:
-    """Of several inputs in order; what they say that cannot be is named, and a token that may attend to none."""
+    """Of several inputs in order; what they say that cannot be is named. A token that may attend to none has 0."""
     chance = torch.Generator().manual_seed(3)
     ids, series = torch.randint(1, VOCABULARY, (5, 7), generator=chance), torch.randn(5, 7, 3, generator=chance)
     ids[:, 4:] *= torch.arange(5)[:, None] % 2
-    mask = (torch.rand(5, 7, 7, generator=chance) < 0.5) | torch.eye(7, dtype=torch.bool)
+    ids[2, :3] = 0
+    mask = torch.rand(5, 7, 7, generator=chance) < 0.5
+    mask[1, 2] = False
     x, y, ours, theirs = (ids, series, mask), torch.arange(5) % 4, made(Padded), made(Padded)
     optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
     trainer, losses = Trainer(ours, {}, 5, lr=0.1), []
@@ -187,8 +200,10 @@ def test_masks_of_each_sample(native: None) -> None:
         ((ids, series), "x must be 3 tensors, got tuple"),
         ((ids, series[:3], mask), r"x[1] must be a float32 tensor [5, 7, 3] on the CPU"),
         ((ids + 9, series, mask), r"x[0] must be of 0 to 12, got "),
-        ((ids, series, mask & False), "a sample's attention mask leaves a token no token to attend to"),
     ):
         with pytest.raises(InputError) as error:
             trainer.step(bad, y)
         assert line in str(error.value)
+    trainer = Trainer(made(lambda: Padded(torch.finfo(torch.float32).min)), {}, 5, lr=0.1)
+    with pytest.raises(InputError, match="a sample's attention mask leaves a token no token to attend to"):
+        trainer.step(x, y)  # where PyTorch attends to all, as all scores are the same

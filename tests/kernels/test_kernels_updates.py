@@ -57,8 +57,9 @@ def test_adam_is_what_its_paper_says(m: int, power: float, native: None) -> None
 def shift_of(model: nn.Module) -> dict[str, Tensor]:
     """Return a vector that corrects some gradients."""
     chance = torch.Generator().manual_seed(8)
-    names = ("conv1.weight", "conv2.weight", "fc1.weight", "fc1.bias", "bn.weight")
-    return {name: 0.05 * torch.randn(model.get_parameter(name).shape, generator=chance) for name in names}
+    names = {"conv1.weight", "conv2.weight", "fc1.weight", "fc1.bias", "bn.weight", "spare.weight"}
+    named = [(name, w) for name, w in model.named_parameters() if name in names]
+    return {name: 0.05 * torch.randn(w.shape, generator=chance) for name, w in named}
 
 
 Settings = Callable[[nn.Module], dict[str, Any]]
@@ -89,12 +90,13 @@ def settled(device: Device, model: nn.Module, rule: str) -> Device:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layers", ["plain", "swat", "power", "cached"])
+@pytest.mark.parametrize("layers", ["plain", "swat", "power", "cached", "unused"])
 def test_a_training_is_the_same_by_both(layers: str, rule: str, one_thread: None) -> None:
+    """Also of parameters that the model does not compute with, whose gradients are 0 before what is added to them."""
     models = []
     for model, device in both(layers):
         device = settled(device, model, rule)
-        mask = mask_of(model, 0.5) if layers == "plain" else {}
+        mask = mask_of(model, 0.5) if layers in ("plain", "unused") else {}
         for _ in range(2):  # the second on the same trainer, at rest again
             [*Training(device, mask)]
         models.append(model)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, factored
 from fedsieve.kernels.graph import Value
+from fedsieve.kernels.input_numbers import NEVER, InputMask, InputNumbers
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, head_rows
-from fedsieve.kernels.sample_masks import NEVER, MaskCalls, SampleMask, Zeros, attention_mask
-from fedsieve.kernels.tokens import AttentionLayer, InputMask, tokens
+from fedsieve.kernels.token_calls import TokenCalls
+from fedsieve.kernels.tokens import AttentionLayer, tokens
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,17 @@ class Scores:
     """Whether the softmax has been taken."""
     p: float = 0.0
     """Of dropout."""
+    masks: tuple[InputMask, ...] = ()
 
 
-class AttentionCalls(MaskCalls):
+class AttentionCalls(TokenCalls):
     """The layers of a model so far, attention among them."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._scores: dict[Value, Scores] = {}
-        self._masks: dict[int, tuple[SampleMask, tuple[Tensor, InputMask]]] = {}
-        """What masks are, by their identity: layers share one."""
+        self._masks: dict[tuple[fx.Node, str, float], InputMask] = {}
+        """Those of the inputs, by their numbers and what is done with them: layers share one."""
 
     def _rows(self, x: Any, whole: bool = True) -> TokenRows:
         if self._scores_of(x):
@@ -66,8 +68,11 @@ class AttentionCalls(MaskCalls):
     def _times(self, scores: Scores, number: float) -> Scores:
         if scores.weights:
             raise Unsupported("attention's weights in a product with a number")
+        if scores.masks and number <= 0:
+            raise Unsupported(f"attention's scores that were masked, times {number:g}")
         bias = None if scores.bias is None else scores.bias * number
-        return replace(scores, scale=scores.scale * number, bias=bias)
+        masks = tuple(replace(mask, scale=mask.scale * number) for mask in scores.masks)
+        return replace(scores, scale=scores.scale * number, bias=bias, masks=masks)
 
     def _put_scores(self, scores: Scores, like: Tensor) -> Places:
         value = Value(0)
@@ -84,7 +89,8 @@ class AttentionCalls(MaskCalls):
             if scores.p and self.noise is not scores:
                 raise Unsupported("attention's weights that are used again after dropout")
             self.noise = None if scores.p else self.noise
-            out = self._attend(scores.q, scores.k, _by_head(y), scores.scale, scores.bias, False, scores.p)
+            own = scores.scale, scores.bias, False, scores.p, scores.masks
+            out = self._attend(scores.q, scores.k, _by_head(y), *own, written_out=True)
             return replace(out, index=out.index.reshape(y.index.shape))
         if self._scores_of(y) or x.index.dim() < 3 or x.index.dim() != y.index.dim():
             raise Unsupported("a matrix product of two activations that is not attention's")
@@ -121,28 +127,57 @@ class AttentionCalls(MaskCalls):
         scores = self._scores_of(x)
         if not scores:
             return super()._op_add(x, y, alpha)
+        if isinstance(y, InputNumbers):
+            return self._masked(scores, y, x.index, "add", alpha)
         if scores.weights or not isinstance(y, Tensor | int | float):
             raise Unsupported("a sum of attention's scores with what the model computes or trains")
         add = self._for_heads(alpha * torch.as_tensor(y, dtype=torch.float32), x.index)
         return self._put_scores(replace(scores, bias=add if scores.bias is None else scores.bias + add), x.index)
 
-    def _op_masked_fill(self, x: Any, mask: Any, number: Any) -> Places:
-        """Scores that may not count, or zeros that are to be added to them."""
-        if isinstance(x, Zeros):
-            return self._added(x, mask, float(number))
+    def _op_masked_fill(self, x: Any, mask: Any, number: Any) -> Any:
+        """Scores that may not count, or tokens that are 0."""
+        return self._filled(x, mask, number, "bar")
+
+    def _op_where(self, mask: Any, x: Any, y: Any) -> Any:
+        keep = isinstance(x, Places)
+        return self._filled(x, mask, y, "keep") if keep else self._filled(y, mask, x, "bar")
+
+    def _filled(self, x: Any, mask: Any, number: Any, how: str) -> Any:
+        """Return a tensor that is a number where a mask is true ("bar"), or where it is not ("keep")."""
+        if not isinstance(mask, Tensor | InputNumbers) or not isinstance(number, Tensor | int | float):
+            raise Unsupported("a choice by what the model computes or trains, or between two tensors")
         scores = self._scores_of(x)
-        if not scores or scores.weights or not isinstance(mask, Tensor):
-            raise Unsupported("masked_fill of anything but attention's scores, by a mask that is always the same")
+        if not scores and not bool(torch.as_tensor(number).any()):
+            if isinstance(mask, InputNumbers):
+                return self._by_numbers(x, mask, "bar" if how == "bar" else "times")
+            return self._op_mul(x, (mask != (how == "bar")).float())
+        if not scores or scores.weights:
+            raise Unsupported("a choice between a tensor and a number other than 0, and no attention's scores")
         if float(number) > -1e4:
             raise Unsupported(f"attention's scores filled with {float(number):g}, which still counts")
+        if isinstance(mask, InputNumbers):
+            return self._masked(scores, mask, x.index, how)
+        mask = mask if how == "bar" else ~mask
         barred = self._for_heads(mask, x.index)
         bias = torch.zeros(barred.shape) if scores.bias is None else scores.bias
         return self._put_scores(replace(scores, bias=torch.where(barred, -math.inf, bias)), x.index)
 
-    def _op_where(self, mask: Any, x: Any, y: Any) -> Places:
-        if self._is_tokens(x):
-            return self._op_masked_fill(x, ~mask if isinstance(mask, Tensor) else None, y)
-        return self._op_masked_fill(y, mask, x)
+    def _masked(self, scores: Scores, numbers: InputNumbers, like: Tensor, how: str, scale: float = 1) -> Places:
+        """Return scores that numbers of the inputs mask, or are added to."""
+        if scores.weights:
+            raise Unsupported("attention's weights in a sum, or masked")
+        masks = (*scores.masks, self._input_mask(numbers, like.shape, how, scale))
+        return self._put_scores(replace(scores, masks=masks), like)
+
+    def _input_mask(self, numbers: InputNumbers, sizes: torch.Size, how: str, scale: float = 1) -> InputMask:
+        """Return the mask of scores [n, heads, length, length], or [n * heads, length, length]."""
+        own, heads = numbers.example.shape, sizes[:-2].numel() // SAMPLES
+        count = own[:-2].numel() // SAMPLES
+        whole = len(own) == len(sizes) and count in (1, heads) and own[0] == SAMPLES * (count if len(own) == 3 else 1)
+        if not whole or any(n not in (1, size) for n, size in zip(own[-2:], sizes[-2:], strict=True)):
+            raise Unsupported(f"attention with a mask {[*own]} of the inputs for scores {[*sizes]} ({SAMPLES} samples)")
+        mask = InputMask(self._value_of(numbers), count, how, scale)
+        return self._masks.setdefault((numbers.node, how, scale), mask)
 
     def _for_heads(self, constant: Tensor, like: Tensor) -> Tensor:
         """Return a constant that scores meet, [heads or 1, length, length]."""
@@ -156,6 +191,8 @@ class AttentionCalls(MaskCalls):
         scores = self._scores_of(x)
         if not scores or scores.weights or dim not in (-1, x.index.dim() - 1):
             raise Unsupported("a softmax that is not that of attention's keys")
+        if scores.bias is not None and bool(_attends_to_none(scores.bias).any()):
+            raise Unsupported("attention with a query that may attend to no key, whose softmax is NaN")
         return self._put_scores(replace(scores, weights=True), x.index)
 
     _op__softmax = _op_softmax
@@ -178,25 +215,19 @@ class AttentionCalls(MaskCalls):
         scale: float | None = None, enable_gqa: bool = False,
     ) -> Places:  # fmt: skip
         self._some_kept(p)
-        bias = own = None
+        bias: Tensor | None = None
+        masks: tuple[InputMask, ...] = ()
+        (q, left), (k, right) = self._factored(q), self._factored(k)
         sizes = torch.Size([*q.index.shape[:-1], k.index.shape[-2]])
-        if self._is_input(mask) and not isinstance(mask, SampleMask) and mask.of.dtype == torch.bool:
-            mask = self._op_to(mask, torch.bool)
-        if isinstance(mask, SampleMask):
-            mask, own = self._sample_mask(mask, sizes)
-        if mask is not None:
+        if isinstance(mask, InputNumbers):
+            masks = (self._input_mask(mask, sizes, "keep" if mask.example.dtype == torch.bool else "add"),)
+        elif mask is not None:
             if not isinstance(mask, Tensor):
                 raise Unsupported("attention with a mask that the model computes or trains")
             barred = torch.zeros(mask.shape).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
             bias = self._for_heads(barred.float(), torch.empty(sizes, device="meta"))
         scale = q.index.shape[-1] ** -0.5 if scale is None else scale
-        (q, left), (k, right) = self._factored(q), self._factored(k)
-        return self._attend(q, k, self.settled(v), scale * left * right, bias, causal, p, own)
-
-    def _sample_mask(self, mask: SampleMask, sizes: torch.Size) -> tuple[Tensor, InputMask]:
-        if id(mask) not in self._masks:
-            self._masks[id(mask)] = mask, attention_mask(mask, sizes)
-        return self._masks[id(mask)][1]
+        return self._attend(q, k, self.settled(v), scale * left * right, bias, causal, p, masks)
 
     def _factored(self, x: Any) -> tuple[Any, float]:
         """Return a tensor without the number that all of it is multiplied by, and that number: attention has one."""
@@ -217,7 +248,7 @@ class AttentionCalls(MaskCalls):
 
     def _attend(
         self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float,
-        mask: InputMask | None = None,
+        masks: tuple[InputMask, ...] = (), written_out: bool = False,
     ) -> Places:  # fmt: skip
         length, size = q.index.shape[-2:]
         parts = [self._head_rows(x, length) for x in (q, k, v)]
@@ -238,7 +269,8 @@ class AttentionCalls(MaskCalls):
             self._draws()
         value = tokens(heads * size, length)
         firsts, inputs = (q_first, k_first, v_first), [q_value, k_value, v_value]
-        layer = AttentionLayer(inputs, value, firsts, heads, kv_heads, size, causal, scale, bias, p, mask)
+        sizes = heads, kv_heads, size, causal, scale
+        layer = AttentionLayer(inputs, value, firsts, *sizes, bias, p, masks, written_out)
         channel = torch.arange(heads * size).view(1, heads, 1, size)
         return Places(self._put(layer), ids[:, None, :, None] * value.channels + channel)
 
@@ -248,14 +280,20 @@ def _by_head(x: Places) -> Places:
     return x if x.index.dim() == 4 else replace(x, index=x.index.reshape(SAMPLES, -1, *x.index.shape[1:]))
 
 
+def _attends_to_none(bias: Tensor) -> Tensor:
+    """Tell which queries may attend to no key, by what is added to their scores."""
+    return (bias == -math.inf).all(-1)
+
+
 def _plain(bias: Tensor, causal: bool) -> tuple[bool, Tensor | None]:
     """Return whether attention is causal, and what is added beside; None if that is nothing."""
     later = torch.ones(bias.shape[-2:], dtype=torch.bool).triu(1)
-    bias = bias.masked_fill(bias <= NEVER, -math.inf)
     if causal:
         bias = bias.masked_fill(later, -math.inf)
-    if bool((bias == -math.inf).all(-1).any()):
-        raise Unsupported("attention with a query that may attend to no key")
+    none = _attends_to_none(bias)
+    bias = bias.masked_fill(bias <= NEVER, -math.inf)
+    if not torch.equal(_attends_to_none(bias), none):
+        raise Unsupported("attention with a query whose keys are all masked, by finite numbers")
     causal = causal or bool((bias[:, later] == -math.inf).all())
     rest = bias.masked_fill(later, 0) if causal else bias
     return causal, rest if bool((rest != 0).any()) else None

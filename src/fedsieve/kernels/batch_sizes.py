@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import RowNoise
+from fedsieve.kernels.input_numbers import InputNumbers
 from fedsieve.kernels.places import Places, arguments_of
 
 SIZED = {"view", "reshape", "_unsafe_view", "expand", "repeat", "unflatten"}
@@ -20,7 +21,8 @@ def check_any_size(size: Any) -> None:
     """Raise Unsupported if a model was exported for some sizes of the batch alone, of which this is the symbol."""
     fixed = isinstance(size, int) or size.node.expr.is_number
     others = [] if fixed else [guard.expr for guard in size.node.shape_env.guards]
-    if fixed or not all(one.is_Symbol for expr in others for one in expr.args):  # inputs may have to be as many
+    n = None if fixed else size.node.expr
+    if fixed or not all(expr.subs(dict.fromkeys(expr.free_symbols, n)) == True for expr in others):  # noqa: E712
         raise Unsupported("a batch of another size is computed otherwise (or its size is len(x), not x.shape[0])")
 
 
@@ -37,7 +39,7 @@ def check_same(name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
 
 def is_constant(x: Any) -> bool:
     """Tell whether an operation's result has no numbers of the samples, and none that are drawn for them."""
-    return not any(isinstance(one, Places | RowNoise) for one in arguments_of(x))
+    return not any(isinstance(one, Places | RowNoise | InputNumbers) for one in arguments_of(x))
 
 
 def _begins_with(larger: Any, own: Any) -> bool:

@@ -76,6 +76,8 @@ class Decoder:
         for layer in graph.layers:
             if layer.output.width != length or not layer.output.tokens:
                 raise NotCausal("tokens that are added, left out or put together")
+            if getattr(layer, "of", None) in graph.functions:
+                raise NotCausal("numbers that are computed of all tokens")
             out = self._rows[layer.output] = line_buffer(1, layer.output.channels)
             getattr(self, f"_{type(layer).__name__.removesuffix('Layer').lower()}", self._unknown)(
                 layer, [self._rows[value] for value in layer.inputs], out
@@ -150,7 +152,7 @@ class Decoder:
         later = torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
         if not layer.causal and (bias is None or not bool((bias[:, later] == -torch.inf).all())):
             raise NotCausal("attention that is not causal")
-        if layer.mask is not None:
+        if layer.masks:
             raise NotCausal("attention whose mask is made of the tokens")
         if layer.p:
             raise Unsupported("dropout where a model is not trained")

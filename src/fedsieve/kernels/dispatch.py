@@ -247,7 +247,9 @@ def _unknown(graph: Graph, mask: Mask) -> str | None:
     products = [layer for layer in graph.layers if isinstance(layer, ProductLayer)]
     weights = {p.weight_name for p in products if not isinstance(p.module, SwatConv2d | SwatLinear)}
     embeddings = [layer for layer in graph.layers if isinstance(layer, EmbeddingLayer)]
-    weights = (weights | {e.parameter for e in embeddings}) - {e.parameter for e in embeddings if e.tied}
+    weights = (weights | graph.unused.keys() | {e.parameter for e in embeddings}) - {
+        e.parameter for e in embeddings if e.tied
+    }
     fallbacks = tuple(f"{name}." for name in graph.fallbacks)
     return next((name for name in mask if name not in weights and not name.startswith(fallbacks)), None)
 

@@ -6,28 +6,25 @@ numbers. A layer then looks which tokens, and which of their channels, it was gi
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
-from fedsieve.kernels.attention_calls import AttentionCalls
 from fedsieve.kernels.batch_sizes import check_any_size, check_same, is_constant
 from fedsieve.kernels.checks import Unsupported
+from fedsieve.kernels.exporting import export_program
 from fedsieve.kernels.expressions import Expression, RowNoise
 from fedsieve.kernels.graph import Graph, Layer, Value
+from fedsieve.kernels.input_calls import InputCalls
+from fedsieve.kernels.input_numbers import InputNumbers
 from fedsieve.kernels.inputs import Inputs
 from fedsieve.kernels.places import SAMPLES, Places, arguments_of, indices
-from fedsieve.kernels.sample_masks import COMPARISONS, Computed, SampleMask, moved_mask, only_in_attention
 from fedsieve.kernels.token_expressions import EXPRESSIONS
 from fedsieve.kernels.tokens import (
     EmbeddingLayer,
@@ -36,8 +33,8 @@ from fedsieve.kernels.tokens import (
     ScaleLayer,
     TokenOutput,
     TokenProduct,
+    masks_of,
 )
-from fedsieve.sparse.layers import SparseLayer
 from fedsieve.types import InputError, logits_of
 
 MOVES = {
@@ -55,19 +52,7 @@ def read_exported(
 ) -> Graph:
     """Return the layers of a model for samples of ``shape``. Raises Unsupported if that cannot be done."""
     inputs = shape if isinstance(shape, Inputs) else Inputs((shape,), (dtype,))
-    modes = {m: m.training for m in model.modules()}
-    args, kwargs = inputs.zeros(SAMPLES + 1)
-    try:
-        with _plain_layers(model), torch.random.fork_rng(devices=[]), redirect_stderr(io.StringIO()):
-            batch: Any = {0: torch.export.Dim.AUTO}
-            batches = dict.fromkeys(kwargs, batch) if kwargs else (batch,) * len(args)
-            program = torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)
-    except Exception as error:
-        line = (str(error).strip() or repr(error)).splitlines()[0]
-        raise Unsupported(f"the model cannot be exported ({line})") from error
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
+    program = export_program(model, inputs, training)
     try:
         graph = _ExportReader(model, program, inputs).graph()
         graph.form = shape if isinstance(shape, Inputs) else None
@@ -76,43 +61,13 @@ def read_exported(
     except Exception as error:  # such as a shape that holds for one size of the batch alone
         line = (str(error).strip() or repr(error)).splitlines()[0]
         raise Unsupported(f"the model cannot be followed ({line})") from error
-    _owned(model, graph, training)
+    used = {program.graph_signature.inputs_to_parameters.get(n.name) for n in program.graph.nodes if n.users}
+    _owned(model, graph, training, {name for name in used if name})
     return graph
 
 
-@contextmanager
-def _plain_layers(model: nn.Module) -> Iterator[None]:
-    """Let sparse layers be exported as plain ones, without the hooks that count, and failures without a log.
-
-    Hugging Face's models, whose ``config.use_cache`` is on by default, make no cache of keys and values.
-    """
-    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
-    hooks = [(m, name, getattr(m, name)) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
-    own_configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
-    configs = {id(config): config for config in own_configs if getattr(config, "use_cache", False)}
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    for layer in layers:
-        plain = nn.Conv2d.forward if isinstance(layer, nn.Conv2d) else nn.Linear.forward
-        layer.forward = partial(plain, layer)  # type: ignore[arg-type]
-    for m, name, own in hooks:
-        setattr(m, name, type(own)())
-    for config in configs.values():
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        for config in configs.values():
-            config.use_cache = True
-        for layer in layers:
-            del layer.forward
-        for m, name, own in hooks:
-            setattr(m, name, own)
-
-
-def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
-    """Raise Unsupported unless every parameter belongs to one layer that runs once; in training, some are trained."""
+def _owned(model: nn.Module, graph: Graph, training: bool, used: set[str]) -> None:
+    """Raise Unsupported unless every parameter is of one layer that runs once, or unused; in training, some trained."""
     weights = {id(layer.module.weight) for layer in graph.layers if isinstance(layer, TokenProduct)}
     for layer in graph.layers:
         if isinstance(layer, EmbeddingLayer) and layer.rows is None:
@@ -121,20 +76,19 @@ def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
     modules = [getattr(layer, "module", None) for layer in graph.layers if layer not in tied]
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
-        if users[id(parameter)] > 1 or users[id(parameter)] < training:
-            raise Unsupported(f"{name} is used more than once" if users[id(parameter)] else f"no layer uses {name}")
+        uses = users[id(parameter)]
+        if not uses and name not in used:
+            graph.unused[name] = parameter
+        elif uses > 1 or uses < training:
+            raise Unsupported(f"{name} is used more than once" if uses else f"no layer uses {name}")
     if training and not graph.needs_grad[graph.output]:
         raise Unsupported("no parameter is trained (requires_grad is False of all)")
 
 
-class _ExportReader(AttentionCalls):
+class _ExportReader(InputCalls):
     def __init__(self, model: nn.Module, program: Any, inputs: Inputs):
         pairs = zip(inputs.shapes, inputs.dtypes, strict=True)
-        super().__init__(model, [Value(0, plain=sizes, dtype=kind) for sizes, kind in pairs])
-        self.program = program
-        self.env: dict[fx.Node, Any] = {}
-        self.larger: dict[fx.Node, Any] = {}
-        """Of constants and sizes that depend on the batch's size: what they are with one sample more."""
+        super().__init__(model, [Value(0, plain=sizes, dtype=kind) for sizes, kind in pairs], program)
 
     def graph(self) -> Graph:
         """Read node by node."""
@@ -148,16 +102,16 @@ class _ExportReader(AttentionCalls):
                 if node.name in parameters:
                     self.env[node] = self._places(self.model.get_parameter(parameters[node.name]))
                 elif node.name in buffers:
-                    self.env[node] = self.model.get_buffer(buffers[node.name]).detach().clone()
+                    self.env[node] = self._stored(node, self.model.get_buffer(buffers[node.name]).detach().clone())
                 elif node.name in constants:
-                    self.env[node] = self.program.constants[constants[node.name]]
+                    self.env[node] = self._stored(node, self.program.constants[constants[node.name]])
                 else:
                     own = self.inputs[inputs.index(node.name)]
                     numbers = torch.arange(SAMPLES * torch.Size(own.sizes).numel())
                     self.env[node] = Places(own, numbers.view(SAMPLES, *own.sizes))
                     check_any_size(node.meta["val"].shape[0])
             elif node.op == "get_attr":
-                self.env[node] = getattr(self.program.graph_module, str(node.target))
+                self.env[node] = self._stored(node, getattr(self.program.graph_module, str(node.target)))
             elif node.op == "call_function":
                 self.env[node] = self._call(node, self.env)
                 self._follow_larger(node)
@@ -187,7 +141,7 @@ class _ExportReader(AttentionCalls):
         if any(isinstance(x, fx.GraphModule) for x in flat):
             return self._inner(node, args, places)
         target: Any = node.target
-        if node.target is operator.getitem and not isinstance(args[0], Places):
+        if node.target is operator.getitem and not isinstance(args[0], Places | InputNumbers):
             return args[0][args[1]]
         name = target.__name__.partition(".")[0] if callable(target) else str(target)
         name = name.strip("_") if name.startswith("__") else name  # such as __and__
@@ -205,30 +159,32 @@ class _ExportReader(AttentionCalls):
             return None
         if name in ("empty", "new_empty") and _by_sample(node.args[name == "new_empty"]):
             return RowNoise()
-        if not places and not any(isinstance(x, RowNoise) for x in args):
+        numbers = self._numbers(node, name in MOVES)
+        if numbers is not None:
+            return numbers
+        if not places and not any(isinstance(x, RowNoise | InputNumbers) for x in arguments_of([args, kwargs])):
+            self._check_changes(node, name, args)
             return _constant(target, name, args, kwargs)
         if name in ("sym_size", "sym_numel", "sym_stride"):
             return target(*indices(args), **kwargs)
         check_same(name, [(self.env[one], self.larger[one]) for one in node.all_input_nodes if one in self.larger])
         alone = len({id(one.of) for one in places}) == 1
-        if name in MOVES and alone and not (name == "stack" and len(places) < len(args[0])):
+        several = any(isinstance(x, InputNumbers) for x in arguments_of([args, kwargs]))
+        if name in MOVES and alone and not several and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
-            if isinstance(places[0], SampleMask | Computed):
-                return moved_mask(target, places, args, kwargs)
             if any(isinstance(x, Expression) for x in places):
                 return self._moved(target, args, kwargs, places)
             moved = target(*indices(args), **indices(kwargs))
             return _placed(moved, places[0].of)
         if name in ("to", "type_as") and self._is_of_type(args, kwargs):
             return args[0]
-        only_in_attention(name, places)
-        if name in COMPARISONS:
-            return self._compared(name, *args)
         own: Callable[..., Places] | None = getattr(self, f"_op_{name.removesuffix('_')}", None)
         if own is None:
             raise Unsupported(f"the kernels do not know {name}")
-        if name.removesuffix("_") not in EXPRESSIONS:
+        if name.removesuffix("_") in EXPRESSIONS:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._argument)
+        else:
             args, kwargs = self.settled(args), self.settled(kwargs)
         y = own(*args, **kwargs)
         if name.endswith("_") and not isinstance(y, RowNoise):
@@ -243,7 +199,11 @@ class _ExportReader(AttentionCalls):
     def _inner(self, node: fx.Node, args: Any, places: list[Places]) -> Any:
         """Compute the constants of a part of the model that runs without gradients, or without autocast."""
         known = "wrap_with_set_grad_enabled", "wrap_with_autocast"
-        if places or str(getattr(node.target, "_name", node.target)) not in known:
+        if (
+            places
+            or any(isinstance(x, InputNumbers) for x in args)
+            or str(getattr(node.target, "_name", node.target)) not in known
+        ):
             raise Unsupported(f"{self._where(node)}a part without gradients, or with numbers of lower precision")
         (module,) = (x for x in args if isinstance(x, fx.GraphModule))
         given = iter(args[args.index(module) + 1 :])
@@ -258,7 +218,9 @@ class _ExportReader(AttentionCalls):
                 if any(isinstance(x, fx.GraphModule) for x in own):
                     env[inner] = self._inner(inner, own, [])
                 else:
-                    env[inner] = self._result(inner, inner.target.__name__.partition(".")[0], own, named, [])
+                    name = inner.target.__name__.partition(".")[0]
+                    self._check_changes(inner, name, own)
+                    env[inner] = _constant(inner.target, name, own, named)
             else:
                 return fx.node.map_arg(inner.args[0], env.__getitem__)
         raise AssertionError
@@ -299,7 +261,11 @@ class _ExportReader(AttentionCalls):
         output = TokenOutput(shape, token, channel - channel[0], labels, None if spec.is_leaf() else spec)
         first, *more = self.inputs
         layers = self._needed(rows.value)
-        return Graph(first, rows.value, layers, [rows.value], more_inputs=more, token_output=output)
+        used = {own for layer in layers for own in (getattr(layer, "of", None), *masks_of(layer))}
+        functions = {own.value: own for own in self.functions.values() if own.value in used}
+        return Graph(
+            first, rows.value, layers, [rows.value], more_inputs=more, token_output=output, functions=functions
+        )
 
     def _needed(self, output: Value) -> list[Layer]:
         """Return the layers that the output needs; a scale behind a norm that has none is the norm's own."""
@@ -335,8 +301,6 @@ def _constant(target: Any, name: str, args: Any, kwargs: Any) -> Any:
         return args[0]
     if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
         raise Unsupported(f"random numbers apart from the samples ({name})")
-    if getattr(getattr(target, "_schema", None), "is_mutable", False) and name != "detach_":
-        raise Unsupported(f"a buffer that changes from call to call ({name})")
     return target(*args, **kwargs)
 
 

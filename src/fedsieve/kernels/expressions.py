@@ -68,6 +68,14 @@ class Complex(Expression):
 
 
 @dataclass
+class RaisedParameter:
+    """A parameter, and a number that is added to all of it."""
+
+    parameter: Places
+    number: float
+
+
+@dataclass
 class RowNoise:
     """A random number for each sample, [n, 1, ...]."""
 
@@ -129,6 +137,21 @@ def applied(op: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Function | None
     if first is None or second is None:
         return None
     return Function(own.of, own.index, lambda v: op(torch.as_tensor(first(v)), second(v)))
+
+
+def square_of(x: Any, y: Any) -> Function | None:
+    """Return the product of two multiples of the same numbers; None of others."""
+    same = isinstance(x, Places) and isinstance(y, Places) and x.of is y.of and isinstance(x.of, Value)
+    if not same or not torch.equal(x.index, y.index) or (first := _multiplied(x)) is None:
+        return None
+    return applied(torch.mul, Function(x.of, x.index, first), y)
+
+
+def square_factor(x: Function) -> float | None:
+    """Return the number that squares are multiplied by, if that is the function; None of others."""
+    v = torch.linspace(-7, 7, 113, dtype=torch.float64)
+    number = x.apply(torch.ones((), dtype=torch.float64))
+    return float(number) if torch.allclose(x.apply(v), number * v**2, rtol=1e-6, atol=1e-7) else None
 
 
 def _as_function(x: Any, own: Function) -> Callable[[Tensor], Any] | None:

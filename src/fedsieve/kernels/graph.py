@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -243,6 +243,10 @@ class Graph:
     """A model of tokens may have others than ``input``."""
     form: Inputs | None = None
     """Of several inputs, or of inputs by name."""
+    functions: Mapping[Value, Callable[[Sequence[Tensor]], Tensor]] = field(default_factory=dict)
+    """What PyTorch computes of the inputs in each step."""
+    unused: dict[str, Tensor] = field(default_factory=dict)
+    """Parameters, by their names, that the model does not compute with: their gradients are 0."""
     token_output: Any = None
     """How a model of tokens returns ``output``: a ``TokenOutput``."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Combination
 from fedsieve.kernels.graph import ActivationLayer, ConcatenationLayer, NormLayer
+from fedsieve.kernels.input_numbers import InputNumbers
 from fedsieve.kernels.places import SAMPLES, Places, pair
 from fedsieve.kernels.token_expressions import TokenExpressions
 from fedsieve.kernels.tokens import (
@@ -21,6 +22,7 @@ from fedsieve.kernels.tokens import (
     LayerNormLayer,
     MeanLayer,
     Parameters,
+    PickedLayer,
     RearrangedLayer,
     TokenProduct,
     tokens,
@@ -103,19 +105,34 @@ class TokenCalls(TokenExpressions):
             if bool((x == padding).any()):
                 raise Unsupported("constant numbers of an embedding, one of which is its padding_idx")
             return Places(weight.of, weight.index[x])
-        table, compute = self._parameter(weight), getattr(x, "compute", None)
+        table = self._parameter(weight)
         if table is None or (isinstance(weight, Places) and weight.index.shape != table.shape):
             raise Unsupported("an embedding in a table of another shape than its parameter has")
-        if (
-            not self._is_input(x)
-            or x.of.dtype != torch.int64
-            or not torch.equal(x.index.flatten(), torch.arange(x.index.numel()))
-        ):
-            raise Unsupported("an embedding of anything but all of the input")
-        length = x.index.numel() // SAMPLES
+        if not isinstance(x, InputNumbers) or (places := self._input_places(x)).of.dtype != torch.int64:
+            raise Unsupported("an embedding of anything but whole numbers of the inputs")
+        length = places.index.numel() // SAMPLES
         layer = EmbeddingLayer([], tokens(table.shape[1], length), Parameters(weight=table), self._name(table))
-        layer.padding, layer.of, layer.compute = padding, x.of, compute
-        return self._given(self._put(layer), x.index)
+        layer.padding, layer.of = padding, self._value_of(x)
+        return self._given(self._put(layer), places.index)
+
+    def _op_index(self, x: Any, index: Sequence[Any]) -> Places:
+        """A token of each sample, at a place that the inputs say."""
+        rows = self._all(self._rows(self.settled(x)))
+        samples, place = index if len(index) == 2 else (None, None)
+        if (
+            not isinstance(samples, Tensor)
+            or not torch.equal(samples, torch.arange(SAMPLES))
+            or not isinstance(place, InputNumbers)
+            or place.example.shape != (SAMPLES,)
+            or not torch.equal(rows.ids, torch.arange(SAMPLES * rows.value.width).view(SAMPLES, -1))
+        ):
+            raise Unsupported("an index that is not x[torch.arange(n), places], of tokens and of numbers of the inputs")
+        layer = PickedLayer([rows.value], tokens(rows.channels, 1), self._value_of(place))
+        return self._given(self._put(layer), torch.arange(SAMPLES))
+
+    def _op_to(self, x: Any, *args: Any, **kwargs: Any) -> Places:
+        wanted = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype)]
+        raise Unsupported(f"a conversion to {wanted[0] if wanted else 'another device'}")
 
     def _op_gelu(self, x: Any, approximate: str = "none") -> Places:
         return self._activated(x, "gelu" if approximate == "none" else "gelu_tanh")
@@ -166,20 +183,26 @@ class TokenCalls(TokenExpressions):
         return sorted(range(len(sizes)), key=lambda d: -sizes[d])
 
     def _op_mean(self, x: Any, dims: Sequence[int], keepdim: bool = False) -> Any:
-        if (square := self._mean_square(x, dims, keepdim)) is not None:
-            return square
-        x = self.settled(x)
-        rows = self._all(self._rows(x))
+        square = self._mean_square(x, dims, keepdim)
+        return self._over_tokens(x, dims, keepdim, False) if square is None else square
+
+    def _op_sum(self, x: Any, dims: Sequence[int] = (), keepdim: bool = False) -> Places:
+        return self._over_tokens(x, dims, keepdim, True)
+
+    def _over_tokens(self, x: Any, dims: Sequence[int], keepdim: bool, total: bool) -> Places:
+        rows = self._all(self._rows(self.settled(x)))
         length = rows.value.width
         plain = rows.ids.dim() == 2 and torch.equal(rows.ids.flatten(), torch.arange(SAMPLES * length))
         if not plain or [d % 3 for d in dims] != [1]:
-            raise Unsupported("a mean that is not over the tokens of [n, length, channels]")
-        value = self._put(MeanLayer([rows.value], tokens(rows.channels, 1)))
+            what = "sum" if total else "mean"
+            raise Unsupported(f"a {what} that is not over the tokens of [n, length, channels]")
+        value = self._put(MeanLayer([rows.value], tokens(rows.channels, 1), total))
         return self._given(value, torch.arange(SAMPLES).view(SAMPLES, *[1] * keepdim))
 
     def _op_cat(self, parts: Sequence[Any], dim: int = 0) -> Any:
         """Tokens one behind another; those of a parameter are the same in every sample."""
         parts = [self._places(part) if isinstance(part, Tensor) else part for part in parts]
+        parts = [self._input_places(part) if isinstance(part, InputNumbers) else part for part in parts]
         last = max(part.index.dim() for part in parts) - 1
         of_one = (
             len({id(part.of) for part in parts}) == 1 and self._is_tokens(parts[0]) and not self._is_input(parts[0])

@@ -16,6 +16,7 @@ from fedsieve.kernels.expressions import (
     Expression,
     Function,
     MeanSquare,
+    RaisedParameter,
     RowNoise,
     applied,
     as_complex,
@@ -25,11 +26,14 @@ from fedsieve.kernels.expressions import (
     moved,
     multiple,
     name_of,
+    square_factor,
+    square_of,
     sum_of_terms,
     tokens_of,
     turned,
 )
 from fedsieve.kernels.graph import ActivationLayer, NormLayer
+from fedsieve.kernels.input_numbers import InputNumbers
 from fedsieve.kernels.places import Places, by_sample
 from fedsieve.kernels.token_tensors import TokenTensors
 from fedsieve.kernels.tokens import (
@@ -40,16 +44,16 @@ from fedsieve.kernels.tokens import (
     RearrangedLayer,
     RowDropoutLayer,
     ScaleLayer,
+    TokenFactorLayer,
     tokens,
 )
 
 EXPRESSIONS = {
     "mul", "add", "sub", "div", "neg", "pow", "square", "tanh", "mean", "rsqrt", "sqrt", "cat", "view_as_complex",
     "view_as_real", "bernoulli", "matmul", "bmm", "baddbmm", "einsum", "masked_fill", "where", "softmax", "_softmax",
-    "scaled_dot_product_attention", "to", "logical_not", "bitwise_not", "logical_and", "bitwise_and", "and",
-    "cumsum", "gather", "embedding", "zeros_like",
+    "scaled_dot_product_attention", "embedding", "index",
 }  # fmt: skip
-"""Operations that take expressions as they are."""
+"""Operations that take expressions, and numbers of the inputs, as they are."""
 
 
 class TokenExpressions(TokenTensors):
@@ -63,6 +67,8 @@ class TokenExpressions(TokenTensors):
             return type(x)(self.settled(one) for one in x)
         if isinstance(x, dict):
             return {name: self.settled(one) for name, one in x.items()}
+        if isinstance(x, InputNumbers):
+            return self._input_places(x)
         if not isinstance(x, Expression):
             return x
         if id(x) not in self.known:
@@ -73,15 +79,16 @@ class TokenExpressions(TokenTensors):
         if isinstance(x, Combination):
             return self._combined(x)
         if isinstance(x, Function):
-            name, rows = name_of(x), self._all(self._rows(Places(x.of, x.index)))
+            plain = Places(x.of, x.index)
+            if (factor := square_factor(x)) is not None:
+                left, right = self._alike(self.settled(multiple(plain, factor)), plain)
+                value = tokens(left.channels, left.value.width)
+                return self._given(self._put(ElementProductLayer([left.value, right.value], value)), left.ids)
+            name, rows = name_of(x), self._all(self._rows(plain))
             value = tokens(rows.channels, rows.value.width)
-            if name == "square":
-                return self._given(self._put(ElementProductLayer([rows.value] * 2, value)), rows.ids)
             return self._given(self._put(ActivationLayer([rows.value], value, name)), rows.ids)
-        if isinstance(x, Complex | MeanSquare):
-            what = "complex numbers" if isinstance(x, Complex) else "a mean over channels"
-            raise Unsupported(f"{what} in another way than a norm's or a rotation's")
-        raise Unsupported("truth values, or numbers computed of an input's whole ones, in arithmetic")
+        what = "complex numbers" if isinstance(x, Complex) else "a mean over channels"
+        raise Unsupported(f"{what} in another way than a norm's or a rotation's")
 
     def _combined(self, x: Combination) -> Places:
         if len(x.terms) == 1 and bool((x.terms[0][1] == 1).all()):
@@ -111,6 +118,8 @@ class TokenExpressions(TokenTensors):
     def _op_mul(self, x: Any, y: Any) -> Any:
         if not self._is_tokens(x):
             x, y = y, x
+        if isinstance(y, InputNumbers):
+            return self._by_numbers(x, y, "times")
         if isinstance(y, RowNoise):
             return self._row_dropout(self.settled(x), y)
         for one, other in ((x, y), (y, x)):
@@ -126,22 +135,37 @@ class TokenExpressions(TokenTensors):
             if (both := self._applied(torch.mul, x, y)) is not None:
                 return both
             return self._op_mul(self.settled(x), self.settled(y))
-        if x is y:
-            return self._op_pow(x, 2)
+        if (both := square_of(x, y)) is not None:
+            return both
         x, y = self.settled(x), self.settled(y)
         if not self._is_tokens(y):
             return self._scaled_by(x, y)
-        left, right = self._alike(self._all(self._rows(x)), self._all(self._rows(y)))
+        left, right = self._alike(x, y)
         layer = ElementProductLayer([left.value, right.value], tokens(left.channels, left.value.width))
         return self._given(self._put(layer), left.ids)
+
+    def _by_numbers(self, x: Any, y: InputNumbers, how: str) -> Any:
+        """Multiply each token by a number of the inputs, or divide it, or bar those where that is true."""
+        x = self.settled(x)
+        if not self._is_tokens(x) or y.example.shape[-1:] != (1,):
+            if how != "times":
+                raise Unsupported("numbers of the inputs that are not one for each token")
+            return self._op_mul(x, self._input_places(y))
+        rows = self._all(self._rows(x))
+        layer = TokenFactorLayer(
+            [rows.value], tokens(rows.channels, rows.value.width), *self._number_of_each(y, rows), how
+        )
+        return self._given(self._put(layer), rows.ids)
 
     def _multiple(self, x: Any, number: Any) -> Combination:
         if not isinstance(x, Places) or isinstance(x.of, Tensor):
             raise Unsupported("a multiple of a parameter")
         return multiple(self._packed(x) if self._is_input(x) else x, number)
 
-    def _scaled_by(self, x: Any, y: Any) -> Places:
-        """Multiply by a parameter that has one number a channel."""
+    def _scaled_by(self, x: Any, y: Any) -> Any:
+        """Multiply by a parameter that has one number a channel, and a number may be added to."""
+        if isinstance(y, RaisedParameter):
+            return self._op_add(self._scaled_by(x, y.parameter), self._op_mul(x, y.number))
         rows = self._all(self._rows(x))
         own = y.of if isinstance(y, Places) and isinstance(y.of, nn.Parameter) else None
         if own is None or y.index.shape[-1:] != (rows.channels,) or own.numel() != rows.channels:
@@ -175,6 +199,7 @@ class TokenExpressions(TokenTensors):
         return self._op_mul(x, -1)
 
     def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Any:
+        x, y = (self._input_places(one) if isinstance(one, InputNumbers) else one for one in (x, y))
         if not self._is_tokens(x) and alpha == 1:
             x, y = y, x
         if alpha != 1:
@@ -191,10 +216,11 @@ class TokenExpressions(TokenTensors):
         x, y = self.settled(x), self.settled(y)
         if not self._is_tokens(x):
             x, y = y, x
-        rows = self._all(self._rows(x))
+        if isinstance(x, Places) and isinstance(x.of, Tensor) and isinstance(y, int | float):
+            return RaisedParameter(x, y)
         if not self._is_tokens(y):
-            return self._table_added(rows, y)
-        left, right = self._alike(rows, self._all(self._rows(y)))
+            return self._table_added(self._all(self._rows(x)), y)
+        left, right = self._alike(x, y)
         layer = NormLayer([left.value, right.value], tokens(left.channels, left.value.width))
         return self._given(self._put(layer), left.ids)
 
@@ -207,6 +233,8 @@ class TokenExpressions(TokenTensors):
             return x
         if isinstance(y, MeanSquare):
             return self._root_mean_square(x, y, 0.5)
+        if isinstance(y, InputNumbers):
+            return self._by_numbers(x, y, "over")
         if not isinstance(y, int | float | Tensor):
             raise Unsupported("a quotient of two tensors")
         return self._op_mul(x, 1 / y)

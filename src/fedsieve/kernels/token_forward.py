@@ -17,6 +17,7 @@ from fedsieve.kernels.combinations import AGAIN, CombinationTable
 from fedsieve.kernels.draws import bernoulli
 from fedsieve.kernels.fallback import Passage
 from fedsieve.kernels.graph import Layer, Value
+from fedsieve.kernels.input_numbers import NEVER
 from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Buffer
 from fedsieve.kernels.token_ops import (
@@ -35,13 +36,14 @@ from fedsieve.kernels.tokens import (
     ElementProductLayer,
     EmbeddingLayer,
     InputLayer,
-    InputMask,
     LayerNormLayer,
     MeanLayer,
+    PickedLayer,
     RearrangedLayer,
     RelaidLayer,
     RowDropoutLayer,
     ScaleLayer,
+    TokenFactorLayer,
     TokenOutput,
 )
 from fedsieve.types import InputError
@@ -60,8 +62,10 @@ class TokenForward:
         """The operations that read an input of the model, and their field with its address."""
         self.given: dict[Value, Tensor] = {}
         """The inputs of the step."""
-        self._masks: dict[tuple[InputMask, bool, Tensor | None], Tensor] = {}
-        """What is added to scores, which layers of one mask share."""
+        self._masks: dict[Any, Tensor] = {}
+        """What is added to scores, which layers of the same masks share."""
+        self._attentions: dict[int, list[AttentionOp]] = {}
+        """The operations whose scores it is added to, by its identity."""
         self._statistics: dict[Layer, list[Tensor]] = {}
         self._noise: dict[Layer, Buffer] = {}
         self._tables: dict[Layer, CombinationTable] = {}
@@ -91,9 +95,8 @@ class TokenForward:
 
     def _embedding(self, layer: EmbeddingLayer, ins: list[Buffer], out: Buffer) -> None:
         own = None if layer.rows is None else layer.rows.repeat(self.batch)
-        if layer.compute is not None:
-            own = torch.zeros(self.batch * layer.output.width, dtype=torch.int64)
-            self.context.arena.step(lambda: partial(self._compute_rows, layer, own))
+        if layer.of in self.context.graph.functions:
+            self.context.arena.step(lambda: partial(self._check_rows, layer))
         rows = None if own is None else self._own(own)
         self._statistics[layer] = [] if own is None else [own]
         trained = isinstance(layer.module.weight, nn.Parameter)
@@ -110,12 +113,9 @@ class TokenForward:
 
         self.context.arena.step(make, *ins, out)
 
-    def _compute_rows(self, layer: EmbeddingLayer, rows: Tensor) -> None:
+    def _check_rows(self, layer: EmbeddingLayer) -> None:
         assert layer.of is not None
-        assert layer.compute is not None
-        own = layer.compute(self.given[layer.of]).flatten()
-        between(f"rows of {layer.parameter}", own, len(layer.module.weight))
-        rows[: len(own)] = own
+        between(f"rows of {layer.parameter}", self.given[layer.of], len(layer.module.weight))
 
     def reads(self, op: Any, layer: EmbeddingLayer) -> None:
         """Let an operation have an input's numbers as its rows."""
@@ -124,7 +124,9 @@ class TokenForward:
 
     def begin(self, x: Sequence[Tensor]) -> None:
         """Read the next step's inputs from these tensors, which must stay."""
-        self.given = dict(zip(self.context.graph.inputs, x, strict=True))
+        graph = self.context.graph
+        self.given = dict(zip(graph.inputs, x, strict=True))
+        self.given |= {value: compute(x) for value, compute in graph.functions.items()}
         for op, name, value in self.inputs:
             setattr(op, name, self.given[value].data_ptr())
 
@@ -148,35 +150,54 @@ class TokenForward:
         own = self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
         length = layer.output.width
         line = -(-length // WORDS) * WORDS
-        bias = layer.bias
-        if layer.mask is not None:
-            bias = torch.zeros(self.batch, *(torch.zeros(1, length, length) if bias is None else bias).shape)
-        if bias is not None:
-            own.append(F.pad(bias.mT * LOG2E, (0, line - length)).contiguous())
-        if layer.mask is not None:
-            key = layer.mask, layer.causal, layer.bias
-            if key in self._masks:  # another layer's
-                own[1] = self._masks[key]
-            else:
-                self._masks[key] = own[1]
-                self.context.arena.step(lambda: partial(self._mask, layer, own[1]))
+        if layer.masks:
+            own.append(self._mask_memory(layer, line))
+        elif layer.bias is not None:
+            own.append(F.pad(layer.bias.mT * LOG2E, (0, line - length)).contiguous())
         if layer.p:
             own.append(torch.zeros(self.batch, layer.heads, length, line // 8, dtype=torch.uint8))
             self.context.arena.step(lambda: partial(self._draw, layer, own[-1]))
         self.memory += own
-        self.context.arena.step(lambda: self.context.sized_(self._attend(layer, ins, out)), *ins, out)
+
+        def make() -> AttentionOp:
+            op = self.context.sized_(self._attend(layer, ins, out))
+            self.masked(layer, op)
+            return op
+
+        self.context.arena.step(make, *ins, out)
+
+    def _mask_memory(self, layer: AttentionLayer, line: int) -> Tensor:
+        """Return what is added to scores by masks of the inputs, written in each step; layers of the same share it."""
+        key = layer.masks, layer.causal, layer.bias
+        if key not in self._masks:
+            heads = max(1 if layer.bias is None else len(layer.bias), *(mask.heads for mask in layer.masks))
+            memory = self._masks[key] = torch.zeros(self.batch, heads, layer.output.width, line)
+            self.context.arena.step(lambda: partial(self._mask, layer, memory))
+        return self._masks[key]
+
+    def masked(self, layer: AttentionLayer, op: AttentionOp) -> None:
+        """Note an operation whose scores masks of the inputs are added to."""
+        if layer.masks:
+            self._attentions.setdefault(id(self._statistics[layer][1]), []).append(op)
 
     def _mask(self, layer: AttentionLayer, by_key: Tensor) -> None:
-        """Write what is added to the scores of each sample."""
-        assert layer.mask is not None
-        x, length = self.given[layer.mask.of], layer.output.width
+        """Write what is added to the scores of each sample; attention is causal where that bars all later keys."""
+        n, length = self.context.samples, layer.output.width
         bias = torch.zeros(1) if layer.bias is None else layer.bias
-        bias = torch.where(layer.mask(x)[:, None], bias, -torch.inf)
+        for mask in layer.masks:
+            bias = bias + mask(self.given[mask.of], n)
+        bias = bias.expand(n, -1, length, length)
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
         if layer.causal:
-            bias = bias.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
-        if bool((bias == -torch.inf).all(-1).any()):
+            bias = bias.masked_fill(later, -torch.inf)
+        most = bias.amax(-1)
+        none = most <= NEVER
+        if bool(none.any()) and (layer.written_out or bool((most[none] > -torch.inf).any())):
             raise InputError("a sample's attention mask leaves a token no token to attend to")
-        by_key[: len(x), ..., :length] = bias.mT * LOG2E
+        by_key[:n, ..., :length] = bias.mT * LOG2E
+        causal = layer.causal or bool((bias[..., later] <= NEVER).all())
+        for op in self._attentions[id(by_key)]:
+            op.causal = int(causal)
 
     def _draw(self, layer: AttentionLayer, bits: Tensor) -> None:
         """Draw what dropout keeps, as PyTorch does: a number for each sample, head, query and key."""
@@ -196,7 +217,7 @@ class TokenForward:
         if marks:
             *_, heads, own, line = marks[0].shape
             op.bias, op.bias_head = address(marks[0]), own * line if heads > 1 else 0
-            op.bias_sample = heads * own * line if layer.mask else 0
+            op.bias_sample = heads * own * line if layer.masks else 0
         return op
 
     def _rearranged(self, layer: RearrangedLayer, ins: list[Buffer], out: Buffer) -> None:
@@ -210,7 +231,20 @@ class TokenForward:
         length = layer.inputs[0].width
         self._statistics[layer] = [torch.arange(self.batch).repeat_interleave(length).int()]
         self._own(self._statistics[layer][0])
-        self._placed(ins[0], out, self._statistics[layer][0], length, True, 1 / length)
+        self._placed(ins[0], out, self._statistics[layer][0], length, True, 1 if layer.total else 1 / length)
+
+    def _picked(self, layer: PickedLayer, ins: list[Buffer], out: Buffer) -> None:
+        source = torch.zeros(self.batch, dtype=torch.int32)
+        self._statistics[layer] = [source]
+        self._own(source)
+        self.context.arena.step(lambda: partial(self._pick, layer, source))
+        self._placed(ins[0], out, source, 1, False)
+
+    def _pick(self, layer: PickedLayer, source: Tensor) -> None:
+        own, length = self.given[layer.of].flatten(), layer.inputs[0].width
+        own = torch.where(own < 0, own + length, own)
+        between("places of tokens", own, length)
+        source[: len(own)] = torch.arange(len(own)) * length + own
 
     def _placed(self, x: Buffer, out: Buffer, source: Tensor, each: int, scatter: bool, scale: float = 1) -> None:
         self.context.arena.step(lambda: self._place(x, out, source, each, scatter, scale), x, out)
@@ -253,17 +287,27 @@ class TokenForward:
         self.context.arena.step(lambda: table.op(x, out), x, out)
 
     def _rowdropout(self, layer: RowDropoutLayer, ins: list[Buffer], out: Buffer) -> None:
+        def draw() -> Tensor:
+            noise = torch.empty(self.context.samples, 1, 1).bernoulli_(layer.p) * layer.scale
+            return noise.flatten().repeat_interleave(layer.output.width)
+
+        self._by_factors(layer, draw, ins[0], out)
+
+    def _tokenfactor(self, layer: TokenFactorLayer, ins: list[Buffer], out: Buffer) -> None:
+        self._by_factors(layer, lambda: layer.factors(self.given[layer.of]).flatten(), ins[0], out)
+
+    def _by_factors(self, layer: Layer, factors: Callable[[], Tensor], x: Buffer, out: Buffer) -> None:
+        """Multiply each token by a number, which are known in each step."""
         channels, lanes = out.channels, self._lanes(out)
         source, row = torch.arange(channels, dtype=torch.int32)[None], torch.zeros(1, channels, dtype=torch.int32)
         table = self._tables[layer] = CombinationTable(torch.zeros(2, lanes + AGAIN), source, row, lanes)
 
-        def draw() -> None:
-            n, length = self.context.samples, layer.output.width
-            noise = torch.empty(n, 1, 1).bernoulli_(layer.p) * layer.scale
-            table.table[0, : n * length] = noise.flatten().repeat_interleave(length)
+        def write() -> None:
+            own = factors()
+            table.table[0, : len(own)] = own
 
-        self.context.arena.step(lambda: draw)
-        self._combined(table, ins[0], out)
+        self.context.arena.step(lambda: write)
+        self._combined(table, x, out)
 
     def _scale(self, layer: ScaleLayer, ins: list[Buffer], out: Buffer) -> None:
         self.context.arena.step(lambda: self._scaled(layer, ins[0], out), ins[0], out)

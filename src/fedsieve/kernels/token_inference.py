@@ -46,7 +46,7 @@ class TokenPass(StepContext):
         """Return what the model makes of up to ``batch`` samples. Raises InputError for tokens that there are not."""
         x = dict(zip(self.graph.inputs, (one.contiguous() for one in inputs), strict=True))
         for layer in self.graph.layers:
-            if isinstance(layer, EmbeddingLayer) and layer.of is not None and layer.compute is None:
+            if isinstance(layer, EmbeddingLayer) and layer.of in x:
                 between(self.graph.name_of(layer.of), x[layer.of], len(layer.module.weight))
         self.begin(0, len(inputs[0]), get_num_threads())
         self.token_steps.begin([*x.values()])

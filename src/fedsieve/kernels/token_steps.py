@@ -28,10 +28,12 @@ from fedsieve.kernels.tokens import (
     EmbeddingLayer,
     LayerNormLayer,
     MeanLayer,
+    PickedLayer,
     RearrangedLayer,
     RelaidLayer,
     RowDropoutLayer,
     ScaleLayer,
+    TokenFactorLayer,
     TokenOutput,
     tokens,
 )
@@ -108,7 +110,9 @@ class TokenSteps(TokenForward):
 
         def make() -> AttentionBackwardOp:
             parts = [buffer.part(first, n) for (buffer, first), n in zip(places, layer.channels, strict=True)]
-            return self.step.sized_(AttentionBackwardOp(self._attend(layer, ins, out), g, *parts))
+            op = self.step.sized_(AttentionBackwardOp(self._attend(layer, ins, out), g, *parts))
+            self.masked(layer, op.of)
+            return op
 
         self.step.arena.step(make, *ins, out, g, *into.values(), *(own for own, _, _ in sums))
         for own, value, first in sums:
@@ -125,7 +129,10 @@ class TokenSteps(TokenForward):
 
     def _mean_backward(self, layer: MeanLayer, g: Buffer) -> None:
         length, (source,) = layer.inputs[0].width, self._statistics[layer]
-        self._place_gradient(layer.inputs[0], g, source, length, False, 1 / length)
+        self._place_gradient(layer.inputs[0], g, source, length, False, 1 if layer.total else 1 / length)
+
+    def _picked_backward(self, layer: PickedLayer, g: Buffer) -> None:
+        self._place_gradient(layer.inputs[0], g, self._statistics[layer][0], 1, True)
 
     def _place_gradient(
         self, value: Value, g: Buffer, source: Tensor, each: int, scatter: bool, scale: float = 1
@@ -158,8 +165,10 @@ class TokenSteps(TokenForward):
         self.memory += table.tensors
         self.step.deliver(layer.inputs[0], lambda to: table.op(g, to), g)
 
-    def _rowdropout_backward(self, layer: RowDropoutLayer, g: Buffer) -> None:
+    def _rowdropout_backward(self, layer: RowDropoutLayer | TokenFactorLayer, g: Buffer) -> None:
         self.step.deliver(layer.inputs[0], lambda to: self._tables[layer].op(g, to), g)
+
+    _tokenfactor_backward = _rowdropout_backward
 
     def _scale_backward(self, layer: ScaleLayer, g: Buffer) -> None:
         (value,), weight, weights = layer.inputs, layer.module.weight, self.step.weights

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fedsieve.kernels.checks import Unsupported
-from fedsieve.kernels.expressions import Expression
 from fedsieve.kernels.graph import Layer, Value
+from fedsieve.kernels.input_numbers import InputFunction, InputNumbers
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, token_offsets
 from fedsieve.kernels.tokens import (
     ChannelsLayer,
@@ -28,8 +28,12 @@ class TokenTensors:
     node: Any
     """The operation of the exported model that is read."""
 
-    def __init__(self, model: nn.Module, inputs: list[Value]):
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: list[Value], program: Any):
+        self.model, self.inputs, self.program = model, inputs, program
+        self.constants: dict[str, Tensor] = {}
+        """The model's buffers and constants, by the name of their node."""
+        self.functions: dict[fx.Node, InputFunction] = {}
+        """What is computed of the inputs in each step."""
         self.layers: list[Layer] = []
         self.known: dict[int, tuple[Any, Places]] = {}
         """What expressions became, by their identity."""
@@ -86,8 +90,6 @@ class TokenTensors:
     def _packed(self, x: Places) -> Places:
         """Make tokens of the numbers of the input: the last dimension has the channels."""
         assert isinstance(x.of, Value)
-        if isinstance(x, Expression):
-            raise Unsupported("truth values, or numbers computed of an input's whole ones, in arithmetic")
         if x.of.dtype != torch.float32:
             raise Unsupported("numbers of the input that are whole, and not looked up in an embedding")
         ids, token, channel = token_offsets(x.index, torch.Size(x.of.sizes).numel())
@@ -122,14 +124,54 @@ class TokenTensors:
         return self.names.get(id(table), "")
 
     def _is_input(self, x: Any) -> bool:
-        return isinstance(x, Places) and x.of in self.inputs
+        return isinstance(x, Places) and isinstance(x.of, Value) and x.of.plain is not None
+
+    def _value_of(self, x: InputNumbers) -> Value:
+        """Return the input that numbers are, or a value that PyTorch computes in each step."""
+        if x.node.op == "placeholder":
+            place: int = self.program.graph_signature.user_inputs.index(x.node.name)
+            return self.inputs[place]
+        if not isinstance(x.example, Tensor) or not x.example.dim() or len(x.example) % SAMPLES:
+            raise Unsupported("numbers of the inputs whose first dimension is not the samples'")
+        if x.node not in self.functions:
+            self.functions[x.node] = InputFunction(self.program, self.constants, x, self.inputs)
+        return self.functions[x.node].value
+
+    def _placeholder(self, value: Value) -> fx.Node:
+        """Return the node of an input."""
+        name = self.program.graph_signature.user_inputs[self.inputs.index(value)]
+        own: fx.Node = next(node for node in self.program.graph.nodes if node.name == name)
+        return own
+
+    def _input_places(self, x: InputNumbers) -> Places:
+        """Return numbers of the inputs as a tensor that layers can be given."""
+        value = self._value_of(x)
+        if len(x.example) != SAMPLES:
+            raise Unsupported("numbers of the inputs whose first dimension is not the samples'")
+        return Places(value, torch.arange(x.example.numel()).view(x.example.shape))
+
+    def _number_of_each(self, x: InputNumbers, rows: TokenRows) -> tuple[Value, Tensor]:
+        """Return a value of the inputs, and which of a sample's numbers each token has [length]; x is [..., 1]."""
+        places = self._input_places(x)
+        assert isinstance(places.of, Value)
+        length, numel = rows.value.width, torch.Size(places.of.sizes).numel()
+        by_token = torch.empty(SAMPLES * length, dtype=torch.int64)
+        by_token[rows.ids.flatten()] = places.index.squeeze(-1).expand(rows.ids.shape).flatten()
+        of_samples = by_token.view(SAMPLES, length) - torch.arange(SAMPLES)[:, None] * numel
+        if not torch.equal(of_samples[0], of_samples[1]):
+            raise Unsupported("a number of the inputs for tokens of another sample")
+        return places.of, of_samples[0]
 
     def _is_tokens(self, x: Any) -> bool:
         return isinstance(x, Places) and not isinstance(x.of, Tensor)
 
-    def _alike(self, left: TokenRows, right: TokenRows) -> tuple[TokenRows, TokenRows]:
-        if left.channels != right.channels or left.ids.shape != right.ids.shape:
-            raise Unsupported("tensors of other shapes, one repeated for the other")
+    def _alike(self, x: Places, y: Places) -> tuple[TokenRows, TokenRows]:
+        """Return the tokens of two tensors, of which one may be repeated for the other."""
+        sizes = torch.Size(map(max, zip(x.index.shape, y.index.shape, strict=True)))
+        left, right = (
+            self._all(self._rows(one if one.index.shape == sizes else Places(one.of, one.index.expand(sizes))))
+            for one in (x, y)
+        )
         if not torch.equal(left.ids, right.ids):
             raise Unsupported("tokens that stand in other places than those that they meet")
         return left, right

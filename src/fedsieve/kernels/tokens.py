@@ -6,7 +6,7 @@ input's and that of layers that give tokens other places; products, norms and ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from fedsieve.kernels.graph import Layer, ProductLayer, Value
+from fedsieve.kernels.input_numbers import InputMask
 
 
 class Parameters(nn.Module):
@@ -92,9 +93,7 @@ class EmbeddingLayer(Layer):
     parameter: str
     rows: Tensor | None = None
     of: Value | None = None
-    """Which input of the model says the rows, where ``rows`` does not."""
-    compute: Callable[[Tensor], Tensor] | None = None
-    """What the rows are of a batch of its numbers, int64 [n, length]; None: its numbers."""
+    """Which input of the model, or numbers of the inputs, say the rows, where ``rows`` does not."""
     padding: int = -1
     """The row that is not trained by this layer, ``padding_idx``; -1: none."""
     tied: bool = False
@@ -108,21 +107,6 @@ class LayerNormLayer(Layer):
     module: Parameters
     eps: float
     rms: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class InputMask:
-    """Which keys count for which queries, by an input of the model."""
-
-    of: Value
-    place: Tensor
-    """int64 [length, length]: of which number of a sample, for each query and key."""
-    test: Callable[[Tensor], Tensor]
-    """Which numbers let a key count."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the mask of a batch of the input's numbers, bool [n, length, length]."""
-        return self.test(x.flatten(1))[:, self.place]
 
 
 @dataclass(eq=False)
@@ -139,12 +123,20 @@ class AttentionLayer(Layer):
     """float32 [heads or 1, length, length]: is added to the scores of queries and keys; -inf where none may count."""
     p: float = 0.0
     """Of the dropout of the probabilities."""
-    mask: InputMask | None = None
+    masks: tuple[InputMask, ...] = ()
+    """What is added to the scores by numbers of the inputs."""
+    written_out: bool = False
+    """Whether the model takes a softmax itself, which is NaN for a query without keys; else that attends to none."""
 
     @property
     def channels(self) -> tuple[int, int, int]:
         """How many q, k and v have."""
         return self.heads * self.size, self.kv_heads * self.size, self.kv_heads * self.size
+
+
+def masks_of(layer: Layer) -> list[Value]:
+    """Return the numbers of the inputs that are added to a layer's scores."""
+    return [mask.of for mask in layer.masks] if isinstance(layer, AttentionLayer) else []
 
 
 @dataclass(eq=False)
@@ -182,7 +174,32 @@ class RowDropoutLayer(Layer):
 
 @dataclass(eq=False)
 class MeanLayer(Layer):
-    """The mean of a sample's tokens."""
+    """The mean of a sample's tokens; ``total``: their sum."""
+
+    total: bool = False
+
+
+@dataclass(eq=False)
+class TokenFactorLayer(Layer):
+    """Each token times a number of the inputs."""
+
+    of: Value
+    place: Tensor
+    """int64 [length]: which number of its sample, for each token."""
+    how: str
+    """"times" the number, or "over" it; "bar": 0 where it is true."""
+
+    def factors(self, numbers: Tensor) -> Tensor:
+        """Return what the tokens of a batch are multiplied by, float32 [n, length]."""
+        x = numbers.flatten(1)[:, self.place]
+        return ~x.bool() if self.how == "bar" else 1 / x if self.how == "over" else x
+
+
+@dataclass(eq=False)
+class PickedLayer(Layer):
+    """A token of each sample, whose place is a number of the inputs."""
+
+    of: Value
 
 
 @dataclass(eq=False)

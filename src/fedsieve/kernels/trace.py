@@ -155,14 +155,15 @@ def _traced(model: nn.Module, shape: tuple[int, ...], training: bool) -> Graph:
 
 
 def _owned(model: nn.Module, graph: Graph, training: bool) -> None:
-    """Raise Unsupported unless every parameter belongs to one layer that runs once; and is trained, in training."""
+    """Raise Unsupported unless every parameter is unused, or of one layer that runs once, and trained, in training."""
     modules = [getattr(layer, "module", None) for layer in graph.layers]
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
-        uses = users[id(parameter)]
-        if uses > 1 or uses < training:
-            raise Unsupported(f"{name} is used more than once" if uses else f"no layer uses {name}")
-        if training and not parameter.requires_grad:
+        if not (uses := users[id(parameter)]):
+            graph.unused[name] = parameter
+        elif uses > 1:
+            raise Unsupported(f"{name} is used more than once")
+        elif training and not parameter.requires_grad:
             raise Unsupported(f"{name} is not trained (requires_grad is False)")
 
 

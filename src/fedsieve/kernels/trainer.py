@@ -177,7 +177,7 @@ class Trainer:
         for name, one in zip(graph.input_names, x, strict=True):
             checks.tensor(name, one, one.dtype, n, *one.shape[1:])
         for layer in graph.layers:
-            if isinstance(layer, EmbeddingLayer) and layer.of is not None and layer.compute is None:
+            if isinstance(layer, EmbeddingLayer) and layer.of in graph.inputs:
                 checks.between(graph.name_of(layer.of), x[graph.inputs.index(layer.of)], len(layer.module.weight))
         if any(n * norm.output.height * norm.output.width == 1 for norm in self.weights.norms):
             raise InputError("BatchNorm needs more than one value a channel: the batch has one sample")

@@ -126,6 +126,8 @@ class TrainingStep(Gradients):
 
     def _lower(self) -> None:
         graph = self.graph
+        if graph.unused:
+            self.arena.step(lambda: self._no_gradients)
         if graph.input.plain is None:
             first = self.activations[graph.input] = self.buffer(graph.input, graph.halo(graph.input))
             self.arena.step(lambda: self._pack(first), first)
@@ -140,6 +142,11 @@ class TrainingStep(Gradients):
             gradient = self.gradients.pop(layer.output, None)
             if gradient is not None and graph.needs_grad[layer.output]:
                 self._backward(layer, gradient)
+
+    def _no_gradients(self) -> None:
+        """Clear those of unused parameters, to which the last step may have added something."""
+        for parameter in self.graph.unused.values():
+            self.weights.view(parameter, self.weights.grad).zero_()
 
     def _pack(self, first: Buffer) -> PackOp:
         op = self.sized_(PackOp(map=first, unpack=0))

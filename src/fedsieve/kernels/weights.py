@@ -200,6 +200,11 @@ class Weights:
             if isinstance(layer, EmbeddingLayer) and not layer.tied and layer.parameter in mask:
                 self.names.add(layer.parameter)
                 self.masks[id(layer.module.weight)] = mask[layer.parameter].clone()
+        for name, unused in graph.unused.items():
+            vectors.append(unused)
+            if name in mask:
+                self.names.add(name)
+                self.masks[id(unused)] = mask[name].clone()
         self.sparse, self.small, self.vectors = start, dict[int, int](), vectors
         for vector in vectors:
             self.small[id(vector)] = start
