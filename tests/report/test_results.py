@@ -141,6 +141,11 @@ def test_factors_say_less_or_more_never_a_fraction_of_fewer(tmp_path: Path) -> N
     assert "2.9 times more than dense" in said
     assert "2.0 times more than dense" in said
     assert "fewer" not in said
+    assert "before the first round" not in said
+    first, rest = (run / "rounds.jsonl").read_text().split("\n", 1)
+    (run / "rounds.jsonl").write_text(json.dumps(json.loads(first) | {"round": 0, "multiply_adds": 9e10}) + "\n" + rest)
+    console.print(summary_table(run))
+    assert "75% of it before the first round, where dense has none" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,9 @@ def summary_table(folder: Path) -> Table:
     table.add_row("one upload", decimal(int(summary["upload_bytes"])), f"measured{others}")
     work, skipped = summary["multiply_adds"], list(summary["kernels"]) == ["sparse"]
     factor = format_ratio(summary["multiply_adds_dense"], work, ("fewer", "more"), "dense")
+    before = sum(row["multiply_adds"] or 0 for row in rows if row["round"] == 0)
+    if before > work / 100:  # such as FLASH's first stage
+        factor += f"; {before / work:.0%} of it before the first round, where dense has none"
     table.add_row("multiply-adds", f"{work:.3g}", factor if skipped else f"{factor}, were zeros skipped")
     if summary["multiply_adds_not_counted"]:
         table.add_row("", "not counted", ", ".join(summary["multiply_adds_not_counted"]))
