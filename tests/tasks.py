@@ -28,6 +28,16 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
+X, Y = torch.randn(60, 4, generator=generator()), torch.arange(60) % 2
+GOOD = Dataset("good", Data(X, Y), Data(X, Y), 2)
+"""Two classes of four numbers, with nothing amiss: what tests of refusals change one thing of."""
+
+
+def small() -> nn.Module:
+    """Return a network for it."""
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+
+
 def numbers() -> Dataset:
     """A plane with noise, float32 targets [n]."""
     x = torch.randn(180, 5, generator=generator())

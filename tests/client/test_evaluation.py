@@ -126,12 +126,12 @@ def test_what_cannot_be_captured_is_tested_eagerly(net: nn.Module, graphs: Graph
     assert graphs.captures == 0
 
 
-def sparse(seed: int = 1) -> TinyNet:
-    """Return a model with a tenth of its weights."""
+def sparse(seed: int = 1, density: float = 0.1) -> TinyNet:
+    """Return a model with some of its weights."""
     net = model(seed)
     with torch.no_grad():
         for weight in (net.conv2.weight, net.fc1.weight):
-            weight.mul_(torch.rand_like(weight) < 0.1)
+            weight.mul_(torch.rand_like(weight) < density)
     return net
 
 
@@ -152,7 +152,7 @@ def test_the_kernels_compute_tests_that_last(monkeypatch: pytest.MonkeyPatch) ->
     assert made == [10, 10, 10]
     short.metrics()
     monkeypatch.setattr(dispatch, "LITTLE", 0)
-    evaluation.of(params_of(model(1)))  # as dense as it came
+    evaluation.of(params_of(sparse(1, density=0.6)))
     assert made == [10, 10, 10]
 
 

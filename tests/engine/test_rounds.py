@@ -1,6 +1,5 @@
-"""The loop: sampling, the learning rate, tiers, refusals, clients that remember."""
+"""The loop: what is trained, tested, kept and refused in rounds, and chance."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,47 +16,9 @@ from fedsieve.data.partition import hold_out
 from fedsieve.engine.rollback import Checkpoint
 from fedsieve.engine.round import Round
 from fedsieve.engine.setup import open_run
-from fedsieve.methods import FedAvg, HeteroFLASH, SparseFedPP
+from fedsieve.methods import FedAvg, SparseFedPP
 from fedsieve.types import InputError, RoundContext, Tree, flatten, rng
 from tiny import TinyNet, blobs, tiny_run
-
-
-def test_the_learning_rate_falls_from_lr_towards_lr_end() -> None:
-    run_ = tiny_run(FedAvg(), rounds=100, lr=0.1, lr_end=0.001)
-    assert run_.lr_at(1) == 0.1
-    assert run_.lr_at(51) == pytest.approx(0.1 * (0.001 / 0.1) ** 0.5)
-    assert 0.001 < run_.lr_at(100) < 0.00105
-    ahead = replace(run_, lr_offset=1)  # rounds count from 1
-    assert (ahead.lr_at(0), ahead.lr_at(100)) == (0.1, pytest.approx(0.001))
-    assert [ahead.lr_at(t) for t in (1, 50)] == [run_.lr_at(t + 1) for t in (1, 50)]
-
-
-def test_the_decay_may_be_stretched_over_other_rounds() -> None:
-    """As FLASH's public code does: the rate of a round is set after the round before it, from that one's index."""
-    run_ = tiny_run(FedAvg(), rounds=400, lr=0.1, lr_end=0.001, lr_rounds=1000, lr_offset=-1)
-    lr = 0.1
-    for index in range(400):
-        assert run_.lr_at(index + 1) == pytest.approx(lr, rel=1e-12)
-        lr = 0.1 * math.exp(index / 1000 * math.log(0.001 / 0.1))
-    assert run_.lr_at(0) == run_.lr_at(1) == run_.lr_at(2) == 0.1
-    short = replace(run_, lr_rounds=100, lr_offset=0)
-    assert [short.lr_at(t) for t in (101, 102, 400)] == [pytest.approx(0.001)] * 3  # it stays at lr_end
-
-
-def test_the_learning_rate_may_fall_in_steps() -> None:
-    """PyTorch's MultiStepLR, an epoch a round: the ratio of a step is the second root of lr_end / lr."""
-    run_ = tiny_run(FedAvg(), rounds=9, lr=0.1, lr_end=0.001, lr_milestones=(3, 5))
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5], gamma=0.1)
-    for t in range(1, 10):
-        assert run_.lr_at(t) == pytest.approx(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert [run_.lr_at(t) for t in (0, 3, 4, 5, 6, 9)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    ahead = replace(run_, lr_offset=1)
-    assert [ahead.lr_at(t) for t in (0, 2, 3, 4, 5)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
-    assert replace(run_, lr_end=0.1).lr_at(9) == 0.1
-    assert replace(run_, lr_milestones=[3, 5]) == run_  # type: ignore[arg-type]
 
 
 def test_what_all_clients_hold_out_is_tested_beside_the_test_set() -> None:
@@ -91,44 +52,6 @@ def test_the_initialisation_is_the_experiments_whatever_the_method() -> None:
         largest = float(starts[0]["conv1.weight"].abs().max())
         assert largest <= 2 / 0.8796 / 18**0.5
         assert (largest > 0.25) == (how != "model")
-
-
-def test_clients_are_sampled_without_replacement_and_anew_each_round() -> None:
-    run_ = replace(tiny_run(FedAvg()), task=Task(TinyNet, blobs, 50), per_round=10)
-    samples = [run_.sample(t) for t in range(1, 30)]
-    assert all(len(set(s)) == 10 and s == sorted(s) and s[0] >= 0 and s[-1] < 50 for s in samples)
-    assert len({tuple(s) for s in samples}) == 29
-    assert len({c for s in samples for c in s}) == 50
-    assert samples == [run_.sample(t) for t in range(1, 30)]
-
-
-def test_tiers_are_groups_that_stay_and_are_sampled_in_proportion() -> None:
-    task = Task(TinyNet, blobs, 100, tiers=(0.4, 0.3, 0.3))
-    run_ = replace(tiny_run(FedAvg()), task=task, per_round=10)
-    tiers = [task.tier(c) for c in range(100)]
-    assert [tiers.count(i) for i in range(3)] == [40, 30, 30]
-    for t in range(1, 9):
-        sampled = [tiers[c] for c in run_.sample(t)]
-        assert [sampled.count(i) for i in range(3)] == [4, 3, 3]
-
-
-def test_tiers_of_a_round_are_as_many_but_not_the_same_clients() -> None:
-    task = Task(TinyNet, blobs, 100, tiers=(0.4, 0.3, 0.3), tier_by="round")
-    run_ = replace(tiny_run(FedAvg()), task=task, per_round=10)
-    classes: dict[int, set[int]] = {}
-    for t in range(1, 60):
-        clients = run_.sample(t)
-        assert len(set(clients)) == 10
-        assert clients == sorted(clients) == run_.sample(t)
-        tiers = run_.tiers(t, clients)
-        assert [[*tiers.values()].count(i) for i in range(3)] == [4, 3, 3]
-        for client, tier in tiers.items():
-            classes.setdefault(client, set()).add(tier)
-    assert sum(len(own) > 1 for own in classes.values()) > 80
-    assert {*run_.tiers(0, range(100)).values()} == {0}  # all warm up at the largest density
-    warm = replace(run_, method=HeteroFLASH(c_d=60))
-    assert len(warm.sample(0)) == 60
-    assert max(warm.sample(0)) > 40
 
 
 def test_inputs_are_normalised_as_the_task_says() -> None:
@@ -218,55 +141,6 @@ def test_a_dead_worker_process_is_named() -> None:
         list(rounds(everyone(Odd("die")), pool(2)))
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"per_round": 7}, "per_round is 7 but there are only 6 clients"),
-        ({"rounds": 0}, "rounds must be at least 1"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"lr": 0.0}, "lr and lr_end must be positive"),
-        ({"lr_end": float("nan")}, "lr and lr_end must be positive"),
-        ({"lr": 1e300}, "at most 1e6"),
-        ({"batch": 2**31}, "batch must be below"),
-        ({"momentum": 1.0}, "momentum must lie"),
-        ({"weight_decay": -1.0}, "weight_decay must be"),
-        ({"lr_offset": 2}, "lr_offset must be -1, 0 or 1, got 2"),
-        ({"lr_milestones": (5, 3)}, r"lr_milestones must be rounds that rise, such as \(50, 100\), got \(5, 3\)"),
-        ({"lr_milestones": (0, 3)}, "lr_milestones must be rounds that rise"),
-        ({"lr_milestones": (2.0,)}, "lr_milestones must be rounds that rise"),
-        ({"lr_milestones": 3}, "lr_milestones must be rounds that rise, .*, got 3"),
-        ({"lr_milestones": (3,), "lr_rounds": 5}, "lr_milestones and lr_rounds are two ways"),
-        ({"norm_weight_decay": 1}, "norm_weight_decay must be true or false, got 1"),
-        ({"lr_rounds": -1}, r"lr_rounds must be 0 \(all rounds\) or more, got -1"),
-    ],
-)
-def test_impossible_runs_are_refused(change: dict[str, Any], line: str) -> None:
-    with pytest.raises(InputError, match=line):
-        tiny_run(FedAvg(), **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"clients": 0}, "task.clients must be at least 1"),
-        ({"validation": 1.0}, "task.validation must lie"),
-        ({"tiers": (0.5, 0.4)}, "task.tiers must be positive shares that add up to 1"),
-        ({"tiers": (0.5, float("nan"))}, "task.tiers must be positive shares that add up to 1"),
-        ({"tiers": (0.05, 0.95)}, "leave a tier without a client among 6"),
-        ({"model": "resnet19"}, "unknown model 'resnet19'; the models are resnet18"),
-        ({"test_limit": -1}, "task.test_limit"),
-        ({"tier_by": "round "}, "task.tier_by must be one of client, round"),
-        ({"input_mean": 0.5}, r"task.input_mean must be numbers, one or one a channel, such as \(0.5,\), got 0.5"),
-        ({"input_mean": (0.5, float("inf"))}, "task.input_mean must be numbers"),
-        ({"input_std": (0.5, 0.0)}, r"task.input_std must be positive numbers, .* got \(0.5, 0.0\)"),
-        ({"input_std": "1"}, "task.input_std must be positive numbers, .* got '1'"),
-    ],
-)
-def test_impossible_tasks_are_refused(change: dict[str, Any], line: str) -> None:
-    with pytest.raises(InputError, match=line):
-        replace(Task(TinyNet, blobs, 6), **change)
-
-
 def test_momentum_and_weight_decay_are_sgds() -> None:
     """One client, two batches: against torch's own optimizer."""
     settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01, "rounds": 1, "batch": 30, "epochs": 2}
@@ -338,42 +212,3 @@ def test_what_a_pool_cannot_be_sent_is_named() -> None:
     assert [*rounds(replace(run_, rounds=1), local())]
     with pytest.raises(InputError, match="a pool cannot be sent this run"):
         next(rounds(run_, pool(1)))
-
-
-def wrong(**changes: Any) -> Any:
-    """Return a dataset function with labels (or so) that cannot be."""
-
-    def data() -> Any:
-        good = blobs()
-        both = ((part, getattr(good, part)) for part in ("train", "test"))
-        return replace(good, **{part: replace(d, **{k: v(d) for k, v in changes.items()}) for part, d in both})
-
-    return data
-
-
-class NormNet(nn.Sequential):
-    """BatchNorm over examples alone: one example is none."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-
-
-@pytest.mark.parametrize(
-    ("task", "line"),
-    [
-        (Task(TinyNet, wrong(y=lambda d: d.y + 1), 6), "training labels must be int64 from 0 to 2"),
-        (Task(TinyNet, wrong(y=lambda d: d.y.int()), 6), "got torch.int32"),
-        (Task("leaf_cnn", blobs, 6), "model leaf_cnn does not fit blobs: given examples of shape"),
-        (Task("digits_net", wrong(x=lambda d: torch.zeros(len(d), 1, 8, 8)), 6), ""),
-        (Task(nn.Flatten, blobs, 6), r"it answers \[2, 72\] for 2 examples of 3 classes"),
-        (Task(NormNet, blobs, 6, validation=0.0), "batches of 39 leave a client: -s batch=40 leaves none"),
-        (Task(NormNet, blobs, 240, validation=0.0), "use fewer clients"),
-    ],
-)
-def test_what_does_not_fit_is_said_before_anything_runs(task: Task, line: str) -> None:
-    run_ = replace(tiny_run(FedAvg()), task=task, per_round=1, batch=39)
-    if line:
-        with pytest.raises(InputError, match=line):
-            open_run(run_)
-    else:
-        open_run(run_)
