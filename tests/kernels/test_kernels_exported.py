@@ -51,6 +51,10 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "scores alone": lambda q, scores, _: scores.softmax(-1).flatten(1, 2),
     "trained bias": lambda q, scores, scale: (scores + scale).softmax(-1) @ q,
     "filled with 0": lambda q, scores, _: scores.masked_fill(torch.eye(LENGTH) > 0, 0).softmax(-1) @ q,
+    "minus scores": lambda q, scores, _: (
+        (-scores.masked_fill(torch.ones(LENGTH, LENGTH).triu(1) > 0, -1e9)).softmax(-1) @ q
+    ),
+    "low": lambda q, scores, _: (scores - 1e9 * (torch.arange(LENGTH) == 1)[:, None]).softmax(-1) @ q,
     "mask of a sample": lambda q, scores, _: scores.masked_fill(scores > 0, -torch.inf).softmax(-1) @ q,
     "dropout of scores": lambda q, scores, _: F.dropout(scores, 0.5).softmax(-1) @ q,
     "all dropped": lambda q, scores, _: F.dropout(scores.softmax(-1), 1.0) @ q,
@@ -84,6 +88,11 @@ INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "changed in place": lambda x, ids: (lambda part: x * (part.masked_fill_(part == 0, 1) + part)[..., None])(ids * 2),
     "a view changed in place": lambda x, ids: (lambda all_: x * (all_, all_[:, 0].fill_(1))[0][..., None])(ids * 2),
     "an input changed in place": lambda x, ids: x * ids.fill_(1)[..., None],
+    "largest of all": lambda x, ids: x * (ids / ids.max())[..., None],
+    "one number of all": lambda x, ids: x * ids.max().item(),
+    "as many as there are": lambda x, ids: x * ids[ids != 0].shape[0],
+    "a token of others": lambda x, ids: x * (1 + (ids == 9).flip(0))[..., None],
+    "a quarter of the batch": lambda x, ids: x * (ids * (1 + ids.shape[0] // 4))[..., None],
     "noise by an input": lambda x, ids: x * torch.bernoulli(ids / 9)[..., None],
     "one of each channel": lambda x, ids: x / (1 + ids[:, :1, None] + torch.arange(8)),
     "chosen": lambda x, ids: torch.where((ids == 0)[..., None], x, 2.0),
@@ -156,6 +165,8 @@ class Refused(nn.Module):
             return F.embedding(ids, self.tokens.weight.view(-1, 4))
         if self.what == "share of the batch":
             return x / ids.shape[0]
+        if self.what == "quarter of the batch":
+            return x * (1 + ids.shape[0] // 4)
         if self.what == "sum of the batch":
             return x + torch.ones(ids.shape[0], LENGTH, 8).sum(0)
         if self.what in SIZES:
@@ -197,6 +208,13 @@ class Refused(nn.Module):
         ("picked twice", "an index that is not x[torch.arange(n), places], of tokens and of numbers of the inputs"),
         ("picked of others", "an index that is not x[torch.arange(n), places], of tokens and of numbers of the inputs"),
         ("computed", "the kernels do not know gt"),
+        ("largest of all", "numbers of the inputs that depend on other samples"),
+        ("one number of all", "sizes that depend on numbers of the inputs"),
+        ("as many as there are", "sizes that depend on numbers of the inputs"),
+        ("a token of others", "numbers of the inputs that depend on other samples"),
+        ("a quarter of the batch", "numbers of the inputs that depend on other samples, or on how many there are"),
+        ("minus scores", "attention's scores that were masked, times -1"),
+        ("low", "attention with a query whose keys are all masked, by finite numbers"),
         ("no softmax", "a product of attention's scores without a softmax"),
         ("softmax over queries", "a softmax that is not that of attention's keys"),
         ("weights times 2", "attention's weights in a product with a number"),
@@ -234,6 +252,7 @@ class Refused(nn.Module):
         ("table in another shape", "an embedding in a table of another shape than its parameter has"),
         ("share of the batch", "numbers that depend on the batch's size"),
         ("sum of the batch", "numbers that depend on the batch's size"),
+        ("quarter of the batch", "numbers that depend on the batch's size"),
         *((what, "a batch of another size is computed otherwise") for what in SIZES),
     ],
 )

@@ -319,6 +319,20 @@ def test_refused_samples(x: Tensor, message: str) -> None:
     assert predict(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+class NoZeros(nn.Linear):
+    """A layer of samples that are not 0, such as texts that are not padding alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.any():
+            raise RuntimeError("no numbers")
+        return super().forward(x)
+
+
+def test_a_model_that_takes_no_zeros() -> None:
+    model, x = NoZeros(3, 2), torch.ones(4, 3)
+    torch.testing.assert_close(Predictor(model, 4)(x), model(x))
+
+
 def test_refused_settings() -> None:
     with pytest.raises(InputError, match="batch must be at least 1, got 0"):
         Predictor(nn.Linear(2, 2), 0)

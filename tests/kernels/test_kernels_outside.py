@@ -204,6 +204,7 @@ def test_masks_of_each_sample(native: None) -> None:
         with pytest.raises(InputError) as error:
             trainer.step(bad, y)
         assert line in str(error.value)
-    trainer = Trainer(made(lambda: Padded(torch.finfo(torch.float32).min)), {}, 5, lr=0.1)
-    with pytest.raises(InputError, match="a sample's attention mask leaves a token no token to attend to"):
-        trainer.step(x, y)  # where PyTorch attends to all, as all scores are the same
+    for low in (torch.finfo(torch.float32).min, -1e9):
+        trainer = Trainer(made(lambda low=low: Padded(low)), {}, 5, lr=0.1)  # type: ignore[misc]
+        with pytest.raises(InputError, match="a sample's attention mask leaves a token no token to attend to"):
+            trainer.step(x, y)  # where PyTorch attends to all, as all scores are the same

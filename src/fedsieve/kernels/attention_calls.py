@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, factored
 from fedsieve.kernels.graph import Value
-from fedsieve.kernels.input_numbers import NEVER, InputMask, InputNumbers
+from fedsieve.kernels.input_numbers import LOW, NEVER, InputMask, InputNumbers
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, head_rows
 from fedsieve.kernels.token_calls import TokenCalls
 from fedsieve.kernels.tokens import AttentionLayer, tokens
@@ -68,7 +68,8 @@ class AttentionCalls(TokenCalls):
     def _times(self, scores: Scores, number: float) -> Scores:
         if scores.weights:
             raise Unsupported("attention's weights in a product with a number")
-        if scores.masks and number <= 0:
+        barred = scores.bias is not None and bool((scores.bias == -math.inf).any())
+        if (scores.masks or barred) and number < 0.01:
             raise Unsupported(f"attention's scores that were masked, times {number:g}")
         bias = None if scores.bias is None else scores.bias * number
         masks = tuple(replace(mask, scale=mask.scale * number) for mask in scores.masks)
@@ -292,7 +293,7 @@ def _plain(bias: Tensor, causal: bool) -> tuple[bool, Tensor | None]:
         bias = bias.masked_fill(later, -math.inf)
     none = _attends_to_none(bias)
     bias = bias.masked_fill(bias <= NEVER, -math.inf)
-    if not torch.equal(_attends_to_none(bias), none):
+    if bool((~none & (bias.amax(-1) <= LOW)).any()):
         raise Unsupported("attention with a query whose keys are all masked, by finite numbers")
     causal = causal or bool((bias[:, later] == -math.inf).all())
     rest = bias.masked_fill(later, 0) if causal else bias

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import RowNoise
@@ -26,14 +26,16 @@ def check_any_size(size: Any) -> None:
         raise Unsupported("a batch of another size is computed otherwise (or its size is len(x), not x.shape[0])")
 
 
-def check_same(name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Raise Unsupported if an operation is given other numbers in a batch of one sample more: the second of each pair.
+def check_same(name: str, given: Sequence[tuple[fx.Node, Any, Any]]) -> None:
+    """Raise Unsupported if a node gives an operation other numbers in a larger batch: the second of each two.
 
     ``name``: the operation's, which may be given the batch's size as such.
     """
-    for own, larger in pairs:
+    for node, own, larger in given:
         numbers = zip(arguments_of(own), arguments_of(larger), strict=True)
-        if not (name in SIZED and isinstance(own, int)) and not all(_begins_with(more, one) for one, more in numbers):
+        size = isinstance(node.meta["val"], torch.SymInt | torch.SymFloat)
+        same = not size and all(_begins_with(more, one) for one, more in numbers)
+        if not (name in SIZED and isinstance(own, int)) and not same:
             raise Unsupported("numbers that depend on the batch's size")
 
 

@@ -127,6 +127,8 @@ class _ExportReader(InputCalls):
     def _follow_larger(self, node: fx.Node) -> None:
         """Note what a constant or a size is for a larger batch, if it depends on that."""
         if isinstance(own := node.meta.get("val"), torch.SymInt | torch.SymFloat):
+            if own.node.hint is None:
+                raise Unsupported(f"{self._where(node)}sizes that depend on numbers of the inputs")
             self.larger[node] = own.node.hint  # the model was exported with one sample more
         elif any(source in self.larger for source in node.all_input_nodes) and is_constant(self.env[node]):
             self.larger[node] = self._call(node, ChainMap(self.larger, self.env))
@@ -167,7 +169,7 @@ class _ExportReader(InputCalls):
             return _constant(target, name, args, kwargs)
         if name in ("sym_size", "sym_numel", "sym_stride"):
             return target(*indices(args), **kwargs)
-        check_same(name, [(self.env[one], self.larger[one]) for one in node.all_input_nodes if one in self.larger])
+        check_same(name, [(one, self.env[one], self.larger[one]) for one in node.all_input_nodes if one in self.larger])
         alone = len({id(one.of) for one in places}) == 1
         several = any(isinstance(x, InputNumbers) for x in arguments_of([args, kwargs]))
         if name in MOVES and alone and not several and not (name == "stack" and len(places) < len(args[0])):

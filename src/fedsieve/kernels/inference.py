@@ -85,15 +85,15 @@ class Predictor:
                 raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
         with torch.inference_mode(False), torch.no_grad():
             if (inputs := Inputs.of(x)) != self._inputs:
-                self._prepare(inputs, min(len(leaves(x)[0]), self.batch))
+                self._prepare(inputs, x)
             if self.reason is not None:
                 return torch.cat([logits_of(apply_model(self.model, part)) for part in split_examples(x, self.batch)])
             return self._tokens(x) if self._tokens else self._logits(leaves(x)[0].contiguous())
 
-    def _prepare(self, inputs: Inputs, samples: int) -> None:
-        """Make what computes so many samples."""
-        args, kwargs = inputs.zeros(1)
-        shapes = ", ".join(str([*shape]) for shape in inputs.shapes)
+    def _prepare(self, inputs: Inputs, x: Examples) -> None:
+        """Make what computes samples, by these as the first."""
+        samples, shapes = min(len(leaves(x)[0]), self.batch), ", ".join(str([*shape]) for shape in inputs.shapes)
+        args, kwargs = inputs.arguments([one[:1] for one in leaves(x)]) if samples else inputs.zeros(1)
         try:
             self.model(*args, **kwargs)
         except RuntimeError as error:

@@ -61,7 +61,8 @@ class InputCalls(AttentionCalls):
         given: Any = fx.node.map_arg((node.args, node.kwargs), lambda one: examples.get(one, self.env.get(one)))
         check_unaliased(node)
         example = target(*given[0], **given[1])
-        return example if isinstance(example, int | float) else InputNumbers(node, example)
+        sized = isinstance(node.meta["val"], torch.SymInt) and target.__name__.startswith("sym_")
+        return example if sized else InputNumbers(node, example)
 
     def _check_changes(self, node: fx.Node, name: str, args: Any) -> None:
         """Raise Unsupported where a constant is changed in place that is not made in the same call."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,17 @@ from torch import Tensor, fx, nn
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Value
-from fedsieve.kernels.places import SAMPLES
+from fedsieve.kernels.places import SAMPLES, arguments_of
 
 NEVER = -1e30
 """What is added to a score that may not count is at most this; the softmax of float32 then is 0."""
+
+
+LOW = -1e4
+"""Where the most that is added to a query's scores is below this, float32 has little room for the scores beside it."""
+TRIALS = 16
+"""Batches at most on which it is tried whether samples' numbers are their own."""
+OTHER_SAMPLES = "numbers of the inputs that depend on other samples, or on how many there are"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +58,27 @@ class InputMask:
         return torch.zeros(x.shape).masked_fill(x.bool() if self.how == "bar" else ~x.bool(), -torch.inf)
 
 
-def example_inputs(values: Sequence[Value], n: int = SAMPLES) -> list[Tensor]:
-    """Return inputs of n samples to try what is computed of them on: small numbers, always the same."""
-    chance = torch.Generator().manual_seed(n)
-    return [_example(value, n, chance) for value in values]
+def example_inputs(
+    values: Sequence[Value], n: int = SAMPLES, seed: int = 0, among: Sequence[float] = ()
+) -> list[Tensor]:
+    """Return inputs of n samples to try what is computed of them on: small numbers, or some ``among`` others."""
+    chance = torch.Generator().manual_seed(seed)
+    return [_example(value, n, chance, among) for value in values]
 
 
-def _example(value: Value, n: int, chance: torch.Generator) -> Tensor:
+def _example(value: Value, n: int, chance: torch.Generator, among: Sequence[float]) -> Tensor:
     sizes = (n, *value.sizes)
-    if value.dtype == torch.float32:
+    if value.dtype == torch.bool:
+        return torch.randint(2, sizes, generator=chance).bool()
+    pool = torch.tensor([x for x in among or (0, 1, 2) if x == x or value.dtype == torch.float32], dtype=torch.float64)
+    picked = pool[torch.randint(len(pool), sizes, generator=chance)]
+    if value.dtype != torch.float32:
+        return picked.to(value.dtype)
+    if not among:
         return torch.rand(sizes, generator=chance)
-    return torch.randint(2 if value.dtype == torch.bool else 3, sizes, generator=chance).to(value.dtype)
+    vectors = torch.randint(3, (*sizes[:-1], 1), generator=chance)  # some of one number, such as padding's
+    x = torch.where(vectors == 0, picked[..., :1], torch.randn(sizes, generator=chance, dtype=torch.float64))
+    return torch.where((vectors == 1) & (torch.rand(sizes, generator=chance) < 0.3), picked, x).float()
 
 
 class InputFunction:
@@ -67,9 +86,11 @@ class InputFunction:
 
     def __init__(self, program: Any, constants: dict[str, Tensor], of: InputNumbers, inputs: Sequence[Value]):
         self.value = Value(0, plain=tuple(of.example.shape[1:]), dtype=_kind(of.example.dtype))
-        self._compute = _part(program, constants, of.node)
+        nodes = _needed(of.node)
+        self._compute = _part(program, constants, of.node, nodes)
         try:
-            self._check(inputs)
+            _check_apart(program, nodes)
+            self._check(inputs, {*_compared(nodes, constants)})
         except Unsupported:
             raise
         except Exception as error:
@@ -82,15 +103,24 @@ class InputFunction:
             x: Tensor = self._compute(*inputs)
         return x.to(self.value.dtype).contiguous()
 
-    def _check(self, inputs: Sequence[Value]) -> None:
-        """Raise Unsupported where a sample's numbers depend on others, or on how many there are."""
-        batch = example_inputs(inputs, SAMPLES + 1)
-        whole = self(batch)
-        for i in range(SAMPLES + 1):
+    def _check(self, inputs: Sequence[Value], compared: set[float]) -> None:
+        """Raise Unsupported where a sample's numbers depend on others, or on how many there are.
+
+        That is tried on small numbers, and on some about those that they are ``compared`` with, which may be too large.
+        """
+        self._check_batch(example_inputs(inputs, SAMPLES + 1))
+        for seed, number in enumerate([math.nan, *sorted({0.0, *compared}, key=abs, reverse=True)][:TRIALS]):
+            batch = example_inputs(inputs, SAMPLES + 1 + seed % 3, seed, (number, number + 1, seed % 3))
+            with suppress(IndexError, RuntimeError):
+                self._check_batch(batch)
+
+    def _check_batch(self, batch: Sequence[Tensor]) -> None:
+        whole, n = self(batch), len(batch[0])
+        for i in range(n):
             alone = self([one[i : i + 1] for one in batch])
-            own = whole.view(SAMPLES + 1, -1, *whole.shape[1:])[i]
+            own = whole.view(n, -1, *whole.shape[1:])[i]
             if alone.shape != own.shape or not torch.allclose(alone.double(), own.double(), equal_nan=True):
-                raise Unsupported("numbers of the inputs that depend on other samples, or on how many there are")
+                raise Unsupported(OTHER_SAMPLES)
 
 
 def _kind(dtype: torch.dtype) -> torch.dtype:
@@ -99,13 +129,50 @@ def _kind(dtype: torch.dtype) -> torch.dtype:
     return torch.bool if dtype == torch.bool else torch.int64
 
 
-def _part(program: Any, constants: dict[str, Tensor], node: fx.Node) -> Callable[..., Any]:
-    """Return what computes a node of an exported model from the model's inputs, in order."""
+def _needed(node: fx.Node) -> set[fx.Node]:
+    """Return the operations that give what a node does, itself among them."""
     needed, stack = {node}, [node]
     while stack:
         more = [one for one in stack.pop().all_input_nodes if one not in needed]
         needed |= {*more}
         stack += more
+    return needed
+
+
+def _compared(nodes: set[fx.Node], constants: dict[str, Tensor]) -> Iterator[float]:
+    """Yield the numbers that operations are given, which inputs may be compared with, and those of small constants."""
+    for node in nodes:
+        numbers = [x for x in arguments_of([node.args, node.kwargs]) if isinstance(x, int | float)]
+        stored = constants.get(node.name)
+        if isinstance(stored, Tensor) and stored.numel() <= 16:
+            numbers += stored.flatten().tolist()
+        yield from (float(x) for x in numbers if abs(x) < 2**40)
+
+
+def _check_apart(program: Any, nodes: set[fx.Node]) -> None:
+    """Raise Unsupported unless all that is computed of the inputs has the samples' dimension, once: no sums over it."""
+    names = {*program.graph_signature.user_inputs}
+    own = {one for one in program.graph.nodes if one.op == "placeholder" and one.name in names}
+    batch = set[Any]().union(*(_symbols(one.meta["val"].shape[0]) for one in own))
+    for node in (one for one in program.graph.nodes if one in nodes and own & {*one.all_input_nodes}):
+        x = node.meta["val"]
+        if isinstance(x, torch.SymInt) and _symbols(x) <= batch:
+            continue  # a size
+        own.add(node)
+        parts = [*arguments_of(x)]
+        if not all(
+            isinstance(part, Tensor) and sum(bool(_symbols(d) & batch) for d in part.shape) == 1 for part in parts
+        ):
+            raise Unsupported(OTHER_SAMPLES)
+
+
+def _symbols(size: Any) -> set[Any]:
+    """Return the symbols of a size: none of a plain number."""
+    return {*size.node.expr.free_symbols} if isinstance(size, torch.SymInt) else set()
+
+
+def _part(program: Any, constants: dict[str, Tensor], node: fx.Node, needed: set[fx.Node]) -> Callable[..., Any]:
+    """Return what computes a node of an exported model, of those ``needed``, from the model's inputs, in order."""
     root, graph, copies = nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
     inputs = {*program.graph_signature.user_inputs}
     for one in program.graph.nodes:

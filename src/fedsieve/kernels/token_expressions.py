@@ -33,7 +33,7 @@ from fedsieve.kernels.expressions import (
     turned,
 )
 from fedsieve.kernels.graph import ActivationLayer, NormLayer
-from fedsieve.kernels.input_numbers import InputNumbers
+from fedsieve.kernels.input_numbers import OTHER_SAMPLES, InputNumbers
 from fedsieve.kernels.places import Places, by_sample
 from fedsieve.kernels.token_tensors import TokenTensors
 from fedsieve.kernels.tokens import (
@@ -147,6 +147,8 @@ class TokenExpressions(TokenTensors):
     def _by_numbers(self, x: Any, y: InputNumbers, how: str) -> Any:
         """Multiply each token by a number of the inputs, or divide it, or bar those where that is true."""
         x = self.settled(x)
+        if not isinstance(y.example, Tensor):
+            raise Unsupported(OTHER_SAMPLES)
         if not self._is_tokens(x) or y.example.shape[-1:] != (1,):
             if how != "times":
                 raise Unsupported("numbers of the inputs that are not one for each token")

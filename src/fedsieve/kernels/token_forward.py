@@ -17,7 +17,7 @@ from fedsieve.kernels.combinations import AGAIN, CombinationTable
 from fedsieve.kernels.draws import bernoulli
 from fedsieve.kernels.fallback import Passage
 from fedsieve.kernels.graph import Layer, Value
-from fedsieve.kernels.input_numbers import NEVER
+from fedsieve.kernels.input_numbers import LOW, NEVER
 from fedsieve.kernels.products import StepContext
 from fedsieve.kernels.program import Buffer
 from fedsieve.kernels.token_ops import (
@@ -191,9 +191,12 @@ class TokenForward:
         if layer.causal:
             bias = bias.masked_fill(later, -torch.inf)
         most = bias.amax(-1)
-        none = most <= NEVER
+        none = most <= LOW
         if bool(none.any()) and (layer.written_out or bool((most[none] > -torch.inf).any())):
-            raise InputError("a sample's attention mask leaves a token no token to attend to")
+            raise InputError(
+                "a sample's attention mask leaves a token no token to attend to: let each attend to itself, "
+                "or put padding behind the others"
+            )
         by_key[:n, ..., :length] = bias.mT * LOG2E
         causal = layer.causal or bool((bias[..., later] <= NEVER).all())
         for op in self._attentions[id(by_key)]:
