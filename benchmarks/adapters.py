@@ -14,15 +14,14 @@ Stopped in the middle, it goes on where it was.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 from perplexity import recorded
+from rows import markdown, read_results, write_results
 
 from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import load_recipe
@@ -40,7 +39,7 @@ BASES = {
 
 def main() -> None:
     """Run what is not there yet."""
-    results = read()
+    results = read_results(RESULTS)
     for label, (recipe, settings) in BASES.items():
         base = RUNS / recipe
         own = results.setdefault(label, {"seeds": {}})
@@ -54,25 +53,19 @@ def main() -> None:
                 curve = {str(row["round"]): row["perplexity"] for row in rows if row.get("perplexity")}
                 more = {"upload_bytes": summary["upload_bytes"], "seconds": seconds}
                 own["seeds"][str(seed)] = {"curve": curve, **more}
-                RESULTS.write_text(json.dumps({"machine": machine()} | results, indent=1) + "\n")
+                write_results(RESULTS, {"machine": machine()} | results)
     print(table())
-
-
-def read() -> dict[str, Any]:
-    """Return the results so far, by the base."""
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return results
 
 
 def table() -> str:
     """Return the results as a table."""
-    lines = [
+    header = (
         "| base | its perplexity | with adapters (each seed) | gained | upload, kB a round (the base's) "
-        "| seconds a round (the base's) |",
-        "|---" * 6 + "|",
-    ]
-    for label in (label for label in BASES if label in read()):
-        own = read()[label]
+        "| seconds a round (the base's) |"
+    )
+    results, rows = read_results(RESULTS), []
+    for label in (label for label in BASES if label in results):
+        own = results[label]
         runs = [*own["seeds"].values()]
         before, last = (mean(run["curve"][t] for run in runs) for t in ("0", "50"))
         each = ", ".join(f"{run['curve']['50']:.2f}" for run in runs)
@@ -84,8 +77,8 @@ def table() -> str:
             f"{mean(run['upload_bytes'] for run in runs) / 1e3:.0f} ({own['upload_bytes'] / 1e3:.0f})",
             f"{mean(run['seconds'] for run in runs):.2f} ({own['seconds']:.2f})",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(header, rows)
 
 
 if __name__ == "__main__":

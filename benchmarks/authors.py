@@ -9,9 +9,10 @@ printed, and all that the code does otherwise brings it above again, nearer than
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+
+from rows import read_rows, write_results
 
 from fedsieve.recipes.papers import published
 from fedsieve.runs.comparison import FREE, settings_of
@@ -37,7 +38,7 @@ def table() -> str:
     """Return the committed runs as a Markdown table, each beneath the row that it is of."""
     rows = {row.name: row for row in published()}
     lines = ["| row | printed, % | run | accuracy, % (seed) |", "|---|---|---|---|"]
-    for one in json.loads(RESULTS.read_text()):
+    for one in read_rows(RESULTS):
         row, what = rows[one["row"]], ", ".join(f"`{name}={value}`" for name, value in one["changes"].items())
         way = "as the authors' code" if one["all"] else f"{what} alone"
         number = f"{100 * one['accuracy']:.2f} ({one['seed']})"
@@ -49,7 +50,6 @@ def table() -> str:
 
 if __name__ == "__main__":
     name, *folders = sys.argv[1:]
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    every = [*before, *(added(name, Path(folder)) for folder in folders)]
+    every = [*read_rows(RESULTS), *(added(name, Path(folder)) for folder in folders)]
     every.sort(key=lambda one: (int(one["row"].rpartition("/")[2]), not one["all"]))
-    RESULTS.write_text(json.dumps(every, indent=1) + "\n")
+    write_results(RESULTS, every)

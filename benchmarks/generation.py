@@ -13,7 +13,6 @@ read once, and how fast is a matter of the library. All variants in turns in one
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 import tokens
 import torch
 import torch.nn.functional as F
-from rows import hardware, read_rows, without
+from rows import hardware, markdown, read_rows, without, write_results
 from torch import Tensor, nn
 
 from fedsieve.cli.bench.measurement import PROCESSOR, WALL, machine, processor_time_in_turns, time_in_turns, warm_up
@@ -145,23 +144,22 @@ def committed() -> list[dict[str, Any]]:
 
 def table() -> str:
     """Return the table as the page shows it."""
-    lines = [
+    header = (
         "| tokens a second | threads | sparsity | dense, as installed | dense, best form | kernels | to installed "
-        "| to best (wanted) | non-zeros read | of roof |",
-        "|---" * 10 + "|",
-    ]
+        "| to best (wanted) | non-zeros read | of roof |"
+    )
+    rows = []
     for row in committed():
         for sparsity in tokens.SPARSITIES:
             key, speed = f"{sparsity:g}", row["tokens_s"]
             best = max(speed["addmm"], speed["sum"], speed["linear"])
             wanted = f" ({WANTED[sparsity]:g})" if sparsity in WANTED else ""
-            cells = [
+            rows.append([
                 "gpt, batch 1", str(row["threads"]), f"{sparsity:.0%}", f"{speed['linear']:.0f}", f"{best:.0f}",
                 f"{speed[key]:,.0f}", f"{speed[key] / speed['linear']:.1f}x", f"{speed[key] / best:.1f}x{wanted}",
                 f"{row['list_bytes'][key] / 1e6:.1f} MB", f"{row['roof_s'][key] * speed[key]:.0%}",
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            ])  # fmt: skip
+    return markdown(header, rows)
 
 
 def circumstances() -> str:
@@ -185,7 +183,7 @@ def main() -> None:
             print(f"{threads} threads: the machine was never idle, and nothing is kept", file=sys.stderr)
             continue
         rows = sorted([*others, row], key=lambda row: int(row["threads"]))
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        write_results(RESULTS, rows)
     print(f"{circumstances()}\n\n{table()}")
 
 

@@ -11,12 +11,13 @@ n: 80 rounds of the digits; a private round has 50 clients, of which one lies.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from rows import read_results, write_results
 
 from fedsieve import Run, local, rounds
 from fedsieve.cli.bench.measurement import machine
@@ -121,8 +122,7 @@ def measured(known: dict[str, Any], dataset: str) -> Iterable[tuple[str, str, An
 
 def results() -> dict[str, Any]:
     """Return what is committed, or nothing yet."""
-    empty: dict[str, Any] = {"machine": machine(), "honest": {}, "liar": {}}
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else empty  # type: ignore[no-any-return]
+    return read_results(RESULTS) or {"machine": machine(), "honest": {}, "liar": {}}
 
 
 def table() -> str:
@@ -143,7 +143,7 @@ def main(datasets: list[str]) -> None:
         for part, name, values in measured(results(), dataset):
             committed = results()
             committed[part][name] = values
-            RESULTS.write_text(json.dumps(committed, indent=1) + "\n")
+            write_results(RESULTS, committed)
             print(part, name, values, flush=True)
     print(table())
 

@@ -18,7 +18,6 @@ gpt``, may run beside each other.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rows import markdown, read_results, write_results
 
 from fedsieve import Run, local
 from fedsieve.cli.bench.measurement import machine
@@ -160,38 +160,32 @@ def measure(names: list[str]) -> None:
                     keep(data, method.name, "seeds", {str(seed): one(data, method, experiment.rounds, lr, seed)})
 
 
-def read() -> dict[str, Any]:
-    """Return the results so far."""
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return results
-
-
 def tried(data: str, method: Method) -> dict[str, float]:
     """Return each learning rate that was tried, with its perplexity on held-out windows."""
-    rates: dict[str, float] = read().get(data, {}).get(method.method, {}).get("tried", {})
+    rates: dict[str, float] = read_results(RESULTS).get(data, {}).get(method.method, {}).get("tried", {})
     return rates
 
 
 def seeds(data: str, method: Method) -> dict[str, dict[str, Any]]:
     """Return the numbers of each run."""
-    runs: dict[str, dict[str, Any]] = read().get(data, {}).get(method.name, {}).get("seeds", {})
+    runs: dict[str, dict[str, Any]] = read_results(RESULTS).get(data, {}).get(method.name, {}).get("seeds", {})
     return runs
 
 
 def keep(data: str, name: str, part: str, more: dict[str, Any]) -> None:
     """Add to the results of a method."""
-    results = {"machine": machine()} | read()
+    results = {"machine": machine()} | read_results(RESULTS)
     results.setdefault(data, {}).setdefault(name, {}).setdefault(part, {}).update(more)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(RESULTS, results)
 
 
 def table() -> str:
     """Return the results as a table."""
-    lines = [
+    header = (
         "| model | method | learning rate (others) | after rounds | perplexity (each seed) | to dense | upload, kB "
-        "| seconds a round |",
-        "|---" * 8 + "|",
-    ]
+        "| seconds a round |"
+    )
+    rows = []
     for data, experiment in EXPERIMENTS.items():
         dense = seeds(data, experiment.methods[0])
         for method in experiment.methods:
@@ -216,8 +210,8 @@ def table() -> str:
                 f"{mean(run['upload_bytes'] for run in runs.values()) / 1e3:.0f}",
                 f"{mean(seconds):.2f}" if seconds else "",
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return markdown(header, rows)
 
 
 def draw() -> None:

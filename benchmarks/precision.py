@@ -14,18 +14,16 @@ Stopped in the middle, it goes on where it was.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from rounding import write_rows
+from rounding import accuracies, write_rows
+from rows import markdown, read_results
 
 from fedsieve.engine.cohorts import in_process
 from fedsieve.recipes import load_recipe
 from fedsieve.runs.execution import Execution
-from fedsieve.runs.record import read_rows
 from fedsieve.runs.recorder import record_run
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
@@ -33,8 +31,6 @@ CASES: dict[str, tuple[str, ...]] = {"digits": (), "mnist": ("rounds=20",)}
 """Datasets, and settings of their runs."""
 RECIPES = ("fedavg", "zerofl", "flash", "sparsefedpp")
 SEEDS = (0, 1, 2)
-LAST = 10
-"""So many rounds' accuracies are averaged."""
 
 
 def one(recipe: str, precision: str, seed: int, settings: tuple[str, ...]) -> dict[str, float]:
@@ -46,8 +42,7 @@ def one(recipe: str, precision: str, seed: int, settings: tuple[str, ...]) -> di
         execution = Execution(kernels="dense", precision=precision, resume=True)
         for round in record_run(out, execution.open(run), engine, recipe, execution):
             print(f"{out.name} round {round.t}: {round.accuracy}", file=sys.stderr)
-    accuracies = [row["accuracy"] for row in read_rows(out) if row["accuracy"] is not None]
-    return {"accuracy": accuracies[-1], "late": mean(accuracies[-LAST:])}
+    return accuracies(out)
 
 
 def measure(task: str) -> None:
@@ -64,12 +59,10 @@ def measure(task: str) -> None:
 
 def table() -> str:
     """Return the committed results as a table, differences to float32 seed by seed."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"]
+    rows = read_results(RESULTS)["rows"]
     exact = {row["recipe"]: row for row in rows if row["precision"] == "fp32"}
-    lines = [
-        "| run | float32, % (each seed) | bfloat16, % (each seed) | difference | of the last ten rounds |",
-        "|---|---|---|---|---|",
-    ]
+    header = "| run | float32, % (each seed) | bfloat16, % (each seed) | difference | of the last ten rounds |"
+    lines = []
     for row in rows:
         if row["precision"] == "fp32":
             continue
@@ -79,8 +72,8 @@ def table() -> str:
         for key in ("accuracy", "late"):
             differences = [100 * (a - b) for a, b in zip(row[key], before[key], strict=True)]
             cells.append(f"{mean(differences):+.2f} ± {stdev(differences) / len(differences) ** 0.5:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(header, lines)
 
 
 if __name__ == "__main__":

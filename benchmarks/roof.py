@@ -9,12 +9,13 @@ thread and with as many as there are cores. A machine's rows replace those that 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from rows import markdown, read_rows, write_results
 
 from fedsieve.cli.bench.roof import measure_roof
 
@@ -24,8 +25,7 @@ RATES = ("gflops", "l1_gb_s", "l2_gb_s", "l3_gb_s", "memory_gb_s")
 
 def committed() -> list[dict[str, Any]]:
     """Return the rows that are there."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return rows
+    return read_rows(RESULTS)
 
 
 def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -36,20 +36,14 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as the page shows them."""
-    lines = [
-        "| CPU | threads | multiply-adds, Gflop/s | L1, GB/s | L2, GB/s | L3, GB/s | memory, GB/s |",
-        "|---" * 7 + "|",
-    ]
-    lines += [
-        f"| {row['cpu']} | {row['threads']} | {' | '.join(f'{row[name]:.0f}' for name in RATES)} |" for row in rows
-    ]
-    return "\n".join(lines)
+    header = "| CPU | threads | multiply-adds, Gflop/s | L1, GB/s | L2, GB/s | L3, GB/s | memory, GB/s |"
+    return markdown(header, ((row["cpu"], row["threads"], *(f"{row[name]:.0f}" for name in RATES)) for row in rows))
 
 
 def main() -> None:
     """Measure this machine, and print the table."""
     if "--table" not in sys.argv:
-        RESULTS.write_text(json.dumps(measured(committed()), indent=1) + "\n")
+        write_results(RESULTS, measured(committed()))
     print(table(committed()))
 
 

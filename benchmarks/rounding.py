@@ -13,11 +13,12 @@ Stopped in the middle, it goes on where it was.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from rows import markdown, read_results, without, write_results
 
 from fedsieve import local
 from fedsieve.cli.bench.measurement import machine
@@ -44,8 +45,13 @@ def one(task: str, values: str, seed: int) -> dict[str, float]:
     if not (out / "summary.json").exists():
         for round in record_run(out, Execution().open(run), local(), recipe, Execution(resume=True)):
             print(f"{out.name} round {round.t}: {round.accuracy}", file=sys.stderr)
-    accuracies = [row["accuracy"] for row in read_rows(out) if row["accuracy"] is not None]
-    return {"accuracy": accuracies[-1], "late": mean(accuracies[-LAST:])}
+    return accuracies(out)
+
+
+def accuracies(out: Path) -> dict[str, float]:
+    """Return the accuracy after a run's last round, and the mean of the last rounds'."""
+    every = [row["accuracy"] for row in read_rows(out) if row["accuracy"] is not None]
+    return {"accuracy": every[-1], "late": mean(every[-LAST:])}
 
 
 def measure(task: str) -> None:
@@ -61,20 +67,17 @@ def measure(task: str) -> None:
 
 def write_rows(path: Path, task: str, rows: list[dict[str, Any]]) -> None:
     """Put a task's rows in the place of its old ones in a file of results, with the machine."""
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    results["machine"] = machine()
-    results["rows"] = [row for row in results["rows"] if row["task"] != task] + rows
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results = {"rows": []} | read_results(path) | {"machine": machine()}
+    results["rows"] = without(results["rows"], {"task": task}) + rows
+    write_results(path, results)
 
 
 def table() -> str:
     """Return the committed results as a table, differences to float32 seed by seed."""
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"]
+    rows = read_results(RESULTS)["rows"]
     plain = {row["task"]: row for row in rows if row["values"] == "f32"}
-    lines = [
-        "| run | values | accuracy, % (each seed) | to float32 | last ten rounds, % | to float32 |",
-        "|---|---|---|---|---|---|",
-    ]
+    header = "| run | values | accuracy, % (each seed) | to float32 | last ten rounds, % | to float32 |"
+    lines = []
     for row in rows:
         cells = [f"{row['case']}, {row['task']}", row["values"]]
         for key in ("accuracy", "late"):
@@ -82,8 +85,8 @@ def table() -> str:
             differences = [100 * (a - b) for a, b in zip(row[key], plain[row["task"]][key], strict=True)]
             error = stdev(differences) / len(differences) ** 0.5
             cells += [f"{100 * mean(row[key]):.2f}{seeds}", f"{mean(differences):+.2f} ± {error:.2f}" if error else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(header, lines)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Stopped in the middle, it goes on where it was.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from rows import markdown, read_results, write_results
 
 import fedsieve
 from fedsieve.engine.rollback import DivergenceError
@@ -66,14 +66,14 @@ def settings_of(recipe: str, group: str) -> Iterator[tuple[str, list[str]]]:
 def measure(group: str) -> None:
     """Train what is not there yet of a group, and write each result when it comes."""
     path = RESULTS / f"settings_{group}.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results = read_results(path)
     for recipe in RECIPES[group]:
         entry = results.setdefault(recipe, {"own": f"lr={load_recipe(recipe).lr:g}", "metric": "", "tried": {}})
         for label, settings in settings_of(recipe, group):
             if label not in entry["tried"]:
                 entry["tried"][label] = [score(recipe, settings, seed, entry) for seed in SEEDS]
                 print(recipe, label, entry["tried"][label], file=sys.stderr, flush=True)
-                path.write_text(json.dumps(results, indent=1) + "\n")
+                write_results(path, results)
 
 
 def score(recipe: str, settings: list[str], seed: int, entry: dict[str, Any]) -> float | None:
@@ -103,17 +103,15 @@ def choice(entry: dict[str, Any]) -> tuple[str, bool]:
 
 def table() -> str:
     """Return what validation chooses beside what the recipes have."""
-    lines = [
-        "| recipe | of held-out examples | the recipe's setting | validation's choice | by that | beyond noise |",
-        "|---|---|---|---|---|---|",
-    ]
+    header = "| recipe | of held-out examples | the recipe's setting | validation's choice | by that | beyond noise |"
+    rows = []
     for group in RECIPES:
-        for recipe, entry in json.loads((RESULTS / f"settings_{group}.json").read_text()).items():
+        for recipe, entry in read_results(RESULTS / f"settings_{group}.json").items():
             best, beyond = choice(entry)
             own, other = (_shown(entry["tried"][label], entry["metric"]) for label in (entry["own"], best))
-            cells = [f"`{recipe}`", entry["metric"], f"{entry['own']}: {own}", best, other, "yes" if beyond else "no"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells = (f"`{recipe}`", entry["metric"], f"{entry['own']}: {own}", best, other, "yes" if beyond else "no")
+            rows.append(cells)
+    return markdown(header, rows)
 
 
 def _shown(values: list[float], metric: str) -> str:

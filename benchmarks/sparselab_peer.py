@@ -24,17 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import hardware, read_rows, without
+from rows import hardware, read_rows, without, write_results
 from tokens import CASES, SAMPLES, SECONDS, SPARSITIES, mask_of, trainer_of, workload
 from torch import Tensor, nn
 
 from fedsieve.cli.bench.measurement import (
-    PROCESSOR,
-    WALL,
     RepeatedCall,
     machine,
-    processor_time_in_turns,
-    time_in_turns,
+    time_calls,
     warm_up,
 )
 from fedsieve.client.process import keep_freed_memory, num_threads
@@ -102,9 +99,7 @@ def measured(case: str, threads: int) -> dict[str, Any]:
         for sparsity in SPARSITIES:
             calls[f"sparselab {sparsity:g}"] = warm_up(peer_step(case, sparsity))
             calls[f"kernels {sparsity:g}"] = warm_up(trainer_of(case, sparsity, "fp32")[1])
-        timings, clock = time_in_turns(calls, SAMPLES, SECONDS), WALL
-        if any(timing.kept == 0 for timing in timings.values()):
-            timings, clock = processor_time_in_turns(calls, SAMPLES), PROCESSOR
+        timings, clock = time_calls(calls, SAMPLES, SECONDS)
     ms = {name: timing.ms for name, timing in timings.items()}
     return {"case": case, "threads": threads, "machine": machine(), "clock": clock, "ms": ms}
 
@@ -159,7 +154,7 @@ def main() -> None:
                 continue
             row = quickest(case, threads)
             rows = sorted([*others, row], key=lambda row: (CASES.index(row["case"]), row["threads"]))
-            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            write_results(RESULTS, rows)
             print(f"{case}, {threads} threads: {row['ms']}", file=sys.stderr, flush=True)
     print(f"{circumstances()}\n\n{table()}")
 

@@ -15,7 +15,6 @@ Hardware and versions stand in the results, benchmarks/results/kernels.json. Sto
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from rows import markdown, read_results, write_results
 
 from fedsieve.cli.bench.measurement import machine
 from fedsieve.runs.record import read_rows
@@ -86,23 +87,22 @@ def one(recipe: str, kernels: str, seed: int) -> list[dict[str, Any]]:
 
 def committed() -> dict[str, Any]:
     """Return the results that are there, by recipe."""
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return results
+    return read_results(RESULTS)
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the results as a table; dashes where a recipe has not been run, or no time could be had."""
-    lines = [
+    header = (
         "| recipe | rounds | dense, s a round | sparse, s a round | than dense | rounds timed (dropped) "
-        "| accuracy dense, % (seeds) | sparse, % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+        "| accuracy dense, % (seeds) | sparse, % |"
+    )
+    rows = []
     for recipe, plan in PLAN.items():
         cells = [f"`{' '.join([recipe, *plan.settings])}`", str(plan.rounds)]
         if got := results.get(recipe):
             cells += [*times(got), accuracies(got["dense"]), accuracies(got["sparse"])]
-        lines.append(f"| {' | '.join(cells + ['-'] * (8 - len(cells)))} |")
-    return "\n".join(lines)
+        rows.append(cells + ["-"] * (8 - len(cells)))
+    return markdown(header, rows)
 
 
 def times(got: dict[str, Any]) -> list[str]:
@@ -126,8 +126,7 @@ def main() -> None:
             if PLAN[recipe].needs_data and not os.environ.get("FEDSIEVE_DATA"):
                 print(f"{recipe} is left out: FEDSIEVE_DATA is not set", file=sys.stderr)
                 continue
-            results = committed() | {recipe: measure(recipe)}
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            write_results(RESULTS, committed() | {recipe: measure(recipe)})
     print(table(committed()))
 
 

@@ -14,7 +14,6 @@ Peaks are the growth of a process's memory.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,16 +24,14 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from rows import hardware, read_rows, without
+from rows import hardware, markdown, read_rows, without, write_results
 from torch import Tensor, nn
 
 from fedsieve.cli.bench.measurement import (
-    PROCESSOR,
-    WALL,
     RepeatedCall,
     machine,
     processor_time_in_turns,
-    time_in_turns,
+    time_calls,
     warm_up,
 )
 from fedsieve.cli.bench.roof import measure_roof, roof_seconds
@@ -131,9 +128,7 @@ def measured(case: str, threads: int) -> dict[str, Any]:
                 key = f"{storage} {sparsity:g}"
                 trainers[key], step = trainer_of(case, sparsity, storage)
                 calls[key] = warm_up(step)
-        timings, clock = time_in_turns(calls, SAMPLES, SECONDS), WALL
-        if any(timing.kept == 0 for timing in timings.values()):
-            timings, clock = processor_time_in_turns(calls, SAMPLES), PROCESSOR
+        timings, clock = time_calls(calls, SAMPLES, SECONDS)
         roof = measure_roof(threads)
         real = {key: trainer.multiply_adds for key, trainer in trainers.items()}
     return {
@@ -199,33 +194,32 @@ def ratio_cell(row: dict[str, Any], to: str, key: str) -> str:
 
 def table() -> str:
     """Return the table as the page shows it."""
-    lines = [
+    header = (
         "| step with AdamW | threads | sparsity | multiply-adds | dense, as installed | dense, best form | kernels "
-        "| to installed (wanted) | to best (wanted) | of roof | bf16 storage | to fp32 |",
-        "|---" * 12 + "|",
-    ]
+        "| to installed (wanted) | to best (wanted) | of roof | bf16 storage | to fp32 |"
+    )
+    rows = []
     for row in committed():
         for sparsity in SPARSITIES:
             key, half = (f"{storage} {sparsity:g}" for storage in ("fp32", "bf16"))
             ms = row["ms"]
-            cells = [
+            rows.append([
                 row["case"], str(row["threads"]), f"{sparsity:.0%}", f"{row['multiply_adds'][key]:.1%}",
                 f"{ms['installed']:.0f} ms", f"{ms['best']:.0f} ms", f"{ms[key]:.0f} ms",
                 ratio_cell(row, "installed", key), ratio_cell(row, "best", key), f"{row['roof_ms'][key] / ms[key]:.0%}",
                 f"{ms[half]:.0f} ms", f"{ms[key] / ms[half]:.2f}x",
-            ]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            ])  # fmt: skip
+    return markdown(header, rows)
 
 
 def memory_table() -> str:
     """Return the peaks as the page shows them."""
-    lines = ["| step with AdamW, 90 % | dense | kernels | bf16 storage | longer by |", "|---" * 5 + "|"]
+    rows = []
     for row in committed():
         if own := row.get("peaks"):
             cells = (f"{own[kind]:.0f} MB ({own[kind] / own['dense']:.0%})" for kind in ("fp32", "bf16"))
-            lines.append(f"| {row['case']} | {own['dense']:.0f} MB | {' | '.join(cells)} | {own['longer'] - 1:.0%} |")
-    return "\n".join(lines)
+            rows.append((row["case"], f"{own['dense']:.0f} MB", *cells, f"{own['longer'] - 1:.0%}"))
+    return markdown("| step with AdamW, 90 % | dense | kernels | bf16 storage | longer by |", rows)
 
 
 def circumstances() -> str:
@@ -247,7 +241,7 @@ def main() -> None:
     for row in rows if arguments.peaks else ():
         if row["threads"] == 1 and row["machine"] == machine():
             row["peaks"] = peaks(row["case"])
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    write_results(RESULTS, rows)
     for case in CASES if not arguments.peaks else ():
         for threads in (1, 2):
             identity = {"case": case, "threads": threads, "machine": machine()}
@@ -256,7 +250,7 @@ def main() -> None:
                 continue
             row = measured(case, threads) | ({"peaks": peaks(case)} if threads == 1 else {})
             rows = sorted([*others, row], key=lambda row: (CASES.index(row["case"]), row["threads"]))
-            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            write_results(RESULTS, rows)
             print(f"{case}, {threads} threads: {row['ms']}", file=sys.stderr, flush=True)
     print(f"{circumstances()}\n\n{table()}\n\n{memory_table()}")
 

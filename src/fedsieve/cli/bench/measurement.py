@@ -135,6 +135,14 @@ def processor_time_in_turns(calls: Mapping[Key, RepeatedCall], count: int) -> di
     return {name: summarize_samples(own) for name, own in samples.items()}
 
 
+def time_calls(calls: Mapping[Key, RepeatedCall], count: int, seconds: float) -> tuple[dict[Key, Timing], str]:
+    """Return the seconds of a call of each, and their clock: the processor's where one was never undisturbed."""
+    timings = time_in_turns(calls, count, seconds)
+    if all(timing.kept for timing in timings.values()):
+        return timings, WALL
+    return processor_time_in_turns(calls, count), PROCESSOR
+
+
 def machine() -> str:
     """Return the hardware and the versions that a figure belongs to, in one line."""
     return f"{cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
@@ -199,9 +207,7 @@ def compare_times(calls: Mapping[tuple[str, ...], RepeatedCall], effort: Effort)
 
     Of several variants of a kind the fastest counts; how many samples, of the variant that kept fewest.
     """
-    timings, clock = time_in_turns(calls, effort.samples, effort.seconds), WALL
-    if any(timing.kept == 0 for timing in timings.values()):
-        timings, clock = processor_time_in_turns(calls, effort.samples), PROCESSOR
+    timings, clock = time_calls(calls, effort.samples, effort.seconds)
     by_kind = {
         kind: [timing.ms for key, timing in timings.items() if key[0] == kind] for kind in ("sparse", "fp32", "bf16")
     }
