@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsieve.client.losses import NextToken
-from fedsieve.client.training import params_of
 from fedsieve.client.vector_models import CharGPT, ViTTiny
 from fedsieve.types import apply_model
 from padding_models import PADDING, first_label
+from sequence_models import SEQUENCES
 
 VOCABULARY, LENGTH = 13, 7
 
@@ -249,6 +249,7 @@ CASES: dict[str, Case] = {
     "shared": (Shared, "series", F.cross_entropy),
     "dropout": (lambda: Series(p=0.4), "series", F.cross_entropy),
     **{f"padding, {how}": (make, "text", first_label) for how, make in PADDING.items()},
+    **SEQUENCES,
     "dropout in attention": (lambda: Series(p=0.1, dropout=0.1), "series", F.cross_entropy),
     **{
         f"attention, {how}": (lambda how=how, p=p: Explicit(how, p), "series", F.cross_entropy)
@@ -276,7 +277,9 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
 def masks_of(model: nn.Module, d: float) -> dict[str, Tensor]:
     """Return masks of all matrices, those of tied weights apart."""
     chance = torch.Generator().manual_seed(5)
-    tied = {name for name in params_of(model) if isinstance(model, Llama) and name == "tokens.weight"}
+    products = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    tied = {name for name, w in model.named_parameters() if id(w) in products and any(w is table for table in tables)}
     named = [(name, w) for name, w in model.named_parameters() if w.dim() > 1 and name not in tied]
     return {name: torch.rand(w.shape, generator=chance) < d for name, w in named}
 

@@ -153,14 +153,14 @@ def attention(
     bias: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Attended:
-    """Return the operations of attention of q [n, tokens, heads, size], k and v [n, tokens, kv_heads, size].
+    """Return the operations of attention of q [n, tokens, heads, size], k and v [n, keys, kv_heads, size].
 
-    ``bias`` [n or 1, heads or 1, tokens, tokens] is added to the scores; dropout leaves the weights that are ``kept``.
+    ``bias`` [n or 1, heads or 1, tokens, keys] is added to the scores; dropout leaves the weights that are ``kept``.
     """
     n, length, heads, size = q.shape
     parts = [q, k, v, q, grad, q, k, v]
     channels = [t.shape[2] * size for t in parts]
-    maps = [TokenMap(n, length, c, storage) for c in channels]
+    maps = [TokenMap(n, t.shape[1], c, storage) for t, c in zip(parts, channels, strict=True)]
     views = [m.map for m in maps]
     if in_one_map:
         for first in (0, 5):
@@ -174,8 +174,9 @@ def attention(
     for m, part in zip(maps[:3] + maps[4:5], (q, k, v, grad), strict=True):
         m.write(part.flatten(2))
     logsum = torch.full((heads, maps[0].lanes().shape[0]), torch.nan)
-    numbers = {"samples": n, "length": length, "heads": heads, "kv_heads": k.shape[2], "size": size, "causal": causal}
+    numbers = {"samples": n, "length": length, "keys": k.shape[1], "heads": heads, "kv_heads": k.shape[2], "size": size}
     forward = AttentionOp(**dict(zip(("q", "k", "v", "out"), views, strict=False)), logsum=address(logsum), **numbers)
+    forward.causal = int(causal)
     forward.scale = size**-0.5 if scale is None else scale
     keep = [logsum]
     if bias is not None:
@@ -304,6 +305,30 @@ def test_attention_with_a_bias_and_with_dropout(case: tuple[int, ...], kind: str
         near(found, exact, storage, 2 * (exact.abs().max() + tensors[3].abs().max() / 8))
     for m in (done.maps[3], *done.maps[5:]):
         assert bool((m.rest() == 0).all())
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("kind", ["", "bias of sample and head, dropout"])
+@pytest.mark.parametrize("keys", [1, 16, 17, 65, 130])
+@pytest.mark.parametrize("length", [1, 15, 33, 96, 129])
+def test_attention_to_keys_of_another_sequence(length: int, keys: int, kind: str, storage: str) -> None:
+    n, heads = 3, 2
+    q, _, _, grad = inputs(n, length, heads, 1, 8)
+    _, k, v, _ = inputs(n, keys, heads, 1, 8)
+    chance, extra = torch.Generator().manual_seed(7), {}
+    if kind:
+        bias = torch.randn(n, heads, length, keys, generator=chance)
+        kept = torch.rand(n, heads, length, keys, generator=chance) < 0.7
+        extra = {"bias": bias.masked_fill(bias > 1, -torch.inf), "kept": kept}
+    done = attention(q, k, v, grad, storage=storage, **extra)
+    run(done.forward, done.backward)
+    got, want = done.read(), exact_attention(*[t.double() for t in (q, k, v, grad)], **extra)
+    near(got[3], want[0], storage, 2 * want[0].abs().max() + 0.1)
+    for found, exact in zip(got[5:], want[1:], strict=True):
+        near(found, exact, storage, 2 * (exact.abs().max() + grad.abs().max() / (8 if storage == "fp32" else 2)))
+    for m in (done.maps[3], *done.maps[5:]):
+        assert bool((m.rest() == 0).all())
+    assert all(m.is_clean() for m in done.maps)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -127,7 +127,7 @@ void attend(int samples, int length, int heads, int kv_heads, int size, bool cau
     for (uint8_t& bits : keep) bits = uint8_t(chance());
     const float factor = marked ? 2 : 1;
     const Attention a{q.view(), k.view(), v.view(), out.view(), logsum.data(), marked ? bias.data() : nullptr,
-                      marked ? keep.data() : nullptr, 0, each, samples, length, heads, kv_heads, size, causal, scale, factor};
+                      marked ? keep.data() : nullptr, 0, each, samples, length, length, heads, kv_heads, size, causal, scale, factor};
     auto added = [&](int h, int i, int j) { return marked ? bias[size_t(h * each + j * row + i)] * std::log(2.0) : 0.0; };
     auto kept = [&](int b, int h, int i, int j) {
         const int64_t at = (int64_t(b) * heads + h) * each + j * row + i;

@@ -26,7 +26,7 @@ class Scores:
     k: Places
     scale: float
     bias: Tensor | None = None
-    """Is added, [heads or 1, length, length]."""
+    """Is added, [heads or 1, queries, keys]."""
     weights: bool = False
     """Whether the softmax has been taken."""
     p: float = 0.0
@@ -92,7 +92,7 @@ class AttentionCalls(TokenCalls):
             self.noise = None if scores.p else self.noise
             own = scores.scale, scores.bias, False, scores.p, scores.masks
             out = self._attend(scores.q, scores.k, _by_head(y), *own, written_out=True)
-            return replace(out, index=out.index.reshape(y.index.shape))
+            return replace(out, index=out.index.reshape(*x.index.shape[:-1], y.index.shape[-1]))
         if self._scores_of(y) or x.index.dim() < 3 or x.index.dim() != y.index.dim():
             raise Unsupported("a matrix product of two activations that is not attention's")
         (x, left), (y, right) = self._factored(x), self._factored(y)
@@ -251,19 +251,16 @@ class AttentionCalls(TokenCalls):
         self, q: Any, k: Any, v: Any, scale: float, bias: Tensor | None, causal: bool, p: float,
         masks: tuple[InputMask, ...] = (), written_out: bool = False,
     ) -> Places:  # fmt: skip
-        length, size = q.index.shape[-2:]
-        parts = [self._head_rows(x, length) for x in (q, k, v)]
-        (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
-        if (
-            heads != q.index.shape[1]
-            or kv_heads != same
-            or heads % kv_heads
-            or v.index.shape[-1] != size
-            or k.index.shape[-2] != length
-        ):
+        (length, size), keys = q.index.shape[-2:], k.index.shape[-2]
+        if v.index.shape[-2] != keys:
             raise Unsupported("attention of queries, keys and values of other sizes")
-        if not all(torch.equal(ids, part[3]) for part in parts):
-            raise Unsupported("attention between tokens of two sequences")
+        parts = [self._head_rows(x, x.index.shape[-2]) for x in (q, k, v)]
+        (q_value, q_first, heads, ids), (k_value, k_first, kv_heads, _), (v_value, v_first, same, _) = parts
+        if heads != q.index.shape[1] or kv_heads != same or heads % kv_heads or v.index.shape[-1] != size:
+            raise Unsupported("attention of queries, keys and values of other sizes")
+        if causal and keys != length:
+            bias, causal = torch.zeros(1, length, keys) if bias is None else bias, False
+            bias = bias.masked_fill(torch.ones(length, keys, dtype=torch.bool).triu(1), -math.inf)
         if bias is not None:
             causal, bias = _plain(bias, causal)
         if p:
@@ -295,6 +292,6 @@ def _plain(bias: Tensor, causal: bool) -> tuple[bool, Tensor | None]:
     bias = bias.masked_fill(bias <= NEVER, -math.inf)
     if bool((~none & (bias.amax(-1) <= LOW)).any()):
         raise Unsupported("attention with a query whose keys are all masked, by finite numbers")
-    causal = causal or bool((bias[:, later] == -math.inf).all())
+    causal = causal or (later.shape[0] == later.shape[1] and bool((bias[:, later] == -math.inf).all()))
     rest = bias.masked_fill(later, 0) if causal else bias
     return causal, rest if bool((rest != 0).any()) else None

@@ -113,8 +113,7 @@ def count_work(
         elif isinstance(layer, NormLayer):
             some = {"norms": out, "calls": 1 + (layer.module is not None)}
         elif isinstance(layer, AttentionLayer):
-            pairs = layer.output.width**2 * (0.5 if layer.causal else 1)
-            some = {"attention": 2 * layer.output.channels * pairs, "calls": 1}
+            some = {"attention": 2 * layer.output.channels * layer.pairs, "calls": 1}
         elif isinstance(layer, PoolLayer):
             some = {"windows": out * layer.window.kernel**2, "pools": both, "calls": 1}
         elif isinstance(layer, FallbackLayer):

@@ -69,11 +69,15 @@ def read_exported(
 def _owned(model: nn.Module, graph: Graph, training: bool, used: set[str]) -> None:
     """Raise Unsupported unless every parameter is of one layer that runs once, or unused; in training, some trained."""
     weights = {id(layer.module.weight) for layer in graph.layers if isinstance(layer, TokenProduct)}
-    for layer in graph.layers:
-        if isinstance(layer, EmbeddingLayer) and layer.rows is None:
-            layer.tied = id(layer.module.weight) in weights
-    tied = [layer for layer in graph.layers if isinstance(layer, EmbeddingLayer) and layer.tied]
-    modules = [getattr(layer, "module", None) for layer in graph.layers if layer not in tied]
+    later = set[int]()
+    for layer in reversed(graph.layers):
+        if isinstance(layer, EmbeddingLayer):
+            table = id(layer.module.weight)
+            layer.tied = table in weights and layer.rows is None
+            layer.shared = table in later
+            later.add(table)
+    others = [one for one in graph.layers if isinstance(one, EmbeddingLayer) and (one.tied or one.shared)]
+    modules = [getattr(layer, "module", None) for layer in graph.layers if layer not in others]
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
         uses = users[id(parameter)]

@@ -20,7 +20,7 @@ from fedsieve.kernels import decode_ops, token_ops  # noqa: F401  (whose operati
 from fedsieve.kernels.abi import Operation
 from fedsieve.types import InputError
 
-ABI = 13
+ABI = 14
 """What ``fs_abi`` of a library must answer: raised whenever a signature changes."""
 
 V2 = "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3"

@@ -148,14 +148,14 @@ class TokenForward:
 
     def _attention(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> None:
         own = self._statistics[layer] = [torch.zeros(layer.heads, self._lanes(out))]
-        length = layer.output.width
+        length, keys = layer.output.width, layer.inputs[1].width
         line = -(-length // WORDS) * WORDS
         if layer.masks:
             own.append(self._mask_memory(layer, line))
         elif layer.bias is not None:
             own.append(F.pad(layer.bias.mT * LOG2E, (0, line - length)).contiguous())
         if layer.p:
-            own.append(torch.zeros(self.batch, layer.heads, length, line // 8, dtype=torch.uint8))
+            own.append(torch.zeros(self.batch, layer.heads, keys, line // 8, dtype=torch.uint8))
             self.context.arena.step(lambda: partial(self._draw, layer, own[-1]))
         self.memory += own
 
@@ -171,7 +171,7 @@ class TokenForward:
         key = layer.masks, layer.causal, layer.bias
         if key not in self._masks:
             heads = max(1 if layer.bias is None else len(layer.bias), *(mask.heads for mask in layer.masks))
-            memory = self._masks[key] = torch.zeros(self.batch, heads, layer.output.width, line)
+            memory = self._masks[key] = torch.zeros(self.batch, heads, layer.inputs[1].width, line)
             self.context.arena.step(lambda: partial(self._mask, layer, memory))
         return self._masks[key]
 
@@ -182,12 +182,12 @@ class TokenForward:
 
     def _mask(self, layer: AttentionLayer, by_key: Tensor) -> None:
         """Write what is added to the scores of each sample; attention is causal where that bars all later keys."""
-        n, length = self.context.samples, layer.output.width
+        n, length, keys = self.context.samples, layer.output.width, layer.inputs[1].width
         bias = torch.zeros(1) if layer.bias is None else layer.bias
         for mask in layer.masks:
             bias = bias + mask(self.given[mask.of], n)
-        bias = bias.expand(n, -1, length, length)
-        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        bias = bias.expand(n, -1, length, keys)
+        later = torch.ones(length, keys, dtype=torch.bool).triu(1)
         if layer.causal:
             bias = bias.masked_fill(later, -torch.inf)
         most = bias.amax(-1)
@@ -198,21 +198,22 @@ class TokenForward:
                 "or put padding behind the others"
             )
         by_key[:n, ..., :length] = bias.mT * LOG2E
-        causal = layer.causal or bool((bias[..., later] <= NEVER).all())
+        causal = layer.causal or (length == keys and bool((bias[..., later] <= NEVER).all()))
         for op in self._attentions[id(by_key)]:
             op.causal = int(causal)
 
     def _draw(self, layer: AttentionLayer, bits: Tensor) -> None:
         """Draw what dropout keeps, as PyTorch does: a number for each sample, head, query and key."""
-        n, length = self.context.samples, layer.output.width
-        kept = bernoulli((n, layer.heads, length, length), 1 - layer.p)
+        n, length, keys = self.context.samples, layer.output.width, layer.inputs[1].width
+        kept = bernoulli((n, layer.heads, length, keys), 1 - layer.p)
         by_key = numpy.packbits(kept.mT.contiguous().numpy(), axis=-1, bitorder="little")
         bits[:n, ..., : by_key.shape[-1]] = torch.from_numpy(by_key)
 
     def _attend(self, layer: AttentionLayer, ins: list[Buffer], out: Buffer) -> AttentionOp:
         parts = [x.part(first, n) for x, first, n in zip(ins, layer.first, layer.channels, strict=True)]
         op = AttentionOp(*parts, out, address(self._statistics[layer][0]))
-        op.length, op.heads, op.kv_heads, op.size = layer.output.width, layer.heads, layer.kv_heads, layer.size
+        op.length, op.keys = layer.output.width, layer.inputs[1].width
+        op.heads, op.kv_heads, op.size = layer.heads, layer.kv_heads, layer.size
         op.causal, op.scale, op.factor = int(layer.causal), layer.scale, 1 / (1 - layer.p) if layer.p else 1
         marks = self._statistics[layer][1:]
         if layer.p:

@@ -31,7 +31,7 @@ class AttentionOp(Operation):
         (FeatureMap, "q k v out"),
         (c_void_p, "logsum bias keep"),
         (c_int64, "bias_sample bias_head"),
-        (c_int32, "samples length heads kv_heads size causal"),
+        (c_int32, "samples length keys heads kv_heads size causal"),
         (c_float, "scale factor"),
     )
 

@@ -60,7 +60,7 @@ class TokenSteps(TokenForward):
             place = weights.address(table, weights.grad)
             op = EmbeddingBackwardOp(grad=g, grad_table=place, rows=len(table.view(-1, g.channels)))
             op.padding = layer.padding
-            op.clear = int(not layer.tied)  # a product's gradient stands there already
+            op.clear = int(not layer.tied and not layer.shared)  # another layer's gradient stands there already
             if self._statistics[layer]:
                 op.row = address(self._statistics[layer][0])
             else:

@@ -58,6 +58,8 @@ class TokenTensors:
 
     def _rows(self, x: Any, whole: bool = True) -> TokenRows:
         """Return the tokens that a tensor [..., channels] holds; ``whole``: all of their channels."""
+        if isinstance(x, Places) and isinstance(x.of, nn.Parameter):
+            x = self._repeated(x)
         if not isinstance(x, Places) or isinstance(x.of, Tensor) or x.index.dim() < 2:
             raise Unsupported("a tensor that is not made of the samples' tokens")
         if self._is_input(x):
@@ -74,6 +76,19 @@ class TokenTensors:
             part = self._put(ChannelsLayer([x.of], tokens(channels, x.of.width, x.of.flat), first))
             rows = TokenRows(part, ids, 0, channels)
         return rows
+
+    def _repeated(self, x: Places) -> Places:
+        """Return rows of a parameter, which every sample has, as tokens."""
+        index = x.index
+        if index.dim() != 3 or len(index) != SAMPLES or not torch.equal(index[0], index[1]):
+            raise Unsupported("a parameter that is not [n, length, channels], repeated for the samples")
+        wide = index.shape[-1]
+        row = index[0, :, 0] // wide
+        if not torch.equal(index[0], (row * wide).unsqueeze(-1) + torch.arange(wide)):
+            raise Unsupported("a parameter whose numbers are not rows of channels")
+        module = Parameters(weight=x.of)  # type: ignore[arg-type]
+        value = self._put(EmbeddingLayer([], tokens(wide, len(row)), module, self._name(x.of), row))  # type: ignore[arg-type]
+        return self._given(value, torch.arange(SAMPLES * len(row)).view(SAMPLES, -1))
 
     def _relaid(self, x: Places, what: str) -> TokenRows:
         """Make other tokens of a value's numbers. Raises Unsupported, with ``what`` they are, if there are no such."""

@@ -98,6 +98,8 @@ class EmbeddingLayer(Layer):
     """The row that is not trained by this layer, ``padding_idx``; -1: none."""
     tied: bool = False
     """Whether the table is a product's weight as well."""
+    shared: bool = False
+    """Whether it is that of a later layer as well."""
 
 
 @dataclass(eq=False)
@@ -111,7 +113,10 @@ class LayerNormLayer(Layer):
 
 @dataclass(eq=False)
 class AttentionLayer(Layer):
-    """Attention of q, k and v, which are channels of ``inputs`` from ``first`` on: ``size`` for each head."""
+    """Attention of q, k and v, which are channels of ``inputs`` from ``first`` on: ``size`` for each head.
+
+    Keys and values are of as many tokens as queries, or, where it is not causal, of another number of them.
+    """
 
     first: tuple[int, int, int]
     heads: int
@@ -120,13 +125,18 @@ class AttentionLayer(Layer):
     causal: bool
     scale: float
     bias: Tensor | None = None
-    """float32 [heads or 1, length, length]: is added to the scores of queries and keys; -inf where none may count."""
+    """float32 [heads or 1, queries, keys]: is added to the scores; -inf where none may count."""
     p: float = 0.0
     """Of the dropout of the probabilities."""
     masks: tuple[InputMask, ...] = ()
     """What is added to the scores by numbers of the inputs."""
     written_out: bool = False
     """Whether the model takes a softmax itself, which is NaN for a query without keys; else that attends to none."""
+
+    @property
+    def pairs(self) -> float:
+        """How many queries and keys of a sample are multiplied."""
+        return self.output.width * self.inputs[1].width * (0.5 if self.causal else 1)
 
     @property
     def channels(self) -> tuple[int, int, int]:

@@ -120,7 +120,7 @@ def read_graph(
             raise
         if any(isinstance(m, nn.LayerNorm | nn.RMSNorm | nn.MultiheadAttention) for m in model.modules()):
             return read_exported(model, shape, dtype, training)
-        if not str(error).startswith("the model cannot be traced"):
+        if not str(error).startswith(("the model cannot be traced", "the model uses")):
             raise
         try:
             return read_exported(model, shape, dtype, training)

@@ -195,11 +195,13 @@ class Weights:
                     self.masks[id(parameter)] = own_mask.clone()
         vectors += [vector for layer in norms for vector in layer.module.parameters()]  # type: ignore[union-attr]
         for layer in graph.layers:
-            if isinstance(layer, LayerNormLayer | ScaleLayer) or (isinstance(layer, EmbeddingLayer) and not layer.tied):
+            if isinstance(layer, LayerNormLayer | ScaleLayer):
                 vectors += layer.module.parameters()
-            if isinstance(layer, EmbeddingLayer) and not layer.tied and layer.parameter in mask:
-                self.names.add(layer.parameter)
-                self.masks[id(layer.module.weight)] = mask[layer.parameter].clone()
+            if isinstance(layer, EmbeddingLayer) and not layer.tied and not layer.shared:
+                vectors += layer.module.parameters()
+                if layer.parameter in mask:
+                    self.names.add(layer.parameter)
+                    self.masks[id(layer.module.weight)] = mask[layer.parameter].clone()
         for name, unused in graph.unused.items():
             vectors.append(unused)
             if name in mask:

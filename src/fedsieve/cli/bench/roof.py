@@ -145,8 +145,7 @@ def _product(
 
 def _attention(layer: AttentionLayer) -> float:
     """Return the operations of a sample's attention: two products forward; backward, those of scores and gradients."""
-    pairs = layer.output.width**2 * (0.5 if layer.causal else 1)
-    return 2 * (2 + 5) * layer.output.channels * pairs
+    return 2 * (2 + 5) * layer.output.channels * layer.pairs
 
 
 def _passes(layer: Layer) -> float:

@@ -15,7 +15,7 @@
 
 const char* fs_isa(void) { return FS_ISA; }
 
-int fs_abi(void) { return 13; }
+int fs_abi(void) { return 14; }
 
 int fs_lanes(void) { return LANES; }
 

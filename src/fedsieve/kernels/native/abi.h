@@ -320,7 +320,7 @@ struct Attention {
     const float* bias;        // is added to the scores; times log2(e)
     const uint8_t* keep;      // a bit for each probability that dropout keeps, the first query's the lowest
     int64_t bias_sample, bias_head;  // numbers from one sample's or head's bias to the next; 0: it is the same
-    int32_t samples, length;  // tokens of a sample
+    int32_t samples, length, keys;  // tokens of a sample: queries; and keys and values, as many where it is causal
     int32_t heads, kv_heads, size;
     int32_t causal;
     float scale;

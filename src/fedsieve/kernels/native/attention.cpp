@@ -72,7 +72,7 @@ void forward_queries(const Shape& s, Forward& f, bool causal, int64_t query) {
     for (int j = 0; j < n; j++) most[j] = all(-3.40282347e38f), total[j] = zero();
     for (int64_t c = 0; c < s.size; c++)
         for (int j = 0; j < n; j++) store(f.out + c * s.line + query + j * L, zero());
-    const int64_t last = causal ? std::min(s.tokens, query + L) : s.tokens;
+    const int64_t last = causal ? std::min(s.tokens, query + L) : s.keys;
     for (int64_t key = 0; key < last; key += s.block)
         add_keys<n, pairs>(s, f, causal, query, key, std::min(last, key + s.block), most, total);
     if (n == 2 && causal && last < s.tokens)  // keys that the second vector alone attends to
@@ -91,10 +91,10 @@ void forward_queries(const Shape& s, Forward& f, bool causal, int64_t query) {
 
 // The same for the queries from s.whole on.
 void forward_last(const Shape& s, Forward& f, bool causal) {
-    last_scores(s, f.q, f.k, 0, s.tokens, f.rows, s.line);
+    last_scores(s, f.q, f.k, 0, s.keys, f.rows, s.line);
     for (int64_t query = s.whole; query < s.tokens; query++) {
         float* row = f.rows + (query - s.whole) * s.line;
-        const int64_t last = causal ? query + 1 : s.tokens;
+        const int64_t last = causal ? query + 1 : s.keys;
         V highest = all(-3.40282347e38f), total = zero();
         for (int64_t key = 0; key < last; key += L) {
             const V x = select(lane_numbers() < I{} + int(last - key), load(row + key), all(-INFINITY));
@@ -126,35 +126,33 @@ void forward(const Attention& a, int thread, int threads) {
         for (float** p : {&f.paired_q, &f.paired_k, &f.paired_v}) *p = s.take(scratch);
     f.logsum = scratch.take(s.line), f.rows = scratch.take(FEW * s.line);
     const int64_t lanes = lanes_of(a.q), group = a.heads / a.kv_heads;
-    const Share heads(int64_t(a.samples) * a.heads, thread, threads);
-    auto of = [&](const Map& m, int64_t i, int64_t shared = 1) {
-        return Head{&m, i % a.heads / shared * a.size, i / a.heads * a.length};
-    };
-    for (int64_t i = heads.begin; i < heads.end; i++) {
-        if (i == heads.begin || i % group == 0) {
-            of(a.k, i, group).template read<S>(s, f.k);
-            of(a.v, i, group).template read<S>(s, f.v);
+    const Share share(int64_t(a.samples) * a.heads, thread, threads);
+    const Heads of{a};
+    for (int64_t i = share.begin; i < share.end; i++) {
+        if (i == share.begin || i % group == 0) {
+            of.key(a.k, i).template read<S>(s, f.k);
+            of.key(a.v, i).template read<S>(s, f.v);
             if (pairs) {
-                pair_rows(f.k, s.line, s.size, s.width, f.paired_k, s.line);
-                pair_columns(f.v, s.line, s.size, s.width, f.paired_v, s.line);
+                pair_rows(f.k, s.line, s.size, s.key_width, f.paired_k, s.line);
+                pair_columns(f.v, s.line, s.size, s.key_width, f.paired_v, s.line);
             }
         }
         if (pairs) {
-            of(a.q, i).template read<S>(s, f.q);
+            of.query(a.q, i).template read<S>(s, f.q);
             pair_rows(f.q, s.line, s.size, s.width, f.paired_q, s.line);
         }
-        if (!pairs || s.whole < s.tokens) of(a.q, i).template read<S>(s, f.q, f.factor);
+        if (!pairs || s.whole < s.tokens) of.query(a.q, i).template read<S>(s, f.q, f.factor);
         f.marks = Marks(a, s, i);
         f.prefetch.begin();
-        if (i + 1 < heads.end) {
-            f.prefetch.add(of(a.q, i + 1)), f.prefetch.add(of(a.out, i + 1), true);
-            if ((i + 1) % group == 0) f.prefetch.add(of(a.k, i + 1, group)), f.prefetch.add(of(a.v, i + 1, group));
+        if (i + 1 < share.end) {
+            f.prefetch.add(of.query(a.q, i + 1)), f.prefetch.add(of.query(a.out, i + 1), true);
+            if ((i + 1) % group == 0) f.prefetch.add(of.key(a.k, i + 1)), f.prefetch.add(of.key(a.v, i + 1));
         }
         int64_t query = 0;
         for (; query + N * L <= s.whole; query += N * L) forward_queries<N, pairs>(s, f, a.causal, query);
         for (; query < s.whole; query += L) forward_queries<1, pairs>(s, f, a.causal, query);
         if (query < s.tokens) forward_last(s, f, a.causal);
-        of(a.out, i).template write<S>(s, f.out);
+        of.query(a.out, i).template write<S>(s, f.out);
         memcpy(a.logsum + i % a.heads * lanes + i / a.heads * a.length, f.logsum, size_t(s.tokens) * sizeof(float));
     }
     zero_rest<S>(a.out, int64_t(a.samples) * a.length, thread, threads);

@@ -130,25 +130,27 @@ struct Scratch {
 };
 
 struct Shape {
-    int64_t tokens, size;        // of a sample; channels of a head
-    int64_t width, wide;         // both as whole vectors
+    int64_t tokens, keys, size;  // of a sample: queries; keys; channels of a head
+    int64_t width, key_width, wide;  // all as whole vectors
     int64_t line, matrix;        // floats of a row [channel] of tokens, and of all
     int64_t block;               // tokens
     int64_t whole;               // queries that are in the lanes: all, or all but the FEW at the end
     int64_t row;                 // queries of a row of bias and of dropout's bits
     explicit Shape(const Attention& a)
-        : tokens(a.length), size(a.size), width(rounded(tokens, L)), wide(rounded(size, L)) {
-        line = rounded(width + 2 * SLACK, WORDS);
+        : tokens(a.length), keys(a.keys), size(a.size), width(rounded(tokens, L)), key_width(rounded(keys, L)),
+          wide(rounded(size, L)) {
+        const int64_t most = std::max(tokens, keys);
+        line = rounded(rounded(most, L) + 2 * SLACK, WORDS);
         if (line / WORDS % 2 == 0) line += WORDS;  // so that the rows' beginnings lie in different sets of the cache
         matrix = wide * line;
-        const int64_t blocks = std::max(int64_t(1), (tokens + BLOCK / 2) / BLOCK);
-        block = rounded((tokens + blocks - 1) / blocks, L);
+        const int64_t blocks = std::max(int64_t(1), (most + BLOCK / 2) / BLOCK);
+        block = rounded((most + blocks - 1) / blocks, L);
         row = rounded(tokens, WORDS);
         whole = tokens % L <= FEW && !a.bias && !a.keep ? tokens - tokens % L : width;
     }
     float* take(Scratch& scratch) const {
         float* p = scratch.take(matrix) + SLACK;
-        for (int64_t c = size; c < wide; c++) std::fill(p + c * line, p + c * line + width, 0.0f);
+        for (int64_t c = size; c < wide; c++) std::fill(p + c * line, p + c * line + std::max(width, key_width), 0.0f);
         return p;
     }
 };
@@ -160,7 +162,7 @@ struct Marks {
     float factor = 1;  // of the probabilities that are kept
     Marks(const Attention& a, const Shape& s, int64_t i) {
         if (a.bias) bias = a.bias + i / a.heads * a.bias_sample + i % a.heads * a.bias_head;
-        if (a.keep) keep = a.keep + i * s.tokens * s.row / 8, factor = a.factor;
+        if (a.keep) keep = a.keep + i * s.keys * s.row / 8, factor = a.factor;
     }
     INLINE V added(V score, const Shape& s, int64_t key, int64_t query) const {
         return bias ? score + load(bias + key * s.row + query) : score;
@@ -189,18 +191,29 @@ inline void pair_columns(const float* from, int64_t line, int64_t rows, int64_t 
 // A head's channels of a map, the tokens of one sample.
 struct Head {
     const Map* map;
-    int64_t channel, lane;
+    int64_t channel, lane, tokens;
     template <class S>
     void read(const Shape& s, float* to, float factor = 1) const {
         const Steps steps(*map);
         for (int64_t c = 0; c < s.size; c++)
-            read_lanes<S>(steps.at(channel + c, 0), lane, s.tokens, to + c * s.line, factor);
+            read_lanes<S>(steps.at(channel + c, 0), lane, tokens, to + c * s.line, factor);
     }
     template <class S>
     void write(const Shape& s, const float* from, float factor = 1) const {
         const Steps steps(*map);
         for (int64_t c = 0; c < s.size; c++)
-            write_lanes<S>(steps.at(channel + c, 0), lane, s.tokens, from + c * s.line, factor);
+            write_lanes<S>(steps.at(channel + c, 0), lane, tokens, from + c * s.line, factor);
+    }
+};
+
+// Where the heads of an attention are: those of queries, outputs and their gradients; and those of keys and values.
+struct Heads {
+    const Attention& a;
+    Head query(const Map& m, int64_t i) const {
+        return {&m, i % a.heads * a.size, i / a.heads * a.length, a.length};
+    }
+    Head key(const Map& m, int64_t i) const {
+        return {&m, i % a.heads / (a.heads / a.kv_heads) * a.size, i / a.heads * a.keys, a.keys};
     }
 };
 
@@ -226,7 +239,7 @@ struct Prefetch {
             const Rows& r = parts[row / shape.size];
             const int64_t in_word = r.head.map->packed ? 2 : 1;
             const uint32_t* p = Steps(*r.head.map).at(r.head.channel + row % shape.size, 0) + r.head.lane / in_word;
-            for (int64_t word = 0; word < shape.tokens / in_word + WORDS; word += WORDS)
+            for (int64_t word = 0; word < r.head.tokens / in_word + WORDS; word += WORDS)
                 r.write ? __builtin_prefetch(p + word, 1, 2) : __builtin_prefetch(p + word, 0, 2);
         }
     }

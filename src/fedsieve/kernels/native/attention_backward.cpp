@@ -118,7 +118,7 @@ void block_last_scores(const Shape& s, Backward& g, bool causal, int64_t begin, 
 template <bool pairs>
 void block_gradients(const Shape& s, Backward& g, bool causal, int64_t query, int64_t key) {
     alignas(64) float p[(MOST + 1) * MOST], dp[(MOST + 1) * MOST];
-    const int64_t keys = std::min(key + s.block, s.tokens), queries = std::min(query + s.block, s.tokens);
+    const int64_t keys = std::min(key + s.block, s.keys), queries = std::min(query + s.block, s.tokens);
     auto scores = [&](auto n, int64_t j, int64_t begin, int64_t end) INLINE_LAMBDA {
         const int64_t at = (begin - key) * MOST + j - query;
         if (begin < end) block_scores<decltype(n)::value, pairs>(s, g, causal, j, begin, end, p + at, dp + at);
@@ -156,7 +156,8 @@ void backward(const AttentionBackward& b, int thread, int threads) {
     const Attention& a = b.of;
     constexpr bool pairs = PAIRS && S::parts == 2;
     const Shape s(a);
-    const int64_t transposed = s.width * s.wide, lanes = lanes_of(a.q), group = a.heads / a.kv_heads;
+    const int64_t transposed = std::max(s.width, s.key_width) * s.wide;
+    const int64_t lanes = lanes_of(a.q), group = a.heads / a.kv_heads;
     Scratch scratch((pairs ? 11 : 6) * s.matrix + (pairs ? 6 : 4) * transposed + 2 * s.line);
     Backward g{{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, a.scale * LOG2E, {}, {}, Prefetch(s),
                Marks(a, s, 0)};
@@ -170,24 +171,22 @@ void backward(const AttentionBackward& b, int thread, int threads) {
     g.logsum = scratch.take(s.line), g.delta = scratch.take(s.line);
     std::fill(g.logsum, g.logsum + s.width, 0.0f);
     const Share shared(int64_t(a.samples) * a.kv_heads, thread, threads);
-    auto of = [&](const Map& m, int64_t i, int64_t shared = 1) {
-        return Head{&m, i % a.heads / shared * a.size, i / a.heads * a.length};
-    };
+    const Heads of{a};
     for (int64_t i = shared.begin * group; i < shared.end * group; i++) {
         if (i % group == 0) {
-            of(a.k, i, group).template read<S>(s, g.k);
-            of(a.v, i, group).template read<S>(s, g.v);
+            of.key(a.k, i).template read<S>(s, g.k);
+            of.key(a.v, i).template read<S>(s, g.v);
             if (pairs) {
-                pair_rows(g.k, s.line, s.size, s.width, g.paired_k, s.line);
-                pair_rows(g.v, s.line, s.size, s.width, g.paired_v, s.line);
-                pair_columns(g.k, s.line, s.size, s.width, g.tokens_k, s.line);
+                pair_rows(g.k, s.line, s.size, s.key_width, g.paired_k, s.line);
+                pair_rows(g.v, s.line, s.size, s.key_width, g.paired_v, s.line);
+                pair_columns(g.k, s.line, s.size, s.key_width, g.tokens_k, s.line);
             }
             std::fill(g.grad_k_t, g.grad_k_t + transposed, 0.0f);
             std::fill(g.grad_v_t, g.grad_v_t + transposed, 0.0f);
         }
-        of(b.grad, i).template read<S>(s, g.grad);
-        of(a.q, i).template read<S>(s, g.q, pairs ? 1 : g.factor);
-        of(a.out, i).template read<S>(s, out);
+        of.query(b.grad, i).template read<S>(s, g.grad);
+        of.query(a.q, i).template read<S>(s, g.q, pairs ? 1 : g.factor);
+        of.query(a.out, i).template read<S>(s, out);
         transpose(g.q, s.line, s.wide, s.width, g.q_t, s.wide);
         transpose(g.grad, s.line, s.wide, s.width, g.grad_t, s.wide);
         if (pairs) {
@@ -195,7 +194,7 @@ void backward(const AttentionBackward& b, int thread, int threads) {
             pair_rows(g.grad, s.line, s.size, s.width, g.paired_grad, s.line);
             pair_rows(g.q_t, s.wide, s.width, s.wide, g.tokens_q_t, s.wide);
             pair_rows(g.grad_t, s.wide, s.width, s.wide, g.tokens_grad_t, s.wide);
-            if (s.whole < s.tokens) of(a.q, i).template read<S>(s, g.q, g.factor);
+            if (s.whole < s.tokens) of.query(a.q, i).template read<S>(s, g.q, g.factor);
         }
         const float* logsum = a.logsum + i % a.heads * lanes + i / a.heads * a.length;
         for (int64_t t = 0; t < s.tokens; t++) g.logsum[t] = logsum[t] * LOG2E;
@@ -210,23 +209,23 @@ void backward(const AttentionBackward& b, int thread, int threads) {
         g.marks = Marks(a, s, i);
         g.prefetch.begin();
         if (i + 1 < shared.end * group) {
-            for (const Map* m : {&a.q, &b.grad, &a.out}) g.prefetch.add(of(*m, i + 1));
-            if ((i + 1) % group == 0) g.prefetch.add(of(a.k, i + 1, group)), g.prefetch.add(of(a.v, i + 1, group));
-            g.prefetch.add(of(b.grad_q, i + 1), true);
-            for (const Map* m : {&b.grad_k, &b.grad_v}) g.prefetch.add(of(*m, i + 1, group), true);
+            for (const Map* m : {&a.q, &b.grad, &a.out}) g.prefetch.add(of.query(*m, i + 1));
+            if ((i + 1) % group == 0) g.prefetch.add(of.key(a.k, i + 1)), g.prefetch.add(of.key(a.v, i + 1));
+            g.prefetch.add(of.query(b.grad_q, i + 1), true);
+            for (const Map* m : {&b.grad_k, &b.grad_v}) g.prefetch.add(of.key(*m, i + 1), true);
         }
         for (int64_t query = 0; query < s.tokens; query += s.block)
-            for (int64_t key = 0; key < (a.causal ? std::min(s.tokens, query + s.block) : s.tokens); key += s.block)
+            for (int64_t key = 0; key < (a.causal ? std::min(s.tokens, query + s.block) : s.keys); key += s.block)
                 block_gradients<pairs>(s, g, a.causal, query, key);
-        of(b.grad_q, i).template write<S>(s, g.grad_q, a.scale);
+        of.query(b.grad_q, i).template write<S>(s, g.grad_q, a.scale);
         if ((i + 1) % group) continue;
-        transpose(g.grad_k_t, s.wide, s.width, s.wide, out, s.line);
-        of(b.grad_k, i, group).template write<S>(s, out, pairs ? a.scale : LN2);
-        transpose(g.grad_v_t, s.wide, s.width, s.wide, out, s.line);
-        of(b.grad_v, i, group).template write<S>(s, out);
+        transpose(g.grad_k_t, s.wide, s.key_width, s.wide, out, s.line);
+        of.key(b.grad_k, i).template write<S>(s, out, pairs ? a.scale : LN2);
+        transpose(g.grad_v_t, s.wide, s.key_width, s.wide, out, s.line);
+        of.key(b.grad_v, i).template write<S>(s, out);
     }
-    for (const Map* m : {&b.grad_q, &b.grad_k, &b.grad_v})
-        zero_rest<S>(*m, int64_t(a.samples) * a.length, thread, threads);
+    zero_rest<S>(b.grad_q, int64_t(a.samples) * a.length, thread, threads);
+    for (const Map* m : {&b.grad_k, &b.grad_v}) zero_rest<S>(*m, int64_t(a.samples) * a.keys, thread, threads);
 }
 
 }  // namespace
