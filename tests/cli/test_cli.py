@@ -143,7 +143,7 @@ def test_help_names_the_commands(fedsieve: CommandLine) -> None:
 DIGITS = ("run", "zerofl.digits")
 MISTAKES = {
     "an unknown command": (("frob",), "No such command 'frob'"),
-    "a missing recipe": (("run",), "Missing argument"),
+    "a missing recipe": (("run",), "fedsieve run [OPTIONS] RECIPE"),
     "an unknown recipe": (("run", "zerofl.digit"), "unknown recipe 'zerofl.digit'"),
     "no such file": (("run", "nowhere.py:recipe"), "there is no file nowhere.py"),
     "no such function": (("run", "mine.py:other"), "mine.py has no function 'other'"),

@@ -41,7 +41,8 @@ def main() -> None:
 def _line(error: Exception) -> str:
     """Return what went wrong, if it is the user's mistake or the machine's; raise the error again if it is ours."""
     if hasattr(error, "format_message"):  # the words of the command line
-        return str(error.format_message())
+        message, context = str(error.format_message()), getattr(error, "ctx", None)
+        return f"{message} {context.get_usage()}" if context and message.startswith("Missing") else message
     from fedsieve.types import InputError
     from fedsieve.types.errors import of_machine
 

@@ -115,7 +115,7 @@ def sweep_command(
 
 @app.command("doctor")
 def doctor_command() -> None:
-    """Look for what bites users of Flower and Ray: a line each, exit code 1 if something is to be mended."""
+    """Check this machine for Flower, Ray and the kernels: a line each, exit code 1 if something is to be mended."""
     from fedsieve.cli.doctor import examine
 
     findings = list(examine())
@@ -265,7 +265,7 @@ def predict_command(
     data: DataDir = None,
     recipe: Own = "",
 ) -> None:
-    """Say what the deployed model of a run makes of an input.
+    """Predict by the deployed model of a run: classes with their probabilities, or numbers.
 
     Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
 
