@@ -124,7 +124,7 @@ PLACES: dict[str, Callable[[str], str]] = {
     "rounds by the clock": lambda _: whole_round.clock_table(),
     "scale": lambda _: scale.table(read("scale")),
     "settings": lambda _: settings.table(),
-    "sparselab": lambda _: f"{sparselab_peer.table()}\n\n{sparselab_peer.circumstances()}",
+    "sparselab": lambda _: f"{sparselab_peer.table()}\n\n{sparselab_peer.circumstances()}.",
     "sweep": lambda name: f"{read('sweep')[name]:.0f}",
     "table": lambda task: table(read(task)),
     "tokens": lambda name: TOKENS[name](),
