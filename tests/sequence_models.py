@@ -1,5 +1,6 @@
 """Small transformers with attention between two sequences, as outsiders write it."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,33 @@ class Translator(nn.Module):
         return logits
 
 
+class Seq2Seq(nn.Module):
+    """nn.Transformer, whose attention to another sequence has parts of its in-projection; a product in two parts."""
+
+    def __init__(self, norm_first: bool = False):
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 12)
+        with warnings.catch_warnings():  # of nested tensors, which are not used
+            warnings.simplefilter("ignore")
+            self.transformer = nn.Transformer(12, 3, 1, 1, 20, 0.1, batch_first=True, norm_first=norm_first)
+        self.both, self.head = nn.Linear(12, 24, bias=norm_first), nn.Linear(12, VOCABULARY)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        source, target = ids[:, :SOURCE], ids[:, SOURCE:]
+        later = nn.Transformer.generate_square_subsequent_mask(LENGTH - SOURCE) < 0
+        first = torch.arange(SOURCE) == 0
+        barred = (source < 3) & ~first
+        y = self.transformer(
+            self.tokens(source), self.tokens(target), tgt_mask=later, src_key_padding_mask=barred,
+            memory_key_padding_mask=barred,
+        )  # fmt: skip
+        bias = self.both.bias
+        y = y + F.linear(y, self.both.weight[:12], None if bias is None else bias[:12])
+        y = y + F.linear(y.relu(), self.both.weight[12:], None if bias is None else bias[12:])
+        logits: Tensor = self.head(y)
+        return logits
+
+
 class Pooler(nn.Module):
     """Queries that are parameters attend to all tokens (attention pooling); then a class token alone does."""
 
@@ -84,6 +112,8 @@ SEQUENCES: dict[str, tuple[Callable[[], nn.Module], str, Callable[[Tensor, Tenso
     "translator": (Translator, "text", second_part),
     "translator, written out": (lambda: Translator(True), "text", second_part),
     "translator, tied": (lambda: Translator(tied=True), "text", second_part),
+    "nn.Transformer": (Seq2Seq, "text", second_part),
+    "nn.Transformer, norms first": (lambda: Seq2Seq(True), "text", second_part),
     "pooler": (Pooler, "series", F.cross_entropy),
 }
 """The models, what they are given, and their losses."""

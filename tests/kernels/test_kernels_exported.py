@@ -115,7 +115,7 @@ class Refused(nn.Module):
         self.register_buffer("rows", torch.ones(1, 2, 8))
         self.what, self.tokens, self.norm = what, nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8)
         self.proj, self.scale = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
-        self.wide = nn.Linear(8 * LENGTH, 3)
+        self.wide, self.other = nn.Linear(8 * LENGTH, 3), nn.Linear(8, 4)
         self.conv, self.unused = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(2, 2)
 
     def forward(self, ids: Tensor) -> Any:
@@ -130,6 +130,10 @@ class Refused(nn.Module):
             return F.scaled_dot_product_attention(q, q, q, self.scale[:LENGTH].expand(LENGTH, LENGTH))
         if self.what in SCORES:
             return SCORES[self.what](q, q @ q.transpose(-1, -2), self.scale[:LENGTH])
+        if self.what == "part of a weight":
+            return F.linear(x, self.wide.weight[1:, :8], self.wide.bias[1:])
+        if self.what == "some rows":
+            return F.linear(x, self.other.weight[2:], self.other.bias[2:])
         if self.what == "scale":
             return x * self.scale[:1]
         if self.what == "softplus":
@@ -229,6 +233,8 @@ class Refused(nn.Module):
         ("dropout late", "random numbers that others are drawn before they are used, or that are not used"),
         ("sum", "a sum of attention's scores with what the model computes or trains"),
         ("three factors", "einsum of nhqk,nhkd,nhkd->nhqd"),
+        ("part of a weight", "a product with a part of a weight that is not some of its rows"),
+        ("some rows", "products with parts of other.weight that are not all of its rows, each once"),
         ("scale", "a product with a parameter that has not one number a channel"),
         ("softplus", "a function of each number that the kernels do not have"),
         ("spread", "the kernels do not know std"),

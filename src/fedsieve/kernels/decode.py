@@ -114,6 +114,8 @@ class Decoder:
 
     def _tokenproduct(self, layer: TokenProduct, ins: list[Buffer], out: Buffer) -> None:
         rows, inner = layer.shape[:2]
+        if layer.numel < layer.module.weight.numel():
+            raise NotCausal(f"{layer.name} is a part of a product")
         if isinstance(layer.module, SparseLayer):
             raise Unsupported(f"{layer.name} computes with other weights than it has")
         if inner > INPUTS:

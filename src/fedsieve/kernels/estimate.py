@@ -103,7 +103,7 @@ def count_work(
         out, both = _size(layer.output), sum(map(_size, (*layer.inputs, layer.output)))
         times = 2 + any(graph.needs_grad[value] for value in layer.inputs)
         if isinstance(layer, ProductLayer):
-            numel, of = layer.module.weight.numel(), density_of(layer)
+            numel, of = layer.numel, density_of(layer)
             dense = layer.multiply_adds * (times - 1 + layer.trained)
             narrow = layer.kernel > 1 and layer.shape[1] < NARROW and layer.groups == 1
             kind = "shared products" if is_shared(layer) else "products"

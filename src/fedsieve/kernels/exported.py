@@ -78,6 +78,14 @@ def _owned(model: nn.Module, graph: Graph, training: bool, used: set[str]) -> No
             later.add(table)
     others = [one for one in graph.layers if isinstance(one, EmbeddingLayer) and (one.tied or one.shared)]
     modules = [getattr(layer, "module", None) for layer in graph.layers if layer not in others]
+    parts = [one for one in graph.layers if isinstance(one, TokenProduct) and one.numel < one.module.weight.numel()]
+    for name in dict.fromkeys(part.parameter for part in parts):
+        own = sorted((part for part in parts if part.parameter == name), key=lambda part: part.first)
+        ends = [0, *(part.first + part.output.channels for part in own)]
+        if ends != [*(part.first for part in own), len(own[0].module.weight)]:
+            raise Unsupported(f"products with parts of {name} that are not all of its rows, each once")
+        for part in own[1:]:
+            modules.remove(part.module)
     users = Counter(id(p) for m in modules if m is not None for p in m.parameters())
     for name, parameter in model.named_parameters():
         uses = users[id(parameter)]

@@ -71,6 +71,8 @@ class ProductLayer(Layer):
     name: str
     relu: int = 0
     """1: ReLU; 2: ReLU6."""
+    first: int = 0
+    """The first row of the weight that it has; some of tokens have a part of one."""
 
     @property
     def trained(self) -> bool:
@@ -89,9 +91,14 @@ class ProductLayer(Layer):
         return out, inner, self.kernel, self.kernel
 
     @property
+    def numel(self) -> int:
+        """The weights that it has."""
+        return self.module.weight.numel()
+
+    @property
     def multiply_adds(self) -> int:
         """Multiply-adds of a sample's dense forward."""
-        return self.output.height * self.output.width * self.module.weight.numel()
+        return self.output.height * self.output.width * self.numel
 
     @property
     def kernel(self) -> int:

@@ -200,7 +200,7 @@ class Product:
     def gather(self, x: FeatureMap, out: FeatureMap) -> GatherOp:
         """Return the forward product, with the layer's bias and ReLU."""
         op = self.index.gather(x, out)
-        op.bias, op.relu = self.step.weights.address(self.layer.module.bias), int(self.layer.relu)
+        op.bias, op.relu = self.step.weights.bias_address(self.layer), int(self.layer.relu)
         return op
 
     def gather_back(self, g: Buffer, into: Buffer, more: bool) -> None:

@@ -37,16 +37,23 @@ class TokenCalls(TokenExpressions):
         if not isinstance(weight, Places) or not isinstance(weight.of, nn.Parameter) or weight.index.dim() != 2:
             raise Unsupported("a product whose weight is no parameter")
         flat, (out, inner) = torch.arange(weight.of.numel()), weight.index.shape
-        transposed = not torch.equal(weight.index.flatten(), flat)
-        if len(flat) != out * inner or (transposed and not torch.equal(weight.index.t().flatten(), flat)):
-            raise Unsupported("a product with a part of a weight")
+        first = int(weight.index[0, 0]) // inner
+        in_order = torch.equal(weight.index.flatten(), flat[first * inner :][: out * inner])
+        part = len(flat) != out * inner
+        if part and not (in_order and weight.of.shape[1:].numel() == inner and weight.of.is_contiguous()):
+            raise Unsupported("a product with a part of a weight that is not some of its rows")
+        if not in_order and not torch.equal(weight.index.t().flatten(), flat):
+            raise Unsupported("a product with a weight in another order than its own, or turned")
+        if part and isinstance(bias, Places) and isinstance(bias.of, Tensor):
+            rows_of = torch.equal(bias.index, torch.arange(first, first + out)) and bias.of.numel() == len(weight.of)
+            bias = bias.of if rows_of else bias
         module = self._module(weight.of, own := self._parameter(bias))
         name = self.names[id(weight.of)]
         layer = TokenProduct(
             [rows.value], tokens(out, rows.value.width), module, name.removesuffix(".weight"), parameter=name,
-            transposed=transposed,
+            transposed=not in_order, first=first,
         )  # fmt: skip
-        assert own is None or own.numel() == out
+        assert own is None or own.numel() == (len(weight.of) if part else out)
         return self._given(self._put(layer), rows.ids)
 
     def _module(self, weight: nn.Parameter, bias: Tensor | None) -> Any:

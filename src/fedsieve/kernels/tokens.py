@@ -69,6 +69,11 @@ class TokenProduct(ProductLayer):
     transposed: bool = False
 
     @property
+    def numel(self) -> int:
+        """The weights that it has."""
+        return self.output.channels * self.inputs[0].channels
+
+    @property
     def weight_name(self) -> str:
         """The weight's name in the model."""
         return self.parameter

@@ -212,7 +212,7 @@ class TrainingStep(Gradients):
         def bias_backward() -> NormBackwardOp:
             """Return what a bias and a ReLU behind a product do to the gradient, in place."""
             op = NormBackwardOp(of=NormOp(y=out, out=out, training=1, relu=int(layer.relu)), grad=g, grad_y=g)
-            op.grad_beta = self.weights.address(layer.module.bias, self.weights.grad)
+            op.grad_beta = self.weights.bias_address(layer, self.weights.grad)
             return self.sized_(op, layer.output)
 
         if layer.relu or (layer.module.bias is not None and layer.module.bias.requires_grad):

@@ -30,11 +30,16 @@ class MaskedWeights:
     def __init__(self, layer: ProductLayer, mask: Tensor | None, start: int):
         module = layer.module
         power = module if isinstance(module, PowerConv2d | PowerLinear) else None
-        self.layer, self.start, self.numel = layer, start, module.weight.numel()
+        self.layer, self.start, self.numel = layer, start, layer.numel
+        own = slice(layer.first * layer.shape[1], layer.first * layer.shape[1] + self.numel)
+        self.part = own if self.numel < module.weight.numel() else slice(None)
+        """Which of the module's weights the layer has."""
         self.power, self.prune, self.cached = (power.a, power.prune, power.cached) if power else (1.0, False, False)
         if mask is None:
             whole = self.power == 1 and layer.trained
             mask = torch.ones(layer.shape, dtype=torch.bool) if whole else module.weight.detach() != 0
+        if mask.numel() > self.numel:
+            mask = mask[layer.first : layer.first + layer.shape[0]]
         self.transposed = isinstance(layer, TokenProduct) and layer.transposed
         self.mask = (mask.t() if self.transposed and mask.dim() == 2 else mask).detach().contiguous()
         """Needed until the index is filled."""
@@ -51,7 +56,7 @@ class MaskedWeights:
         if self.layer.module.weight.stride(0) == 0:
             return
         own = slice(self.start, self.start + self.count)
-        weights.w[own] = self.layer.module.weight.detach().reshape(-1).index_select(0, self.positions())
+        weights.w[own] = self.layer.module.weight.detach().reshape(-1)[self.part].index_select(0, self.positions())
         if weights.effective is not weights.w:
             weights.effective[own] = powerprop_weight(weights.w[own], self.power)
 
@@ -60,7 +65,7 @@ class MaskedWeights:
         weight = self.layer.module.weight
         if weight.stride(0) == 0:
             weight.data = torch.empty(weight.shape)
-        flat = weight.view(-1) if weight.is_contiguous() else torch.empty(self.numel)
+        flat = weight.view(-1)[self.part] if weight.is_contiguous() else torch.empty(self.numel)
         if self.count < self.numel:
             flat.zero_()
         flat.index_copy_(0, self.positions(), weights.w[self.start : self.start + self.count])
@@ -82,11 +87,11 @@ class MaskedWeights:
     def put(self, into: Tensor, values: Tensor | None) -> None:
         """Copy numbers of all weights, 0 of None, into a vector of all entries."""
         own = into[self.start : self.start + self.count]
-        own.zero_() if values is None else own.copy_(values.reshape(-1)[self.positions()])
+        own.zero_() if values is None else own.copy_(values.reshape(-1)[self.part][self.positions()])
 
     def release(self) -> None:
         """Give the module a weight without memory, until ``write``."""
-        if self.count < self.numel:
+        if self.count < self.numel == self.layer.module.weight.numel():
             self.layer.module.weight.data = torch.zeros(()).expand(self.layer.module.weight.shape)
 
 
@@ -184,7 +189,8 @@ class Weights:
                 self.layers[product] = own = MaskedWeights(product, mask.get(name), start)
                 self.names.add(name)
                 start += own.count
-            vectors += [] if product.module.bias is None else [product.module.bias]
+            bias = product.module.bias
+            vectors += [] if bias is None or any(bias is vector for vector in vectors) else [bias]
         self.masks: dict[int, Tensor] = {}
         """The masks of small vectors, by the identity of the parameter."""
         for fallback in (layer for layer in graph.layers if isinstance(layer, FallbackLayer)):
@@ -314,6 +320,11 @@ class Weights:
     def address(self, vector: Tensor | None, where: Tensor | None = None) -> int | None:
         """Return the address of a small vector in ``w`` (or ``where``)."""
         return None if vector is None else address(self.w if where is None else where, self.small[id(vector)])
+
+    def bias_address(self, layer: ProductLayer, where: Tensor | None = None) -> int | None:
+        """Return the address of a layer's bias, or of its gradient in ``where``."""
+        place = self.address(layer.module.bias, where)
+        return None if place is None else place + layer.first * self.w.element_size()
 
     @property
     def tensors(self) -> list[Tensor]:
