@@ -60,6 +60,14 @@ POOLS: dict[str, Pool] = {
     "mean": lambda x, keep: (x * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True).clamp(min=1),
     "filled": lambda x, keep: x.masked_fill(~keep[..., None], 0.0).mean(1),
     "chosen": lambda x, keep: torch.where(keep[..., None], x, 0.0).sum(1) * (1 + keep.float().mean(1))[:, None],
+    "mean of each channel": lambda x, keep: (lambda keep: (x * keep).sum(1) / keep.sum(1).clamp(min=1e-9))(
+        keep.unsqueeze(-1).expand(x.size()).float()
+    ),
+    "like others": lambda x, keep: (
+        (x * keep[..., None].expand_as(x).type_as(x)).sum(1)
+        + torch.where(keep[..., None], x, torch.zeros_like(x)).mean(1)
+    ),
+    "channels in other ways": lambda x, keep: (x / (keep[:, :1, None] + torch.arange(1, x.shape[-1] + 1))).mean(1),
     "last": lambda x, keep: x[torch.arange(x.shape[0]), (keep.long().cumsum(1).argmax(1)) - 1],
 }
 """Ways to leave padding out of what is made of all tokens."""

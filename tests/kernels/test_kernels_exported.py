@@ -94,7 +94,6 @@ INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a token of others": lambda x, ids: x * (1 + (ids == 9).flip(0))[..., None],
     "a quarter of the batch": lambda x, ids: x * (ids * (1 + ids.shape[0] // 4))[..., None],
     "noise by an input": lambda x, ids: x * torch.bernoulli(ids / 9)[..., None],
-    "one of each channel": lambda x, ids: x / (1 + ids[:, :1, None] + torch.arange(8)),
     "chosen": lambda x, ids: torch.where((ids == 0)[..., None], x, 2.0),
     "picked twice": lambda x, ids: x[torch.arange(ids.shape[0]), ids.argmax(1), ids.argmax(1)],
     "picked of others": lambda x, ids: x[torch.zeros_like(ids[:, 0]), ids.argmax(1)],
@@ -207,7 +206,6 @@ class Refused(nn.Module):
             for what in ("changed in place", "a view changed in place", "an input changed in place")
         ),
         ("noise by an input", "random numbers apart from the samples (bernoulli)"),
-        ("one of each channel", "numbers of the inputs that are not one for each token"),
         ("chosen", "a choice between a tensor and a number other than 0, and no attention's scores"),
         ("picked twice", "an index that is not x[torch.arange(n), places], of tokens and of numbers of the inputs"),
         ("picked of others", "an index that is not x[torch.arange(n), places], of tokens and of numbers of the inputs"),

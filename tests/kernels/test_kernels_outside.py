@@ -149,7 +149,7 @@ def test_what_else_a_model_returns() -> None:
 
 
 class Padded(nn.Module):
-    """Two series, one of which says by its numbers what is padding, and a mask of truth values.
+    """Two series, one of which says by its numbers what is padding, a mask of truth values, and a number.
 
     ``lowest`` is added where a key does not count.
     """
@@ -158,16 +158,17 @@ class Padded(nn.Module):
         super().__init__()
         self.lowest = lowest
         self.tokens, self.stem, self.qkv = nn.Embedding(VOCABULARY, 8, padding_idx=0), nn.Linear(3, 8), nn.Linear(8, 24)
-        self.head = nn.Linear(8, 4)
+        self.head, self.age = nn.Linear(8, 4), nn.Linear(1, 8)
 
-    def forward(self, ids: Tensor, series: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, *more: Tensor) -> Tensor:
+        series, mask, age = more
         x = self.tokens(ids) + self.stem(series)
         q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
         later = torch.ones(7, 7, dtype=torch.bool).tril()
         x = x + F.scaled_dot_product_attention(q, k, v, (ids != 0)[:, None, None] & later).transpose(1, 2).flatten(2)
         barred = torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask == 0, self.lowest)
         x = x + F.scaled_dot_product_attention(q, k, v, barred[:, None]).transpose(1, 2).flatten(2)
-        logits: Tensor = self.head(x[:, 0])
+        logits: Tensor = self.head(x[:, 0] + self.age(age[:, None]))
         return logits
 
 
@@ -179,7 +180,8 @@ def test_masks_of_each_sample(native: None) -> None:
     ids[2, :3] = 0
     mask = torch.rand(5, 7, 7, generator=chance) < 0.5
     mask[1, 2] = False
-    x, y, ours, theirs = (ids, series, mask), torch.arange(5) % 4, made(Padded), made(Padded)
+    age = torch.rand(5, generator=chance)
+    x, y, ours, theirs = (ids, series, mask, age), torch.arange(5) % 4, made(Padded), made(Padded)
     optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
     trainer, losses = Trainer(ours, {}, 5, lr=0.1), []
     for part in (slice(0, 5), slice(1, 4)):
@@ -197,9 +199,9 @@ def test_masks_of_each_sample(native: None) -> None:
     with torch.no_grad():
         torch.testing.assert_close(Predictor(ours, 2)(x), theirs(*x), rtol=1e-5, atol=2e-6)
     for bad, line in (
-        ((ids, series), "x must be 3 tensors, got tuple"),
-        ((ids, series[:3], mask), r"x[1] must be a float32 tensor [5, 7, 3] on the CPU"),
-        ((ids + 9, series, mask), r"x[0] must be of 0 to 12, got "),
+        ((ids, series), "x must be 4 tensors, got tuple"),
+        ((ids, series[:3], mask, age), r"x[1] must be a float32 tensor [5, 7, 3] on the CPU"),
+        ((ids + 9, series, mask, age), r"x[0] must be of 0 to 12, got "),
     ):
         with pytest.raises(InputError) as error:
             trainer.step(bad, y)

@@ -50,6 +50,8 @@ def samples(x: object) -> Tensor:
     """Return a batch of at least one sample: of floating numbers, or of whole ones, which an embedding looks up."""
     if not isinstance(x, Tensor) or x.dim() < 2 or not len(x):
         refuse("x", "a float32 tensor [n, ...] on the CPU with n > 0", x)
+    if not (x.is_floating_point() or x.dtype == torch.int64):
+        refuse("x", "of float32, or of int64 where it is tokens", x)
     return tensor("x", x, torch.int64 if x.dtype == torch.int64 else torch.float32, *x.shape)
 
 

@@ -285,7 +285,9 @@ class Inference:
         outputs for ``x`` than the model does.
         """
         kinds = {torch.float32, torch.int64} | (set() if isinstance(x, Tensor) else {torch.bool})
-        plain = all(one.dtype in kinds and one.device.type == "cpu" and one.dim() > 1 for one in leaves(x))
+        plain = all(
+            one.dtype in kinds and one.device.type == "cpu" and one.dim() > isinstance(x, Tensor) for one in leaves(x)
+        )
         if self.choice == "dense" or not plain or library.unavailable_reason():
             return None
         graph = self._graph(Inputs.of(x))

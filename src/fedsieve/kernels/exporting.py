@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 from collections.abc import Iterator
@@ -10,13 +11,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules import transformer
+from torch.utils._pytree import tree_map
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.inputs import Inputs
 from fedsieve.kernels.places import SAMPLES
 from fedsieve.sparse.layers import SparseLayer
+
+LIKE = {
+    "type_as": None, "expand_as": None, "view_as": None, "reshape_as": None,
+    "zeros_like": 0, "ones_like": 1, "full_like": 2, "new_zeros": 0, "new_ones": 1, "new_full": 2,
+}  # fmt: skip
+"""Operations that are given another tensor for its sizes or its type alone, and the number that some are full of."""
 
 
 def export_program(model: nn.Module, inputs: Inputs, training: bool) -> Any:
@@ -25,15 +33,45 @@ def export_program(model: nn.Module, inputs: Inputs, training: bool) -> Any:
     args, kwargs = inputs.zeros(SAMPLES + 1)
     try:
         with _plain_layers(model), torch.random.fork_rng(devices=[]), redirect_stderr(io.StringIO()):
-            batch: Any = {0: torch.export.Dim.AUTO}
-            batches = dict.fromkeys(kwargs, batch) if kwargs else (batch,) * len(args)
-            return torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)
+            given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+            batches = tree_map(lambda _: {0: torch.export.Dim.AUTO}, given)
+            program = torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)
+        _take_sizes(program.graph_module.graph, {*program.graph_signature.user_inputs})
+        return program
     except Exception as error:
         line = (str(error).strip() or repr(error)).splitlines()[0]
         raise Unsupported(f"the model cannot be exported ({line})") from error
     finally:
         for m, mode in modes.items():
             m.training = mode
+
+
+def _take_sizes(graph: fx.Graph, inputs: set[str]) -> None:
+    """Give operations that need another tensor's sizes or type alone these in its place, which does not matter then."""
+    aten = torch.ops.aten
+    first = [node for node in graph.nodes if node.op == "placeholder"]
+    own = next(node for node in first if node.name in inputs)
+    with graph.inserting_after(first[-1]):
+        batch = graph.call_function(aten.sym_size.int, (own, 0))
+    batch.meta["val"] = own.meta["val"].shape[0]
+    for node in [*graph.nodes]:
+        name, val = str(getattr(node.target, "__name__", "")).partition(".")[0], node.meta.get("val")
+        if name not in LIKE:
+            continue
+        sizes = [batch if str(size) == str(batch.meta["val"]) else size for size in val.shape]
+        if not all(isinstance(size, int | fx.Node) for size in sizes):
+            continue
+        with graph.inserting_before(node):
+            if name == "type_as":
+                plain = graph.call_function(aten.to.dtype, (node.args[0], val.dtype))
+            elif LIKE[name] is None:
+                plain = graph.call_function(getattr(aten, name.removesuffix("_as")).default, (node.args[0], sizes))
+            else:
+                number = node.args[-1] if "full" in name else LIKE[name]
+                plain = graph.call_function(aten.full.default, (sizes, number), {"dtype": val.dtype})
+        plain.meta = dict(node.meta)
+        node.replace_all_uses_with(plain)
+        graph.erase_node(node)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Predictor:
         """Return what the model makes of samples [n, ...], of any number. Raises InputError if they do not fit."""
         kinds = {torch.float32, torch.int64} | (set() if isinstance(x, Tensor) else {torch.bool})
         for one in leaves(x):
-            if one.dim() < 2 or one.dtype not in kinds or one.device.type != "cpu":
+            if one.dim() < 1 + isinstance(x, Tensor) or one.dtype not in kinds or one.device.type != "cpu":
                 kind = f"{list(one.shape)} of {one.dtype} on {one.device}"
                 raise InputError(f"samples must be [n, ...] of torch.float32 on cpu, got {kind}")
         with torch.inference_mode(False), torch.no_grad():

@@ -145,18 +145,15 @@ class TokenExpressions(TokenTensors):
         return self._given(self._put(layer), left.ids)
 
     def _by_numbers(self, x: Any, y: InputNumbers, how: str) -> Any:
-        """Multiply each token by a number of the inputs, or divide it, or bar those where that is true."""
+        """Multiply tokens by numbers of the inputs, or divide them, or bar those where these are true."""
         x = self.settled(x)
         if not isinstance(y.example, Tensor):
             raise Unsupported(OTHER_SAMPLES)
         if not self._is_tokens(x) or y.example.shape[-1:] != (1,):
-            if how != "times":
-                raise Unsupported("numbers of the inputs that are not one for each token")
-            return self._op_mul(x, self._input_places(y))
+            return self._op_mul(x, self._input_places(y, how))
         rows = self._all(self._rows(x))
-        layer = TokenFactorLayer(
-            [rows.value], tokens(rows.channels, rows.value.width), *self._number_of_each(y, rows), how
-        )
+        value = tokens(rows.channels, rows.value.width)
+        layer = TokenFactorLayer([rows.value], value, *self._number_of_each(y, rows, how))
         return self._given(self._put(layer), rows.ids)
 
     def _multiple(self, x: Any, number: Any) -> Combination:
@@ -201,7 +198,7 @@ class TokenExpressions(TokenTensors):
         return self._op_mul(x, -1)
 
     def _op_add(self, x: Any, y: Any, alpha: float = 1) -> Any:
-        x, y = (self._input_places(one) if isinstance(one, InputNumbers) else one for one in (x, y))
+        x, y = (self._input_places(one, "times") if isinstance(one, InputNumbers) else one for one in (x, y))
         if not self._is_tokens(x) and alpha == 1:
             x, y = y, x
         if alpha != 1:

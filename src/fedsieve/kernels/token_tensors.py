@@ -32,8 +32,8 @@ class TokenTensors:
         self.model, self.inputs, self.program = model, inputs, program
         self.constants: dict[str, Tensor] = {}
         """The model's buffers and constants, by the name of their node."""
-        self.functions: dict[fx.Node, InputFunction] = {}
-        """What is computed of the inputs in each step."""
+        self.functions: dict[tuple[fx.Node, str], InputFunction] = {}
+        """What is computed of the inputs in each step, by the node that gives it and what is done to it then."""
         self.layers: list[Layer] = []
         self.known: dict[int, tuple[Any, Places]] = {}
         """What expressions became, by their identity."""
@@ -141,16 +141,16 @@ class TokenTensors:
     def _is_input(self, x: Any) -> bool:
         return isinstance(x, Places) and isinstance(x.of, Value) and x.of.plain is not None
 
-    def _value_of(self, x: InputNumbers) -> Value:
-        """Return the input that numbers are, or a value that PyTorch computes in each step."""
-        if x.node.op == "placeholder":
+    def _value_of(self, x: InputNumbers, how: str = "") -> Value:
+        """Return the input that numbers are, or a value that PyTorch computes in each step; ``how``: as a factor."""
+        if x.node.op == "placeholder" and (not how or (how == "times" and x.example.dtype == torch.float32)):
             place: int = self.program.graph_signature.user_inputs.index(x.node.name)
             return self.inputs[place]
         if not isinstance(x.example, Tensor) or not x.example.dim() or len(x.example) % SAMPLES:
             raise Unsupported("numbers of the inputs whose first dimension is not the samples'")
-        if x.node not in self.functions:
-            self.functions[x.node] = InputFunction(self.program, self.constants, x, self.inputs)
-        return self.functions[x.node].value
+        if (x.node, how) not in self.functions:
+            self.functions[x.node, how] = InputFunction(self.program, self.constants, x, self.inputs, how)
+        return self.functions[x.node, how].value
 
     def _placeholder(self, value: Value) -> fx.Node:
         """Return the node of an input."""
@@ -158,16 +158,16 @@ class TokenTensors:
         own: fx.Node = next(node for node in self.program.graph.nodes if node.name == name)
         return own
 
-    def _input_places(self, x: InputNumbers) -> Places:
+    def _input_places(self, x: InputNumbers, how: str = "") -> Places:
         """Return numbers of the inputs as a tensor that layers can be given."""
-        value = self._value_of(x)
+        value = self._value_of(x, how)
         if len(x.example) != SAMPLES:
             raise Unsupported("numbers of the inputs whose first dimension is not the samples'")
         return Places(value, torch.arange(x.example.numel()).view(x.example.shape))
 
-    def _number_of_each(self, x: InputNumbers, rows: TokenRows) -> tuple[Value, Tensor]:
-        """Return a value of the inputs, and which of a sample's numbers each token has [length]; x is [..., 1]."""
-        places = self._input_places(x)
+    def _number_of_each(self, x: InputNumbers, rows: TokenRows, how: str) -> tuple[Value, Tensor]:
+        """Return factors of the inputs, and which of a sample's numbers each token has [length]; x is [..., 1]."""
+        places = self._input_places(x, how)
         assert isinstance(places.of, Value)
         length, numel = rows.value.width, torch.Size(places.of.sizes).numel()
         by_token = torch.empty(SAMPLES * length, dtype=torch.int64)

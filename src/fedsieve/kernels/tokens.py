@@ -201,13 +201,10 @@ class TokenFactorLayer(Layer):
     of: Value
     place: Tensor
     """int64 [length]: which number of its sample, for each token."""
-    how: str
-    """"times" the number, or "over" it; "bar": 0 where it is true."""
 
     def factors(self, numbers: Tensor) -> Tensor:
         """Return what the tokens of a batch are multiplied by, float32 [n, length]."""
-        x = numbers.flatten(1)[:, self.place]
-        return ~x.bool() if self.how == "bar" else 1 / x if self.how == "over" else x
+        return numbers.flatten(1)[:, self.place]
 
 
 @dataclass(eq=False)
