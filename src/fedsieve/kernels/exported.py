@@ -173,7 +173,9 @@ class _ExportReader(InputCalls):
             return None
         if name in ("empty", "new_empty") and _by_sample(node.args[name == "new_empty"]):
             return RowNoise()
-        numbers = self._numbers(node, name in MOVES)
+        given = [*arguments_of([args[1:], kwargs])]  # such as the places of an index
+        moves = name in MOVES and not any(isinstance(x, Places) for x in given)
+        numbers = self._numbers(node, moves)
         if numbers is not None:
             return numbers
         if not places and not any(isinstance(x, RowNoise | InputNumbers) for x in arguments_of([args, kwargs])):
@@ -184,7 +186,7 @@ class _ExportReader(InputCalls):
         check_same(name, [(one, self.env[one], self.larger[one]) for one in node.all_input_nodes if one in self.larger])
         alone = len({id(one.of) for one in places}) == 1
         several = any(isinstance(x, InputNumbers) for x in arguments_of([args, kwargs]))
-        if name in MOVES and alone and not several and not (name == "stack" and len(places) < len(args[0])):
+        if moves and alone and not several and not (name == "stack" and len(places) < len(args[0])):
             if name in ("view", "_unsafe_view"):
                 target = torch.ops.aten.reshape.default  # the places have strides of their own
             if any(isinstance(x, Expression) for x in places):
