@@ -44,7 +44,10 @@ class TooFew(UserWarning):
 
 @dataclass(frozen=True)
 class Private(Method[Any]):
-    """Any such method, its updates clipped and noised on the clients; the mean has ``noise * clip`` over its number."""
+    """FLASH, PDST or dense training, its updates clipped and noised on the clients.
+
+    The mean has noise of the standard deviation ``noise * clip`` over the number of clients.
+    """
 
     inner: Method[Any]
     """The method whose updates are clipped and noised; its fields are ``method.inner.NAME``."""

@@ -101,7 +101,7 @@ class TopK(Method[ServerState]):
 
 @dataclass(frozen=True)
 class SparseFedPP(TopK):
-    """Powerpropagation, activations kept as sparse as the weights, Top-k's one cut over the whole model, of th."""
+    """Powerpropagation, activations kept as sparse as the weights, and Top-k's one cut over the whole model."""
 
     sparsity: float = 0.95
     a: float = 1.25
