@@ -112,22 +112,23 @@ void norm(int tokens, int channels, bool rms, bool in_place) {
     out.is_whole(false), grad_x.is_whole(true);
 }
 
-void attend(int samples, int length, int heads, int kv_heads, int size, bool causal, bool marked = false) {
+void attend(int samples, int length, int keys, int heads, int kv_heads, int size, bool causal, bool marked = false) {
     what = marked ? "attention with a bias and dropout" : "attention";
-    const int tokens = samples * length, group = heads / kv_heads;
-    Room q = Room(tokens, heads * size).random(), k = Room(tokens, kv_heads * size).random();
-    Room v = Room(tokens, kv_heads * size).random(), grad = Room(tokens, heads * size).random();
-    Room out(tokens, heads * size), grad_q(tokens, heads * size), grad_k(tokens, kv_heads * size), grad_v(tokens, kv_heads * size);
+    const int tokens = samples * length, others = samples * keys, group = heads / kv_heads;
+    Room q = Room(tokens, heads * size).random(), k = Room(others, kv_heads * size).random();
+    Room v = Room(others, kv_heads * size).random(), grad = Room(tokens, heads * size).random();
+    Room out(tokens, heads * size), grad_q(tokens, heads * size);
+    Room grad_k(others, kv_heads * size), grad_v(others, kv_heads * size);
     std::vector<float> logsum(size_t(heads) * q.lanes());
     const float scale = 0.25f;
-    const int64_t row = (length + 15) / 16 * 16, each = length * row;
+    const int64_t row = (length + 15) / 16 * 16, each = keys * row;
     std::vector<float> bias(size_t(heads * each));  // of [key][query]
     for (float& b : bias) b = float(chance() % 16) / 4;
     std::vector<uint8_t> keep(size_t(samples * heads * each / 8));
     for (uint8_t& bits : keep) bits = uint8_t(chance());
     const float factor = marked ? 2 : 1;
     const Attention a{q.view(), k.view(), v.view(), out.view(), logsum.data(), marked ? bias.data() : nullptr,
-                      marked ? keep.data() : nullptr, 0, each, samples, length, length, heads, kv_heads, size, causal, scale, factor};
+                      marked ? keep.data() : nullptr, 0, each, samples, length, keys, heads, kv_heads, size, causal, scale, factor};
     auto added = [&](int h, int i, int j) { return marked ? bias[size_t(h * each + j * row + i)] * std::log(2.0) : 0.0; };
     auto kept = [&](int b, int h, int i, int j) {
         const int64_t at = (int64_t(b) * heads + h) * each + j * row + i;
@@ -135,14 +136,14 @@ void attend(int samples, int length, int heads, int kv_heads, int size, bool cau
     };
     run(ATTENTION, a);
     run(ATTENTION_BACKWARD, AttentionBackward{a, grad.view(), grad_q.view(), grad_k.view(), grad_v.view()});
-    std::vector<double> want_k(size_t(kv_heads) * size * tokens), want_v(want_k.size());
+    std::vector<double> want_k(size_t(kv_heads) * size * others), want_v(want_k.size());
     for (int b = 0; b < samples; b++)
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < length; i++) {
-                const int first = h * size, kv_first = h / group * size, lane = b * length + i, seen = causal ? i + 1 : length;
+                const int first = h * size, kv_first = h / group * size, lane = b * length + i, seen = causal ? i + 1 : keys;
                 auto product = [&](const Room& x, const Room& y, int j) {
                     double sum = 0;
-                    for (int c = 0; c < size; c++) sum += double(x.get(first + c, lane)) * y.get(kv_first + c, b * length + j);
+                    for (int c = 0; c < size; c++) sum += double(x.get(first + c, lane)) * y.get(kv_first + c, b * keys + j);
                     return sum;
                 };
                 std::vector<double> p(seen), slope(seen), of_out(size), of_q(size);
@@ -152,10 +153,10 @@ void attend(int samples, int length, int heads, int kv_heads, int size, bool cau
                 for (int j = 0; j < seen; j++)
                     for (int c = 0; c < size; c++) {
                         const double ds = scale * p[j] * (slope[j] - delta);
-                        const size_t at = size_t(kv_first + c) * tokens + b * length + j;
+                        const size_t at = size_t(kv_first + c) * others + b * keys + j;
                         const double weight = p[j] * kept(b, h, i, j);
-                        of_out[c] += weight * v.get(kv_first + c, b * length + j);
-                        of_q[c] += ds * k.get(kv_first + c, b * length + j);
+                        of_out[c] += weight * v.get(kv_first + c, b * keys + j);
+                        of_q[c] += ds * k.get(kv_first + c, b * keys + j);
                         want_k[at] += ds * q.get(first + c, lane), want_v[at] += weight * grad.get(first + c, lane);
                     }
                 close(logsum[size_t(h) * q.lanes() + lane], std::log(total), "logsum");
@@ -165,9 +166,9 @@ void attend(int samples, int length, int heads, int kv_heads, int size, bool cau
                 }
             }
     for (int c = 0; c < kv_heads * size; c++)
-        for (int i = 0; i < tokens; i++) {
-            close(grad_k.get(c, i), want_k[size_t(c) * tokens + i], "k", size);
-            close(grad_v.get(c, i), want_v[size_t(c) * tokens + i], "v", 4);
+        for (int i = 0; i < others; i++) {
+            close(grad_k.get(c, i), want_k[size_t(c) * others + i], "k", size);
+            close(grad_v.get(c, i), want_v[size_t(c) * others + i], "v", 4);
         }
     for (const Room* room : {&out, &grad_q, &grad_k, &grad_v}) room->is_whole(true);
 }
@@ -182,10 +183,12 @@ int main() {
                 norm(65, 1, kind & 1, kind & 2), norm(17, 65, kind & 1, kind & 2);
             }
             for (bool causal : {false, true}) {
-                for (int length : {1, 7, 15, 16, 17, 25, 65, 96, 129}) attend(3, length, 2, 1, 8, causal);
-                for (int size : {1, 7, 33}) attend(2, 19, 4, 2, size, causal);
-                for (int length : {1, 15, 16, 33, 100}) attend(2, length, 2, 1, 9, causal, true);
+                for (int length : {1, 7, 15, 16, 17, 25, 65, 96, 129}) attend(3, length, length, 2, 1, 8, causal);
+                for (int size : {1, 7, 33}) attend(2, 19, 19, 4, 2, size, causal);
+                for (int length : {1, 15, 16, 33, 100}) attend(2, length, length, 2, 1, 9, causal, true);
             }
+            for (int length : {1, 17, 96})
+                for (int keys : {1, 16, 33, 129}) attend(2, length, keys, 4, 2, 9, false, length == 17);
         }
     return 0;
 }
