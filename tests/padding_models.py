@@ -106,7 +106,7 @@ class Pooling(nn.Module):
         self.up, self.head, self.of_rest = nn.Linear(8, 16), nn.Linear(16, 4), nn.Embedding(2, 8)
 
     def forward(self, ids: Tensor) -> Tensor:
-        keep = ids >= 3
+        keep = self.kept = ids >= 3  # to be looked at afterwards
         x = (
             self.tokens(ids) * self.share[ids][..., None]
             + self.tokens(self.same[ids])

@@ -112,6 +112,7 @@ class Refused(nn.Module):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("rows", torch.ones(1, 2, 8))
+        self.count, self.lengths, self.last = 0, list[int](), torch.zeros(1)
         self.what, self.tokens, self.norm = what, nn.Embedding(VOCABULARY, 8), nn.LayerNorm(8)
         self.proj, self.scale = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
         self.wide, self.other = nn.Linear(8 * LENGTH, 3), nn.Linear(8, 4)
@@ -174,6 +175,15 @@ class Refused(nn.Module):
             return x + torch.ones(ids.shape[0], LENGTH, 8).sum(0)
         if self.what in SIZES:
             return x * SIZES[self.what](ids)
+        if self.what == "count":
+            self.count += 1
+            return x * self.count
+        if self.what == "list":
+            self.lengths.append(1)
+            return x * len(self.lengths)
+        if self.what == "memory":
+            self.last, last = x.detach(), self.last
+            return x + last.mean()
         if self.what == "counter":
             self.calls += 1
             return x * self.calls
@@ -246,6 +256,9 @@ class Refused(nn.Module):
         ("batch", "a batch of another size is computed otherwise"),
         ("copy", "a change in place of a tensor that is used under another name, or of a part of one"),
         ("noise", "random numbers apart from the samples (randn)"),
+        ("count", "the model keeps count from one call to the next"),
+        ("list", "the model keeps lengths from one call to the next"),
+        ("memory", "the model keeps last from one call to the next"),
         ("counter", "a buffer that changes from call to call (add_)"),
         ("repeated", "attention of queries, keys and values of other sizes"),
         ("samples", "cat in a way that cannot be followed"),
@@ -265,6 +278,7 @@ def test_what_the_kernels_do_not_have_is_named(what: str, line: str, capfd: pyte
     with pytest.raises(Unsupported) as error:
         read_graph(model, (LENGTH,), torch.int64)
     assert not model.get_buffer("calls").any()
+    assert (model.count, model.lengths, model.last) == (0, [], torch.zeros(1))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")  # PyTorch prints what it had exported

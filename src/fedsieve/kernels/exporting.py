@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import logging
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_map
 
 from fedsieve.kernels.checks import Unsupported
@@ -32,18 +35,72 @@ def export_program(model: nn.Module, inputs: Inputs, training: bool) -> Any:
     modes = {m: m.training for m in model.modules()}
     args, kwargs = inputs.zeros(SAMPLES + 1)
     try:
-        with _plain_layers(model), torch.random.fork_rng(devices=[]), redirect_stderr(io.StringIO()):
+        with (
+            _put_back(model) as changed,
+            _plain_layers(model),
+            torch.random.fork_rng(devices=[]),
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
             given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
             batches = tree_map(lambda _: {0: torch.export.Dim.AUTO}, given)
             program = torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)
+        _check_kept(program, changed)
         _take_sizes(program.graph_module.graph, {*program.graph_signature.user_inputs})
         return program
+    except Unsupported:
+        raise
     except Exception as error:
         line = (str(error).strip() or repr(error)).splitlines()[0]
         raise Unsupported(f"the model cannot be exported ({line})") from error
     finally:
         for m, mode in modes.items():
             m.training = mode
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[list[tuple[str, Any]]]:
+    """Give modules back the attributes that they had; yield a list for those that a call changes: as they were before.
+
+    What is None before the first call, or an entry that a dictionary has not, is taken for what each call would make.
+    """
+    internal = nn.Module().__dict__.keys()
+    states = [(m, {key: x for key, x in vars(m).items() if key not in internal}) for m in model.modules()]
+    stores = [(key, x, copy.copy(x)) for _, state in states for key, x in state.items() if type(x) in (list, dict)]
+    changed = list[tuple[str, Any]]()
+
+    def note(called: nn.Module, *_: Any) -> None:
+        if called is model:
+            own = [(key, x, vars(m).get(key)) for m, state in states for key, x in state.items() if x is not None]
+            changed.extend((key, x) for key, x, now in own if x is not now)
+            own = [(key, old, now if type(now) is list else {k: now.get(k) for k in old}) for key, now, old in stores]
+            changed.extend((key, old) for key, old, now in own if [*map(id, _values(old))] != [*map(id, _values(now))])
+
+    hook = register_module_forward_hook(note)
+    try:
+        yield changed
+    finally:
+        hook.remove()
+        for m, state in states:
+            for key in vars(m).keys() - internal - state.keys():
+                del m.__dict__[key]
+            m.__dict__.update(state)
+        for _, x, old in stores:
+            x.clear()
+            (x.extend if type(x) is list else x.update)(old)
+
+
+def _values(x: Any) -> Any:
+    return x.values() if type(x) is dict else x
+
+
+def _check_kept(program: Any, changed: Sequence[tuple[str, Any]]) -> None:
+    """Raise Unsupported where a call changes an attribute that it may have computed with, as a number or a tensor."""
+    read = {x.untyped_storage().data_ptr() for x in program.constants.values() if isinstance(x, Tensor)}
+    for name, before in changed:
+        if not isinstance(before, Tensor) or before.untyped_storage().data_ptr() in read:
+            raise Unsupported(f"the model keeps {name} from one call to the next")
 
 
 def _take_sizes(graph: fx.Graph, inputs: set[str]) -> None:
