@@ -70,6 +70,8 @@ def test_a_run_continues_a_prompt(tmp_path: Path, fedsieve: CommandLine) -> None
     short, whole, other = (fedsieve(*words, n, "--seed", seed).stdout for n, seed in ((9, 3), (30, 3), (30, 5)))
     assert whole.startswith(short[:-1])
     assert whole != other
+    refusal = fedsieve("predict", "run", "test:0", "--recipe", "own.py:recipe", code=2).stderr
+    assert refusal.endswith("this model's targets are none: continue a text by generate\n")
 
 
 def test_a_file_of_a_built_in_model(tmp_path: Path, fedsieve: CommandLine) -> None:

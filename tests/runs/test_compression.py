@@ -43,7 +43,7 @@ def test_one_cut_keeps_exactly_the_largest() -> None:
     assert not bool((model.fc1.weight == 0).any())  # a copy is pruned
     assert small.metadata.classes == ("0", "1", "2")
     share = sum(counts(small).values()) / total
-    assert small.line() == f"density {share:.2%} of the 4 weights that the policy names, {share:.2%} of all"
+    assert small.line() == f"density {share:.2%} of the 4 weight tensors that the policy names, {share:.2%} of all"
 
 
 def test_layers_have_their_own_densities() -> None:

@@ -265,7 +265,7 @@ def predict_command(
     data: DataDir = None,
     recipe: Own = "",
 ) -> None:
-    """Predict by the deployed model of a run: classes with their probabilities, or numbers.
+    """Predict the classes of examples, with their probabilities, by the deployed model of a run.
 
     Images get the model's channels and size and are never inverted: MNIST is bright on black, FEMNIST black on white.
 

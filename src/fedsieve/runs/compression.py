@@ -34,7 +34,7 @@ class CompressedModel(TrainedModel):
     def line(self) -> str:
         """Return in a line how dense it is."""
         within, every = weight_density(self.weights(), self.names), self.density()
-        return f"density {within:.2%} of the {len(self.names)} weights that the policy names, {every:.2%} of all"
+        return f"density {within:.2%} of the {len(self.names)} weight tensors that the policy names, {every:.2%} of all"
 
 
 @torch.no_grad()

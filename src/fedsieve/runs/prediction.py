@@ -95,7 +95,8 @@ def _test_examples(source: str, metadata: ModelMetadata, recipe: str, data: str 
     if not isinstance(x, Tensor):
         raise InputError("predict takes inputs of one tensor, and this model's are several: use it from Python")
     if not metadata.classes or not isinstance(y, Tensor) or y.dim() != 1:
-        raise InputError("predict tells the classes of examples, and this model's targets are none: use it from Python")
+        other = "continue a text by generate" if metadata.next_token else "use it from Python"
+        raise InputError(f"predict tells the classes of examples, and this model's targets are none: {other}")
     x, y = x[first : last + 1], y[first : last + 1]
     return ExampleSource([str(i) for i in range(first, last + 1)], lambda i, j: x[i:j], y)
 
