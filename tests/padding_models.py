@@ -19,6 +19,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, change: Callable[[Tensor], Tensor]) 
     return change(q @ k.mT / 2).softmax(-1) @ v
 
 
+def by_hand(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    """Return sums of attention with masks that are changed in place, before, between and behind their uses."""
+    later = torch.ones(LENGTH, LENGTH)
+    later.triu_(1)
+    mask = ~pad & (later == 0) | SELF
+    y = F.scaled_dot_product_attention(q, k, v, mask)
+    mask[..., :2] = True
+    y = y + F.scaled_dot_product_attention(q, k, v, mask)
+    added = torch.zeros(pad.shape[0], 1, LENGTH, LENGTH)
+    part = added[:, :, 1:]
+    part.masked_fill_(pad & ~SELF[1:], -torch.inf)
+    y = y + F.scaled_dot_product_attention(q, k, v, added)
+    other = added.clone()
+    part = other[:, :, 1:]
+    other += 1 - 0.5 * pad
+    y = y + attend(q, k, v, lambda x: x + part.mean(2, keepdim=True).clamp(min=-2))
+    mask.fill_(False)
+    return y
+
+
 PADDED: dict[str, Attend] = {
     "none to attend to": lambda q, k, v, pad: F.scaled_dot_product_attention(q, k, v, ~pad & ~LATER),
     "itself at least": lambda q, k, v, pad: F.scaled_dot_product_attention(q, k, v, (~pad | SELF) & ~LATER, 0.0),
@@ -43,6 +63,7 @@ PADDED: dict[str, Attend] = {
         ).softmax(-1)
         @ v.flatten(0, 1)
     ).view(q.shape),
+    "changed in place": lambda q, k, v, pad: by_hand(q, k, v, pad),
     "by turns": lambda q, k, v, pad: attend(q, k, v, lambda x: torch.where((pad | LATER) & ~SELF, -torch.inf, x)),
     "kept": lambda q, k, v, pad: attend(q, k, v, lambda x: torch.where(~pad | SELF, x, torch.tensor(-1e9))),
     "added": lambda q, k, v, pad: attend(

@@ -81,13 +81,19 @@ SIZES: dict[str, Callable[[Tensor], float]] = {
 """Numbers that depend on how many samples there are."""
 
 
+def by_samples(ids: Tensor) -> Tensor:
+    """Return numbers of each sample by a constant that all samples have changed."""
+    one = torch.zeros(LENGTH, dtype=torch.int64)
+    one.copy_(ids.sum(0))
+    return ids * one
+
+
 INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "of all samples": lambda x, ids: x * (ids.float().mean() / ids.float().mean(1))[:, None, None],
     "of each place": lambda x, ids: x * ids.float().mean(0)[:, None],
     "samples in another order": lambda x, ids: x * ids.flip(0)[..., None],
-    "changed in place": lambda x, ids: (lambda part: x * (part.masked_fill_(part == 0, 1) + part)[..., None])(ids * 2),
-    "a view changed in place": lambda x, ids: (lambda all_: x * (all_, all_[:, 0].fill_(1))[0][..., None])(ids * 2),
     "an input changed in place": lambda x, ids: x * ids.fill_(1)[..., None],
+    "a constant changed by samples": lambda x, ids: x * by_samples(ids)[..., None],
     "largest of all": lambda x, ids: x * (ids / ids.max())[..., None],
     "one number of all": lambda x, ids: x * ids.max().item(),
     "as many as there are": lambda x, ids: x * ids[ids != 0].shape[0],
@@ -126,6 +132,8 @@ class Refused(nn.Module):
             return F.scaled_dot_product_attention(q, q, q, barred)
         if self.what in INPUTS:
             return INPUTS[self.what](x, ids)
+        if self.what == "a buffer changed by an input":
+            return x * self.calls.copy_(ids[0, 0])
         if self.what == "trained mask":
             return F.scaled_dot_product_attention(q, q, q, self.scale[:LENGTH].expand(LENGTH, LENGTH))
         if self.what in SCORES:
@@ -211,10 +219,9 @@ class Refused(nn.Module):
             (what, "numbers of the inputs that depend on other samples")
             for what in ("of all samples", "samples in another order")
         ),
-        *(
-            (what, "a change in place of a tensor that is used under another name, or of a part of one")
-            for what in ("changed in place", "a view changed in place", "an input changed in place")
-        ),
+        ("an input changed in place", "a change in place of what the model is given, or keeps"),
+        ("a buffer changed by an input", "a change in place of what the model is given, or keeps"),
+        ("a constant changed by samples", "numbers of the inputs that depend on other samples"),
         ("noise by an input", "random numbers apart from the samples (bernoulli)"),
         ("chosen", "a choice between a tensor and a number other than 0, and no attention's scores"),
         ("picked twice", "an index that is not x[torch.arange(n), places], of tokens and of numbers of the inputs"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.expressions import Expression, factored
@@ -40,7 +40,7 @@ class AttentionCalls(TokenCalls):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._scores: dict[Value, Scores] = {}
-        self._masks: dict[tuple[fx.Node, str, float], InputMask] = {}
+        self._masks: dict[tuple[Value, str, float], InputMask] = {}
         """Those of the inputs, by their numbers and what is done with them: layers share one."""
 
     def _rows(self, x: Any, whole: bool = True) -> TokenRows:
@@ -177,8 +177,8 @@ class AttentionCalls(TokenCalls):
         whole = len(own) == len(sizes) and count in (1, heads) and own[0] == SAMPLES * (count if len(own) == 3 else 1)
         if not whole or any(n not in (1, size) for n, size in zip(own[-2:], sizes[-2:], strict=True)):
             raise Unsupported(f"attention with a mask {[*own]} of the inputs for scores {[*sizes]} ({SAMPLES} samples)")
-        mask = InputMask(self._value_of(numbers), count, how, scale)
-        return self._masks.setdefault((numbers.node, how, scale), mask)
+        value = self._value_of(numbers)
+        return self._masks.setdefault((value, how, scale), InputMask(value, count, how, scale))
 
     def _for_heads(self, constant: Tensor, like: Tensor) -> Tensor:
         """Return a constant that scores meet, [heads or 1, length, length]."""

@@ -11,7 +11,7 @@ from fedsieve.kernels.attention_calls import AttentionCalls
 from fedsieve.kernels.batch_sizes import is_constant
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Value
-from fedsieve.kernels.input_numbers import InputNumbers, check_unaliased, example_inputs
+from fedsieve.kernels.input_numbers import InputNumbers, changes_memory, example_inputs, memory_of
 from fedsieve.kernels.places import SAMPLES, Places
 
 
@@ -59,10 +59,20 @@ class InputCalls(AttentionCalls):
         examples = {one: x.example for one, x in numbers.items()}
         target: Any = node.target
         given: Any = fx.node.map_arg((node.args, node.kwargs), lambda one: examples.get(one, self.env.get(one)))
-        check_unaliased(node)
+        if changes_memory(node):
+            self._change_memory(memory_of(node))
         example = target(*given[0], **given[1])
         sized = isinstance(node.meta["val"], torch.SymInt) and target.__name__.startswith("sym_")
         return example if sized else InputNumbers(node, example)
+
+    def _change_memory(self, memory: fx.Node) -> None:
+        """Note that constants which are changed in place by numbers of the inputs are such numbers from now on."""
+        if memory.op != "call_function":
+            raise Unsupported("a change in place of what the model is given, or keeps")
+        for node, x in [*self.env.items()]:
+            if isinstance(x, Tensor) and memory_of(node) is memory:
+                self.env[node] = InputNumbers(node, x)
+                self.larger.pop(node, None)
 
     def _check_changes(self, node: fx.Node, name: str, args: Any) -> None:
         """Raise Unsupported where a constant is changed in place that is not made in the same call."""

@@ -95,12 +95,20 @@ class InputFunction:
     ``how``: a key of FACTORS, for what tokens are multiplied by; "": its numbers as they are.
     """
 
-    def __init__(self, program: Any, constants: dict[str, Tensor], of: InputNumbers, inputs: Sequence[Value], how: str):
+    def __init__(
+        self,
+        program: Any,
+        constants: dict[str, Tensor],
+        of: InputNumbers,
+        nodes: frozenset[fx.Node],
+        inputs: Sequence[Value],
+        how: str,
+    ):
+        """Make it of the ``nodes`` of a program that are needed."""
         if of.example.is_complex():
             raise Unsupported("complex numbers of the inputs")
         self.how, kind = how, torch.float32 if how else _kind(of.example.dtype)
         self.value = Value(0, plain=tuple(of.example.shape[1:]), dtype=kind)
-        nodes = _needed(of.node)
         self._compute = _part(program, constants, of.node, nodes)
         try:
             _check_apart(program, nodes)
@@ -143,17 +151,37 @@ def _kind(dtype: torch.dtype) -> torch.dtype:
     return torch.bool if dtype == torch.bool else torch.int64
 
 
-def _needed(node: fx.Node) -> set[fx.Node]:
-    """Return the operations that give what a node does, itself among them."""
+def changes_memory(node: fx.Node) -> bool:
+    """Tell whether an operation changes its first argument in place."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(getattr(schema, "is_mutable", False)) and getattr(schema, "name", "") != "aten::detach_"
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """Return the operation that gave the memory which a tensor has, or a part of which."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        returned = getattr(getattr(node.target, "_schema", None), "returns", ())
+        if node.target is not operator.getitem and not any(one.alias_info is not None for one in returned):
+            break
+        node = node.args[0]
+    return node
+
+
+def needed_for(node: fx.Node, before: fx.Node) -> frozenset[fx.Node]:
+    """Return the operations that give what a node is where ``before`` reads it, with changes in place until then."""
+    nodes = [*node.graph.nodes]
+    changes = [(one, memory_of(one)) for one in nodes[: nodes.index(before)] if changes_memory(one)]
     needed, stack = {node}, [node]
     while stack:
-        more = [one for one in stack.pop().all_input_nodes if one not in needed]
-        needed |= {*more}
+        one = stack.pop()
+        memory = memory_of(one)
+        more = {*one.all_input_nodes, *(change for change, changed in changes if changed is memory)} - needed
+        needed |= more
         stack += more
-    return needed
+    return frozenset(needed)
 
 
-def _compared(nodes: set[fx.Node], constants: dict[str, Tensor]) -> Iterator[float]:
+def _compared(nodes: frozenset[fx.Node], constants: dict[str, Tensor]) -> Iterator[float]:
     """Yield the numbers that operations are given, which inputs may be compared with, and those of small constants."""
     for node in nodes:
         numbers = [x for x in arguments_of([node.args, node.kwargs]) if isinstance(x, int | float)]
@@ -163,16 +191,17 @@ def _compared(nodes: set[fx.Node], constants: dict[str, Tensor]) -> Iterator[flo
         yield from (float(x) for x in numbers if abs(x) < 2**40)
 
 
-def _check_apart(program: Any, nodes: set[fx.Node]) -> None:
+def _check_apart(program: Any, nodes: frozenset[fx.Node]) -> None:
     """Raise Unsupported unless all that is computed of the inputs has the samples' dimension, once: no sums over it."""
     names = {*program.graph_signature.user_inputs}
     own = {one for one in program.graph.nodes if one.op == "placeholder" and one.name in names}
     batch = set[Any]().union(*(_symbols(one.meta["val"].shape[0]) for one in own))
-    for node in (one for one in program.graph.nodes if one in nodes and own & {*one.all_input_nodes}):
-        x = node.meta["val"]
-        if isinstance(x, torch.SymInt) and _symbols(x) <= batch:
-            continue  # a size
-        own.add(node)
+    for node in (one for one in program.graph.nodes if one in nodes):
+        x = node.meta.get("val")
+        of_inputs = own & {memory_of(one) for one in node.all_input_nodes}
+        if not of_inputs or (isinstance(x, torch.SymInt) and _symbols(x) <= batch):
+            continue  # a constant, or a size
+        own.add(memory_of(node))
         parts = [*arguments_of(x)]
         if not all(
             isinstance(part, Tensor) and sum(bool(_symbols(d) & batch) for d in part.shape) == 1 for part in parts
@@ -185,7 +214,7 @@ def _symbols(size: Any) -> set[Any]:
     return {*size.node.expr.free_symbols} if isinstance(size, torch.SymInt) else set()
 
 
-def _part(program: Any, constants: dict[str, Tensor], node: fx.Node, needed: set[fx.Node]) -> Callable[..., Any]:
+def _part(program: Any, constants: dict[str, Tensor], node: fx.Node, needed: frozenset[fx.Node]) -> Callable[..., Any]:
     """Return what computes a node of an exported model, of those ``needed``, from the model's inputs, in order."""
     root, graph, copies = nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
     inputs = {*program.graph_signature.user_inputs}
@@ -199,15 +228,3 @@ def _part(program: Any, constants: dict[str, Tensor], node: fx.Node, needed: set
             copies[one] = graph.node_copy(one, copies.__getitem__)
     graph.output(copies[node])
     return fx.GraphModule(root, graph)
-
-
-def check_unaliased(node: fx.Node) -> None:
-    """Raise Unsupported where an operation changes a tensor in place that others may read."""
-    schema = getattr(node.target, "_schema", None)
-    if not getattr(schema, "is_mutable", False):
-        return
-    changed: Any = node.args[0]
-    returned = getattr(getattr(changed.target, "_schema", None), "returns", ())
-    view = any(one.alias_info is not None for one in returned)
-    if changed.op != "call_function" or changed.target is operator.getitem or view or [*changed.users] != [node]:
-        raise Unsupported("a change in place of a tensor that is used under another name, or of a part of one")

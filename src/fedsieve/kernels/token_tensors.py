@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fedsieve.kernels.checks import Unsupported
 from fedsieve.kernels.graph import Layer, Value
-from fedsieve.kernels.input_numbers import InputFunction, InputNumbers
+from fedsieve.kernels.input_numbers import InputFunction, InputNumbers, needed_for
 from fedsieve.kernels.places import SAMPLES, Places, TokenRows, by_sample, token_offsets
 from fedsieve.kernels.tokens import (
     ChannelsLayer,
@@ -32,7 +32,7 @@ class TokenTensors:
         self.model, self.inputs, self.program = model, inputs, program
         self.constants: dict[str, Tensor] = {}
         """The model's buffers and constants, by the name of their node."""
-        self.functions: dict[tuple[fx.Node, str], InputFunction] = {}
+        self.functions: dict[tuple[fx.Node, frozenset[fx.Node], str], InputFunction] = {}
         """What is computed of the inputs in each step, by the node that gives it and what is done to it then."""
         self.layers: list[Layer] = []
         self.known: dict[int, tuple[Any, Places]] = {}
@@ -148,9 +148,10 @@ class TokenTensors:
             return self.inputs[place]
         if not isinstance(x.example, Tensor) or not x.example.dim() or len(x.example) % SAMPLES:
             raise Unsupported("numbers of the inputs whose first dimension is not the samples'")
-        if (x.node, how) not in self.functions:
-            self.functions[x.node, how] = InputFunction(self.program, self.constants, x, self.inputs, how)
-        return self.functions[x.node, how].value
+        key = x.node, needed_for(x.node, self.node), how
+        if key not in self.functions:
+            self.functions[key] = InputFunction(self.program, self.constants, x, key[1], self.inputs, how)
+        return self.functions[key].value
 
     def _placeholder(self, value: Value) -> fx.Node:
         """Return the node of an input."""
