@@ -293,7 +293,7 @@ def test_a_question_to_flower_has_its_time(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_pages_next_run_keeps_the_settings_of_its_first() -> None:
-    first = re.search(r"^fedsieve flower app .*$", DEPLOY, re.M)
+    first = re.search(r"^fedsieve flower app (?:.*\\\n)*.*$", DEPLOY, re.M)
     again = re.search(r"""flwr run myapp here -c '.*settings="([^"]*)""", DEPLOY)
     assert first
     assert again
