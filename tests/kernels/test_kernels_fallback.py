@@ -99,12 +99,13 @@ def test_bf16_storage() -> None:
 
 
 class Gate(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
         super().__init__()
+        self.plain = plain
         self.fc, self.scale = nn.Linear(9, 4), nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x) * self.scale
+        return self.fc(x) * (self.scale if self.plain else self.scale.exp())
 
 
 class Two(nn.Module):
@@ -119,12 +120,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "0.weight is not trained": (lambda: nn.Sequential(nn.Linear(9, 4).requires_grad_(False)), (9,)),
     "cannot be traced": (lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(9, 4)), (9,)),
     "neither [n, c, h, w] nor [n, features]": (lambda: nn.Sequential(nn.Unflatten(1, (3, 3)), nn.Linear(3, 4)), (9,)),
-    "weight outside a layer": (lambda: nn.Linear(9, 4), (9,)),
     "cannot be traced (": (Two, (9,)),
     "takes its inputs in a way": (
         lambda: net(lambda m, x: torch.chunk(m.a(x), 2, dim=1)[0].flatten(1), 90, a=conv(2, 6)), COMMON),
     "the mask of 1.weight": (lambda: nn.Sequential(conv(2, 4), bn(4), nn.Flatten(), nn.Linear(120, 4)), COMMON),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [lambda: Gate(plain=True), lambda: nn.Linear(9, 4)], ids=["scale", "bare layer"])
+def test_what_only_the_reader_of_tokens_knows(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert not assert_as_dense(make(), (9,), (17, 5, 17), BRISK, mask={}).fallbacks
 
 
 @pytest.mark.parametrize("message", REFUSED)
