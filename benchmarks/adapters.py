@@ -18,11 +18,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from perplexity import recorded
 from rows import markdown, read_results, write_results
 
+from fedsieve import Run
 from fedsieve.cli.bench.measurement import machine
 from fedsieve.recipes import load_recipe
 
@@ -38,23 +40,30 @@ BASES = {
 
 
 def main() -> None:
-    """Run what is not there yet."""
+    """Run what is not there yet: the bases, then each seed of both."""
     results = read_results(RESULTS)
     for label, (recipe, settings) in BASES.items():
-        base = RUNS / recipe
-        own = results.setdefault(label, {"seeds": {}})
-        if len(own["seeds"]) < len(SEEDS):
-            summary, _, own["seconds"] = recorded(recipe, load_recipe(recipe, settings), base)
-            own["density"], own["upload_bytes"] = summary["density"], summary["upload_bytes"]
-        for seed in SEEDS:
-            if str(seed) not in own["seeds"]:
-                run = replace(load_recipe("lora.gpt", [f"task.init={base}"]), seed=seed)
-                summary, rows, seconds = recorded("lora.gpt", run, RUNS / f"lora-{recipe}-{seed}")
-                curve = {str(row["round"]): row["perplexity"] for row in rows if row.get("perplexity")}
-                more = {"upload_bytes": summary["upload_bytes"], "seconds": seconds}
-                own["seeds"][str(seed)] = {"curve": curve, **more}
+        if label not in results:
+            results[label] = numbers(recipe, load_recipe(recipe, settings), RUNS / recipe) | {"seeds": {}}
+            write_results(RESULTS, {"machine": machine()} | results)
+    for seed in SEEDS:
+        for label, (recipe, _) in BASES.items():
+            if str(seed) not in results[label]["seeds"]:
+                run = replace(load_recipe("lora.gpt", [f"task.init={RUNS / recipe}"]), seed=seed)
+                results[label]["seeds"][str(seed)] = numbers("lora.gpt", run, RUNS / f"lora-{recipe}-{seed}")
                 write_results(RESULTS, {"machine": machine()} | results)
     print(table())
+
+
+def numbers(recipe: str, run: Run, out: Path) -> dict[str, Any]:
+    """Run, or what is left of it, and return what the table shows of it."""
+    summary, rows, _ = recorded(recipe, run, out)
+    return {
+        "density": summary["density"],
+        "upload_bytes": summary["upload_bytes"],
+        "seconds": mean(row["cpu_seconds"] for row in rows if row["round"]),
+        "curve": {str(row["round"]): row["perplexity"] for row in rows if row.get("perplexity")},
+    }
 
 
 def table() -> str:
@@ -64,7 +73,7 @@ def table() -> str:
         "| seconds a round (the base's) |"
     )
     results, rows = read_results(RESULTS), []
-    for label in (label for label in BASES if label in results):
+    for label in (label for label in BASES if results.get(label, {}).get("seeds")):
         own = results[label]
         runs = [*own["seeds"].values()]
         before, last = (mean(run["curve"][t] for run in runs) for t in ("0", "50"))
