@@ -4,7 +4,7 @@ Half of the roles train the base, 100 rounds, dense or by FLASH at density .1; t
 linear layers, rank 8, for 50 (the recipe lora.gpt). Claim: adapters bring the sparse base nearer to the adapted dense
 one, and their rounds, whose products read a tenth of the weights, take less time. Perplexity is on the test characters
 of the second half. n: one base of each, 3 seeds of adapters. Seconds are processor time of one thread, of all that a
-round does.
+round does, its test included.
 
     python benchmarks/adapters.py            (half an hour on one core; needs FEDSIEVE_DATA with Shakespeare)
     python benchmarks/adapters.py --table    (print the table of committed results)
@@ -69,20 +69,20 @@ def numbers(recipe: str, run: Run, out: Path) -> dict[str, Any]:
 def table() -> str:
     """Return the results as a table."""
     header = (
-        "| base | its perplexity | with adapters (each seed) | gained | upload, kB a round (the base's) "
-        "| seconds a round (the base's) |"
+        "| base | its perplexity, of its half | of the other: adapters after 10 rounds | after 50 (each seed) "
+        "| upload, kB a round (the base's) | seconds a round (the base's) |"
     )
     results, rows = read_results(RESULTS), []
     for label in (label for label in BASES if results.get(label, {}).get("seeds")):
         own = results[label]
         runs = [*own["seeds"].values()]
-        before, last = (mean(run["curve"][t] for run in runs) for t in ("0", "50"))
+        early, last = (mean(run["curve"][t] for run in runs) for t in ("10", "50"))
         each = ", ".join(f"{run['curve']['50']:.2f}" for run in runs)
         cells = [
             label,
-            f"{before:.2f}",
+            f"{own['curve']['100']:.2f}",
+            f"{early:.2f}",
             f"{last:.2f} ({each})",
-            f"{100 * (1 - last / before):.0f} %",
             f"{mean(run['upload_bytes'] for run in runs) / 1e3:.0f} ({own['upload_bytes'] / 1e3:.0f})",
             f"{mean(run['seconds'] for run in runs):.2f} ({own['seconds']:.2f})",
         ]
