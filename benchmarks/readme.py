@@ -59,7 +59,7 @@ def reproduced_results() -> tuple[dict[PaperPart, list[RowResult]], dict[str, st
     return all_results(ROOT / "reproductions"), read_causes(ROOT / "reproductions")
 
 
-def measured(method: str) -> str:
+def method_line(method: str) -> str:
     """Return what a method's card says."""
     if method == "hetlora":
         return lora.card_line()
@@ -69,7 +69,7 @@ def measured(method: str) -> str:
     return "\n".join(card_line(read(task), method) for task in tasks)
 
 
-def reproduced(part: str) -> str:
+def paper_cells(part: str) -> str:
     """Return a paper's table with ours in its cells, or ("summary") how many cells there are."""
     results, causes = reproduced_results()
     if part == "summary":
@@ -78,7 +78,7 @@ def reproduced(part: str) -> str:
     return paper_table(own, results[own], "md", causes).strip()
 
 
-def counted(paper: str) -> str:
+def count_line(paper: str) -> str:
     """Return how many numbers of a paper, or of all, are filled, in words."""
     results, causes = reproduced_results()
     rows = [row for part, rows in results.items() if paper in (part.paper, "all") for row in rows]
@@ -103,7 +103,7 @@ PLACES: dict[str, Callable[[str], str]] = {
     "byzantine": lambda _: byzantine.table(),
     "choice": lambda _: choice.table(),
     "computed": gpu_cost.table,
-    "counted": counted,
+    "counted": count_line,
     "flower": lambda name: getattr(flower_table, f"{name}_table")(),
     "generation": lambda _: f"{generation.table()}\n\n{generation.circumstances()}.",
     "gpu": lambda _: gpu.committed(),
@@ -111,7 +111,7 @@ PLACES: dict[str, Callable[[str], str]] = {
     "layers": lambda _: choice.layers_table(),
     "loose bound": lambda _: loose_bound.table(),
     "lora": lambda _: lora.table(),
-    "measured": measured,
+    "measured": method_line,
     "modes": lambda _: modes.table(read("modes")),
     "node": lambda _: node_cost.sentence(),
     "packed": pack.table,
@@ -119,7 +119,7 @@ PLACES: dict[str, Callable[[str], str]] = {
     "perplexity": lambda _: perplexity.table(),
     "precision": lambda _: precision.table(),
     "regression": lambda _: regression.table(),
-    "reproduced": reproduced,
+    "reproduced": paper_cells,
     "round": figure,
     "rounds by the clock": lambda _: whole_round.clock_table(),
     "scale": lambda _: scale.table(read("scale")),

@@ -161,7 +161,7 @@ class TokenForward:
 
         def make() -> AttentionOp:
             op = self.context.sized_(self._attend(layer, ins, out))
-            self.masked(layer, op)
+            self.follow_masks(layer, op)
             return op
 
         self.context.arena.step(make, *ins, out)
@@ -175,7 +175,7 @@ class TokenForward:
             self.context.arena.step(lambda: partial(self._mask, layer, memory))
         return self._masks[key]
 
-    def masked(self, layer: AttentionLayer, op: AttentionOp) -> None:
+    def follow_masks(self, layer: AttentionLayer, op: AttentionOp) -> None:
         """Note an operation whose scores masks of the inputs are added to."""
         if layer.masks:
             self._attentions.setdefault(id(self._statistics[layer][1]), []).append(op)

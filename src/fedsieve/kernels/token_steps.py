@@ -111,7 +111,7 @@ class TokenSteps(TokenForward):
         def make() -> AttentionBackwardOp:
             parts = [buffer.part(first, n) for (buffer, first), n in zip(places, layer.channels, strict=True)]
             op = self.step.sized_(AttentionBackwardOp(self._attend(layer, ins, out), g, *parts))
-            self.masked(layer, op.of)
+            self.follow_masks(layer, op.of)
             return op
 
         self.step.arena.step(make, *ins, out, g, *into.values(), *(own for own, _, _ in sums))
