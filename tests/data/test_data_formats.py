@@ -19,8 +19,8 @@ from small_files import _cache, leaf_text, md5, pickled, pixels, refuses  # noqa
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
 def test_cifar10_from_a_tar(tmp_path: Path, root: Path, cifar: dict[str, bytes], mode: str) -> None:
     assert built("cifar10", tar(tmp_path / "a", cifar, mode), root) == 6
-    found = data.load_dataset("cifar10", root)
-    assert (len(found.train), len(found.test), found.version) == (20, 4, "")
+    dataset = data.load_dataset("cifar10", root)
+    assert (len(dataset.train), len(dataset.test), dataset.version) == (20, 4, "")
     assert data.dataset_status("cifar10", root) == f"{root}/cifar10: binary version (20 training, 4 test)"
     assert sorted(p.name for p in root.iterdir()) == ["cifar10"]
     names = {p.name for p in (root / "cifar10").iterdir()}
@@ -55,12 +55,12 @@ def test_mnist_from_a_folder_of_its_files(tmp_path: Path, root: Path, monkeypatc
 
 def test_cifar100_of_100_fine_classes(tmp_path: Path, root: Path, cifar100: dict[str, bytes]) -> None:
     built("cifar100", tar(tmp_path / "a", cifar100), root)
-    found = data.load_dataset("cifar100", root)
-    assert (len(found.train), len(found.test), len(found.classes)) == (200, 100, 100)
-    assert (found.classes[0], found.classes[99], sorted(found.classes)) == ("apple", "worm", [*found.classes])
-    assert found.train.y[:3].tolist() == [0, 1, 2]
+    dataset = data.load_dataset("cifar100", root)
+    assert (len(dataset.train), len(dataset.test), len(dataset.classes)) == (200, 100, 100)
+    assert (dataset.classes[0], dataset.classes[99], sorted(dataset.classes)) == ("apple", "worm", [*dataset.classes])
+    assert dataset.train.y[:3].tolist() == [0, 1, 2]
     rows = np.frombuffer(cifar100["cifar-100-binary/train.bin"], np.uint8).reshape(-1, 3074)
-    assert np.array_equal(found.train.x.numpy(), rows[:, 2:].reshape(-1, 3, 32, 32))
+    assert np.array_equal(dataset.train.x.numpy(), rows[:, 2:].reshape(-1, 3, 32, 32))
 
 
 def test_cifar100_as_other_tools_unpack_it(
@@ -127,8 +127,13 @@ def test_the_version_of_folders_that_were_unpacked_by_hand_is_known(root: Path, 
 def test_femnist_as_leaf_writes_it(tmp_path: Path, root: Path, leaf: dict[str, bytes], kind: str) -> None:
     make = {"tar": tar, "zip": zipped, "folder": folder}[kind]
     assert built("femnist", make(tmp_path / "a", leaf), root) == 3
-    found = data.load_dataset("femnist", root)
-    assert (len(found.train), len(found.test), found.groups, found.version) == (6, 3, ("a", "b", "c"), "3 writers")
+    dataset = data.load_dataset("femnist", root)
+    assert (len(dataset.train), len(dataset.test), dataset.groups, dataset.version) == (
+        6,
+        3,
+        ("a", "b", "c"),
+        "3 writers",
+    )
     status = data.dataset_status("femnist", root)
     assert status.endswith("LEAF json (3 writers: 3 writers, 3 writers tested, 6 training, 3 test)")
 

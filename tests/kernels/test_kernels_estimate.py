@@ -122,8 +122,8 @@ def test_a_step_that_pytorch_must_do_most_of_is_dense() -> None:
             return super().forward(self.less(self.more(self.wide(x))))
 
     model = Dilated()
-    found = not_worth(graph_of(model), mask_of(model, 0.01), 160, 16)
-    assert found == "most of the work is in layers that only PyTorch knows (wide, more, less)"
+    why = not_worth(graph_of(model), mask_of(model, 0.01), 160, 16)
+    assert why == "most of the work is in layers that only PyTorch knows (wide, more, less)"
 
 
 def test_auto_takes_the_kernels_where_they_are_faster(multiply_adds_alone: None) -> None:

@@ -318,17 +318,17 @@ def test_attention_to_keys_of_another_sequence(length: int, keys: int, kind: str
     chance, extra = torch.Generator().manual_seed(7), {}
     if kind:
         bias = torch.randn(n, heads, length, keys, generator=chance)
-        kept = torch.rand(n, heads, length, keys, generator=chance) < 0.7
-        extra = {"bias": bias.masked_fill(bias > 1, -torch.inf), "kept": kept}
-    done = attention(q, k, v, grad, storage=storage, **extra)
-    run(done.forward, done.backward)
-    got, want = done.read(), exact_attention(*[t.double() for t in (q, k, v, grad)], **extra)
+        bits = torch.rand(n, heads, length, keys, generator=chance) < 0.7
+        extra = {"bias": bias.masked_fill(bias > 1, -torch.inf), "kept": bits}
+    ours = attention(q, k, v, grad, storage=storage, **extra)
+    run(ours.forward, ours.backward)
+    got, want = ours.read(), exact_attention(*[t.double() for t in (q, k, v, grad)], **extra)
     near(got[3], want[0], storage, 2 * want[0].abs().max() + 0.1)
-    for found, exact in zip(got[5:], want[1:], strict=True):
-        near(found, exact, storage, 2 * (exact.abs().max() + grad.abs().max() * 2))
-    for m in (done.maps[3], *done.maps[5:]):
+    for gradient, exact in zip(got[5:], want[1:], strict=True):
+        near(gradient, exact, storage, 2 * (exact.abs().max() + grad.abs().max() * 2))
+    for m in (ours.maps[3], *ours.maps[5:]):
         assert bool((m.rest() == 0).all())
-    assert all(m.is_clean() for m in done.maps)
+    assert all(m.is_clean() for m in ours.maps)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

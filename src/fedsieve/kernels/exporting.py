@@ -36,7 +36,7 @@ def export_program(model: nn.Module, inputs: Inputs, training: bool) -> Any:
     args, kwargs = inputs.zeros(SAMPLES + 1)
     try:
         with (
-            _put_back(model) as changed,
+            _put_back(model) as changes,
             _plain_layers(model),
             torch.random.fork_rng(devices=[]),
             redirect_stderr(io.StringIO()),
@@ -46,7 +46,7 @@ def export_program(model: nn.Module, inputs: Inputs, training: bool) -> Any:
             given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
             batches = tree_map(lambda _: {0: torch.export.Dim.AUTO}, given)
             program = torch.export.export(model.train(training), args, kwargs, dynamic_shapes=batches, strict=False)
-        _check_kept(program, changed)
+        _check_kept(program, changes)
         _take_sizes(program.graph_module.graph, {*program.graph_signature.user_inputs})
         return program
     except Unsupported:
@@ -68,18 +68,18 @@ def _put_back(model: nn.Module) -> Iterator[list[tuple[str, Any]]]:
     internal = nn.Module().__dict__.keys()
     states = [(m, {key: x for key, x in vars(m).items() if key not in internal}) for m in model.modules()]
     stores = [(key, x, copy.copy(x)) for _, state in states for key, x in state.items() if type(x) in (list, dict)]
-    changed = list[tuple[str, Any]]()
+    changes = list[tuple[str, Any]]()
 
     def note(called: nn.Module, *_: Any) -> None:
         if called is model:
             own = [(key, x, vars(m).get(key)) for m, state in states for key, x in state.items() if x is not None]
-            changed.extend((key, x) for key, x, now in own if x is not now)
+            changes.extend((key, x) for key, x, now in own if x is not now)
             own = [(key, old, now if type(now) is list else {k: now.get(k) for k in old}) for key, now, old in stores]
-            changed.extend((key, old) for key, old, now in own if [*map(id, _values(old))] != [*map(id, _values(now))])
+            changes.extend((key, old) for key, old, now in own if [*map(id, _values(old))] != [*map(id, _values(now))])
 
     hook = register_module_forward_hook(note)
     try:
-        yield changed
+        yield changes
     finally:
         hook.remove()
         for m, state in states:
@@ -95,11 +95,11 @@ def _values(x: Any) -> Any:
     return x.values() if type(x) is dict else x
 
 
-def _check_kept(program: Any, changed: Sequence[tuple[str, Any]]) -> None:
+def _check_kept(program: Any, changes: Sequence[tuple[str, Any]]) -> None:
     """Raise Unsupported where a call changes an attribute that it may have computed with, as a number or a tensor."""
-    read = {x.untyped_storage().data_ptr() for x in program.constants.values() if isinstance(x, Tensor)}
-    for name, before in changed:
-        if not isinstance(before, Tensor) or before.untyped_storage().data_ptr() in read:
+    memory = {x.untyped_storage().data_ptr() for x in program.constants.values() if isinstance(x, Tensor)}
+    for name, before in changes:
+        if not isinstance(before, Tensor) or before.untyped_storage().data_ptr() in memory:
             raise Unsupported(f"the model keeps {name} from one call to the next")
 
 

@@ -53,8 +53,8 @@ class InputCalls(AttentionCalls):
         numbers = {one: own for one in node.all_input_nodes if (own := self._as_numbers(one)) is not None}
         others = [self.env[one] for one in node.all_input_nodes if one not in numbers]
         moves = moves and not any(isinstance(self.env[one], InputNumbers) for one in numbers)
-        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if not numbers or moves or drawn or not all(is_constant(x) for x in others):
+        is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if not numbers or moves or is_random or not all(is_constant(x) for x in others):
             return None
         examples = {one: x.example for one, x in numbers.items()}
         target: Any = node.target
@@ -62,8 +62,8 @@ class InputCalls(AttentionCalls):
         if changes_memory(node):
             self._change_memory(memory_of(node))
         example = target(*given[0], **given[1])
-        sized = isinstance(node.meta["val"], torch.SymInt) and target.__name__.startswith("sym_")
-        return example if sized else InputNumbers(node, example)
+        is_size = isinstance(node.meta["val"], torch.SymInt) and target.__name__.startswith("sym_")
+        return example if is_size else InputNumbers(node, example)
 
     def _change_memory(self, memory: fx.Node) -> None:
         """Note that constants which are changed in place by numbers of the inputs are such numbers from now on."""
@@ -77,8 +77,8 @@ class InputCalls(AttentionCalls):
     def _check_changes(self, node: fx.Node, name: str, args: Any) -> None:
         """Raise Unsupported where a constant is changed in place that is not made in the same call."""
         changes = getattr(getattr(node.target, "_schema", None), "is_mutable", False) and name != "detach_"
-        stored = {_storage(x) for x in self.constants.values()}
-        if changes and (_storage(args[0]) in stored or any(x in self.larger for x in node.all_input_nodes)):
+        constants = {_storage(x) for x in self.constants.values()}
+        if changes and (_storage(args[0]) in constants or any(x in self.larger for x in node.all_input_nodes)):
             raise Unsupported(f"a buffer that changes from call to call ({name})")
 
 

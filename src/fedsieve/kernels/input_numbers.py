@@ -79,14 +79,14 @@ def _example(value: Value, n: int, chance: torch.Generator, among: Sequence[floa
     if value.dtype == torch.bool:
         return torch.randint(2, sizes, generator=chance).bool()
     pool = torch.tensor([x for x in among or (0, 1, 2) if x == x or value.dtype == torch.float32], dtype=torch.float64)
-    picked = pool[torch.randint(len(pool), sizes, generator=chance)]
+    choice = pool[torch.randint(len(pool), sizes, generator=chance)]
     if value.dtype != torch.float32:
-        return picked.to(value.dtype)
+        return choice.to(value.dtype)
     if not among:
         return torch.rand(sizes, generator=chance)
     vectors = torch.randint(3, (*sizes[:-1], 1), generator=chance)  # some of one number, such as padding's
-    x = torch.where(vectors == 0, picked[..., :1], torch.randn(sizes, generator=chance, dtype=torch.float64))
-    return torch.where((vectors == 1) & (torch.rand(sizes, generator=chance) < 0.3), picked, x).float()
+    x = torch.where(vectors == 0, choice[..., :1], torch.randn(sizes, generator=chance, dtype=torch.float64))
+    return torch.where((vectors == 1) & (torch.rand(sizes, generator=chance) < 0.3), choice, x).float()
 
 
 class InputFunction:
@@ -160,8 +160,8 @@ def changes_memory(node: fx.Node) -> bool:
 def memory_of(node: fx.Node) -> fx.Node:
     """Return the operation that gave the memory which a tensor has, or a part of which."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
-        returned = getattr(getattr(node.target, "_schema", None), "returns", ())
-        if node.target is not operator.getitem and not any(one.alias_info is not None for one in returned):
+        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+        if node.target is not operator.getitem and not any(one.alias_info is not None for one in returns):
             break
         node = node.args[0]
     return node
@@ -185,9 +185,9 @@ def _compared(nodes: frozenset[fx.Node], constants: dict[str, Tensor]) -> Iterat
     """Yield the numbers that operations are given, which inputs may be compared with, and those of small constants."""
     for node in nodes:
         numbers = [x for x in arguments_of([node.args, node.kwargs]) if isinstance(x, int | float)]
-        stored = constants.get(node.name)
-        if isinstance(stored, Tensor) and stored.numel() <= 16:
-            numbers += stored.flatten().tolist()
+        constant = constants.get(node.name)
+        if isinstance(constant, Tensor) and constant.numel() <= 16:
+            numbers += constant.flatten().tolist()
         yield from (float(x) for x in numbers if abs(x) < 2**40)
 
 
